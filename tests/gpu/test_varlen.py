@@ -1,0 +1,52 @@
+"""The packed attention kernel against torch's attention record by record, in float32."""
+
+import pytest
+import torch
+
+from toolkit.train import varlen
+
+pytestmark = pytest.mark.gpu
+LENGTHS = [1, 313, 64, 7, 2048, 129, 0, 500]
+
+
+def by_record(query, key, value, lengths, window):
+    groups = query.shape[1] // key.shape[1]
+    outputs = []
+    for one, two, three in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True):
+        two, three = (tensor.repeat_interleave(groups, dim=1) for tensor in (two, three))
+        place = torch.arange(len(one), device=one.device)
+        seen = (place[None] <= place[:, None]) & (place[None] > place[:, None] - (window or len(one) + 1))
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                *(tensor.transpose(0, 1) for tensor in (one, two, three)), attn_mask=seen
+            ).transpose(0, 1)
+        )
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("heads", [(32, 8), (16, 16)])
+@pytest.mark.parametrize("width", [64, 128])
+def test_forward_and_gradients_equal_attention_record_by_record(width, heads, window):
+    torch.manual_seed(0)
+    total = sum(LENGTHS)
+    shapes = [(total, heads[0], width), (total, heads[1], width), (total, heads[1], width)]
+    inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    assert varlen.supported("cuda", torch.bfloat16, width)
+    ends = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).to(torch.int32)
+    gradient = torch.randn(shapes[0], device="cuda", dtype=torch.bfloat16)
+    found = varlen.attention(*inputs, ends, max(LENGTHS), window=window)
+    found.backward(gradient)
+    exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    wanted = by_record(*exact, LENGTHS, window)
+    wanted.backward(gradient.float())
+    pairs = [(found, wanted), *((one.grad, two.grad) for one, two in zip(inputs, exact, strict=True))]
+    for one, two in pairs:
+        assert float((one.float() - two).norm() / two.norm()) < 1e-2  # bf16 operands
+
+
+def test_unsloth_is_offered_the_kernel():
+    dispatch = pytest.importorskip("unsloth.utils.attention_dispatch")
+    assert varlen.offer_to_unsloth() in (varlen.KERNEL, "flash-attn")
+    if not dispatch.HAS_FLASH_ATTENTION:
+        assert dispatch._TORCH_VARLEN_ATTN is not None
