@@ -1,0 +1,288 @@
+"""Training Llama-3.1-8B's shape with QLoRA on a CUDA card: the toolkit beside Unsloth's own trainer.
+
+    python benchmarks/train.py [--baseline] [--base FOLDER] [--data CSV] [--steps 24] [--only NAME ...]
+
+Each run is a process of its own over the same prepared records of MedQuAD, with max_length 2048, rank 16, adamw_8bit
+and the loss on the whole text. Printed are real tokens (no padding) per second after WARM_UP steps, the peak of the
+card's allocated memory, and model FLOP utilisation: 4 FLOP per weight and token (forward, and backward to the
+activations; what checkpointing computes again does not count) over what the card does in a large bf16 matrix product in
+the same run. Without a base folder the random-weight model of `four_bit_model.py` is made first.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+WARM_UP = 4
+RANK, ALPHA, SEED, MAX_LENGTH = 16, 16, 3407, 2048
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train: by the toolkit's backend, or by Unsloth's trainer; `steps` is relative to --steps."""
+
+    label: str
+    batch: int
+    accumulation: int
+    backend: str = ""  # of the toolkit; empty: Unsloth with TRL's trainer, as the recipe has it
+    packing: bool = True
+    checkpointing: bool = True
+    kernel: bool = True  # offer Unsloth the packed attention kernel
+    steps: float = 1.0
+
+
+WAYS = {
+    "recipe": Way("Unsloth, the recipe's settings", 2, 4, packing=False, kernel=False),
+    "unsloth-packed": Way("Unsloth, packed, the same attention kernel", 2, 4, steps=0.6),
+    "unsloth-wide": Way("Unsloth, packed, the same kernel, no checkpointing", 8, 1, checkpointing=False, steps=0.6),
+    "toolkit": Way("toolkit, 8 records a step as the recipe", 2, 4, backend="unsloth"),
+    "toolkit-wide": Way("toolkit, 64 records a step", 8, 8, backend="unsloth", steps=0.7),
+    "toolkit-peft": Way("toolkit without Unsloth (peft), 64 records a step", 8, 8, backend="peft", steps=0.5),
+}
+BASELINES = ("recipe", "unsloth-packed", "unsloth-wide")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one run gave: per step its seconds, tokens, loss and gradient norm; peak in bytes, weights in a product."""
+
+    seconds: list[float]
+    tokens: list[int]
+    losses: list[float]
+    norms: list[float]
+    peak: int
+
+    def speed(self) -> float:
+        """Return real tokens per second after the warm-up."""
+        return sum(self.tokens[WARM_UP:]) / sum(self.seconds[WARM_UP:])
+
+
+def steps_of(way: Way, steps: int) -> int:
+    """Return how many steps this way takes."""
+    return max(WARM_UP + 4, round(way.steps * steps))
+
+
+def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
+    """Train with `toolkit train` on prepared records and read its log."""
+    settings = folder / "toolkit.toml"
+    name = f"run-{way.backend}-{way.batch * way.accumulation}"
+    settings.write_text(
+        f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
+        f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
+        f"accumulation = {way.accumulation}\nsteps = {steps_of(way, steps)}\nsave_steps = 1000\n"
+        "completion_only = false\n",
+        encoding="utf-8",
+    )
+    for verb in ("prepare", "train"):
+        command = [sys.executable, "-m", "toolkit", verb, "-c", str(settings), "--json"]
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise SystemExit(done.stdout)
+    lines = (folder / name / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
+    entries = [entry for entry in map(json.loads, lines) if "loss" in entry]
+    totals = [0, *(entry["tokens"] for entry in entries)]
+    counts = [after - before for before, after in itertools.pairwise(totals)]
+    return Measured(
+        seconds=[count / entry["tokens_per_second"] for count, entry in zip(counts, entries, strict=True)],
+        tokens=counts,
+        losses=[entry["loss"] for entry in entries],
+        norms=[entry["grad_norm"] for entry in entries],
+        peak=max(entry["memory"] for entry in entries),
+    )
+
+
+def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
+    """Train as the recipe does, with Unsloth and TRL's trainer, on the records that the toolkit prepared."""
+    from unsloth import FastLanguageModel  # noqa: I001  (before transformers and trl, which it patches)
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from toolkit.config import PromptSettings
+    from toolkit.prompt import prompt_format, prompt_text
+    from toolkit.train import varlen
+
+    if way.kernel:
+        print("attention:", varlen.offer_to_unsloth(), file=sys.stderr)
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=str(base), max_seq_length=MAX_LENGTH, dtype=None, load_in_4bit=True, use_exact_model_name=True
+    )
+    model = FastLanguageModel.get_peft_model(
+        model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=TARGETS, random_state=SEED,
+        use_gradient_checkpointing="unsloth" if way.checkpointing else False,
+    )  # fmt: skip
+    form = prompt_format(PromptSettings())
+    records = map(json.loads, prepared(base, data, folder).read_text(encoding="utf-8").splitlines())
+    texts = [prompt_text(form, one["input"], one["instruction"]) + one["output"] + "<|end_of_text|>" for one in records]
+    seconds, losses, norms = [], [], []
+    counts: list[Any] = []
+
+    class Clock(TrainerCallback):
+        """Note when each step ends; nothing of it is left on the card by then."""
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize()
+            self.began = time.perf_counter()
+            counts.append(0)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - self.began)
+
+        def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
+            if logs and "loss" in logs:
+                losses.append(float(logs["loss"]))
+                norms.append(float(logs["grad_norm"]))
+
+    class Counting(SFTTrainer):
+        """Count the tokens that are no padding."""
+
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            mask = inputs.get("attention_mask")
+            counts[-1] = counts[-1] + (inputs["input_ids"].numel() if mask is None else mask.sum())
+            return super().training_step(model, inputs, *rest, **named)
+
+    trainer = Counting(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"text": texts}),
+        callbacks=[Clock()],
+        args=SFTConfig(
+            output_dir=str(folder / "unsloth"), max_steps=steps_of(way, steps), per_device_train_batch_size=way.batch,
+            gradient_accumulation_steps=way.accumulation, learning_rate=2e-4, warmup_steps=5, optim="adamw_8bit",
+            weight_decay=0.01, lr_scheduler_type="linear", seed=SEED, bf16=True, packing=way.packing,
+            max_length=MAX_LENGTH, dataset_text_field="text", logging_steps=1, save_strategy="no", report_to="none",
+            disable_tqdm=True, dataset_num_proc=1,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    return Measured(seconds, [int(count) for count in counts], losses, norms, torch.cuda.max_memory_allocated())
+
+
+def prepared(base: Path, data: Path, folder: Path) -> Path:
+    """Return the training side as the toolkit prepares it from the CSV."""
+    settings = folder / "data.toml"
+    settings.write_text(
+        f'[run]\nname = "data"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n[model]\nbase = "{base}"\n',
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "toolkit", "prepare", "-c", str(settings)]
+    subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, check=True)
+    return folder / "data" / "data" / "train.jsonl"
+
+
+def card_speed() -> tuple[str, float]:
+    """Return the card's name and its FLOP/s in a bf16 product of 8192 × 8192 × 8192 random matrices."""
+    import torch
+
+    one, two = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    for _ in range(3):
+        one @ two
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(10):
+        one @ two
+    end.record()
+    torch.cuda.synchronize()
+    return torch.cuda.get_device_name(), 10 * 2 * 8192**3 / (begin.elapsed_time(end) / 1e3)
+
+
+def products(base: Path) -> int:
+    """Return the weights that a token is multiplied with: the linear layers and the output matrix."""
+    import four_bit_model as made
+
+    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
+    return layers * sum(rows * columns for rows, columns in made.LINEARS.values()) + made.VOCABULARY * made.HIDDEN
+
+
+def curves(found: dict[str, Measured]) -> str:
+    """Compare the loss at equal tokens seen, recipe against toolkit at the same records a step."""
+    if not {"recipe", "toolkit"} <= set(found):
+        return ""
+    rows = []
+    for name in ("recipe", "toolkit"):
+        tail = found[name].losses[WARM_UP:]
+        rows.append(f"{name} {statistics.mean(tail):.4f} ± {statistics.stdev(tail) / math.sqrt(len(tail)):.4f}")
+    return "mean loss of the steps after the warm-up, each of 8 records: " + ", ".join(rows)
+
+
+def main() -> None:
+    """Run each way in a process of its own and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baseline", action="store_true", help="run Unsloth's own trainer too")
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--data", type=Path, default=REPOSITORY / "data/raw/medquad-2479.csv")
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--only", nargs="+", choices=WAYS, help="these runs only")
+    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(REPOSITORY))
+    with tempfile.TemporaryDirectory() as name:
+        folder, base, data = Path(name), arguments.base, arguments.data.resolve()
+        if arguments.one:
+            way = WAYS[arguments.one]
+            measured = (by_toolkit if way.backend else by_unsloth)(way, base, data, folder, arguments.steps)
+            print(json.dumps(asdict(measured)))
+            return
+        card, flops = json.loads(child(["-c", "import train, json; print(json.dumps(train.card_speed()))"]))
+        if base is None:
+            base = folder / "base"
+            child([str(Path(__file__).with_name("four_bit_model.py")), str(base)])
+        print(f"{card}, {flops / 1e12:.0f} TFLOP/s in a bf16 matrix product; after {WARM_UP} steps", flush=True)
+        print("| run | batch × accumulation | tokens a step | tokens/s | peak GiB | MFU | gradient norm |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+        found: dict[str, Measured] = {}
+        wanted = arguments.only or [key for key in WAYS if arguments.baseline or key not in BASELINES]
+        for key in wanted:
+            command = [
+                __file__,
+                "--one",
+                key,
+                "--base",
+                str(base),
+                "--data",
+                str(data),
+                "--steps",
+                str(arguments.steps),
+            ]
+            try:
+                found[key] = one = Measured(**json.loads(child(command)))
+            except subprocess.CalledProcessError as exc:
+                print(f"| {WAYS[key].label} | failed with exit code {exc.returncode} |", flush=True)
+                continue
+            speed = one.speed()
+            print(
+                f"| {WAYS[key].label} | {WAYS[key].batch} × {WAYS[key].accumulation} "
+                f"| {statistics.mean(one.tokens[WARM_UP:]):,.0f} | {speed:,.0f} | {one.peak / 2**30:.1f} "
+                f"| {4 * products(base) * speed / flops:.0%} | {min(one.norms):.2f} to {max(one.norms):.2f} |",
+                flush=True,
+            )
+        first = next(iter(found), "")
+        for key in list(found)[1:]:
+            print(f"{WAYS[key].label}: {found[key].speed() / found[first].speed():.2f} × {WAYS[first].label}")
+        print(curves(found))
+
+
+def child(command: list[str]) -> str:
+    """Run Python in a process of its own; return the last line of its standard output."""
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=environment, check=True)
+    return (done.stdout.strip().splitlines() or [""])[-1]
+
+
+if __name__ == "__main__":
+    main()
