@@ -1,7 +1,7 @@
 """Small models with random weights, made by transformers and PEFT, that the export tests take apart."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,22 @@ PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def save_tokenizer(folder: Path, pre: str = "llama-bpe", size: int = 500, bos: bool = True) -> Tokenizer:
-    """Train a byte-level BPE of at most `size` tokens and save it as a base model's folder has it."""
+def save_tokenizer(
+    folder: Path, pre: str = "llama-bpe", size: int = 500, bos: bool = True, controls: Sequence[str] = ()
+) -> Tokenizer:
+    """Train a byte-level BPE of at most `size` tokens and save it as a base model's folder has it.
+
+    `controls` are more control tokens than the three that it always has.
+    """
+    specials = [*SPECIALS, *controls]
     tokenizer = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
     tokenizer.normalizer = normalizers.NFC() if pre == "qwen2" else None
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=size - len(SPECIALS), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size - len(specials), initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(TEXT * 20, trainer)
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     first = SPECIALS[0]
     if bos:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -73,12 +79,18 @@ def save_tokenizer(folder: Path, pre: str = "llama-bpe", size: int = 500, bos: b
 
 
 def save_model(
-    folder: Path, *, dtype: torch.dtype = torch.float32, shard: str = "100GB", pre: str = "llama-bpe", **settings: Any
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard: str = "100GB",
+    pre: str = "llama-bpe",
+    controls: Sequence[str] = (),
+    **settings: Any,
 ) -> Path:
     """Save a Llama with random weights, norms included; `settings` are LlamaConfig's."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    save_tokenizer(folder, pre)
+    save_tokenizer(folder, pre, controls=controls)
     shape = {
         "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
         "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 512,

@@ -1,24 +1,53 @@
-"""One prompt format: all renderings are the same bytes."""
+"""One prompt format: all renderings are the same bytes. The server's own renderings are compared in tests/register."""
+
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from tests.formats import FORMATS
 from toolkit.config import PromptSettings
-from toolkit.prompt import chat_template, go_template, prompt_format, prompt_text
+from toolkit.prompt import (
+    PromptFormat,
+    chat_template,
+    conversation,
+    go_template,
+    prompt_format,
+    prompt_text,
+    python_function,
+    render,
+)
 
 RECIPE = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response in pt-BR that appropriately completes the request.\n\n"
     "### Instruction:\n{}\n\n### Input:\n{}\n\n### Response:\n"
 )
+CHATML = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+LLAMA3 = (
+    "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+EOS = "</s>"
+
+forms = st.sampled_from([prompt_format(each) for each in FORMATS.values()])
+messages = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": st.text()}),
+    max_size=6,
+)
 
 
-def jinja(messages: list[dict[str, str]], settings: PromptSettings, eos: str = "</s>") -> str:
+def jinja(messages: list[dict[str, str]], form: PromptFormat) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    rendered, _ = render_jinja_template([messages], chat_template=chat_template(prompt_format(settings)), eos_token=eos)
+    rendered, _ = render_jinja_template([messages], chat_template=chat_template(form), eos_token=EOS)
     return rendered[0]
+
+
+def eos_of(form: PromptFormat) -> str:
+    return form.eos or EOS
 
 
 def test_the_recipe_prompt_is_reproduced() -> None:
@@ -27,40 +56,96 @@ def test_the_recipe_prompt_is_reproduced() -> None:
     assert prompt_text(form, "What is X ?") == RECIPE.format("Explain:", "What is X ?")
 
 
+def test_the_presets_are_what_is_known_by_their_names() -> None:
+    assert prompt_text(prompt_format(FORMATS["chatml"]), "q") == CHATML.format("Explain:", "q")
+    assert prompt_text(prompt_format(FORMATS["llama3"]), "q", "s") == LLAMA3.format("s", "q")
+    without = prompt_text(prompt_format(FORMATS["chatml, bare"]), "q")
+    assert without == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    bare = prompt_format(FORMATS["alpaca-no-input, bare"])
+    assert prompt_text(bare, "q").endswith("request.\n\n### Instruction:\nq\n\n### Response:\n")
+    assert "### Instruction:\ns\n\nq\n\n" in prompt_text(bare, "q", "s")
+
+
 def test_without_a_language_the_preamble_names_none() -> None:
     assert "Write a response that appropriately" in prompt_text(prompt_format(PromptSettings(language="")), "q")
 
 
-@given(st.text(), st.text(min_size=1), st.text(min_size=1).filter(str.strip), st.text())
-def test_jinja_equals_the_training_text(question: str, system: str, instruction: str, language: str) -> None:
-    settings = PromptSettings(instruction=instruction, language=language)
-    form = prompt_format(settings)
-    user = {"role": "user", "content": question}
-    assert jinja([user], settings) == prompt_text(form, question)
-    assert jinja([{"role": "system", "content": system}, user], settings) == prompt_text(form, question, system)
+@settings(max_examples=300)
+@given(forms, messages)
+def test_jinja_by_transformers_equals_the_plain_rendering(form: PromptFormat, messages: list[dict[str, str]]) -> None:
+    assert jinja(messages, form) == conversation(form, messages, eos_of(form))
 
 
-def test_later_turns_keep_the_instruction_and_past_answers_end_in_eos() -> None:
-    settings = PromptSettings()
-    form = prompt_format(settings)
-    messages = [
+@given(forms, st.text(), st.text())
+def test_a_first_question_is_the_training_text_everywhere(form: PromptFormat, question: str, system: str) -> None:
+    asked = [{"role": "user", "content": question}]
+    with_system = [{"role": "system", "content": system}, *asked]
+    for listed, instruction in ((asked, None), (with_system, system)):
+        assert conversation(form, listed, eos_of(form)) == prompt_text(form, question, instruction)
+
+
+@given(forms, st.text(), st.text(min_size=1))
+def test_the_function_for_scripts_gives_the_same(form: PromptFormat, question: str, system: str) -> None:
+    names: dict[str, Any] = {}
+    exec(python_function(form), names)
+    assert names["prompt"](question) == prompt_text(form, question)
+    assert names["prompt"](question, system) == prompt_text(form, question, system)
+
+
+@given(st.text(), st.text())
+def test_parts_say_what_is_data(question: str, system: str) -> None:
+    prompt = render(prompt_format(FORMATS["chatml"]), question, system) + "an answer"
+    data = [part.text for part in prompt.parts if not part.ours]
+    assert data == [system or "Explain:", question, "an answer"]
+    assert prompt.text.endswith("assistant\nan answer")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_later_turns_keep_the_instruction_and_past_answers_end_in_eos(name: str) -> None:
+    form = prompt_format(FORMATS[name])
+    asked = [
         {"role": "system", "content": "Be brief"},
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
+        {"role": "user", "content": "d"},
     ]
-    expected = prompt_text(form, "a", "Be brief") + "b</s>\n\n" + prompt_text(form, "c", "Be brief")
-    assert jinja(messages, settings) == expected
+    start = conversation(form, asked[:1], "")
+    first, second = prompt_text(form, "a", "Be brief"), prompt_text(form, "c\n\nd", "Be brief").removeprefix(start)
+    assert first.startswith(start) and "Be brief" in first
+    assert jinja(asked, form) == first + "b" + eos_of(form) + form.after + second
 
 
-@pytest.mark.parametrize("word", ["tools", "tool_call", "<think>"])
-def test_ollama_is_given_no_reason_to_prefer_the_jinja_template(word: str) -> None:
-    assert word not in chat_template(prompt_format(PromptSettings()))
+@pytest.mark.parametrize("name", FORMATS)
+def test_ollama_is_given_no_reason_to_prefer_the_jinja_template(name: str) -> None:
+    text = chat_template(prompt_format(FORMATS[name]))
+    assert not any(word in text for word in ("tools", "tool_call", "<think>", "</think>"))
 
 
 def test_go_template_escapes_only_what_go_would_execute() -> None:
     form = prompt_format(PromptSettings(instruction="Say {{ hi }}"))
     text = go_template(form, "<|end|>")
-    assert '{{ "{{" }} hi }}' in text
+    assert '{{ "{" }}{ hi }}' in text
     assert "{{-" not in text and "-}}" not in text
     assert text.count("### Response:\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"instruction": " "}, "instruction must not be empty"),
+        ({"instruction": "a\0"}, "U\\+0000 cannot be written"),
+        ({"preset": "chatml", "turn": "{input}", "eos": "x"}, "turn, eos: only for preset"),
+        ({"preset": "custom"}, "turn must hold {input} exactly once"),
+        ({"preset": "custom", "turn": "{input}{input}{instruction}"}, "turn must hold {input} exactly once"),
+        ({"preset": "custom", "turn": "{input}", "after": "{input}"}, "turn must hold {input} exactly once"),
+        ({"preset": "custom", "turn": "{input}"}, "hold {instruction} exactly once"),
+        ({"preset": "custom", "turn": "{input}{instruction}", "start": "{instruction}"}, "{instruction} exactly once"),
+        ({"preset": "custom", "turn": "{input}{instruction}", "instruction": ""}, "instruction must not be empty"),
+        ({"preset": "custom", "turn": "{input}{instruction}", "stops": ["x", ""]}, "empty text would end"),
+        ({"preset": "vicuna"}, "'alpaca', 'alpaca-no-input', 'chatml', 'llama3' or 'custom'"),
+    ],
+)
+def test_formats_that_cannot_be_rendered_everywhere_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        PromptSettings(**given)

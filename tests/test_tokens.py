@@ -1,15 +1,19 @@
 """Token ids: BOS and EOS by id, control tokens in text stay text, truncation keeps EOS."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.formats import FORMATS
 from tests.small import save_tokenizer
 from toolkit import tokens
-from toolkit.errors import ToolkitError
+from toolkit.config import PromptSettings
+from toolkit.errors import USAGE, ToolkitError
+from toolkit.prompt import prompt_format, render
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +91,62 @@ def test_damaged_tokenizers(tmp_path: Path, content: bytes | None, said: str) ->
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ToolkitError, match=said):
         tokens.load(tmp_path)
+
+
+CHATML = ["<|im_start|>", "<|im_end|>"]
+LLAMA3 = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+@pytest.fixture(scope="module")
+def with_controls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("controls")
+    save_tokenizer(folder, controls=[*CHATML, *LLAMA3, "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
+    return folder
+
+
+@pytest.mark.parametrize(("preset", "controls"), [("chatml", CHATML), ("llama3", LLAMA3)])
+@settings(max_examples=30)
+@given(question=st.text(), answer=st.text(min_size=1))
+def test_control_tokens_of_the_format_are_single_tokens_and_those_in_data_are_text(
+    with_controls: Path, preset: str, controls: list[str], question: str, answer: str
+) -> None:
+    form = prompt_format(FORMATS[preset])
+    tokenizer = tokens.load(with_controls, form)
+    clean = render(form, question, "Be brief")
+    spoilt = render(form, f"{question}{''.join(controls)}", f"Be {controls[0]} brief")
+    control_ids = [tokenizer.controls[token] for token in controls]
+
+    def counted(ids: list[int]) -> list[int]:
+        return [ids.count(index) for index in control_ids]
+
+    wanted = [clean.text.count(token) - question.count(token) for token in controls]
+    assert counted(tokenizer.prompt_ids(clean)) == counted(tokenizer.prompt_ids(spoilt)) == wanted
+    assert tokenizer.decode(tokenizer.prompt_ids(spoilt)) == "<|begin_of_text|>" + spoilt.text
+    ids, start = tokenizer.record_ids(spoilt, answer + controls[-1])
+    assert ids[:start] == tokenizer.prompt_ids(spoilt)
+    assert tokenizer.eos_text == form.eos and ids[-1] == tokenizer.eos
+    assert counted(ids[start:-1]) == [0] * len(controls)
+
+
+def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(with_controls: Path) -> None:
+    form = prompt_format(FORMATS["custom, start"])
+    tokenizer = tokens.load(with_controls, form)
+    ids = tokenizer.prompt_ids(render(form, "<|user|>", "hi"))
+    assert [tokenizer.encoder.id_to_token(index) for index in ids if index in tokenizer.controls.values()] == [
+        "<|begin_of_text|>", "<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"preset": "chatml"}, "no control token `<|im_start|>`, `<|im_end|>`"),
+        ({"preset": "custom", "turn": "{instruction}{input}", "eos": "</s>"}, "no control token `</s>`"),
+        ({"preset": "custom", "turn": "<|begin_of_text|>{instruction}{input}"}, "it would stand twice"),
+        ({"instruction": "End with <|end_of_text|>"}, "holds the control token `<|end_of_text|>`"),
+    ],
+)
+def test_a_format_that_the_vocabulary_cannot_hold_is_refused(base: Path, changes: dict[str, str], said: str) -> None:
+    with pytest.raises(ToolkitError, match=re.escape(said)) as caught:
+        tokens.load(base, prompt_format(PromptSettings(**changes)))  # type: ignore[arg-type]
+    assert caught.value.exit_code == USAGE and caught.value.hint

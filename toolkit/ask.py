@@ -7,7 +7,7 @@ from pathlib import Path
 from toolkit import console, server
 from toolkit.config import Config
 from toolkit.errors import USAGE, ToolkitError
-from toolkit.prompt import prompt_format, prompt_text
+from toolkit.prompt import prompt_format, render
 from toolkit.run import RunFolder
 
 WORD_JOINER = "\u2060"
@@ -100,7 +100,7 @@ def _ask_file(config: Config, path: Path, question: str, instruction: str | None
         settings.temperature, settings.top_p, settings.top_k, settings.repeat_penalty, settings.seed
     )
     with llamacpp.opened(path, context) as llm:
-        ids = llamacpp.tokenize(llm, prompt_text(form, question, instruction))
+        ids = llamacpp.tokenize(llm, render(form, question, instruction))
         if len(ids) >= context:
             raise ToolkitError(
                 f"the question has {len(ids):,} tokens with its prompt, and there is room for {context:,}",

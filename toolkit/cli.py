@@ -198,12 +198,13 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
     It belongs into the run folder, beside the gguf/ it names, and gives the same model as register.
     """
     from toolkit import tokens
+    from toolkit.prompt import prompt_format
     from toolkit.register import modelfile_text
 
     config, folder = _load(path, overrides)
     if not folder.adapter.is_dir():
         raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{_command('run', path)}` first")
-    text = modelfile_text(config, folder, tokens.load(folder.adapter).eos_text)
+    text = modelfile_text(config, folder, tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text)
     console.result({"modelfile": text}, text.rstrip("\n"))
 
 

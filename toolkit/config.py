@@ -82,19 +82,49 @@ class DataSettings(Section):
 class PromptSettings(Section):
     """The prompt that the model is trained with, and that Ollama will send."""
 
-    preset: Literal["alpaca"] = "alpaca"
-    """The format; every rendering (training text, chat template, Ollama's TEMPLATE) comes from it."""
+    preset: Literal["alpaca", "alpaca-no-input", "chatml", "llama3", "custom"] = "alpaca"
+    """Every rendering comes from it: training text, chat template, TEMPLATE. chatml and llama3 need their tokens."""
     language: str = "English"
-    """The language named in the preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
+    """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
     instruction: str = "Explain:"
-    """Instruction of records that bring none, and the system message in Ollama."""
+    """Instruction of records that bring none, and the system message in Ollama; alpaca and custom need one."""
+    start: str = ""
+    """custom: what stands once in front, for example "<|system|>\\n{instruction}<|end|>\\n"; may be empty."""
+    turn: str = ""
+    """custom: a question up to where its answer starts, with {input}, and {instruction} if `start` has none."""
+    after: str = ""
+    """custom: what stands behind a past answer and its EOS, in front of the next question."""
+    eos: str = ""
+    """custom: the control token that ends an answer; empty: the base's EOS."""
+    stops: list[str] = []
+    """custom: texts that end an answer which runs on into another prompt."""
 
-    @field_validator("instruction")
+    @field_validator("*")
     @classmethod
-    def _not_empty(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("must not be empty: it fills the Instruction part of every prompt")
+    def _renderable(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            bad = re.search("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]", text)
+            if bad:
+                raise ValueError(f"U+{ord(bad[0]):04X} cannot be written in every rendering of a prompt")
         return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PromptSettings":
+        own = {"start": self.start, "turn": self.turn, "after": self.after, "eos": self.eos, "stops": self.stops}
+        if self.preset in ("alpaca", "custom") and not self.instruction.strip():
+            raise ValueError("instruction must not be empty: it fills the Instruction part of every prompt")
+        if self.preset != "custom":
+            given = [name for name, value in own.items() if value]
+            if given:
+                raise ValueError(f'{", ".join(given)}: only for preset = "custom", the others bring their own')
+            return self
+        if self.turn.count("{input}") != 1 or "{input}" in self.start + self.after:
+            raise ValueError("turn must hold {input} exactly once, and nothing else may: the question goes there")
+        if (self.start + self.turn).count("{instruction}") != 1 or "{instruction}" in self.after:
+            raise ValueError("start or turn must hold {instruction} exactly once: a system message goes there")
+        if "" in self.stops:
+            raise ValueError("stops: an empty text would end every answer")
+        return self
 
 
 class ModelSettings(Section):

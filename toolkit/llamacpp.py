@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import ToolkitError
+from toolkit.prompt import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; bounds the logits held beside the result
 
@@ -77,10 +79,45 @@ def _quiet() -> Iterator[None]:
         os.close(null)
 
 
-def tokenize(llm: Any, text: str) -> list[int]:
-    """Return the ids of a prompt by the GGUF's own vocabulary: BOS where it says so, control tokens in text as text."""
-    ids: list[int] = llm.tokenize(text.encode("utf-8"), add_bos=True, special=False)
+def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:
+    """Return the ids of a prompt by the GGUF's own vocabulary: BOS where it says so, control tokens in data as text.
+
+    The format's own text is cut at what that vocabulary takes for control tokens; a plain text is data.
+    """
+    runs: list[tuple[str, bool]] = [("", False)]
+    for part in [Part(prompt, ours=False)] if isinstance(prompt, str) else prompt.parts:
+        found = _controls(llm, part.text) if part.ours else []
+        cut = re.split("(" + "|".join(map(re.escape, found)) + ")", part.text) if found else [part.text]
+        for index, piece in enumerate(cut):
+            if index % 2 == 0 and not runs[-1][1]:
+                runs[-1] = (runs[-1][0] + piece, False)
+            else:
+                runs.append((piece, index % 2 == 1))
+    ids: list[int] = llm.tokenize(b"", add_bos=True)
+    for text, control in runs:
+        if text:
+            ids += llm.tokenize(text.encode("utf-8"), add_bos=False, special=control)
     return ids
+
+
+def served(llm: Any, text: str) -> list[int]:
+    """Return the ids of a prompt as a server makes them: control tokens are found anywhere in it."""
+    ids: list[int] = llm.tokenize(text.encode("utf-8"), add_bos=True, special=True)
+    return ids
+
+
+def _controls(llm: Any, text: str) -> list[str]:
+    """Return the texts of the control tokens that llama.cpp finds in a text, longest first."""
+    import llama_cpp
+
+    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
+    control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+    found = {
+        llama_cpp.llama_vocab_get_text(vocabulary, index).decode("utf-8")
+        for index in llm.tokenize(text.encode("utf-8"), add_bos=False, special=True)
+        if llama_cpp.llama_vocab_get_attr(vocabulary, index) & control
+    }
+    return sorted(found, key=len, reverse=True)
 
 
 def logits(llm: Any, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:

@@ -240,8 +240,10 @@ def _check_inputs(stage: str, todo: Plan, folder: RunFolder) -> None:
 def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
     from toolkit import tokens
     from toolkit.prepare import prepare
+    from toolkit.prompt import prompt_format
 
-    tokenizer = tokens.load(base.resolve(training_base(config), config.model.revision, weights=False).folder)
+    found = base.resolve(training_base(config), config.model.revision, weights=False)
+    tokenizer = tokens.load(found.folder, prompt_format(config.prompt))
     return prepare(config, folder, data_file(config), tokenizer)
 
 
@@ -276,7 +278,8 @@ def _imatrix(config: Config, folder: RunFolder, start: Path) -> "Imatrix":
     wanted = config.export
     # What these quantizations would refuse is found before the model is measured.
     planned = plan(start, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
-    matrix = imatrix.of_run(folder, start, planned, prompt_format(config.prompt), tokens.load(planned.vocabulary))
+    form = prompt_format(config.prompt)
+    matrix = imatrix.of_run(folder, start, planned, form, tokens.load(planned.vocabulary, form))
     imatrix.write(folder.imatrix, matrix)
     return matrix
 
@@ -291,12 +294,13 @@ def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool
 
 def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
     from toolkit import tokens
+    from toolkit.prompt import prompt_format
     from toolkit.register import register
 
     files = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
     known = manifest.stages["export"].outputs if "export" in manifest.stages else []
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
-    eos = tokens.load(folder.adapter).eos_text
+    eos = tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text
     return register(config, folder, eos, files, digests, read_records(folder.side("test")), force=force)
 
 

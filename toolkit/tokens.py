@@ -1,15 +1,17 @@
 """From text to token ids, the same for prepare, train and validate.
 
 Text from users and records is always text: a `<|end_of_text|>` in it is encoded as characters, never as the control
-token. BOS and EOS are added here by id, where they belong.
+token. Control tokens come from the prompt format alone; BOS and EOS are added here by id, where they belong.
 """
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.errors import ToolkitError
+from toolkit.errors import USAGE, ToolkitError
+from toolkit.prompt import Prompt, PromptFormat, render
 
 # Tokens that llama.cpp stops at and never finds in text, whatever their kind is in the file (src/llama-vocab.cpp).
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
@@ -21,6 +23,7 @@ class Tokenizer:
 
     `bos` is None where the model's tokenizer adds none. `encoder` is a `tokenizers.Tokenizer`; `inner` is another for
     text that stands behind other text, where the first one puts a space before every text (SentencePiece, as Llama-2).
+    `controls` are the control tokens: id by text.
     """
 
     encoder: Any
@@ -28,17 +31,43 @@ class Tokenizer:
     eos: int
     eos_text: str
     inner: Any = None
+    controls: dict[str, int] = field(default_factory=dict)
+    _cut: dict[str, list[str | int]] = field(default_factory=dict, compare=False, repr=False)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of text, without BOS or EOS."""
         ids: list[int] = self.encoder.encode(text, add_special_tokens=False).ids
         return ids
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the ids that a runtime must see for a prompt: BOS where the model has one, then the text."""
-        return ([] if self.bos is None else [self.bos]) + self.encode(prompt)
+    def segments(self, prompt: Prompt | str) -> list[str | int]:
+        """Cut a prompt at its control tokens: runs of text, and ids. A plain text is one run."""
+        runs: list[str | int] = [""]
+        parts = [(prompt, False)] if isinstance(prompt, str) else [(part.text, part.ours) for part in prompt.parts]
+        for text, ours in parts:
+            for piece in self._pieces(text) if ours else [text]:
+                last = runs[-1]
+                if isinstance(piece, str) and isinstance(last, str):
+                    runs[-1] = last + piece
+                else:
+                    runs.append(piece)
+        return [run for run in runs if run != ""]
 
-    def record_ids(self, prompt: str, answer: str) -> tuple[list[int], int]:
+    def _pieces(self, text: str) -> list[str | int]:
+        """Cut text of the format at control tokens, the longest first, as every runtime does; the cuts are kept."""
+        if text not in self._cut:
+            found = sorted((token for token in self.controls if token in text), key=len, reverse=True)
+            pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text) if found else [text]
+            self._cut[text] = [self.controls.get(piece, piece) for piece in pieces if piece]
+        return self._cut[text]
+
+    def prompt_ids(self, prompt: Prompt | str) -> list[int]:
+        """Return the ids that a runtime must see for a prompt: BOS where the model has one, then the text."""
+        ids = [] if self.bos is None else [self.bos]
+        for run in self.segments(prompt):
+            ids += [run] if isinstance(run, int) else self.encode(run)
+        return ids
+
+    def record_ids(self, prompt: Prompt | str, answer: str) -> tuple[list[int], int]:
         """Return the ids of prompt, answer and EOS, and how many of them are the prompt's.
 
         The prompt's ids are always those of the prompt alone, as in serving. The answer's are those it has behind the
@@ -50,7 +79,7 @@ class Tokenizer:
             whole = start + list((self.inner or self.encoder).encode(answer, add_special_tokens=False).ids)
         return [*whole, self.eos], len(start)
 
-    def shorten(self, prompt: str, answer: str, length: int) -> str | None:
+    def shorten(self, prompt: Prompt | str, answer: str, length: int) -> str | None:
         """Cut the end of an answer so that its record has at most `length` tokens, EOS included.
 
         Return None if the prompt leaves no room for a single token of an answer.
@@ -72,10 +101,11 @@ class Tokenizer:
         return text
 
 
-def load(folder: Path) -> Tokenizer:
-    """Load `tokenizer.json` of a model folder; EOS is what `tokenizer_config.json` or `config.json` names.
+def load(folder: Path, form: PromptFormat | None = None) -> Tokenizer:
+    """Load `tokenizer.json` of a model folder; EOS is the prompt format's, else what the folder's settings name.
 
-    Raises ToolkitError if the folder has no fast tokenizer or names no EOS.
+    Raises ToolkitError if the folder has no fast tokenizer or names no EOS; exit 2 if the format cannot be written in
+    its vocabulary.
     """
     from tokenizers import Tokenizer as Encoder
 
@@ -103,11 +133,41 @@ def load(folder: Path) -> Tokenizer:
     bos = with_specials[0] if with_specials[: len(plain)] != plain else None
     for each in (encoder, inner or encoder):
         each.encode_special_tokens = True
-    eos = _eos_id(folder, encoder)
+    controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
+    if form is not None:
+        _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
+    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder)
     text = encoder.id_to_token(eos)
     if text is None:
         raise ToolkitError(f"the base model in `{folder}` names EOS {eos}, which its tokenizer does not have")
-    return Tokenizer(encoder, bos, eos, text, inner)
+    return Tokenizer(encoder, bos, eos, text, inner, controls)
+
+
+def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder: Path) -> None:
+    """Raise ToolkitError (exit 2) if a vocabulary cannot write a prompt format, or servers would read it otherwise."""
+    missing = [token for token in form.controls if token not in controls]
+    if missing:
+        raise ToolkitError(
+            f"the vocabulary of `{folder}` has no control token {', '.join(f'`{token}`' for token in missing)}, which "
+            "the prompt format needs",
+            hint='choose a base that has it, or `prompt.preset = "alpaca"`, which is plain text and needs none',
+            exit_code=USAGE,
+        )
+    text = render(form, "").text
+    if bos and text.startswith(bos):
+        raise ToolkitError(
+            f"the prompt format begins with `{bos}`, which every runtime puts there itself: it would stand twice",
+            hint="leave it out of `prompt.start` or `prompt.turn`",
+            exit_code=USAGE,
+        )
+    held = [token for token in controls if token in form.instruction]
+    if held:
+        raise ToolkitError(
+            f"`prompt.instruction` holds the control token `{held[0]}`: it trains as text, and a server would take it "
+            "for the token in every prompt",
+            hint="write the instruction without it",
+            exit_code=USAGE,
+        )
 
 
 def looks_special(text: str) -> bool:

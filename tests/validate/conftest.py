@@ -7,7 +7,7 @@ import torch
 
 from tests.validate import tiny
 from toolkit import tokens
-from toolkit.prompt import PromptFormat, chat_template, prompt_format, prompt_text
+from toolkit.prompt import Prompt, PromptFormat, chat_template, prompt_format, render
 from toolkit.tokens import Tokenizer
 from toolkit.validate import gguf, heldout, reference
 
@@ -20,7 +20,7 @@ class Trained:
     records: list[heldout.Record]
     tokenizer: Tokenizer
     form: PromptFormat
-    prompts: list[str]
+    prompts: list[Prompt]
 
     def measure(self, path: Path, quantization: str, *, ask: bool = False) -> gguf.Measurement:
         return gguf.measure(
@@ -56,7 +56,7 @@ def trained(made: tiny.World) -> Iterator[Trained]:
     tokenizer, form = tokens.load(made.base.folder), prompt_format(made.config.prompt)
     records = heldout.read(made.folder.side("test"), form, tokenizer)
     settings = made.config.validation
-    prompts = [prompt_text(form, question, settings.instruction) for question in settings.questions]
+    prompts = [render(form, question, settings.instruction) for question in settings.questions]
     with reference.measured(
         made.base.folder, made.folder.adapter, records[:4], prompts, 8, form.stops, tokenizer, made.folder.path
     ) as measured:

@@ -132,7 +132,7 @@ def test_held_out_records_are_read_as_training_reads_them(made: tiny.World, trai
         assert record.ids[-1] == record.targets[-1] == trained.tokenizer.eos
         assert record.ids.count(trained.tokenizer.eos) == 1
         assert record.seen[record.first + 1] == record.targets[0]
-        assert record.text.startswith(record.prompt)
+        assert (record.prompt + record.answer).text.startswith(record.prompt.text)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def export(
         console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
     check_head(base, planned)
     say_vocabulary(base, planned)
-    common = _metadata(base, planned, template, name)
+    common = _metadata(base, adapter, planned, template, name)
     headers = {quantization: _header(planned, common, quantization) for quantization in targets}
     check_disk({targets[key]: len(headers[key]) + planned.bytes[key] for key in targets})
     read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
@@ -100,7 +100,7 @@ def _carry(
         progress.advance(tensor.stored.size if tensor.stored else 0, note=tensor.name)
 
 
-def _metadata(base: Path, planned: Plan, template: str, name: str) -> Metadata:
+def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, name: str) -> Metadata:
     """The key-value pairs that all quantizations share, in the converter's order."""
     label = size_label(planned.parameters, planned.parameters, 0, 0)
     return {
@@ -110,7 +110,11 @@ def _metadata(base: Path, planned: Plan, template: str, name: str) -> Metadata:
         **planned.family.metadata(planned.model),
         Keys.General.QUANTIZATION_VERSION: (GGML_QUANT_VERSION, GGUFValueType.UINT32),
         **vocab.metadata(
-            planned.vocabulary, planned.model.vocabulary, base, special_by_flag=planned.family.special_by_flag
+            planned.vocabulary,
+            planned.model.vocabulary,
+            base,
+            special_by_flag=planned.family.special_by_flag,
+            adapter=adapter,
         ),
         Keys.Tokenizer.CHAT_TEMPLATE: (template, GGUFValueType.STRING),
     }

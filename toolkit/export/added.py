@@ -1,9 +1,10 @@
-"""Whose tokenizer belongs to the trained model: the base's, or one with added tokens that lies beside the adapter."""
+"""Whose tokenizer and EOS belong to the trained model: the base's, or those that lie beside the adapter."""
 
 from pathlib import Path
 from typing import Any
 
 from toolkit.export.checkpoint import read_json
+from toolkit.tokens import Tokenizer
 
 DAMAGED = "the tokenizer is damaged: copy it again"
 
@@ -18,6 +19,17 @@ def tokenizer_folder(base: Path, adapter: Path, rows: int) -> Path:
         return base
     known, found = (_ids(read_json(folder / "tokenizer.json", DAMAGED)) for folder in (base, adapter))
     return adapter if known.items() < found.items() and max(found.values()) < rows else base
+
+
+def eos(adapter: Path | None, tokenizer: Tokenizer) -> int:
+    """Return the trained model's EOS: the one named beside the adapter, if the vocabulary has it, else the base's."""
+    path = adapter / "tokenizer_config.json" if adapter is not None else None
+    if path is None or not path.is_file():
+        return tokenizer.eos
+    named = read_json(path, DAMAGED).get("eos_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    found: int | None = tokenizer.encoder.token_to_id(text) if isinstance(text, str) else None
+    return tokenizer.eos if found is None else found
 
 
 def _ids(layout: dict[str, Any]) -> dict[str, int]:

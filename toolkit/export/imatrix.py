@@ -25,7 +25,7 @@ from toolkit.export.checkpoint import Floats
 from toolkit.export.families import Metadata
 from toolkit.export.planning import Plan, PlannedTensor
 from toolkit.ggufs import GgufData, open_gguf
-from toolkit.prompt import PromptFormat, prompt_text
+from toolkit.prompt import PromptFormat, render
 from toolkit.run import RunFolder, path_name
 from toolkit.tokens import Tokenizer
 
@@ -82,7 +82,7 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
     for record in records:
         if len(ids) >= CHUNKS * length:
             break
-        ids += tokenizer.record_ids(prompt_text(form, record["input"], record["instruction"]), record["output"])[0]
+        ids += tokenizer.record_ids(render(form, record["input"], record["instruction"]), record["output"])[0]
     length = min(length, len(ids))  # a very small training split makes one shorter piece
     if length < 16:
         raise ToolkitError(f"`{folder.side('train')}` has {length} tokens, too few for an importance matrix")

@@ -20,8 +20,9 @@ from typing import Any
 
 from gguf import GGMLQuantizationType as Type
 
-from toolkit import console
+from toolkit import console, tokens
 from toolkit.export import checkpoint, quantize, tensors
+from toolkit.export.added import eos as trained_eos
 from toolkit.export.checkpoint import INDEX, SINGLE
 from toolkit.export.planning import Plan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
 from toolkit.run import Outcome, clear_stale, writing_folder
@@ -59,7 +60,7 @@ def export_merged(base: Path, adapter: Path | None, target: Path, template: str,
     check_disk({target: total})
     digests = {}
     with writing_folder(target) as folder:
-        _write_side_files(base, planned, folder, template, DTYPES[kind])
+        _write_side_files(base, adapter, planned, folder, template, DTYPES[kind])
         with ThreadPoolExecutor(quantize.threads()) as pool, console.progress("export", total, "B") as progress:
             for part in shards:
                 digests[part.name] = _write_shard(folder / part.name, part, kind, pool, progress)
@@ -126,7 +127,7 @@ def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, 
     return digest.hexdigest()
 
 
-def _write_side_files(base: Path, planned: Plan, folder: Path, template: str, dtype: str) -> None:
+def _write_side_files(base: Path, adapter: Path | None, planned: Plan, folder: Path, template: str, dtype: str) -> None:
     # Where the adapter brings the vocabulary, its tokenizer_config.json, if there is one, takes the base's place.
     for source, patterns in ((base, COPIED), (planned.vocabulary, VOCABULARY)):
         for path in sorted(found for pattern in patterns for found in source.glob(pattern)):
@@ -144,6 +145,24 @@ def _write_side_files(base: Path, planned: Plan, folder: Path, template: str, dt
         values = checkpoint.read_json(named, "copy the base again")
         if values.pop("chat_template", None) is not None:  # two templates would contradict each other
             _write_json(named, values)
+    tokenizer = tokens.load(planned.vocabulary)
+    eos = trained_eos(adapter, tokenizer)
+    if eos != tokenizer.eos:
+        _name_eos(folder, eos, tokenizer.encoder.id_to_token(eos))
+
+
+def _name_eos(folder: Path, index: int, text: str) -> None:
+    """Write the EOS that the adapter was trained with wherever transformers looks for one."""
+    values = {
+        "tokenizer_config.json": ("eos_token", text),
+        "special_tokens_map.json": ("eos_token", text),
+        "config.json": ("eos_token_id", index),
+        "generation_config.json": ("eos_token_id", index),
+    }
+    for name, (key, value) in values.items():
+        path = folder / name
+        if path.is_file():
+            _write_json(path, {**checkpoint.read_json(path, "copy the base again"), key: value})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from gguf import GGUFValueType, Keys, TokenType
 from toolkit import tokens
 from toolkit.errors import ToolkitError
 from toolkit.export import bytelevel, sentencepiece
+from toolkit.export.added import eos as trained_eos
 from toolkit.export.bytelevel import WHOLE_BASE
 from toolkit.export.checkpoint import read_json
 from toolkit.export.families import Metadata
@@ -26,12 +27,20 @@ _SPECIAL_KEYS = {
 }
 
 
-def metadata(folder: Path, rows: int, base: Path | None = None, *, special_by_flag: bool = False) -> Metadata:
+def metadata(
+    folder: Path,
+    rows: int,
+    base: Path | None = None,
+    *,
+    special_by_flag: bool = False,
+    adapter: Path | None = None,
+) -> Metadata:
     """Return the tokenizer's key-value pairs for a model whose embedding has `rows` rows.
 
     The tokenizer is that in `folder`; the config.json of `base`, if that is another folder, fills in special tokens
     that it does not name.
-    BOS and EOS are those of `toolkit.tokens`, so the runtime sees what training saw; EOS is never added to a prompt.
+    BOS and EOS are those of `toolkit.tokens`, so the runtime sees what training saw, but an `adapter` may name another
+    EOS that it was trained with; EOS is never added to a prompt.
     `special_by_flag`: whether an added token is a control token is said by its flag alone, not by its looks as well.
     Raises ToolkitError for a tokenizer that is neither byte-level BPE of a known kind nor SentencePiece BPE, or that
     has more tokens than the embedding has rows.
@@ -44,7 +53,11 @@ def metadata(folder: Path, rows: int, base: Path | None = None, *, special_by_fl
     else:
         values = bytelevel.metadata(layout, added, rows, folder)
     known = _special_ids(folder, base or folder, tokenizer.encoder, rows)
-    special = {**known, "eos": tokenizer.eos, **({} if tokenizer.bos is None else {"bos": tokenizer.bos})}
+    special = {
+        **known,
+        "eos": trained_eos(adapter, tokenizer),
+        **({} if tokenizer.bos is None else {"bos": tokenizer.bos}),
+    }
     for name, index in special.items():
         if index >= rows:
             raise ToolkitError(f"{name} is token {index}, the embedding has {rows} rows", hint=WHOLE_BASE)

@@ -109,9 +109,12 @@ def _control_like(records: list[Record], form: PromptFormat, tokenizer: Tokenize
     """Count the records whose text looks like a control token or a part of the prompt; both stay text."""
     marks = "|".join(re.escape(mark) for mark in (*form.stops, tokenizer.eos_text) if mark)
     pattern = re.compile(rf"<\|[^|>\s]{{1,64}}\|>|{marks}")
-    return sum(
-        any(pattern.search(text) for text in (record.instruction, record.question, record.answer)) for record in records
-    )
+    bracketed = re.compile(r"<[^<>\s]{1,64}>|\[[^\[\]\s]{1,64}\]")
+
+    def found(text: str) -> bool:
+        return bool(pattern.search(text)) or any(mark in tokenizer.controls for mark in bracketed.findall(text))
+
+    return sum(any(map(found, (record.instruction, record.question, record.answer))) for record in records)
 
 
 def _warn(figures: dict[str, Any], folder: RunFolder, sides: Sides) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from toolkit import console
 from toolkit.config import Config
 from toolkit.prepare.clean import SHOWN, Record, Rejection
-from toolkit.prompt import PromptFormat, prompt_text
+from toolkit.prompt import Prompt, PromptFormat, render
 from toolkit.tokens import Tokenizer
 
 TOO_LONG = "too long"
@@ -23,11 +23,11 @@ def fit(
     With `data.too_long = "truncate"` longer ones are cut at the end of the answer, so that EOS still follows it.
     """
     limit = config.train.max_length
-    prompts = [prompt_text(form, record.question, record.instruction) for record in records]
+    prompts = [render(form, record.question, record.instruction) for record in records]
     doubtful = list(range(len(records)))
     if is_byte_level(tokenizer):
         doubtful = [
-            index for index in doubtful if _most_tokens(prompts[index] + records[index].answer, tokenizer) > limit
+            index for index in doubtful if _most_tokens(prompts[index].text + records[index].answer, tokenizer) > limit
         ]
     lengths = _lengths([(prompts[index], records[index].answer) for index in doubtful], tokenizer)
     fitted: list[Record | None] = list(records)
@@ -63,20 +63,27 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
     return type(tokenizer.encoder.model).__name__ == "BPE" and "ByteLevel(" in repr(pre_tokenizer)
 
 
-def _lengths(pairs: list[tuple[str, str]], tokenizer: Tokenizer) -> list[int]:
+def _lengths(pairs: list[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[int]:
     """Return how many tokens `tokenizer.record_ids` gives for each prompt and answer, encoding many at once."""
     lengths = []
     added = (tokenizer.bos is not None) + 1  # BOS and EOS
     encode = tokenizer.encoder.encode_batch_fast
     with console.progress("measuring long records", len(pairs), "records") as bar:
         for start in range(0, len(pairs), BATCH):
-            batch = pairs[start : start + BATCH]
-            prompts = encode([prompt for prompt, _ in batch], add_special_tokens=False)
-            wholes = encode([prompt + answer for prompt, answer in batch], add_special_tokens=False)
-            for (_, answer), prompt, whole in zip(batch, prompts, wholes, strict=True):
-                count = len(whole.ids)
+            batch = [(_last_run(prompt, tokenizer), answer) for prompt, answer in pairs[start : start + BATCH]]
+            prompts = encode([run for (run, _), _ in batch], add_special_tokens=False)
+            wholes = encode([run + answer for (run, _), answer in batch], add_special_tokens=False)
+            for ((_, before), answer), prompt, whole in zip(batch, prompts, wholes, strict=True):
+                count = before + len(whole.ids)
                 if whole.ids[: len(prompt.ids)] != prompt.ids:  # the answer is then encoded alone
-                    count = len(prompt.ids) + len(tokenizer.encode(answer))
+                    count = before + len(prompt.ids) + len(tokenizer.encode(answer))
                 lengths.append(count + added)
             bar.advance(len(batch))
     return lengths
+
+
+def _last_run(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, int]:
+    """Return the text behind the prompt's last control token, which its answer joins, and the ids in front of it."""
+    runs = tokenizer.segments(prompt)
+    last = runs.pop() if runs and isinstance(runs[-1], str) else ""
+    return str(last), sum(1 if isinstance(run, int) else len(tokenizer.encode(run)) for run in runs)

@@ -26,8 +26,8 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     started = time.monotonic()
     backend = choose(config.train.backend)
     console.say(f"training on {backend.device}: {backend.reason}")
-    tokenizer = tokens.load(base.folder)
     form = prompt_format(config.prompt)
+    tokenizer = tokens.load(base.folder, form)
     sides = {side: examples.tokenize(folder.side(side), tokenizer, form, config.train) for side in ("train", "val")}
     if not sides["train"]:
         raise ToolkitError(f"`{folder.side('train')}` holds no records", hint="run `toolkit prepare` again")
@@ -65,7 +65,7 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     if sides["val"]:
         after = held_out_loss(model, sides["val"], config, backend, "held-out loss after")
         log.add({"step": config.train.steps, "held_out_loss": after})
-    _save(model, base.folder, chat_template(form), folder.adapter)
+    _save(model, base.folder, chat_template(form), form.eos, folder.adapter)
     write_text(folder.train_log, log.text())
     plot.loss_curve(log.entries, folder.loss_plot)
     outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
@@ -102,12 +102,14 @@ def parameters(model: Any) -> tuple[int, int]:
     return trainable, total
 
 
-def _save(model: Any, base: Path, template: str, target: Path) -> None:
-    """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template."""
+def _save(model: Any, base: Path, template: str, eos: str, target: Path) -> None:
+    """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template and EOS."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = template
+    if eos:
+        tokenizer.eos_token = eos
     with writing_folder(target) as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)

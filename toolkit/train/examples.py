@@ -6,7 +6,7 @@ from pathlib import Path
 from toolkit import console
 from toolkit.config import TrainSettings
 from toolkit.errors import ToolkitError
-from toolkit.prompt import PromptFormat, prompt_text
+from toolkit.prompt import PromptFormat, render
 from toolkit.run import read_records
 from toolkit.tokens import Tokenizer
 
@@ -31,7 +31,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
     """
     found = []
     for record in read_records(path):
-        prompt = prompt_text(form, record["input"], record["instruction"])
+        prompt = render(form, record["input"], record["instruction"])
         ids, start = tokenizer.record_ids(prompt, record["output"])
         if len(ids) > settings.max_length:
             raise ToolkitError(

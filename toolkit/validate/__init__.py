@@ -8,7 +8,7 @@ from toolkit import console
 from toolkit.base import Base, licence_of
 from toolkit.config import Config
 from toolkit.errors import GATE, MISSING, ToolkitError
-from toolkit.prompt import chat_template, prompt_format, prompt_text
+from toolkit.prompt import chat_template, prompt_format, render
 from toolkit.run import FileRecord, Manifest, Outcome, RunFolder, path_name, record_file, write_text
 from toolkit.tokens import load
 from toolkit.validate import gguf, heldout, reference
@@ -45,10 +45,11 @@ def validate(config: Config, folder: RunFolder, base: Base, manifest: Manifest) 
     missing = [str(path) for path in files.values() if not path.is_file()]
     if missing:
         raise ToolkitError(f"no GGUF file `{missing[0]}`", hint="write it with `toolkit export`", exit_code=MISSING)
-    settings, form, tokenizer = config.validation, prompt_format(config.prompt), load(base.folder)
+    settings, form = config.validation, prompt_format(config.prompt)
+    tokenizer = load(base.folder, form)
     records = heldout.read(folder.side("test"), form, tokenizer)
     scored = heldout.spread(records, settings.rows)
-    prompts = [prompt_text(form, question, settings.instruction) for question in settings.questions]
+    prompts = [render(form, question, settings.instruction) for question in settings.questions]
     known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
 
     found: dict[str, gguf.Measurement] = {}

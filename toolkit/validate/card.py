@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit import console
 from toolkit.config import Config
-from toolkit.prompt import prompt_format, prompt_text
+from toolkit.prompt import prompt_format, prompt_text, python_function
 from toolkit.run import Manifest, RunFolder, StageRecord
 from toolkit.validate.report import nats, percent
 
@@ -192,10 +192,12 @@ def _adapter(path: Path) -> str:
 def _prompt(config: Config) -> str:
     form = prompt_format(config.prompt)
     shown = prompt_text(form, "{question}", "{instruction}")
+    default = f"Where no instruction is given it is: {_escaped(form.instruction)}\n\n" if form.instruction else ""
+    eos = f"`{form.eos}`" if form.eos else "EOS"
     return (
         "## Prompt\n\nThe system message fills `{instruction}`, the user's message `{question}`; the answer starts "
-        f"on the line after the last one and ends with EOS.\n\n{_fenced(shown, 'text')}\n\n"
-        f"Where no instruction is given it is: {_escaped(form.instruction)}"
+        f"right behind it and ends with {eos}.\n\n{_fenced(shown, 'text')}\n\n{default}"
+        f"For scripts that send the text themselves (`raw` in Ollama):\n\n{_fenced(python_function(form), 'python')}"
     )
 
 

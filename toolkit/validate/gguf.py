@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from toolkit import console, llamacpp
+from toolkit.prompt import Prompt
 from toolkit.tokens import Tokenizer
 from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Distance, Logits, compare, join
@@ -46,7 +47,7 @@ def measure(
     reference: Logits,
     tokenizer: Tokenizer,
     template: str,
-    prompts: list[str],
+    prompts: list[Prompt],
     tokens: int,
     stops: tuple[str, ...],
 ) -> Measurement:
@@ -79,7 +80,7 @@ def check_parity(llm: Any, records: list[Record], tokenizer: Tokenizer, template
     unequal_prompts = unequal_records = 0
     examples: list[dict[str, Any]] = []
     for record in records:
-        for what, text in (("prompt", record.prompt), ("record", record.text)):
+        for what, text in (("prompt", record.prompt), ("record", record.prompt + record.answer)):
             expected, found = tokenizer.prompt_ids(text), llamacpp.tokenize(llm, text)
             if expected == found:
                 continue

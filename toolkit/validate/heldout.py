@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.errors import ToolkitError
-from toolkit.prompt import PromptFormat, prompt_text
+from toolkit.prompt import Prompt, PromptFormat, render
 from toolkit.run import read_records
 from toolkit.tokens import Tokenizer
 
@@ -18,8 +18,8 @@ class Record:
     """One held-out record: `ids` are prompt, answer and EOS, the first `start` of them the prompt's."""
 
     row: int
-    prompt: str
-    text: str
+    prompt: Prompt
+    answer: str
     ids: list[int]
     start: int
 
@@ -62,6 +62,6 @@ def spread(records: list[Record], count: int) -> list[Record]:
 
 
 def _record(values: dict[str, Any], number: int, form: PromptFormat, tokenizer: Tokenizer) -> Record:
-    prompt = prompt_text(form, values["input"], values["instruction"])
+    prompt = render(form, values["input"], values["instruction"])
     ids, start = tokenizer.record_ids(prompt, values["output"])
-    return Record(int(values.get("row", number)), prompt, prompt + values["output"], ids, start)
+    return Record(int(values.get("row", number)), prompt, values["output"], ids, start)

@@ -18,6 +18,7 @@ import numpy as np
 from toolkit import console
 from toolkit.base import silence_transformers
 from toolkit.errors import MISSING, ToolkitError
+from toolkit.prompt import Prompt
 from toolkit.tokens import Tokenizer
 from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Logits, Values, negative_log_likelihood
@@ -45,7 +46,7 @@ def measured(
     base: Path,
     adapter: Path,
     records: list[Record],
-    prompts: list[str],
+    prompts: list[Prompt],
     tokens: int,
     stops: tuple[str, ...],
     tokenizer: Tokenizer,
@@ -194,7 +195,7 @@ def _forward(model: Any, device: str, record: Record) -> Logits:
     return array
 
 
-def _answer(model: Any, device: str, tokenizer: Tokenizer, prompt: str, tokens: int, stops: tuple[str, ...]) -> str:
+def _answer(model: Any, device: str, tokenizer: Tokenizer, prompt: Prompt, tokens: int, stops: tuple[str, ...]) -> str:
     """Answer greedily with at most `tokens` tokens, up to EOS or a stop string."""
     import torch
     from transformers import GenerationConfig
