@@ -84,7 +84,14 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
     folder = folder_of(chosen)
     for stage in ("prepare", "train", "export", "validate"):
         pipeline.perform(stage, chosen, folder)
-    entry = json.loads(folder.report.read_text())["quantizations"]["F32"]
+    report = json.loads(folder.report.read_text())
+    entry, merge = report["quantizations"]["F32"], report["merge"]
     assert entry["passed"] and entry["mean_kl"] <= 1e-9
+    # A CPU trained it on the 16-bit namesake, so 4 bits are what it was not trained on.
+    assert (merge["trained_on"], merge["instead"], merge["merged_as_trained"]) == ("model", "model-bnb-4bit", False)
+    assert merge["mean_kl"] > 1e-6 and merge["perplexity"] != merge["trained_perplexity"]
+    assert {"model/model.safetensors", "model-bnb-4bit/model.safetensors"} <= {
+        str(path) for path in pipeline.plan("validate", chosen, folder).inputs
+    }
     other = chosen.model_copy(update={"export": chosen.export.model_copy(update={"merge_base": "16bit"})})
     assert pipeline.state(other, folder)["export"] == "settings changed: export.merge_base"

@@ -229,7 +229,7 @@ def _dequantize_folder(folder: Path, target: Path) -> None:
         places.update(dict.fromkeys(shard, file))
         shard, size = {}, 0
 
-    for name, tensor in _plain_tensors(folder):
+    for name, tensor in plain_tensors(folder):
         shard[name] = tensor
         size += tensor.numel() * tensor.element_size()
         if size >= SHARD:
@@ -245,7 +245,7 @@ def _dequantize_folder(folder: Path, target: Path) -> None:
     write_text(target / "config.json", json.dumps(config, indent=2) + "\n")
 
 
-def _plain_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+def plain_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield each weight of a folder as a torch tensor, 4-bit ones dequantized; parts may be in another shard."""
     import torch
     from safetensors import safe_open

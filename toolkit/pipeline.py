@@ -82,7 +82,10 @@ def plan(stage: str, config: Config, folder: RunFolder) -> Plan:
         weighed = ([folder.side("train")], [folder.imatrix]) if config.export.imatrix else ([], [])
         return Plan(settings, [*adapter, *merged, *weighed[0]], [*files, *weighed[1]])
     if stage == "validate":
-        return Plan(settings, [*files, *adapter, folder.side("test"), *merged], [folder.report, folder.card])
+        from toolkit import merge_base
+
+        bases = [*merged, *merge_base.other_files(config.model, config.export)]
+        return Plan(settings, [*files, *adapter, folder.side("test"), *bases], [folder.report, folder.card])
     return Plan(settings, [*files, folder.side("test")], [folder.modelfile])
 
 
@@ -254,12 +257,17 @@ def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -
 
 
 def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
+    from toolkit import merge_base
     from toolkit.export import export
     from toolkit.prompt import chat_template, prompt_format
 
     targets = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
     template = chat_template(prompt_format(config.prompt))
-    name, overrides, start = config.run.name, config.export.overrides, _merge_base(config).folder
+    name, overrides, start = (
+        config.run.name,
+        config.export.overrides,
+        merge_base.resolve(config.model, config.export).folder,
+    )
     if not config.export.imatrix:
         return export(start, folder.adapter, targets, template, name, overrides=overrides)
     matrix = _imatrix(config, folder, start)
@@ -285,11 +293,12 @@ def _imatrix(config: Config, folder: RunFolder, start: Path) -> "Imatrix":
 
 
 def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit import fourbit
+    from toolkit import fourbit, merge_base
     from toolkit.validate import validate
 
-    found = _merge_base(config)
-    return validate(config, folder, replace(found, folder=fourbit.plain_folder(found.folder)), manifest)
+    found = merge_base.resolve(config.model, config.export)
+    other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
+    return validate(config, folder, replace(found, folder=fourbit.plain_folder(found.folder)), manifest, other)
 
 
 def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
@@ -302,15 +311,6 @@ def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
     eos = tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text
     return register(config, folder, eos, files, digests, read_records(folder.side("test")), force=force)
-
-
-def _merge_base(config: Config) -> base.Base:
-    from toolkit import fourbit
-
-    label = base.merge_label(config.model, config.export)
-    found = base.resolve(label, config.model.revision if label == config.model.base else "")
-    fourbit.check_merge_base(found, config.export)
-    return found
 
 
 ROOMS: dict[str, Callable[[Config, RunFolder, Manifest, bool], Outcome]] = {

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import base as bases
 from toolkit import console
 from toolkit.config import Config, check_quantization
 from toolkit.errors import USAGE, ToolkitError
@@ -66,7 +65,7 @@ def carry_out(
     overwrite, unless `force`.
     """
     from toolkit import export as room
-    from toolkit import fourbit
+    from toolkit import merge_base
 
     config = order.config
     if output is None:
@@ -83,11 +82,9 @@ def carry_out(
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not force:
         raise ToolkitError(f"already there: {', '.join(present)}", hint="choose another --output, or use --force")
-    model = config.model.model_copy(update={"base": order.base})
-    label = bases.merge_label(model, config.export)
-    found = bases.resolve(label, model.revision if label == config.model.base else "")
-    fourbit.check_merge_base(found, config.export)
-    folder = found.folder
+    revision = config.model.revision if order.base == config.model.base else ""
+    model = config.model.model_copy(update={"base": order.base, "revision": revision})
+    folder = merge_base.resolve(model, config.export).folder
     if dry_run:
         return _preview(order, form, targets, folder)
     if form == "gguf":

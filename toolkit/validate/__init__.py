@@ -8,22 +8,27 @@ from toolkit import console
 from toolkit.base import Base, licence_of
 from toolkit.config import Config
 from toolkit.errors import GATE, MISSING, ToolkitError
+from toolkit.merge_base import OtherBase
 from toolkit.prompt import chat_template, prompt_format, render
 from toolkit.run import FileRecord, Manifest, Outcome, RunFolder, path_name, record_file, write_text
 from toolkit.tokens import load
 from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.card import model_card
 from toolkit.validate.metrics import perplexity
-from toolkit.validate.report import quantization_entry, row_entries, table, versions
+from toolkit.validate.report import merge_entry, quantization_entry, row_entries, table, versions
 
 __all__ = ["table", "validate"]
 
 REPORT_VERSION = 1
 
 
-def validate(config: Config, folder: RunFolder, base: Base, manifest: Manifest) -> Outcome:
+def validate(
+    config: Config, folder: RunFolder, base: Base, manifest: Manifest, other: OtherBase | None = None
+) -> Outcome:
     """Score every GGUF against base + adapter on held-out rows; write `report.json` and `README.md`.
 
+    `base` is the one that was merged into; `other` the base that training had, or could have merged into, if that is
+    another one: what the choice costs is measured beside the verdicts.
     Fields of report.json (KL divergences in nats, per answer token, EOS counted as one):
 
     - `version`, `run`, `passed`, `versions`: of this format, the run's name, all verdicts together, the libraries;
@@ -34,6 +39,9 @@ def validate(config: Config, folder: RunFolder, base: Base, manifest: Manifest) 
       (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `bound`, `passed`,
       `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
       `expected` and `found` ids);
+    - `merge`, null where the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
+      (which of the two was merged into); of the adapter on `instead` from the model as trained `mean_kl`, `kl_99`,
+      `max_kl`, `top1`, `perplexity`, and `trained_perplexity` (null if not measurable: `problem` says why);
     - `answers`: `question`, `instruction`, `before` (base in transformers), `after` (default GGUF in llama.cpp);
     - `rows`, of the default quantization: `row`, `tokens`, `kl` (mean);
     - `sources`: SHA-256 by path of what went in.
@@ -54,7 +62,7 @@ def validate(config: Config, folder: RunFolder, base: Base, manifest: Manifest) 
 
     found: dict[str, gguf.Measurement] = {}
     with reference.measured(
-        base.folder, folder.adapter, scored, prompts, settings.answer_tokens, form.stops, tokenizer, folder.path
+        base.folder, folder.adapter, scored, prompts, settings.answer_tokens, form.stops, tokenizer, folder.path, other
     ) as trained:
         for name, path in files.items():
             asked = prompts if name == config.export.default else []
@@ -93,6 +101,7 @@ def validate(config: Config, folder: RunFolder, base: Base, manifest: Manifest) 
             "base_perplexity": perplexity(trained.base_nll),
         },
         "quantizations": entries,
+        "merge": merge_entry(other, trained.merge),
         "answers": [
             {"question": question, "instruction": settings.instruction, "before": before, "after": after}
             for question, before, after in zip(settings.questions, trained.answers, default.answers, strict=True)
@@ -108,6 +117,7 @@ def validate(config: Config, folder: RunFolder, base: Base, manifest: Manifest) 
         "reference_perplexity": report["reference"]["perplexity"],
         "base_perplexity": report["reference"]["base_perplexity"],
         "quantizations": _plain(report),
+        "merge": report["merge"],
         "answers": report["answers"],
     }
     return Outcome([folder.report, folder.card], figures)

@@ -11,7 +11,7 @@ from toolkit import console
 from toolkit.config import Config
 from toolkit.prompt import prompt_format, prompt_text, python_function
 from toolkit.run import Manifest, RunFolder, StageRecord
-from toolkit.validate.report import nats, percent
+from toolkit.validate.report import merge_sentence, nats, percent
 
 FALLBACK_QUESTION = "What are the symptoms of dehydration?"
 
@@ -119,10 +119,18 @@ def _files(report: dict[str, Any], config: Config) -> str:
             "\n".join(problems),
             f"Perplexity of the held-out answers: {_three(reference['base_perplexity'])} for the base, "
             f"{_three(reference['perplexity'])} for the trained model.",
+            _merge(report.get("merge")),
             _table(("", "SHA-256"), hashes),
         )
         if part
     )
+
+
+def _merge(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    text = merge_sentence(entry)
+    return _escaped(f"The adapter was {text}.")
 
 
 def _answers(report: dict[str, Any]) -> str:

@@ -18,12 +18,27 @@ import numpy as np
 from toolkit import console
 from toolkit.base import silence_transformers
 from toolkit.errors import MISSING, ToolkitError
+from toolkit.merge_base import OtherBase
 from toolkit.prompt import Prompt
 from toolkit.tokens import Tokenizer
+from toolkit.validate.exchange import exchange
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Logits, Values, negative_log_likelihood
+from toolkit.validate.metrics import Distance, Logits, Values, compare, join, negative_log_likelihood
 
 RESERVE = 256 * 2**20  # bytes of disk left free for the report and whatever else writes meanwhile
+
+
+@dataclass(frozen=True)
+class MergeCost:
+    """What the choice of the base to merge into changes: `distance` of the adapter on another base from it as trained.
+
+    `distance.nll` is that other one's, `trained_nll` that of the model as trained. Where it could not be measured both
+    are None and `problem` says why.
+    """
+
+    distance: Distance | None
+    trained_nll: Values | None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,7 +46,7 @@ class Reference:
     """What the trained model said: `logits` (answer tokens of all rows, vocabulary) in float32, on disk.
 
     `nll` and `base_nll` are the tokens' negative log-likelihoods in nats with the adapter and without it; `answers` are
-    the untrained model's.
+    the untrained model's. `merge` is None where the adapter has one base only.
     """
 
     logits: Logits
@@ -39,6 +54,7 @@ class Reference:
     base_nll: Values
     answers: list[str]
     device: str
+    merge: MergeCost | None = None
 
 
 @contextlib.contextmanager
@@ -51,10 +67,12 @@ def measured(
     stops: tuple[str, ...],
     tokenizer: Tokenizer,
     spill_folder: Path,
+    other: OtherBase | None = None,
 ) -> Iterator[Reference]:
     """Run the trained model over the records and the untrained one over records and prompts, then free it.
 
-    The logits live in an unlinked file in `spill_folder` while the block runs. Raises ToolkitError if the adapter does
+    With `other` the adapter is scored on that base too, whose weights take the first one's place in memory. The logits
+    live in an unlinked file in `spill_folder` while the block runs. Raises ToolkitError if the adapter does
     not fit the base, the disk has no room, or a logit is not finite.
     """
     model, device = load(base, adapter)
@@ -62,9 +80,10 @@ def measured(
         nll, base_nll = _score(model, device, records, logits)
         with model.disable_adapter():
             answers = [_answer(model, device, tokenizer, prompt, tokens, stops) for prompt in prompts]
+        merge = _merge_cost(model, device, records, logits, other) if other else None
         del model
         release()
-        yield Reference(logits, nll, base_nll, answers, device)
+        yield Reference(logits, nll, base_nll, answers, device, merge)
 
 
 def load(base: Path, adapter: Path) -> tuple[Any, str]:
@@ -181,6 +200,31 @@ def _score(model: Any, device: str, records: list[Record], logits: Logits) -> tu
                     )
             position = rows.stop
     return nll, base_nll
+
+
+def _merge_cost(model: Any, device: str, records: list[Record], logits: Logits, other: OtherBase) -> MergeCost:
+    """Score the adapter on the other base and compare with `logits`, those of the base that is merged into."""
+    try:
+        exchange(model, other)
+    except ToolkitError as exc:  # beside the gate: what cannot be measured is said, and fails nothing
+        console.warn(f"what merging into another base than the trained one costs is not measured: {exc.message}")
+        return MergeCost(None, None, exc.message)
+    parts, nll = [], []
+    position = 0
+    total = sum(len(record.seen) for record in records)
+    with console.progress(f"the adapter on {other.label} (float32, {device})", total, "tokens") as bar:
+        for record in records:
+            merged = logits[position : position + len(record.targets)]
+            position += len(record.targets)
+            found = _forward(model, device, record)
+            trained, instead = (merged, found) if other.merged_as_trained else (found, merged)
+            parts.append(compare(trained, instead, record.targets))
+            nll.append(negative_log_likelihood(trained, record.targets))
+            bar.advance(len(record.seen), f"row {record.row}")
+    distance = join(parts)
+    if not np.isfinite(distance.kl).all():
+        return MergeCost(None, None, f"the adapter on `{other.label}` gives logits that are not finite")
+    return MergeCost(distance, np.concatenate(nll))
 
 
 def _forward(model: Any, device: str, record: Record) -> Logits:

@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 
 from toolkit import __version__, console
+from toolkit.merge_base import OtherBase
 from toolkit.run import FileRecord, installed
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import perplexity
+from toolkit.validate.metrics import Distance, perplexity
+from toolkit.validate.reference import MergeCost
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "llama-cpp-python")
 
@@ -26,7 +28,7 @@ def quantization_entry(name: str, file: FileRecord, found: Measurement, bound: f
         "bytes": file.size,
         "sha256": file.sha256,
         "bits_per_weight": round(found.bits_per_weight, 3),
-        **_distances(found),
+        **_distances(found.distance),
         "bound": bound,
         "prompts": found.parity.prompts,
         "unequal_prompts": found.parity.unequal_prompts,
@@ -38,9 +40,22 @@ def quantization_entry(name: str, file: FileRecord, found: Measurement, bound: f
     return entry
 
 
-def _distances(found: Measurement) -> dict[str, float | None]:
+def merge_entry(other: OtherBase | None, cost: MergeCost | None) -> dict[str, Any] | None:
+    """Turn what the choice of the merge base costs into its entry of report.json; None where there is no choice."""
+    if other is None or cost is None:
+        return None
+    return {
+        "trained_on": other.trained_on,
+        "instead": other.instead,
+        "merged_as_trained": other.merged_as_trained,
+        **_distances(cost.distance),
+        "trained_perplexity": None if cost.trained_nll is None else perplexity(cost.trained_nll),
+        "problem": cost.problem,
+    }
+
+
+def _distances(distance: Distance | None) -> dict[str, float | None]:
     names = ("mean_kl", "kl_99", "max_kl", "top1", "perplexity")
-    distance = found.distance
     if distance is None or not (np.isfinite(distance.kl).all() and np.isfinite(distance.nll).all()):
         return dict.fromkeys(names)
     kl = distance.kl
@@ -77,7 +92,7 @@ def row_entries(scored: list[Record], found: Measurement) -> list[dict[str, Any]
 
 
 def table(report: dict[str, Any]) -> str:
-    """Lay out a report's quantizations for the screen; distances in nats."""
+    """Lay out a report's quantizations for the screen, and what the merge base costs; distances in nats."""
     rows = [
         (
             name,
@@ -92,7 +107,21 @@ def table(report: dict[str, Any]) -> str:
         for name, entry in report["quantizations"].items()
     ]
     columns = ("quantization", "size", "mean KL", "99 % KL", "top-1", "perplexity", "bound", "verdict")
-    return console.table(columns, rows)
+    text = console.table(columns, rows)
+    return f"{text}\n{merge_sentence(report['merge'])}" if report.get("merge") else text
+
+
+def merge_sentence(entry: dict[str, Any]) -> str:
+    """Say what the base that was merged into changes against the one that the adapter was trained on."""
+    where = f"merged into {entry['trained_on']}, which it was trained on; into {entry['instead']} instead"
+    if not entry["merged_as_trained"]:
+        where = f"merged into {entry['instead']}, trained on {entry['trained_on']}"
+    if entry["problem"]:
+        return f"{where}: what that costs is not measured, because {entry['problem']}"
+    return (
+        f"{where}: mean KL {nats(entry['mean_kl'])} from the model as trained, top-1 {percent(entry['top1'])}, "
+        f"perplexity {entry['perplexity']:.3f} (as trained {entry['trained_perplexity']:.3f}); part of no verdict"
+    )
 
 
 def percent(share: float | None) -> str:
