@@ -50,11 +50,16 @@ PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
 
 
 def save_tokenizer(
-    folder: Path, pre: str = "llama-bpe", size: int = 500, bos: bool = True, controls: Sequence[str] = ()
+    folder: Path,
+    pre: str = "llama-bpe",
+    size: int = 500,
+    bos: bool = True,
+    controls: Sequence[str] = (),
+    more: Sequence[str] = (),
 ) -> Tokenizer:
     """Train a byte-level BPE of at most `size` tokens and save it as a base model's folder has it.
 
-    `controls` are more control tokens than the three that it always has.
+    `controls` are more control tokens than the three that it always has, `more` texts to train on.
     """
     specials = [*SPECIALS, *controls]
     tokenizer = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
@@ -63,7 +68,7 @@ def save_tokenizer(
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=size - len(specials), initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(TEXT * 20, trainer)
+    tokenizer.train_from_iterator([*TEXT, *more] * 20, trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     first = SPECIALS[0]
     if bos:

@@ -177,5 +177,6 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
     assert pipeline.state(settings, folder)["export"] == ""
     folder.imatrix.unlink()
     assert "small-imatrix.gguf" in pipeline.state(settings, folder)["export"]
+    assert done.figures["imatrix_reused"] is False
     plain = settings.model_copy(update={"export": ExportSettings(**{**weighed, "imatrix": False})})
     assert pipeline.state(plain, folder)["export"] == "settings changed: export.imatrix"

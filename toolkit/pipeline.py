@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit import base, console
 from toolkit.config import MEDQUAD_CSV, SECTIONS, Config
@@ -18,6 +18,7 @@ from toolkit.run import (
     StageRecord,
     foreign_outputs,
     installed,
+    path_name,
     read_manifest,
     read_records,
     record_file,
@@ -27,9 +28,6 @@ from toolkit.run import (
     write_text,
 )
 from toolkit.toml import starter
-
-if TYPE_CHECKING:
-    from toolkit.export.imatrix import Imatrix
 
 LIBRARIES = (
     "toolkit",
@@ -180,6 +178,11 @@ def perform(stage: str, config: Config, folder: RunFolder, *, force: bool = Fals
     todo = plan(stage, config, folder)
     _check_inputs(stage, todo, folder)
     foreign = foreign_outputs(manifest.stages.get(stage), folder, todo.outputs)
+    if path_name(folder.imatrix, folder) in foreign:
+        from toolkit.export_stage import kept_imatrix
+
+        # An export that did not come to its end leaves this one file whole, for the next one to take up.
+        foreign = [name for name in foreign if name != path_name(folder.imatrix, folder) or not kept_imatrix(folder)]
     if foreign and not force:
         raise ToolkitError(
             f"`{folder.path}` holds files that {stage} did not write in their present form: {', '.join(foreign)}",
@@ -257,39 +260,9 @@ def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -
 
 
 def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit import merge_base
-    from toolkit.export import export
-    from toolkit.prompt import chat_template, prompt_format
+    from toolkit.export_stage import export_run
 
-    targets = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
-    template = chat_template(prompt_format(config.prompt))
-    name, overrides, start = (
-        config.run.name,
-        config.export.overrides,
-        merge_base.resolve(config.model, config.export).folder,
-    )
-    if not config.export.imatrix:
-        return export(start, folder.adapter, targets, template, name, overrides=overrides)
-    matrix = _imatrix(config, folder, start)
-    importance = matrix.importance()
-    outcome = export(start, folder.adapter, targets, template, name, overrides=overrides, imatrix=importance)
-    figures = {"imatrix_tokens": matrix.chunks * matrix.chunk_size, "imatrix_matrices": len(matrix.sums)}
-    return Outcome([*outcome.outputs, folder.imatrix], {**outcome.figures, **figures})
-
-
-def _imatrix(config: Config, folder: RunFolder, start: Path) -> "Imatrix":
-    """Measure the trained model on its training split, and keep the result beside the GGUF files."""
-    from toolkit import tokens
-    from toolkit.export import imatrix, plan
-    from toolkit.prompt import prompt_format
-
-    wanted = config.export
-    # What these quantizations would refuse is found before the model is measured.
-    planned = plan(start, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
-    form = prompt_format(config.prompt)
-    matrix = imatrix.of_run(folder, start, planned, form, tokens.load(planned.vocabulary, form))
-    imatrix.write(folder.imatrix, matrix)
-    return matrix
+    return export_run(config, folder, manifest, force)
 
 
 def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:

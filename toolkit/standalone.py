@@ -66,6 +66,7 @@ def carry_out(
     """
     from toolkit import export as room
     from toolkit import merge_base
+    from toolkit.export import splits
 
     config = order.config
     if output is None:
@@ -88,6 +89,7 @@ def carry_out(
     if dry_run:
         return _preview(order, form, targets, folder)
     if form == "gguf":
+        splits.say(folder, None)
         overrides = config.export.overrides
         outcome = room.export(folder, order.adapter, targets, order.template(), order.name, overrides=overrides)
         figures = {key: outcome.figures[key] for key in targets}

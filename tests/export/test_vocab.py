@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests import small
 from toolkit import llamacpp, tokens
 from toolkit.errors import ToolkitError
-from toolkit.export import export, vocab
+from toolkit.export import export, splits, vocab
 
 NASTY = [
     "",
@@ -45,6 +45,11 @@ CHARACTERS = (
 )
 PIECES = ["  ", "\r\n", "'ll", "'S", "<|", "|>", "<|end_of_text|>", "123", "don't", " the", "\n\n"]
 ALPHABET = st.sampled_from([*CHARACTERS, *PIECES])
+# What some pre-tokenizers of llama.cpp split otherwise, and a text with such words for the small vocabularies to learn.
+SPLIT_OTHERWISE = ["e\u0301", "A\u030a", "É", "ÉCOLE", "Straße", "ЖИЗНЬ", "ी", "न्", "한", "ǅ", "ʰ", "İ", "\u20e3"]
+
+
+ACCENTED = "हिन्दी हिन्दी cafe\u0301 cafe\u0301s ÉCOLE ÉCOLES ÀÉÈ STRAßE "
 
 
 @pytest.fixture(scope="module", params=list(small.PRE_TOKENIZERS))
@@ -54,9 +59,23 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     base = small.save_model(
         folder / "base", pre=request.param, hidden_size=32, intermediate_size=32, num_attention_heads=2
     )
+    small.save_tokenizer(base, request.param, more=[ACCENTED] * 9)
     export(base, None, {"F32": folder / "a.gguf"}, small.TEMPLATE, "small")
     with llamacpp.opened(folder / "a.gguf", 64) as llm:
         yield tokens.load(base), llm, request.param
+
+
+@pytest.fixture(scope="module")
+def split_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return the folder of a small vocabulary by its pre-tokenizer's name."""
+
+    def folder(pre: str) -> Path:
+        path = tmp_path_factory.getbasetemp() / f"vocabulary-{pre}"
+        if not path.exists():
+            small.save_tokenizer(path, pre, more=[ACCENTED] * 9)
+        return path
+
+    return folder
 
 
 def normal(text: str, pre: str) -> str:
@@ -87,6 +106,46 @@ def test_any_text_has_equal_tokens(pair: tuple[Any, Any, str]) -> None:
         assert llamacpp.tokenize(llm, text) == tokenizer.prompt_ids(text)
 
     check()
+
+
+def test_what_llama_cpp_splits_otherwise_is_known_exactly(
+    pair: tuple[Any, Any, str], split_folder: Callable[[str], Path]
+) -> None:
+    """Of any text, marks, capitals and uncomposed characters included: these ids, and a warning only if they differ."""
+    tokenizer, llm, pre = pair
+    folder = split_folder(pre)
+    runtime = splits.as_in_llama_cpp(folder)
+    assert (runtime is None) == (pre not in ("tekken", "gpt-4o", "qwen2"))
+
+    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(st.lists(ALPHABET | st.sampled_from(SPLIT_OTHERWISE), max_size=40).map("".join))
+    def check(text: str) -> None:
+        found = llamacpp.tokenize(llm, text)
+        if runtime is not None:
+            assert found[1:] == runtime.encode(text, add_special_tokens=False).ids
+        assert bool(splits.unequal(folder, [text])) == (found != tokenizer.prompt_ids(text))
+
+    check()
+    assert len(splits.unequal(folder, ACCENTED.split())) == (0 if runtime is None else 2)
+
+
+@pytest.mark.parametrize("pre", small.PRE_TOKENIZERS)
+def test_the_user_is_warned_of_texts_that_llama_cpp_reads_otherwise(
+    split_folder: Callable[[str], Path], pre: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = split_folder(pre)
+    word = "cafe\u0301" if pre == "qwen2" else "हिन्दी"
+    splits.say(folder, ["plain", "Sjögren, 39.5 °C"])
+    assert capsys.readouterr().err == ""
+    splits.say(folder, ["plain", f"the word {word} here", "Sjögren"])
+    warned = capsys.readouterr().err
+    splits.say(folder, None)
+    general = capsys.readouterr().err
+    if pre in ("tekken", "gpt-4o", "qwen2"):
+        assert f"`{pre}` splits" in warned and "1 of 3 records" in warned and f"`{word}`" in warned
+        assert f"`{pre}` splits" in general and "other tokens than in training" in general
+    else:
+        assert warned == general == ""
 
 
 def test_special_tokens_are_known_by_id(pair: tuple[Any, Any, str]) -> None:

@@ -6,6 +6,7 @@ embedding or the output), and its tools read the file. The model's layers are br
 as for export, so this needs no more memory than the export itself.
 """
 
+import hashlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -33,17 +34,23 @@ CHUNK = 512  # tokens that see each other, llama.cpp's default
 # From 1,000 to 10 million tokens Q2_K's divergence falls by 1.5 % (llama.cpp's tools/perplexity/README.md).
 CHUNKS = 32
 SUMS, COUNTS = ".in_sum2", ".counts"
+INPUTS = "toolkit.imatrix.inputs"  # a key of our own in the file; llama.cpp passes it over
+METHOD = 1  # counts up when something is measured differently, so that a former matrix is not taken for the same
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """Per GGUF tensor name: `sums` of squared inputs (one float32 a column) over `counts` tokens."""
+    """Per GGUF tensor name: `sums` of squared inputs (one float32 a column) over `counts` tokens.
+
+    `inputs` is the `digest` of what it was measured on, empty in a file that is not ours.
+    """
 
     sums: dict[str, Floats]
     counts: dict[str, int]
     chunks: int
     chunk_size: int
     dataset: str
+    inputs: str = ""
 
     def importance(self) -> dict[str, Floats]:
         """Return the mean square of every input column, as llama.cpp's quantizer takes it; ones where none was seen."""
@@ -53,15 +60,33 @@ class Imatrix:
         }
 
 
-def of_run(folder: RunFolder, base: Path, planned: Plan, form: PromptFormat, tokenizer: Tokenizer) -> Imatrix:
-    """Measure a run's trained model on its training split, never on what it is validated with.
+@dataclass(frozen=True)
+class Chunks:
+    """Token ids of shape (chunks, length), and the name of the file that they come from."""
+
+    ids: list[list[int]]
+    dataset: str
+
+
+def of_run(folder: RunFolder, planned: Plan, form: PromptFormat, tokenizer: Tokenizer) -> Chunks:
+    """Choose what a run's trained model is measured on: its training split, never what it is validated with.
 
     Raises ToolkitError if the training split is missing, holds a held-out record, or is too short.
     """
-    length = min(CHUNK, planned.model.context)
-    ids = chunks(folder, form, tokenizer, length)
-    sums, counts = compute(base, planned, ids)
-    return Imatrix(sums, counts, len(ids), len(ids[0]), path_name(folder.side("train"), folder))
+    ids = chunks(folder, form, tokenizer, min(CHUNK, planned.model.context))
+    return Chunks(ids, path_name(folder.side("train"), folder))
+
+
+def digest(chosen: Chunks, model: Sequence[str]) -> str:
+    """Return the SHA-256 of all that decides an importance matrix: token ids, and the hashes that name the model."""
+    stated = json.dumps([METHOD, chosen.ids, list(model)], separators=(",", ":"))
+    return hashlib.sha256(stated.encode()).hexdigest()
+
+
+def measure(base: Path, planned: Plan, chosen: Chunks, inputs: str) -> Imatrix:
+    """Run the trained model over the chosen chunks; `inputs` is their `digest`."""
+    sums, counts = compute(base, planned, chosen.ids)
+    return Imatrix(sums, counts, len(chosen.ids), len(chosen.ids[0]), chosen.dataset, inputs)
 
 
 def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: int) -> list[list[int]]:
@@ -219,6 +244,7 @@ def write(path: Path, matrix: Imatrix) -> None:
         "imatrix.datasets": ([matrix.dataset], GGUFValueType.ARRAY),
         "imatrix.chunk_count": (matrix.chunks, GGUFValueType.UINT32),
         "imatrix.chunk_size": (matrix.chunk_size, GGUFValueType.UINT32),
+        **({INPUTS: (matrix.inputs, GGUFValueType.STRING)} if matrix.inputs else {}),
     }
     parts: dict[str, Floats] = {}
     for name in sorted(matrix.sums):
@@ -248,7 +274,9 @@ def read(path: Path) -> Imatrix:
         if seen[name].size != 1 or not sums[name].size:
             raise _damaged(path, f"`{name}` is not one matrix of a dense model")
     whole = {name: round(float(values[0])) for name, values in seen.items()}
-    return Imatrix(sums, whole, counts, size, str(datasets[0]) if datasets else "")
+    inputs = data.metadata.get(INPUTS)
+    named = str(datasets[0]) if datasets else ""
+    return Imatrix(sums, whole, counts, size, named, inputs if isinstance(inputs, str) else "")
 
 
 def _floats(path: Path, data: GgufData, name: str) -> Floats:
