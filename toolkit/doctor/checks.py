@@ -94,6 +94,15 @@ def llama_cpp() -> Check:
     return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads", "")
 
 
+def quantizer() -> Check:
+    """Say what quantizes: the compiled kernels, proven against libggml (a quarter of a second), or libggml itself."""
+    from toolkit import kernels
+
+    sound, found = kernels.state()
+    fix = "install a C++ compiler (Debian: apt install g++), then install the toolkit again; no other change is needed"
+    return Check("quantizer", True if sound else None, found, "" if sound else fix)
+
+
 def _pinned() -> str:
     found = [line.partition("==")[2] for line in requirements() if line.startswith("llama-cpp-python==")]
     return found[0].split(";")[0].strip() if found else "0.3.36"

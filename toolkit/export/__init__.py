@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from gguf import GGML_QUANT_VERSION, GGUFValueType, Keys, size_label
+from gguf import GGMLQuantizationType as Type
 
 from toolkit import config, console
 from toolkit.errors import USAGE, ToolkitError
@@ -146,5 +147,6 @@ def _figures(planned: Plan, quantization: str, file: writer.GgufFile) -> dict[st
         "sha256": file.sha256,
         "bits_per_weight": round(8 * planned.bytes[quantization] / planned.parameters, 3),
         "types": dict(kinds.most_common()),
+        "quantized_by": {kind: quantize.routine(Type[kind]).name for kind, _ in kinds.most_common() if kind != "F32"},
         "fallbacks": sum(quantization in tensor.fallbacks for tensor in planned.tensors),
     }

@@ -1,20 +1,18 @@
-"""Turn float32 rows into a ggml type with ggml's own code, called in threads through ctypes.
+"""Turn float32 rows into a ggml type, slab by slab in threads: `toolkit.kernels` says what does it, and proves it.
 
-`ggml_quantize_chunk` comes from the library that llama-cpp-python has loaded already (two copies of it in one process
-do not get along). What it asserts aborts the whole interpreter, so everything is checked here before the call.
+What libggml asserts aborts the whole interpreter, so everything is checked here before the call.
 """
 
-import ctypes
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 
+from toolkit import kernels
 from toolkit.errors import ToolkitError
 from toolkit.export.checkpoint import SLAB, Floats
 from toolkit.export.types import KNOWN, block_size, stored_size
@@ -29,22 +27,9 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@cache
-def _ggml() -> Callable[[int, Floats, Chunk, Floats | None], int]:
-    """Return quantize(type, rows, out, importance) → bytes written; ctypes releases the GIL meanwhile."""
-    from llama_cpp import _ggml
-
-    function = _ggml.libggml.ggml_quantize_chunk
-    integer, pointer = ctypes.c_int64, ctypes.c_void_p
-    function.argtypes = [ctypes.c_int, pointer, pointer, integer, integer, integer, pointer]
-    function.restype = ctypes.c_size_t
-
-    def call(kind: int, rows: Floats, out: Chunk, importance: Floats | None) -> int:
-        weights = None if importance is None else importance.ctypes.data
-        written: int = function(kind, rows.ctypes.data, out.ctypes.data, 0, rows.shape[0], rows.shape[1], weights)
-        return written
-
-    return call
+def routine(kind: Type) -> kernels.Routine:
+    """Return what quantizes a type here, and its name for the manifest."""
+    return kernels.routine(int(kind))
 
 
 def quantized(
@@ -69,6 +54,7 @@ def quantized(
             hint="it is damaged, or belongs to another model: compute it again",
         )
     matrix = values.reshape(-1, columns)
+    routine(kind)  # proves it, and says what there is to say, before the threads start
     workers = threads()
     rows = max(1, min(SLAB // columns, -(-len(matrix) // (2 * workers))))
     waiting: deque[Future[Chunk]] = deque()
@@ -90,7 +76,5 @@ def slab(rows: Floats, kind: Type, name: str, importance: Floats | None) -> Chun
             hint="export F32 or BF16 instead: their range is wider",
         )
     out = np.empty(stored_size(kind, rows.shape), np.uint8)
-    written = _ggml()(int(kind), rows, out, importance)
-    if written != out.size:
-        raise ToolkitError(f"ggml wrote {written} bytes for a part of tensor `{name}`, expected {out.size}")
+    routine(kind).run(rows, out, importance)
     return out
