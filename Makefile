@@ -2,12 +2,14 @@
 # make test         set up what the tests need and run them all
 # make fast         the fast tests only
 # make lint         ruff and mypy
+# make fuzz         the quantization kernels against libggml: WEIGHTS of every type (1e9 takes an hour on 2 cores)
 
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG := examples/quickstart.toml
+WEIGHTS ?= 1e9
 
-.PHONY: quickstart test fast lint needs clean
+.PHONY: quickstart test fast lint fuzz needs clean
 .DELETE_ON_ERROR:
 
 quickstart: .installed-run
@@ -25,6 +27,9 @@ lint: .installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: .installed-run
+	$(BIN)/python benchmarks/fuzz.py --weights $(WEIGHTS)
 
 # What must be there before anything is installed: each missing thing is named, with what to do.
 needs:

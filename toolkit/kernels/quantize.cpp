@@ -29,12 +29,17 @@ struct Task {
 
 namespace {
 
+// Where the values from the `first` on stand as float32 already, or null.
+INLINE const float *in_place(const Task &task, int64_t first) {
+    const uint8_t *at = task.source + 4 * first;
+    return task.bfloat16 || (uintptr_t)at % alignof(float) ? nullptr : reinterpret_cast<const float *>(at);
+}
+
 // `count` values from the `first` on as float32: in place, or converted into `room`.
 INLINE const float *values(const Task &task, int64_t first, int64_t count, float *room) {
+    if (const float *there = in_place(task, first)) return there;
     if (!task.bfloat16) {
-        const uint8_t *at = task.source + 4 * first;
-        if ((uintptr_t)at % alignof(float) == 0) return reinterpret_cast<const float *>(at);
-        memcpy(room, at, 4 * count);
+        memcpy(room, task.source + 4 * first, 4 * count);
         return room;
     }
     const uint8_t *at = task.source + 2 * first;
@@ -82,14 +87,19 @@ template <class Type, int SIZE> int64_t run(const Task &task, bool by_row) {
         for (int64_t block = start; block < end; block += LANES) {
             batch.count = (int)(end - block < LANES ? end - block : LANES);
             batch.out = task.target + block * Type::BYTES;
+            const float *first = in_place(task, block * SIZE);
             for (int lane = 0; lane < LANES; ++lane) {
+                if (first && batch.count == LANES) {
+                    batch.rows[lane] = first + lane * SIZE;
+                } else {
+                    batch.rows[lane] = lane < batch.count ? values(task, (block + lane) * SIZE, SIZE, room[lane]) : zeros;
+                }
+            }
+            for (int lane = 0; lane < LANES && batch.weighted; ++lane) {
                 const bool there = lane < batch.count;
                 const int64_t number = block + lane;
-                batch.rows[lane] = there ? values(task, number * SIZE, SIZE, room[lane]) : zeros;
-                if (batch.weighted) {
-                    batch.importance[lane] = there ? task.importance + number % per_row * SIZE : zeros;
-                    batch.squares[lane] = there && by_row ? variances[(number - start) / per_row] : 0;
-                }
+                batch.importance[lane] = there ? task.importance + number % per_row * SIZE : zeros;
+                batch.squares[lane] = there && by_row ? variances[(number - start) / per_row] : 0;
             }
             Type::quantize(batch);
             for (int lane = 0; lane < batch.count; ++lane) {

@@ -6,36 +6,120 @@
 
 namespace {
 
-// How Q4 and Q5 store the levels of 32 values: low nibbles, the second half above the first; a fifth bit each.
-template <int BITS> INLINE void pack_nibbles(const uint8_t *l, uint8_t *to) {
-    uint8_t *low = BITS == 5 ? to + 4 : to;
-    if (BITS == 5) {
-        uint32_t high = 0;
-        for (int i = 0; i < 32; ++i) high |= (uint32_t)(l[i] >> 4) << i;
-        memcpy(to, &high, 4);
-    }
-    for (int i = 0; i < 16; ++i) low[i] = (uint8_t)((l[i] & 15) | (l[i + 16] & 15) << 4);
+// 16 integers as bytes.
+INLINE void narrow16(const Ints *from, uint8_t *to) {
+#if defined(__AVX512F__)
+    store(to, _mm512_cvtepi32_epi8((__m512i)from[0]));
+#elif defined(__AVX2__)
+    const __m256i words = _mm256_packs_epi32((__m256i)from[0], (__m256i)from[1]);
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+    store(to, _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order)));
+#elif defined(__x86_64__)
+    const __m128i a = _mm_packs_epi32((__m128i)from[0], (__m128i)from[1]);
+    const __m128i b = _mm_packs_epi32((__m128i)from[2], (__m128i)from[3]);
+    store(to, _mm_packus_epi16(a, b));
+#else
+    for (int i = 0; i < 16; ++i) to[i] = (uint8_t)from[i / WIDTH][i % WIDTH];
+#endif
 }
 
-// The smallest and the largest of 32 values, the first of equals (the sign of a zero counts); false if one is NaN.
-INLINE bool range(const float *x, float &smallest, float &largest) {
-    Floats low = load<Floats>(x), high = low;
-    Ints odd = low != low;
-    for (int i = 1; i < PER; ++i) {
-        const Floats v = load<Floats>(x + i * WIDTH);
-        low = least(v, low);
-        high = most(v, high);
-        odd |= v != v;
+// The fifth bit of each of WIDTH integers.
+INLINE uint32_t fifth(Ints l) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)l, _mm512_set1_epi32(16));
+#elif defined(__AVX2__)
+    return (uint32_t)_mm256_movemask_ps((__m256)(l << 27));
+#elif defined(__x86_64__)
+    return (uint32_t)_mm_movemask_ps((__m128)(l << 27));
+#else
+    uint32_t found = 0;
+    for (int i = 0; i < WIDTH; ++i) found |= (uint32_t)(l[i] >> 4 & 1) << i;
+    return found;
+#endif
+}
+
+// How Q4 and Q5 store the levels of 32 values: low nibbles, the second half above the first; a fifth bit each.
+template <int BITS> INLINE void pack_nibbles(const Ints *l, uint8_t *to) {
+    Ints q[PER / 2];
+    if (BITS == 5) {
+        uint32_t high = 0;
+        for (int i = 0; i < PER; ++i) high |= fifth(l[i]) << (i * WIDTH);
+        memcpy(to, &high, 4);
     }
-    smallest = low[0], largest = high[0];
-    for (int i = 1; i < WIDTH; ++i) {
-        smallest = low[i] < smallest ? low[i] : smallest;
-        largest = high[i] > largest ? high[i] : largest;
+    for (int i = 0; i < PER / 2; ++i) q[i] = (l[i] & 15) | (l[i + PER / 2] & 15) << 4;
+    narrow16(q, BITS == 5 ? to + 4 : to);
+}
+
+#if defined(__AVX512F__)
+INLINE Four fold(Floats x, Four (*with)(Four, Four)) {
+    const __m512 v = (__m512)x;
+    return with(with((Four)_mm512_extractf32x4_ps(v, 0), (Four)_mm512_extractf32x4_ps(v, 1)),
+                with((Four)_mm512_extractf32x4_ps(v, 2), (Four)_mm512_extractf32x4_ps(v, 3)));
+}
+#elif defined(__AVX2__)
+INLINE Four fold(Floats x, Four (*with)(Four, Four)) {
+    return with((Four)_mm256_castps256_ps128((__m256)x), (Four)_mm256_extractf128_ps((__m256)x, 1));
+}
+#else
+INLINE Four fold(Floats x, Four (*)(Four, Four)) { return x; }
+#endif
+#if defined(__x86_64__)
+INLINE Four least4(Four a, Four b) { return _mm_min_ps(a, b); }
+INLINE Four most4(Four a, Four b) { return _mm_max_ps(a, b); }
+#else
+INLINE Four least4(Four a, Four b) { return a < b ? a : b; }
+INLINE Four most4(Four a, Four b) { return a > b ? a : b; }
+#endif
+
+INLINE Ints larger(Ints a, Ints b) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+// One value for each of four blocks from four for each.
+INLINE Four across(const Four *v, Four (*with)(Four, Four)) {
+    const Four pq = PICK(v[0], v[1], 0, 4, 1, 5), rs = PICK(v[2], v[3], 0, 4, 1, 5);
+    const Four PQ = PICK(v[0], v[1], 2, 6, 3, 7), RS = PICK(v[2], v[3], 2, 6, 3, 7);
+    return with(with(PICK(pq, rs, 0, 1, 4, 5), PICK(pq, rs, 2, 3, 6, 7)),
+                with(PICK(PQ, RS, 0, 1, 4, 5), PICK(PQ, RS, 2, 3, 6, 7)));
+}
+
+// The smallest and the largest of each block's 32 values; false if there is NaN or infinity among them all.
+INLINE bool ranges(const Batch &batch, float *lows, float *highs) {
+    Ints worst{};
+    for (int lane = 0; lane < LANES; lane += 4) {
+        Four low[4], high[4];
+        for (int k = 0; k < 4; ++k) {
+            Floats smallest = load<Floats>(batch.rows[lane + k]), largest = smallest;
+            worst = larger(worst, bits<Ints>(smallest) & 0x7fffffff);
+            for (int i = 1; i < PER; ++i) {
+                const Floats v = load<Floats>(batch.rows[lane + k] + i * WIDTH);
+                worst = larger(worst, bits<Ints>(v) & 0x7fffffff);
+                smallest = least(v, smallest);
+                largest = most(v, largest);
+            }
+            low[k] = fold(smallest, least4);
+            high[k] = fold(largest, most4);
+        }
+        store(lows + lane, across(low, least4));
+        store(highs + lane, across(high, most4));
     }
-    if (smallest == 0) {
-        for (int i = 31; i >= 0; --i) smallest = x[i] == 0 ? x[i] : smallest;
+    return !some(worst >= 0x7f800000);
+}
+
+// Where `ranges` met NaN or infinity: in which blocks.
+INLINE void unsure(Batch &batch) {
+    for (int lane = 0; lane < batch.count; ++lane) {
+        for (int i = 0; i < 32; ++i) {
+            if (!(__builtin_fabsf(batch.rows[lane][i]) <= 3.402823466e38f)) batch.sure[lane] = 0;
+        }
     }
-    return !some(odd);
 }
 
 // Round half away from zero, as roundf; |x| < 2^22.
@@ -47,16 +131,12 @@ INLINE Ints away(Floats x) {
 struct Q8_0 {
     static constexpr int BYTES = 34;
     static INLINE void quantize(Batch &batch) {
-        float sizes[LANES], inverses[LANES];
+        float lows[LANES], highs[LANES], inverses[LANES];
         int32_t halves[LANES];
-        bool sound[LANES] = {};
-        for (int lane = 0; lane < LANES; ++lane) {
-            float low, high;
-            sound[lane] = range(batch.rows[lane], low, high);
-            sizes[lane] = high > -low ? high : -low;
-        }
-        const Real size = {load<Floats>(sizes), load<Floats>(sizes + WIDTH)};
-        const Real d = magnitude_of(size) / Real(127);
+        const bool sound = ranges(batch, lows, highs);
+        const Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
+        const Real high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+        const Real d = abs(max(high, -low)) / Real(127);
         const Real inverse = select(d != Real(0), Real(1) / d, Real(0));
         const Mask sure = finite(d) & finite(inverse);
         store(inverses, inverse);
@@ -66,15 +146,12 @@ struct Q8_0 {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
             put_half(out, halves[lane]);
-            for (int i = 0; i < PER; ++i) q[i] = away(load<Floats>(batch.rows[lane] + i * WIDTH) * inverses[lane]);
-            narrow_signed(q, out + 2);
-            if (!sound[lane]) batch.sure[lane] = 0;
+            for (int i = 0; i < PER; ++i) {
+                q[i] = away(load<Floats>(batch.rows[lane] + i * WIDTH) * inverses[lane]) & 255;
+            }
+            narrow(q, out + 2);
         }
-    }
-    static INLINE Real magnitude_of(Real x) { return abs(x); }
-    static INLINE void narrow_signed(Ints *q, uint8_t *to) {
-        for (int i = 0; i < PER; ++i) q[i] &= 255;
-        narrow(q, to);
+        if (!sound) unsure(batch);
     }
 };
 
@@ -84,40 +161,41 @@ template <int BITS> struct Centred {
     static INLINE void quantize(Batch &batch) { batch.weighted ? fitted(batch) : plain(batch); }
 
     static INLINE void plain(Batch &batch) {
-        float extremes[LANES], inverses[LANES];
+        float lows[LANES], highs[LANES], inverses[LANES];
         int32_t halves[LANES];
-        bool sound[LANES] = {};
-        for (int lane = 0; lane < LANES; ++lane) {
-            const float *x = batch.rows[lane];
-            float low, high;
-            sound[lane] = range(x, low, high);
-            extremes[lane] = high > -low ? high : low;
-            if (high == -low) {
-                extremes[lane] = 0;  // all zero, or both signs: the first counts
-                for (int i = 31; i >= 0 && high != 0; --i) {
-                    extremes[lane] = x[i] == high || x[i] == low ? x[i] : extremes[lane];
-                }
+        const bool sound = ranges(batch, lows, highs);
+        Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
+        Real high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+        const Mask both = (high == -low) & (high != Real(0));
+        if (any(both)) {  // of equal magnitudes the first counts
+            for (int lane = 0; lane < LANES; ++lane) {
+                const float *x = batch.rows[lane];
+                if (highs[lane] != -lows[lane]) continue;
+                int i = 0;
+                while (i < 31 && x[i] != highs[lane] && x[i] != lows[lane]) ++i;
+                highs[lane] = lows[lane] = x[i];
             }
+            low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
+            high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
         }
-        const Real d = Real{load<Floats>(extremes), load<Floats>(extremes + WIDTH)} / Real(-TOP);
+        const Real largest = select(abs(high) > abs(low), high, low);
+        const Real d = select(largest != Real(0), largest, Real(0)) / Real(-TOP);  // -0 for zeros of any sign
         const Real inverse = select(d != Real(0), Real(1) / d, Real(0));
         const Mask sure = finite(d) & finite(inverse);
         store(inverses, inverse);
         store(halves, half(d));
         store(batch.sure, Whole{sure.a, sure.b});
         for (int lane = 0; lane < batch.count; ++lane) {
-            uint8_t *out = batch.out + lane * BYTES, l[32];
+            uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
             for (int i = 0; i < PER; ++i) {
                 const Floats v = load<Floats>(batch.rows[lane] + i * WIDTH) * inverses[lane] + (TOP + 0.5f);
-                q[i] = __builtin_convertvector(v, Ints);
-                q[i] = q[i] > 2 * TOP - 1 ? 2 * TOP - 1 - Ints{} : q[i];
+                q[i] = __builtin_convertvector(least(v, (float)(2 * TOP - 1) - Floats{}), Ints);
             }
-            narrow(q, l);
             put_half(out, halves[lane]);
-            pack_nibbles<BITS>(l, out + 2);
-            if (!sound[lane]) batch.sure[lane] = 0;
+            pack_nibbles<BITS>(q, out + 2);
         }
+        if (!sound) unsure(batch);
     }
 
     static INLINE void fitted(Batch &batch) {
@@ -133,13 +211,12 @@ template <int BITS> struct Centred {
         halves.put(0, half(slope.scale));
         store(batch.sure, Whole{slope.sure.a, slope.sure.b});
         for (int lane = 0; lane < batch.count; ++lane) {
-            uint8_t *out = batch.out + lane * BYTES, l[32];
+            uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
             levels<32>(batch.rows[lane], 0, 0, iscale.real[0][lane], 0, -TOP, TOP - 1, TOP, q);
-            narrow(q, l);
-            if (zero.whole[0][lane]) memset(l, 0, 32);
+            if (zero.whole[0][lane]) memset(q, 0, sizeof q);
             put_half(out, halves.whole[0][lane]);
-            pack_nibbles<BITS>(l, out + 2);
+            pack_nibbles<BITS>(q, out + 2);
         }
     }
 };
@@ -154,10 +231,19 @@ template <int BITS> struct Raised {
     static INLINE void plain(Batch &batch) {
         float lows[LANES], highs[LANES], inverses[LANES];
         int32_t halves[LANES], minima[LANES];
-        bool sound[LANES] = {};
-        for (int lane = 0; lane < LANES; ++lane) sound[lane] = range(batch.rows[lane], lows[lane], highs[lane]);
-        const Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
+        const bool sound = ranges(batch, lows, highs);
+        Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
         const Real high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+        if (any(low == Real(0))) {  // of zeros the first counts: its sign is stored
+            for (int lane = 0; lane < LANES; ++lane) {
+                if (lows[lane] != 0) continue;
+                const float *x = batch.rows[lane];
+                int i = 0;
+                while (i < 31 && x[i] != 0) ++i;
+                lows[lane] = x[i];
+            }
+            low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
+        }
         const Real d = select(high == low, Real(0), (high - low) / Real(TOP));
         const Real inverse = select(d != Real(0), Real(1) / d, Real(0));
         const Mask sure = finite(low) & finite(d) & finite(inverse);
@@ -166,19 +252,17 @@ template <int BITS> struct Raised {
         store(minima, half(low));
         store(batch.sure, Whole{sure.a, sure.b});
         for (int lane = 0; lane < batch.count; ++lane) {
-            uint8_t *out = batch.out + lane * BYTES, l[32];
+            uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
             for (int i = 0; i < PER; ++i) {
                 const Floats v = (load<Floats>(batch.rows[lane] + i * WIDTH) - lows[lane]) * inverses[lane] + 0.5f;
-                q[i] = __builtin_convertvector(v, Ints);
-                if (BITS == 4) q[i] = q[i] > TOP ? TOP - Ints{} : q[i];
+                q[i] = __builtin_convertvector(least(v, (float)TOP - Floats{}), Ints);
             }
-            narrow(q, l);
             put_half(out, halves[lane]);
             put_half(out + 2, minima[lane]);
-            pack_nibbles<BITS>(l, out + 4);
-            if (!sound[lane]) batch.sure[lane] = 0;
+            pack_nibbles<BITS>(q, out + 4);
         }
+        if (!sound) unsure(batch);
     }
 
     static INLINE void fitted(Batch &batch) {
@@ -196,13 +280,12 @@ template <int BITS> struct Raised {
         halves.put(1, half(line.low));
         store(batch.sure, Whole{sure.a, sure.b});
         for (int lane = 0; lane < batch.count; ++lane) {
-            uint8_t *out = batch.out + lane * BYTES, l[32];
+            uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
             levels<32>(batch.rows[lane], 0, 0, iscale.real[0][lane], base.real[0][lane], 0, TOP, 0, q);
-            narrow(q, l);
             put_half(out, halves.whole[0][lane]);
             put_half(out + 2, halves.whole[1][lane]);
-            pack_nibbles<BITS>(l, out + 4);
+            pack_nibbles<BITS>(q, out + 4);
         }
     }
 };
