@@ -150,9 +150,11 @@ class TrainSettings(Section):
     steps: int = Field(60, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(2, ge=1)
-    """Records per forward pass."""
+    """Records per forward pass where nothing is packed; a step sees batch_size × accumulation records in any case."""
     accumulation: int = Field(4, ge=1)
-    """Forward passes per optimizer step."""
+    """See batch_size; with packing the step's records go into as few forward passes as memory allows."""
+    packing: bool = True
+    """Pack records into one row, attention kept inside each; false: batch_size records a pass, without padding too."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(5, ge=0)
@@ -175,12 +177,14 @@ class TrainSettings(Section):
     """Rank-stabilized scale."""
     completion_only: bool = True
     """Loss on the answer alone; false: on the whole text, as the notebook does."""
-    gradient_checkpointing: bool = True
-    """Recompute activations to save memory (Unsloth's own way under Unsloth); a small model is faster without."""
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
+    """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
     precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
     """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU."""
     eval_steps: int = Field(0, ge=0)
-    """Held-out loss every so many steps; 0: before and after only."""
+    """Held-out loss every so many steps, and the best adapter is what is kept; 0: before and after only."""
+    early_stopping: int = Field(0, ge=0)
+    """Stop after so many held-out losses in a row that are no better; 0: never. Needs eval_steps."""
     save_steps: int = Field(20, ge=1)
     """A checkpoint every so many steps; an interrupted run goes on from the last one."""
     seed: int = Field(3407, ge=0, lt=2**32)
@@ -192,6 +196,12 @@ class TrainSettings(Section):
         if not value:
             raise ValueError("name at least one layer")
         return value
+
+    @model_validator(mode="after")
+    def _stopping_needs_losses(self) -> "TrainSettings":
+        if self.early_stopping and not self.eval_steps:
+            raise ValueError("early_stopping watches the held-out loss: set eval_steps too")
+        return self
 
 
 class ExportSettings(Section):

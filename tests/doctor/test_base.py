@@ -4,7 +4,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure
-from toolkit.doctor import Check, machine, table
+from toolkit import machine
+from toolkit.doctor import Check, table
 
 
 @pytest.mark.parametrize(

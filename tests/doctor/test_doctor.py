@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.conftest import ROOT, Home, Serving, failing, only_failure
-from toolkit import base, server
+from toolkit import base, machine, server
 from toolkit.config import Config
-from toolkit.doctor import STAGES, Check, checks, machine, plan, table
+from toolkit.doctor import STAGES, Check, checks, plan, table
 from toolkit.prepare import source
 from toolkit.run import RunFolder, folder_of
 
@@ -144,10 +144,10 @@ def test_disk_counts_what_validation_keeps(home: Home) -> None:
 
 def test_too_little_memory_names_settings_that_fit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("train.max_length=4096", "train.batch_size=64", "train.gradient_checkpointing=false")
-    monkeypatch.setattr(machine, "available_memory", lambda: int(2.5e9))
+    monkeypatch.setattr(machine, "available_memory", lambda: int(1.035e9))
     found = home.examine(*settings, stages=("train",))
     check = only_failure(found, "memory: training")
-    assert check.fix == "--set train.gradient_checkpointing=true --set train.batch_size=1 --set train.accumulation=256"
+    assert check.fix == "--set train.gradient_checkpointing=auto --set train.max_length=512"
     changes = [word for word in check.fix.split() if word != "--set"]
     assert failing(home.examine(*settings, *changes, stages=("train",))) == []
 
@@ -184,11 +184,11 @@ def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(monkeypatch, machine.Card("a card", "", int(16e9), int(8.4e9), bf16=True), "unsloth")
+    with_card(monkeypatch, machine.Card("a card", "", int(16e9), int(7.5e9), bf16=True), "unsloth")
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
     found = {check.name: check for check in home.examine(*settings)}
     assert found["gpu memory: training"].ok is False
-    assert found["gpu memory: training"].fix == "--set train.batch_size=1 --set train.accumulation=8"
+    assert found["gpu memory: training"].fix == "--set train.max_length=1024"
 
 
 def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,118 +2,15 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config import LORA_TARGETS, QUANTIZATIONS, TrainSettings
-from toolkit.doctor import estimate, machine
-from toolkit.doctor import shape as shapes
-from toolkit.doctor.shape import Shape
+from toolkit import machine
+from toolkit import shape as shapes
+from toolkit.config import QUANTIZATIONS, TrainSettings
+from toolkit.doctor import estimate
+from toolkit.shape import Shape
 
 SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
 LLAMA_8B = shapes.known("llama-3.1-8b")
 assert LLAMA_8B is not None
-
-
-@pytest.mark.parametrize(
-    ("bf16", "checkpointing", "length", "measured"),
-    [
-        (True, False, 128, 2380),
-        (True, False, 512, 3841),
-        (True, True, 128, 1966),
-        (True, True, 512, 2602),
-        (False, False, 128, 2472),
-        (False, False, 512, 4751),
-    ],
-)
-def test_training_on_a_cpu_is_within_a_tenth_of_what_was_measured(
-    bf16: bool, checkpointing: bool, length: int, measured: int
-) -> None:
-    """Peak resident MB of two steps of SmolLM2-135M, batch 2, rank 16 on all linear layers, under the SFTTrainer."""
-    settings = TrainSettings(batch_size=2, max_length=length, gradient_checkpointing=checkpointing)
-    computed = estimate.total(estimate.training_cpu(SMOLLM2, settings, bf16=bf16)) / 1e6
-    assert 0.9 < computed / measured < 1.1
-
-
-def saved_for_backward(width: int) -> float:
-    """Let torch say what three layers keep for the backward pass, in bytes a token and layer."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            intermediate_size=shape.intermediate,
-            vocab_size=shape.vocab,
-            tie_word_embeddings=True,
-        )
-    )
-    model.config.use_cache = False
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=LORA_TARGETS))
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    ids = torch.zeros((2, 512), dtype=torch.long)
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        # a copy of a weight has two dimensions and as many rows as a layer, never as many as there are tokens
-        if storage.data_ptr() not in weights and ids.numel() * shape.hidden * 2 <= storage.nbytes():
-            kept[storage.data_ptr()] = tensor
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", dtype=torch.bfloat16, enabled=width == 2),
-    ):
-        model(input_ids=ids)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids.numel() / shape.layers
-
-
-@pytest.mark.parametrize("width", [2, 4])
-def test_activations_are_what_torch_keeps(width: int) -> None:
-    shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
-    computed = estimate.layer_activations(shape, LORA_TARGETS, width)
-    assert saved_for_backward(width) == pytest.approx(computed, rel=0.06)  # the last norm's input is a layer's no more
-
-
-def test_more_of_anything_takes_more_memory() -> None:
-    def need(**changes: object) -> int:
-        settings = TrainSettings(gradient_checkpointing=False).model_copy(update=changes)
-        return estimate.total(estimate.training_cpu(SMOLLM2, settings, bf16=True))
-
-    assert need() < need(batch_size=3)
-    assert need() < need(max_length=4096)
-    assert need() < need(lora_r=64)
-    assert need() > need(gradient_checkpointing=True)
-    assert need() > need(lora_targets=["q_proj"])
-
-
-def test_nf4_weights_of_llama_8b() -> None:
-    assert LLAMA_8B is not None
-    size = estimate.weights_cuda(LLAMA_8B, four_bit=True, peft=False)
-    assert size == pytest.approx(5.70e9, rel=0.01)  # unsloth/Meta-Llama-3.1-8B-bnb-4bit holds 5.70 GB of safetensors
-    assert estimate.weights_cuda(LLAMA_8B, four_bit=False, peft=True) == 2 * 8_030_261_248
-
-
-@pytest.mark.parametrize("unsloth", [True, False])
-def test_the_recipe_fits_a_16_gb_card_and_not_an_8_gb_one(unsloth: bool) -> None:
-    assert LLAMA_8B is not None
-    need = estimate.total(estimate.training_cuda(LLAMA_8B, TrainSettings(), four_bit=True, unsloth=unsloth))
-    assert 8e9 < need < 15e9
-
-
-@pytest.mark.parametrize(
-    ("card", "tokens"),
-    [(8, 2972), (12, 21_848), (16, 40_724), (24, 78_475), (40, 153_977), (48, 191_728), (80, 342_733)],
-)
-def test_unsloths_published_contexts_take_just_their_card(card: int, tokens: int) -> None:
-    """https://unsloth.ai/docs/basics/unsloth-benchmarks: Llama 3.1 8B, QLoRA, rank 32, batch 1, longest context."""
-    assert LLAMA_8B is not None
-    settings = TrainSettings(lora_r=32, batch_size=1, max_length=tokens)
-    need = estimate.total(estimate.training_cuda(LLAMA_8B, settings, four_bit=True, unsloth=True))
-    assert need / 2**30 == pytest.approx(card, rel=0.03)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +39,7 @@ def test_the_peak_of_a_validation_is_the_larger_of_reference_and_gguf() -> None:
 def test_checkpoints_count_only_what_will_be_saved() -> None:
     one = estimate.checkpoints(SMOLLM2, TrainSettings(steps=5, save_steps=20))
     assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=60, save_steps=20)) == 3 * one
-    assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=6000, save_steps=20)) == 3 * one
+    assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=6000, save_steps=20)) == 4 * one
 
 
 def system(root: Path, files: dict[str, str]) -> Path:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.doctor import estimate
-from toolkit.doctor import shape as shapes
+from toolkit import memory
+from toolkit import shape as shapes
 from toolkit.toml import build
 
 ROOT = Path(__file__).parents[2]
@@ -73,17 +73,17 @@ def test_training_takes_the_memory_that_was_computed(place: Path, precision: str
     config = build({"run": run, "model": {"base": str(place / "base")}, "train": train})
     shape = shapes.from_folder(place / "base")
     assert shape is not None
-    parts = estimate.training_cpu(shape, config.train, bf16=precision == "bf16")
+    parts = memory.training_cpu(shape, config.train, bf16=precision == "bf16")
     settings = json.dumps({"run": run, "model": {"base": str(place / "base")}, "train": train})
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     answer = subprocess.run([sys.executable, "-c", TRAIN, settings], capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stderr[-2000:]
     measured = int(answer.stdout.split()[-1])
-    computed = estimate.total(parts)
+    computed = memory.total(parts)
     print(
         f"{precision}, checkpointing {checkpointing}: {computed / 1e6:.0f} MB computed, {measured / 1e6:.0f} measured"
     )
     assert 0.7 < computed / measured < 1.4
     # The libraries must not hide an error in what the formula is about.
-    own = (computed - estimate.LIBRARIES) / (measured - estimate.LIBRARIES)
+    own = (computed - memory.LIBRARIES) / (measured - memory.LIBRARIES)
     assert 0.6 < own < 1.5

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.conftest import REPOSITORY
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
+from toolkit.memory import Plan
 from toolkit.run import RunFolder
 from toolkit.train import train
 
@@ -103,15 +105,21 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
     from toolkit.prompt import prompt_format
     from toolkit.train import examples
     from toolkit.train.backend import choose
-    from toolkit.train.loop import held_out_loss
+    from toolkit.train.evaluate import held_out_loss
+    from toolkit.train.precision import Precision
+    from toolkit.train.workers import Workers
 
     settings, folder = small
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"precision": "f32"})})
     rows = examples.tokenize(
         folder.side("val"), tokens.load(base.folder), prompt_format(settings.prompt), settings.train
     )
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-    found = held_out_loss(model, rows, settings, choose("peft"), "x")
+    backend, plan = choose("peft"), Plan(64, 8, False, "", None)
+    trained = backend.load(base, settings, plan, "cpu")
+    loop = types.SimpleNamespace(
+        backend=backend, plan=plan, workers=Workers(), precision=Precision("f32", "cpu"), model=trained, device="cpu"
+    )
+    found = held_out_loss(loop, rows, "x")  # type: ignore[arg-type]
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.config import Config
-from toolkit.doctor import checks, machine, plan, resources
+from toolkit.doctor import checks, plan, resources
 from toolkit.doctor.check import Check
 from toolkit.doctor.resources import Job
 from toolkit.errors import ToolkitError, explain

@@ -13,13 +13,13 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from toolkit import base, server
+from toolkit import base, machine, server
 from toolkit.config import MEDQUAD_CSV, MEDQUAD_URL, Config
-from toolkit.doctor import machine, plan
+from toolkit.doctor import plan
 from toolkit.doctor.check import Check
-from toolkit.doctor.machine import Card
-from toolkit.doctor.shape import from_gguf
+from toolkit.machine import Card
 from toolkit.run import RunFolder
+from toolkit.shape import from_gguf
 
 INSTALL = "pip install -c constraints.txt ."
 HUB_SECONDS = 10.0

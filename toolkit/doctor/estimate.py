@@ -1,120 +1,20 @@
-"""Memory and disk of a run, computed from the base's shape and the settings. All results are bytes.
+"""Memory and disk of the other stages, computed from the base's shape and the settings. All results are bytes.
 
-What was measured rather than derived is a constant in capitals with the measurement beside it (2 cores, Linux, glibc
-2.36, torch 2.14, transformers 5.17, peft 0.21, SmolLM2-135M, batch 2, lengths 128 and 512).
+Training's memory is `toolkit.memory`'s.
 """
 
 import math
 from collections.abc import Mapping
 
 from toolkit.config import TrainSettings
-from toolkit.doctor.shape import Shape
+from toolkit.memory import LIBRARIES, Parts, total
+from toolkit.shape import Shape
 
-Parts = dict[str, int]
-
-LIBRARIES = 1_020_000_000  # resident after a training step of a model of 0.1 M parameters
 NATIVE = 250_000_000  # resident with numpy, gguf and llama_cpp alone
-CUDA_CONTEXT = (
-    700_000_000  # on the card: context, cuBLAS and kernels; from NVIDIA's and bitsandbytes' users, not measured
-)
-# glibc cannot reuse every hole between the aligned blocks that torch asks for: activations take this much of what is
-# alive. Measured 1.6 (bf16) to 2.0 (f32); 1.0 to 1.1 with MALLOC_MMAP_THRESHOLD_ set, which proves where it comes from.
-HEAP = 1.8
-# What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, cards of 8 to 80 GB) after all
-# that is computed here; their 227 kB a token are `layer_activations` of one layer.
-UNSLOTH_LOGITS = 600_000_000
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
-TILE = (4096, 32768)  # tokens and vocabulary of the piece of logits that TRL's kernel holds on CUDA
-CHECKPOINTS = 3  # two are kept, and a third is written before the oldest goes
+CHECKPOINTS = 4  # two are kept and the best one, and another is written before the oldest goes
 TOKENIZER = 20_000_000  # tokenizer.json of Llama 3 is 17 MB
 ANSWER_BYTES = 1412  # MedQuAD's mean (3,500,005 bytes in 2,479 rows), where no test records exist yet
 BYTES_PER_TOKEN = 3  # of English in the recipe's vocabularies at the least; 4 is usual
-
-
-def total(parts: Mapping[str, int]) -> int:
-    """Add the parts up."""
-    return sum(parts.values())
-
-
-def layer_activations(shape: Shape, targets: list[str], width: int) -> int:
-    """Return what one layer keeps for the backward pass, per token.
-
-    `width` is 2 under bf16 or f16 autocast, else 4. Two float32 residuals (each RMSNorm keeps its input); queries, keys
-    and values repeated to all heads, and the attention's output; gate, its activation, and up; and the input of each
-    LoRA pair, which autocast copies for each, while in float32 layers behind the same norm share it. Rank-wide tensors
-    are left out.
-    """
-    inputs = {name: size[0] for name, size in shape.linears().items() if name in targets}
-    if width == 4:
-        after_norms = [name for name in inputs if name not in ("o_proj", "down_proj")]
-        shared = {"gate" if name.startswith(("gate", "up")) else "attention" for name in after_norms}
-        adapters = 4 * (len(shared) * shape.hidden + inputs.get("down_proj", 0))
-    else:
-        adapters = width * sum(inputs.values())
-    return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters
-
-
-def _adapter(shape: Shape, settings: TrainSettings, moments: int) -> int:
-    """Return float32 weights, gradients and Adam's moments (`moments` bytes a parameter) of the adapter."""
-    return shape.trainable(settings.lora_targets, settings.lora_r) * (4 + 4 + moments)
-
-
-def training_cpu(shape: Shape, settings: TrainSettings, *, bf16: bool) -> Parts:
-    """Return the peak of one step on a CPU: float32 base weights, adapter, and records all of `max_length`.
-
-    The loss is the model's own over all positions: log-probabilities, their gradient and the logits' gradient stand
-    beside each other in float32. Autocast keeps a bf16 copy of each frozen weight until the backward pass has used it.
-    """
-    count = settings.batch_size * settings.max_length
-    layer = layer_activations(shape, settings.lora_targets, 2 if bf16 else 4) * count
-    if settings.gradient_checkpointing:
-        # Each layer's input; and one layer at a time in full, with as much again for its gradients.
-        kept = shape.layers * 4 * shape.hidden * count + 2 * layer
-        copies = shape.linear_weights() // shape.layers
-    else:
-        kept, copies = shape.layers * layer, shape.linear_weights()
-    return {
-        "libraries": LIBRARIES,
-        "weights": 4 * shape.parameters(),
-        "bf16 copies": 2 * (copies + shape.table()) if bf16 else 0,
-        "adapter": _adapter(shape, settings, 8),
-        "activations": int(HEAP * kept),
-        "logits": 12 * count * shape.vocab,
-    }
-
-
-def weights_cuda(shape: Shape, *, four_bit: bool, peft: bool) -> int:
-    """Return the base's weights on a card: nf4 with double quantization for the layers, else 16 bits.
-
-    PEFT's preparation for 4-bit training turns what stays unquantized into float32; Unsloth leaves it in 16 bits.
-    """
-    if not four_bit:
-        return 2 * shape.parameters()
-    rest = shape.parameters() - shape.linear_weights()
-    return int(NF4 * shape.linear_weights()) + rest * (4 if peft else 2)
-
-
-def training_cuda(shape: Shape, settings: TrainSettings, *, four_bit: bool, unsloth: bool) -> Parts:
-    """Return the peak of one step on a CUDA card in 16-bit autocast, for records all of `max_length`.
-
-    With PEFT the loss is TRL's kernel, which holds one tile of logits, the float32 gradient of the last hidden states
-    and their copies. Unsloth moves each layer's input to the machine's memory and makes the logits in pieces. One
-    layer's weights are dequantized at a time.
-    """
-    count = settings.batch_size * settings.max_length
-    layer = layer_activations(shape, settings.lora_targets, 2) * count
-    kept = shape.layers * layer
-    if settings.gradient_checkpointing:
-        kept = layer if unsloth else shape.layers * 4 * shape.hidden * count + 2 * layer
-    tile = 2 * min(count, TILE[0]) * min(shape.vocab, TILE[1]) + 2 * min(shape.vocab, TILE[1]) * shape.hidden
-    largest = max(inputs * outputs for inputs, outputs in shape.linears().values())
-    return {
-        "context": CUDA_CONTEXT,
-        "weights": weights_cuda(shape, four_bit=four_bit, peft=not unsloth),
-        "adapter": _adapter(shape, settings, 2 if settings.optimizer == "adamw_8bit" else 8),
-        "activations": kept + (2 * largest if four_bit else 0),
-        "logits": UNSLOTH_LOGITS if unsloth else tile + 8 * count * shape.hidden,
-    }
 
 
 def conversion(shape: Shape) -> Parts:

@@ -5,13 +5,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit import base, server
+from toolkit import base, machine, memory, server
+from toolkit import shape as shapes
 from toolkit.config import Config
-from toolkit.doctor import estimate, machine
-from toolkit.doctor import shape as shapes
-from toolkit.doctor.shape import Shape
+from toolkit.doctor import estimate
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder, sha256_of
+from toolkit.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def base_writes(label: str, revision: str, shape: Shape) -> list[Write]:
         if wholly_cached(label, revision):
             return []
         four_bit = label.endswith(base.FOUR_BIT)
-        size = estimate.weights_cuda(shape, four_bit=four_bit, peft=False) + estimate.TOKENIZER
+        size = memory.weights_cuda(shape, four_bit=four_bit) + estimate.TOKENIZER
         return [Write(Path(HF_HUB_CACHE), f"download of {label}", size)]
     if path.is_file() and converted(path) is None:
         return [Write(base.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]

@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass
 
-from toolkit import base
-from toolkit.config import Config, TrainSettings
+from toolkit import base, machine
+from toolkit import memory as memories
+from toolkit.config import Config
 from toolkit.console import size
-from toolkit.doctor import estimate, machine, plan
+from toolkit.doctor import estimate, plan
 from toolkit.doctor.check import Check
 from toolkit.doctor.checks import precision_of, uses_unsloth
-from toolkit.doctor.estimate import Parts, total
-from toolkit.doctor.machine import Card
 from toolkit.doctor.plan import Write
-from toolkit.doctor.shape import Shape
 from toolkit.errors import ToolkitError
+from toolkit.machine import Card
+from toolkit.memory import Machine, Parts, total
 from toolkit.run import RunFolder
+from toolkit.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ def memory(job: Job) -> list[Check]:
     checks = []
     free = machine.available_memory()
     if "train" in job.stages:
-        if job.card is None:
-            checks.append(_training(job, job.config.train, "memory: training", free))
-        else:
-            checks.append(_training(job, job.config.train, "gpu memory: training", job.card.free))
+        checks.append(_training(job, free))
     if unconverted(job.config, job.stages):
         checks.append(_compare("memory: conversion", estimate.conversion(job.shape), free, MORE))
     if "export" in job.stages:
@@ -60,38 +58,47 @@ def memory(job: Job) -> list[Check]:
 MORE = "use a machine with that much memory, or a smaller `model.base`"
 
 
-def _training(job: Job, settings: TrainSettings, name: str, free: int | None) -> Check:
-    parts = training_parts(job, settings)
-    if free is None or total(parts) <= free:
-        return _compare(name, parts, free, "")
-    return _compare(name, parts, free, _what_fits(job, free))
+def _training(job: Job, free: int | None) -> Check:
+    """Compare the plan that training will choose with what is free, and say the plan."""
+    settings = job.config.train
+    name = "memory: training" if job.card is None else "gpu memory: training"
+    there = training_machine(job, free)
+    chosen = memories.plan(job.shape, settings, there)
+    parts = memories.peak(job.shape, settings, there, chosen.tokens, chosen.checkpointing)
+    check = _compare(name, parts, there.free, "")
+    if not chosen.fits:
+        return Check(name, False, check.found, _what_fits(job, there))
+    return Check(name, check.ok, f"{check.found}; {memories.describe(chosen, settings)}", "")
 
 
-def training_parts(job: Job, settings: TrainSettings) -> Parts:
-    """Return what one training step takes, on the device that will train."""
-    if job.card is None:
-        return estimate.training_cpu(job.shape, settings, bf16=precision_of(job.config, None) == "bf16")
+def training_machine(job: Job, free: int | None) -> Machine:
+    """Return what training will run on; `free` is the machine's memory, which a CPU trains in."""
     four_bit = job.config.model.load_in_4bit or job.config.model.base.endswith(base.FOUR_BIT)
-    return estimate.training_cuda(job.shape, settings, four_bit=four_bit, unsloth=uses_unsloth(job.config, job.card))
+    bf16 = precision_of(job.config, job.card) == "bf16"
+    on_card = job.card is not None
+    return Machine(
+        free=job.card.free if job.card is not None else free,
+        cuda=on_card,
+        unsloth=uses_unsloth(job.config, job.card),
+        four_bit=four_bit,
+        bf16=bf16,
+    )
 
 
-def _what_fits(job: Job, free: int) -> str:
+def _what_fits(job: Job, there: Machine) -> str:
     """Find the mildest change of the settings that fits, and say it as options of the command line."""
     settings = job.config.train
     changes: dict[str, int | str] = {}
     steps: list[dict[str, int | str]] = []
-    if not settings.gradient_checkpointing:
-        steps.append({"gradient_checkpointing": "true"})
-    if settings.batch_size > 1:
-        steps.append({"batch_size": 1, "accumulation": settings.accumulation * settings.batch_size})
+    if settings.gradient_checkpointing is False:
+        steps.append({"gradient_checkpointing": "auto"})
     length = settings.max_length // 2
     while length >= 128:
         steps.append({"max_length": length})
         length //= 2
     for step in steps:
         changes |= step
-        values = {key: True if value == "true" else value for key, value in changes.items()}
-        if total(training_parts(job, settings.model_copy(update=values))) <= free:
+        if memories.plan(job.shape, settings.model_copy(update=changes), there).fits:
             return " ".join(f"--set train.{key}={value}" for key, value in changes.items())
     return MORE
 

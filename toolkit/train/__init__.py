@@ -6,25 +6,36 @@ import time
 from pathlib import Path
 from typing import Any
 
-from toolkit import console, tokens
+from toolkit import console, fourbit, machine, memory, tokens
+from toolkit import shape as shapes
 from toolkit.base import Base, silence_transformers
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
-from toolkit.prompt import chat_template, prompt_format
+from toolkit.memory import Machine, Plan
+from toolkit.prompt import PromptFormat, chat_template, prompt_format
 from toolkit.run import Outcome, RunFolder, write_text, writing_folder
-from toolkit.train import checkpoints, examples, plot
-from toolkit.train.backend import choose
-from toolkit.train.loop import Interruption, LogKeeper, held_out_loss, make_trainer
+from toolkit.train import check, checkpoints, examples, loop, plot
+from toolkit.train import workers as processes
+from toolkit.train.backend import Backend, choose
+from toolkit.train.interruption import Interruption
+from toolkit.train.log import LogKeeper
+from toolkit.train.loop import Loop
+from toolkit.train.precision import Precision
+from toolkit.train.workers import Workers
 
 
-def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = False) -> Outcome:
+def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = False, avoid: str = "") -> Outcome:
     """Fine-tune the base on `data/train.jsonl` and write `adapter/`, `train_log.jsonl` and `loss.png`.
 
-    An interrupted run goes on from its last whole checkpoint, unless `restart`. Raises KeyboardInterrupt after Ctrl-C,
-    once the step in hand is saved; ToolkitError where the data or the loss are no good.
+    An interrupted run goes on from its last whole checkpoint, unless `restart`. Several processes that were launched
+    together call this alike; the first one writes. `avoid` is why Unsloth is not to be used. Raises KeyboardInterrupt
+    after Ctrl-C, once the step in hand is saved; ToolkitError where the data or the loss are no good.
     """
     started = time.monotonic()
-    backend = choose(config.train.backend)
+    workers = processes.join()
+    if not workers.first:
+        console.configure(quiet=True)
+    backend = choose(config.train.backend, "PEFT shards the model" if workers.sharded else avoid)
     console.say(f"training on {backend.device}: {backend.reason}")
     form = prompt_format(config.prompt)
     tokenizer = tokens.load(base.folder, form)
@@ -35,59 +46,101 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     examples.show(sides["train"], tokenizer)
 
     fingerprint = checkpoints.fingerprint(config, folder)
-    if restart:
+    if restart and workers.first:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    resume = checkpoints.latest(folder.checkpoints, fingerprint)
+    resume = workers.say(checkpoints.latest(folder.checkpoints, fingerprint))
+    plan = make_plan(config, base, backend, workers)
+    console.say(memory.describe(plan, config.train, workers.count))
+    if not plan.fits:
+        console.warn(f"{plan.reason}; it is tried all the same")
     silence_transformers()
-    model = backend.load(base, config)
+    model = backend.load(base, config, plan, None if workers.sharded else workers.device(backend.device))
     trainable, total = parameters(model)
     console.say(f"adapter: {trainable:,} trainable of {total:,} parameters")
 
-    log = LogKeeper(folder.checkpoints / "train_log.jsonl", resume.step if resume else 0)
-    before = log.held_out(0)
-    if before is None and sides["val"]:
-        before = held_out_loss(model, sides["val"], config, backend, "held-out loss before")
-        log.add({"step": 0, "held_out_loss": before})
+    precision = Precision(backend.precision(config.train.precision), backend.device)
+    precision.attach(model)
+    log = LogKeeper(folder.checkpoints / "train_log.jsonl" if workers.first else None, resume.step if resume else 0)
+    log.entries = workers.say(log.entries)  # all decide alike by them
+    job = Loop(
+        config=config,
+        folder=folder,
+        backend=backend,
+        model=model,
+        plan=plan,
+        sides=sides,
+        workers=workers,
+        precision=precision,
+        log=log,
+        interruption=Interruption(),
+        fingerprint=fingerprint,
+    )
     if resume:
         console.say(f"going on from step {resume.step} of {config.train.steps}")
-    interruption = Interruption()
-    with console.progress("training", config.train.steps, "steps") as progress:
-        trainer = make_trainer(
-            config, folder, backend, model, base.folder, sides, log, progress, interruption, fingerprint
-        )
-        with interruption.watching():
-            trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
-    if interruption.requested:
-        step = trainer.state.global_step
+    with job.interruption.watching():
+        step = loop.fit(job, resume)
+    if job.interruption.requested and step < config.train.steps:
         console.say(f"stopped after step {step} of {config.train.steps}; the same command goes on from there")
         raise KeyboardInterrupt
-    after = None
-    if sides["val"]:
-        after = held_out_loss(model, sides["val"], config, backend, "held-out loss after")
-        log.add({"step": config.train.steps, "held_out_loss": after})
-    _save(model, base.folder, chat_template(form), form.eos, folder.adapter)
-    write_text(folder.train_log, log.text())
-    plot.loss_curve(log.entries, folder.loss_plot)
+    kept = _keep_the_best(job, step)
+    adapter = job.whole.state()[0] if workers.sharded else None
+    if not workers.first:
+        return Outcome([], {})
+    _save(model, adapter, base.folder, form, folder.adapter)
+    write_text(folder.train_log, job.log.text())
+    plot.loss_curve(job.log.entries, folder.loss_plot)
     outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
-    losses = [entry["loss"] for entry in log.entries if "loss" in entry]
+    asked = None if workers.sharded else check.answer(model, tokenizer, form, config, backend, precision)
+    losses = job.log.losses()
     figures = {
         "backend": backend.name,
         "device": backend.device,
-        "precision": backend.precision(config.train.precision),
-        "steps": config.train.steps,
+        "devices": workers.count,
+        "precision": precision.name,
+        "steps": step,
+        "kept_step": kept,
         "trainable_parameters": trainable,
         "total_parameters": total,
         "records": len(sides["train"]),
-        "tokens_seen": int(trainer.state.num_input_tokens_seen),
+        "tokens_seen": job.tokens,
+        "tokens_per_second": round(job.seen_here / job.seconds, 1) if job.seconds else None,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "held_out_loss_before": before,
-        "held_out_loss_after": after,
+        "held_out_loss_before": job.log.held_out(0),
+        "held_out_loss_after": job.log.held_out(kept),
         "seconds": round(time.monotonic() - started, 1),
         "resumed_at_step": resume.step if resume else 0,
         "base_commit": base.commit,
+        "plan": {
+            "tokens_per_pass": job.plan.tokens,
+            "packing": config.train.packing,
+            "checkpointing": job.plan.checkpointing,
+            "reason": job.plan.reason,
+        },
+        "times_out_of_memory": job.out_of_memory,
+        "answer": asked,
+        **_memory(job),
     }
     return Outcome([*outputs, folder.train_log, folder.loss_plot], figures)
+
+
+def make_plan(config: Config, base: Base, backend: Backend, workers: Workers) -> Plan:
+    """Choose what goes into a forward pass from what is free now on the device that has least."""
+    cuda = backend.device == "cuda"
+    if cuda:
+        import torch
+
+        free: int | None = int(torch.cuda.mem_get_info(workers.device("cuda"))[0])
+    else:
+        free = machine.available_memory()
+        free = None if free is None else free // workers.count
+    if free is not None:
+        free = -int(workers.highest([-float(free)])[0])
+    four_bit = config.model.load_in_4bit or fourbit.is_four_bit(base.folder)
+    bf16 = backend.precision(config.train.precision) == "bf16"
+    there = Machine(free, cuda, backend.name == "unsloth", four_bit, bf16)
+    shape = None if workers.sharded else shapes.from_folder(base.folder)
+    return memory.plan(shape, config.train, there, workers.count)
 
 
 def parameters(model: Any) -> tuple[int, int]:
@@ -102,16 +155,50 @@ def parameters(model: Any) -> tuple[int, int]:
     return trainable, total
 
 
-def _save(model: Any, base: Path, template: str, eos: str, target: Path) -> None:
-    """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template and EOS."""
+def _keep_the_best(job: Loop, step: int) -> int:
+    """Bring the adapter with the lowest held-out loss back, where one was watched; return the step it is of."""
+    if not job.config.train.eval_steps:
+        return step
+    best = checkpoints.best(job.folder.checkpoints, job.fingerprint)
+    last = job.log.held_out(step)
+    chosen: int = job.workers.say(
+        step if best is None or best.held_out_loss is None or (last is not None and last <= best.held_out_loss)
+        else best.step
+    )  # fmt: skip
+    if best is None or chosen == step:
+        return step
+    console.say(f"the adapter of step {chosen} is kept: its held-out loss is the lowest, {best.held_out_loss:.4f}")
+    job.whole.load(checkpoints.read(best)[0])
+    return chosen
+
+
+def _memory(job: Loop) -> dict[str, Any]:
+    """Compare the memory that was computed with what torch's allocator held at most; both are bytes."""
+    if job.backend.device != "cuda":
+        return {}
+    import torch
+
+    measured = int(torch.cuda.max_memory_allocated(job.device))
+    said = f"memory: {console.size(measured)} at the peak"
+    if job.plan.estimate:
+        said += f", {console.size(job.plan.estimate)} computed for passes of {job.plan.tokens:,} tokens"
+    console.say(said)
+    return {"memory_peak": measured, "memory_estimate": job.plan.estimate}
+
+
+def _save(model: Any, adapter: dict[str, Any] | None, base: Path, form: PromptFormat, target: Path) -> None:
+    """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template and EOS.
+
+    `adapter` is given where the model's own parameters are only a part of it (FSDP).
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = template
-    if eos:
-        tokenizer.eos_token = eos
+    tokenizer.chat_template = chat_template(form)
+    if form.eos:
+        tokenizer.eos_token = form.eos
     with writing_folder(target) as fresh:
-        model.save_pretrained(fresh)
+        model.save_pretrained(fresh, **({} if adapter is None else {"state_dict": adapter}))
         tokenizer.save_pretrained(fresh)
         _name_base(fresh / "adapter_config.json", base)
 

@@ -9,17 +9,34 @@ from typing import Any
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
+from toolkit.memory import Plan
+from toolkit.train.batches import Batch
+
+
+class UnslothFailed(ToolkitError):
+    """Unsloth is installed but does not work here; whoever started this process may start another one without it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Unsloth does not work here: {reason}", hint='set train.backend = "peft"', exit_code=MISSING)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Backend:
-    """How to train here: `load` gives the model with its adapter, `options` the trainer's settings of this backend."""
+    """How to train here.
+
+    `load` gives the model with a fresh adapter, placed on the device of this process; `loss` the summed cross entropy
+    of a batch (nats) divided by a number; `padded` tells whether this model needs padded rows instead of packed ones;
+    `infer` readies it for generation.
+    """
 
     name: str
     device: str
     reason: str
-    load: Callable[[Base, Config], Any]
-    options: Callable[[Config], dict[str, Any]]
+    load: Callable[[Base, Config, Plan, Any], Any]
+    loss: Callable[[Any, Batch, Any], Any]
+    padded: Callable[[Any], bool]
+    infer: Callable[[Any], None]
 
     def precision(self, wanted: str) -> str:
         """Resolve `auto` to what the device computes in: bf16, f16 or f32."""
@@ -32,16 +49,15 @@ class Backend:
         return "bf16" if torch.cuda.is_bf16_supported() else "f16"
 
 
-def choose(wanted: str) -> Backend:
+def choose(wanted: str, avoid: str = "") -> Backend:
     """Choose Unsloth where there is a CUDA card and it is installed, else plain PEFT; or what the settings demand.
 
-    Raises ToolkitError (exit 3) where Unsloth is demanded and cannot run.
+    `avoid` says why Unsloth is not to be taken although it is installed. Raises ToolkitError (exit 3) where Unsloth is
+    demanded and cannot run.
     """
-    from toolkit.train import peft_backend, unsloth_backend
-
     cuda = has_cuda()
     installed = importlib.util.find_spec("unsloth") is not None
-    if wanted == "unsloth" or (wanted == "auto" and cuda and installed):
+    if wanted == "unsloth" or (wanted == "auto" and cuda and installed and not avoid):
         missing = [name for name, there in (("a CUDA card", cuda), ("the package unsloth", installed)) if not there]
         if missing:
             raise ToolkitError(
@@ -49,13 +65,18 @@ def choose(wanted: str) -> Backend:
                 hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set train.backend = "peft"',
                 exit_code=MISSING,
             )
-        return Backend("unsloth", "cuda", "Unsloth", unsloth_backend.load, unsloth_backend.options)
-    why = (
-        "plain PEFT"
-        if wanted == "peft"
-        else f"plain PEFT, because {'Unsloth is not installed' if cuda else 'there is no CUDA card'}"
-    )
-    return Backend("peft", "cuda" if cuda else "cpu", why, peft_backend.load, peft_backend.options)
+        from toolkit.train import unsloth_backend
+
+        return unsloth_backend.backend()
+    from toolkit.train import peft_backend
+
+    if wanted == "peft":
+        why = "plain PEFT"
+    elif not cuda:
+        why = "plain PEFT, because there is no CUDA card"
+    else:
+        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: the same result, at less than half the speed"
+    return peft_backend.backend("cuda" if cuda else "cpu", why)
 
 
 def has_cuda() -> bool:

@@ -3,36 +3,50 @@
 import importlib.util
 from typing import Any
 
-from toolkit import console
+from toolkit import fourbit
 from toolkit.base import Base
 from toolkit.config import Config
+from toolkit.errors import MISSING, ToolkitError
+from toolkit.memory import Plan
+from toolkit.train import attention, loss
+from toolkit.train.backend import Backend
+from toolkit.train.batches import Batch
 
 
-def load(base: Base, config: Config) -> Any:
-    """Load the base and put a fresh adapter on it; on a CPU the weights are float32."""
+def backend(device: str, reason: str) -> Backend:
+    """Return this backend for a device, `cpu` or `cuda`."""
+    return Backend("peft", device, reason, load, packed_loss, lambda _: False, infer)
+
+
+def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
+    """Load the base and put a fresh adapter on it; on a CPU the weights are float32.
+
+    `device` is where the weights go, None to leave that to accelerate (FSDP). On CUDA the base stays in 16 bits where
+    it is not quantized: PEFT's own preparation would turn embeddings and head into float32, 2 GB more for an 8B model.
+    """
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
 
     settings = config.train
+    cuda = torch.cuda.is_available() and str(device) != "cpu"
     options: dict[str, Any] = {"dtype": torch.float32}
-    cuda = torch.cuda.is_available()
     if cuda:
         compute = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        options = {"dtype": compute, "device_map": {"": 0}}
-        if config.model.load_in_4bit and not base.label.endswith("4bit"):
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=compute,
-            )
-    model = AutoModelForCausalLM.from_pretrained(base.folder, use_safetensors=True, **options)
+        options = {"dtype": compute}
+        if device is not None:
+            options["device_map"] = {"": device}
+        if config.model.load_in_4bit and not fourbit.is_four_bit(base.folder):
+            options["quantization_config"] = _four_bit(compute)
+    model = AutoModelForCausalLM.from_pretrained(
+        base.folder, use_safetensors=True, attn_implementation=attention.register(), **options
+    )
     model.config.use_cache = False
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=settings.gradient_checkpointing)
+    model.requires_grad_(False)
+    if plan.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(settings.seed)  # the adapter's first weights
-    return get_peft_model(
+    model = get_peft_model(
         model,
         LoraConfig(
             task_type="CAUSAL_LM",
@@ -44,18 +58,34 @@ def load(base: Base, config: Config) -> Any:
             bias="none",
         ),
     )
+    loss.attach(model.get_base_model())
+    return model
 
 
-def options(config: Config) -> dict[str, Any]:
-    """Return the trainer's settings that depend on this backend: optimizer and gradient checkpointing."""
-    import torch
+def _four_bit(compute: Any) -> Any:
+    from transformers import BitsAndBytesConfig
 
-    optimizer = config.train.optimizer
-    if optimizer == "adamw_8bit" and not (torch.cuda.is_available() and importlib.util.find_spec("bitsandbytes")):
-        console.say("optimizer: adamw_torch, because adamw_8bit needs CUDA and bitsandbytes")
-        optimizer = "adamw_torch"
-    return {
-        "optim": optimizer,
-        "gradient_checkpointing": config.train.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
-    }
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ToolkitError(
+            "4-bit loading needs the package bitsandbytes",
+            hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set model.load_in_4bit = false',
+            exit_code=MISSING,
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+        bnb_4bit_quant_storage=compute,  # what FSDP can shard; without it nothing changes
+    )
+
+
+def packed_loss(model: Any, batch: Batch, total: Any) -> Any:
+    """Return the batch's summed cross entropy divided by `total`."""
+    return model(**loss.inputs(batch), labels=batch.labels, total=total).loss
+
+
+def infer(model: Any) -> None:
+    """Ready the model for generation."""
+    model.eval()
+    model.config.use_cache = True

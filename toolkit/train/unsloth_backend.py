@@ -1,37 +1,97 @@
 """Unsloth: QLoRA on CUDA with its own kernels. It patches transformers and TRL when it is imported."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+from toolkit import console
 from toolkit.base import Base
 from toolkit.config import Config
+from toolkit.memory import Plan
+from toolkit.train.backend import Backend, UnslothFailed
+from toolkit.train.batches import Batch
+
+# Families whose own forward pass at Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
+# Gemma-2, and runs others through transformers' code.
+PACKED = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def load(base: Base, config: Config) -> Any:
+def backend() -> Backend:
+    """Return this backend; imports Unsloth, which must come before transformers. Raises UnslothFailed."""
+    with _working():
+        import unsloth  # noqa: F401
+    return Backend("unsloth", "cuda", "Unsloth", load, packed_loss, needs_padding, infer)
+
+
+@contextlib.contextmanager
+def _working() -> Iterator[None]:
+    """Turn whatever Unsloth raises into UnslothFailed; a card that is too small is not its fault."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as exc:  # it fails in many ways: a version clash, an unsupported card, a missing compiler
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        raise UnslothFailed(f"{type(exc).__name__}: {lines[0][:200] if lines else 'no message'}") from exc
+
+
+def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it."""
     from unsloth import FastLanguageModel  # before transformers and trl, which it patches
 
+    from toolkit.train import varlen
+
     settings = config.train
-    model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(base.folder),
-        max_seq_length=settings.max_length,
-        dtype=None,  # bf16 on Ampere and later, else f16
-        load_in_4bit=config.model.load_in_4bit,
-        use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
-    )
-    return FastLanguageModel.get_peft_model(
-        model,
-        r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=settings.lora_targets,
-        bias="none",
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
-        random_state=settings.seed,
-        use_rslora=settings.rslora,
-        loftq_config=None,
-    )
+    placed = {} if device is None else {"device_map": {"": device}}
+    with _working():
+        kernel = varlen.offer_to_unsloth()
+        (console.warn if kernel == varlen.LOOP else console.say)(f"attention of packed records: {kernel}")
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=str(base.folder),
+            max_seq_length=settings.max_length,
+            dtype=None,  # bf16 on Ampere and later, else f16
+            load_in_4bit=config.model.load_in_4bit,
+            use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
+            **placed,
+        )
+        return FastLanguageModel.get_peft_model(
+            model,
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=settings.lora_targets,
+            bias="none",
+            use_gradient_checkpointing="unsloth" if plan.checkpointing else False,
+            random_state=settings.seed,
+            use_rslora=settings.rslora,
+            loftq_config=None,
+        )
 
 
-def options(config: Config) -> dict[str, Any]:
-    """Return the trainer's settings that depend on this backend; checkpointing is set on the model itself."""
-    return {"optim": config.train.optimizer}
+def needs_padding(model: Any) -> bool:
+    """Tell whether Unsloth's forward pass for this family takes padded rows only."""
+    return model.config.model_type not in PACKED
+
+
+def packed_loss(model: Any, batch: Batch, total: Any) -> Any:
+    """Return the batch's summed cross entropy divided by `total` (a tensor), through Unsloth's fused head and loss."""
+    import torch
+
+    inputs = {"input_ids": batch.input_ids, "labels": batch.labels, "num_items_in_batch": total, "use_cache": False}
+    if batch.padded:
+        lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
+        places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+        inputs["attention_mask"] = (places[None, :] < lengths[:, None]).long()
+    else:
+        inputs["position_ids"] = batch.position_ids
+        inputs["packed_seq_lengths"] = torch.tensor(batch.lengths, dtype=torch.int32)
+    return model(**inputs).loss
+
+
+def infer(model: Any) -> None:
+    """Ready the model for Unsloth's fast generation."""
+    from unsloth import FastLanguageModel
+
+    FastLanguageModel.for_inference(model)

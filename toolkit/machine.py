@@ -1,10 +1,15 @@
 """What this machine has: memory that is free for us, disk by file system, CPU, CUDA card."""
 
 import importlib.util
+import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+from toolkit.errors import ToolkitError
 
 
 @dataclass(frozen=True)
@@ -126,16 +131,30 @@ def has_card_file() -> bool:
     return Path("/dev/nvidia0").exists()
 
 
+ASK = """
+import json, torch
+if torch.cuda.is_available():
+    free, total = torch.cuda.mem_get_info()
+    print(json.dumps([torch.cuda.get_device_name(0), total, free, torch.cuda.is_bf16_supported()]))
+"""
+
+
 def card() -> Card | None:
-    """Ask torch for the first CUDA card; None where there is no device file or torch sees none."""
+    """Ask torch for the first CUDA card; None where there is no device file or torch sees none.
+
+    A process of its own asks, because whoever asks keeps some 500 MB of the card until it ends. Raises ToolkitError
+    where torch breaks down.
+    """
     if not has_card_file():
         return None
-    import torch
-
-    if not torch.cuda.is_available():
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise ToolkitError(f"torch cannot be asked for the CUDA card: {said[-1] if said else done.returncode}")
+    if not done.stdout.strip():
         return None
-    free, total = torch.cuda.mem_get_info()
-    return Card(torch.cuda.get_device_name(0), driver_version(), total, free, bool(torch.cuda.is_bf16_supported()))
+    name, total, free, bf16 = json.loads(done.stdout.splitlines()[-1])
+    return Card(name, driver_version(), total, free, bf16)
 
 
 def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:

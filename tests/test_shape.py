@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import shape as shapes
 from toolkit.config import LORA_TARGETS
-from toolkit.doctor import shape as shapes
-from toolkit.doctor.shape import Shape
+from toolkit.shape import Shape
 
 SMALL = {
     "vocab_size": 320,

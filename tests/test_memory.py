@@ -1,0 +1,183 @@
+"""Training's memory against what was measured, and the plan that is made from it."""
+
+import pytest
+
+from toolkit import memory
+from toolkit import shape as shapes
+from toolkit.config import LORA_TARGETS, TrainSettings
+from toolkit.memory import Machine
+from toolkit.shape import Shape
+
+SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
+LLAMA_8B = shapes.known("llama-3.1-8b")
+assert LLAMA_8B is not None
+
+
+@pytest.mark.parametrize(
+    ("bf16", "checkpointing", "length", "measured"),
+    [
+        (True, False, 256, 2783),
+        (True, False, 1024, 4793),
+        (True, True, 512, 2311),
+        (True, True, 1024, 2816),
+        (False, False, 256, 3076),
+        (False, False, 1024, 6899),
+    ],
+)
+def test_training_on_a_cpu_is_within_an_eighth_of_what_was_measured(
+    bf16: bool, checkpointing: bool, length: int, measured: int
+) -> None:
+    """Peak resident MB of two steps of SmolLM2-135M, two records a pass, rank 16 on all linear layers."""
+    settings = TrainSettings(batch_size=2, max_length=length, gradient_checkpointing=checkpointing)
+    computed = memory.total(memory.training_cpu(SMOLLM2, settings, bf16=bf16)) / 1e6
+    assert 0.88 < computed / measured < 1.12
+
+
+def saved_for_backward(width: int) -> float:
+    """Let torch say what three layers keep for the backward pass, in bytes a token and layer."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            intermediate_size=shape.intermediate,
+            vocab_size=shape.vocab,
+            tie_word_embeddings=True,
+        )
+    )
+    model.config.use_cache = False
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=1, target_modules=LORA_TARGETS))
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    ids = torch.zeros((2, 512), dtype=torch.long)
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        # a copy of a weight has two dimensions and as many rows as a layer, never as many as there are tokens
+        if storage.data_ptr() not in weights and ids.numel() * shape.hidden * 2 <= storage.nbytes():
+            kept[storage.data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=width == 2),
+    ):
+        model(input_ids=ids)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids.numel() / shape.layers
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_activations_are_what_torch_keeps(width: int) -> None:
+    shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
+    computed = memory.layer_activations(shape, LORA_TARGETS, width)
+    assert saved_for_backward(width) == pytest.approx(computed, rel=0.06)  # the last norm's input is a layer's no more
+
+
+def test_more_of_anything_takes_more_memory() -> None:
+    def need(**changes: object) -> int:
+        settings = TrainSettings(gradient_checkpointing=False).model_copy(update=changes)
+        return memory.total(memory.training_cpu(SMOLLM2, settings, bf16=True))
+
+    assert need() < need(batch_size=3)
+    assert need() < need(max_length=4096)
+    assert need() < need(lora_r=64)
+    assert need() > need(gradient_checkpointing=True)
+    assert need() > need(lora_targets=["q_proj"])
+
+
+def test_nf4_weights_of_llama_8b() -> None:
+    assert LLAMA_8B is not None
+    size = memory.weights_cuda(LLAMA_8B, four_bit=True)
+    assert size == pytest.approx(5.70e9, rel=0.01)  # unsloth/Meta-Llama-3.1-8B-bnb-4bit holds 5.70 GB of safetensors
+    assert memory.weights_cuda(LLAMA_8B, four_bit=False) == 2 * 8_030_261_248
+
+
+@pytest.mark.parametrize("unsloth", [True, False])
+def test_the_recipe_fits_a_16_gb_card_and_not_an_8_gb_one(unsloth: bool) -> None:
+    assert LLAMA_8B is not None
+    need = memory.total(memory.training_cuda(LLAMA_8B, TrainSettings(), four_bit=True, unsloth=unsloth))
+    assert 8e9 < need < 15e9
+
+
+@pytest.mark.parametrize(
+    ("card", "tokens"),
+    [(8, 2972), (12, 21_848), (16, 40_724), (24, 78_475), (40, 153_977), (48, 191_728), (80, 342_733)],
+)
+def test_unsloths_published_contexts_take_just_their_card(card: int, tokens: int) -> None:
+    """https://unsloth.ai/docs/basics/unsloth-benchmarks: Llama 3.1 8B, QLoRA, rank 32, batch 1, longest context."""
+    assert LLAMA_8B is not None
+    settings = TrainSettings(lora_r=32, batch_size=1, max_length=tokens)
+    need = memory.total(memory.training_cuda(LLAMA_8B, settings, four_bit=True, unsloth=True))
+    assert need / 2**30 == pytest.approx(card, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "checkpointing", "gib"),
+    [(2 * 2048, True, 6.8), (4 * 2048, False, 37.4), (8 * 2048, False, 67.4)],
+)
+def test_unsloth_on_an_h100_took_what_is_computed(tokens: int, checkpointing: bool, gib: float) -> None:
+    """Llama-3.1-8B, QLoRA of rank 16, rows of 2,048 packed tokens: torch's peak, without the CUDA context."""
+    assert LLAMA_8B is not None
+    parts = memory.training_cuda(
+        LLAMA_8B, TrainSettings(), four_bit=True, unsloth=True, tokens=tokens, checkpointing=checkpointing
+    )
+    assert (memory.total(parts) - parts["context"]) / 2**30 == pytest.approx(gib, rel=0.1)
+
+
+def card(gigabytes: float, *, unsloth: bool = True) -> Machine:
+    """A card of that size with nothing on it but the CUDA context."""
+    return Machine(int(0.97 * gigabytes * 2**30 - memory.CUDA_CONTEXT), True, unsloth, True, True)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "checkpointing", "tokens"),
+    [(8, True, 2048), (16, True, 16_384), (24, False, 2048), (48, False, 8192), (80, False, 16_384)],
+)
+def test_the_plan_of_each_card(gigabytes: int, checkpointing: bool, tokens: int) -> None:
+    """At least so many tokens go into one forward pass; no plan takes more than the card has."""
+    chosen = memory.plan(LLAMA_8B, TrainSettings(), card(gigabytes))
+    assert chosen.fits and chosen.checkpointing == checkpointing
+    assert tokens <= chosen.tokens <= memory.ENOUGH
+    assert chosen.estimate is not None and chosen.estimate < gigabytes * 2**30
+    said = memory.describe(chosen, TrainSettings())
+    assert "8 records a step" in said and f"{chosen.tokens:,} tokens" in said and "free" in said
+
+
+def test_a_larger_card_never_gets_a_smaller_plan() -> None:
+    for unsloth in (True, False):
+        plans = [memory.plan(LLAMA_8B, TrainSettings(), card(size, unsloth=unsloth)) for size in range(6, 100, 2)]
+        assert [plan.fits for plan in plans] == sorted(plan.fits for plan in plans)
+        fitting = [plan for plan in plans if plan.fits]
+        ranks = [(not plan.checkpointing, plan.tokens) for plan in fitting]
+        assert ranks == sorted(ranks)
+
+
+def test_settings_overrule_the_plan_and_what_does_not_fit_is_said() -> None:
+    always = TrainSettings(gradient_checkpointing=True)
+    assert memory.plan(LLAMA_8B, always, card(80)).checkpointing
+    never = memory.plan(LLAMA_8B, TrainSettings(gradient_checkpointing=False), card(12))
+    assert not never.fits and not never.checkpointing and "can be used" in never.reason
+    tiny = memory.plan(LLAMA_8B, TrainSettings(), card(6))
+    assert not tiny.fits and tiny.checkpointing and tiny.tokens == 2048
+
+
+def test_a_step_sees_the_same_records_whatever_the_plan() -> None:
+    """The plan bounds a forward pass; without packing it holds batch_size records, and a worker has its share."""
+    loose = memory.plan(LLAMA_8B, TrainSettings(packing=False), card(80))
+    assert loose.records == 2 and loose.tokens <= 2 * 2048
+    assert memory.plan(LLAMA_8B, TrainSettings(), card(80), workers=4).tokens <= 2 * 2048
+    unknown = memory.plan(None, TrainSettings(), card(80))
+    assert (unknown.tokens, unknown.checkpointing, unknown.estimate) == (2 * 2048, True, None)
+
+
+def test_running_out_of_memory_halves_the_pass_until_one_record_is_left() -> None:
+    chosen = memory.plan(LLAMA_8B, TrainSettings(), card(80))
+    smaller = chosen.halved(3000, 8)
+    assert smaller is not None and smaller.tokens == 1500
+    assert chosen.halved(3000, 1) is None

@@ -1,0 +1,262 @@
+"""Memory of one training step, computed from the base's shape and the settings, and the plan that fits a card.
+
+All sizes are bytes. What was measured rather than derived is a constant in capitals with the measurement beside it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from toolkit.config import TrainSettings
+from toolkit.console import size
+from toolkit.shape import Shape
+
+Parts = dict[str, int]
+
+# Resident after a training step of a model of 0.1 M parameters (2 cores, Linux, glibc 2.36, torch 2.14, transformers
+# 5.17, peft 0.21).
+LIBRARIES = 1_020_000_000
+CUDA_CONTEXT = 700_000_000  # on the card: context, cuBLAS and kernels; from NVIDIA's and bitsandbytes' users
+# glibc cannot reuse every hole between the aligned blocks that torch asks for: activations take this much of what is
+# alive, by the bytes of a number, or where layers are computed again. Measured (135 M parameters, 512 to 2,048 tokens a
+# pass): 1.54 in bf16, 1.93 in float32, and with checkpointing 3.9 in bf16 and 6 in float32 of what is very little.
+HEAP = {2: 1.55, 4: 1.95}
+HEAP_RECOMPUTED = 4.0
+# What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, cards of 8 to 80 GB) after all
+# that is computed here; their 227 kB a token are `layer_activations` of one layer.
+UNSLOTH_LOGITS = 600_000_000
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
+LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
+USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes
+SPARE = 1.25  # of a whole record must fit without checkpoints, for a record cannot be halved if that was computed amiss
+ENOUGH = 16_384  # tokens of a forward pass beyond which a larger one is hardly faster: 8,192 gave 97 % of its speed
+
+
+def total(parts: Mapping[str, int]) -> int:
+    """Add the parts up."""
+    return sum(parts.values())
+
+
+def layer_activations(shape: Shape, targets: list[str], width: int) -> int:
+    """Return what one layer of transformers + PEFT keeps for the backward pass, per token.
+
+    `width` is 2 under bf16 or f16 autocast, else 4. Two float32 residuals (each RMSNorm keeps its input); queries, keys
+    and values repeated to all heads, and the attention's output; gate, its activation, and up; and the input of each
+    LoRA pair, which autocast copies for each, while in float32 layers behind the same norm share it. Rank-wide tensors
+    are left out.
+    """
+    inputs = {name: size[0] for name, size in shape.linears().items() if name in targets}
+    if width == 4:
+        after_norms = [name for name in inputs if name not in ("o_proj", "down_proj")]
+        shared = {"gate" if name.startswith(("gate", "up")) else "attention" for name in after_norms}
+        adapters = 4 * (len(shared) * shape.hidden + inputs.get("down_proj", 0))
+    else:
+        adapters = width * sum(inputs.values())
+    return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters
+
+
+def unsloth_activations(shape: Shape) -> int:
+    """Return what one layer of Unsloth keeps for the backward pass without checkpointing, per token, in 16 bits.
+
+    Two residuals and their norms; queries before and after their rotation and the attention's output, keys and values
+    likewise; gate and up, of which the rest is computed again. Measured: Llama-3.1-8B takes 3.932 MB a token (67.4 less
+    37.4 GiB for 8,192 tokens more), which is these 122,880 bytes in 32 layers.
+    """
+    return 2 * (4 * shape.hidden + 3 * shape.query + 4 * shape.key_value + 2 * shape.intermediate)
+
+
+def adapter(shape: Shape, settings: TrainSettings, moments: int) -> int:
+    """Return float32 weights, gradients and Adam's moments (`moments` bytes a parameter) of the adapter."""
+    return shape.trainable(settings.lora_targets, settings.lora_r) * (4 + 4 + moments)
+
+
+def logits(shape: Shape, count: int) -> int:
+    """Return what our loss holds: a piece of the logits in 16 bits, its float32 copy, log-softmax and gradient."""
+    return 14 * min(count, LOGITS) * shape.vocab
+
+
+def training_cpu(
+    shape: Shape, settings: TrainSettings, *, bf16: bool, tokens: int | None = None, checkpointing: bool | None = None
+) -> Parts:
+    """Return the peak of one step on a CPU: float32 base weights, adapter, and `tokens` in a forward pass.
+
+    Autocast keeps a bf16 copy of each frozen weight until the backward pass has used it. By default the tokens are
+    `batch_size` records of `max_length`, and checkpointing is as set.
+    """
+    count = settings.batch_size * settings.max_length if tokens is None else tokens
+    width = 2 if bf16 else 4
+    layer = layer_activations(shape, settings.lora_targets, width) * count
+    if settings.gradient_checkpointing is True if checkpointing is None else checkpointing:
+        # Each layer's input; and one layer at a time in full, with as much again for its gradients.
+        kept = HEAP_RECOMPUTED * (shape.layers * 4 * shape.hidden * count + 2 * layer)
+        copies = shape.linear_weights() // shape.layers
+    else:
+        kept, copies = HEAP[width] * shape.layers * layer, shape.linear_weights()
+    return {
+        "libraries": LIBRARIES,
+        "weights": 4 * shape.parameters(),
+        "bf16 copies": 2 * (copies + shape.table()) if bf16 else 0,
+        "adapter": adapter(shape, settings, 8),
+        "activations": int(kept),
+        "logits": logits(shape, count),
+    }
+
+
+def weights_cuda(shape: Shape, *, four_bit: bool) -> int:
+    """Return the base's weights on a card: nf4 with double quantization for the layers, else 16 bits."""
+    if not four_bit:
+        return 2 * shape.parameters()
+    rest = shape.parameters() - shape.linear_weights()
+    return int(NF4 * shape.linear_weights()) + rest * 2
+
+
+def training_cuda(
+    shape: Shape,
+    settings: TrainSettings,
+    *,
+    four_bit: bool,
+    unsloth: bool,
+    tokens: int | None = None,
+    checkpointing: bool | None = None,
+) -> Parts:
+    """Return the peak of one step on a CUDA card in 16-bit autocast, for `tokens` in a forward pass.
+
+    With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
+    full. One layer's weights are dequantized at a time. By default the tokens are `batch_size` records of `max_length`,
+    and checkpointing is as set, on where it is left to the plan.
+    """
+    count = settings.batch_size * settings.max_length if tokens is None else tokens
+    layer = layer_activations(shape, settings.lora_targets, 2) * count
+    if settings.gradient_checkpointing is not False if checkpointing is None else checkpointing:
+        kept = layer if unsloth else shape.layers * 2 * shape.hidden * count + 2 * layer
+    else:
+        kept = shape.layers * unsloth_activations(shape) * count + layer if unsloth else (shape.layers + 1) * layer
+    largest = max(inputs * outputs for inputs, outputs in shape.linears().values())
+    return {
+        "context": CUDA_CONTEXT,
+        "weights": weights_cuda(shape, four_bit=four_bit),
+        "adapter": adapter(shape, settings, 2 if settings.optimizer == "adamw_8bit" else 8),
+        "activations": kept + (2 * largest if four_bit else 0),
+        "logits": UNSLOTH_LOGITS if unsloth else logits(shape, count) + 8 * count * shape.hidden,
+    }
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What trains: the device's free bytes before anything is loaded (None: unknown), and by which library."""
+
+    free: int | None
+    cuda: bool
+    unsloth: bool
+    four_bit: bool
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is computed: at most `tokens` in one forward pass (always whole records), with or without checkpoints.
+
+    A step's records stay batch_size × accumulation whatever the plan, so it changes memory and speed, not the result.
+    `estimate` is the computed peak of the device's memory, the CUDA context left out; None where it is unknown.
+    """
+
+    tokens: int
+    records: int
+    checkpointing: bool
+    reason: str
+    estimate: int | None
+    fits: bool = True
+
+    def halved(self, tokens: int, records: int) -> "Plan | None":
+        """Return the plan after a forward pass of that size ran out of memory; None where it held one record only."""
+        return replace(self, tokens=tokens // 2) if records > 1 else None
+
+
+def peak(shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, checkpointing: bool) -> Parts:
+    """Return the peak of a step with `tokens` in one forward pass on this machine.
+
+    On a card the CUDA context is left out: free memory is asked for when there is one, and torch does not count it.
+    """
+    if machine.cuda:
+        parts = training_cuda(
+            shape,
+            settings,
+            four_bit=machine.four_bit,
+            unsloth=machine.unsloth,
+            tokens=tokens,
+            checkpointing=checkpointing,
+        )
+        return {name: count for name, count in parts.items() if name != "context"}
+    return training_cpu(shape, settings, bf16=machine.bf16, tokens=tokens, checkpointing=checkpointing)
+
+
+def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers: int = 1) -> Plan:
+    """Choose how much goes into one forward pass, and whether activations are recomputed, from the free memory.
+
+    Without checkpoints a step takes 4 FLOP a parameter and token instead of 6, so they are left out where a whole
+    record of `max_length` still fits, unless the settings decide. A forward pass never needs more than one worker's
+    share of a step, nor, on a card, more than ENOUGH tokens.
+    """
+    longest = settings.max_length
+    share = math.ceil(settings.batch_size * settings.accumulation / workers)
+    records = share if settings.packing else min(settings.batch_size, share)
+    most = records * longest if not settings.packing else min(share * longest, max(ENOUGH, longest))
+    if not machine.cuda:
+        # A CPU gains nothing from wide passes: what the settings call a batch is what stands in memory at once.
+        most = min(most, settings.batch_size * longest)
+    wanted = settings.gradient_checkpointing
+    if shape is None or machine.free is None:
+        unknown = (
+            "the base's shape is unknown" if shape is None else "this system does not tell how much memory is free"
+        )
+        checkpointing = wanted is not False
+        tokens = min(most, settings.batch_size * longest)
+        return Plan(tokens, records, checkpointing, f"{unknown}: the settings' own batch", None)
+    room = int(machine.free * (USABLE if machine.cuda else 1))
+    ways = [False, True] if wanted == "auto" else [bool(wanted)]
+    for checkpointing in ways:
+        tokens = _most_tokens(shape, settings, machine, checkpointing, most, room)
+        spare = SPARE if wanted == "auto" and not checkpointing else 1
+        if tokens >= min(spare * longest, most):
+            need = total(peak(shape, settings, machine, tokens, checkpointing))
+            return Plan(tokens, records, checkpointing, _why(machine, wanted, checkpointing), need)
+    need = total(peak(shape, settings, machine, longest, ways[-1]))
+    reason = f"one record of {longest:,} tokens takes {size(need)}, {size(room)} of {size(machine.free)} can be used"
+    return Plan(longest, 1, ways[-1], reason, need, fits=False)
+
+
+def _most_tokens(
+    shape: Shape, settings: TrainSettings, machine: Machine, checkpointing: bool, most: int, room: int
+) -> int:
+    """Return the most tokens, up to `most`, whose forward and backward pass fits into `room` bytes."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if total(peak(shape, settings, machine, middle, checkpointing)) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _why(machine: Machine, wanted: object, checkpointing: bool) -> str:
+    free = f"{size(machine.free or 0)} free"
+    if wanted != "auto":
+        return f"{free}; train.gradient_checkpointing is set to {str(checkpointing).lower()}"
+    if checkpointing:
+        return f"{free}: activations are recomputed, because a whole record does not fit with all of them kept"
+    return f"{free}: all activations fit, so none are recomputed"
+
+
+def describe(plan: Plan, settings: TrainSettings, workers: int = 1) -> str:
+    """Say the plan in one line."""
+    share = math.ceil(settings.batch_size * settings.accumulation / workers)
+    step = f"{settings.batch_size * settings.accumulation} records a step"
+    if workers > 1:
+        step += f", {share} on each of {workers} devices"
+    if settings.packing:
+        how = f"packed into forward passes of up to {plan.tokens:,} tokens"
+    else:
+        how = f"{plan.records} to a forward pass, without padding"
+    memory = "" if plan.estimate is None else f", {size(plan.estimate)} computed"
+    return f"plan: {step}, {how}, {'with' if plan.checkpointing else 'without'} checkpointing{memory} ({plan.reason})"

@@ -1,0 +1,112 @@
+"""Which records a step sees, and how they are laid into forward passes: a pure function of settings, data and step.
+
+A step sees batch_size × accumulation records, whatever the memory plan and however many devices there are; so an
+interrupted run goes on with the very records that would have come, and packing does not change what is learned.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.train.examples import IGNORED, Example
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: tensors of shape (1, tokens) with the records one behind the other, or (records, width) padded.
+
+    `lengths` are the records' tokens, `rows` their row numbers; `learned` counts the labels that are learned.
+    """
+
+    input_ids: Any
+    labels: Any
+    position_ids: Any
+    lengths: list[int]
+    rows: list[int]
+    learned: int
+    padded: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """The tokens that are no padding."""
+        return sum(self.lengths)
+
+
+def of_step(step: int, per_step: int, count: int, seed: int) -> list[int]:
+    """Return the indices of the records that step number `step` (from 0) sees.
+
+    The records come in a new order every pass; a step may reach over from one pass into the next, and no record is left
+    out.
+    """
+    found: list[int] = []
+    orders: dict[int, list[int]] = {}
+    for place in range(step * per_step, (step + 1) * per_step):
+        epoch, index = divmod(place, count)
+        if epoch not in orders:
+            orders[epoch] = list(range(count))
+            random.Random(f"{seed}/{epoch}").shuffle(orders[epoch])
+        found.append(orders[epoch][index])
+    return found
+
+
+def lay_out(lengths: Sequence[int], tokens: int, records: int, shards: int = 1) -> list[list[int]]:
+    """Divide records into as few forward passes as hold at most `tokens` and `records` each, as evenly as can be.
+
+    Returns lists of indices into `lengths`; their number is a multiple of `shards`, and pass number i belongs to shard
+    i mod shards. A record longer than `tokens` has a pass of its own. Where there are fewer records than shards, the
+    lists at the end are empty. The longest records are laid first, each to where least stands (Graham's LPT rule).
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    count = max(1, -(-sum(lengths) // max(1, tokens)), -(-len(lengths) // max(1, records)))
+    count = -(-count // shards) * shards
+    while True:
+        passes: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for index in order:
+            open_ones = [place for place in range(count) if len(passes[place]) < records]
+            place = min(open_ones, key=lambda place: (filled[place], place))
+            passes[place].append(index)
+            filled[place] += lengths[index]
+        if all(load <= tokens or len(members) == 1 for load, members in zip(filled, passes, strict=True)):
+            return passes
+        count += shards
+
+
+def collate(examples: Sequence[Example], device: Any, *, padded: bool = False) -> Batch:
+    """Lay records one behind the other in one row, positions from 0 in each; or `padded`, one below the other.
+
+    The label of each record's first token is ignored: nothing inside the record predicts it.
+    """
+    import torch
+
+    lengths = [len(example.input_ids) for example in examples]
+    labels = [[IGNORED, *example.labels[1:]] for example in examples]
+    width = max(lengths) if padded else 0
+
+    def tensor(rows: list[list[int]], fill: int) -> Any:
+        if padded:
+            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
+        return torch.tensor([[value for row in rows for value in row]], device=device)
+
+    return Batch(
+        input_ids=tensor([example.input_ids for example in examples], 0),
+        labels=tensor(labels, IGNORED),
+        position_ids=tensor([list(range(length)) for length in lengths], 0),
+        lengths=lengths,
+        rows=[example.row for example in examples],
+        learned=sum(label != IGNORED for row in labels for label in row),
+        padded=padded,
+    )
+
+
+def silent(example: Example) -> Example:
+    """Return a record of which nothing is learned: a shard without a record of its own computes this one."""
+    return Example(example.input_ids, [IGNORED] * len(example.labels), example.row, example.truncated)
+
+
+def ends(lengths: Sequence[int], device: Any) -> Any:
+    """Return where records begin and end in a packed row: int32, shape (records + 1,), from 0 on."""
+    import torch
+
+    return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)

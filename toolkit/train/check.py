@@ -1,0 +1,56 @@
+"""One question after training: does the model answer at all? The recipe's own check."""
+
+import contextlib
+from typing import Any
+
+from toolkit import console
+from toolkit.config import Config
+from toolkit.prompt import PromptFormat, render
+from toolkit.tokens import Tokenizer
+from toolkit.train.backend import Backend
+from toolkit.train.precision import Precision
+
+CHEAP = 1_000_000_000  # parameters beyond which a CPU takes minutes for an answer
+
+
+def answer(
+    model: Any, tokenizer: Tokenizer, form: PromptFormat, config: Config, backend: Backend, precision: Precision
+) -> dict[str, str] | None:
+    """Ask the first of validation's questions, greedily, and print the answer; None where that was not possible.
+
+    The adapter is saved by now, so whatever goes wrong here is said and no more.
+    """
+    import torch
+
+    settings = config.validation
+    question = settings.questions[0] if settings.questions else ""
+    if not question:
+        return None
+    if backend.device == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > CHEAP:
+        console.say("no question is asked: a model of this size takes minutes for an answer on a CPU")
+        return None
+    ids = tokenizer.prompt_ids(render(form, question, settings.instruction))
+    try:
+        backend.infer(model)
+        device = next(model.parameters()).device
+        given = torch.tensor([ids], device=device)
+        with torch.no_grad(), precision.autocast():
+            found = model.generate(
+                input_ids=given,
+                attention_mask=torch.ones_like(given),
+                max_new_tokens=settings.answer_tokens,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=tokenizer.eos,
+                pad_token_id=tokenizer.eos,
+            )
+    except Exception as exc:  # generation is the libraries' own, in many versions
+        with contextlib.suppress(IndexError):
+            console.warn(f"the trained model could not be asked: {(str(exc) or type(exc).__name__).splitlines()[0]}")
+        return None
+    new = found[0, len(ids) :].tolist()
+    if new and new[-1] == tokenizer.eos:
+        new.pop()
+    text = tokenizer.decode(new).strip()
+    console.say(f"{question}\n▶ {text}")
+    return {"instruction": settings.instruction, "question": question, "answer": text}

@@ -1,0 +1,39 @@
+"""The held-out loss: the mean over tokens, in training's precision and with its memory plan."""
+
+from typing import TYPE_CHECKING
+
+from toolkit import console
+from toolkit.train import batches
+from toolkit.train.examples import IGNORED, Example
+
+if TYPE_CHECKING:
+    from toolkit.train.loop import Loop
+
+
+def held_out_loss(loop: "Loop", some: list[Example], label: str) -> float:
+    """Return the mean cross entropy (nats) per learned token over all held-out records.
+
+    Every token weighs the same, whatever batch it is in (an average of batches would favour short answers).
+    """
+    import torch
+
+    plan, workers = loop.plan, loop.workers
+    padded = loop.backend.padded(loop.model)
+    lengths = [len(example.input_ids) for example in some]
+    passes = batches.lay_out(lengths, plan.tokens, max(plan.records, 1), workers.count)
+    mine = passes[workers.rank :: workers.count]
+    one = torch.ones((), device=loop.device)
+    training = loop.model.training
+    loop.model.eval()
+    total = 0.0
+    with console.progress(label, len(mine), "batches") as progress, torch.no_grad(), loop.precision.autocast():
+        for members in mine:
+            chosen = [some[place] for place in members] or [batches.silent(some[0])]
+            total += float(loop.backend.loss(loop.model, batches.collate(chosen, loop.device, padded=padded), one))
+            progress.advance()
+    loop.model.train(training)
+    count = sum(label != IGNORED for example in some for label in example.labels[1:])
+    loss = workers.sums([total])[0] / max(1, count)
+    if workers.first:
+        console.say(f"{label}: {loss:.4f} nats per token over {len(some):,} records")
+    return loss

@@ -1,0 +1,107 @@
+"""The model as a whole, on one device or sharded over several by accelerate's FSDP: its state, and its gradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.train.workers import Workers
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The model as it trains, and `inner`, as it was loaded; they differ where accelerate wrapped it."""
+
+    model: Any
+    inner: Any
+    optimizer: Any
+    accelerator: Any = None
+
+    @staticmethod
+    def of(
+        model: Any, make: Callable[[list[Any]], Any], workers: Workers, adapter: dict[str, Any], moments: Any
+    ) -> "Whole":
+        """Make the optimizer by `make`, shard the model where that is wanted, and load a checkpoint's state if any."""
+        load_adapter(model, adapter)
+        if not workers.sharded:
+            whole = Whole(model, model, make(_trained(model)))
+            if moments is not None:
+                whole.optimizer.load_state_dict(moments)
+            return whole
+        from accelerate import Accelerator
+
+        accelerator = Accelerator()
+        plugin = accelerator.state.fsdp_plugin
+        if getattr(plugin, "fsdp_version", 1) == 2:
+            wrapped, optimizer = accelerator.prepare(model, make(_trained(model)))
+        else:
+            from peft.utils.other import fsdp_auto_wrap_policy
+
+            plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
+            wrapped = accelerator.prepare(model)
+            optimizer = accelerator.prepare(make(_trained(wrapped)))
+        if moments is not None:
+            _load_sharded(wrapped, optimizer, moments)
+        return Whole(wrapped, model, optimizer, accelerator)
+
+    def load(self, adapter: dict[str, Any]) -> None:
+        """Take over a checkpoint's adapter."""
+        if self.accelerator is None:
+            load_adapter(self.model, adapter)
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, strict=False)
+        set_model_state_dict(self.model, adapter, options=options)
+
+    def clip(self, most: float) -> Any:
+        """Scale the gradient to a norm of at most `most`, and return the norm it had."""
+        import torch
+
+        if self.accelerator is not None:
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), most)
+            return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return torch.nn.utils.clip_grad_norm_(_trained(self.model), most)
+
+    def state(self) -> tuple[dict[str, Any], Any]:
+        """Return the adapter by its parameters' names, and the optimizer's state; whole on worker 0 at least."""
+        if self.accelerator is None:
+            return dict(_named(self.model)), self.optimizer.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        weights, moments = get_state_dict(self.model, _bare(self.optimizer), options=options)
+        return dict(weights), moments
+
+
+def load_adapter(model: Any, adapter: dict[str, Any]) -> None:
+    """Copy a checkpoint's weights into the model's trainable parameters; none may be missing."""
+    import torch
+
+    if not adapter:
+        return
+    own = dict(_named(model))
+    if set(own) != set(adapter):
+        odd = sorted(set(own) ^ set(adapter))
+        raise ValueError(f"the checkpoint is of another adapter: {odd[0]} and {len(odd) - 1} more")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(adapter[name])
+
+
+def _named(model: Any) -> list[tuple[str, Any]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def _trained(model: Any) -> list[Any]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _bare(optimizer: Any) -> Any:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _load_sharded(model: Any, optimizer: Any, moments: Any) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    options = StateDictOptions(full_state_dict=True)
+    set_optimizer_state_dict(model, _bare(optimizer), moments, options=options)
