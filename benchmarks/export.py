@@ -245,12 +245,10 @@ def compare(work: Path, layers: int, oracle: Path) -> None:
     """Run every step and print one line each, then the ratios that matter."""
     weights = layers * LAYER + 2 * VOCABULARY * WIDTH
     cores = len(os.sched_getaffinity(0))
-    print(
-        f"{layers} layers, {weights / 1e9:.2f} billion weights, {cores} cores, base {taken(work / 'base') / 1e9:.2f} GB"
-    )
-    print(
-        f"{'step':<28}{'s':>8}{'cores':>7}{'peak MB':>9}{'read GB':>9}{'written':>9}{'(disk r':>9}{'w)':>7}{'peak disk':>11}"
-    )
+    size = taken(work / "base") / 1e9
+    print(f"{layers} layers, {weights / 1e9:.2f} billion weights, {cores} cores, a base of {size:.2f} GB")
+    columns = f"{'cores':>7}{'peak MB':>9}{'read GB':>9}{'written':>9}{'(disk r':>9}{'w)':>7}{'peak disk':>11}"
+    print(f"{'step':<28}{'s':>8}{columns}")
     (work / "ours").mkdir()
     uncached(work / "base")
     ours = step("toolkit, all three", work, OURS.format(quantizations=QUANTIZATIONS), [REPOSITORY])
