@@ -193,7 +193,7 @@ def test_plain_http_to_another_machine_is_warned_about_once(monkeypatch, capsys)
     ("exception", "message"),
     [
         (ollama.ResponseError('{"error": "no space left"}', 500), "refused while testing: no space left"),
-        (httpx.ReadTimeout("slow"), "said nothing for 3 s while testing"),
+        (httpx.ReadTimeout("slow"), "no whole answer within 3 s while testing"),
         (httpx.RemoteProtocolError("gone"), "broke while testing: gone"),
         (ConnectionError("refused"), "broke while testing: refused"),
         (json.JSONDecodeError("bad", "<html>", 0), "not Ollama's while testing"),

@@ -182,13 +182,28 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
 
 @verb(writes=True)
-def register(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+@click.option("--rollback", is_flag=True, help="Bring back NAME:previous; a second time undoes it.")
+def register(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool) -> None:
     """Create the model in Ollama, and prove it there.
 
     If anything fails, the former model of that name is back.
     """
     config, _ = _load(path, overrides)
+    if rollback:
+        _roll_back(config, path, dry_run, force)
+        return
     _stage("register", path, overrides, dry_run, force, f'ollama run {config.ollama.name or config.run.name} "…"')
+
+
+def _roll_back(config: "Config", path: str, dry_run: bool, force: bool) -> None:
+    from toolkit import summary
+    from toolkit.register.back import roll_back
+
+    figures = roll_back(config, dry_run=dry_run, force=force)
+    console.result(*summary.of_rollback(figures))
+    if not dry_run:
+        console.say(f"`{_command('register', path, ' --rollback')}` undoes it")
+        console.next_step(f'ollama run {figures["name"]} "…"')
 
 
 @verb()

@@ -145,19 +145,17 @@ def _why(stage: str, config: Config, folder: RunFolder, manifest: Manifest) -> s
     except ToolkitError as exc:  # the base went away: whoever runs the stage is told in full
         return exc.message
     why = why_stale(record, folder, todo.settings, todo.inputs, todo.outputs)
-    return why or (_unregistered(config) if stage == "register" else "")
+    return why or (_unregistered(config, record) if stage == "register" else "")
 
 
-def _unregistered(config: Config) -> str:
+def _unregistered(config: Config, record: StageRecord) -> str:
     """Say that the server does not hold the model any more; where no server answers, the record is believed."""
-    from toolkit import ask, server
+    from toolkit.register.state import lost
 
     try:
-        if server.version(config.ollama) is None or ask.registered(config):
-            return ""
+        return lost(config, record.figures)
     except ToolkitError:
         return ""
-    return "the server does not hold the model"
 
 
 def perform(stage: str, config: Config, folder: RunFolder, *, force: bool = False, offline: bool = False) -> Done:

@@ -13,7 +13,7 @@ import httpx
 import ollama
 from pydantic import ValidationError
 
-from toolkit import console
+from toolkit import console, deadlines
 from toolkit.config import OllamaSettings
 from toolkit.errors import FAILED, MISSING, USAGE, ToolkitError
 
@@ -134,11 +134,22 @@ def require(settings: OllamaSettings) -> str:
     return found
 
 
+def rewrites(found: str) -> bool | None:
+    """Say whether a server of this version stores a GGUF rewritten, under another digest; None where it is not known.
+
+    0.30 to 0.34.0 run `llama-quantize COPY` at create; a build from source does not say what it is.
+    """
+    numbers = parse_version(found)
+    return None if numbers is None or numbers == (0, 0, 0) else (0, 30, 0) <= numbers < (0, 34, 1)
+
+
 def client(settings: OllamaSettings) -> ollama.Client:
     """Make an `ollama.Client` for the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
     url = address(settings)
     _warn_if_open(url)
-    return ollama.Client(url, timeout=_timeout(settings), trust_env=not is_loopback(url))
+    made = ollama.Client(url, timeout=_timeout(settings), trust_env=not is_loopback(url))
+    deadlines.enforce(made._client)
+    return made
 
 
 def http(settings: OllamaSettings) -> httpx.Client:
@@ -156,7 +167,9 @@ def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
     key = os.environ.get("OLLAMA_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # A proxy from the environment must not stand between us and our own machine.
-    return httpx.Client(base_url=url, timeout=timeout, headers=headers, trust_env=not is_loopback(url))
+    return deadlines.enforce(
+        httpx.Client(base_url=url, timeout=timeout, headers=headers, trust_env=not is_loopback(url))
+    )
 
 
 def _warn_if_open(url: str) -> None:
@@ -166,12 +179,12 @@ def _warn_if_open(url: str) -> None:
         console.warn(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")
 
 
-def call(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """POST JSON and return the JSON object that answers; raises what `talking` translates."""
-    reply = http.post(path, json=body)
+def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
+    """Send JSON and return the JSON object that answers, empty for no body; raises what `talking` translates."""
+    reply = http.request(method, path, json=body)
     if reply.status_code != 200:
         raise ollama.ResponseError(reply.text, reply.status_code)
-    answer = reply.json()
+    answer = reply.json() if reply.content else {}
     if not isinstance(answer, dict):
         raise json.JSONDecodeError("not an object", reply.text, 0)
     if "error" in answer:
@@ -203,7 +216,7 @@ def talking(settings: OllamaSettings, doing: str) -> Iterator[None]:
         ) from exc
     except httpx.TimeoutException as exc:
         raise ToolkitError(
-            f"the Ollama server at {url} said nothing for {settings.timeout:g} s while {doing}",
+            f"the Ollama server at {url} gave no whole answer within {settings.timeout:g} s while {doing}",
             hint="give it longer with `--set ollama.timeout=SECONDS`, or look at the server's own log",
         ) from exc
     except (httpx.TransportError, httpx.StreamError, ConnectionError) as exc:

@@ -8,7 +8,7 @@ from toolkit import console, pipeline
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
 from toolkit.pipeline import Done
-from toolkit.run import RunFolder, read_manifest
+from toolkit.run import Manifest, RunFolder, read_manifest
 
 if TYPE_CHECKING:
     from toolkit.export import Plan as ExportPlan
@@ -100,8 +100,42 @@ def _register(figures: dict[str, Any], folder: RunFolder) -> str:
 TEXTS = {"prepare": _prepare, "train": _train, "export": _export, "validate": _validate, "register": _register}
 
 
+def of_rollback(figures: dict[str, Any]) -> Summary:
+    """Summarise which model each changed tag holds after a rollback, or would with --dry-run."""
+    rows = [
+        (f"{figures['name']}:{tag}", values["digest"][:12], values["run"] or "(not made with toolkit)")
+        for tag, values in figures["tags"].items()
+    ]
+    title = "would hold (nothing is changed)" if figures["dry_run"] else f"rolled back at {figures['server']}"
+    return figures, f"{title}\n" + console.table(("model", "id", "made by run"), rows)
+
+
+def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
+    """Say what the server holds under the run's name; a server that fails is no reason to show no status."""
+    from toolkit.register.state import state
+
+    try:
+        found = state(config, manifest)
+    except ToolkitError as exc:
+        return {"problem": exc.message}, f"Ollama: {exc.message}"
+    if found["version"] is None:
+        return found, f"Ollama: no server answers at {found['server']}"
+    rows = [
+        (
+            f"{found['name']}:{tag}",
+            held["digest"][:12],
+            held["state"],
+            held["gguf_sha256"][:12],
+            held["stored_sha256"][:12],
+        )
+        for tag, held in found["tags"].items()
+    ]
+    title = f"Ollama {found['version']} at {found['server']}"
+    return found, console.table(("model", "id", "holds", "our GGUF", "server's GGUF"), rows, title=title)
+
+
 def of_status(reasons: dict[str, str], config: Config, folder: RunFolder) -> Summary:
-    """Summarise the state of every stage, and when it ran."""
+    """Summarise the state of every stage, when it ran, and what the Ollama server holds."""
     manifest = read_manifest(folder)
     rows, payload = [], {}
     for stage, why in reasons.items():
@@ -113,7 +147,9 @@ def of_status(reasons: dict[str, str], config: Config, folder: RunFolder) -> Sum
         rows.append((stage, word, reason, finished, seconds))
         payload[stage] = {"state": word, "why": why, "finished": finished}
     text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(folder.path))
-    return {"run": config.run.name, "folder": str(folder.path), "run_id": manifest.run_id, "stages": payload}, text
+    held, said = _ollama(config, manifest)
+    found = {"run": config.run.name, "folder": str(folder.path), "run_id": manifest.run_id, "stages": payload}
+    return {**found, "ollama": held}, f"{text}\n\n{said}"
 
 
 def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:

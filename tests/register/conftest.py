@@ -85,6 +85,11 @@ class Run:
         return self.client().generate(self.name, prompt="How?", options={"num_predict": 8}).response
 
 
+def temporary(run: Run) -> list[str]:
+    """The temporary tags that the server holds under the run's name."""
+    return [tag for tag in run.held() if tag.startswith("toolkit-")]
+
+
 def make_run(
     folder: Path, url: str, name: str, *, seed: int = 0, chat_template: str | None = None, **changes: dict
 ) -> Run:

@@ -2,6 +2,7 @@
 
 import http.client
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def respond(self) -> None:
+        self.taken = None
         self.server.respond(self)  # type: ignore[attr-defined]
 
     do_GET = do_POST = do_HEAD = do_DELETE = respond
@@ -24,8 +26,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         pass
 
+    taken: bytes | None = None
+
     def body(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.taken is None:
+            self.taken = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        return self.taken
 
     def answer(self, status: int, body: bytes, kind: str = "application/json") -> bool:
         self.send_response(status)
@@ -69,10 +75,14 @@ def serving(respond: Callable[[Handler], object]) -> Iterator[str]:
 
 @dataclass
 class Proxy:
-    """Passes requests to a real server unless `fault` answers them (returns True); `seen` lists what was asked."""
+    """Passes requests to a real server unless `fault` answers them (returns True); `seen` lists what was asked.
+
+    `then` is called when the server has done what was asked; if it returns True, its answer is not passed on.
+    """
 
     upstream: str
     fault: Fault = lambda handler: False
+    then: Fault = lambda handler: False
     seen: list[str] = field(default_factory=list)
 
     def respond(self, handler: Handler) -> None:
@@ -81,10 +91,59 @@ class Proxy:
             return
         connection = http.client.HTTPConnection(self.upstream.removeprefix("http://"), timeout=60)
         headers = {key: value for key, value in handler.headers.items() if key.lower() not in ("host", "connection")}
-        connection.request(handler.command, handler.path, getattr(handler, "taken", None) or handler.body(), headers)
+        connection.request(handler.command, handler.path, handler.body(), headers)
         reply = connection.getresponse()
-        handler.answer(reply.status, reply.read(), reply.headers.get("Content-Type", ""))
+        body = reply.read()
         connection.close()
+        if not self.then(handler):
+            handler.answer(reply.status, body, reply.headers.get("Content-Type", ""))
+
+
+@dataclass
+class Strike:
+    """A fault for requests of this method and path whose body holds `body`: after the first `after`, `times` times."""
+
+    method: str
+    path: str
+    how: Fault
+    body: bytes = b""
+    after: int = 0
+    times: int = 1
+    seen: int = 0
+    struck: int = 0
+
+    def __call__(self, handler: Handler) -> bool:
+        if handler.command != self.method or not handler.path.startswith(self.path):
+            return False
+        if not self.path.startswith("/api/blobs") and self.body not in handler.body():
+            return False
+        self.seen += 1
+        if self.seen <= self.after or self.struck >= self.times:
+            return False
+        self.struck += 1
+        return self.how(handler)
+
+
+def says(status: int, text: str, kind: str = "application/x-ndjson") -> Fault:
+    """Answer with this text instead of the server's."""
+    return lambda handler: handler.answer(status, text.encode(), kind)
+
+
+def drips(status: int, text: str, pause: float) -> Fault:
+    """Answer as slowly as a slow-loris: the header at once, then a byte now and then."""
+
+    def respond(handler: Handler) -> bool:
+        handler.send_response(status)
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        for char in text.encode():
+            handler.wfile.write(bytes([char]))
+            handler.wfile.flush()
+            time.sleep(pause)
+        handler.close_connection = True
+        return True
+
+    return respond
 
 
 @contextmanager

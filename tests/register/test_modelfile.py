@@ -32,7 +32,7 @@ def test_the_writer_refuses_exactly_what_would_be_read_differently(value):
         quoted = modelfile.quote(value, "it")
     except ToolkitError as exc:
         assert exc.exit_code == USAGE
-        assert not representable(value) or "\r" in value
+        assert not representable(value)
     else:
         assert quoted == f'"""{value}"""'
         assert representable(value)
@@ -57,11 +57,11 @@ def test_what_is_written_is_read_back(values, stops):
     ("value", "said"),
     [
         ("a\u00a0b", r"U\+00A0 at character 2"),
-        ("\r\n", r"U\+000D at character 1"),
         ("bell\x07", r"U\+0007"),
         ("half \ud800", r"U\+D800"),
         ('x """\ny', 'ends in `"""`'),
         ('x """ \t\ny', 'ends in `"""`'),
+        ('x """\r\ny', 'ends in `"""`'),
     ],
 )
 def test_refusals_say_what_and_where(value, said):
@@ -215,7 +215,7 @@ def test_a_template_may_add_to_ours(tmp_path):
         tmp_path, lambda text: text + "# mine\r\nPARAMETER num_thread 2\nPARAMETER stop END\nLICENSE more\n"
     )
     config, folder = settings_with(tmp_path, **sections)
-    _, found = spec.describe(config, folder, tiny.EOS)
+    found = spec.describe(config, folder, tiny.EOS).spec
     assert found.parameters["num_thread"] == 2
     assert found.parameters["stop"][-1] == "END" and len(found.parameters["stop"]) == 5
     assert found.licenses[1] == "more"
@@ -229,7 +229,7 @@ def test_a_template_may_add_to_ours(tmp_path):
         (lambda text: text + "PARAMETER temperature 0.9\n", r"PARAMETER temperature \(0.9 instead of 0.2\)"),
         (lambda text: text.replace("[[ from_ ]]", "llama3"), "changed FROM"),
         (lambda text: text.replace("LICENSE [[ license ]]", ""), "changed LICENSE"),
-        (lambda text: text + "PARAMETER num_thread two\n", "num_thread: a whole number is needed"),
+        (lambda text: text + "PARAMETER num_thread two\n", "num_thread: a whole number of 32 bits is needed"),
         (lambda text: text + "ADAPTER ./x\n", "ADAPTER: it would change"),
         (lambda text: text.replace("[[ system ]]", "[[ sytem ]]"), r"`sytem` \(line"),
         (lambda text: text + "HELLO x\n", "`HELLO` is no instruction"),

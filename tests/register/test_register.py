@@ -1,17 +1,13 @@
 """Registration against a real server: what it leaves when it succeeds, and when it does not."""
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import httpx
 import pytest
 
 from tests.register import tiny
-from tests.register.conftest import make_run
-from tests.register.faults import Handler, proxy
+from tests.register.conftest import make_run, temporary
+from tests.register.faults import proxy
 from toolkit import register, server
-from toolkit.errors import FAILED, MISSING, ToolkitError
+from toolkit.errors import ToolkitError
 from toolkit.register import modelfile_text, store, verify
 
 pytestmark = pytest.mark.ollama
@@ -22,10 +18,6 @@ MODELFILE_KEYS = ("template", "system", "license")
 def show(url, model):
     with httpx.Client(base_url=url, trust_env=False) as http:
         return server.call(http, "/api/show", {"model": model})
-
-
-def temporary(run):
-    return [tag for tag in run.held() if tag.startswith("toolkit-")]
 
 
 def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_path):
@@ -98,220 +90,6 @@ def test_own_parameters_reach_the_server(ollama, tmp_path):
     assert shown["min_p"] == [0.05] and shown["stop"][-1] == '\nEND "x"\t'
 
 
-# --- a server that fails -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Fault:
-    """Strikes requests of this method and path whose body holds `body`, after the first `after`, `times` times."""
-
-    method: str
-    path: str
-    how: Callable[[Handler], bool]
-    body: bytes = b""
-    after: int = 0
-    times: int = 1
-    seen: int = 0
-    struck: int = 0
-
-    def __call__(self, handler: Handler) -> bool:
-        if handler.command != self.method or not handler.path.startswith(self.path):
-            return False
-        if not self.path.startswith("/api/blobs"):
-            handler.taken = handler.body()
-            if self.body not in handler.taken:
-                return False
-        self.seen += 1
-        if self.seen <= self.after or self.struck >= self.times:
-            return False
-        self.struck += 1
-        return self.how(handler)
-
-
-def says(status, text, kind="application/x-ndjson"):
-    return lambda handler: handler.answer(status, text.encode(), kind)
-
-
-def half_an_upload(handler):
-    handler.rfile.read(1000)
-    return handler.reset()
-
-
-def silence(handler):
-    time.sleep(4.5)
-    return handler.reset()
-
-
-REAL_COPY = b'"destination":"faulty:latest"'
-FAULTS = {
-    "reset in the upload": (Fault("POST", "/api/blobs/", half_an_upload), "broke while uploading"),
-    "full disk in the upload": (
-        Fault("POST", "/api/blobs/", says(500, '{"error":"write: no space left on device"}')),
-        "no space left on device",
-    ),
-    "500 at create": (Fault("POST", "/api/create", says(500, '{"error":"boom"}')), "creating .*: boom"),
-    "error in the stream of create": (
-        Fault("POST", "/api/create", says(200, '{"status":"parsing GGUF"}\n{"error":"boom"}\n')),
-        "creating .*: boom",
-    ),
-    "create without success": (
-        Fault("POST", "/api/create", says(200, '{"status":"writing manifest"}\n')),
-        "stopped at `writing manifest`",
-    ),
-    "html at create": (Fault("POST", "/api/create", says(200, "<html>\n", "text/html")), "not Ollama's"),
-    "reset at create": (Fault("POST", "/api/create", lambda handler: handler.reset()), "broke while creating"),
-    "silence at create": (Fault("POST", "/api/create", silence), "said nothing for 4 s"),
-    "html at show": (
-        Fault("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
-        "refused while proving",
-    ),
-    "another prompt": (
-        Fault("POST", "/api/chat", says(200, '{"_debug_info":{"rendered_template":"Below is X"}}')),
-        r"/api/chat renders another prompt .* at character 10 'X' stands instead of 'an instruction",
-    ),
-    "no end of the answer": (
-        Fault("POST", "/api/generate", says(200, '{"response":"a","done":false}'), body=b'"num_predict"'),
-        "did not answer",
-    ),
-    "reset at the question": (
-        Fault("POST", "/api/generate", lambda handler: handler.reset(), body=b'"num_predict"'),
-        "broke while proving",
-    ),
-    "500 at the last copy": (
-        Fault("POST", "/api/copy", says(500, '{"error":"boom"}'), body=REAL_COPY),
-        "registering .*: boom",
-    ),
-    "a copy that does nothing": (
-        Fault("POST", "/api/copy", says(200, ""), body=REAL_COPY),
-        "does not list `faulty:latest`",
-    ),
-    "500 at the last delete": (
-        Fault("DELETE", "/api/delete", says(500, '{"error":"boom"}'), body=b"toolkit-new-", times=99),
-        "registering .*: boom",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_after_any_fault_the_former_model_is_there(ollama, tmp_path, name):
-    fault, said = FAULTS[name]
-    run = make_run(tmp_path / "former", ollama.url, "faulty", seed=5)
-    if "latest" not in run.held():
-        run.register()
-    former, answer = run.held(), run.answer()
-    with proxy(ollama.url) as (url, passing):
-        timeout = 4.0 if "silence" in name else 30.0
-        seed = 100 + list(FAULTS).index(name)
-        fresh = make_run(
-            tmp_path / "fresh",
-            url,
-            "faulty",
-            seed=seed,
-            ollama={"timeout": timeout},
-            export={"quantizations": ["F32"]},
-        )
-        passing.fault = fault
-        with pytest.raises(ToolkitError, match=said) as caught:
-            fresh.register()
-        assert fault.struck
-        assert caught.value.exit_code == FAILED and caught.value.hint
-        if "last delete" in name:  # the server refuses to clean up: the next call does
-            passing.fault = lambda handler: False
-            store.recover(fresh.client(), "faulty")
-    assert not temporary(run)
-    assert run.held() == former
-    assert run.answer() == answer
-    assert not fresh.folder.modelfile.exists() or "copy" in name or "delete" in name
-
-
-@pytest.mark.parametrize("where", ["verify.shown", "verify.smoke", "store.commit", "run.write_text"])
-def test_after_ctrl_c_the_former_model_is_there(ollama, tmp_path, monkeypatch, where):
-    run = make_run(tmp_path / "former", ollama.url, "interrupted", seed=5)
-    if "latest" not in run.held():
-        run.register()
-    former, answer = run.held(), run.answer()
-    module, function = where.split(".")
-
-    def interrupted(*args, **kwargs):
-        if where == "store.commit":
-            commit(*args, **kwargs)
-            assert run.held()["latest"] != former["latest"]
-        raise KeyboardInterrupt
-
-    commit = store.commit
-    monkeypatch.setattr(getattr(register, module), function, interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        make_run(tmp_path / "fresh", ollama.url, "interrupted", seed=6).register()
-    assert run.held() == former and run.answer() == answer
-
-
-def test_a_first_registration_that_fails_leaves_nothing(ollama, tmp_path, monkeypatch):
-    run = make_run(tmp_path, ollama.url, "first")
-
-    def broken(path, text):
-        assert set(run.held()) >= {"f16", "f32", "latest"}
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(register.run, "write_text", broken)
-    with pytest.raises(OSError, match="No space"):
-        run.register()
-    assert run.held() == {}
-
-
-@pytest.mark.parametrize("copies", [3, 5, 6])
-def test_a_call_that_was_killed_is_undone_by_the_next(ollama, tmp_path, monkeypatch, copies):
-    """Nothing of ours runs after a kill -9: the way back is switched off, and the call dies at its nth copy."""
-    run = make_run(tmp_path / "former", ollama.url, "killed", seed=5)
-    if "latest" not in run.held():
-        run.register()
-    former, answer = run.held(), run.answer()
-    with proxy(ollama.url) as (url, passing), monkeypatch.context() as patch:
-        fresh = make_run(tmp_path / "fresh", url, "killed", seed=60 + copies)
-        passing.fault = Fault("POST", "/api/copy", lambda handler: handler.reset(), after=copies)
-        patch.setattr(register, "_give_up", lambda *args: None)
-        with pytest.raises(ToolkitError, match="broke"):
-            fresh.register()
-        assert temporary(run)
-    changed = any(run.held()[tag] != former[tag] for tag in former)
-    assert changed == (copies > 4)  # three are kept first, then `previous`, f16, f32 and latest are written
-    assert store.recover(run.client(), "killed") == changed
-    held = run.held()
-    held.pop("previous", None)
-    assert held == former and run.answer() == answer
-    if "previous" in run.held():
-        run.client().delete("killed:previous")
-
-
-def test_a_server_that_dies_in_create_or_under_the_question(mortal, tmp_path, capsys):
-    former = make_run(tmp_path / "former", mortal.url, "dying", seed=5)
-    former.register()
-    held, answer = former.held(), former.answer()
-    for seed, (path, body) in enumerate([("/api/create", b""), ("/api/generate", b'"num_predict"')]):
-        with proxy(mortal.url) as (url, passing):
-
-            def die(handler):
-                mortal.kill()
-                return handler.reset()
-
-            passing.fault = Fault("POST", path, die, body=body)
-            fresh = make_run(tmp_path / f"fresh{seed}", url, "dying", seed=6 + seed)
-            with pytest.raises(ToolkitError, match="broke while") as caught:
-                fresh.register()
-            assert caught.value.exit_code == FAILED
-            assert "the next `toolkit register` does it" in " ".join(capsys.readouterr().err.split())
-        with pytest.raises(ToolkitError, match="no Ollama server answers") as caught:
-            former.register()
-        assert caught.value.exit_code == MISSING
-        mortal.start()
-        assert {tag: digest for tag, digest in former.held().items() if not tag.startswith("toolkit-")} == held
-        assert former.answer() == answer
-    former.register()
-    assert former.held() == held
-
-
-# --- files and names that must not pass ----------------------------------------------------------------------------
-
-
 def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
     run = make_run(tmp_path, ollama.url, "wrong-digest", seed=21)
     run.digests["F32"] = "0" * 64
@@ -350,7 +128,7 @@ def test_a_model_of_another_maker_is_not_replaced_without_force(ollama, tmp_path
     run = make_run(tmp_path, ollama.url, "taken", seed=41)
     client = run.client()
     with server.http(run.config.ollama) as http:
-        store.upload(http, run.files["F16"], run.digests["F16"], "F16")
+        store.upload(http, run.files["F16"], run.digests["F16"])
     client.create("taken:f16", files={"theirs.gguf": f"sha256:{run.digests['F16']}"}, license="MIT", template="x")
     theirs = run.held()
     with pytest.raises(ToolkitError, match="already has a model `taken:f16` that was not made with") as caught:

@@ -1,5 +1,6 @@
 """Register the exported GGUF files with an Ollama server, prove them there, and only then give them their names."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,13 @@ import ollama
 
 from toolkit import console, run, server
 from toolkit.config import Config
-from toolkit.errors import ToolkitError
+from toolkit.errors import FAILED, USAGE, ToolkitError
 from toolkit.prompt import prompt_format
 from toolkit.register import spec as specs
-from toolkit.register import store, verify
+from toolkit.register import store, transaction, verify
 from toolkit.register.modelfile import Modelfile
+from toolkit.register.transaction import LATEST, PREVIOUS, Work
 from toolkit.run import Outcome, RunFolder
-
-LATEST = "latest"
 
 
 def register(
@@ -36,40 +36,49 @@ def register(
     Ctrl-C, every name holds what it held before.
     """
     form = prompt_format(config.prompt)
-    text, spec = specs.describe(config, folder, eos)
+    described = specs.describe(config, folder, eos)
+    spec = described.spec
     name, default = specs.model_name(config), config.export.default
     order = sorted(_check_files(files, default), key=lambda quantization: quantization == default)
-    sources = {quantization.lower(): store.NEW + quantization.lower() for quantization in order}
-    sources[LATEST] = store.NEW + default.lower()
-    tags = [*sources, store.PREVIOUS]
+    tags = [*(quantization.lower() for quantization in order), LATEST, PREVIOUS]
+    _warn_of_a_short_context(config, spec)
 
     version = server.require(config.ollama)
-    client = server.client(config.ollama)
-    with server.http(config.ollama) as http, server.talking(config.ollama, f"registering `{name}`"):
-        if store.recover(client, name):
-            console.warn(f"an earlier registration of `{name}` was cut off: its former models are back")
-        former = server.held(client)
+    doing = server.talking(config.ollama, f"registering `{name}`")
+    with server.http(config.ollama) as http, doing, transaction.begun(http, name, config.ollama.timeout) as work:
+        former = transaction.real(work.held())
         if not force:
-            store.refuse_foreign(http, former, name, tags)
+            store.refuse_foreign(http, name, [tag for tag in tags if tag in former])
+
+        def guard(held: dict[str, str]) -> None:
+            if not force:  # somebody may have taken a name since
+                store.refuse_foreign(http, name, [tag for tag in tags if tag in held and held[tag] != former.get(tag)])
+
         figures: dict[str, Any] = {}
-        try:
-            for quantization in order:
-                model = f"{name}:{store.NEW}{quantization.lower()}"
-                path, digest = files[quantization], digests[quantization]
-                _put(config, client, http, model, path, digest, spec)
-                with server.talking(config.ollama, f"proving `{name}:{quantization.lower()}`"):
-                    proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
-                    proof["prompts_verified"] = verify.prompts(http, model, form, held_out)
-                    proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
-                figures[quantization.lower()] = proof
-            figures[LATEST] = figures[default.lower()]
-            listed = store.commit(client, name, sources, LATEST)
-            run.write_text(folder.modelfile, text)
-            store.drop(client, name, store.NEW)
-        except BaseException:
-            _give_up(client, name, tags, former)
-            raise
-        _forget_former(client, name)
+        sources: dict[str, str] = {}
+        for quantization in order:
+            model = work.temporary("new", quantization.lower())
+            path, digest = files[quantization], digests[quantization]
+            _put(config, work, model, path, digest, spec)
+            with server.talking(config.ollama, f"proving `{name}:{quantization.lower()}`"):
+                proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
+                proof["prompts_verified"] = verify.prompts(http, model, form, held_out)
+                proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
+            _check_stored(version, path, proof)
+            figures[quantization.lower()] = proof
+            sources[quantization.lower()] = model
+        figures[LATEST] = figures[default.lower()]
+        sources[LATEST] = sources[default.lower()]
+        with run.writing(folder.modelfile) as file:  # a full disk here is found before the server changes
+            file.write(described.text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+            listed = transaction.commit(work, sources, keep=True, guard=guard)
+    if described.unwritable:
+        console.warn(
+            f"registered, but `{folder.modelfile}` cannot be used with `ollama create`: "
+            + "; ".join(described.unwritable)
+        )
     return Outcome(
         [folder.modelfile],
         {
@@ -84,9 +93,17 @@ def register(
 def modelfile_text(config: Config, folder: RunFolder, eos: str) -> str:
     """Return the Modelfile of the default quantization, for a file that stands in the run folder.
 
-    `ollama create NAME -f FILE` makes the same model of it. Raises ToolkitError as `register` does for settings.
+    `ollama create NAME -f FILE` makes the same model of it. Raises ToolkitError as `register` does for settings, and
+    (exit 2) if a value cannot be written in a Modelfile.
     """
-    return specs.describe(config, folder, eos)[0]
+    described = specs.describe(config, folder, eos)
+    if described.unwritable:
+        raise ToolkitError(
+            "; ".join(described.unwritable),
+            hint="`toolkit register` makes the model through the server's API, which takes every text",
+            exit_code=USAGE,
+        )
+    return described.text
 
 
 def _check_files(files: dict[str, Path], default: str) -> list[str]:
@@ -97,39 +114,47 @@ def _check_files(files: dict[str, Path], default: str) -> list[str]:
     return list(files)
 
 
-def _put(
-    config: Config,
-    client: ollama.Client,
-    http: httpx.Client,
-    model: str,
-    path: Path,
-    digest: str,
-    spec: Modelfile,
-) -> None:
+def _warn_of_a_short_context(config: Config, spec: Modelfile) -> None:
+    needed = config.train.max_length + config.ollama.num_predict
+    if spec.parameters["num_ctx"] < needed:
+        console.warn(
+            f"num_ctx {spec.parameters['num_ctx']:,} is less than train.max_length + num_predict = {needed:,}: "
+            "the server cuts longer prompts without a word"
+        )
+
+
+def _put(config: Config, work: Work, model: str, path: Path, digest: str, spec: Modelfile) -> None:
     """Upload a file where the server lacks it, and make a model of it under a temporary name."""
-    with server.talking(config.ollama, f"uploading `{path.name}`"):
-        if not store.upload(http, path, digest, path.name):
-            console.say(f"{path.name}: the server has it already")
-    with server.talking(config.ollama, f"creating a model from `{path.name}`"):
-        store.create(client, model, path.name, digest, spec)
+    for last in (False, True):
+        with server.talking(config.ollama, f"uploading `{path.name}`"):
+            if not store.upload(work.http, path, digest):
+                console.say(f"{path.name}: the server has it already")
+        try:
+            with server.talking(config.ollama, f"creating a model from `{path.name}`"):
+                store.create(work.http, model, path.name, digest, spec)
+            return
+        except ToolkitError as exc:
+            # Another call that gives up deletes its models, and with them blobs that no name holds yet.
+            lost = isinstance(exc.__cause__, ollama.ResponseError) and not _still_there(work.http, digest)
+            if last or not lost:
+                raise
 
 
-def _give_up(client: ollama.Client, name: str, tags: list[str], former: dict[str, str]) -> None:
-    """Put everything back; where the server is gone, say that the next call does it."""
+def _still_there(http: httpx.Client, digest: str) -> bool:
     try:
-        store.roll_back(client, name, tags, former)
-    except Exception as exc:  # what made us give up matters more, and is raised next
-        console.warn(
-            f"the server could not be cleaned up ({type(exc).__name__}); the next `toolkit register` does it: "
-            f"`{name}` holds its former model, or gets it back then"
-        )
+        return store.has_blob(http, digest)
+    except (httpx.HTTPError, ollama.ResponseError):
+        return True  # then that is not the reason
 
 
-def _forget_former(client: ollama.Client, name: str) -> None:
-    """Delete the kept former models; the registration stands whether or not this succeeds."""
-    try:
-        store.drop(client, name, store.OLD)
-    except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as exc:
-        console.warn(
-            f"temporary names `{name}:{store.OLD}…` are left ({type(exc).__name__}); the next call deletes them"
+def _check_stored(version: str, path: Path, proof: dict[str, Any]) -> None:
+    """Compare the digest of the file that the server runs with ours; some servers rewrite what they are given."""
+    if proof["stored_sha256"] == proof["gguf_sha256"]:
+        return
+    if server.rewrites(version) is False:
+        raise ToolkitError(
+            f"the Ollama server stored another file than `{path.name}`: its SHA-256 is {proof['stored_sha256']}",
+            hint="run the same command again; if it stays, report it with the server's version",
+            exit_code=FAILED,
         )
+    console.say(f"{path.name}: this server stores it rewritten; both digests are recorded")

@@ -28,7 +28,9 @@ LISTS = ("stop",)
 PARAMETERS = (*INTEGERS, *FLOATS, *BOOLEANS, *LISTS)
 
 BARE = re.compile(r"[A-Za-z0-9_./+-]+")
-CLOSES_EARLY = re.compile(r'"""[ \t]*\n')
+CLOSES_EARLY = re.compile(r'"""[ \t]*[\r\n]')
+LARGEST_INTEGER = 2**31 - 1  # the options are Go ints, llama.cpp's are 32 bits wide
+LARGEST_FLOAT = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,13 @@ def quote(value: str, what: str) -> str:
     r"""Write a value so that Ollama's parser reads exactly it: `\"\"\"`, the value, `\"\"\"`.
 
     Raises ToolkitError where the grammar has no way to write it: a line that ends in `\"\"\"`, or a character that
-    the parser drops. That is what Go's strconv.IsPrint refuses, and so does str.isprintable; tab and newline stay.
+    the parser drops. That is what Go's strconv.IsPrint refuses, and so does str.isprintable; tab, CR and LF stay.
     """
     for position, char in enumerate(value):
-        if not char.isprintable() and char not in "\t\n":
+        if not char.isprintable() and char not in "\t\r\n":
             raise ToolkitError(
                 f"{what} holds U+{ord(char):04X} at character {position + 1}, which Ollama would drop from a Modelfile",
-                hint="replace it by an ordinary character: a plain space for a no-break one, a newline for CR LF",
+                hint="replace it by an ordinary character, such as a plain space for a no-break one",
                 exit_code=USAGE,
             )
     if CLOSES_EARLY.search(value):
@@ -182,11 +184,12 @@ def _typed(name: str, text: str) -> Any:
     if name in LISTS:
         return text
     if name in INTEGERS:
-        if re.fullmatch(r"[+-]?[0-9]+", text):
+        if re.fullmatch(r"[+-]?[0-9]{1,15}", text) and abs(int(text)) <= LARGEST_INTEGER:
             return int(text)
-        raise ValueError(f"PARAMETER {name}: a whole number is needed, got `{text}`")
+        raise ValueError(f"PARAMETER {name}: a whole number of 32 bits is needed, got `{text}`")
     if name in FLOATS:
-        if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
+        plain = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text)
+        if plain and abs(float(text)) <= LARGEST_FLOAT:
             return float(text)
         raise ValueError(f"PARAMETER {name}: a number is needed, got `{text}`")
     if name in BOOLEANS:
@@ -256,12 +259,11 @@ def _line_in_template(exc: BaseException) -> int | str:
     return line
 
 
-def check(text: str, meant: Modelfile, where: str = "Modelfile.template") -> Modelfile:
-    """Read a rendered Modelfile back and return what it means, if it still says everything that was meant.
+def check(found: Modelfile, meant: Modelfile, where: str = "Modelfile.template") -> None:
+    """Raise ToolkitError that names what a rendered Modelfile changed of what was meant.
 
-    More parameters, stop texts and licences may stand beside ours. Raises ToolkitError that names what was changed.
+    More parameters, stop texts and licences may stand beside ours.
     """
-    found = meaning(read(text, f"what {where} makes"), where)
     changed = [
         name
         for name, mine, yours in (
@@ -284,7 +286,6 @@ def check(text: str, meant: Modelfile, where: str = "Modelfile.template") -> Mod
             hint="change parameters under [ollama] in the settings; template, system and licence must stay as given",
             exit_code=USAGE,
         )
-    return found
 
 
 def template_text(path: str) -> tuple[str, str]:

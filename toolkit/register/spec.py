@@ -1,5 +1,7 @@
 """What the model in Ollama is meant to be: its name, template, system message, parameters and licence."""
 
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from toolkit import run
@@ -49,19 +51,45 @@ def parameters(config: Config, eos_text: str, form: PromptFormat) -> dict[str, A
 
 
 def licence(config: Config, folder: RunFolder) -> str:
-    """Return the licence text: our marker with the run's id, then the user's text or a line about the base model."""
-    run_id = f" {run.read_manifest(folder).run_id}" if folder.manifest.exists() else ""
+    """Return the licence text: our marker with the run's id, base and data with their hash, then the terms.
+
+    The terms are the user's, or a line about the base model. What the manifest does not hold is left out.
+    """
+    lines = [f"{MARKER}{folder.name}", f"Base model: {config.model.base}"]
+    if folder.manifest.exists():
+        manifest = run.read_manifest(folder)
+        lines[0] += f" {manifest.run_id}"
+        prepared = manifest.stages.get("prepare")
+        if prepared and prepared.inputs:
+            source = prepared.inputs[0]
+            lines.append(f"Data: {Path(source.path).name}, SHA-256 {source.sha256}")
     base = config.model.base
     known = next((terms for part, terms in LICENCES.items() if part in base.lower()), "")
     terms = config.ollama.license or f"Fine-tuned from {base}" + (f", which is under {known}" if known else "") + "."
-    return f"{MARKER}{folder.name}{run_id}\n\n{terms}"
+    return "\n".join(lines) + f"\n\n{terms}"
 
 
-def describe(config: Config, folder: RunFolder, eos: str) -> tuple[str, Modelfile]:
-    """Render the Modelfile of the default quantization; return its text and what it means.
+def maker(licence_text: str) -> str:
+    """Return the run (name and id) that a model's licence names, or an empty string if this toolkit did not make it."""
+    first, _, _ = licence_text.partition("\n")
+    return first.removeprefix(MARKER).strip() if first.startswith(MARKER) else ""
 
-    `eos` is the EOS token's text. Raises ToolkitError (exit 2) if a value cannot be written in a Modelfile, or the
-    user's template changes what was trained.
+
+@dataclass(frozen=True)
+class Description:
+    """What the model is meant to be, and its Modelfile; `unwritable` says why that cannot hold it."""
+
+    text: str
+    spec: Modelfile
+    unwritable: tuple[str, ...]
+
+
+def describe(config: Config, folder: RunFolder, eos: str) -> Description:
+    """Render the Modelfile of the default quantization, and say what it means.
+
+    `eos` is the EOS token's text. A value that no Modelfile can hold is replaced by a word while the user's template
+    is filled, and put back into what it means: the API takes it. The text is then a comment that says why. Raises
+    ToolkitError (exit 2) if the user's template is wrong or changes what was trained.
     """
     form = prompt_format(config.prompt)
     gguf = folder.gguf(config.export.default)
@@ -72,21 +100,61 @@ def describe(config: Config, folder: RunFolder, eos: str) -> tuple[str, Modelfil
         parameters=parameters(config, eos, form),
         licenses=(licence(config, folder),),
     )
+    stand_ins: dict[str, str] = {}
+    reasons: list[str] = []
+
+    def quoted(value: str, what: str) -> str:
+        try:
+            return modelfile.quote(value, what)
+        except ToolkitError as exc:
+            stand_in = f"toolkit-stands-in-{len(stand_ins)}"
+            stand_ins[stand_in] = value
+            reasons.append(exc.message)
+            return modelfile.quote(stand_in, what)
+
     pairs = [(name, item) for name, value in meant.parameters.items() for item in _each(value)]
     values = {
         "name": model_name(config),
         "from_": modelfile.bare(meant.from_, "the GGUF file's name"),
-        "template": modelfile.quote(meant.template, "the prompt template"),
-        "system": modelfile.quote(meant.system, "`prompt.instruction`"),
+        "template": quoted(meant.template, "the prompt template"),
+        "system": quoted(meant.system, "`prompt.instruction`"),
         "parameters": [
-            (name, modelfile.quote(item, f"stop text {item!r}") if isinstance(item, str) else repr(item))
-            for name, item in pairs
+            (name, quoted(item, f"stop text {item!r}") if isinstance(item, str) else repr(item)) for name, item in pairs
         ],
-        "license": modelfile.quote(meant.licenses[0], "`ollama.license`"),
+        "license": quoted(meant.licenses[0], "`ollama.license`"),
     }
     source, where = modelfile.template_text(config.ollama.template)
     text = modelfile.render(values, source, where)
-    return text, modelfile.check(text, meant, where)
+    found = _put_back(modelfile.meaning(modelfile.read(text, f"what {where} makes"), where), stand_ins)
+    modelfile.check(found, meant, where)
+    return Description(_comment(reasons, text) if reasons else text, found, tuple(reasons))
+
+
+def _put_back(found: Modelfile, stand_ins: dict[str, str]) -> Modelfile:
+    """Replace the words that stood in for values by the values."""
+    parameters = {
+        name: [stand_ins.get(item, item) for item in value] if isinstance(value, list) else value
+        for name, value in found.parameters.items()
+    }
+    return replace(
+        found,
+        template=stand_ins.get(found.template, found.template),
+        system=stand_ins.get(found.system, found.system),
+        parameters=parameters,
+        licenses=tuple(stand_ins.get(text, text) for text in found.licenses),
+    )
+
+
+def _comment(reasons: list[str], text: str) -> str:
+    """Say in a Modelfile why it cannot hold the model; without a FROM, so that `ollama create` refuses it."""
+    lines = [
+        "This model cannot be written as a Modelfile:",
+        *reasons,
+        "`toolkit register` makes it through the server's API, which takes every text. The rest of it would be:",
+        "",
+        *text.splitlines(),
+    ]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
 
 
 def _each(value: Any) -> list[Any]:

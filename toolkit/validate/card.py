@@ -30,7 +30,7 @@ def model_card(report: dict[str, Any], config: Config, folder: RunFolder, manife
         _data(report, config, manifest.stages.get("prepare")),
         _training(report, folder, manifest.stages.get("train")),
         _prompt(config),
-        _versions(report),
+        _versions(report, manifest),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -209,9 +209,10 @@ def _prompt(config: Config) -> str:
     )
 
 
-def _versions(report: dict[str, Any]) -> str:
+def _versions(report: dict[str, Any], manifest: Manifest) -> str:
     listed = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    return f"## Versions\n\n{listed}\n\nEvery figure, the hashes of all inputs among them, is in `report.json`."
+    rest = "Every figure, the hashes of all inputs among them, is in `report.json`."
+    return f"## Versions\n\nRun `{manifest.run_id}`: {listed}\n\n{rest}"
 
 
 def _counted(figures: dict[str, Any], keys: tuple[str, ...]) -> str:

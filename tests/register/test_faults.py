@@ -1,0 +1,269 @@
+"""Faults between us and a real server: after each the former model is there, and no temporary name is left."""
+
+import threading
+import time
+
+import pytest
+
+from tests.register.conftest import make_run, temporary
+from tests.register.faults import Strike, drips, proxy, says
+from toolkit import register, server
+from toolkit.errors import FAILED, MISSING, ToolkitError
+from toolkit.register import store, transaction
+
+pytestmark = pytest.mark.ollama
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(store, "PAUSES", (0.01, 0.02, 0.04))
+
+
+def recover(run):
+    """What the next call does first, and nothing else."""
+    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 30):
+        pass
+
+
+def half_an_upload(handler):
+    handler.rfile.read(1000)
+    return handler.reset()
+
+
+def silence(handler):
+    time.sleep(2.5)
+    return handler.reset()
+
+
+REAL_COPY = b'"destination":"faulty:latest"'
+FAULTS = {
+    "resets in the upload": (
+        Strike("POST", "/api/blobs/", half_an_upload, times=99),
+        "the upload of `faulty-F32.gguf` broke off 4 times",
+    ),
+    "a gateway that lost the server in the upload": (
+        Strike("POST", "/api/blobs/", says(502, "<html>", "text/html"), times=99),
+        "broke off 4 times: RemoteProtocolError HTTP 502",
+    ),
+    "html at the question for the blob": (
+        Strike("HEAD", "/api/blobs/", says(401, "<html>", "text/html")),
+        "refused while uploading .*: HTTP 401",
+    ),
+    "a drip at create": (
+        Strike("POST", "/api/create", drips(200, '{"status":"parsing GGUF"}' * 9, 0.1)),
+        "no whole answer within 2 s while creating",
+    ),
+    "a drip at show": (
+        Strike("POST", "/api/show", drips(200, '{"template":"' + "x" * 99, 0.1), body=b"toolkit-new-"),
+        "no whole answer within 2 s while proving",
+    ),
+    "full disk in the upload": (
+        Strike("POST", "/api/blobs/", says(500, '{"error":"write: no space left on device"}')),
+        "no space left on device",
+    ),
+    "500 at create": (Strike("POST", "/api/create", says(500, '{"error":"boom"}')), "creating .*: boom"),
+    "error in the stream of create": (
+        Strike("POST", "/api/create", says(200, '{"status":"parsing GGUF"}\n{"error":"boom"}\n')),
+        "creating .*: boom",
+    ),
+    "create without success": (
+        Strike("POST", "/api/create", says(200, '{"status":"writing manifest"}\n')),
+        "stopped at `writing manifest`",
+    ),
+    "html at create": (Strike("POST", "/api/create", says(200, "<html>\n", "text/html")), "not Ollama's"),
+    "reset at create": (Strike("POST", "/api/create", lambda handler: handler.reset()), "broke while creating"),
+    "silence at create": (Strike("POST", "/api/create", silence), "no whole answer within 2 s"),
+    "html at show": (
+        Strike("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
+        "refused while proving",
+    ),
+    "another prompt": (
+        Strike("POST", "/api/chat", says(200, '{"_debug_info":{"rendered_template":"Below is X"}}')),
+        r"/api/chat renders another prompt .* at character 10 'X' stands instead of 'an instruction",
+    ),
+    "no end of the answer": (
+        Strike("POST", "/api/generate", says(200, '{"response":"a","done":false}'), body=b'"num_predict"'),
+        "did not answer",
+    ),
+    "reset at the question": (
+        Strike("POST", "/api/generate", lambda handler: handler.reset(), body=b'"num_predict"'),
+        "broke while proving",
+    ),
+    "500 at the last copy": (
+        Strike("POST", "/api/copy", says(500, '{"error":"boom"}'), body=REAL_COPY),
+        "registering .*: boom",
+    ),
+    "a copy that does nothing": (
+        Strike("POST", "/api/copy", says(200, ""), body=REAL_COPY),
+        "does not list `faulty:latest`",
+    ),
+    "500 at the delete that makes it valid": (
+        Strike("DELETE", "/api/delete", says(500, '{"error":"boom"}'), body=b"toolkit-commit-", times=99),
+        "registering .*: boom",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_after_any_fault_the_former_model_is_there(ollama, tmp_path, name):
+    fault, said = FAULTS[name]
+    run = make_run(tmp_path / "former", ollama.url, "faulty", seed=5)
+    if "latest" not in run.held():
+        run.register()
+    former, answer = run.held(), run.answer()
+    with proxy(ollama.url) as (url, passing):
+        timeout = 2.0 if "silence" in name or "drip" in name else 30.0
+        seed = 100 + list(FAULTS).index(name)
+        fresh = make_run(
+            tmp_path / "fresh",
+            url,
+            "faulty",
+            seed=seed,
+            ollama={"timeout": timeout},
+            export={"quantizations": ["F32"]},
+        )
+        passing.fault = fault
+        with pytest.raises(ToolkitError, match=said) as caught:
+            fresh.register()
+        assert fault.struck
+        assert caught.value.exit_code == FAILED and caught.value.hint
+        if "delete" in name:  # the server refuses to clean up: the next call does
+            assert temporary(run)
+            passing.fault = lambda handler: False
+            recover(run)
+    assert not temporary(run)
+    assert run.held() == former
+    assert run.answer() == answer
+    assert not fresh.folder.modelfile.exists()
+
+
+def at_the_last_step(monkeypatch, run, former, exception):
+    """Raise when all real tags are changed, just before that becomes valid."""
+
+    def same(*args):
+        check(*args)
+        if run.held().get("latest") != former.get("latest"):
+            raise exception
+
+    check = transaction._same
+    monkeypatch.setattr(transaction, "_same", same)
+
+
+@pytest.mark.parametrize("where", ["shown", "smoke", "last step"])
+def test_after_ctrl_c_the_former_model_is_there(ollama, tmp_path, monkeypatch, where):
+    run = make_run(tmp_path / "former", ollama.url, "interrupted", seed=5)
+    if "latest" not in run.held():
+        run.register()
+    former, answer = run.held(), run.answer()
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    if where == "last step":
+        at_the_last_step(monkeypatch, run, former, KeyboardInterrupt())
+    else:
+        monkeypatch.setattr(register.verify, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_run(tmp_path / "fresh", ollama.url, "interrupted", seed=6).register()
+    assert run.held() == former and run.answer() == answer
+
+
+def test_a_first_registration_that_fails_leaves_nothing(ollama, tmp_path, monkeypatch):
+    run = make_run(tmp_path, ollama.url, "first")
+    at_the_last_step(monkeypatch, run, {}, OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space"):
+        run.register()
+    assert run.held() == {} and not run.folder.modelfile.exists()
+
+
+def test_an_upload_that_breaks_off_is_tried_again(ollama, tmp_path, capsys):
+    with proxy(ollama.url) as (url, passing):
+        run = make_run(tmp_path, url, "stubborn", seed=200, export={"quantizations": ["F32"]})
+        passing.fault = Strike("POST", "/api/blobs/", half_an_upload, times=2)
+        run.register()
+        assert passing.fault.struck == 2
+        assert capsys.readouterr().err.count("broke off") == 2
+        assert not temporary(run)
+
+
+def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrite(ollama, tmp_path, monkeypatch):
+    monkeypatch.setattr(register.verify, "shown", lambda *args: "f" * 64)
+    for version, refused in (("0.34.1", True), ("0.24.0", True), ("0.34.0", False)):
+        with proxy(ollama.url) as (url, passing):
+            answer = says(200, f'{{"version":"{version}"}}', "application/json")
+            passing.fault = Strike("GET", "/api/version", answer)
+            run = make_run(tmp_path / version, url, "rewritten", seed=210)
+            if refused:
+                with pytest.raises(ToolkitError, match="stored another file"):
+                    run.register()
+                assert run.held() == {}
+            else:
+                found = run.register().figures["tags"]["latest"]
+                assert found["stored_sha256"] == "f" * 64 and found["gguf_sha256"] == run.digests["F32"]
+
+
+def test_an_upload_whose_answer_is_lost_is_not_sent_twice(ollama, tmp_path):
+    with proxy(ollama.url) as (url, passing):
+        run = make_run(tmp_path, url, "lost", seed=201, export={"quantizations": ["F32"]})
+        passing.then = Strike("POST", "/api/blobs/", lambda handler: handler.reset())
+        run.register()
+    assert passing.seen.count(f"POST /api/blobs/sha256:{run.digests['F32']}") == 1
+
+
+def test_a_lost_answer_to_the_last_step_is_no_failure(ollama, tmp_path):
+    run = make_run(tmp_path / "former", ollama.url, "ended", seed=5)
+    run.register()
+    with proxy(ollama.url) as (url, passing):
+        fresh = make_run(tmp_path / "fresh", url, "ended", seed=202)
+        passing.then = Strike("DELETE", "/api/delete", lambda handler: handler.reset(), body=b"toolkit-commit-")
+        tags = fresh.register().figures["tags"]
+    assert passing.then.struck
+    assert run.held()["latest"] == tags["latest"]["digest"] and not temporary(run)
+
+
+def test_names_that_cannot_be_cleared_away_are_by_the_next_call(ollama, tmp_path, capsys):
+    with proxy(ollama.url) as (url, passing):
+        run = make_run(tmp_path, url, "untidy", seed=203)
+        passing.fault = Strike("DELETE", "/api/delete", says(500, '{"error":"boom"}'), body=b"toolkit-new-", times=99)
+        digest = run.register().figures["tags"]["latest"]["digest"]
+        assert "the next call deletes them" in " ".join(capsys.readouterr().err.split())
+        assert temporary(run) and run.held()["latest"] == digest
+        passing.fault = lambda handler: False
+        recover(run)
+        assert not temporary(run) and run.held()["latest"] == digest
+
+
+KILLS = [("/api/create", b"", 0.0), ("/api/create", b"", 0.004), ("/api/generate", b'"num_predict"', 0.1)]
+
+
+def test_a_server_that_is_killed_in_create_and_under_the_question(mortal, tmp_path, capsys):
+    former = make_run(tmp_path / "former", mortal.url, "dying", seed=5)
+    former.register()
+    held, answer = former.held(), former.answer()
+    for seed, (path, body, delay) in enumerate(KILLS):
+        with proxy(mortal.url) as (url, passing):
+
+            def die(handler, delay=delay):
+                threading.Timer(delay, mortal.kill).start()
+                return False  # the server is at work on it when it dies
+
+            passing.fault = Strike("POST", path, die, body=body)
+            fresh = make_run(
+                tmp_path / f"fresh{seed}",
+                url,
+                "dying",
+                seed=6 + seed,
+                validate={"answer_tokens": 900},
+            )
+            with pytest.raises(ToolkitError, match="broke") as caught:
+                fresh.register()
+            assert caught.value.exit_code == FAILED
+            assert "the next `toolkit register` does it" in " ".join(capsys.readouterr().err.split())
+        with pytest.raises(ToolkitError, match="no Ollama server answers") as caught:
+            former.register()
+        assert caught.value.exit_code == MISSING
+        mortal.start()
+        assert {tag: digest for tag, digest in former.held().items() if not tag.startswith("toolkit-")} == held
+        assert former.answer() == answer
+    recover(former)
+    assert former.held() == held

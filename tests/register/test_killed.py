@@ -1,0 +1,217 @@
+"""kill -9 at every step, and two at once: the former model answers, and the next call leaves no temporary name."""
+
+import os
+import random
+import signal
+import threading
+import time
+
+import pytest
+
+from tests.register.child import go, nursery
+from tests.register.conftest import make_run, temporary
+from tests.register.faults import proxy
+from toolkit import server
+from toolkit.errors import ToolkitError
+from toolkit.register import transaction
+
+pytestmark = pytest.mark.ollama
+
+CHANGES = ("POST /api/blobs", "POST /api/create", "POST /api/copy", "DELETE /api/delete")
+ENOUGH = 60
+
+
+def recover(run):
+    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 30):
+        pass
+
+
+def real(run):
+    return {tag: digest for tag, digest in run.held().items() if not tag.startswith("toolkit-")}
+
+
+def kill_at_every_change(ollama, folder, name, seed, what, before, once_done):
+    """Kill a call just after its nth change on the server, for every n; returns how many there were.
+
+    After each kill the real tags must be what they were, or what the call makes of them, and after the next call one
+    of both as a whole. `once_done` brings back what was.
+    """
+    run = make_run(folder / "reader", ollama.url, name, seed=5)
+    after: dict[str, str] = {}
+    with proxy(ollama.url) as (url, passing), nursery(folder / "child", url, name, seed, what) as children:
+        for number in range(ENOUGH):
+            changes = 0
+            pid = children.begin()
+
+            def strike(handler, number=number, pid=pid):
+                nonlocal changes
+                changes += f"{handler.command} {handler.path}".startswith(CHANGES)
+                if changes > number:
+                    os.kill(pid, signal.SIGKILL)
+                    return handler.reset()
+                return False
+
+            passing.then = strike if number else lambda handler: False
+            go(pid)
+            status = children.end()
+            passing.then = lambda handler: False
+            if not number:  # the first is let through, to know what is meant
+                assert status == 0
+                after = real(run)
+                assert after != before
+                once_done()
+                continue
+            if status == 0:
+                return number - 1
+            assert status == -signal.SIGKILL
+            found = real(run)
+            for tag in {*before, *after}:
+                assert found.get(tag) in (before.get(tag), after.get(tag))
+            assert not before or run.answer()
+            recover(run)
+            assert not temporary(run)
+            assert real(run) in (before, after), f"after change {number}"
+            if real(run) == after:
+                once_done()
+    raise AssertionError("the call has no end")
+
+
+@pytest.mark.parametrize("what", ["a first registration", "a second registration", "a rollback"])
+def test_killed_at_any_step(ollama, tmp_path, what):
+    name = what.rpartition(" ")[0].replace(" ", "-")
+    former = make_run(tmp_path / "former", ollama.url, name, seed=5)
+    if what != "a first registration":
+        former.register()
+    if what == "a rollback":
+        make_run(tmp_path / "newer", ollama.url, name, seed=6).register()
+    before, client = former.held(), former.client()
+    for tag in before:
+        client.copy(f"{name}:{tag}", f"kept-{name}:{tag}")
+
+    def again():
+        for tag in real(former):
+            client.delete(f"{name}:{tag}")
+        for tag in before:
+            client.copy(f"kept-{name}:{tag}", f"{name}:{tag}")
+
+    mode = "rollback" if what == "a rollback" else "register"
+    steps = kill_at_every_change(ollama, tmp_path, name, 7, mode, before, again)
+    assert steps >= {"a first registration": 14, "a second registration": 17, "a rollback": 12}[what]
+
+
+def whole(run, others):
+    """Say which registration the real tags are of; all must be of one."""
+    held = real(run)
+    owner = next(name for name, digests in others.items() if digests["latest"] == held["latest"])
+    assert {tag: held[tag] for tag in others[owner]} == others[owner]
+    return owner
+
+
+@pytest.mark.parametrize("machines", ["one", "two"])
+def test_two_registrations_at_once_end_as_one_of_them(ollama, tmp_path, machines):
+    name = f"shared-{machines}"
+    expected = {}
+    for seed in (11, 12):
+        run = make_run(tmp_path / str(seed), ollama.url, name, seed=seed)
+        expected[seed] = {tag: values["digest"] for tag, values in run.register().figures["tags"].items()}
+
+    def slowly(handler):
+        time.sleep(random.random() * 0.05)
+        return False
+
+    homes = [{"XDG_CACHE_HOME": str(tmp_path / f"machine{index if machines == 'two' else 0}")} for index in (0, 1)]
+    last = set()
+    with proxy(ollama.url) as (url, passing):
+        passing.fault = slowly
+        with (
+            nursery(tmp_path / "a", url, name, 11, **homes[0]) as first,
+            nursery(tmp_path / "b", url, name, 12, **homes[1]) as second,
+        ):
+            for _ in range(4):
+                pids = first.begin(), second.begin()
+                for pid in pids:
+                    go(pid)
+                assert (first.end(), second.end()) == (0, 0)
+                assert not temporary(run)
+                last.add(whole(run, expected))
+                assert run.held()["previous"] in {digests["latest"] for digests in expected.values()}
+    assert last
+
+
+def test_another_machine_that_dies_is_undone_once_its_time_is_over(ollama, tmp_path, monkeypatch):
+    former = make_run(tmp_path / "former", ollama.url, "elsewhere", seed=21)
+    former.register()
+    before = former.held()
+    away = {"XDG_CACHE_HOME": str(tmp_path / "away")}
+    with proxy(ollama.url) as (url, passing), nursery(tmp_path / "b", url, "elsewhere", 22, **away) as child:
+        pid = child.begin()
+
+        def strike(handler):
+            if former.held()["latest"] == before["latest"]:
+                return False
+            os.kill(pid, signal.SIGKILL)
+            return handler.reset()
+
+        passing.then = strike
+        go(pid)
+        assert child.end() == -signal.SIGKILL
+    left = set(temporary(former))
+    assert any("commit" in tag for tag in left) and former.held()["latest"] != before["latest"]
+    recover(former)  # for all we know it is alive
+    assert set(temporary(former)) == left
+    former = make_run(tmp_path / "former", ollama.url, "elsewhere", seed=21, ollama={"timeout": 1.0})
+    with pytest.raises(ToolkitError, match="another machine is registering"):
+        former.register()
+    monkeypatch.setattr(transaction, "LEASE", 1.0)
+    time.sleep(2)
+    recover(former)
+    assert former.held() == before
+
+
+def test_another_machine_that_only_slept_changes_nothing_more(ollama, tmp_path, monkeypatch):
+    former = make_run(tmp_path / "former", ollama.url, "sleeper", seed=31)
+    former.register()
+    before = former.held()
+    away = {"XDG_CACHE_HOME": str(tmp_path / "away")}
+    with proxy(ollama.url) as (url, passing), nursery(tmp_path / "b", url, "sleeper", 32, **away) as child:
+        pid = child.begin()
+        slept = threading.Event()
+
+        def strike(handler):
+            if any("-commit-" in tag for tag in former.held()) and not slept.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                slept.set()
+            return False
+
+        passing.then = strike
+        go(pid)
+        assert slept.wait(30)
+        passing.then = lambda handler: False
+        monkeypatch.setattr(transaction, "LEASE", 1.0)
+        time.sleep(2)
+        newer = make_run(tmp_path / "newer", ollama.url, "sleeper", seed=33)
+        newer.register()
+        held = newer.held()
+        os.kill(pid, signal.SIGCONT)
+        assert child.end() == 1
+    assert newer.held() == held
+    assert held["previous"] == before["latest"] and not temporary(newer)
+
+
+def test_a_call_that_lives_keeps_its_temporary_names_young(ollama, tmp_path, monkeypatch):
+    monkeypatch.setattr(transaction, "BEAT", 0.2)
+    run = make_run(tmp_path, ollama.url, "alive", seed=41)
+    with server.http(run.config.ollama) as http:
+        with transaction.begun(http, "alive", 30) as work:
+            from toolkit.register import spec, store
+
+            store.upload(http, run.files["F32"], run.digests["F32"])
+            described = spec.describe(run.config, run.folder, "</s>").spec
+            store.create(http, work.temporary("new", "x"), "x.gguf", run.digests["F32"], described)
+            time.sleep(3)
+            held = work.held()
+            ages = {tag: entry.age for tag, entry in held.items()}
+        assert (
+            ages[work.temporary("live").partition(":")[2]] < 2 < ages[work.temporary("new", "x").partition(":")[2]] + 1
+        )
+        assert run.held() == {}
