@@ -180,3 +180,24 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
     assert done.figures["imatrix_reused"] is False
     plain = settings.model_copy(update={"export": ExportSettings(**{**weighed, "imatrix": False})})
     assert pipeline.state(plain, folder)["export"] == "settings changed: export.imatrix"
+
+
+def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config) -> None:
+    """As `toolkit modelfile` prints it, or as a kill leaves it before the manifest is written."""
+    from toolkit import tokens
+    from toolkit.register import modelfile_text
+
+    folder = folder_of(settings)
+    pipeline.perform("prepare", settings, folder)
+    folder.adapter.mkdir()
+    for path in Path("base").glob("*token*"):
+        (folder.adapter / path.name).write_bytes(path.read_bytes())
+    for quantization in settings.export.quantizations:
+        folder.gguf(quantization).parent.mkdir(exist_ok=True)
+        folder.gguf(quantization).write_bytes(b"GGUF")
+    folder.modelfile.write_text(modelfile_text(settings, folder, tokens.load(folder.adapter).eos_text))
+    with pytest.raises(ToolkitError, match="not validated"):
+        pipeline.perform("register", settings, folder)
+    folder.modelfile.write_text(folder.modelfile.read_text() + "# mine\n")
+    with pytest.raises(ToolkitError, match="did not write in their present form: Modelfile"):
+        pipeline.perform("register", settings, folder)

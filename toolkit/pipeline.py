@@ -181,7 +181,7 @@ def perform(stage: str, config: Config, folder: RunFolder, *, force: bool = Fals
 
         # An export that did not come to its end leaves this one file whole, for the next one to take up.
         foreign = [name for name in foreign if name != path_name(folder.imatrix, folder) or not kept_imatrix(folder)]
-    if foreign and not force:
+    if foreign and not force and not (stage == "register" and _is_our_modelfile(config, folder)):
         raise ToolkitError(
             f"`{folder.path}` holds files that {stage} did not write in their present form: {', '.join(foreign)}",
             hint=f"move them away, or overwrite them with `toolkit {stage} --force`",
@@ -214,6 +214,13 @@ def perform(stage: str, config: Config, folder: RunFolder, *, force: bool = Fals
     if failed:
         raise failed
     return Done(stage, False, why, outcome.figures, seconds)
+
+
+def _is_our_modelfile(config: Config, folder: RunFolder) -> bool:
+    """Say whether the Modelfile is what register would write: `toolkit modelfile` prints it, and a kill leaves it."""
+    from toolkit.register.spec import describe
+
+    return folder.modelfile.read_bytes() == describe(config, folder, _eos(config, folder)).text.encode()
 
 
 def _check_validated(config: Config, folder: RunFolder, manifest: Manifest) -> None:
@@ -273,15 +280,20 @@ def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool
 
 
 def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit import tokens
-    from toolkit.prompt import prompt_format
     from toolkit.register import register
 
     files = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
     known = manifest.stages["export"].outputs if "export" in manifest.stages else []
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
-    eos = tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text
-    return register(config, folder, eos, files, digests, read_records(folder.side("test")), force=force)
+    held_out = read_records(folder.side("test"))
+    return register(config, folder, _eos(config, folder), files, digests, held_out, force=force)
+
+
+def _eos(config: Config, folder: RunFolder) -> str:
+    from toolkit import tokens
+    from toolkit.prompt import prompt_format
+
+    return tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text
 
 
 ROOMS: dict[str, Callable[[Config, RunFolder, Manifest, bool], Outcome]] = {

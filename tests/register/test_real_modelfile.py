@@ -1,20 +1,24 @@
 """`ollama create -f` as the judge of our writer and our reader."""
 
+import unicodedata
+
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.register.conftest import make_run
-from tests.register.test_modelfile import PIECES
+from tests.register.test_modelfile import HOSTILE, PIECES
 from toolkit import server
 from toolkit.errors import ToolkitError
-from toolkit.register import modelfile, verify
+from toolkit.register import modelfile, store, verify
+from toolkit.register.modelfile import Modelfile
 
 pytestmark = pytest.mark.ollama
 
 printable = st.characters(exclude_categories=["C", "Z"]) | st.sampled_from(" \t\n")
-values = st.lists(st.sampled_from(PIECES) | printable, max_size=12).map("".join)
+values = st.lists(st.sampled_from([*PIECES, "\r", "\r\n"]) | printable, max_size=12).map("".join)
+anything = st.lists(st.sampled_from(HOSTILE) | st.characters(exclude_categories=["Cs"]), max_size=12).map("".join)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,20 @@ def judge(ollama, tmp_path_factory):
     return create
 
 
+@pytest.fixture(scope="module")
+def through_the_api(ollama, tmp_path_factory):
+    """Create a model as `register` does; return what the server stored."""
+    run = make_run(tmp_path_factory.mktemp("api"), ollama.url, "judge")
+    with server.http(run.config.ollama) as http:
+        store.upload(http, run.files["F32"], run.digests["F32"])
+
+        def create(spec):
+            store.create(http, "through-api", "x.gguf", run.digests["F32"], spec)
+            return server.call(http, "/api/show", {"model": "through-api"})
+
+        yield create
+
+
 def writable(texts):
     kept = []
     for text in texts:
@@ -46,19 +64,44 @@ def writable(texts):
     return kept
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
-@given(values, values, st.lists(values, min_size=12, max_size=12), st.lists(values, min_size=12, max_size=12))
+def go(template):
+    """A Go template that renders this text, whatever it holds."""
+    return template.replace("{{", '{{ "{{" }}') + "{{ .Prompt }}"
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(values, values, st.lists(values, min_size=10, max_size=10), st.lists(values, min_size=10, max_size=10))
 def test_what_the_server_stores_is_what_was_written(judge, template, system, stops, licenses):
-    template = template.replace("{{", '{{ "{{" }}')
-    template, system = ((writable([text]) or [""])[0] for text in (template, system))
+    template, system = ((writable([text]) or [""])[0] for text in (go(template), system))
     stops, licenses = writable(stops), writable(licenses)
-    lines = ["FROM x", f"TEMPLATE {modelfile.quote(template + '{{ .Prompt }}', 'it')}"]
+    lines = ["FROM x", f"TEMPLATE {modelfile.quote(template or '{{ .Prompt }}', 'it')}"]
     lines += [f"SYSTEM {modelfile.quote(system, 'it')}"]
     lines += [f"PARAMETER stop {modelfile.quote(stop, 'it')}" for stop in stops]
     lines += [f"LICENSE {modelfile.quote(text, 'it')}" for text in licenses]
     shown = judge("\n".join(lines) + "\n")
     assert isinstance(shown, dict), shown
-    assert shown["template"] == template + "{{ .Prompt }}"
+    assert shown["template"] == (template or "{{ .Prompt }}")
+    assert shown.get("system", "") == system
+    assert verify.shown_parameters(shown.get("parameters", "")).get("stop", []) == stops
+    assert shown.get("license", "") == "\n".join(licenses)
+
+
+def test_every_character_that_the_writer_writes_is_stored(judge):
+    """All of Unicode as this Python knows it, 4,000 characters a licence."""
+    if unicodedata.unidata_version > "15.0.0":
+        pytest.skip("this Python knows characters that the server's Go 1.26 (Unicode 15) would not print")
+    text = "".join(map(chr, (code for code in range(32, 0x110000) if chr(code).isprintable() and chr(code) != '"')))
+    parts = [f"|{text[start : start + 4000]}|" for start in range(0, len(text), 4000)]
+    shown = judge("FROM x\n" + "".join(f"LICENSE {modelfile.quote(part, 'it')}\n" for part in parts))
+    assert isinstance(shown, dict), shown
+    assert shown["license"] == "\n".join(parts) and len(text) > 140_000
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(anything, anything, st.lists(anything, min_size=10, max_size=10), st.lists(anything, min_size=10, max_size=10))
+def test_the_api_stores_what_no_modelfile_can_hold(ollama, through_the_api, template, system, stops, licenses):
+    shown = through_the_api(Modelfile("", go(template), system, {"stop": stops}, tuple(licenses)))
+    assert shown["template"] == go(template)
     assert shown.get("system", "") == system
     assert verify.shown_parameters(shown.get("parameters", "")).get("stop", []) == stops
     assert shown.get("license", "") == "\n".join(licenses)

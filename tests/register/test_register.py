@@ -9,6 +9,7 @@ from tests.register.faults import proxy
 from toolkit import register, server
 from toolkit.errors import ToolkitError
 from toolkit.register import modelfile_text, store, verify
+from toolkit.run import FileRecord, Manifest, StageRecord, write_manifest
 
 pytestmark = pytest.mark.ollama
 
@@ -88,6 +89,41 @@ def test_own_parameters_reach_the_server(ollama, tmp_path):
     run.register()
     shown = verify.shown_parameters(show(ollama.url, "own")["parameters"])
     assert shown["min_p"] == [0.05] and shown["stop"][-1] == '\nEND "x"\t'
+
+
+def test_what_no_modelfile_can_hold_goes_through_the_api(ollama, tmp_path, capsys):
+    instruction = 'Explain\u00a0: """\n\u3000in full'
+    run = make_run(
+        tmp_path, ollama.url, "unwritable", prompt={"instruction": instruction}, ollama={"license": "a\u200bb"}
+    )
+    outcome = run.register()
+    shown = show(ollama.url, "unwritable")
+    assert shown["system"] == instruction and shown["license"].endswith("a\u200bb")
+    assert outcome.figures["tags"]["latest"]["prompts_verified"] == 10
+    assert "cannot be used with `ollama create`: " in " ".join(capsys.readouterr().err.split())
+    text = run.folder.modelfile.read_text()
+    assert "U+00A0" in text and "U+200B" in text and "PARAMETER temperature" in text
+    made = ollama.run("create", "by-hand", "-f", str(run.folder.modelfile))
+    assert made.returncode and "no FROM line" in made.stderr
+    with pytest.raises(ToolkitError, match=r"U\+00A0 .*; .*U\+200B") as caught:
+        modelfile_text(run.config, run.folder, tiny.EOS)
+    assert "toolkit register" in caught.value.hint
+
+
+def test_licence_base_data_and_run_are_shown_by_ollama(ollama, tmp_path):
+    run = make_run(tmp_path, ollama.url, "credits", ollama={"license": "CC BY 4.0"})
+    source = FileRecord(path="data/raw/medquad.csv", size=1, mtime_ns=1, sha256="ab" * 32)
+    prepared = StageRecord(settings={}, inputs=[source], outputs=[], versions={}, seconds=0.0, finished="", figures={})
+    write_manifest(run.folder, Manifest(run_id="0123abcd", stages={"prepare": prepared}))
+    run.register()
+    lines = ollama.run("show", "credits", "--license").stdout.splitlines()
+    assert lines[0].split()[-2:] == ["credits", "0123abcd"]
+    assert lines[1:5] == [
+        "Base model: HuggingFaceTB/SmolLM2-135M-Instruct",
+        f"Data: medquad.csv, SHA-256 {'ab' * 32}",
+        "",
+        "CC BY 4.0",
+    ]
 
 
 def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):

@@ -1,0 +1,106 @@
+"""The server's disk is full, for real: a small tmpfs under its store, filled to the last byte at every step."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.ollama_server import OllamaServer, ollama_server
+from tests.register.conftest import binary, make_run, temporary
+from tests.register.faults import proxy
+from toolkit import server
+from toolkit.errors import FAILED, ToolkitError
+from toolkit.register import transaction
+
+pytestmark = pytest.mark.ollama
+
+
+@pytest.fixture
+def small(tmp_path) -> Iterator[tuple[OllamaServer, Path]]:
+    """A server whose store is a tmpfs of 6 MB, and the store's folder."""
+    store = tmp_path / "ollama" / "models"
+    store.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", store], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        with ollama_server(binary(), tmp_path / "ollama") as running:
+            yield running, store
+    finally:
+        subprocess.run(["umount", "-l", store], check=True)
+
+
+def fill(store: Path) -> None:
+    """Write until nothing more can be written."""
+    with suppress(OSError), (store / "ballast").open("ab", buffering=0) as file:
+        while file.write(bytes(4096)) == 4096:
+            pass
+
+
+def recover(run):
+    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 30):
+        pass
+
+
+def test_a_file_that_does_not_fit(small, tmp_path):
+    running, store = small
+    former = make_run(tmp_path / "former", running.url, "fits", seed=1)
+    former.register()
+    held, answer = former.held(), former.answer()
+    large = make_run(tmp_path / "large", running.url, "fits", seed=2, export={"quantizations": ["F32"]})
+    path = large.files["F32"]
+    with path.open("ab") as file:
+        file.write(os.urandom(8 << 20))
+    large.digests["F32"] = transaction.hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ToolkitError, match="no space left on device") as caught:
+        large.register()
+    assert caught.value.exit_code == FAILED
+    assert former.held() == held and former.answer() == answer
+    assert sum(path.stat().st_size for path in (store / "blobs").iterdir()) < 3 << 20
+
+
+def test_full_before_any_step(small, tmp_path):
+    """Full from the nth change on until the end of the call, for every n: the former model, or the new one, whole."""
+    running, store = small
+    former = make_run(tmp_path / "former", running.url, "full", seed=1, export={"quantizations": ["F32"]})
+    former.register()
+    held, answer = former.held(), former.answer()
+    failures = 0
+    for number in range(60):
+        changes = 0
+        with proxy(running.url) as (url, passing):
+
+            def strike(handler, number=number):
+                nonlocal changes
+                changes += handler.command in ("POST", "DELETE") and handler.path.startswith(
+                    ("/api/blobs", "/api/create", "/api/copy", "/api/delete")
+                )
+                if changes >= number:
+                    fill(store)
+                return False
+
+            passing.fault = strike
+            fresh = make_run(
+                tmp_path / "fresh", url, "full", seed=2, export={"quantizations": ["F32"]}, ollama={"num_predict": 300}
+            )
+            try:
+                fresh.register()
+            except ToolkitError as exc:
+                assert exc.exit_code == FAILED and exc.hint
+                failures += 1
+            else:
+                if changes < number:
+                    break
+        (store / "ballast").unlink(missing_ok=True)
+        recover(former)
+        assert not temporary(former)
+        if former.held() != held:
+            assert former.held().get("previous") == held["latest"]
+            former.client().delete("full:previous")
+            former.register()
+            former.client().delete("full:previous")
+        assert former.held() == held and former.answer() == answer, number
+    assert failures > 5

@@ -1,0 +1,152 @@
+"""The way back and its undoing, and what status says of the server, against a real one."""
+
+import json
+
+import pytest
+
+from tests.conftest import call_toolkit
+from tests.register.conftest import make_run, temporary
+from toolkit import run as runs
+from toolkit import server
+from toolkit.errors import MISSING, ToolkitError
+from toolkit.register import back, state, store
+from toolkit.run import Manifest, StageRecord
+
+pytestmark = pytest.mark.ollama
+
+
+def recorded(run, outcome):
+    """Write the manifest as the pipeline would after this registration."""
+    files = [runs.record_file(path, run.folder) for path in run.files.values()]
+    common = {"settings": {}, "inputs": [], "versions": {}, "seconds": 0.0, "finished": ""}
+    stages = {
+        "export": StageRecord(outputs=files, figures={}, **common),
+        "register": StageRecord(outputs=[], figures=outcome.figures, **common),
+    }
+    manifest = Manifest(run_id=runs.read_manifest(run.folder).run_id, stages=stages)
+    runs.write_manifest(run.folder, manifest)
+    return manifest
+
+
+def states(run, manifest):
+    return {tag: held["state"] for tag, held in state.state(run.config, manifest)["tags"].items()}
+
+
+def test_back_and_forth(ollama, tmp_path):
+    first = make_run(tmp_path / "1", ollama.url, "swing", seed=1)
+    first_outcome = first.register()
+    old, old_answer = first.held(), first.answer()
+    with pytest.raises(ToolkitError, match="holds no former model `swing:previous`") as caught:
+        back.roll_back(first.config)
+    assert caught.value.exit_code == MISSING
+    second = make_run(tmp_path / "2", ollama.url, "swing", seed=2)
+    second_outcome = second.register()
+    new = second.held()
+    manifests = recorded(first, first_outcome), recorded(second, second_outcome)
+
+    preview = back.roll_back(second.config, dry_run=True)
+    assert second.held() == new and preview["dry_run"]
+    done = back.roll_back(second.config)
+    assert done["tags"] == preview["tags"] and done["answer"]
+    held = second.held()
+    assert held == {"latest": old["latest"], "f32": old["f32"], "f16": new["f16"], "previous": new["latest"]}
+    assert second.answer() == old_answer
+    assert not temporary(second)
+    assert states(second, manifests[1])["previous"] == "this run's, rolled back"
+    assert state.lost(second.config, second_outcome.figures) == "", "`toolkit run` must not undo a rollback"
+    assert states(first, manifests[0])["latest"] == "this run's"
+
+    back.roll_back(second.config)
+    assert second.held() == new
+    assert set(states(second, manifests[1]).values()) >= {"this run's"}
+
+
+def test_a_former_model_that_does_not_answer_is_not_brought_back(ollama, tmp_path, monkeypatch):
+    make_run(tmp_path / "1", ollama.url, "mute", seed=1).register()
+    run = make_run(tmp_path / "2", ollama.url, "mute", seed=2)
+    run.register()
+    held = run.held()
+
+    def mute(*args, **kwargs):
+        raise ToolkitError("did not answer")
+
+    monkeypatch.setattr(back.verify, "smoke", mute)
+    with pytest.raises(ToolkitError, match="did not answer"):
+        back.roll_back(run.config)
+    assert run.held() == held
+
+
+def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama, tmp_path):
+    make_run(tmp_path / "1", ollama.url, "moved", seed=1).register()
+    run = make_run(tmp_path / "2", ollama.url, "moved", seed=2)
+    run.register()
+    former, client = run.held()["previous"], run.client()
+    client.create("moved", files={"theirs.gguf": f"sha256:{run.digests['F16']}"}, license="MIT", template="x")
+    theirs = run.held()["latest"]
+    with pytest.raises(ToolkitError, match="not made with this toolkit"):
+        back.roll_back(run.config)
+    assert run.held()["latest"] == theirs
+    back.roll_back(run.config, force=True)
+    assert (run.held()["latest"], run.held()["previous"]) == (former, theirs)
+
+
+def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
+    run = make_run(tmp_path / "a", ollama.url, "seen", seed=51)
+    runs.write_manifest(run.folder, runs.read_manifest(run.folder))  # earlier stages have given the run its id
+    manifest = recorded(run, run.register())
+    found = state.state(run.config, manifest)
+    tags = found["tags"]
+    assert set(tags) == {"latest", "f16", "f32"}
+    for tag, quantization in (("latest", "F32"), ("f16", "F16")):
+        shown = tags[tag]
+        assert shown["state"] == "this run's" and shown["gguf_sha256"] == run.digests[quantization]
+        assert shown["digest"] == run.held()[tag] and shown["stored_sha256"]
+        assert shown["run"] == f"seen {manifest.run_id}"
+
+    other = make_run(tmp_path / "b", ollama.url, "seen", seed=52)
+    other.register()
+    client = run.client()
+    client.delete("seen:f16")
+    with server.http(run.config.ollama) as http:
+        store.upload(http, run.files["F16"], run.digests["F16"])
+    client.create("seen:mine", files={"x.gguf": f"sha256:{run.digests['F16']}"}, template="x")
+    shown = states(run, manifest)
+    assert shown["latest"] == "of run seen" and shown["f16"] == "not there"
+    assert shown["previous"] == "this run's, rolled back"
+    if not server.rewrites(found["version"]) and tags["f16"]["stored_sha256"] == run.digests["F16"]:
+        assert shown["mine"] == "this run's file, registered otherwise"
+    other.register()
+    later = make_run(tmp_path / "c", ollama.url, "seen", seed=53)
+    later.register()
+    assert state.lost(run.config, manifest.stages["register"].figures) == (
+        "the server holds another model as `seen:latest`"
+    )
+
+
+def test_an_earlier_export_of_the_same_run_is_told_apart(ollama, tmp_path):
+    run = make_run(tmp_path, ollama.url, "earlier", seed=61)
+    manifest = recorded(run, run.register())
+    changed = [file.model_copy(update={"sha256": "0" * 64}) for file in manifest.stages["export"].outputs]
+    manifest.stages["export"] = manifest.stages["export"].model_copy(update={"outputs": changed})
+    assert states(run, manifest)["latest"] == "this run's, of an earlier export"
+
+
+def test_the_verbs(ollama, tmp_path):
+    """--rollback and status as a user calls them."""
+    first = make_run(tmp_path / "exports", ollama.url, "verbs", seed=71)
+    first.register()
+    settings = f'[run]\nname = "verbs"\n[model]\nbase = "x"\n[ollama]\nhost = "{ollama.url}"\n'
+    (tmp_path / "toolkit.toml").write_text(settings + '[export]\nquantizations = ["F16", "F32"]\ndefault = "F32"\n')
+    none = call_toolkit("register", "--rollback", cwd=tmp_path)
+    assert none.code == MISSING and "no former model" in none.err
+    second = make_run(tmp_path / "2", ollama.url, "verbs", seed=72)
+    recorded(second, second.register())
+    done = call_toolkit("register", "--rollback", "--json", cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert done.json["tags"]["latest"]["digest"] == second.held()["latest"]
+    assert "undoes it" in done.err and "ollama run verbs" in done.err
+    shown = call_toolkit("status", cwd=tmp_path)
+    assert "verbs:latest" in shown.out and "of run verbs" in shown.out
+    gone = call_toolkit("status", "--json", "--set", "ollama.host=127.0.0.1:9", cwd=tmp_path)
+    assert gone.code == 0 and gone.json["ollama"]["version"] is None
+    assert json.dumps(gone.json)
