@@ -82,7 +82,7 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
         f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
         f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
         f"accumulation = {way.accumulation}\nsteps = {steps_of(way, steps)}\nsave_steps = 1000\n"
-        "completion_only = false\n",
+        "completion_only = false\n[validate]\nquestions = []\n",
         encoding="utf-8",
     )
     for verb in ("prepare", "train"):
@@ -99,7 +99,7 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
         tokens=counts,
         losses=[entry["loss"] for entry in entries],
         norms=[entry["grad_norm"] for entry in entries],
-        peak=max(entry["memory"] for entry in entries),
+        peak=max(entry.get("memory", 0) for entry in entries),
     )
 
 
