@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
+from toolkit import kernels
 from toolkit.export.gpu import hard
 
 Floats = npt.NDArray[np.float32]
@@ -121,10 +122,8 @@ def _again(kind: Type, rows: Any, importance: Floats | None, flagged: npt.NDArra
 
 def reference(kind: Type, rows: Floats, importance: Floats | None) -> Chunk:
     """Return what ggml itself writes for some rows of float32."""
-    from toolkit.export.quantize import _ggml
-
     size, stored = GGML_QUANT_SIZES[kind]
     out: Chunk = np.empty(rows.size // size * stored, np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
-    _ggml()(int(kind), np.ascontiguousarray(rows, np.float32), out, weights)
+    kernels.quantize_with_ggml(int(kind), np.ascontiguousarray(rows, np.float32), out, weights)
     return out
