@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit import console
-from toolkit.errors import INTERRUPTED, MISSING, USAGE, ToolkitError, explain
+from toolkit.errors import INTERRUPTED, MISSING, USAGE, ToolkitError, explain, unexpected
 from toolkit.verbs import group, verb
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
-def _stage(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, following: str) -> None:
+def _stage(
+    name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, following: str, *, gpus: int = 1
+) -> None:
     from toolkit import pipeline, summary
     from toolkit.run import locked
 
@@ -86,7 +88,7 @@ def _stage(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, forc
         console.log_to(folder.log)
         if name == "train":
             _check_first(config, folder, ("train",))
-        done = pipeline.perform(name, config, folder, force=force, offline=_offline())
+        done = pipeline.perform(name, config, folder, force=force, offline=_offline(), gpus=gpus)
     if done.fresh:
         console.say(f"{name}: fresh, skipped (--force does it again)")
     console.result(*summary.of(done, folder))
@@ -115,12 +117,22 @@ def prepare(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -
 
 
 @verb(writes=True)
-def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Train on so many cards.")
+def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpus: int) -> None:
     """Fine-tune the base model with LoRA.
 
-    An interrupted run goes on where it was; Ctrl-C saves first.
+    An interrupted run goes on where it was; Ctrl-C saves first. `accelerate launch -m toolkit train` works too, with
+    what `accelerate config` wrote.
     """
-    _stage("train", path, overrides, dry_run, force, _command("export", path))
+    from toolkit.train import apart, workers
+
+    if workers.rank() > 0:
+        apart.follow(*_load(path, overrides))
+        return
+    try:
+        _stage("train", path, overrides, dry_run, force, _command("export", path), gpus=gpus)
+    finally:
+        apart.dismiss()
 
 
 @verb(writes=True)
@@ -318,14 +330,7 @@ def main() -> None:
     except Exception as exc:
         if os.environ.get("TOOLKIT_DEBUG"):
             raise
-        known = explain(exc)
-        if known is None:
-            text = str(exc).strip().splitlines()
-            known = ToolkitError(
-                f"unexpected {type(exc).__name__}: {text[0] if text else 'no message'}",
-                hint="this is a defect of the toolkit; TOOLKIT_DEBUG=1 shows where it came from",
-            )
-        _fail(known)
+        _fail(explain(exc) or unexpected(exc))
 
 
 def _usage(exc: click.ClickException) -> None:

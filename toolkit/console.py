@@ -38,6 +38,11 @@ def as_json() -> bool:
     return _state.json
 
 
+def is_quiet() -> bool:
+    """Tell whether this process keeps warnings and errors only."""
+    return _state.quiet
+
+
 def log_to(path: Path | None) -> None:
     """Append every line that is printed to `path` as well, with the time in front; None stops it."""
     _state.log = path

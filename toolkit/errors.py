@@ -110,6 +110,14 @@ _FOREIGN: dict[str, tuple[str, str, int]] = {
 }
 
 
+def unexpected(exc: BaseException) -> ToolkitError:
+    """Say of an exception that nobody expected what it is; it is a defect of ours."""
+    return ToolkitError(
+        f"unexpected {type(exc).__name__}: {_first_line(exc)}",
+        hint="this is a defect of the toolkit; TOOLKIT_DEBUG=1 shows where it came from",
+    )
+
+
 def explain(exc: BaseException) -> ToolkitError | None:
     """Translate a known foreign exception; None where it is not one we know (a defect of ours)."""
     if isinstance(exc, ToolkitError):

@@ -21,7 +21,7 @@ CUDA_CONTEXT = 700_000_000  # on the card: context, cuBLAS and kernels; from NVI
 # alive, by the bytes of a number, or where layers are computed again. Measured (135 M parameters, 512 to 2,048 tokens a
 # pass): 1.54 in bf16, 1.93 in float32, and with checkpointing 3.9 in bf16 and 6 in float32 of what is very little.
 HEAP = {2: 1.55, 4: 1.95}
-HEAP_RECOMPUTED = 4.0
+HEAP_RECOMPUTED = 3.5
 # What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, cards of 8 to 80 GB) after all
 # that is computed here; their 227 kB a token are `layer_activations` of one layer.
 UNSLOTH_LOGITS = 600_000_000

@@ -1,5 +1,6 @@
 """The order of the stages, what makes each one stale, and how one is performed: the manifest is kept here alone."""
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -158,7 +159,9 @@ def _unregistered(config: Config, record: StageRecord) -> str:
         return ""
 
 
-def perform(stage: str, config: Config, folder: RunFolder, *, force: bool = False, offline: bool = False) -> Done:
+def perform(
+    stage: str, config: Config, folder: RunFolder, *, force: bool = False, offline: bool = False, gpus: int = 1
+) -> Done:
     """Run one stage unless it is fresh, and record it in the manifest only when it succeeded.
 
     Raises ToolkitError if an earlier stage's files are missing, or if it would overwrite files that it did not write.
@@ -192,7 +195,8 @@ def perform(stage: str, config: Config, folder: RunFolder, *, force: bool = Fals
     started = time.monotonic()
     failed: ToolkitError | None = None
     try:
-        outcome = ROOMS[stage](config, folder, manifest, force)
+        room = functools.partial(_train, gpus=gpus) if gpus > 1 else ROOMS[stage]
+        outcome = room(config, folder, manifest, force)
     except ToolkitError as exc:
         if exc.exit_code != GATE:
             raise
@@ -258,10 +262,11 @@ def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool)
     return prepare(config, folder, data_file(config), tokenizer)
 
 
-def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.train import train
+def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool, gpus: int = 1) -> Outcome:
+    from toolkit.train.apart import train_apart
 
-    return train(config, folder, base.resolve(training_base(config), config.model.revision), restart=force)
+    found = base.resolve(training_base(config), config.model.revision)
+    return train_apart(config, folder, found, restart=force, gpus=gpus)
 
 
 def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:

@@ -162,7 +162,7 @@ def _keep_the_best(job: Loop, step: int) -> int:
     best = checkpoints.best(job.folder.checkpoints, job.fingerprint)
     last = job.log.held_out(step)
     chosen: int = job.workers.say(
-        step if best is None or best.held_out_loss is None or (last is not None and last <= best.held_out_loss)
+        step if best is None or best.held_out_loss is None or (last is not None and last < best.held_out_loss)
         else best.step
     )  # fmt: skip
     if best is None or chosen == step:

@@ -5,13 +5,19 @@ gradients, which are small, are added up once a step. Larger models are sharded 
 configuration says. Worker 0 alone writes and prints.
 """
 
+import ctypes
 import datetime
 import os
+import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.errors import MISSING, ToolkitError
+
 PATIENCE = datetime.timedelta(hours=24)  # worker 0 may have a model to download before the others have work
+
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,17 @@ def join() -> Workers:
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if sharded and not cuda:
+        raise ToolkitError("FSDP shards a model over CUDA cards, and there is none", exit_code=MISSING)
     return Workers(dist.get_rank(), dist.get_world_size(), local, sharded)
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is killed; a system that cannot goes without."""
+    try:
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
 
 
 def leave() -> None:

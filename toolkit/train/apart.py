@@ -1,0 +1,146 @@
+"""Train in a process of its own, or in several: start it, pass Ctrl-C on, and take over its outcome or its error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from toolkit import console
+from toolkit.base import Base
+from toolkit.config import Config
+from toolkit.errors import INTERRUPTED, MISSING, ToolkitError
+from toolkit.run import Outcome, RunFolder
+from toolkit.train import workers
+
+PACKAGE = Path(__file__).parents[2]
+
+
+def train_apart(config: Config, folder: RunFolder, base: Base, *, restart: bool = False, gpus: int = 1) -> Outcome:
+    """Do what `train` does, in another process; `gpus` > 1 starts so many through accelerate's launcher.
+
+    Where Unsloth turns out not to work and the settings leave the choice, PEFT takes its place. In a process that a
+    launcher started as one of several, this very process trains. Raises what `train` raises.
+    """
+    if workers.launched():
+        from toolkit.train import train
+
+        workers.join().say({"base": [base.label, str(base.folder), base.commit], "restart": restart})
+        return train(config, folder, base, restart=restart)
+    order = {
+        "config": config.model_dump(mode="json", by_alias=True),
+        "base": {"label": base.label, "folder": str(base.folder), "commit": base.commit},
+        "restart": restart,
+        "avoid": "",
+        "quiet": console.is_quiet(),
+        "log": str(folder.log) if folder.log.is_file() else "",
+    }
+    found = _run(order, gpus)
+    if "avoid" in found and config.train.backend == "auto":
+        console.warn(f"Unsloth does not work here ({found['avoid']}); PEFT trains instead")
+        found = _run({**order, "avoid": f"Unsloth does not work here ({found['avoid']})"}, gpus)
+    if found.get("interrupted"):
+        raise KeyboardInterrupt
+    if "error" in found:
+        problem = found["error"]
+        raise ToolkitError(
+            problem["message"], hint=problem["hint"], exit_code=problem["exit_code"], details=problem["details"]
+        )
+    return Outcome([Path(path) for path in found["outputs"]], found["figures"])
+
+
+def follow(config: Config, folder: RunFolder) -> None:
+    """Be one of several processes, but not the first: train whenever the first one does, until it dismisses us."""
+    from toolkit.train import train
+
+    together = workers.join()
+    while (order := together.say(None)) is not None:
+        label, place, commit = order["base"]
+        train(config, folder, Base(label, Path(place), commit), restart=order["restart"])
+    workers.leave()
+
+
+def dismiss() -> None:
+    """Let the other processes go, if there are any; those that failed have gone already."""
+    if workers.launched():
+        with suppress(RuntimeError):
+            workers.join().say(None)
+        workers.leave()
+
+
+def _run(order: dict[str, Any], gpus: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="toolkit-") as place:
+        asked, answer = Path(place) / "order.json", Path(place) / "answer.json"
+        asked.write_text(json.dumps(order), encoding="utf-8")
+        called = [*_launcher(gpus), "-m", "toolkit.train.child", str(asked), str(answer)]
+        # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+        process = subprocess.Popen(
+            called,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=workers.die_with_parent,
+        )
+        try:
+            with _passing_on(process):
+                code = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        if answer.is_file():
+            found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            return found
+    if code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
+        return {"interrupted": True}
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    hint = "the lines above tell why; the same command goes on from the last checkpoint"
+    if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+        hint = "the system kills what takes too much memory: see `toolkit doctor`; the same command goes on from there"
+    raise ToolkitError(f"the process that trains {how}", hint=hint)
+
+
+def _launcher(gpus: int) -> list[str]:
+    if gpus == 1:
+        return [sys.executable]
+    import torch
+
+    there = torch.cuda.device_count()
+    if there and gpus > there:
+        raise ToolkitError(
+            f"--gpus {gpus}, but this machine has {there}", hint=f"use --gpus {there} at most", exit_code=MISSING
+        )
+    # Without cards the processes train on the CPU, which is of use for tests only.
+    how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(gpus), "--main_process_port", "0"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *how, "--mixed_precision=no", "--dynamo_backend=no"]
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, with the package importable and torch's blocks able to grow."""
+    paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to the process; it ends after its step, and this one waits for it."""
+
+    def pass_on(number: int, frame: object) -> None:
+        if process.poll() is None:
+            process.send_signal(number)
+
+    try:
+        former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are somebody else's
+        former = {}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
