@@ -17,6 +17,11 @@ Tensors = dict[str, torch.Tensor]
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
+def thorough(examples: int, more: int) -> Any:
+    """Give a fuzz test its number of examples: some in every run, more in the slow ones."""
+    return pytest.mark.parametrize("examples", [examples, pytest.param(more, marks=pytest.mark.slow)])
+
+
 def targets(work: Path) -> dict[str, Path]:
     return {name: work / "out" / f"{name}.gguf" for name in ("F16", "Q4_K_M")}
 

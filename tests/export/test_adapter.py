@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from tests import small
-from tests.export.damage import Tensors, edit_json, edit_weights, fails
+from tests.export.damage import Tensors, edit_json, edit_weights, fails, thorough
 from toolkit.errors import ToolkitError
 from toolkit.export import plan
 
@@ -156,7 +156,8 @@ def test_a_product_beyond_float32(work: Path) -> None:
     fails(work, "the merged weight `model.layers.0.")
 
 
-def test_any_adapter_config_and_any_names(work: Path) -> None:
+@thorough(40, 400)
+def test_any_adapter_config_and_any_names(work: Path, examples: int) -> None:
     """Whatever stands in adapter_config.json and whatever the tensors are called: a plan, or a ToolkitError."""
     from safetensors.torch import load_file
 
@@ -180,7 +181,7 @@ def test_any_adapter_config_and_any_names(work: Path) -> None:
     changed = st.dictionaries(st.sampled_from([*sorted(config), "use_dora", "trainable_token_indices"]), values)
     whole = load_file(folder / "adapter_model.safetensors")
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(changed, added)
     def check(changes: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> None:
         (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))

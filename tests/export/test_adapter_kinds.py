@@ -54,7 +54,7 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "one layer": ({"layers_to_transform": [1], "layers_pattern": "layers"}, True),
     "a regular expression": ({"target_modules": r".*\.(q_proj|down_proj)"}, True),
 }  # fmt: skip
-FAST = ("DoRA on the embedding", "bias all", "LoRA on both", "resized, trained embed_tokens")
+FAST = ("DoRA on the embedding", "LoRA on both", "resized, trained embed_tokens")
 
 
 @pytest.fixture(scope="module")

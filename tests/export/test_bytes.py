@@ -14,6 +14,7 @@ from toolkit.export import export, plan
 from toolkit.export.types import BASE
 
 # The rest, and every other family, stand in test_reference.py.
+FEW = ("F32", "F16", "Q8_0", "Q4_K_M", "Q5_K_M")
 USUAL = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q3_K_M", "Q2_K")
 SHAPES: dict[str, dict[str, Any]] = {
     "4 layers, untied": {"num_hidden_layers": 4, "intermediate_size": 256},
@@ -74,9 +75,12 @@ def metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
     return {key: (field.contents(), field.types) for key, field in reader.fields.items() if not key.startswith("GGUF.")}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_each_quantization(shape: str, tmp_path: Path) -> None:
-    check(small.save_model(tmp_path / "base", **SHAPES[shape]), tmp_path, USUAL)
+@pytest.mark.parametrize("quantizations", [FEW, pytest.param(USUAL, marks=pytest.mark.slow)], ids=["few", "usual"])
+@pytest.mark.parametrize(
+    "shape", [shape if "untied" in shape else pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES]
+)
+def test_each_quantization(shape: str, quantizations: tuple[str, ...], tmp_path: Path) -> None:
+    check(small.save_model(tmp_path / "base", **SHAPES[shape]), tmp_path, quantizations)
 
 
 @pytest.mark.slow

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.export.damage import thorough
 from toolkit.errors import ToolkitError
 from toolkit.export import checkpoint
 
 
-def test_any_bytes_as_safetensors(tmp_path: Path) -> None:
+@thorough(60, 2000)
+def test_any_bytes_as_safetensors(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "x.safetensors"
     json_values = st.recursive(
         st.none() | st.booleans() | st.integers(-5, 2**66) | st.text(max_size=5),
@@ -30,7 +32,7 @@ def test_any_bytes_as_safetensors(tmp_path: Path) -> None:
     header = st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), entry | json_values) | json_values
     texts = header.map(lambda values: json.dumps(values).encode()) | st.binary(max_size=40)
 
-    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(texts, st.integers(-3, 3), st.binary(max_size=16))
     def check(text: bytes, wrong: int, data: bytes) -> None:
         path.write_bytes(struct.pack("<q", max(0, len(text) + wrong)) + text + data)

@@ -218,7 +218,9 @@ except Exception as exc:
 """
 
 
-@pytest.mark.parametrize("limit", [100, 20_000, 1_000_000])
+@pytest.mark.parametrize(
+    "limit", [pytest.param(100, marks=pytest.mark.slow), 20_000, pytest.param(1_000_000, marks=pytest.mark.slow)]
+)
 def test_a_real_write_that_fails(work: Path, limit: int) -> None:
     """RLIMIT_FSIZE stops a process's writes as a full disk does."""
     done = subprocess.run(

@@ -31,6 +31,9 @@ def kl(base: Path, adapter: Path | None, gguf: Path, length: int) -> float:
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
 
 
+FAST = ((48, False), (300, True))  # length, and whether it matters for this family: longrope, a sliding window
+
+
 class TableGelu(torch.nn.Module):
     """GELU as llama.cpp computes it on a CPU: from a table of 65,536 float16 values."""
 
@@ -55,8 +58,14 @@ def table_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("table_gelu")
-@pytest.mark.parametrize("length", [48, 300])
-@pytest.mark.parametrize("family", family_models.FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "length"),
+    [
+        pytest.param(family, length, marks=() if (length, family in ("phi3.5", "gemma2")) in FAST else pytest.mark.slow)
+        for family in family_models.FAMILIES
+        for length in (48, 300)
+    ],
+)
 def test_logits(family: str, length: int, tmp_path: Path) -> None:
     """48 tokens lie within longrope's original context of 256, 300 beyond; Gemma-2's window has 24."""
     base = family_models.save(tmp_path / "base", family)
@@ -72,7 +81,7 @@ def test_logits_of_gemma_with_its_own_gelu(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("table_gelu")
-@pytest.mark.parametrize("family", ["phi3.5", "gemma2"])
+@pytest.mark.parametrize("family", ["phi3.5", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_an_adapter_is_merged_before_anything_else(family: str, tmp_path: Path) -> None:
     """Phi-3's fused modules get one LoRA each, which reaches query, key, value, gate and up at once."""
     from peft import LoraConfig, get_peft_model

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tests import small
-from tests.export.damage import edit_json
 from tests.export.test_adapter_kinds import add_tokens
 from tests.export.trained import train
-from toolkit.errors import ToolkitError
+from toolkit import standalone
+from toolkit.errors import USAGE, ToolkitError
 from toolkit.export import export
 from toolkit.export.lora import export_lora
 from toolkit.export.merged import export_merged
@@ -328,9 +328,8 @@ def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_imatrix_is_for_runs(base: Path, tmp_path: Path, toolkit: Any) -> None:
+def test_an_imatrix_is_for_runs(base: Path, tmp_path: Path) -> None:
     adapter = small.save_adapter(tmp_path / "mine", base)
-    edit_json(adapter / "adapter_config.json", base_model_name_or_path=str(base))
-    called = toolkit("export", "--adapter", str(adapter), "--output", "out", "--set", "export.imatrix=true", "--json")
-    assert called.code == 2
-    assert "needs the training records" in called.json["error"]
+    with pytest.raises(ToolkitError, match="needs the training records") as caught:
+        standalone.of_adapter(adapter, None, str(tmp_path / "none.toml"), ("export.imatrix=true",))
+    assert caught.value.exit_code == USAGE

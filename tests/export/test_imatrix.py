@@ -1,5 +1,6 @@
 """The importance matrix: from training records only, right by an independent count, and used as llama.cpp uses it."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import family_models, small
+from tests.export.damage import thorough
 from tests.ollama_server import find_ollama
 from toolkit import tokens
 from toolkit.config import PromptSettings
@@ -186,12 +188,15 @@ def llama_quantize(source: Path, target: Path, quantization: str, importance: di
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), params) == 0
 
 
-def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names", [("Q4_K_M", "Q8_0"), pytest.param(("Q5_K_S", "Q6_K", "Q3_K_M", "Q2_K"), marks=pytest.mark.slow)]
+)
+def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
     ids = np.random.default_rng(1).integers(0, 480, (2, 128)).tolist()
     planned = plan(work / "base", work / "adapter", ["Q4_K_M"])
     sums, counts = imatrix.compute(work / "base", planned, ids)
     path = tmp_path / "imatrix.gguf"
-    imatrix.write(path, imatrix.Imatrix(sums, counts, 2, 128, "x"))
+    imatrix.write(path, imatrix.Imatrix(sums, counts, 2, 128, "x", "ab" * 32))
     stored = {tensor.name: tensor.data.reshape(-1) for tensor in gguf.GGUFReader(path).tensors}
     theirs_in = {
         name.removesuffix(".in_sum2"): np.ascontiguousarray(values / stored[name.replace(".in_sum2", ".counts")])
@@ -199,7 +204,6 @@ def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path) -> No
         if name.endswith(".in_sum2")
     }
     importance = imatrix.read(path).importance()
-    names = ("Q4_K_M", "Q5_K_S", "Q6_K", "Q3_K_M", "Q2_K", "Q8_0")
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", *names)}
     weighed = export(work / "base", work / "adapter", targets, small.TEMPLATE, "small", imatrix=importance).figures
     plain = {name: tmp_path / f"plain-{name}.gguf" for name in names}
@@ -246,14 +250,15 @@ def test_a_matrix_that_does_not_fit_is_refused(work: Path, tmp_path: Path, value
     assert not list(tmp_path.iterdir())
 
 
-def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path) -> None:
+@thorough(60, 1000)
+def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "imatrix.gguf"
     imatrix.write(path, some_matrix({"blk.0.attn_q.weight": 8, "blk.1.attn_q.weight": 8}))
     whole = path.read_bytes()
 
     edits = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.binary(min_size=1, max_size=9)), max_size=3)
 
-    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(edits, st.integers(0, len(whole)) | st.just(len(whole)))
     def check(edits: list[tuple[int, bytes]], length: int) -> None:
         data = bytearray(whole)
@@ -269,13 +274,16 @@ def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path) -> None:
     check()
 
 
-@given(st.binary(max_size=80))
-@settings(max_examples=150, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_any_bytes_as_gguf(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.gguf"
-    for version in (2, 3):
-        path.write_bytes(b"GGUF" + version.to_bytes(4, "little") + data)
-        try:
-            open_gguf(path)
-        except ToolkitError:
-            continue
+@thorough(60, 2000)
+def test_any_bytes_as_gguf(tmp_path: Path, examples: int) -> None:
+    path = tmp_path / "any.gguf"
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(st.binary(max_size=80))
+    def check(data: bytes) -> None:
+        for version in (2, 3):
+            path.write_bytes(b"GGUF" + version.to_bytes(4, "little") + data)
+            with contextlib.suppress(ToolkitError):
+                open_gguf(path)
+
+    check()

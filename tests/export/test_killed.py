@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests import small
-from tests.export.damage import edit_json, former_files_are_intact, targets
+from tests.export.damage import edit_json, former_files_are_intact, targets, thorough
 from toolkit import run
 from toolkit.errors import ToolkitError
 from toolkit.export import export, plan
@@ -54,7 +54,7 @@ def killed(work: Path, after: int, form: str) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize("after", [0, 9])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 9])
 def test_a_killed_export_is_cleared_by_the_next(work: Path, after: int) -> None:
     killed(work, after, "gguf")
     left = [path for path in (work / "out").iterdir() if path.name.endswith(".part")]
@@ -65,6 +65,7 @@ def test_a_killed_export_is_cleared_by_the_next(work: Path, after: int) -> None:
     assert sorted(path.name for path in (work / "out").iterdir()) == [".F16.gguf.notes", "F16.gguf", "Q4_K_M.gguf"]
 
 
+@pytest.mark.slow
 def test_a_failing_export_clears_them_too(work: Path) -> None:
     killed(work, 5, "gguf")
     export_lora(work / "base", work / "adapter", work / "out" / "other.gguf", "x")  # names of others are left alone
@@ -76,6 +77,7 @@ def test_a_failing_export_clears_them_too(work: Path) -> None:
     former_files_are_intact(work)
 
 
+@pytest.mark.slow
 def test_a_killed_merge_is_cleared_by_the_next(work: Path) -> None:
     killed(work, 4, "safetensors")
     assert not (work / "out" / "merged").exists()
@@ -135,7 +137,8 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_any_adapter_config_is_understood_or_refused(work: Path) -> None:
+@thorough(40, 600)
+def test_any_adapter_config_is_understood_or_refused(work: Path, examples: int) -> None:
     path = work / "adapter" / "adapter_config.json"
     whole = path.read_text()
     values: Any = st.recursive(
@@ -149,7 +152,7 @@ def test_any_adapter_config_is_understood_or_refused(work: Path) -> None:
 
     vast = 10**400  # more than a float can be
 
-    @settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @example({"lora_alpha": vast}, None)
     @example({"alpha_pattern": {"q_proj": vast}}, None)
     @example({"r": vast, "use_rslora": True}, None)

@@ -29,11 +29,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"use_rslora": True},
-        PATTERNS,
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"use_rslora": True}, marks=pytest.mark.slow),
+        pytest.param(PATTERNS, marks=pytest.mark.slow),
         {"use_rslora": True, **PATTERNS},
-        {"target_modules": ["lm_head", "q_proj"]},
+        pytest.param({"target_modules": ["lm_head", "q_proj"]}, marks=pytest.mark.slow),
     ],
     ids=["plain", "rslora", "patterns", "rslora and patterns", "lm_head"],
 )
@@ -62,7 +62,9 @@ def test_fan_in_fan_out_plays_no_part_for_linear_layers(base: Path, tmp_path: Pa
     [
         {"tie_word_embeddings": True},
         {"attention_bias": True, "mlp_bias": True},
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+        pytest.param(
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}, marks=pytest.mark.slow
+        ),
         {"hidden_size": 192, "num_attention_heads": 6, "head_dim": 64, "dtype": torch.float16},
     ],
     ids=["tied", "biases", "linear rope", "heads wider than hidden, float16"],

@@ -166,14 +166,18 @@ def test_overridden_types_are_written_as_llama_cpp_writes_them(tmp_path: Path) -
     ("family", "settings"),
     [
         pytest.param("llama", {"num_hidden_layers": 33}, marks=pytest.mark.slow),
-        ("mistral", {"num_hidden_layers": 17, "num_key_value_heads": 8}),
+        pytest.param("mistral", {"num_hidden_layers": 17, "num_key_value_heads": 8}, marks=pytest.mark.slow),
         pytest.param("llama", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
-        ("phi3", {"num_hidden_layers": 19}),
+        pytest.param("phi3", {"num_hidden_layers": 19}, marks=pytest.mark.slow),
         pytest.param("phi3.5", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
         pytest.param("gemma2", {"num_hidden_layers": 26}, marks=pytest.mark.slow),
-        ("gemma2", {"num_hidden_layers": 9, "num_key_value_heads": 1}),
+        pytest.param("gemma2", {"num_hidden_layers": 9, "num_key_value_heads": 1}, marks=pytest.mark.slow),
         ("llama", {"num_hidden_layers": 2, "hidden_size": 80, "num_attention_heads": 2, "intermediate_size": 96}),
-        ("llama", {"num_hidden_layers": 9, "hidden_size": 192, "num_attention_heads": 6, "intermediate_size": 80}),
+        pytest.param(
+            "llama",
+            {"num_hidden_layers": 9, "hidden_size": 192, "num_attention_heads": 6, "intermediate_size": 80},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_choice_of_types(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
