@@ -1,5 +1,6 @@
 # make quickstart   set up .venv and run the whole job on a small base model
 # make test         set up what the tests need and run them all
+# make test-ollama  the tests that need a real Ollama server, against each generation of it, with a table
 # make fast         the fast tests only
 # make lint         ruff and mypy
 # make fuzz         the quantization kernels against libggml: WEIGHTS of every type (1e9 takes an hour on 2 cores)
@@ -9,7 +10,7 @@ BIN := .venv/bin
 CONFIG := examples/quickstart.toml
 WEIGHTS ?= 1e9
 
-.PHONY: quickstart test fast lint fuzz needs clean
+.PHONY: quickstart test test-ollama fast lint fuzz needs clean
 .DELETE_ON_ERROR:
 
 quickstart: .installed-run
@@ -19,6 +20,9 @@ quickstart: .installed-run
 
 test: .installed-dev
 	$(BIN)/pytest -m "not gpu"
+
+test-ollama: .installed-dev
+	$(BIN)/python -m tests.generations
 
 fast: .installed-dev
 	$(BIN)/pytest

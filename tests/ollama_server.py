@@ -14,6 +14,7 @@ import httpx
 
 INSTALL = Path(__file__).parents[2] / "shared" / "ollama" / "install.sh"
 VERSION = "v0.34.1"
+GENERATIONS = ("v0.24.0", "v0.34.0", "v0.34.1")
 
 
 def find_ollama() -> Path | None:
@@ -41,6 +42,13 @@ class OllamaServer:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def version(self) -> str:
+        """What it is: a build from source calls itself 0.0.0."""
+        named = os.environ.get("TOOLKIT_TEST_OLLAMA_VERSION", "").removeprefix("v")
+        said = str(httpx.get(f"{self.url}/api/version", timeout=5, trust_env=False).json()["version"])
+        return named or (said if said != "0.0.0" else VERSION.removeprefix("v"))
 
     @property
     def environment(self) -> dict[str, str]:

@@ -30,7 +30,8 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_
     assert set(tags) == {"f16", "f32", "latest"}
     assert held["good:latest"] == held["good:f32"] != held["good:f16"]
     for tag, quantization in (("f16", "F16"), ("latest", "F32")):
-        assert tags[tag]["gguf_sha256"] == tags[tag]["stored_sha256"] == run.digests[quantization]
+        assert tags[tag]["gguf_sha256"] == run.digests[quantization]
+        assert (tags[tag]["stored_sha256"] != run.digests[quantization]) == server.rewrites(ollama.version)
         assert tags[tag]["prompts_verified"] == 10
         assert tags[tag]["done_reason"] in ("stop", "length")
         assert tags[tag]["answer"] and tags[tag]["tokens_per_second"] > 0
@@ -138,6 +139,9 @@ def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
 def test_a_gguf_whose_own_template_would_win(ollama, tmp_path):
     jinja = "{% if tools %}{{ tools }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     run = make_run(tmp_path, ollama.url, "takeover", chat_template=jinja)
+    if server.parse_version(ollama.version) < (0, 30, 0):  # the Go template always counts there
+        run.register()
+        return
     with pytest.raises(ToolkitError, match="would not use our prompt template") as caught:
         run.register()
     assert "toolkit export" in caught.value.hint

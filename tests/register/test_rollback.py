@@ -113,8 +113,9 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     shown = states(run, manifest)
     assert shown["latest"] == "of run seen" and shown["f16"] == "not there"
     assert shown["previous"] == "this run's, rolled back"
-    if not server.rewrites(found["version"]) and tags["f16"]["stored_sha256"] == run.digests["F16"]:
-        assert shown["mine"] == "this run's file, registered otherwise"
+    rewritten = server.rewrites(ollama.version)
+    assert (tags["f16"]["stored_sha256"] != run.digests["F16"]) == rewritten
+    assert shown["mine"] == ("not made with toolkit" if rewritten else "this run's file, registered otherwise")
     other.register()
     later = make_run(tmp_path / "c", ollama.url, "seen", seed=53)
     later.register()

@@ -17,8 +17,8 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
     """Give `name:latest` the model that `name:previous` holds, and the other way round; a second call undoes it.
 
     The former model must answer first. A quantization's tag that held the same model as `latest` follows it where the
-    former model has that quantization too. Returns name, and for each changed tag its digest and the run that made it;
-    with `dry_run` what they would be.
+    former model is of that quantization too. Returns name, and for each changed tag its digest and the run that made
+    it; with `dry_run` what they would be.
     Raises ToolkitError, exit 3, if there is no former model or server, and for a `latest` that is not ours unless
     `force`; then nothing has changed.
     """
@@ -42,9 +42,9 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
         sources = {LATEST: f"{name}:{PREVIOUS}"}
         if LATEST in before:
             sources[PREVIOUS] = f"{name}:{LATEST}"
-            tag = _quantization(http, f"{name}:{PREVIOUS}")
-            if before.get(tag) == before[LATEST] and tag == _quantization(http, f"{name}:{LATEST}"):
-                sources[tag] = f"{name}:{PREVIOUS}"
+            if _file_type(http, f"{name}:{PREVIOUS}") == _file_type(http, f"{name}:{LATEST}"):
+                same = [tag for tag, digest in before.items() if digest == before[LATEST] and tag not in sources]
+                sources |= {tag: f"{name}:{PREVIOUS}" for tag in same}
 
         def guard(held: dict[str, str]) -> None:
             if held != before:
@@ -67,6 +67,6 @@ def _begun(http: httpx.Client, name: str, patience: float, dry_run: bool) -> Abs
     return transaction.begun(http, name, patience)
 
 
-def _quantization(http: httpx.Client, model: str) -> str:
-    details = server.call(http, "/api/show", {"model": model}).get("details") or {}
-    return str(details.get("quantization_level", "")).lower()
+def _file_type(http: httpx.Client, model: str) -> object:
+    """Return the number of a GGUF's quantization; the name beside it is `unknown` for many in 0.24."""
+    return (server.call(http, "/api/show", {"model": model}).get("model_info") or {}).get("general.file_type")
