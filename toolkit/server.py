@@ -4,6 +4,7 @@ import ipaddress
 import json
 import os
 import re
+import ssl
 import urllib.parse
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,12 @@ def version(settings: OllamaSettings) -> str | None:
         answer = reply.json()
     except (json.JSONDecodeError, UnicodeDecodeError):
         answer = None
+    if reply.status_code in (401, 403):
+        raise ToolkitError(
+            f"the server at {url} does not let us in: HTTP {reply.status_code}",
+            hint="set OLLAMA_API_KEY to the key that it wants",
+            exit_code=MISSING,
+        )
     found = answer.get("version") if isinstance(answer, dict) else None
     if reply.status_code != 200 or not isinstance(found, str) or parse_version(found) is None:
         kind = reply.headers.get("content-type", "no content type").partition(";")[0]
@@ -147,7 +154,7 @@ def client(settings: OllamaSettings) -> ollama.Client:
     """Make an `ollama.Client` for the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
     url = address(settings)
     _warn_if_open(url)
-    made = ollama.Client(url, timeout=_timeout(settings), trust_env=not is_loopback(url))
+    made = ollama.Client(url, timeout=_timeout(settings), trust_env=not is_loopback(url), verify=_trusted(url))
     deadlines.enforce(made._client)
     return made
 
@@ -168,8 +175,15 @@ def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     # A proxy from the environment must not stand between us and our own machine.
     return deadlines.enforce(
-        httpx.Client(base_url=url, timeout=timeout, headers=headers, trust_env=not is_loopback(url))
+        httpx.Client(
+            base_url=url, timeout=timeout, headers=headers, trust_env=not is_loopback(url), verify=_trusted(url)
+        )
     )
+
+
+def _trusted(url: str) -> ssl.SSLContext | bool:
+    """Say whose certificates count: SSL_CERT_FILE and SSL_CERT_DIR name them for loopback too."""
+    return httpx.create_ssl_context() if url.startswith("https://") else True
 
 
 def _warn_if_open(url: str) -> None:

@@ -2,11 +2,13 @@
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 Fault = Callable[["Handler"], bool]
@@ -61,13 +63,17 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(respond: Callable[[Handler], object]) -> Iterator[str]:
-    """Run a server that gives each request to `respond`; yields its address."""
+def serving(respond: Callable[[Handler], object], certificate: tuple[Path, Path] | None = None) -> Iterator[str]:
+    """Run a server that gives each request to `respond`; yields its address. `certificate` and key make it https."""
     server = _Server(("127.0.0.1", 0), Handler)
     server.respond = respond
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
@@ -147,7 +153,7 @@ def drips(status: int, text: str, pause: float) -> Fault:
 
 
 @contextmanager
-def proxy(upstream: str) -> Iterator[tuple[str, Proxy]]:
+def proxy(upstream: str, certificate: tuple[Path, Path] | None = None) -> Iterator[tuple[str, Proxy]]:
     passing = Proxy(upstream)
-    with serving(passing.respond) as url:
+    with serving(passing.respond, certificate) as url:
         yield url, passing

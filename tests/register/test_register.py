@@ -1,5 +1,8 @@
 """Registration against a real server: what it leaves when it succeeds, and when it does not."""
 
+import shutil
+import subprocess
+
 import httpx
 import pytest
 
@@ -125,6 +128,35 @@ def test_licence_base_data_and_run_are_shown_by_ollama(ollama, tmp_path):
         "",
         "CC BY 4.0",
     ]
+
+
+def test_https_with_a_key_from_the_cli_on(ollama, tmp_path, monkeypatch):
+    """As a server on another machine stands behind a proxy: TLS with a certificate of one's own, and a bearer key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl here to make a certificate with")
+    wanted = ["-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-subj", "/CN=test", "-days", "2"]
+    subprocess.run(
+        ["openssl", "req", "-x509", *wanted, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
+
+    def unauthorised(handler):
+        if handler.headers.get("Authorization") == "Bearer secret":
+            return False
+        return handler.answer(401, b'{"error":"unauthorized"}')
+
+    with proxy(ollama.url, (certificate, key)) as (url, passing):
+        passing.fault = unauthorised
+        run = make_run(tmp_path, url, "remote", seed=81)
+        with pytest.raises(ToolkitError, match="no TLS connection"):
+            run.register()
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with pytest.raises(ToolkitError, match="does not let us in: HTTP 401") as caught:
+            run.register()
+        assert "OLLAMA_API_KEY" in caught.value.hint
+        monkeypatch.setenv("OLLAMA_API_KEY", "secret")
+        run.register()
+        assert len(run.held()) == 3 and run.answer()
 
 
 def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
