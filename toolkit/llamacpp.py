@@ -15,6 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.prompt import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; bounds the logits held beside the result
+SMALL = 32 * 2**20  # bytes of a file up to which threads would wait for each other longer than they compute
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
                 str(path),
                 n_ctx=context,
                 n_batch=max(BATCH, min(context, 512)),
-                n_threads=len(os.sched_getaffinity(0)),  # its own default is half of them
+                n_threads=len(os.sched_getaffinity(0)) if path.stat().st_size > SMALL else 1,  # else half of them
                 n_gpu_layers=-1,
                 verbose=False,
                 **options,
@@ -152,6 +153,72 @@ def logits(llm: Any, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
     finally:
         llama_cpp.llama_batch_free(batch)
     return rows
+
+
+NEAREST = 5  # candidates kept of each greedy step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One greedy token: its id, whether it ends the answer, and the best candidates with their logits, itself first.
+
+    A candidate is the bytes that its token adds to the answer, none for a control token.
+    """
+
+    token: int
+    ends: bool
+    best: tuple[tuple[bytes, float], ...]
+
+    @property
+    def text(self) -> bytes:
+        """What the token adds to the answer."""
+        return self.best[0][0]
+
+
+def greedy(llm: Any, ids: Sequence[int], tokens: int) -> list[Step]:
+    """Answer a tokenized prompt with the most likely token each time, up to `tokens` or the end, which is kept."""
+    import llama_cpp
+
+    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
+    steps: list[Step] = []
+    row = logits(llm, ids, len(ids) - 1)[0]
+    while True:
+        nearest = np.argpartition(row, -NEAREST)[-NEAREST:]
+        order = [int(index) for index in nearest[np.argsort(-row[nearest], kind="stable")]]
+        ends = bool(llama_cpp.llama_vocab_is_eog(vocabulary, order[0]))
+        steps.append(Step(order[0], ends, tuple((piece(llm, index), float(row[index])) for index in order)))
+        if ends or len(steps) >= tokens:
+            return steps
+        row = _next(llm, order[0], len(ids) + len(steps) - 1)
+
+
+def piece(llm: Any, token: int) -> bytes:
+    """Return the bytes that a token stands for in an answer: none for a control token."""
+    import ctypes
+
+    import llama_cpp
+
+    vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
+    buffer = ctypes.create_string_buffer(1024)  # longer than any token
+    count: int = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, len(buffer), 0, False)
+    return buffer.raw[: max(0, count)]
+
+
+def _next(llm: Any, token: int, position: int) -> npt.NDArray[np.float32]:
+    """Evaluate one more token behind those in the context; return its logits, shape (vocabulary,)."""
+    import llama_cpp
+
+    batch = llama_cpp.llama_batch_init(1, 0, 1)
+    try:
+        batch.n_tokens = 1
+        batch.token[0], batch.pos[0], batch.n_seq_id[0], batch.logits[0] = token, position, 1, True
+        batch.seq_id[0][0] = 0
+        status = llama_cpp.llama_decode(llm.ctx, batch)
+        if status != 0:
+            raise ToolkitError(f"llama.cpp could not evaluate token {position} (status {status})")
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(llm.ctx), shape=(llm.n_vocab(),)).copy()
+    finally:
+        llama_cpp.llama_batch_free(batch)
 
 
 def generate(llm: Any, ids: Sequence[int], tokens: int, stops: Sequence[str], sampling: Sampling) -> Iterator[str]:

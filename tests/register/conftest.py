@@ -10,6 +10,7 @@ from tests.ollama_server import OllamaServer, find_ollama, ollama_server
 from tests.register import tiny
 from toolkit import prompt, run, server, toml
 from toolkit.config import Config
+from toolkit.register import parity
 from toolkit.run import RunFolder
 
 ROWS = [
@@ -40,6 +41,14 @@ def binary() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _short_proof(request, monkeypatch):
+    """Registrations here prove little of the answers, unless they are what a test is about: there are hundreds."""
+    if "whole_proof" not in request.keywords:
+        monkeypatch.setattr(parity, "QUESTIONS", 2)
+        monkeypatch.setattr(parity, "TOKENS", 8)
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +114,7 @@ def make_run(
         values[section] = {**values.get(section, {}), **settings}
     config = toml.build(values)
     place = run.folder_of(config)
+    tiny.save_tokenizer(place.adapter)
     template = prompt.chat_template(prompt.prompt_format(config.prompt)) if chat_template is None else chat_template
     files = {
         quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")

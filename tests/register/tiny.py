@@ -1,5 +1,6 @@
 """A llama of random weights as a GGUF of 470 kB: byte tokens, one merge, and control tokens of several families."""
 
+import json
 from pathlib import Path
 
 import gguf
@@ -48,6 +49,8 @@ def write(path: Path, *, seed: int = 0, chat_template: str = "", f16: bool = Fal
 
     def tensor(name: str, *shape: int, scale: float) -> None:
         values = (random.standard_normal(shape) * scale).astype(np.float32)
+        if name == "output.weight":  # answers of printable characters: halves of others are shown in many ways
+            values[[index for index, text in enumerate(tokens[:256]) if not " " <= text <= "~"]] = 0
         writer.add_tensor(name, values.astype(np.float16) if f16 else values)
 
     def norm(name: str) -> None:
@@ -69,3 +72,22 @@ def write(path: Path, *, seed: int = 0, chat_template: str = "", f16: bool = Fal
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def save_tokenizer(folder: Path) -> Path:
+    """Write the same vocabulary as a base model's folder has it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary = {text: index for index, text in enumerate([*byte_tokens(), "he"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("h", "e")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in CONTROL])
+    bos = CONTROL[1]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "bos_token": bos}))
+    return folder

@@ -7,12 +7,12 @@ from typing import Any
 import httpx
 import ollama
 
-from toolkit import console, run, server
+from toolkit import console, run, server, tokens
 from toolkit.config import Config
 from toolkit.errors import FAILED, USAGE, ToolkitError
 from toolkit.prompt import prompt_format
+from toolkit.register import chain, store, transaction, verify
 from toolkit.register import spec as specs
-from toolkit.register import store, transaction, verify
 from toolkit.register.modelfile import Modelfile
 from toolkit.register.transaction import LATEST, PREVIOUS, Work
 from toolkit.run import Outcome, RunFolder
@@ -36,6 +36,7 @@ def register(
     Ctrl-C, every name holds what it held before.
     """
     form = prompt_format(config.prompt)
+    tokenizer = tokens.load(folder.adapter, form)
     described = specs.describe(config, folder, eos)
     spec = described.spec
     name, default = specs.model_name(config), config.export.default
@@ -62,7 +63,7 @@ def register(
             _put(config, work, model, path, digest, spec)
             with server.talking(config.ollama, f"proving `{name}:{quantization.lower()}`"):
                 proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
-                proof["prompts_verified"] = verify.prompts(http, model, form, held_out)
+                proof |= chain.prove(http, model, path, form, tokenizer, held_out)
                 proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
             _check_stored(version, path, proof)
             figures[quantization.lower()] = proof

@@ -1,6 +1,8 @@
 """Proof that the server runs what was trained: its settings, its own rendering of prompts, one answered question."""
 
+import itertools
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -8,10 +10,11 @@ import httpx
 from toolkit import server
 from toolkit.config import ValidateSettings
 from toolkit.errors import ToolkitError
-from toolkit.prompt import PromptFormat, prompt_text
+from toolkit.prompt import PromptFormat, conversation, prompt_text
 from toolkit.register.modelfile import Modelfile
 
 ROWS = 10
+THREADS = 4  # requests at once: a server renders them in parallel
 
 
 def shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
@@ -27,7 +30,7 @@ def shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
             f"{difference(spec.template, str(found.get('template')))}",
             hint="the GGUF's own chat template wins if it mentions tools: run `toolkit export --force`",
         )
-    if found.get("system") != spec.system:
+    if (found.get("system") or "") != spec.system:
         raise ToolkitError(
             f"the Ollama server has another system message for `{model}`: "
             f"{difference(spec.system, str(found.get('system')))}",
@@ -76,26 +79,46 @@ def _go_unquote(text: str) -> str:
     return re.sub(r'\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[abfnrtv\\"])', plain, text)
 
 
-def prompts(http: httpx.Client, model: str, form: PromptFormat, held_out: list[dict[str, Any]]) -> int:
-    """Compare the server's own rendering of held-out prompts with the training text, byte for byte.
+def every_prompt(http: httpx.Client, model: str, form: PromptFormat, eos: str, rows: list[tuple[str, str]]) -> None:
+    """Compare the server's own rendering of (question, instruction) with the training text, byte for byte.
 
-    Ten rows spread over `held_out`, each by /api/generate and /api/chat, with the default instruction and with the
-    row's own as system message. Returns the number of rows; raises ToolkitError at the first difference.
+    Each by /api/generate and /api/chat, with the instruction as system message; ten of them without, where the model's
+    own system message fills in, and ten in a conversation. Raises ToolkitError at the first difference.
     """
-    rows = held_out[:: max(1, len(held_out) // ROWS)][:ROWS]
-    if not rows:
-        raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
-    for row in rows:
-        question = str(row["input"])
-        for instruction in dict.fromkeys((None, row.get("instruction") or None)):
-            want = prompt_text(form, question, instruction)
-            for path, got in renderings(http, model, question, instruction).items():
-                if got != want:
-                    raise ToolkitError(
-                        f"{path} renders another prompt than the one that was trained: {difference(want, got)}",
-                        hint="do not run the server with OLLAMA_GO_TEMPLATE=0, and let prompts fit in `ollama.num_ctx`",
-                    )
-    return len(rows)
+
+    def alone(row: tuple[str, str]) -> None:
+        question, instruction = row
+        _same(prompt_text(form, question, instruction), renderings(http, model, question, instruction))
+
+    some = rows[:: max(1, len(rows) // ROWS)][:ROWS]
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(alone, rows))
+        list(pool.map(lambda row: _same(prompt_text(form, row[0]), renderings(http, model, row[0], None)), some))
+    conversations(http, model, form, eos, some)
+
+
+def conversations(http: httpx.Client, model: str, form: PromptFormat, eos: str, rows: list[tuple[str, str]]) -> None:
+    """Compare the server's rendering of conversations with the plain one: a second turn keeps the instruction."""
+    for (question, instruction), (following, _) in itertools.pairwise(rows):
+        messages = [
+            {"role": "system", "content": instruction},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "An answer."},
+            {"role": "user", "content": following},
+            {"role": "user", "content": question},
+        ]
+        body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
+        found = server.call(http, "/api/chat", body)
+        _same(conversation(form, messages, eos), {"/api/chat": _rendered(found)})
+
+
+def _same(want: str, found: dict[str, str]) -> None:
+    for path, got in found.items():
+        if got != want:
+            raise ToolkitError(
+                f"{path} renders another prompt than the one that was trained: {difference(want, got)}",
+                hint="do not run the server with OLLAMA_GO_TEMPLATE=0, and let prompts fit in `ollama.num_ctx`",
+            )
 
 
 def renderings(http: httpx.Client, model: str, question: str, instruction: str | None) -> dict[str, str]:
@@ -108,8 +131,12 @@ def renderings(http: httpx.Client, model: str, question: str, instruction: str |
     texts = {}
     for path, extra in (("/api/generate", body), ("/api/chat", {"messages": messages})):
         answer = server.call(http, path, {"model": model, **extra, "stream": False, "_debug_render_only": True})
-        texts[path] = str((answer.get("_debug_info") or {}).get("rendered_template", ""))
+        texts[path] = _rendered(answer)
     return texts
+
+
+def _rendered(answer: dict[str, Any]) -> str:
+    return str((answer.get("_debug_info") or {}).get("rendered_template", ""))
 
 
 def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload: bool) -> dict[str, Any]:
@@ -125,19 +152,25 @@ def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload:
         "stream": False,
         "options": {"num_predict": settings.answer_tokens},
     }
-    answer = server.call(http, "/api/generate", {**body, "keep_alive": 0} if unload else body)
-    text, reason = str(answer.get("response", "")), answer.get("done_reason")
-    if reason not in ("stop", "length") or not answer.get("eval_count"):
-        raise ToolkitError(
-            f"`{model}` did not answer {settings.questions[0]!r}: it ended with {reason!r} after {text[:80]!r}",
-            hint="ask the GGUF itself with `toolkit validate`; if it answers there, the server's own log says more",
-        )
+    answer = asked(http, {**body, "keep_alive": 0} if unload else body)
     seconds = float(answer.get("eval_duration") or 0) / 1e9
     return {
-        "answer": text,
-        "done_reason": reason,
+        "answer": str(answer.get("response", "")),
+        "done_reason": answer["done_reason"],
         "tokens_per_second": round(float(answer["eval_count"]) / seconds, 1) if seconds else 0.0,
     }
+
+
+def asked(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """Ask a question through /api/generate; raises ToolkitError unless the answer ended by itself or at the limit."""
+    found = server.call(http, "/api/generate", body)
+    text, reason = str(found.get("response", "")), found.get("done_reason")
+    if reason not in ("stop", "length") or not found.get("eval_count"):
+        raise ToolkitError(
+            f"`{body['model']}` did not answer {body['prompt'][:200]!r}: it ended with {reason!r} after {text[:80]!r}",
+            hint="ask the GGUF itself with `toolkit validate`; if it answers there, the server's own log says more",
+        )
+    return found
 
 
 def difference(want: str, got: str) -> str:

@@ -1,0 +1,99 @@
+"""Every format on a real server: its rendering, transformers' Jinja, llama.cpp's Jinja and the training text agree."""
+
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.formats import FORMATS
+from tests.ollama_server import free_port
+from tests.register import tiny
+from tests.register.conftest import ROWS, binary
+from toolkit import prompt, server
+from toolkit.register import verify
+
+pytestmark = pytest.mark.ollama
+
+CONVERSATIONS = [
+    [{"role": "user", "content": "a"}],
+    [{"role": "system", "content": "s\n"}, {"role": "user", "content": " {{ .System }} "}],
+    [{"role": "system", "content": ""}, {"role": "user", "content": "a"}],
+    [
+        {"role": "system", "content": "s1"},
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "c"},
+        {"role": "assistant", "content": "d"},
+        {"role": "system", "content": "s2"},
+        {"role": "user", "content": "e\r\n\xa0"},
+    ],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "### Input:"},
+    ],
+]
+
+
+def by_transformers(form, messages):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    return render_jinja_template([messages], chat_template=prompt.chat_template(form), eos_token=tiny.EOS)[0][0]
+
+
+@contextmanager
+def llama_server(gguf: Path):
+    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja."""
+    program = binary().parents[1] / "lib" / "ollama" / "llama-server"
+    if not program.is_file():
+        pytest.skip(f"no {program}")
+    port = free_port()
+    options = ["--jinja", "--port", str(port), "--host", "127.0.0.1", "-c", "512", "-np", "1", "-t", "1", "--offline"]
+    process = subprocess.Popen(
+        [str(program), "--model", str(gguf), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
+            for _ in range(300):
+                try:
+                    if http.get("/health").status_code == 200:
+                        break
+                except httpx.TransportError:
+                    pass
+                time.sleep(0.1)
+            yield http
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
+    """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
+    form = prompt.prompt_format(FORMATS[name])
+    eos = form.eos or tiny.EOS
+    gguf = tiny.write(tmp_path / "model.gguf", chat_template=prompt.chat_template(form))
+    client = server.client(_settings(ollama.url))
+    digest = client.create_blob(str(gguf))
+    client.create(
+        "format", files={"model.gguf": digest}, template=prompt.go_template(form, eos), system=form.instruction
+    )
+    with server.http(_settings(ollama.url)) as http, llama_server(gguf) as native:
+        assert server.call(http, "/api/show", {"model": "format"})["template"] == prompt.go_template(form, eos)
+        for messages in CONVERSATIONS:
+            expected = prompt.conversation(form, messages, eos)
+            assert by_transformers(form, messages) == expected
+            body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
+            assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected
+            assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
+        rows = [(row["input"], row["instruction"]) for row in ROWS]
+        verify.every_prompt(http, "format", form, eos, rows)
+
+
+def _settings(url):
+    from toolkit.config import OllamaSettings
+
+    return OllamaSettings(host=url)
