@@ -122,14 +122,16 @@ def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
 
 
 def test_slabs_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit.export import checkpoint, merging, quantize
+    from toolkit.export import checkpoint, merging, quantize, tensors
 
     base = small.save_model(tmp_path / "base", dtype=torch.float16)
     lora = small.save_adapter(tmp_path / "adapter", base)
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M", "Q8_0")}
     usual = export(base, None, targets, small.TEMPLATE, "small").figures
-    for module in (merging, checkpoint, quantize):
+    for module in (checkpoint, quantize):
         monkeypatch.setattr(module, "SLAB", 7_777)
+    for module in (merging, tensors):
+        monkeypatch.setattr(module, "BLOCK", 3_333)
     monkeypatch.setattr(quantize, "threads", lambda: 5)
     other = export(base, None, targets, small.TEMPLATE, "small").figures
     assert [other[name]["sha256"] for name in targets] == [usual[name]["sha256"] for name in targets]

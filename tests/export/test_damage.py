@@ -155,15 +155,15 @@ def test_no_config_no_weights_pickled_weights(work: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = checkpoint.read
+    read_rows = checkpoint.read_rows
 
-    def cut_then_read(tensor: checkpoint.Stored, pool: Any) -> Any:
+    def cut_then_read(tensor: checkpoint.Stored, start: int, end: int) -> Any:
         if tensor.name == Q_PROJ:
             with tensor.path.open("r+b") as file:
                 file.truncate(tensor.offset + tensor.size // 2)
-        return whole(tensor, pool)
+        return read_rows(tensor, start, end)
 
-    monkeypatch.setattr(checkpoint, "read", cut_then_read)
+    monkeypatch.setattr(checkpoint, "read_rows", cut_then_read)
     fails(work, f"ends in the middle of tensor `{Q_PROJ}`")
 
 
@@ -236,7 +236,9 @@ def test_an_interrupt(work: Path, monkeypatch: pytest.MonkeyPatch, place: str) -
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(*((merging, "merge", interrupt) if place == "read" else (writer.GgufFile, "sync", interrupt)))
+    monkeypatch.setattr(
+        *((merging, "add_rows", interrupt) if place == "read" else (writer.GgufFile, "sync", interrupt))
+    )
     with pytest.raises(KeyboardInterrupt):
         export(work / "base", work / "adapter", targets(work), small.TEMPLATE, "small")
     former_files_are_intact(work)

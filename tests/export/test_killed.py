@@ -24,15 +24,16 @@ import sys, time
 from pathlib import Path
 from toolkit.export import export, tensors
 from toolkit.export.merged import export_merged
-trained, seen = tensors.trained, 0
-def slow(tensor, pool):
+usual, seen = {name: getattr(tensors, name) for name in ("source", "trained")}, 0
+name = "source" if sys.argv[3] == "gguf" else "trained"
+def slow(*given):
     global seen
     seen += 1
     if seen > int(sys.argv[2]):
         print("now", flush=True)
         time.sleep(60)
-    return trained(tensor, pool)
-tensors.trained = slow
+    return usual[name](*given)
+setattr(tensors, name, slow)
 work = Path(sys.argv[1])
 if sys.argv[3] == "gguf":
     export(work / "base", work / "adapter", {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}, "{{ 1 }}", "x")

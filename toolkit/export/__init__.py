@@ -1,13 +1,13 @@
 """Export: base model and LoRA adapter to any number of GGUF quantizations, in one pass over the base.
 
-One tensor is in memory at a time, in float32; no merged copy is ever written. Each result is byte for byte what
+A few blocks of rows are in memory at a time; no merged copy is ever written. Each result is byte for byte what
 llama.cpp's converter and quantizer would have made of the merged model, and appears only when all are complete.
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,10 +16,19 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import config, console
 from toolkit.errors import USAGE, ToolkitError
-from toolkit.export import families, quantize, tensors, types, vocab, writer
+from toolkit.export import quantize, tensors, types, vocab, writer
 from toolkit.export.checkpoint import Floats
 from toolkit.export.families import Metadata
-from toolkit.export.planning import Plan, PlannedTensor, check_disk, check_head, known, plan, say_vocabulary
+from toolkit.export.planning import (
+    Plan,
+    PlannedTensor,
+    check_disk,
+    check_head,
+    known,
+    plan,
+    say_vocabulary,
+    working_size,
+)
 from toolkit.run import Outcome, clear_stale
 
 __all__ = ["Plan", "PlannedTensor", "export", "plan"]
@@ -76,29 +85,47 @@ def _carry(
     pool: ThreadPoolExecutor,
     progress: console.Progress,
 ) -> None:
-    """Take every tensor its whole way: read → merge → lay out → quantize → write.
+    """Take every tensor its whole way, in blocks of rows: read → merge → lay out → quantize → write.
 
-    Merging comes before laying out: the adapter was trained in the checkpoint's row order. While one tensor is
-    quantized in the pool and written here, the next is read, merged and laid out. Files that want the same type share
-    its bytes.
+    All but the last is done to a block by one thread of the pool, for all types at once; the files hash and write in
+    threads of their own, in order. Merging comes before laying out: the adapter was trained in the checkpoint's order.
     """
     computed = planned.family.computed(planned.model)
+    waiting: deque[tuple[PlannedTensor, range, int, Future[dict[Type, quantize.Chunk]]]] = deque()
 
-    def prepare(tensor: PlannedTensor) -> Floats:
-        values = tensors.trained(tensor, pool) if tensor.stored else computed[tensor.name]
-        return families.lay_out(values, tensor.layout)
+    def prepare(tensor: PlannedTensor) -> tensors.Source:
+        return tensors.source(tensor, None if tensor.stored else computed[tensor.name], pool)
 
-    for tensor, values in tensors.ahead(planned.tensors, prepare):
-        importance = imatrix.get(tensor.name)
-        for kind in dict.fromkeys(tensor.types.values()):
-            takers = [file for quantization, file in files.items() if tensor.types[quantization] == kind]
-            for chunk in quantize.quantized(values, kind, tensor.layout.source or tensor.name, pool, importance):
-                for file in takers:
-                    file.write(chunk)
-        del values  # makes room for the next one
-        for file in files.values():
-            file.pad()
-        progress.advance(tensor.stored.size if tensor.stored else 0, note=tensor.name)
+    def put(left: int) -> None:
+        while len(waiting) > left:
+            tensor, rows, total, block = waiting.popleft()
+            chunks = block.result()
+            for quantization, file in files.items():
+                file.write(chunks[tensor.types[quantization]])
+                if rows.stop == total:
+                    file.pad()
+            size = tensor.stored.size if tensor.stored else 0
+            progress.advance(size * rows.stop // total - size * rows.start // total, note=tensor.name)
+
+    for tensor, source in tensors.ahead(planned.tensors, prepare, working_size):
+        name, given = tensor.layout.source or tensor.name, imatrix.get(tensor.name)
+        kinds = {kind: quantize.ready(kind, tensor.shape[-1], name, given) for kind in tensor.types.values()}
+        for start in range(0, source.rows, source.step):
+            rows = range(start, min(start + source.step, source.rows))
+            waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name)))
+            put(2 * quantize.threads())
+        if source.whole:
+            put(0)
+        del source  # makes room for the next one
+    put(0)
+
+
+def _block(
+    source: tensors.Source, rows: range, kinds: Mapping[Type, Floats | None], name: str
+) -> dict[Type, quantize.Chunk]:
+    """Return some rows of a tensor in each type."""
+    values = source.read(rows.start, rows.stop)
+    return {kind: quantize.slab(values, kind, name, importance) for kind, importance in kinds.items()}
 
 
 def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, name: str) -> Metadata:

@@ -22,6 +22,7 @@ from toolkit import fourbit
 from toolkit.errors import ToolkitError
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: bfloat16, its bits
 
 ITEM_SIZES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
@@ -31,6 +32,7 @@ READABLE = ("F32", "F16", "BF16")
 FOUR_BIT = ("NF4", "FP4")
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 SLAB = 1 << 22  # weights that one thread reads, checks or quantizes at a time
+BLOCK = 1 << 19  # weights that one thread takes their whole way at a time: they stay in its cache
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy or download it again"
@@ -236,6 +238,38 @@ def read(tensor: Stored, pool: ThreadPoolExecutor) -> Floats:
     return values.reshape(tensor.shape)
 
 
+def read_rows(tensor: Stored, start: int, end: int) -> Rows:
+    """Return some rows of a matrix: bfloat16 as its bits (uint16), everything else as float32; 4 bits are not for this.
+
+    Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
+    """
+    columns = prod(tensor.shape[1:])
+    size = ITEM_SIZES[tensor.dtype]
+    rows = np.empty((end - start, columns), {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}[tensor.dtype])
+    descriptor = os.open(tensor.path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):  # what later blocks need comes from the disk meanwhile
+            later = tensor.offset + end * columns * size + 7 * rows.nbytes
+            os.posix_fadvise(descriptor, later, rows.nbytes, os.POSIX_FADV_WILLNEED)
+        _fill(tensor, descriptor, start * columns * size, rows)
+    finally:
+        os.close(descriptor)
+    if tensor.dtype == "BF16":
+        if rows.size and np.bitwise_and(rows, 0x7FFF).max() >= 0x7F80:
+            raise _not_finite(tensor)
+        return rows
+    if not np.isfinite(rows).all():
+        raise _not_finite(tensor)
+    return rows.astype(np.float32, copy=False)
+
+
+def _not_finite(tensor: Stored) -> ToolkitError:
+    return ToolkitError(
+        f"tensor `{tensor.name}` in `{tensor.path}` holds NaN or infinite values",
+        hint="these weights are damaged: copy the model again, or train again with a lower learning rate",
+    )
+
+
 def _block_scales(parts: Scales, pool: ThreadPoolExecutor) -> Floats:
     if parts.nested is None:
         return fourbit.block_scales(parts.state, read(parts.absmax, pool).reshape(-1), None)
@@ -258,10 +292,7 @@ def _read_slab(tensor: Stored, descriptor: int, scales: Floats | None, start: in
         else:
             out[:] = raw.view(np.float16)
     if not np.isfinite(out).all():
-        raise ToolkitError(
-            f"tensor `{tensor.name}` in `{tensor.path}` holds NaN or infinite values",
-            hint="these weights are damaged: copy the model again, or train again with a lower learning rate",
-        )
+        raise _not_finite(tensor)
 
 
 def _fill(tensor: Stored, descriptor: int, offset: int, out: npt.NDArray[Any]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from toolkit.errors import ToolkitError
 from toolkit.export import checkpoint
 from toolkit.export.changes import Change, Delta, Rows
-from toolkit.export.checkpoint import SLAB, Floats
+from toolkit.export.checkpoint import BLOCK, Floats
 
 
 def merge(weight: Floats, change: Change, name: str, pool: ThreadPoolExecutor) -> None:
@@ -30,12 +30,17 @@ def merge(weight: Floats, change: Change, name: str, pool: ThreadPoolExecutor) -
         else:
             weight += checkpoint.read(change.bias, pool) * np.float32(change.scale)
     for slab in _slabs(weight):
-        if not np.isfinite(weight[slab]).all():
-            raise _diverged(name)
+        check_finite(weight[slab], name)
+
+
+def check_finite(weight: Floats, name: str) -> None:
+    """Raise ToolkitError if a merged weight is not finite."""
+    if not np.isfinite(weight).all():
+        raise _diverged(name)
 
 
 def _slabs(weight: Floats) -> Iterator[slice]:
-    rows = max(1, SLAB // weight[0].size)
+    rows = max(1, BLOCK // weight[0].size)
     for start in range(0, len(weight), rows):
         yield slice(start, start + rows)
 
@@ -44,9 +49,14 @@ def _add_product(weight: Floats, delta: Delta, pool: ThreadPoolExecutor) -> None
     a, b = checkpoint.read(delta.a, pool), checkpoint.read(delta.b, pool)
     left, right = (a.T, b.T) if delta.embedding else (b, a)
     for slab in _slabs(weight):
-        product = left[slab] @ right
-        product *= np.float32(delta.scale)
-        weight[slab] += product
+        add_rows(weight[slab], left[slab], right, delta.scale)
+
+
+def add_rows(weight: Floats, left: Floats, right: Floats, scale: float) -> None:
+    """Add scale * left @ right to some rows of a weight, in place and in float32."""
+    product = left @ right
+    product *= np.float32(scale)
+    weight += product
 
 
 def _scale_to(weight: Floats, magnitude: Floats, columns: bool, name: str) -> None:

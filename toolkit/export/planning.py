@@ -13,7 +13,7 @@ from toolkit import config, console
 from toolkit.errors import USAGE, ToolkitError
 from toolkit.export import adapter as adapters
 from toolkit.export import added, checkpoint, families, quantize, types, writer
-from toolkit.export.changes import EMBEDDING, HEAD, Change
+from toolkit.export.changes import EMBEDDING, HEAD, Change, Delta
 from toolkit.export.checkpoint import Stored
 from toolkit.export.families import Family, Layout, Model
 
@@ -124,9 +124,7 @@ def plan(
         name: sum(writer.padded(types.stored_size(tensor.types[name], tensor.shape)) for tensor in tensors)
         for name in names
     }
-    largest = max(
-        4 * prod(tensor.shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1) for tensor in tensors
-    )
+    largest = max(working_size(tensor) for tensor in tensors)
     slabs = 4 * checkpoint.SLAB * (2 * quantize.threads() + 1)
     return Plan(
         family=family,
@@ -139,6 +137,30 @@ def plan(
         vocabulary=vocabulary,
         new_rows=new_rows,
     )
+
+
+def streams(tensor: PlannedTensor) -> bool:
+    """Whether a tensor goes its way in blocks of rows; all others stand whole in memory, in float32.
+
+    Those are vectors and weights in 4 bits, and what an adapter changes other than by LoRA on a linear layer.
+    """
+    change = tensor.change
+    plain = change is None or (isinstance(change, Delta) and not change.embedding and change.magnitude is None)
+    stored = tensor.stored
+    return stored is not None and not stored.scales and len(tensor.shape) == 2 and plain and not tensor.layout.offset
+
+
+def working_size(tensor: PlannedTensor) -> int:
+    """Return the bytes that a tensor takes on its way to GGUF, beside the blocks in work."""
+    if not streams(tensor):
+        return whole_size(tensor)
+    change = tensor.change
+    return 4 * (prod(change.a.shape) + prod(change.b.shape)) if isinstance(change, Delta) else 0
+
+
+def whole_size(tensor: PlannedTensor) -> int:
+    """Return the bytes of a tensor that stands in memory as float32; another layout needs a second copy."""
+    return 4 * prod(tensor.shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)
 
 
 def check_disk(sizes: Mapping[Path, int]) -> None:

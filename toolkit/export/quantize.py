@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.errors import ToolkitError
-from toolkit.export.checkpoint import SLAB, Floats
+from toolkit.export.checkpoint import SLAB, Floats, Rows
 from toolkit.export.types import KNOWN, block_size, stored_size
 
 Chunk = npt.NDArray[np.uint8]
@@ -42,19 +42,10 @@ def quantized(
     scales.
     """
     columns = values.shape[-1]
-    if importance is not None:
-        importance = np.ascontiguousarray(importance, np.float32)
-    usable = importance.shape == (columns,) if importance is not None else kind not in NEED_IMPORTANCE
-    contiguous = values.dtype == np.float32 and values.flags.c_contiguous
-    if not usable or not contiguous or columns % block_size(kind) or kind not in KNOWN:
+    if values.dtype != np.float32 or not values.flags.c_contiguous:
         raise ToolkitError(f"tensor `{name}` ({values.dtype}, {values.shape}) cannot be made {kind.name}")
-    if importance is not None and not (np.isfinite(importance) & (importance >= 0)).all():
-        raise ToolkitError(
-            f"the importance matrix holds values for tensor `{name}` that are negative or not finite",
-            hint="it is damaged, or belongs to another model: compute it again",
-        )
+    importance = ready(kind, columns, name, importance)
     matrix = values.reshape(-1, columns)
-    routine(kind)  # proves it, and says what there is to say, before the threads start
     workers = threads()
     rows = max(1, min(SLAB // columns, -(-len(matrix) // (2 * workers))))
     waiting: deque[Future[Chunk]] = deque()
@@ -66,11 +57,42 @@ def quantized(
         yield waiting.popleft().result()
 
 
-def slab(rows: Floats, kind: Type, name: str, importance: Floats | None) -> Chunk:
-    """Return some rows of a tensor in a ggml type; `quantized` says what they and `importance` must be."""
+def ready(kind: Type, columns: int, name: str, importance: Floats | None) -> Floats | None:
+    """Check that rows can be made a type, before threads start, and return the importance as its routine wants it.
+
+    Raises ToolkitError for rows that do not divide into blocks and for importance that is absent or damaged.
+    """
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, np.float32)
+    usable = importance.shape == (columns,) if importance is not None else kind not in NEED_IMPORTANCE
+    if not usable or columns % block_size(kind) or kind not in KNOWN:
+        raise ToolkitError(f"tensor `{name}` with rows of {columns} cannot be made {kind.name}")
+    if importance is not None and not (np.isfinite(importance) & (importance >= 0)).all():
+        raise ToolkitError(
+            f"the importance matrix holds values for tensor `{name}` that are negative or not finite",
+            hint="it is damaged, or belongs to another model: compute it again",
+        )
+    routine(kind)  # proves it, and says what there is to say
+    return importance
+
+
+def largest(rows: Rows) -> float:
+    """Return the largest magnitude in some rows, NaN if one is NaN."""
+    if rows.dtype == np.uint16:
+        return float(np.uint32(int(np.bitwise_and(rows, 0x7FFF).max()) << 16).view(np.float32))
+    return float(max(rows.max(), -rows.min()))
+
+
+def slab(rows: Rows, kind: Type, name: str, importance: Floats | None) -> Chunk:
+    """Return some rows of a tensor, float32 or bfloat16 as uint16, in a ggml type, C-contiguous and finite all of them.
+
+    `ready` has looked at the type and at `importance`. Raises ToolkitError for weights beyond float16's range.
+    """
     if kind == Type.F32:
+        return kernels.widened(rows).reshape(-1).view(np.uint8)
+    if kind == Type.BF16 and rows.dtype == np.uint16:
         return rows.reshape(-1).view(np.uint8)
-    if kind != Type.BF16 and max(rows.max(), -rows.min()) > F16_MAX:
+    if kind != Type.BF16 and largest(rows) > F16_MAX:
         raise ToolkitError(
             f"tensor `{name}` holds weights beyond ±{F16_MAX:.0f}, more than {kind.name} can store",
             hint="export F32 or BF16 instead: their range is wider",

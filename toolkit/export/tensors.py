@@ -1,13 +1,34 @@
-"""The trained weights one by one: read from the base and merged, the next one prepared while the present is used."""
+"""The trained weights one by one, whole or block by block: read from the base, merged, laid out as ggml has them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import prod
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from toolkit.export import checkpoint, merging
-from toolkit.export.checkpoint import Floats
-from toolkit.export.planning import PlannedTensor
+import numpy as np
+
+from toolkit import kernels
+from toolkit.export import checkpoint, families, merging
+from toolkit.export.changes import Delta
+from toolkit.export.checkpoint import BLOCK, Floats, Rows
+from toolkit.export.planning import PlannedTensor, streams, whole_size
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor's rows come from: `read(start, end)` gives (end - start, columns), merged and laid out.
+
+    They are float32, or uint16 for bfloat16 that nothing changes. `step` rows make a block; `whole` says that the
+    values stand in memory.
+    """
+
+    rows: int
+    step: int
+    whole: bool
+    read: Callable[[int, int], Rows]
 
 
 def trained(tensor: PlannedTensor, pool: ThreadPoolExecutor) -> Floats:
@@ -22,17 +43,50 @@ def trained(tensor: PlannedTensor, pool: ThreadPoolExecutor) -> Floats:
     return values
 
 
-def ahead(
-    tensors: Sequence[PlannedTensor], prepare: Callable[[PlannedTensor], Floats]
-) -> Iterator[tuple[PlannedTensor, Floats]]:
-    """Yield each tensor with its prepared values, in order, while a thread prepares those that follow.
+def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecutor) -> Source:
+    """Open a tensor for reading in blocks; `computed` are the values of one that no file holds.
 
-    What is held never exceeds the largest tensor alone, so looking ahead costs no memory: drop the values before asking
-    for the next ones.
+    What `streams` refuses is read, merged and laid out here, whole. Errors are those of `trained`, from here or from
+    `read`.
     """
-    sizes = [working_size(tensor) for tensor in tensors]
+    columns = tensor.shape[-1]
+    if not streams(tensor):
+        values = families.lay_out(trained(tensor, pool) if computed is None else computed, tensor.layout)
+        matrix = values.reshape(-1, columns)
+        return Source(len(matrix), max(1, BLOCK // columns), True, lambda start, end: matrix[start:end])
+    heads = tensor.layout.heads
+    unit = tensor.shape[0] // heads if heads else 1  # the rows of a head stay together
+    step = max(1, BLOCK // columns // unit) * unit
+    change = tensor.change
+    pair = (checkpoint.read(change.a, pool), checkpoint.read(change.b, pool)) if isinstance(change, Delta) else None
+
+    def read(start: int, end: int) -> Rows:
+        assert tensor.stored is not None
+        rows = checkpoint.read_rows(tensor.stored, start, end)
+        if pair is not None and isinstance(change, Delta):
+            merged = kernels.widened(rows)
+            with np.errstate(over="ignore", invalid="ignore"):  # said better below
+                merging.add_rows(merged, pair[1][start:end], pair[0], change.scale)
+            merging.check_finite(merged, tensor.layout.source)
+            rows = merged
+        return families.lay_out(rows, replace(tensor.layout, heads=(end - start) // unit)) if heads else rows
+
+    return Source(tensor.shape[0], step, False, read)
+
+
+def ahead(
+    tensors: Sequence[PlannedTensor],
+    prepare: Callable[[PlannedTensor], Prepared],
+    size: Callable[[PlannedTensor], int] = whole_size,
+) -> Iterator[tuple[PlannedTensor, Prepared]]:
+    """Yield each tensor with what is prepared of it, in order, while a thread prepares those that follow.
+
+    What is held, by the `size` of each, never exceeds the largest tensor alone, so looking ahead costs no memory: drop
+    what was prepared before asking for the next.
+    """
+    sizes = [size(tensor) for tensor in tensors]
     most = max(sizes, default=0)
-    waiting: deque[Future[Floats]] = deque()
+    waiting: deque[Future[Prepared]] = deque()
     held = started = 0
     with ThreadPoolExecutor(1) as thread:
         try:
@@ -45,8 +99,3 @@ def ahead(
                 held -= sizes[index]
         finally:
             thread.shutdown(wait=True, cancel_futures=True)
-
-
-def working_size(tensor: PlannedTensor) -> int:
-    """Return the bytes that a tensor takes on its way; laying it out in another way needs a second copy."""
-    return 4 * prod(tensor.shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)

@@ -7,7 +7,9 @@ files at once here. Format: https://github.com/ggml-org/ggml/blob/master/docs/gg
 import hashlib
 import io
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +21,8 @@ from gguf.gguf_writer import WriterState
 from toolkit import run
 from toolkit.export.families import Metadata
 from toolkit.export.types import stored_size
+
+AHEAD = 8  # chunks that wait to be written, at most
 
 
 def padded(size: int) -> int:
@@ -52,43 +56,72 @@ def header(
 
 
 class GgufFile:
-    """One output in the making. `size` and `sha256` cover what was written so far."""
+    """One output in the making, written and hashed by a thread of its own; `size` covers what was given so far."""
 
-    def __init__(self, file: IO[bytes], path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path, thread: ThreadPoolExecutor) -> None:
         self.path = path
         self.size = 0
+        self.failed = False
         self._file = file
+        self._thread = thread
         self._hash = hashlib.sha256()
+        self._waiting: deque[Future[None]] = deque()
 
     def write(self, data: Any) -> None:
-        """Append bytes; an OSError names the target, not its temporary file."""
-        try:
-            self._file.write(data)
-        except OSError as exc:
-            raise OSError(exc.errno, exc.strerror, str(self.path)) from None
-        self._hash.update(data)
+        """Append bytes, which nobody changes from now on; an OSError, perhaps of a call before, names the target."""
         self.size += len(data)
+        self._waiting.append(self._thread.submit(self._write, data))
+        while len(self._waiting) > AHEAD:
+            self._waiting.popleft().result()
 
     def pad(self) -> None:
         """Fill up to the alignment, as after every tensor."""
-        self.write(b"\0" * (padded(self.size) - self.size))
+        if self.size % padded(1):
+            self.write(b"\0" * (padded(self.size) - self.size))
 
     def sync(self) -> None:
         """Bring everything to the disk, where the last of it may still find no room."""
+        self.finish()
         try:
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as exc:
             raise OSError(exc.errno, exc.strerror, str(self.path)) from None
 
+    def finish(self) -> None:
+        """Wait until everything given is written; an OSError names the target, not its temporary file."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
     @property
     def sha256(self) -> str:
-        """The SHA-256 of what was written, in hexadecimal."""
+        """The SHA-256 of what was given, in hexadecimal."""
+        self.finish()
         return self._hash.hexdigest()
+
+    def _write(self, data: Any) -> None:
+        try:
+            self._file.write(data)
+        except OSError as exc:
+            self.failed = True
+            raise OSError(exc.errno, exc.strerror, str(self.path)) from None
+        self._hash.update(data)
 
 
 @contextmanager
 def gguf_file(path: Path) -> Iterator[GgufFile]:
     """Open an output that appears under its name only if the block succeeds."""
-    with run.writing(path) as file:
-        yield GgufFile(file, path)
+    made = None
+    try:
+        with run.writing(path) as file, ThreadPoolExecutor(1) as thread:
+            made = GgufFile(file, path, thread)
+            try:
+                yield made
+                made.finish()
+            except BaseException:
+                thread.shutdown(cancel_futures=True)
+                raise
+    except OSError as exc:
+        if made and made.failed and exc.filename is None:  # closing the file met it again
+            raise OSError(exc.errno, exc.strerror, str(path)) from None
+        raise

@@ -89,10 +89,11 @@ template <class Type, int SIZE> int64_t run(const Task &task, bool by_row) {
             batch.out = task.target + block * Type::BYTES;
             const float *first = in_place(task, block * SIZE);
             for (int lane = 0; lane < LANES; ++lane) {
-                if (first && batch.count == LANES) {
-                    batch.rows[lane] = first + lane * SIZE;
+                if (lane >= batch.count) {
+                    batch.rows[lane] = zeros;
                 } else {
-                    batch.rows[lane] = lane < batch.count ? values(task, (block + lane) * SIZE, SIZE, room[lane]) : zeros;
+                    batch.rows[lane] =
+                        first ? first + lane * SIZE : values(task, (block + lane) * SIZE, SIZE, room[lane]);
                 }
             }
             for (int lane = 0; lane < LANES && batch.weighted; ++lane) {

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from gguf import GGUFValueType
 
-from toolkit.export.checkpoint import Floats
+from toolkit.export.checkpoint import Floats, Rows
+
+Matrix = TypeVar("Matrix", Floats, npt.NDArray[np.uint16], Rows)
 
 # GGUF's key-value pairs, each with its type.
 Metadata = dict[str, tuple[Any, GGUFValueType]]
@@ -75,14 +78,14 @@ class Family:
     special_by_flag: bool = False
 
 
-def lay_out(values: Floats, layout: Layout) -> Floats:
+def lay_out(values: Matrix, layout: Layout) -> Matrix:
     """Return a tensor as ggml has it: row order per head from (2, half) to (half, 2), the offset added in float32."""
     if layout.offset:
-        values = values + np.float32(layout.offset)
+        values = values + np.float32(layout.offset)  # type: ignore[assignment]
     if not layout.heads:
         return values
     halves = values.reshape(layout.heads, 2, values.shape[0] // layout.heads // 2, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)  # type: ignore[return-value]
 
 
 def count(config: dict[str, Any], key: str, default: int | None = None) -> int:
