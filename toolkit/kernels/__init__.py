@@ -100,18 +100,20 @@ def ggml() -> Any:
 def quantize(library: Library, level: int, kind: int, rows: Rows, out: Bytes, importance: Floats | None = None) -> int:
     """Fill `out` with rows of shape (n, columns) in a type; returns how many blocks (or rows) went to libggml.
 
-    `rows` is C-contiguous, float32 or uint16 for bfloat16; `importance` has one float32 a column. Raises ValueError for
+    `rows` is C-contiguous, float32 or uint16 for bfloat16; `importance` has one float32 a column, side by side. Raises ValueError for
     shapes that do not fit, which would otherwise be memory of others.
     """
     _, weights, size = TYPES[kind]
     count, columns = rows.shape
     fits = columns % weights == 0 and out.nbytes == rows.size // weights * size and out.flags.c_contiguous
-    weighs = importance is None or (importance.shape == (columns,) and importance.dtype == np.float32)
+    weighs = importance is None or (
+        importance.shape == (columns,) and importance.dtype == np.float32 and importance.flags.c_contiguous
+    )
     if not (fits and weighs and rows.dtype in (np.float32, np.uint16) and rows.flags.c_contiguous):
         raise ValueError(f"{rows.dtype} rows of shape {rows.shape} for {TYPES[kind][0]} into {out.nbytes} bytes")
     done: int = library.handle.toolkit_quantize(
         level, kind, rows.dtype == np.uint16, rows.ctypes.data, out.ctypes.data, count, columns,
-        None if importance is None else np.ascontiguousarray(importance).ctypes.data,
+        None if importance is None else importance.ctypes.data,
         ctypes.cast(ggml(), ctypes.c_void_p),
     )  # fmt: skip
     if done < 0:
