@@ -100,8 +100,8 @@ def ggml() -> Any:
 def quantize(library: Library, level: int, kind: int, rows: Rows, out: Bytes, importance: Floats | None = None) -> int:
     """Fill `out` with rows of shape (n, columns) in a type; returns how many blocks (or rows) went to libggml.
 
-    `rows` is C-contiguous, float32 or uint16 for bfloat16; `importance` has one float32 a column, side by side. Raises ValueError for
-    shapes that do not fit, which would otherwise be memory of others.
+    `rows` is C-contiguous, float32 or uint16 for bfloat16; `importance` has one float32 a column, side by side. Raises
+    ValueError for what does not fit, which would otherwise be memory of others.
     """
     _, weights, size = TYPES[kind]
     count, columns = rows.shape
