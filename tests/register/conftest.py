@@ -108,7 +108,7 @@ def make_run(
         "model": {"base": "HuggingFaceTB/SmolLM2-135M-Instruct"},
         "export": {"quantizations": ["F16", "F32"], "default": "F32"},
         "validate": {"answer_tokens": 8},
-        "ollama": {"host": url, "num_ctx": 1024, "timeout": 30.0},
+        "ollama": {"host": url, "num_ctx": 1024, "timeout": 120.0},
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings}

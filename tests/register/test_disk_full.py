@@ -41,7 +41,7 @@ def fill(store: Path) -> None:
 
 
 def recover(run):
-    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 30):
+    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
         pass
 
 

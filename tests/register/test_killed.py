@@ -22,7 +22,7 @@ ENOUGH = 60
 
 
 def recover(run):
-    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 30):
+    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
         pass
 
 
