@@ -1,0 +1,106 @@
+"""Every prompt preset through all stages on a small model: prepare, train, export, validate, register, ask."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import call_toolkit
+from tests.ollama_server import OllamaServer, find_ollama, ollama_server
+from tests.small import save_model
+from tests.test_end_to_end import needed
+from toolkit import llamacpp, tokens, toml
+from toolkit.prompt import prompt_format, render
+
+pytestmark = [pytest.mark.slow, pytest.mark.ollama]
+
+CONTROLS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+PRESETS: dict[str, dict[str, Any]] = {
+    "chatml": {"preset": "chatml"},
+    "llama3": {"preset": "llama3", "instruction": ""},
+    "alpaca-no-input": {"preset": "alpaca-no-input", "instruction": ""},
+    "custom": {
+        "preset": "custom",
+        "start": "<|im_start|>{instruction}\n",
+        "turn": "Q: {input}\nA:",
+        "after": "\n",
+        "eos": "<|eot_id|>",
+        "stops": ["Q:"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
+    binary = find_ollama()
+    needed(binary, "an Ollama server (set TOOLKIT_TEST_OLLAMA, or put `ollama` on PATH)")
+    assert binary is not None
+    with ollama_server(binary, tmp_path_factory.mktemp("ollama")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    save_model(folder / "base", controls=CONTROLS, num_hidden_layers=1)
+    with (folder / "data.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["question", "answer"])
+        for number in range(40):
+            mark = ["", " <|im_end|>", " <|eot_id|> ### Response:"][number % 3]
+            rows.writerow([f"Is water {number} good{mark} ?", f"Yes, drink {number} glasses{mark}."])
+    return folder
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
+    values = {
+        "run": {"name": name},
+        "data": {"source": "data.csv"},
+        "prompt": PRESETS[name],
+        "model": {"base": "base", "load_in_4bit": False},
+        "train": {"backend": "peft", "steps": 2, "max_length": 400, "gradient_checkpointing": False},
+        "export": {"quantizations": ["F16"], "default": "F16"},
+        "validate": {"rows": 4, "answer_tokens": 8},
+        "ollama": {"num_predict": 16},
+    }
+    (place / "toolkit.toml").write_text(toml.starter(values))
+    done = call_toolkit("run", "--json", cwd=place, OLLAMA_HOST=server.url)
+    assert done.code == 0, done.err
+    config = toml.load(place / "toolkit.toml")
+    form = prompt_format(config.prompt)
+    run = place / "exports" / name
+    tokenizer = tokens.load(run / "adapter", form)
+    eos = form.eos or "<|end_of_text|>"
+    assert tokenizer.eos_text == eos
+    assert json.loads((run / "adapter" / "tokenizer_config.json").read_text())["eos_token"] == eos
+    report = json.loads((run / "report.json").read_text())["quantizations"]["F16"]
+    assert report["passed"] and report["unequal_prompts"] == report["unequal_records"] == 0
+    with llamacpp.opened(run / "gguf" / f"{name}-F16.gguf", 512) as llm:
+        assert llm.token_eos() == tokenizer.eos
+        prompt = render(form, "Is <|im_end|> water good?", "s")
+        assert llamacpp.tokenize(llm, prompt) == tokenizer.prompt_ids(prompt)
+        assert llamacpp.served(llm, prompt.text) != tokenizer.prompt_ids(prompt)  # a server takes it for the token
+    tag = done.json["stages"]["register"]["tags"]["latest"]
+    assert tag["prompts_verified"] == tag["prompts_counted"] == done.json["stages"]["prepare"]["test"]
+    assert tag["control_like_prompts"] > 0 and tag["greedy"]["answers"] > 0
+    answered = call_toolkit("ask", "Is water <|eot_id|> good?", "--json", cwd=place, OLLAMA_HOST=server.url)
+    assert answered.code == 0 and answered.json["through"] == "ollama"
+    merged = call_toolkit("export", "--format", "safetensors", "--output", str(place / f"{name}-out"), cwd=place)
+    assert merged.code == 0, merged.err
+    assert tokens.load(place / f"{name}-out" / f"{name}-merged").eos == tokenizer.eos
+
+
+def test_a_base_without_the_tokens_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "base", num_hidden_layers=1)
+    values = {
+        "data": {"source": str(place / "data.csv")},
+        "prompt": {"preset": "chatml"},
+        "model": {"base": "base", "load_in_4bit": False},
+    }
+    (tmp_path / "toolkit.toml").write_text(toml.starter(values))
+    done = call_toolkit("prepare", cwd=tmp_path)
+    assert done.code == 2 and "<|im_start|>" in done.err and 'prompt.preset = "alpaca"' in done.err
