@@ -1,0 +1,84 @@
+"""All 2,479 real prompts through the whole chain on a real server, with real vocabularies and a model of one layer."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import vocabularies
+from tests.formats import FORMATS
+from tests.test_end_to_end import DATA, needed
+from toolkit import server, tokens
+from toolkit.config import DataSettings, OllamaSettings
+from toolkit.export import export
+from toolkit.prepare.clean import clean, find_columns, wanted_names
+from toolkit.prepare.read import read
+from toolkit.prompt import chat_template, go_template, prompt_format, prompt_text
+from toolkit.register import chain
+
+pytestmark = [pytest.mark.slow, pytest.mark.ollama]
+
+
+def save_model(folder: Path, name: str) -> Path:
+    """Save one layer of random weights over a real vocabulary; it answers in printable ASCII, which all show alike."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    getattr(vocabularies, name)(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=4096, initializer_range=0.1, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
+    quiet = [index for index, text in enumerate(texts) if not (text.isascii() and text.isprintable())]
+    with torch.no_grad():
+        model.lm_head.weight[quiet] = 0
+    model.to(torch.float16).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.whole_proof
+@pytest.mark.parametrize(("preset", "vocabulary"), [("alpaca", "llama3"), ("chatml", "smollm2")])
+def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch, capsys, preset, vocabulary):
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    needed(DATA.is_file(), str(DATA))
+    table = read(DATA, wanted_names(DataSettings()))
+    records, rejected = clean(table, find_columns(table, DataSettings()), "Explain:")
+    rows = [{"input": record.question, "instruction": record.instruction} for record in records]
+    assert len(rows) + len(rejected) == 2479 and len(rejected) < 10
+
+    form = prompt_format(FORMATS[preset])
+    base = save_model(tmp_path / "base", vocabulary)
+    tokenizer = tokens.load(base, form)
+    messages = [
+        [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}] for row in rows
+    ]
+    by_transformers = render_jinja_template(messages, chat_template=chat_template(form), eos_token=tokenizer.eos_text)[
+        0
+    ]
+    assert by_transformers == [prompt_text(form, row["input"], row["instruction"]) for row in rows]
+
+    gguf = tmp_path / "real.gguf"
+    export(base, None, {"F16": gguf}, chat_template(form), "real")
+    settings = OllamaSettings(host=ollama.url)
+    client = server.client(settings)
+    client.create(
+        "real",
+        files={"real.gguf": client.create_blob(str(gguf))},
+        template=go_template(form, tokenizer.eos_text),
+        system=form.instruction,
+        parameters={"num_ctx": 2048, "stop": [tokenizer.eos_text]},
+    )
+    monkeypatch.setattr(chain, "COUNT_SECONDS", float("inf"))
+    started = time.monotonic()
+    with server.http(settings) as http:
+        found = chain.prove(http, "real", gguf, form, tokenizer, rows)
+    with capsys.disabled():
+        print(f"\n{preset}, {vocabulary}: {len(rows)} prompts in {time.monotonic() - started:.1f} s, {found['greedy']}")
+    assert found["prompts_verified"] == found["prompts_tokenized"] == found["prompts_counted"] == len(rows)
+    assert found["control_like_prompts"] == 0
+    assert found["greedy"]["answers"] == 10
