@@ -31,7 +31,31 @@ def test_defaults_are_the_recipe() -> None:
     assert settings.data.seed == 42
     assert settings.validation.bound("F16") == 1e-4
     assert settings.validation.bound("Q8_0") == 0.02
-    assert settings.validation.bound("Q4_K_M") == settings.validation.bound("Q6_K") == 0.25
+    assert settings.validation.bound("Q4_K_M") == settings.validation.bound("IQ4_XS") == 0.25
+
+
+def test_every_quantization_has_a_bound_of_its_class_and_coarser_ones_have_wider_ones() -> None:
+    bounds = {name: toml.build({}).validation.bound(name) for name in config.QUANTIZATIONS}
+    assert [bounds[name] for name in ("F32", "F16", "BF16")] == [1e-6, 1e-4, 2e-3]
+    assert [bounds[name] for name in ("Q8_0", "Q6_K", "Q5_K_S", "Q5_1")] == [0.02, 0.05, 0.1, 0.1]
+    assert [bounds[name] for name in ("Q4_0", "IQ4_NL", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M")] == [
+        0.25, 0.25, 0.5, 0.5, 1.0, 1.0,
+    ]  # fmt: skip
+
+
+def test_bounds_are_set_by_name_by_bits_or_for_all_the_rest() -> None:
+    def bounds(**given: float) -> list[float]:
+        settings = toml.build({"validate": {"max_kl": given}}).validation
+        again = toml.build({"validate": {"max_kl": settings.max_kl}}).validation  # as the run's config.toml has it
+        names = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")
+        assert [settings.bound(name) for name in names] == [again.bound(name) for name in names]
+        return [settings.bound(name) for name in names]
+
+    assert bounds(Q4=0.3, Q2_K=2.0) == [0.02, 0.05, 0.3, 2.0]
+    assert bounds(K=0.7, Q4_K_M=0.1) == [0.02, 0.7, 0.1, 0.7]
+    assert bounds(K=0.7, Q6=0.2) == [0.02, 0.2, 0.7, 0.7]
+    for wrong in ({"Q9": 1.0}, {"Q4": 0.0}):
+        assert next(iter(wrong)) in problems({"validate": {"max_kl": wrong}})
 
 
 def test_all_problems_are_reported_at_once() -> None:

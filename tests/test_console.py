@@ -94,3 +94,14 @@ def test_tables_read_without_colour() -> None:
     text = console.table(("name", "size"), [("F16", "270.0 MB"), ("Q8_0", "1.0 MB")])
     assert "\x1b" not in text
     assert [line.split() for line in text.splitlines() if "F16" in line] == [["F16", "270.0", "MB"]]
+
+
+def test_progress_in_bytes_shows_speed_and_time_left() -> None:
+    progress = console.Progress("export", 8_000_000, "B")
+    progress.started -= 2.0
+    progress.advance(2_000_000, "tensor 1 of 3  output.weight")
+    line = progress.line()
+    assert line.startswith("export: 2.0 MB of 8.0 MB  tensor 1 of 3  output.weight  ")
+    speed, left = line.split("  ")[-2:]
+    assert speed.endswith(" kB/s") and 900 < float(speed.split()[0]) <= 1000
+    assert left.endswith(" s left") and 6 <= float(left.split()[0]) < 7

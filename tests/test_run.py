@@ -107,6 +107,15 @@ def test_sweep_clears_up_after_a_kill(folder: RunFolder) -> None:
     assert sorted(entry.name for entry in folder.path.rglob("*")) == ["adapter", "gguf", "weights"]
 
 
+def test_sweep_leaves_what_another_process_is_writing(folder: RunFolder) -> None:
+    with run.writing(folder.path / "a.gguf") as file, run.writing_folder(folder.path / "adapter") as fresh:
+        file.write(b"half")
+        run.sweep(folder)
+        (fresh / "weights").write_text("x")
+    assert (folder.path / "a.gguf").read_bytes() == b"half"
+    assert (folder.path / "adapter" / "weights").read_text() == "x"
+
+
 def test_a_damaged_manifest_is_an_error(folder: RunFolder) -> None:
     assert run.read_manifest(folder).stages == {}
     folder.manifest.write_text('{"run_id": "x", "stages": {"train"')

@@ -1,13 +1,15 @@
 """`toolkit export --adapter`: an adapter that plain PEFT trained and saved outside this project, in one command."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Called
-from tests.small import save_adapter, save_model
-from toolkit import llamacpp
+from tests.small import TEMPLATE, kl, save_adapter, save_model
+from toolkit import console, llamacpp
+from toolkit.export import export
 
 
 @pytest.fixture
@@ -33,7 +35,31 @@ def test_one_command_writes_files_that_llama_cpp_loads(
         assert llamacpp.tokenize(llm, "Drink water.")[0] == llm.token_bos()
     again = toolkit(*call, "--output", "out", "--json")
     assert again.code == 1 and "already there" in again.json["error"]
-    assert toolkit(*call, "--output", "out", "--force").code == 0
+    shown = toolkit(*call, "--output", "out", "--force")
+    assert shown.code == 0
+    heading, *rows = [line for line in shown.out.splitlines() if line.strip()]
+    assert heading.split() == ["quantization", "size", "bits/weight", "file", "sha256"]
+    for quantization, file in called.json["files"].items():
+        [row] = [row.split() for row in rows if row.split()[0] == quantization]
+        path = tmp_path / file["path"]
+        assert row[1:4] == [*console.size(path.stat().st_size).split(), str(file["bits_per_weight"])]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == file["sha256"] and row[-1] == file["sha256"][:16]
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_a_base_like_any_other(
+    toolkit: Callable[..., Called], trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Its weights in float32 are those of the folder, so the adapter on it computes what it computes there."""
+    base, adapter = trained
+    export(base, None, {"F32": tmp_path / "base.gguf"}, TEMPLATE, "base")
+    called = toolkit(
+        "export", "--adapter", "mine", "--base", "base.gguf", "--quant", "F32", "--output", "out", "--json",
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert called.code == 0, called.err
+    assert kl(base, adapter, tmp_path / "out" / "mine-F32.gguf") <= 1e-9
+    assert kl(base, None, tmp_path / "out" / "mine-F32.gguf") > 1e-6
 
 
 def test_the_base_is_taken_from_the_adapter_where_none_is_named(

@@ -23,6 +23,9 @@ TENSOR_TYPES = (
 )  # fmt: skip
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
+# At least twice what published files of Llama-3-8B have (llama.cpp's tools/perplexity/README.md), and what a model of
+# 135 million parameters keeps in the better mixtures of each class (README, "What each quantization costs").
+MAX_KL = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.25, "Q3": 0.5, "Q2": 1.0}
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -254,8 +257,8 @@ class ValidateSettings(Section):
 
     rows: int = Field(50, ge=1)
     """Held-out rows to score, spread evenly over the test side; all of its prompts are compared token by token."""
-    max_kl: dict[str, float] = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "K": 0.25}
-    """Highest mean KL divergence (nats) from the trained model per quantization; K stands for those not named."""
+    max_kl: dict[str, float] = MAX_KL
+    """Highest mean KL divergence (nats) from the trained model, by quantization, or by bits (Q4: Q4_K_M, IQ4_XS, …)."""
     questions: list[str] = [
         "How to prevent Noonan syndrome?",
         "What are the symptoms of dehydration?",
@@ -271,16 +274,17 @@ class ValidateSettings(Section):
     @classmethod
     def _bounds(cls, value: dict[str, float]) -> dict[str, float]:
         for name, bound in value.items():
-            if name != "K":
+            if name not in ("K", *MAX_KL):
                 check_quantization(name)
             if not bound > 0:
                 raise ValueError(f"{name}: a bound must be greater than 0, got {bound}")
-        default = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "K": 0.25}
-        return {**default, **value}
+        # One bound for all that is not named takes the place of those by bits.
+        return {key: bound for key, bound in MAX_KL.items() if "K" not in value or key in QUANTIZATIONS} | value
 
     def bound(self, quantization: str) -> float:
         """Return the highest mean KL divergence allowed for a quantization, in nats."""
-        return self.max_kl.get(quantization, self.max_kl["K"])
+        by_bits = "Q" + quantization.split("Q")[-1][:1]
+        return next(self.max_kl[key] for key in (quantization, by_bits, "K") if key in self.max_kl)
 
 
 class OllamaSettings(Section):

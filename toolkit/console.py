@@ -208,7 +208,10 @@ class Progress:
 
     def _note(self) -> str:
         left = self.seconds_left()
-        return "  ".join(part for part in (self.text, f"{duration(left)} left" if left is not None else "") if part)
+        if left is None:
+            return self.text
+        speed = f"{size((self.done - self._skipped) / max(self.seconds(), 1e-6))}/s" if self.unit == "B" else ""
+        return "  ".join(part for part in (self.text, speed, f"{duration(left)} left") if part)
 
     def line(self) -> str:
         """Say the same in one plain line, for logs and pipes."""

@@ -314,17 +314,22 @@ def clear_stale(paths: Iterable[Path]) -> None:
     What another process is writing at this moment is locked by it, and left alone.
     """
     for path in paths:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-            with contextlib.suppress(OSError):
-                descriptor = os.open(left, os.O_RDONLY)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                finally:
-                    os.close(descriptor)
-        former = path.with_name(f".{path.name}.old")
-        if former.is_dir() and not path.exists():
-            former.replace(path)
+        _clear(path.parent.glob(f".{glob.escape(path.name)}.*.part"), [path.with_name(f".{path.name}.old")])
+
+
+def _clear(parts: Iterable[Path], formers: Iterable[Path]) -> None:
+    for left in parts:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(descriptor)
+    for former in formers:
+        rightful = former.with_name(former.name.removeprefix(".").removesuffix(".old"))
+        if former.is_dir():
+            shutil.rmtree(former, ignore_errors=True) if rightful.exists() else former.replace(rightful)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -351,15 +356,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def sweep(folder: RunFolder) -> None:
-    """Clear up after a killed process: half-written files go, a former folder that was moved aside comes back."""
-    for path in [*folder.path.glob(".*.old"), *folder.path.glob("*/.*.old")]:
-        rightful = path.with_name(path.name.removeprefix(".").removesuffix(".old"))
-        if rightful.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.replace(rightful)
-    for path in [*folder.path.glob(".*.part"), *folder.path.glob("*/.*.part")]:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    """Do everywhere in a run folder what `clear_stale` does beside single paths."""
+    found = {end: [*folder.path.glob(f".*.{end}"), *folder.path.glob(f"*/.*.{end}")] for end in ("part", "old")}
+    _clear(found["part"], found["old"])
 
 
 @contextlib.contextmanager

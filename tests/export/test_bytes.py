@@ -1,6 +1,7 @@
 """Every tensor of every type is byte for byte what llama.cpp's own quantizer makes of our F32 file."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests import small
+from toolkit import console
 from toolkit.export import export, plan
 from toolkit.export.types import BASE
 
@@ -179,3 +181,17 @@ def test_metadata(tmp_path: Path) -> None:
     }
     assert {key: fields.get(key) for key in expected} == expected
     assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
+
+
+def test_progress_names_tensors_bytes_speed_and_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = small.save_model(tmp_path / "base", hidden_size=64, intermediate_size=64, num_attention_heads=2)
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.0)
+    export(base, None, {"Q8_0": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("export: ")]
+    count = len(gguf.GGUFReader(tmp_path / "a.gguf").tensors)
+    assert len(lines) == count
+    form = r"export: [0-9.]+ .?B of [0-9.]+ [kM]B  tensor (\d+) of (\d+)  (\S+)  [0-9.]+ [kMG]?B/s  [0-9.]+ s left"
+    found = [re.fullmatch(form, line) for line in lines]
+    assert [(m[1], m[2]) for m in found if m] == [(str(n), str(count)) for n in range(1, count + 1)]

@@ -231,6 +231,54 @@ def test_a_real_write_that_fails(work: Path, limit: int) -> None:
     former_files_are_intact(work)
 
 
+FILLING = """
+import errno, shutil, sys
+from pathlib import Path
+from toolkit.errors import explain
+from toolkit.export import export, writer
+work, out = Path(sys.argv[1]), Path(sys.argv[2])
+write, started = writer.GgufFile.write, []
+def filled(self, data):
+    if len(started) == 9:  # somebody else takes what was left
+        with open(out / "filler", "wb", buffering=0) as file:
+            try:
+                while file.write(bytes(4096)): pass
+            except OSError as exc:
+                assert exc.errno == errno.ENOSPC
+    started.append(1)
+    write(self, data)
+writer.GgufFile.write = filled
+targets = {k: out / f"{k}.gguf" for k in ("F16", "Q4_K_M")}
+try:
+    export(work / "base", work / "adapter", targets, "{{ 1 }}", "x")
+except Exception as exc:
+    print(explain(exc).message)
+print(sorted(path.name for path in out.iterdir()))
+(out / "filler").unlink()
+export(work / "base", work / "adapter", targets, "{{ 1 }}", "x")
+print(sorted(path.name for path in out.iterdir()))
+"""
+
+
+@pytest.mark.slow
+def test_a_real_disk_that_fills_midway(work: Path, tmp_path: Path) -> None:
+    """A small tmpfs of the test's own, full after the ninth write; with room again the same export succeeds."""
+    out = tmp_path / "disk"
+    out.mkdir()
+    mounted = f'mount -t tmpfs -o size=8m none {out} || exit 77; exec {sys.executable} -c "$1" {work} {out}'
+    call = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mounted, "sh", FILLING]
+    try:
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("no `unshare` here to make a small disk with")
+    if done.returncode == 77 or "unshare failed" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip(f"this machine lets nobody mount a small disk: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    first, left, again = done.stdout.splitlines()
+    assert first.startswith(f"the disk is full: {out}")
+    assert (left, again) == ("['filler']", "['F16.gguf', 'Q4_K_M.gguf']")
+
+
 @pytest.mark.parametrize("place", ["read", "sync"])
 def test_an_interrupt(work: Path, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     def interrupt(*_: Any) -> None:

@@ -91,6 +91,7 @@ def _carry(
     threads of their own, in order. Merging comes before laying out: the adapter was trained in the checkpoint's order.
     """
     computed = planned.family.computed(planned.model)
+    numbers = {tensor.name: number for number, tensor in enumerate(planned.tensors, 1)}
     waiting: deque[tuple[PlannedTensor, range, int, Future[dict[Type, quantize.Chunk]]]] = deque()
 
     def prepare(tensor: PlannedTensor) -> tensors.Source:
@@ -105,7 +106,8 @@ def _carry(
                 if rows.stop == total:
                     file.pad()
             size = tensor.stored.size if tensor.stored else 0
-            progress.advance(size * rows.stop // total - size * rows.start // total, note=tensor.name)
+            note = f"tensor {numbers[tensor.name]} of {len(numbers)}  {tensor.name}"
+            progress.advance(size * rows.stop // total - size * rows.start // total, note)
 
     for tensor, source in tensors.ahead(planned.tensors, prepare, working_size):
         name, given = tensor.layout.source or tensor.name, imatrix.get(tensor.name)
