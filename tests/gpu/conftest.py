@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from tests.gpu.small_runs import small_base  # noqa: F401  (a fixture)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a card where there is none, and say so."""

@@ -1,6 +1,7 @@
 """Unsloth: QLoRA on CUDA with its own kernels. It patches transformers and TRL when it is imported."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ PACKED = ("llama", "mistral", "qwen2", "qwen3")
 
 def backend() -> Backend:
     """Return this backend; imports Unsloth, which must come before transformers. Raises UnslothFailed."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would ask the hub for a file to be counted by
     with _working():
         import unsloth  # noqa: F401
     return Backend("unsloth", "cuda", "Unsloth", load, packed_loss, needs_padding, infer)
@@ -38,13 +40,15 @@ def _working() -> Iterator[None]:
 
 
 def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
-    """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it."""
+    """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it.
+
+    Unsloth finds the device of this process by itself, from what its launcher said.
+    """
     from unsloth import FastLanguageModel  # before transformers and trl, which it patches
 
     from toolkit.train import varlen
 
     settings = config.train
-    placed = {} if device is None else {"device_map": {"": device}}
     with _working():
         kernel = varlen.offer_to_unsloth()
         (console.warn if kernel == varlen.LOOP else console.say)(f"attention of packed records: {kernel}")
@@ -54,7 +58,6 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
             dtype=None,  # bf16 on Ampere and later, else f16
             load_in_4bit=config.model.load_in_4bit,
             use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
-            **placed,
         )
         return FastLanguageModel.get_peft_model(
             model,

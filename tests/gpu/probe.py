@@ -1,0 +1,85 @@
+"""Loss and gradient of one step by one backend, packed and record by record: `probe.py BACKEND CONFIG BASE OUT`.
+
+Run as a process of its own; writes tensors by name. The adapter's weights are the same for every backend.
+"""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+
+def fill(model: Any) -> None:
+    """Give each trainable weight values that depend on its name alone; both LoRA matrices get a gradient then."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> None:
+    from toolkit.base import Base
+    from toolkit.config import Config
+    from toolkit.memory import Plan
+    from toolkit.train.backend import choose
+
+    config = Config.model_validate(json.loads(config_path.read_text()))
+    backend = choose(backend_name)  # Unsloth comes before torch's other libraries
+
+    import torch
+    from safetensors.torch import save_file
+
+    from toolkit import tokens
+    from toolkit.prompt import prompt_format
+    from toolkit.run import folder_of
+    from toolkit.train import attention, batches, examples
+    from toolkit.train.examples import IGNORED, Example
+    from toolkit.train.precision import Precision
+
+    device = torch.device("cuda", 0)
+    base = Base(str(base_path), base_path)
+    model = backend.load(base, config, Plan(8192, 64, False, "", None), device)
+    fill(model)
+    model.train()
+    precision = Precision(backend.precision("auto"), "cuda")
+    form = prompt_format(config.prompt)
+    records = examples.tokenize(folder_of(config).side("train"), tokens.load(base.folder, form), form, config.train)[:8]
+    total = torch.tensor(float(sum(label != IGNORED for r in records for label in r.labels[1:])), device=device)
+    found: dict[str, Any] = {}
+
+    def run(label: str, passes: list[list[Example]]) -> None:
+        model.zero_grad(set_to_none=True)
+        losses = []
+        for chosen in passes:
+            with precision.autocast():
+                loss = backend.loss(model, batches.collate(chosen, device), total)
+            precision.backward(loss)
+            losses.append(loss.detach().float().reshape(()))
+        found[f"{label} losses"] = torch.stack(losses).cpu()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                found[f"{label} {name}"] = parameter.grad.detach().float().cpu()
+
+    run("packed", [records])
+    run("single", [[record] for record in records])
+    if backend.name == "peft":
+        real = attention.varlen.supported
+        attention.varlen.supported = lambda *_: False
+        run("looped", [records])
+        attention.varlen.supported = real
+    alone = []
+    for one in range(len(records)):  # the labels of one record in the row of all: its loss must be its own
+        row = [record if place == one else batches.silent(record) for place, record in enumerate(records)]
+        with torch.no_grad(), precision.autocast():
+            loss = backend.loss(model, batches.collate(row, device), total)
+        alone.append(loss.float().reshape(()))
+    found["in the row"] = torch.stack(alone).cpu()
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *(Path(argument) for argument in sys.argv[2:5]))
