@@ -83,7 +83,7 @@ def build(folder: Path, layers: int = 32) -> None:
             start = f"model.layers.{layer}."
             for name in LINEARS:
                 shard |= four_bit(f"{start}{name}.weight")
-            shard |= {f"{start}{norm}_layernorm.weight": ones for norm in ("input", "post_attention")}
+            shard |= {f"{start}{norm}_layernorm.weight": ones.clone() for norm in ("input", "post_attention")}
         save(shard)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     index = {"metadata": {"total_size": total}, "weight_map": places}
