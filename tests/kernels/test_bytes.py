@@ -54,6 +54,14 @@ def test_ordinary_weights_never_need_libggml(library: kernels.Library, kind: int
             assert compare(library, level, kind, rows, importance) == 0
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=NAMES)
+def test_many_rows_of_one_kind(library: kernels.Library, kind: int) -> None:
+    """Uniform weights: in one block of a hundred Q3_K's descent takes all its rounds."""
+    rows = np.random.default_rng(0).uniform(-1, 1, (300, 1024)).astype(np.float32)
+    for importance in (None, importance_for(2, 1024)):
+        compare(library, library.level, kind, rows, importance)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

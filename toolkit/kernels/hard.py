@@ -28,6 +28,11 @@ def hard_rows(seed: int, columns: int) -> Floats:
     anything = random.integers(0, 2**32, columns, np.uint32).view(np.float32)
     finite = np.where(np.isfinite(anything), anything, np.float32(1))
     fp4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
+    uneven = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+    # IQ4's own values, and where `importance_for` is zero the middles between them: ties of its nearest value
+    levels = np.where(steps % 32 == 31, uneven[0], random.choice(uneven, columns))
+    middle = slice(columns // 3, columns // 3 + 40)
+    levels[middle] = random.choice((uneven[1:] + uneven[:-1]) / 2, levels[middle].size)
     near = np.nextafter(np.float32(0.7), np.float32(2) * signs())
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rows = [
@@ -41,7 +46,7 @@ def hard_rows(seed: int, columns: int) -> Floats:
             random.integers(-8, 9, columns) / 2, random.integers(-64, 65, columns) / 4,
             random.integers(-1, 2, columns) * 0.05, random.choice(fp4, columns) * signs(),
             random.integers(-127, 128, columns) / 127, np.trunc(normal(3)), steps,
-            random.integers(0, 16, columns) * 1.0, random.integers(0, 32, columns) - 16.0,
+            random.integers(0, 16, columns) * 1.0, random.integers(0, 32, columns) - 16.0, levels,
             # zeros, constants, hardly anything
             zeros, -zeros, rarely(0.5, zeros, -zeros), zeros + 0.1, zeros - 0.1, near, rarely(0.01, zeros, normal()),
             rarely(0.9, normal(), zeros), np.repeat(random.random(-(-columns // 32)) < 0.5, 32)[:columns] * normal(),
