@@ -178,6 +178,8 @@ extern "C" __attribute__((visibility("default"))) int64_t toolkit_quantize(
 #if defined(__x86_64__)
     if (level == 2) return quantize_level_2(&task);
     if (level == 1) return quantize_level_1(&task);
+#else
+    (void)level;
 #endif
     return quantize_level_0(&task);
 }
