@@ -81,7 +81,7 @@ struct Q3_K {
         Real x[16], w[16], scale[16], weight[16], variance(0), unit;
         Numbers d, iscale;
         Integers scales, zero, halves;
-        int8_t kept[16][16][LANES];  // the descent's own levels
+        Real kept[16][16];  // the descent's own levels
         Mask sure = ~none();
         if (batch.weighted) variance = Real(2) * squares(batch.rows, 0, 256, Real(0)) / Real(256);
         for (int j = 0; j < 16; ++j) {
@@ -97,15 +97,8 @@ struct Q3_K {
                 sure = sure & slope.sure & finite(weight[j]);
             } else {
                 Mask certain;
-                scale[j] = descend<16>(x, w, certain);
+                scale[j] = descend<16>(x, kept[j], certain);
                 sure = sure & certain & finite(scale[j]);
-                for (int i = 0; i < 16; ++i) {
-                    const Whole l = whole(w[i]);
-                    for (int lane = 0; lane < WIDTH; ++lane) {
-                        kept[j][i][lane] = (int8_t)(l.a[lane] + 4);
-                        kept[j][i][lane + WIDTH] = (int8_t)(l.b[lane] + 4);
-                    }
-                }
             }
         }
         if (batch.weighted) {
@@ -142,7 +135,11 @@ struct Q3_K {
                 Ints *to = l + 16 * j / WIDTH;
                 if (d.real[j][lane] == 0 && !batch.weighted) {
                     int32_t plain[16];
-                    for (int i = 0; i < 16; ++i) plain[i] = kept[j][i][lane];
+                    for (int i = 0; i < 16; ++i) {
+                        float level;
+                        memcpy(&level, reinterpret_cast<const char *>(&kept[j][i]) + 4 * lane, 4);
+                        plain[i] = (int32_t)level + 4;
+                    }
                     memcpy(to, plain, sizeof plain);
                     continue;
                 }
