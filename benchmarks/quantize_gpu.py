@@ -1,10 +1,12 @@
 """Quantize on this machine's card and on its CPU with ggml: are the bytes the same, and how fast is each?
 
-    python benchmarks/quantize_gpu.py [--weights 134217728]
+    python benchmarks/quantize_gpu.py [--weights 134217728] [--types Q4_K,Q6_K] [--plain]
 
-Prints, type by type: the self-test; how many blocks differ between card and ggml, over ordinary weights, hard rows of
-many seeds and rows with infinities and NaN; the speed on the card from float32 and from bfloat16, from and to the
-computer's memory, and ggml's on all cores. Ends with exit code 1 if a block differs.
+Prints how fast bytes get to the card and back; then, type by type: the self-test; how many blocks differ between card
+and ggml, over ordinary weights, hard rows of many seeds and rows with infinities and NaN; the speed on the card from
+float32 and from bfloat16, from and to the computer's memory (in slabs and threads, as an export does it), and that of
+the CPU: our kernels and ggml on all cores. Ends with exit code 1 if a block differs. `--plain` is float32 without an
+importance matrix alone: one compilation a type instead of four.
 """
 
 import argparse
@@ -19,10 +21,12 @@ import torch
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
-from toolkit.export import gpu
-from toolkit.export.gpu import hard, launch
+from toolkit import kernels
+from toolkit.kernels import gpu
+from toolkit.kernels.gpu import hard, lanes, launch
 
 COLUMNS = 4096
+STEP = lanes.PIECE // COLUMNS  # rows of a slab
 ROUNDS = 5
 # Weights of Llama-3.1-8B as Q4_K_M stores them.
 EIGHT_B = {Type.Q4_K: 6.50e9, Type.Q6_K: 1.53e9}
@@ -86,36 +90,69 @@ def best(function: Callable[[], object]) -> float:
     return min(found)
 
 
-def speeds(kind: Type, count: int) -> dict[str, float]:
-    """Return weights a second of the card, from memory of its own and from the computer's."""
+def in_slabs(
+    kind: Type, rows: np.ndarray, pool: ThreadPoolExecutor, run: Callable[[np.ndarray, np.ndarray], object]
+) -> Callable[[], object]:
+    """Return what quantizes rows of the computer's memory slab by slab in the pool, as an export does.
+
+    The results have their memory before: taking it anew costs more than the card does.
+    """
+    size, stored = GGML_QUANT_SIZES[kind]
+    parts = [rows[start : start + STEP] for start in range(0, len(rows), STEP)]
+    outs = [np.zeros(part.size // size * stored, np.uint8) for part in parts]
+    return lambda: list(pool.map(run, parts, outs))
+
+
+def speeds(kind: Type, count: int, pool: ThreadPoolExecutor, plain: bool) -> dict[str, float]:
+    """Return weights a second of the card, from memory of its own and from the computer's, and of the CPU's kernels."""
     rows = weights(count, 9)
-    importance = torch.rand(COLUMNS, device=CARD)
-    found = {}
-    for name, values in (("float32", rows), ("bfloat16", rows.bfloat16())):
-        found[name] = count / best(lambda values=values: launch.quantize_rows(kind, values, None))
-        there = values.cpu()
-        found[f"{name} from and to the computer"] = count / best(
-            lambda there=there: gpu.quantize(kind, there, None, CARD)
-        )
-    found["float32, importance matrix"] = count / best(lambda: launch.quantize_rows(kind, rows, importance))
+    found = {"float32": count / best(lambda: launch.quantize_rows(kind, rows, None))}
+    there = [("float32", rows.cpu().numpy())]
+    if not plain:
+        narrow, importance = rows.bfloat16(), torch.rand(COLUMNS, device=CARD)
+        found["bfloat16"] = count / best(lambda: launch.quantize_rows(kind, narrow, None))
+        found["float32, importance matrix"] = count / best(lambda: launch.quantize_rows(kind, rows, importance))
+        there.append(("bfloat16", narrow.cpu().view(torch.int16).numpy().view(np.uint16)))
+    cpu = kernels.routine(int(kind))
+    for name, values in there:
+        on_card = in_slabs(kind, values, pool, lambda part, out: gpu.quantize_into(kind, part, out, None, CARD))
+        on_cpu = in_slabs(kind, values, pool, lambda part, out: cpu.run(part, out, None))
+        if CARD == "cuda":  # Triton's interpreter knows one thread only
+            found[f"{name} from and to the computer"] = count / best(on_card)
+        found[f"{name}, the CPU's own ({cpu.name})"] = count / best(on_cpu)
     return found
+
+
+def transfers() -> None:
+    """Say how many bytes a second get to the card and back, from ordinary memory and from locked memory."""
+    there = torch.empty(4 * lanes.PIECE, dtype=torch.uint8, device=CARD)
+    ordinary = torch.zeros(4 * lanes.PIECE, dtype=torch.uint8)
+    locked = lanes.locked(4 * lanes.PIECE)
+    for name, here in (("ordinary", ordinary), ("locked", locked)):
+        to = len(here) / best(lambda here=here: there.copy_(here, non_blocking=True))
+        back = len(here) / best(lambda here=here: here.copy_(there, non_blocking=True))
+        say(f"{name} memory: {to / 1e9:.1f} GB/s to the card, {back / 1e9:.1f} GB/s back, {len(here) >> 20} MiB a time")
+    say(f"locked memory is {'' if CARD == 'cuda' and locked.is_pinned() else 'not '}to be had here")
 
 
 def main() -> None:
     """Test, compare and measure every type."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--weights", type=int, default=1 << 27, help="weights to compare, a type")
-    parser.add_argument("--types", default=",".join(kind.name for kind in launch.KINDS))
+    parser.add_argument("--types", default=",".join(kind.name for kind in gpu.KINDS))
+    parser.add_argument("--plain", action="store_true", help="float32 without an importance matrix alone")
     options = parser.parse_args()
     kinds = [Type[name] for name in options.types.split(",")]
     cores = len(os.sched_getaffinity(0))
     name = torch.cuda.get_device_name() if CARD == "cuda" else "Triton's interpreter"
     say(f"{name}, {cores} cores, torch {torch.__version__}, triton {launch.triton.__version__}")
+    transfers()
     wrong = 0
     failed = {}
+    either = (False,) if options.plain else (False, True)
     for kind in kinds:
-        for weighted in (False, True):
-            for bf16 in (False, True):
+        for weighted in either:
+            for bf16 in either:
                 reason = gpu._tested(kind, weighted, bf16, CARD)
                 failed[kind, weighted, bf16] = reason
                 what = f"{kind.name:5} {'with' if weighted else 'without'} importance, {'bf16' if bf16 else 'f32'}"
@@ -135,6 +172,8 @@ def main() -> None:
                 ("hard and hostile", edge, None), ("hard and hostile, bfloat16", edge.bfloat16(), None),
                 ("hard and hostile, importance", edge, short),
             ]  # fmt: skip
+            if options.plain:
+                checks = [check for check in checks if check[2] is None and check[1].dtype == torch.float32]
             for what, values, matrix in checks:
                 different, seconds = compare(kind, what, values, matrix, pool)
                 wrong += different
@@ -143,12 +182,12 @@ def main() -> None:
             del rows, some, checks
         measured = {}
         for kind in kinds:
-            measured[kind] = speeds(kind, options.weights)
-            say(f"{kind.name:5} ggml on {cores} cores {ggml[kind] / 1e6:.0f} M weights/s; on the card:")
+            measured[kind] = speeds(kind, options.weights, pool, options.plain)
+            say(f"{kind.name:5} ggml on {cores} cores {ggml[kind] / 1e6:.0f} M weights/s; here:")
             for what, rate in measured[kind].items():
                 say(f"      {what:44} {rate / 1e6:9.0f} M weights/s  {rate / ggml[kind]:6.0f} × ggml")
     if set(EIGHT_B) <= set(measured):
-        for what in measured[Type.Q4_K]:
+        for what in (what for what in measured[Type.Q4_K] if what in measured[Type.Q6_K]):
             seconds = sum(count / measured[kind][what] for kind, count in EIGHT_B.items())
             say(f"Llama-3.1-8B as Q4_K_M (estimate), {what}: {seconds:.2f} s")
         say(f"… by ggml on {cores} cores: {sum(c / ggml[k] for k, c in EIGHT_B.items()):.1f} s")

@@ -43,7 +43,7 @@ def test_files_are_the_same_without_the_library_and_it_is_said(
 ) -> None:
     files, names = exported(base, tmp_path)
     assert set(names["Q4_K_M"].values()) == {f"kernels ({kernels.LEVELS[library.level]})"}
-    assert checks.quantizer().ok is True and "slower" not in capsys.readouterr().err
+    assert checks.quantizer()[0].ok is True and "slower" not in capsys.readouterr().err
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "gone.so")
     test = kernels.opened, kernels.routine
     for remembered in test:
@@ -52,7 +52,7 @@ def test_files_are_the_same_without_the_library_and_it_is_said(
     assert again == files
     assert {name for kinds in slower.values() for name in kinds.values()} == {"libggml"}
     assert capsys.readouterr().err.count("quantizing with libggml, up to 20 times slower") == 1
-    check = checks.quantizer()
+    check = checks.quantizer()[0]
     assert check.ok is None and "not compiled" in check.found and "compiler" in check.fix
 
 
@@ -80,7 +80,7 @@ def test_a_kernel_that_differs_in_one_bit_is_not_used(
     assert again == files
     assert names["Q4_K_M"]["Q4_K"] == "libggml" and names["Q4_K_M"]["Q6_K"].startswith("kernels")
     assert capsys.readouterr().err.count("the Q4_K kernel differs from libggml") == 1
-    check = checks.quantizer()
+    check = checks.quantizer()[0]
     assert check.ok is None and "libggml for Q4_K," in check.found
 
 

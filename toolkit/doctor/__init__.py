@@ -33,7 +33,7 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: tuple[st
         look("one libggml", checks.second_ggml)
         look("llama.cpp", checks.llama_cpp)
     if "export" in wanted:
-        look("quantizer", checks.quantizer)
+        look("quantizer", lambda: checks.quantizer(config.export.quantizations))
     card = None
     if wanted & {"train", "validate"}:
         look("cpu", checks.cpu)

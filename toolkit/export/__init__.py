@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType as Type
 from toolkit import config, console
 from toolkit.errors import USAGE, ToolkitError
 from toolkit.export import quantize, tensors, types, vocab, writer
+from toolkit.export.card import Card, beside
 from toolkit.export.checkpoint import Floats
 from toolkit.export.families import Metadata
 from toolkit.export.planning import (
@@ -66,14 +67,15 @@ def export(
     read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
     with ExitStack() as stack:
         files = {key: stack.enter_context(writer.gguf_file(path)) for key, path in targets.items()}
+        card = stack.enter_context(beside(planned.tensors, imatrix, quantize.threads()))
         pool = stack.enter_context(ThreadPoolExecutor(quantize.threads()))
         for quantization, head in headers.items():
             files[quantization].write(head)
         with console.progress("export", read, "B") as progress:
-            _carry(planned, imatrix or {}, files, pool, progress)
+            _carry(planned, imatrix or {}, files, pool, card, progress)
         for file in files.values():  # renamed only when every one of them is on the disk
             file.sync()
-    figures = {key: _figures(planned, key, files[key]) for key in targets}
+    figures = {key: _figures(planned, key, files[key], card) for key in targets}
     seconds = round(time.monotonic() - started, 3)
     return Outcome(list(targets.values()), {**figures, "seconds": seconds, "tensors": len(planned.tensors)})
 
@@ -83,6 +85,7 @@ def _carry(
     imatrix: Mapping[str, Floats],
     files: Mapping[str, writer.GgufFile],
     pool: ThreadPoolExecutor,
+    card: Card,
     progress: console.Progress,
 ) -> None:
     """Take every tensor its whole way, in blocks of rows: read → merge → lay out → quantize → write.
@@ -112,9 +115,10 @@ def _carry(
     for tensor, source in tensors.ahead(planned.tensors, prepare, working_size):
         name, given = tensor.layout.source or tensor.name, imatrix.get(tensor.name)
         kinds = {kind: quantize.ready(kind, tensor.shape[-1], name, given) for kind in tensor.types.values()}
-        for start in range(0, source.rows, source.step):
-            rows = range(start, min(start + source.step, source.rows))
-            waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name)))
+        step = source.step * card.steps(kinds)
+        for start in range(0, source.rows, step):
+            rows = range(start, min(start + step, source.rows))
+            waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name, card)))
             put(2 * quantize.threads())
         if source.whole:
             put(0)
@@ -123,11 +127,11 @@ def _carry(
 
 
 def _block(
-    source: tensors.Source, rows: range, kinds: Mapping[Type, Floats | None], name: str
+    source: tensors.Source, rows: range, kinds: Mapping[Type, Floats | None], name: str, card: Card
 ) -> dict[Type, quantize.Chunk]:
     """Return some rows of a tensor in each type."""
     values = source.read(rows.start, rows.stop)
-    return {kind: quantize.slab(values, kind, name, importance) for kind, importance in kinds.items()}
+    return {kind: quantize.slab(values, kind, name, importance, card) for kind, importance in kinds.items()}
 
 
 def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, name: str) -> Metadata:
@@ -169,13 +173,13 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
             raise ToolkitError(f"output `{path}` {what}", hint="give each quantization a file", exit_code=USAGE)
 
 
-def _figures(planned: Plan, quantization: str, file: writer.GgufFile) -> dict[str, object]:
+def _figures(planned: Plan, quantization: str, file: writer.GgufFile, card: Card) -> dict[str, object]:
     kinds = Counter(tensor.types[quantization].name for tensor in planned.tensors)
     return {
         "bytes": file.size,
         "sha256": file.sha256,
         "bits_per_weight": round(8 * planned.bytes[quantization] / planned.parameters, 3),
         "types": dict(kinds.most_common()),
-        "quantized_by": {kind: quantize.routine(Type[kind]).name for kind, _ in kinds.most_common() if kind != "F32"},
+        "quantized_by": {kind: card.writers(Type[kind]) for kind, _ in kinds.most_common() if kind != "F32"},
         "fallbacks": sum(quantization in tensor.fallbacks for tensor in planned.tensors),
     }

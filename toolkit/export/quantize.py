@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.errors import ToolkitError
+from toolkit.export.card import Card
 from toolkit.export.checkpoint import SLAB, Floats, Rows
 from toolkit.export.types import KNOWN, block_size, stored_size
 
@@ -28,7 +29,7 @@ def threads() -> int:
 
 
 def routine(kind: Type) -> kernels.Routine:
-    """Return what quantizes a type here, and its name for the manifest."""
+    """Return what quantizes a type on this CPU, and its name for the manifest."""
     return kernels.routine(int(kind))
 
 
@@ -83,10 +84,11 @@ def largest(rows: Rows) -> float:
     return float(max(rows.max(), -rows.min()))
 
 
-def slab(rows: Rows, kind: Type, name: str, importance: Floats | None) -> Chunk:
+def slab(rows: Rows, kind: Type, name: str, importance: Floats | None, card: Card | None = None) -> Chunk:
     """Return some rows of a tensor, float32 or bfloat16 as uint16, in a ggml type, C-contiguous and finite all of them.
 
-    `ready` has looked at the type and at `importance`. Raises ToolkitError for weights beyond float16's range.
+    `ready` has looked at the type and at `importance`; what `card` takes is done there. Raises ToolkitError for weights
+    beyond float16's range.
     """
     if kind == Type.F32:
         return kernels.widened(rows).reshape(-1).view(np.uint8)
@@ -98,5 +100,6 @@ def slab(rows: Rows, kind: Type, name: str, importance: Floats | None) -> Chunk:
             hint="export F32 or BF16 instead: their range is wider",
         )
     out = np.empty(stored_size(kind, rows.shape), np.uint8)
-    routine(kind).run(rows, out, importance)
+    if card is None or not card.quantize(kind, rows, out, importance):
+        routine(kind).run(rows, out, importance)
     return out

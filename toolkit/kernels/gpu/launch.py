@@ -12,8 +12,8 @@ import triton
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
-from toolkit.export.gpu import blocks, search
-from toolkit.export.gpu.search import GIVEN, IMPORTANCE, SPREAD, SQUARE
+from toolkit.kernels.gpu import blocks, search
+from toolkit.kernels.gpu.search import GIVEN, IMPORTANCE, SPREAD, SQUARE
 
 Tensor = Any  # torch is not typed here
 
@@ -50,7 +50,6 @@ SEARCHES: dict[Type, tuple[Offset | Signed, Offset | Signed]] = {
     Type.Q5_K: (Offset(32, 31, -0.5, 0.1, 16, SPREAD), Offset(32, 31, -0.9, 0.05, 37, IMPORTANCE)),
     Type.Q6_K: (Signed(16, 32, SQUARE), Signed(16, 32, GIVEN)),
 }
-KINDS = (*SEARCHES, Type.Q8_0)
 
 
 def quantize_rows(kind: Type, rows: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ as ggml's scalar code does it (ggml-quants.c, MIT); launch with enable_fp_fusion
 import triton
 import triton.language as tl
 
-from toolkit.export.gpu.search import EPSILON, INFINITY, MAGIC
+from toolkit.kernels.gpu.search import EPSILON, INFINITY, MAGIC
 
 
 @triton.jit

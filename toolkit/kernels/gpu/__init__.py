@@ -1,0 +1,189 @@
+"""Quantize on a CUDA card, byte for byte as ggml does it on the CPU.
+
+What a card computes is used only once it has passed a test of its own: hard blocks, compared with ggml's bytes. Blocks
+beyond the range in which the kernels are exact (the edges of float16 and float32, hardly found in weights) go back to
+ggml one by one. Where there is no card, neither torch nor Triton is imported.
+"""
+
+import importlib.util
+import os
+import threading
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Type
+
+from toolkit import kernels
+from toolkit.kernels.gpu import hard, lanes
+
+Floats = npt.NDArray[np.float32]
+Rows = kernels.Rows
+Chunk = npt.NDArray[np.uint8]
+
+KINDS = (Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0)
+NAMES = tuple(kind.name for kind in KINDS)
+# Types whose importance is scaled by the mean square of a whole row: ggml needs the row to do one of its blocks again.
+BY_ROW = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)
+DEVICES = Path("/dev")  # tests look elsewhere
+
+_testing = threading.Lock()
+_given_up: list[str] = []
+
+
+def available() -> str | None:
+    """Return why no card can be used here; None if there is one to be tested.
+
+    torch, whose import takes seconds, is only asked where the driver's device file is there.
+    """
+    if _given_up:
+        return _given_up[0]
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if hidden or not (any(DEVICES.glob("nvidia*")) or (DEVICES / "dxg").exists()):  # dxg: Windows' Linux
+        return "there is no CUDA card"
+    for module, name in (("torch", "PyTorch"), ("triton", "Triton")):
+        if importlib.util.find_spec(module) is None:
+            return f"{name} is not installed"
+    import torch
+
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return "there is no CUDA card"
+    return None
+
+
+def card_name() -> str:
+    """Return the card's name as torch tells it; ask `available` before."""
+    import torch
+
+    name: str = torch.cuda.get_device_name()
+    return name
+
+
+def give_up(reason: str) -> bool:
+    """Use the card no more in this process; tells whether this is news."""
+    with _testing:
+        _given_up.append(reason)
+        return len(_given_up) == 1
+
+
+def trusted(kind: Type, weighted: bool, bf16: bool) -> str | None:
+    """Return why the card's kernel for a type must not be used; None once it gave ggml's bytes for the hard blocks.
+
+    `weighted` is with an importance matrix, `bf16` from bfloat16. The test runs once a process: it compiles the kernel,
+    4 to 17 seconds the first time on a machine.
+    """
+    reason = available()
+    if reason:
+        return reason
+    with _testing:
+        return _tested(kind, weighted, bf16, "cuda")
+
+
+def state(kinds: Iterable[str]) -> tuple[bool, str] | None:
+    """Say for `doctor` which of some types the card takes over, and whether it is as it should be; None without a card.
+
+    Compiles what was never compiled on this machine.
+    """
+    if available():
+        return None
+    found = {kind: trusted(Type[kind], False, False) for kind in kinds}
+    if not found:
+        return None
+    reasons = [reason for reason in found.values() if reason]
+    if reasons:
+        return False, f"{card_name()} is not used for {', '.join(k for k, r in found.items() if r)}: {reasons[0]}"
+    return True, f"large models: {card_name()} takes over {', '.join(found)}, the same bytes too"
+
+
+@cache
+def _tested(kind: Type, weighted: bool, bf16: bool, device: str) -> str | None:
+    try:
+        if kind not in KINDS:
+            return f"there is no kernel for {kind.name}"
+        rows = np.concatenate([hard.ordinary_rows(64), hard.hard_rows(), hard.hostile_rows()])
+        if bf16:
+            rows = hard.on_bfloat16_grid(rows)
+        importance = hard.importance_row() if weighted else None
+        values = (rows.view(np.uint32) >> 16).astype(np.uint16) if bf16 else rows
+        found = quantize(kind, values, importance, device)
+        expected = reference(kind, rows, importance)
+    except Exception as exc:  # a compiler or driver that fails in whatever way: the CPU does it
+        return f"its kernel for {kind.name} failed: {first_line(exc)}"
+    different = int((found != expected).reshape(-1, GGML_QUANT_SIZES[kind][1]).any(axis=1).sum())
+    return f"its {kind.name} differs from ggml's in {different} test blocks" if different else None
+
+
+def first_line(exc: BaseException) -> str:
+    """Return what a compiler or driver said, in one line."""
+    return str(exc).strip().splitlines()[0] if str(exc).strip() else repr(exc)
+
+
+def quantize(kind: Type, rows: Any, importance: Floats | None = None, device: str = "cuda") -> Chunk:
+    """Return some rows in a ggml type: one array of bytes.
+
+    `rows` is (rows, columns), C-contiguous: NumPy's float32 or uint16 (the bits of bfloat16), or a tensor of float32 or
+    bfloat16; `importance` (columns,) in float32. Ask `trusted` before.
+    """
+    size, stored = GGML_QUANT_SIZES[kind]
+    count = rows.size if isinstance(rows, np.ndarray) else rows.numel()
+    out: Chunk = np.empty(count // size * stored, np.uint8)
+    quantize_into(kind, rows, out, importance, device)
+    return out
+
+
+def quantize_into(kind: Type, rows: Any, out: Chunk, importance: Floats | None = None, device: str = "cuda") -> None:
+    """Fill `out`, one row of bytes, as `quantize` says.
+
+    Any number of threads may call this at a time: what one waits for, the card does while others copy.
+    """
+    import torch
+
+    from toolkit.kernels.gpu import launch
+
+    size, stored = GGML_QUANT_SIZES[kind]
+    columns = rows.shape[-1]
+    step, per_row = max(1, lanes.PIECE // columns), columns // size
+    blocks = out.reshape(-1, stored)
+    with lanes.borrowed(device) as lane:
+        weights = None if importance is None else torch.from_numpy(np.array(importance, np.float32)).to(device)
+        for start in range(0, len(rows), step):
+            piece = rows[start : start + step]
+            written, flags = launch.quantize_rows(kind, lane.there(piece), weights)
+            part = blocks[start * per_row : start * per_row + len(written)]
+            marks = lane.back(written, flags, part)
+            flagged = np.flatnonzero(marks)
+            if len(flagged):
+                _again(kind, piece, importance, flagged, part)
+
+
+def _again(kind: Type, rows: Any, importance: Floats | None, flagged: npt.NDArray[np.int64], out: Chunk) -> None:
+    """Let ggml quantize the flagged blocks, or the rows they lie in."""
+    size = GGML_QUANT_SIZES[kind][0]
+    columns = rows.shape[-1]
+    if importance is not None and kind in BY_ROW:
+        for row in np.unique(flagged // (columns // size)):
+            part = reference(kind, _floats(rows[int(row)][None]), importance)
+            out[row * (columns // size) : (row + 1) * (columns // size)] = part.reshape(-1, out.shape[1])
+        return
+    blocks = _floats(rows.reshape(-1, size)[flagged.tolist()])
+    for index, block in zip(flagged, blocks, strict=True):
+        first = int(index) * size % columns
+        weights = None if importance is None else importance[first : first + size]
+        out[index] = reference(kind, block[None], weights)
+
+
+def _floats(rows: Any) -> Floats:
+    return kernels.widened(rows) if isinstance(rows, np.ndarray) else rows.float().cpu().numpy()
+
+
+def reference(kind: Type, rows: Floats, importance: Floats | None) -> Chunk:
+    """Return what ggml itself writes for some rows of float32."""
+    size, stored = GGML_QUANT_SIZES[kind]
+    out: Chunk = np.empty(rows.size // size * stored, np.uint8)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    kernels.quantize_with_ggml(int(kind), np.ascontiguousarray(rows, np.float32), out, weights)
+    return out
