@@ -8,7 +8,7 @@ ggml one by one. Where there is no card, neither torch nor Triton is imported.
 import importlib.util
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,16 +83,14 @@ def trusted(kind: Type, weighted: bool, bf16: bool) -> str | None:
         return _tested(kind, weighted, bf16, "cuda")
 
 
-def state(kinds: Iterable[str]) -> tuple[bool, str] | None:
+def state(kinds: Sequence[str]) -> tuple[bool, str] | None:
     """Say for `doctor` which of some types the card takes over, and whether it is as it should be; None without a card.
 
     Compiles what was never compiled on this machine.
     """
-    if available():
+    if not kinds or available():
         return None
     found = {kind: trusted(Type[kind], False, False) for kind in kinds}
-    if not found:
-        return None
     reasons = [reason for reason in found.values() if reason]
     if reasons:
         return False, f"{card_name()} is not used for {', '.join(k for k, r in found.items() if r)}: {reasons[0]}"
