@@ -230,7 +230,7 @@ def test_llama_quantize_itself_reads_the_file(work: Path, tmp_path: Path) -> Non
         pytest.skip("no llama-quantize beside an Ollama server")
     ids = np.random.default_rng(1).integers(0, 480, (2, 128)).tolist()
     sums, counts = imatrix.compute(work / "base", plan(work / "base", work / "adapter", ["Q4_K_M"]), ids)
-    matrix = imatrix.Imatrix(sums, counts, 2, 128, "data/train.jsonl")
+    matrix = imatrix.Imatrix(sums, counts, 2, 128, "data/train.jsonl", "ab" * 32)  # with the key of our own
     imatrix.write(tmp_path / "imatrix.gguf", matrix)
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M")}
     export(work / "base", work / "adapter", targets, small.TEMPLATE, "small", imatrix=matrix.importance())
