@@ -23,8 +23,8 @@ TENSOR_TYPES = (
 )  # fmt: skip
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
-# By bits: at least twice what the coarsest published file of Llama-3-8B has (llama.cpp's tools/perplexity/README.md), and
-# what the better mixtures of each class keep of a model of 135 million parameters (SmolLM2 on MedQuAD, measured).
+# By bits: at least twice what the coarsest published file of Llama-3-8B has (llama.cpp's tools/perplexity/README.md),
+# and what the better mixtures of a class keep of a model of 135 million parameters (SmolLM2 on MedQuAD, measured).
 MAX_KL = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.25, "Q3": 0.5, "Q2": 1.0}
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

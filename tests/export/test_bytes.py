@@ -123,6 +123,7 @@ def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] == hashes[2]
 
 
+@pytest.mark.slow
 def test_slabs_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.export import checkpoint, merging, quantize, tensors
 

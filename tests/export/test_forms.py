@@ -312,6 +312,7 @@ def test_a_runs_own_adapter_in_another_form(base: Path, tmp_path: Path, toolkit:
     assert load_file(tmp_path / "out" / "mine-merged" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) -> None:
     adapter = small.save_adapter(tmp_path / "mine", base)
     common = ("export", "--adapter", str(adapter), "--base", str(base), "--output", "out", "--dry-run")

@@ -45,6 +45,7 @@ def test_an_adapter_is_merged(base: Path, tmp_path: Path, settings: dict[str, An
     assert small.kl(base, None, target) > 1e-4  # the adapter does make a difference
 
 
+@pytest.mark.slow
 def test_fan_in_fan_out_plays_no_part_for_linear_layers(base: Path, tmp_path: Path) -> None:
     adapter = small.save_adapter(tmp_path / "adapter", base)
     config = adapter / "adapter_config.json"
@@ -61,7 +62,7 @@ def test_fan_in_fan_out_plays_no_part_for_linear_layers(base: Path, tmp_path: Pa
     "settings",
     [
         {"tie_word_embeddings": True},
-        {"attention_bias": True, "mlp_bias": True},
+        pytest.param({"attention_bias": True, "mlp_bias": True}, marks=pytest.mark.slow),
         pytest.param(
             {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}, marks=pytest.mark.slow
         ),
