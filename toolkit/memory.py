@@ -19,7 +19,7 @@ LIBRARIES = 1_020_000_000
 CUDA_CONTEXT = 700_000_000  # on the card: context, cuBLAS and kernels; from NVIDIA's and bitsandbytes' users
 # glibc cannot reuse every hole between the aligned blocks that torch asks for: activations take this much of what is
 # alive, by the bytes of a number. Measured (135 M parameters, 512 to 2,048 tokens a pass): 1.54 in bf16, 1.93 in
-# float32. Where layers are computed again it is 2 of what is very little; float32 at 2,048 tokens took three times that.
+# float32. Where layers are computed again it is 2 of what is very little; float32 at 2,048 tokens took thrice that.
 HEAP = {2: 1.55, 4: 1.95}
 HEAP_RECOMPUTED = 2.0
 # What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, cards of 8 to 80 GB) after all
