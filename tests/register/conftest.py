@@ -10,7 +10,7 @@ from tests.ollama_server import OllamaServer, find_ollama, ollama_server
 from tests.register import tiny
 from toolkit import prompt, run, server, toml
 from toolkit.config import Config
-from toolkit.register import parity
+from toolkit.register import chain, parity
 from toolkit.run import RunFolder
 
 ROWS = [
@@ -49,6 +49,18 @@ def _short_proof(request, monkeypatch):
     if "whole_proof" not in request.keywords:
         monkeypatch.setattr(parity, "QUESTIONS", 2)
         monkeypatch.setattr(parity, "TOKENS", 8)
+
+
+@pytest.fixture
+def no_proof(monkeypatch):
+    """The proof of prompts and answers only reads: what is about names, disks and kills does without."""
+    monkeypatch.setattr(chain, "prove", lambda *arguments: {})
+
+
+@pytest.fixture
+def no_parity(monkeypatch):
+    """Prove prompts and token counts, but no greedy answers."""
+    monkeypatch.setattr(parity, "prove", lambda *arguments: {"answers": 0})
 
 
 @pytest.fixture(scope="session")

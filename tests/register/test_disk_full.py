@@ -15,7 +15,7 @@ from toolkit import server
 from toolkit.errors import FAILED, ToolkitError
 from toolkit.register import transaction
 
-pytestmark = pytest.mark.ollama
+pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
 
 @pytest.fixture

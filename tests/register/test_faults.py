@@ -11,7 +11,7 @@ from toolkit import register, server
 from toolkit.errors import FAILED, MISSING, ToolkitError
 from toolkit.register import store, transaction
 
-pytestmark = pytest.mark.ollama
+pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_parity")]
 
 
 @pytest.fixture(autouse=True)

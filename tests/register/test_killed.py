@@ -15,7 +15,7 @@ from toolkit import server
 from toolkit.errors import ToolkitError
 from toolkit.register import transaction
 
-pytestmark = pytest.mark.ollama
+pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
 CHANGES = ("POST /api/blobs", "POST /api/create", "POST /api/copy", "DELETE /api/delete")
 ENOUGH = 60

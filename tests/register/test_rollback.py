@@ -12,7 +12,7 @@ from toolkit.errors import MISSING, ToolkitError
 from toolkit.register import back, state, store
 from toolkit.run import Manifest, StageRecord
 
-pytestmark = pytest.mark.ollama
+pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
 
 def recorded(run, outcome):
