@@ -160,9 +160,12 @@ def test_another_machine_that_dies_is_undone_once_its_time_is_over(ollama, tmp_p
     assert any("commit" in tag for tag in left) and former.held()["latest"] != before["latest"]
     recover(former)  # for all we know it is alive
     assert set(temporary(former)) == left
-    former = make_run(tmp_path / "former", ollama.url, "elsewhere", seed=21, ollama={"timeout": 1.0})
-    with pytest.raises(ToolkitError, match="another machine is registering"):
-        former.register()
+    with (
+        server.http(former.config.ollama) as http,
+        pytest.raises(ToolkitError, match="another machine is registering"),
+        transaction.begun(http, "elsewhere", 1.0) as work,
+    ):
+        transaction.commit(work, {"latest": "elsewhere:latest"}, keep=False)
     monkeypatch.setattr(transaction, "LEASE", 1.0)
     time.sleep(2)
     recover(former)
