@@ -1,7 +1,7 @@
 """Ask the model a question: through Ollama as `ollama run` does (/api/generate), or through llama.cpp."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from toolkit import console, server
@@ -13,7 +13,7 @@ from toolkit.run import RunFolder
 WORD_JOINER = "\u2060"
 
 # What tokenizers write control tokens as. Ollama hands the whole prompt to llama.cpp, which takes such text for the
-# token itself wherever it stands; plain markup such as <b> or [1] is none.
+# token itself wherever it stands, and no request can tell it not to; plain markup such as <b> or [1] is none.
 _CONTROL = re.compile(
     r"""<(?=[|｜][^<>\n]{1,80}?[|｜]>)                                      # <|end_of_text|>, <｜User｜>
       | <(?=/?(?:s|unk|pad|bos|eos|cls|sep|mask|think|reponame|filename)>)    # <s>, </s>, <pad>
@@ -26,12 +26,25 @@ _CONTROL = re.compile(
 )
 
 
-def neutralise(text: str) -> str:
+def neutralise(text: str, controls: Collection[str] = ()) -> str:
     """Put an invisible word joiner (U+2060) behind the first character of what looks like a control token.
 
-    The model then reads the characters, as in training, where such text is never a control token.
+    `controls` are those of the model's vocabulary; the usual ones of other models are found too. The model then reads
+    characters, as in training, but the joiner's three bytes with them: a server has no way to leave it out.
     """
+    for token in sorted((token for token in controls if len(token) > 1 and token in text), key=len, reverse=True):
+        text = text.replace(token, token[0] + WORD_JOINER + token[1:])
     return _CONTROL.sub(lambda match: match[0] + WORD_JOINER, text)
+
+
+def control_tokens(folder: RunFolder, *texts: str) -> list[str]:
+    """Return the control tokens of a run's vocabulary that stand in texts; none where nothing is trained."""
+    path = folder.adapter / "tokenizer.json"
+    if not path.is_file() or not any(re.search(r"[^\w\s.,;:?!()'\"-]", text) for text in texts):
+        return []  # no need to read it: there is none of letters and common marks alone
+    from toolkit import tokens
+
+    return [token for token in tokens.load(folder.adapter).controls if any(token in text for text in texts)]
 
 
 def registered(config: Config, tag: str = "latest") -> bool:
@@ -43,19 +56,24 @@ def registered(config: Config, tag: str = "latest") -> bool:
     return server.listed_name(_name(config), tag) in held
 
 
-def ask_server(config: Config, question: str, instruction: str | None, tag: str = "latest") -> Iterator[str]:
+def ask_server(
+    config: Config, question: str, instruction: str | None, tag: str = "latest", controls: Collection[str] = ()
+) -> Iterator[str]:
     """Yield the pieces of the answer as they come; `instruction` None leaves the one the model was registered with.
 
-    Control tokens in the question or instruction are neutralised, with a warning. Raises ToolkitError for an empty
-    question, if the server fails, or if the answer stops without an end.
+    Control tokens in the question or instruction are neutralised, with a warning; `controls` are the model's own.
+    Raises ToolkitError for an empty question, if the server fails, or if the answer stops without an end.
     """
     if not question.strip():
         raise ToolkitError(
             "the question is empty", hint='toolkit ask "How to prevent Noonan syndrome?"', exit_code=USAGE
         )
-    safe_question, safe_instruction = neutralise(question), neutralise(instruction or "")
+    safe_question, safe_instruction = neutralise(question, controls), neutralise(instruction or "", controls)
     if (safe_question, safe_instruction) != (question, instruction or ""):
-        console.warn("the text holds what looks like control tokens; an invisible character in each keeps them text")
+        console.warn(
+            "the text holds what looks like control tokens; an invisible character in each, which the model reads too, "
+            "keeps Ollama from taking them for the tokens"
+        )
     with server.talking(config.ollama, "answering"):
         ended: str | None = None
         for piece in server.client(config.ollama).generate(
@@ -81,7 +99,8 @@ def answer(config: Config, folder: RunFolder, question: str, instruction: str | 
     Raises ToolkitError if there is neither (here), or while answering (from the iterator).
     """
     if registered(config):
-        return "ollama", ask_server(config, question, instruction)
+        controls = control_tokens(folder, question, instruction or "")
+        return "ollama", ask_server(config, question, instruction, controls=controls)
     path = folder.gguf(config.export.default)
     if not path.is_file():
         raise ToolkitError(

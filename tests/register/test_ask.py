@@ -1,5 +1,7 @@
 """Control tokens in a question, and who answers where there is no server."""
 
+import json
+
 import pytest
 
 from tests.register import tiny
@@ -40,6 +42,19 @@ def test_control_tokens_become_text(token):
 )
 def test_other_text_stays_as_it_is(text):
     assert ask.neutralise(text) == text
+
+
+def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_path):
+    run = make_run(tmp_path, "127.0.0.1:9", "tiny")
+    path = run.folder.adapter / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    layout["added_tokens"].append({**layout["added_tokens"][0], "id": 265, "content": "{user}"})
+    path.write_text(json.dumps(layout))
+    question = "What does {user} mean?"
+    assert ask.neutralise(question) == question
+    assert ask.control_tokens(run.folder, question) == ["{user}"]
+    assert ask.neutralise(question, ["{user}"]) == f"What does {{{ask.WORD_JOINER}user}} mean?"
+    assert ask.control_tokens(run.folder, "How to prevent it?") == []
 
 
 def test_without_a_server_the_file_answers(tmp_path):

@@ -1,0 +1,127 @@
+"""Greedy answers compared token by token; and every client of a real server gives the same one."""
+
+import asyncio
+
+import pytest
+
+from tests.register.conftest import make_run
+from tests.test_base import smollm
+from toolkit import llamacpp, prompt
+from toolkit.llamacpp import Step
+from toolkit.register import parity
+from toolkit.register.parity import Answer, compare
+
+
+def steps(*tokens: str | bytes, ends: bool = False, **rivals: tuple[str, float]) -> list[Step]:
+    """Greedy steps; `rivals` name the second best by the step's number, with the lead over it."""
+    found = []
+    for index, token in enumerate([*tokens, *([""] if ends else [])]):
+        text = token if isinstance(token, bytes) else token.encode()
+        rival, lead = rivals.get(f"at{index}", ("?", 5.0))
+        last = ends and index == len(tokens)
+        found.append(Step(index, last, ((text, 9.0), (rival.encode(), 9.0 - lead), (b"~", 0.0))))
+    return found
+
+
+def near(*leads: float) -> tuple[tuple[tuple[str, float], ...], ...]:
+    return tuple((("a", 0.0), ("b", -lead)) for lead in leads)
+
+
+def test_equal_answers_agree():
+    assert compare(steps("Drink", " water", "."), Answer("Drink water.", 3, ended=False)).tokens == 3
+    ended = compare(steps("Drink", ".", ends=True), Answer("Drink.", 3, ended=True))
+    assert not ended.parted and ended.within_rounding and ended.tokens == 2
+
+
+def test_a_place_where_two_tokens_are_almost_equal_is_rounding():
+    found = compare(steps("Drink", " tea", at1=(" water", 0.01)), Answer("Drink water.", 3, False, near(3, 0.02, 1)))
+    assert found.parted and found.within_rounding
+    assert (found.tokens, round(found.lead, 4), found.server_lead) == (1, 0.01, 0.02)
+    assert (found.ours, found.theirs) == (" tea", " water.")
+
+
+@pytest.mark.parametrize(
+    ("ours", "answer"),
+    [
+        (steps("Drink", " tea", at1=(" water", 0.5)), Answer("Drink water.", 3, ended=False)),
+        (steps("Drink", " tea", at1=(" milk", 0.01)), Answer("Drink water.", 3, ended=False)),
+        (steps("Drink", " tea", at1=(" water", 0.01)), Answer("Drink water.", 3, False, near(3, 0.5, 1))),
+        (steps("Drink", ends=True), Answer("Drink water.", 3, ended=False)),
+        (steps("Drink", " tea"), Answer("Drink", 1, ended=True)),
+        (steps("Drink", " tea"), Answer("", 0, ended=True)),
+    ],
+    ids=["far apart", "another token", "the server is sure", "goes on", "ends", "nothing"],
+)
+def test_what_rounding_does_not_explain(ours, answer):
+    assert not compare(ours, answer).within_rounding
+
+
+def test_an_end_that_is_almost_as_likely_is_rounding():
+    assert compare(steps("Drink", " tea", at1=("", 0.01)), Answer("Drink", 1, ended=True)).within_rounding
+    assert compare(steps("Drink", ends=True, at1=(" tea", 0.01)), Answer("Drink tea", 2, ended=False)).within_rounding
+
+
+def test_characters_of_several_tokens():
+    whole = steps("a", b"\xf0\x9f", b"\x99\x82", "b")
+    assert not compare(whole, Answer("a\U0001f642b", 4, ended=False)).parted
+    cut = steps("a", b"\xf0\x9f")  # the limit falls into a character: a server leaves it out
+    assert not compare(cut, Answer("a", 2, ended=False)).parted
+    other = steps("a", b"\xf0\x9f", b"\x99\x83", "b", at2=("x", 0.01))
+    found = compare(other, Answer("a\U0001f642b", 4, False, near(1, 0.01, 1)))
+    assert found.parted and found.server_lead is None
+
+
+@pytest.mark.slow
+@pytest.mark.ollama
+@pytest.mark.whole_proof
+def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
+    import ollama as library
+
+    gguf = smollm()
+    run = make_run(
+        tmp_path, ollama.url, "same", prompt={"preset": "chatml", "instruction": "Explain as a doctor"},
+        export={"quantizations": ["F32"], "default": "F32"},
+    )  # fmt: skip
+    form = prompt.prompt_format(run.config.prompt)
+    eos = form.eos
+    client = run.client()
+    options = {**parity.parameters(parity.TOKENS), "num_ctx": 1024}
+    client.create(
+        "same",
+        files={"same.gguf": client.create_blob(str(gguf))},
+        template=prompt.go_template(form, eos),
+        system=form.instruction,
+        parameters={key: value for key, value in options.items() if key != "stop"} | {"stop": [eos]},
+    )
+    questions = [f"How to prevent {what}?" for what in ("Noonan syndrome", "a cold", "dehydration")]
+
+    async def asynchronous(question: str) -> str:
+        answer = await library.AsyncClient(ollama.url, trust_env=False).generate("same", prompt=question)
+        return str(answer.response)
+
+    asked = []
+    with llamacpp.opened(gguf, 1024) as llm:
+        for question in questions:
+            ids = llamacpp.tokenize(llm, prompt.render(form, question))
+            local = llamacpp.greedy(llm, ids, parity.TOKENS)
+            messages = [{"role": "user", "content": question}]
+            answers = {
+                "ollama run": ollama.run("run", "same", question).stdout.rstrip("\n"),
+                "chat": client.chat("same", messages=messages).message.content,
+                "generate": client.generate("same", prompt=question).response,
+                "stream": "".join(piece.response for piece in client.generate("same", prompt=question, stream=True)),
+                "chat stream": "".join(
+                    piece.message.content for piece in client.chat("same", messages=messages, stream=True)
+                ),
+                "async": asyncio.run(asynchronous(question)),
+            }
+            shown = b"".join(step.text for step in local).decode("utf-8", errors="replace")
+            for name, text in answers.items():
+                text = shown if text == shown.rstrip("\n") else text  # `ollama run` ends its output with a newline
+                ended = local[-1].ends if text == shown else shown.startswith(text)
+                found = compare(local, Answer(text, 0, ended))
+                asked.append((name, found.tokens, found.parted, found.lead))
+                assert found.within_rounding, (name, question, found, text)
+    with capsys.disabled():
+        parted = [one for one in asked if one[2]]
+        print(f"\n{len(asked)} answers, {sum(one[1] for one in asked)} equal tokens, parted within rounding: {parted}")
