@@ -19,9 +19,11 @@ from tests import family_models, small, vocabularies
 from tests.export.test_reference import WIDTHS
 from tests.export.test_vocab import ALPHABET, NASTY, normal
 from toolkit import llamacpp, tokens
+from toolkit.config import PromptSettings
 from toolkit.errors import ToolkitError
 from toolkit.export import export, vocab
 from toolkit.export.sentencepiece import read_model
+from toolkit.prompt import prompt_format, render
 
 # Name → family of the model, its rows, what saves the vocabulary.
 VOCABULARIES: dict[str, tuple[str, int, Callable[[Path], Any]]] = {
@@ -249,3 +251,24 @@ def test_scores_are_read_as_sentencepiece_reads_them(tmp_path: Path) -> None:
     for index, (text, score, _) in enumerate(read_model_of(tmp_path, data)):
         assert text == processor.id_to_piece(index)
         assert struct.pack("<f", score) == struct.pack("<f", processor.get_score(index))
+
+
+def test_control_tokens_of_a_prompt_format_are_found_by_both(pair: tuple[Path, Any, Any]) -> None:
+    """Those of the format's own text are, as a server finds them; those in a question are text."""
+    base, tokenizer, llm = pair
+    usual = ("[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<start_of_turn>", "<|reserved_special_token_0|>")
+    usual = (*usual, "<|im_start|>", "<|im_end|>", "<unused0>")
+    found = [token for token in usual if token in tokenizer.controls]
+    first, last = found[0], found[-1]
+    turn = f"{first} {{instruction}}\n\n{{input}} {last}\n{first}{last}A:"
+    form = prompt_format(PromptSettings(preset="custom", turn=turn, eos=last))
+    tokenizer = tokens.load(base, form)
+    for text in [normal(text, _pre(base)) for text in (*NASTY, *MORE)]:
+        prompt = render(form, text)
+        ids = tokenizer.prompt_ids(prompt)
+        assert llamacpp.tokenize(llm, prompt) == ids, repr(text)
+        assert [ids.count(tokenizer.controls[token]) for token in (first, last)] == [
+            prompt.text.count(token) - text.count(token) for token in (first, last)
+        ]
+        if not any(token in text for token in tokenizer.controls):
+            assert llamacpp.served(llm, prompt.text) == ids, repr(text)
