@@ -15,7 +15,7 @@ from toolkit.errors import ToolkitError
 from toolkit.prompt import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; bounds the logits held beside the result
-SMALL = 32 * 2**20  # bytes of a file up to which threads would wait for each other longer than they compute
+SMALL = 64 * 2**20  # bytes of a file up to which threads would wait for each other longer than they compute
 
 
 @dataclass(frozen=True)

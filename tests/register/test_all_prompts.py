@@ -71,7 +71,11 @@ def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch,
         files={"real.gguf": client.create_blob(str(gguf))},
         template=go_template(form, tokenizer.eos_text),
         system=form.instruction,
-        parameters={"num_ctx": 2048, "stop": [tokenizer.eos_text]},
+        parameters={
+            "num_ctx": 2048,
+            "num_thread": 1,
+            "stop": [tokenizer.eos_text],
+        },  # threads would wait for each other
     )
     monkeypatch.setattr(chain, "COUNT_SECONDS", float("inf"))
     started = time.monotonic()

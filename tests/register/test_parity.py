@@ -93,7 +93,7 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
         system=form.instruction,
         parameters={key: value for key, value in options.items() if key != "stop"} | {"stop": [eos]},
     )
-    questions = [f"How to prevent {what}?" for what in ("Noonan syndrome", "a cold", "dehydration")]
+    questions = [f"How to prevent {what}?" for what in ("Noonan syndrome", "a cold")]
 
     async def asynchronous(question: str) -> str:
         answer = await library.AsyncClient(ollama.url, trust_env=False).generate("same", prompt=question)

@@ -46,10 +46,11 @@ def by_transformers(form, messages):
 
 @contextmanager
 def llama_server(gguf: Path):
-    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja."""
+    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja; None beside an Ollama without it."""
     program = binary().parents[1] / "lib" / "ollama" / "llama-server"
     if not program.is_file():
-        pytest.skip(f"no {program}")
+        yield None
+        return
     port = free_port()
     options = ["--jinja", "--port", str(port), "--host", "127.0.0.1", "-c", "512", "-np", "1", "-t", "1", "--offline"]
     process = subprocess.Popen(
@@ -88,7 +89,8 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
             assert by_transformers(form, messages) == expected
             body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
             assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected
-            assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
+            if native is not None:
+                assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
         rows = [(row["input"], row["instruction"]) for row in ROWS]
         verify.every_prompt(http, "format", form, eos, rows)
 
