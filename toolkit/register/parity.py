@@ -18,8 +18,9 @@ from toolkit.register import verify
 
 QUESTIONS = 10
 TOKENS = 64
-# Logits by which two leading tokens may differ where the programs part; see the README for what was measured.
-ROUNDING = 0.1
+# Logits by which two leading tokens may differ where the programs part: what float weights need, and the most that
+# 4-bit weights may, if the two programs differ as much on the same answer's tokens before.
+ROUNDING, MOST = 0.1, 0.5
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Answer:
 class Comparison:
     """How far two answers agree: `tokens` that are equal, and the place where they part, if they do.
 
-    `lead` is by how many logits llama.cpp prefers its own token there, `server_lead` the same of the server's.
+    `lead` is by how many logits llama.cpp prefers its own token there, `server_lead` the same of the server's;
+    `rounding` is the most by which such leads differed on the tokens before, within limits.
     """
 
     tokens: int
@@ -49,11 +51,12 @@ class Comparison:
     server_lead: float | None = None
     ours: str = ""
     theirs: str = ""
+    rounding: float = ROUNDING
 
     @property
     def within_rounding(self) -> bool:
         """Whether they agree, or part over two tokens that are equally likely but for rounding."""
-        return not self.parted or max(self.lead, self.server_lead or 0.0) <= ROUNDING
+        return not self.parted or max(self.lead, self.server_lead or 0.0) <= self.rounding
 
 
 def parameters(tokens: int) -> dict[str, Any]:
@@ -95,20 +98,33 @@ def compare(steps: list[Step], answer: Answer) -> Comparison:
         first -= 1
     places = range(first, min(last, len(steps) - 1) + 1)
     at = min(places, key=lambda place: _lead(steps[place]), default=len(steps) - 1)
+    rounding = min(MOST, max([ROUNDING, *_differences(steps[:at], answer, texts)]))
     step, going_on = steps[at], _one_mark(answer.text)[len(_shown(texts[:at])) :]
     return Comparison(
         at,
         True,
-        _lead(step) if _goes_on(step, going_on) else float("inf"),
+        _lead(step) if _goes_on(step, going_on, rounding) else float("inf"),
         _server_lead(answer, texts, at),
         "its end" if step.ends else step.text.decode("utf-8", errors="replace"),
         going_on[:20] or "its end",
+        rounding,
     )
 
 
-def _goes_on(step: Step, rest: str) -> bool:
+def _differences(steps: list[Step], answer: Answer, texts: list[bytes]) -> list[float]:
+    """Return by how much the leads of equal tokens over the same second token differ between both programs."""
+    found = []
+    for place, step in enumerate(steps):
+        shown = _near(answer, texts, place)
+        pair = [text.decode("utf-8", errors="replace") for text, _ in step.best[:2]]
+        if [text for text, _ in shown[:2]] == pair:
+            found.append(abs(_lead(step) - (shown[0][1] - shown[1][1])))
+    return found
+
+
+def _goes_on(step: Step, rest: str, rounding: float) -> bool:
     """Say whether what the server goes on with can be a token that was nearly as likely; not all of them show."""
-    near = [text for text, logit in step.best[1:] if step.best[0][1] - logit <= ROUNDING]
+    near = [text for text, logit in step.best[1:] if step.best[0][1] - logit <= rounding]
     return any(not text or not _whole(text) or rest.startswith(text.decode("utf-8")) for text in near)
 
 
@@ -143,14 +159,20 @@ def _parting(texts: list[bytes], found: str) -> int:
 
 
 def _server_lead(answer: Answer, texts: list[bytes], at: int) -> float | None:
-    """Return by how much the server preferred its token at a place, if it says so: the first ones must be shown."""
+    """Return by how much the server preferred its token at a place, if it says so."""
+    near = _near(answer, texts, at)
+    return near[0][1] - near[1][1] if near else None
+
+
+def _near(answer: Answer, texts: list[bytes], at: int) -> tuple[tuple[str, float], ...]:
+    """Return the server's candidates at a place, two at least, or none: it shows those that complete a character."""
     shown, raw = 0, b""
     for text in texts[:at]:
         raw += text
         shown += bool(text) and _complete(raw) == raw
     if _complete(raw) != raw or shown >= len(answer.near) or len(answer.near[shown]) < 2:
-        return None
-    return answer.near[shown][0][1] - answer.near[shown][1][1]
+        return ()
+    return answer.near[shown]
 
 
 def _complete(raw: bytes) -> bytes:
