@@ -151,3 +151,13 @@ def test_a_silent_record_has_no_loss_and_no_gradient(tmp_path: Path) -> None:
     value.backward()
     assert value == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_the_largest_pass_is_that_of_the_steps_themselves() -> None:
+    lengths = [(7 * index) % 90 + 5 for index in range(40)]
+    largest = 0
+    for step in range(30):
+        chosen = [lengths[place] for place in batches.of_step(step, 8, len(lengths), 3)]
+        passes = batches.lay_out(chosen, 200, 8)
+        largest = max(largest, *(sum(chosen[place] for place in members) for members in passes))
+    assert batches.largest_pass(lengths, 8, 30, 3, 200, 8) == largest <= 200

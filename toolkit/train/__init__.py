@@ -14,7 +14,7 @@ from toolkit.errors import ToolkitError
 from toolkit.memory import Machine, Plan
 from toolkit.prompt import PromptFormat, chat_template, prompt_format
 from toolkit.run import Outcome, RunFolder, write_text, writing_folder
-from toolkit.train import check, checkpoints, examples, loop, plot
+from toolkit.train import batches, check, checkpoints, examples, loop, plot
 from toolkit.train import workers as processes
 from toolkit.train.backend import Backend, choose
 from toolkit.train.interruption import Interruption
@@ -49,7 +49,7 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     if restart and workers.first:
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     resume = workers.say(checkpoints.latest(folder.checkpoints, fingerprint))
-    plan = make_plan(config, base, backend, workers)
+    plan = make_plan(config, base, backend, workers, [len(record.input_ids) for record in sides["train"]])
     console.say(memory.describe(plan, config.train, workers.count))
     if not plan.fits:
         console.warn(f"{plan.reason}; it is tried all the same")
@@ -124,8 +124,11 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     return Outcome([*outputs, folder.train_log, folder.loss_plot], figures)
 
 
-def make_plan(config: Config, base: Base, backend: Backend, workers: Workers) -> Plan:
-    """Choose what goes into a forward pass from what is free now on the device that has least."""
+def make_plan(config: Config, base: Base, backend: Backend, workers: Workers, lengths: list[int]) -> Plan:
+    """Choose what goes into a forward pass from what is free now on the device that has least.
+
+    `lengths` are the training records' tokens.
+    """
     cuda = backend.device == "cuda"
     if cuda:
         import torch
@@ -140,7 +143,13 @@ def make_plan(config: Config, base: Base, backend: Backend, workers: Workers) ->
     bf16 = backend.precision(config.train.precision) == "bf16"
     there = Machine(free, cuda, backend.name == "unsloth", four_bit, bf16)
     shape = None if workers.sharded else shapes.from_folder(base.folder)
-    return memory.plan(shape, config.train, there, workers.count)
+    settings = config.train
+    chosen = memory.plan(shape, settings, there, workers.count)
+    largest = batches.largest_pass(
+        lengths, settings.batch_size * settings.accumulation, settings.steps, settings.seed, chosen.tokens,
+        chosen.records, workers.count,
+    )  # fmt: skip
+    return memory.of_records(chosen, shape, settings, there, largest)
 
 
 def parameters(model: Any) -> tuple[int, int]:
@@ -181,7 +190,7 @@ def _memory(job: Loop) -> dict[str, Any]:
     measured = int(torch.cuda.max_memory_allocated(job.device))
     said = f"memory: {console.size(measured)} at the peak"
     if job.plan.estimate:
-        said += f", {console.size(job.plan.estimate)} computed for passes of {job.plan.tokens:,} tokens"
+        said += f", {console.size(job.plan.estimate)} computed"
     console.say(said)
     return {"memory_peak": measured, "memory_estimate": job.plan.estimate}
 
