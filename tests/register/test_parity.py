@@ -68,6 +68,10 @@ def test_rounding_is_measured_on_the_same_answer():
     assert found(2.662).within_rounding and round(found(2.662).rounding, 3) == 0.191
     assert not found(2.5).within_rounding
     assert found(9.0).rounding == parity.MOST
+    ours = steps("Drink", " tea", at1=(" water", 0.29))
+    answer = Answer("Drink water.", 3, False, near(3, 0.05, 1))
+    assert not compare(ours, answer).within_rounding
+    assert compare(ours, answer, [0.01, 0.43]).within_rounding  # other answers of the same file differ as much
 
 
 def test_an_end_that_is_almost_as_likely_is_rounding():
