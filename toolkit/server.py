@@ -3,12 +3,14 @@
 import ipaddress
 import json
 import os
+import random
 import re
 import ssl
+import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import ollama
@@ -22,6 +24,9 @@ MINIMUM = (0, 17, 1)  # older servers leak their memory to whoever may create a 
 CONNECT_SECONDS = 2.0
 QUICK_SECONDS = 10.0
 
+Answer = TypeVar("Answer")
+
+_RACED = re.compile(r"no such file|cannot find the (file|path)|not found|^(unexpected )?EOF$", re.IGNORECASE)
 _warned: set[str] = set()
 
 
@@ -193,17 +198,41 @@ def _warn_if_open(url: str) -> None:
         console.warn(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")
 
 
+def settled(ask: Callable[[], Answer]) -> Answer:
+    """Call; for about a second call again while it fails as it does beside another client's change of the store.
+
+    To find any name Ollama lists its manifests, then looks at each. One that was deleted in between fails the call:
+    with HTTP 500, 400 or `model not found`, whichever model that was and though the call's own is there. One that is
+    being written reads as EOF (manifest/manifest.go, `Manifests` and `WriteManifest`, 0.24 to 0.34.1).
+    """
+    for pause in (0.05, 0.1, 0.2, 0.4):
+        try:
+            return ask()
+        except ollama.ResponseError as exc:
+            if not _RACED.search(exc.error.strip()):
+                raise
+        time.sleep(pause * random.uniform(0.5, 1.5))
+    return ask()
+
+
 def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
-    """Send JSON and return the JSON object that answers, empty for no body; raises what `talking` translates."""
-    reply = http.request(method, path, json=body)
-    if reply.status_code != 200:
-        raise ollama.ResponseError(reply.text, reply.status_code)
-    answer = reply.json() if reply.content else {}
-    if not isinstance(answer, dict):
-        raise json.JSONDecodeError("not an object", reply.text, 0)
-    if "error" in answer:
-        raise ollama.ResponseError(str(answer["error"]), reply.status_code)
-    return answer
+    """Send JSON and return the JSON object that answers, empty for no body; raises what `talking` translates.
+
+    It may be sent more than once (`settled`).
+    """
+
+    def ask() -> dict[str, Any]:
+        reply = http.request(method, path, json=body)
+        if reply.status_code != 200:
+            raise ollama.ResponseError(reply.text, reply.status_code)
+        answer = reply.json() if reply.content else {}
+        if not isinstance(answer, dict):
+            raise json.JSONDecodeError("not an object", reply.text, 0)
+        if "error" in answer:
+            raise ollama.ResponseError(str(answer["error"]), reply.status_code)
+        return answer
+
+    return settled(ask)
 
 
 def held(client: ollama.Client) -> dict[str, str]:

@@ -128,13 +128,11 @@ def test_two_registrations_at_once_end_as_one_of_them(ollama, tmp_path, machines
             nursery(tmp_path / "a", url, name, 11, **homes[0]) as first,
             nursery(tmp_path / "b", url, name, 12, **homes[1]) as second,
         ):
-            for _ in range(4):
+            for _ in range(8):
                 pids = first.begin(), second.begin()
                 for pid in pids:
                     go(pid)
-                ends = sorted((first.end(), second.end()))
-                # Two machines' calls meet in the server alone, and one of them may fail there: nothing is mixed up.
-                assert ends == [0, 0] or (machines == "two" and ends == [0, 1])
+                assert (first.end(), second.end()) == (0, 0)
                 assert not temporary(run)
                 last.add(whole(run, expected))
                 assert run.held()["previous"] in {digests["latest"] for digests in expected.values()}

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import ollama
@@ -82,6 +82,16 @@ def create(http: httpx.Client, model: str, filename: str, digest: str, spec: Mod
         "license": list(spec.licenses),
         "stream": True,
     }
+    status = server.settled(lambda: _created(http, body))
+    if status != "success":
+        raise ToolkitError(
+            f"the Ollama server stopped at `{status or 'nothing'}` while creating `{model}`",
+            hint="the server's own log says more; run the same command again",
+        )
+
+
+def _created(http: httpx.Client, body: dict[str, Any]) -> str:
+    """Return the last status of the server's report."""
     status = ""
     with http.stream("POST", "/api/create", json=body) as reply:
         if reply.status_code != 200:
@@ -94,11 +104,7 @@ def create(http: httpx.Client, model: str, filename: str, digest: str, spec: Mod
             if "error" in step:
                 raise ollama.ResponseError(str(step["error"]), reply.status_code)
             status = str(step.get("status", ""))
-    if status != "success":
-        raise ToolkitError(
-            f"the Ollama server stopped at `{status or 'nothing'}` while creating `{model}`",
-            hint="the server's own log says more; run the same command again",
-        )
+    return status
 
 
 def copy(http: httpx.Client, source: str, destination: str) -> None:
