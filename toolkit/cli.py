@@ -313,6 +313,20 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
 
 def main() -> None:
     """Run the command line; every failure ends in one line, a hint and its exit code."""
+    code = 0
+    try:
+        _main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # One of several that a launcher started: gloo's threads now and then abort an interpreter that shuts down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _main() -> None:
     try:
         group.main(standalone_mode=False)
     except click.exceptions.Exit as exc:
