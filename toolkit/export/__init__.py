@@ -68,7 +68,7 @@ def export(
     with ExitStack() as stack:
         files = {key: stack.enter_context(writer.gguf_file(path)) for key, path in targets.items()}
         card = stack.enter_context(beside(planned.tensors, imatrix, quantize.threads()))
-        pool = stack.enter_context(ThreadPoolExecutor(quantize.threads()))
+        pool = stack.enter_context(quantize.pool())
         for quantization, head in headers.items():
             files[quantization].write(head)
         with console.progress("export", read, "B") as progress:

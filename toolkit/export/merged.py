@@ -61,7 +61,7 @@ def export_merged(base: Path, adapter: Path | None, target: Path, template: str,
     digests = {}
     with writing_folder(target) as folder:
         _write_side_files(base, adapter, planned, folder, template, DTYPES[kind])
-        with ThreadPoolExecutor(quantize.threads()) as pool, console.progress("export", total, "B") as progress:
+        with quantize.pool() as pool, console.progress("export", total, "B") as progress:
             for part in shards:
                 digests[part.name] = _write_shard(folder / part.name, part, kind, pool, progress)
         if len(shards) > 1:

@@ -7,10 +7,12 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
+from threadpoolctl import threadpool_limits
 
 from toolkit import kernels
 from toolkit.errors import ToolkitError
@@ -26,6 +28,13 @@ NEED_IMPORTANCE = (Type.IQ2_XXS, Type.IQ2_XS)  # of the types here, those of ggm
 def threads() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Yield threads for a tensor's way, one a core; BLAS, which would start as many again for each, works in one."""
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads()) as made:
+        yield made
 
 
 def routine(kind: Type) -> kernels.Routine:
