@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.ollama_server import OllamaServer, find_ollama, ollama_server
 from toolkit import console
 
 settings.register_profile("toolkit", deadline=None)
@@ -67,3 +68,28 @@ def call_toolkit(*arguments: str, cwd: Path, timeout: float = 600, **environment
 def toolkit(tmp_path: Path) -> Callable[..., Called]:
     """Call `toolkit …` in an empty folder."""
     return functools.partial(call_toolkit, cwd=tmp_path)
+
+
+def needed(found: object, what: str) -> None:
+    """Skip where something is missing, and say so; under CI that is a failure."""
+    if found:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing")
+    pytest.skip(f"{what} is missing")
+
+
+def ollama_binary() -> Path:
+    """Return the program of a real Ollama server; skips where there is none."""
+    found = find_ollama()
+    if found is None or not found.exists():
+        needed(False, "an Ollama server (TOOLKIT_TEST_OLLAMA, ../shared/ollama/install.sh's, or `ollama` on PATH)")
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
+    """A real Ollama server of this module's own."""
+    with ollama_server(ollama_binary(), tmp_path_factory.mktemp("ollama")) as running:
+        yield running

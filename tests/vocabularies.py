@@ -9,7 +9,7 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +242,15 @@ def smollm2(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     _convert_tokenizer(real(SMOLLM2), folder)
     return folder
+
+
+def setting(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Return a change of a tokenizer.json: the value at a place gets another."""
+
+    def change(layout: dict[str, Any]) -> None:
+        place: Any = layout
+        for key in keys[:-1]:
+            place = place[key]
+        place[keys[-1]] = value
+
+    return change

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import family_models, small
+from tests.conftest import needed, ollama_binary
 from tests.export.damage import thorough
-from tests.ollama_server import find_ollama
 from toolkit import tokens
 from toolkit.config import PromptSettings
 from toolkit.errors import ToolkitError
@@ -222,12 +221,8 @@ def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path, names
 @pytest.mark.ollama
 def test_llama_quantize_itself_reads_the_file(work: Path, tmp_path: Path) -> None:
     """The program that comes with an Ollama server, given our F32 file and our imatrix file."""
-    binary = find_ollama()
-    program = binary.parents[1] / "lib" / "ollama" / "llama-quantize" if binary else None
-    if program is None or not program.is_file():
-        if os.environ.get("CI") == "true":
-            pytest.fail("no llama-quantize: ../shared/ollama/install.sh builds one")
-        pytest.skip("no llama-quantize beside an Ollama server")
+    program = ollama_binary().parents[1] / "lib" / "ollama" / "llama-quantize"
+    needed(program.is_file(), str(program))
     ids = np.random.default_rng(1).integers(0, 480, (2, 128)).tolist()
     sums, counts = imatrix.compute(work / "base", plan(work / "base", work / "adapter", ["Q4_K_M"]), ids)
     matrix = imatrix.Imatrix(sums, counts, 2, 128, "data/train.jsonl", "ab" * 32)  # with the key of our own

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tests import family_models, small, vocabularies
 from tests.export.test_reference import WIDTHS
 from tests.export.test_vocab import ALPHABET, NASTY, normal
+from tests.vocabularies import setting
 from toolkit import llamacpp, tokens
 from toolkit.config import PromptSettings
 from toolkit.errors import ToolkitError
@@ -160,16 +161,6 @@ def test_a_vocabulary_without_tokenizer_model_has_scores_that_merge_alike(tmp_pa
     assert sorted(normal, key=lambda text: -after[text][0]) == sorted(normal, key=lambda text: -before[text][0])
 
 
-def _set(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(layout: dict[str, Any]) -> None:
-        place: Any = layout
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-
-    return change
-
-
 def _swap_merges(layout: dict[str, Any]) -> None:
     merges = layout["model"]["merges"]
     merges[5], merges[90] = merges[90], merges[5]
@@ -184,11 +175,11 @@ def _rename(layout: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_set("normalizer", value={"type": "NFKC"}), "treats spaces in a way"),
-        (_set("pre_tokenizer", value={"type": "Metaspace", "replacement": "_"}), "treats spaces in a way"),
-        (_set("model", "ignore_merges", value=True), "treats spaces in a way"),
-        (_set("model", "merges", value=[]), "no valid merges"),
-        (_set("model", "merges", value=["a b", 3]), "cannot be read"),
+        (setting("normalizer", value={"type": "NFKC"}), "treats spaces in a way"),
+        (setting("pre_tokenizer", value={"type": "Metaspace", "replacement": "_"}), "treats spaces in a way"),
+        (setting("model", "ignore_merges", value=True), "treats spaces in a way"),
+        (setting("model", "merges", value=[]), "no valid merges"),
+        (setting("model", "merges", value=["a b", 3]), "cannot be read"),
         (_swap_merges, "in an order that scores of tokens cannot say"),
         (lambda layout: layout["model"]["merges"].pop(7), "does not merge"),
         (_rename, "in tokenizer.json"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests import small
 from tests.export.damage import thorough
+from tests.vocabularies import setting
 from toolkit import llamacpp, tokens
 from toolkit.errors import ToolkitError
 from toolkit.export import export, splits, vocab
@@ -237,27 +238,17 @@ def test_both_ways_of_writing_merges_and_sequences(tmp_path: Path) -> None:
     assert len(first["tokenizer.ggml.merges"]) > 100
 
 
-def _set(*keys: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
-    def change(layout: dict[str, Any]) -> None:
-        place: Any = layout
-        for key in keys[:-1]:
-            place = place[key]
-        place[keys[-1]] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_set("normalizer", value={"type": "NFKC"}), "pre-tokenizer"),
-        (_set("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", value=r"\w+"), "pre-tokenizer"),
-        (_set("pre_tokenizer", "pretokenizers", 0, "behavior", value="Removed"), "pre-tokenizer"),
-        (_set("pre_tokenizer", "pretokenizers", 1, "add_prefix_space", value=True), "pre-tokenizer"),
-        (_set("pre_tokenizer", value={"type": "Whitespace"}), r"pre-tokenizer in .* \(Whitespace\)"),
-        (_set("pre_tokenizer", value=None), r"pre-tokenizer in .* \(none\)"),
-        (_set("model", "end_of_word_suffix", value="</w>"), "end_of_word_suffix"),
-        (_set("model", "dropout", value=0.1), "dropout"),
+        (setting("normalizer", value={"type": "NFKC"}), "pre-tokenizer"),
+        (setting("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", value=r"\w+"), "pre-tokenizer"),
+        (setting("pre_tokenizer", "pretokenizers", 0, "behavior", value="Removed"), "pre-tokenizer"),
+        (setting("pre_tokenizer", "pretokenizers", 1, "add_prefix_space", value=True), "pre-tokenizer"),
+        (setting("pre_tokenizer", value={"type": "Whitespace"}), r"pre-tokenizer in .* \(Whitespace\)"),
+        (setting("pre_tokenizer", value=None), r"pre-tokenizer in .* \(none\)"),
+        (setting("model", "end_of_word_suffix", value="</w>"), "end_of_word_suffix"),
+        (setting("model", "dropout", value=0.1), "dropout"),
     ],
 )
 def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path, change: Callable[[Any], None], words: str) -> None:

@@ -37,7 +37,7 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
     from toolkit.prompt import prompt_format
     from toolkit.run import folder_of
     from toolkit.train import attention, batches, examples
-    from toolkit.train.examples import IGNORED, Example
+    from toolkit.train.examples import Example
     from toolkit.train.precision import Precision
 
     device = torch.device("cuda", 0)
@@ -48,7 +48,7 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
     precision = Precision(backend.precision("auto"), "cuda")
     form = prompt_format(config.prompt)
     records = examples.tokenize(folder_of(config).side("train"), tokens.load(base.folder, form), form, config.train)[:8]
-    total = torch.tensor(float(sum(label != IGNORED for r in records for label in r.labels[1:])), device=device)
+    total = torch.tensor(float(sum(record.learned for record in records)), device=device)
     found: dict[str, Any] = {}
 
     def run(label: str, passes: list[list[Example]]) -> None:

@@ -1,12 +1,12 @@
 """A real Ollama server for the session, and a run folder with two tiny GGUF files."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.ollama_server import OllamaServer, find_ollama, ollama_server
+from tests.conftest import ollama_binary
+from tests.ollama_server import OllamaServer, ollama_server
 from tests.register import tiny
 from toolkit import prompt, run, server, toml
 from toolkit.config import Config
@@ -33,16 +33,6 @@ ROWS = [
 ]
 
 
-def binary() -> Path:
-    found = find_ollama()
-    if found is None or not found.exists():
-        message = "no Ollama here: set TOOLKIT_TEST_OLLAMA, or build one with ../shared/ollama/install.sh"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
-
-
 @pytest.fixture(autouse=True)
 def _short_proof(request, monkeypatch):
     """Registrations here prove little of the answers, unless they are what a test is about: there are hundreds."""
@@ -65,14 +55,14 @@ def no_parity(monkeypatch):
 
 @pytest.fixture(scope="session")
 def ollama(tmp_path_factory) -> OllamaServer:
-    with ollama_server(binary(), tmp_path_factory.mktemp("ollama")) as running:
+    with ollama_server(ollama_binary(), tmp_path_factory.mktemp("ollama")) as running:
         yield running
 
 
 @pytest.fixture
 def mortal(tmp_path) -> OllamaServer:
     """A server of the test's own, to be killed."""
-    with ollama_server(binary(), tmp_path / "ollama") as running:
+    with ollama_server(ollama_binary(), tmp_path / "ollama") as running:
         yield running
 
 

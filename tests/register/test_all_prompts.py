@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tests import vocabularies
+from tests.conftest import needed
 from tests.formats import FORMATS
-from tests.test_end_to_end import DATA, needed
+from tests.test_end_to_end import DATA
 from toolkit import server, tokens
 from toolkit.config import DataSettings, OllamaSettings
 from toolkit.export import export

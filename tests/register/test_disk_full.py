@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ollama_binary
 from tests.ollama_server import OllamaServer, ollama_server
-from tests.register.conftest import binary, make_run, temporary
+from tests.register.conftest import make_run, temporary
 from tests.register.faults import proxy
 from toolkit import server
 from toolkit.errors import FAILED, ToolkitError
@@ -27,7 +28,7 @@ def small(tmp_path) -> Iterator[tuple[OllamaServer, Path]]:
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
-        with ollama_server(binary(), tmp_path / "ollama") as running:
+        with ollama_server(ollama_binary(), tmp_path / "ollama") as running:
             yield running, store
     finally:
         subprocess.run(["umount", "-l", store], check=True)

@@ -8,10 +8,11 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.conftest import ollama_binary
 from tests.formats import FORMATS
 from tests.ollama_server import free_port
 from tests.register import tiny
-from tests.register.conftest import ROWS, binary
+from tests.register.conftest import ROWS
 from toolkit import prompt, server
 from toolkit.register import verify
 
@@ -47,7 +48,7 @@ def by_transformers(form, messages):
 @contextmanager
 def llama_server(gguf: Path):
     """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja; None beside an Ollama without it."""
-    program = binary().parents[1] / "lib" / "ollama" / "llama-server"
+    program = ollama_binary().parents[1] / "lib" / "ollama" / "llama-server"
     if not program.is_file():
         yield None
         return

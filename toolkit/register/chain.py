@@ -39,12 +39,10 @@ def prove(
     if not held_out:
         raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
     rows = [(str(row["input"]), str(row.get("instruction") or form.instruction)) for row in held_out]
-    seen, answered = _in_llamacpp(path, form, tokenizer, rows)
-    plain = [index for index, ids in enumerate(seen) if ids == tokenizer.prompt_ids(render(form, *rows[index]))]
-    asked = spread(plain, parity.QUESTIONS)
+    seen, plain, answered = _in_llamacpp(path, form, tokenizer, rows)
     verify.every_prompt(http, model, form, tokenizer.eos_text, rows)
     counted = _count(http, model, rows, seen, tokenizer.bos)
-    greedy = parity.prove(http, model, path, [rows[index] for index in asked], [answered[index] for index in asked])
+    greedy = parity.prove(http, model, path, [rows[index] for index in answered], list(answered.values()))
     return {
         "prompts_verified": len(rows),
         "prompts_tokenized": len(rows),
@@ -61,8 +59,11 @@ def spread(items: list[Any], count: int) -> list[Any]:
 
 def _in_llamacpp(
     path: Path, form: PromptFormat, tokenizer: Tokenizer, rows: list[tuple[str, str]]
-) -> tuple[list[list[int]], dict[int, list[llamacpp.Step]]]:
+) -> tuple[list[list[int]], list[int], dict[int, list[llamacpp.Step]]]:
     """Tokenize every prompt as a server does, and answer ten; the file is closed before the server loads its own.
+
+    Returns the ids that a server makes of each prompt, the numbers of the prompts whose ids are the trained ones, and
+    the answers by number.
 
     A prompt whose data looks like a control token has other ids on a server than in training; it is counted, and the
     trained ids are compared with those of llama.cpp told to take data for text.
@@ -92,7 +93,7 @@ def _in_llamacpp(
         answered = {
             index: llamacpp.greedy(llm, trained[index], parity.TOKENS) for index in spread(plain, parity.QUESTIONS)
         }
-    return served, answered
+    return served, plain, answered
 
 
 def _same_in_jinja(llm: Any, form: PromptFormat, eos: str, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:

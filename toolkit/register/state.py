@@ -1,6 +1,5 @@
 """What the server holds under a run's name, and whether it is this run's."""
 
-import re
 from typing import Any
 
 import httpx
@@ -8,11 +7,9 @@ import httpx
 from toolkit import server
 from toolkit.config import Config
 from toolkit.register import spec as specs
-from toolkit.register import transaction
+from toolkit.register import transaction, verify
 from toolkit.register.transaction import LATEST, PREVIOUS, Work
 from toolkit.run import Manifest
-
-STORED = re.compile(r"^FROM .*sha256-([0-9a-f]{64})", re.MULTILINE)
 
 
 def lost(config: Config, figures: dict[str, Any]) -> str:
@@ -69,8 +66,7 @@ def _tag(
     if not digest:
         return {"state": "not there", "digest": "", "run": "", "gguf_sha256": "", "stored_sha256": ""}
     shown = server.call(http, "/api/show", {"model": f"{name}:{tag}"})
-    match = STORED.search(str(shown.get("modelfile", "")))
-    stored = match[1] if match else ""
+    stored = verify.stored_digest(shown)
     run = specs.maker(str(shown.get("license") or ""))
     ours = next((figures for figures in recorded.values() if figures["digest"] == digest), None)
     gguf = ours["gguf_sha256"] if ours else stored if stored in files else ""

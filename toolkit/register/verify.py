@@ -48,6 +48,11 @@ def shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
             f"the Ollama server has other parameters for `{model}`: {'; '.join(wrong)}",
             hint="run the same command again; if it stays, report it with the server's version",
         )
+    return stored_digest(found)
+
+
+def stored_digest(found: dict[str, Any]) -> str:
+    """Return the SHA-256 (hex) of the GGUF that /api/show's Modelfile names; empty where it names none."""
     stored = re.search(r"^FROM .*sha256-([0-9a-f]{64})", str(found.get("modelfile", "")), re.MULTILINE)
     return stored[1] if stored else ""
 

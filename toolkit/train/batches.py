@@ -4,6 +4,7 @@ A step sees batch_size × accumulation records, whatever the memory plan and how
 interrupted run goes on with the very records that would have come, and packing does not change what is learned.
 """
 
+import functools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from toolkit.train.examples import IGNORED, Example
 class Batch:
     """One forward pass: tensors of shape (1, tokens) with the records one behind the other, or (records, width) padded.
 
-    `lengths` are the records' tokens, `rows` their row numbers; `learned` counts the labels that are learned.
+    `lengths` are the records' tokens, `rows` their row numbers.
     """
 
     input_ids: Any
@@ -24,7 +25,6 @@ class Batch:
     position_ids: Any
     lengths: list[int]
     rows: list[int]
-    learned: int
     padded: bool = False
 
     @property
@@ -40,14 +40,17 @@ def of_step(step: int, per_step: int, count: int, seed: int) -> list[int]:
     out.
     """
     found: list[int] = []
-    orders: dict[int, list[int]] = {}
     for place in range(step * per_step, (step + 1) * per_step):
         epoch, index = divmod(place, count)
-        if epoch not in orders:
-            orders[epoch] = list(range(count))
-            random.Random(f"{seed}/{epoch}").shuffle(orders[epoch])
-        found.append(orders[epoch][index])
+        found.append(_order(epoch, count, seed)[index])
     return found
+
+
+@functools.lru_cache(maxsize=4)
+def _order(epoch: int, count: int, seed: int) -> tuple[int, ...]:
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return tuple(order)
 
 
 def lay_out(lengths: Sequence[int], tokens: int, records: int, shards: int = 1) -> list[list[int]]:
@@ -107,7 +110,6 @@ def collate(examples: Sequence[Example], device: Any, *, padded: bool = False) -
         position_ids=tensor([list(range(length)) for length in lengths], 0),
         lengths=lengths,
         rows=[example.row for example in examples],
-        learned=sum(label != IGNORED for row in labels for label in row),
         padded=padded,
     )
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import console
 from toolkit.train import batches
-from toolkit.train.examples import IGNORED, Example
+from toolkit.train.examples import Example
 
 if TYPE_CHECKING:
     from toolkit.train.loop import Loop
@@ -32,7 +32,7 @@ def held_out_loss(loop: "Loop", some: list[Example], label: str) -> float:
             total += float(loop.backend.loss(loop.model, batches.collate(chosen, loop.device, padded=padded), one))
             progress.advance()
     loop.model.train(training)
-    count = sum(label != IGNORED for example in some for label in example.labels[1:])
+    count = sum(example.learned for example in some)
     loss = workers.sums([total])[0] / max(1, count)
     if workers.first:
         console.say(f"{label}: {loss:.4f} nats per token over {len(some):,} records")

@@ -22,6 +22,11 @@ class Example:
     row: int
     truncated: bool
 
+    @property
+    def learned(self) -> int:
+        """The labels that are learned; the first token's is not: nothing inside the record predicts it."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
 
 def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings) -> list[Example]:
     """Read one side of the split and turn each record into ids and labels.

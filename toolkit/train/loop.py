@@ -16,7 +16,7 @@ from toolkit.train.backend import Backend
 from toolkit.train.batches import Batch
 from toolkit.train.checkpoints import Checkpoint
 from toolkit.train.evaluate import held_out_loss
-from toolkit.train.examples import IGNORED, Example
+from toolkit.train.examples import Example
 from toolkit.train.interruption import Interruption
 from toolkit.train.log import LogKeeper
 from toolkit.train.precision import Precision
@@ -193,10 +193,6 @@ def _step(loop: Loop, step: int, rate: float) -> Step:
     return Step(loss, norm, sum(len(record.input_ids) for record in records), rows)
 
 
-def _learned(record: Example) -> int:
-    return sum(label != IGNORED for label in record.labels[1:])
-
-
 def _passes(loop: Loop, records: list[Example]) -> list[list[int]]:
     """Lay a step's records into this worker's forward passes; all workers have as many."""
     lengths = [len(record.input_ids) for record in records]
@@ -213,7 +209,7 @@ def _accumulate(loop: Loop, records: list[Example], passes: list[list[int]]) -> 
     """
     import torch
 
-    total = max(1, sum(_learned(record) for record in records))
+    total = max(1, sum(record.learned for record in records))
     # FSDP takes the mean over the workers, where all else adds up.
     scale = loop.workers.count if loop.workers.sharded else 1
     normal = torch.tensor(float(total) / scale, device=loop.device)
