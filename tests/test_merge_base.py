@@ -11,7 +11,7 @@ import torch
 from tests import small
 from tests.conftest import Called
 from tests.export.four_bit import quantized_folder
-from toolkit import base, fourbit, pipeline, toml
+from toolkit import base, fourbit, merge_base, pipeline, toml
 from toolkit.config import Config
 from toolkit.run import folder_of
 
@@ -46,13 +46,13 @@ def test_an_adapter_from_elsewhere_goes_into_either_base(
     adapter = small.save_adapter(tmp_path / "adapter", fourbit.plain_folder(four))
     known = adapter / "adapter_config.json"
     known.write_text(json.dumps({**json.loads(known.read_text()), "base_model_name_or_path": "model-bnb-4bit"}))
-    for merge_base, reference in (("16bit", tmp_path / "model"), ("as-trained", fourbit.plain_folder(four))):
+    for into, reference in (("16bit", tmp_path / "model"), ("as-trained", fourbit.plain_folder(four))):
         called = toolkit(
-            "export", "--adapter", "adapter", "--quant", "F32", "--output", merge_base,
-            "--set", f"export.merge_base={merge_base}", "--json",
+            "export", "--adapter", "adapter", "--quant", "F32", "--output", into,
+            "--set", f"export.merge_base={into}", "--json",
         )  # fmt: skip
         assert called.code == 0, called.err
-        assert small.kl(reference, adapter, Path(merge_base) / "adapter-F32.gguf") <= 1e-9
+        assert small.kl(reference, adapter, Path(into) / "adapter-F32.gguf") <= 1e-9
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*/adapter-F32.gguf")}
     assert len(digests) == 2
 
@@ -95,3 +95,21 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
     }
     other = chosen.model_copy(update={"export": chosen.export.model_copy(update={"merge_base": "16bit"})})
     assert pipeline.state(other, folder)["export"] == "settings changed: export.merge_base"
+
+
+def test_the_revision_is_of_the_base_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache holds a commit of the 4-bit repository and another of its 16-bit namesake."""
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    for name, commit, ref in (("tiny-bnb-4bit", "a" * 40, "v2"), ("tiny", "b" * 40, "main")):
+        repository = tmp_path / f"models--owner--{name}"
+        folder = repository / "snapshots" / commit
+        folder.mkdir(parents=True)
+        (repository / "refs").mkdir()
+        (repository / "refs" / ref).write_text(commit)
+        for file in ("config.json", "model.safetensors"):
+            (folder / file).write_text("{}")
+    model = toml.build({"model": {"base": "owner/tiny-bnb-4bit", "revision": "v2"}}).model
+    found = [merge_base.present(label, model) for label in ("owner/tiny-bnb-4bit", "owner/tiny")]
+    assert [path.name if path else None for path in found] == ["a" * 40, "b" * 40]

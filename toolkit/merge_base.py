@@ -66,20 +66,21 @@ def other(model: ModelSettings, export: ExportSettings, record: StageRecord | No
     """
     into, trained = base.merge_label(model, export), trained_label(model, record)
     if trained != into:
-        return OtherBase(trained, into, False, _present(trained, model))
-    folder = _present(into, model)
+        return OtherBase(trained, into, False, present(trained, model))
+    folder = present(into, model)
     if record is not None and _quantized_at_load(record) and folder is not None and not fourbit.is_four_bit(folder):
         through = "float16" if record.figures.get("precision") == "f16" else "bfloat16"
         return OtherBase(f"{into} in 4 bits", into, False, folder, through)
     instead = base.sixteen_bit(model)
-    return None if instead == into else OtherBase(trained, instead, True, _present(instead, model))
+    return None if instead == into else OtherBase(trained, instead, True, present(instead, model))
 
 
 def _quantized_at_load(record: StageRecord) -> bool:
     return str(record.figures.get("device")).startswith("cuda") and bool(record.settings.get("model.load_in_4bit"))
 
 
-def _present(label: str, model: ModelSettings) -> Path | None:
+def present(label: str, model: ModelSettings) -> Path | None:
+    """Return the folder of a base on this machine, or None; `model.revision` is that of `model.base` alone."""
     try:
         return base.present(label, model.revision if label == model.base else "")
     except ToolkitError:

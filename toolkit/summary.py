@@ -189,12 +189,12 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
 
 def _export_plan(config: Config, folder: RunFolder) -> "ExportPlan | None":
     """Plan the export where base and adapter are on this machine already; else nothing is known."""
-    from toolkit import base
+    from toolkit import base, merge_base
     from toolkit.export import plan
 
     label = base.merge_label(config.model, config.export)
     try:
-        present = base.present(label, config.model.revision)
+        present = merge_base.present(label, config.model)
         if present is None:
             return None
         adapter = folder.adapter if folder.adapter.is_dir() else None
