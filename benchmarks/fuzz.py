@@ -20,8 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toolkit import kernels
-from toolkit.export.quantize import threads
 from toolkit.kernels.hard import hard_rows, importance_for
+from toolkit.machine import cores
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main() -> None:
     if library is None:
         sys.exit("the kernels are not compiled: python setup.py build_ext --inplace")
     numbers = {name: kind for kind, (name, _, _) in kernels.TYPES.items()}
-    print(f"{', '.join(kernels.LEVELS[: library.level + 1])}; {threads()} threads; seeds from {arguments.seed}")
+    print(f"{', '.join(kernels.LEVELS[: library.level + 1])}; {cores()} threads; seeds from {arguments.seed}")
     print(f"{'type':<8}{'weights':>15}{'by libggml':>12}{'differ':>8}{'seconds':>9}")
     failed = False
     for name in arguments.types.split(","):
@@ -64,10 +64,10 @@ def main() -> None:
 def fuzzed(library: kernels.Library, kind: int, weights: float, seed: int) -> Iterator[Found]:
     """Work through seeds in threads until there were enough weights."""
     done = 0.0
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         running: set[Future[Found]] = set()
         while done < weights or running:
-            while done < weights and len(running) < 2 * threads():
+            while done < weights and len(running) < 2 * cores():
                 running.add(pool.submit(one_seed, library, kind, seed))
                 seed += 1
             finished, running = wait(running, return_when=FIRST_COMPLETED)

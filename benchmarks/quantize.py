@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toolkit import kernels
-from toolkit.export.quantize import threads
+from toolkit.machine import cores
 
 COLUMNS, SLAB = 4096, 64  # rows that a thread takes at once
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--types", default=",".join(name for name, _, _ in kernels.TYPES.values()))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=threads())
+    parser.add_argument("--threads", type=int, default=cores())
     arguments = parser.parse_args()
     library = kernels.opened()
     if library is None:

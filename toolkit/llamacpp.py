@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolkit import machine
 from toolkit.errors import ToolkitError
 from toolkit.prompt import Part, Prompt
 
@@ -49,7 +50,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
                 str(path),
                 n_ctx=context,
                 n_batch=max(BATCH, min(context, 512)),
-                n_threads=len(os.sched_getaffinity(0)) if path.stat().st_size > SMALL else 1,  # else half of them
+                n_threads=machine.cores() if path.stat().st_size > SMALL else 1,  # else half of them
                 n_gpu_layers=-1,
                 verbose=False,
                 **options,

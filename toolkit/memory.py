@@ -1,4 +1,4 @@
-"""Memory of one training step, computed from the base's shape and the settings, and the plan that fits a card.
+"""Memory of a training step and of an export, computed from the base's shape, and the training plan that fits a card.
 
 All sizes are bytes. What was measured rather than derived is a constant in capitals with the measurement beside it.
 """
@@ -25,6 +25,10 @@ HEAP_RECOMPUTED = {2: 1.9, 4: 3.2}
 # What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, cards of 8 to 80 GB) after all
 # that is computed here; their 227 kB a token are `layer_activations` of one layer.
 UNSLOTH_LOGITS = 600_000_000
+# An export of 1.5 and of 8.0 billion weights with a vocabulary of 128,256 tokens to three quantizations took 761 MB on
+# two cores (benchmarks/export.py): this much, and blocks in work.
+EXPORT = 680_000_000
+EXPORT_BLOCKS = 1 << 24
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
 LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
 USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes
@@ -35,6 +39,11 @@ ENOUGH = 16_384  # tokens of a forward pass beyond which a larger one is hardly 
 def total(parts: Mapping[str, int]) -> int:
     """Add the parts up."""
     return sum(parts.values())
+
+
+def export(whole: int, cores: int) -> Parts:
+    """Return the peak of an export; `whole` are the bytes of the largest tensor that does not go in blocks of rows."""
+    return {"libraries": EXPORT, "blocks": EXPORT_BLOCKS * (2 * cores + 1), "whole tensor": whole}
 
 
 def layer_activations(shape: Shape, targets: list[str], width: int) -> int:

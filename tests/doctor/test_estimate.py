@@ -6,6 +6,7 @@ from toolkit import machine
 from toolkit import shape as shapes
 from toolkit.config import QUANTIZATIONS, TrainSettings
 from toolkit.doctor import estimate
+from toolkit.memory import total
 from toolkit.shape import Shape
 
 SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
@@ -111,3 +112,10 @@ def test_the_drivers_version_is_the_dotted_number(tmp_path: Path) -> None:
     (tmp_path / "version").write_text(text, encoding="utf-8")
     assert machine.driver_version(tmp_path / "version") == "570.86.15"
     assert machine.driver_version(tmp_path / "absent") == ""
+
+
+def test_an_export_takes_blocks_of_rows_or_a_whole_tensor_of_a_four_bit_base() -> None:
+    """Measured at 2 and 32 layers of Llama-3.1-8B on two cores: 761 MB (benchmarks/export.py)."""
+    assert total(estimate.export(LLAMA_8B, 2, whole=False)) == pytest.approx(761e6, rel=0.05)
+    more = total(estimate.export(LLAMA_8B, 2, whole=True)) - total(estimate.export(LLAMA_8B, 2, whole=False))
+    assert more == 4 * 128_256 * 4096

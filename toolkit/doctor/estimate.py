@@ -6,11 +6,11 @@ Training's memory is `toolkit.memory`'s.
 import math
 from collections.abc import Mapping
 
+from toolkit import memory
 from toolkit.config import TrainSettings
 from toolkit.memory import LIBRARIES, Parts, total
 from toolkit.shape import Shape
 
-NATIVE = 250_000_000  # resident with numpy, gguf and llama_cpp alone
 CHECKPOINTS = 4  # two are kept and the best one, and another is written before the oldest goes
 TOKENIZER = 20_000_000  # tokenizer.json of Llama 3 is 17 MB
 ANSWER_BYTES = 1412  # MedQuAD's mean (3,500,005 bytes in 2,479 rows), where no test records exist yet
@@ -22,11 +22,10 @@ def conversion(shape: Shape) -> Parts:
     return {"libraries": LIBRARIES, "weights": 8 * shape.parameters()}
 
 
-def export(shape: Shape, quantizations: list[str]) -> Parts:
-    """Return the peak of an export: the largest tensor and its adapter's product in float32, and its outputs."""
+def export(shape: Shape, cores: int, *, whole: bool) -> Parts:
+    """Return the peak of an export; `whole` where the base has 4 bits, whose tensors stand whole in float32."""
     largest = max(shape.table(), *(inputs * outputs for inputs, outputs in shape.linears().values()))
-    outputs = sum(math.ceil(largest * bits(name, shape.hidden) / 8) for name in quantizations)
-    return {"libraries": NATIVE, "largest tensor": 8 * largest, "outputs": outputs}
+    return memory.export(4 * largest if whole else 0, cores)
 
 
 def validation(shape: Shape, files: Mapping[str, int], context: int, *, on_card: bool = False) -> Parts:

@@ -48,7 +48,8 @@ def memory(job: Job) -> list[Check]:
     if unconverted(job.config, job.stages):
         checks.append(_compare("memory: conversion", estimate.conversion(job.shape), free, MORE))
     if "export" in job.stages:
-        parts = estimate.export(job.shape, job.config.export.quantizations)
+        whole = base.merge_label(job.config.model, job.config.export).endswith(base.FOUR_BIT)
+        parts = estimate.export(job.shape, machine.cores(), whole=whole)
         checks.append(_compare("memory: export", parts, free, MORE))
     if "validate" in job.stages:
         checks.append(_compare("memory: validation", _validation(job), free, MORE))

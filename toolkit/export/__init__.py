@@ -14,7 +14,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION, GGUFValueType, Keys, size_label
 from gguf import GGMLQuantizationType as Type
 
-from toolkit import config, console
+from toolkit import config, console, machine
 from toolkit.errors import USAGE, ToolkitError
 from toolkit.export import quantize, tensors, types, vocab, writer
 from toolkit.export.card import Card, beside
@@ -67,7 +67,7 @@ def export(
     read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
     with ExitStack() as stack:
         files = {key: stack.enter_context(writer.gguf_file(path)) for key, path in targets.items()}
-        card = stack.enter_context(beside(planned.tensors, imatrix, quantize.threads()))
+        card = stack.enter_context(beside(planned.tensors, imatrix, machine.cores()))
         pool = stack.enter_context(quantize.pool())
         for quantization, head in headers.items():
             files[quantization].write(head)
@@ -119,7 +119,7 @@ def _carry(
         for start in range(0, source.rows, step):
             rows = range(start, min(start + step, source.rows))
             waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name, card)))
-            put(2 * quantize.threads())
+            put(2 * machine.cores())
         if source.whole:
             put(0)
         del source  # makes room for the next one

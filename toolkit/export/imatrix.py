@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.errors import ToolkitError
-from toolkit.export import quantize, tensors, writer
+from toolkit.export import tensors, writer
 from toolkit.export.checkpoint import Floats
 from toolkit.export.families import Metadata
 from toolkit.export.planning import Plan, PlannedTensor
@@ -148,7 +148,7 @@ def compute(base: Path, planned: Plan, ids: Sequence[Sequence[int]]) -> tuple[di
         if tensor.name.startswith("blk."):
             by_layer[int(tensor.name.split(".")[1])].append(tensor)
     sums: dict[str, npt.NDArray[np.float64]] = {}
-    with ThreadPoolExecutor(quantize.threads()) as pool, torch.inference_mode():
+    with ThreadPoolExecutor(machine.cores()) as pool, torch.inference_mode():
         embedding = next(tensor for tensor in planned.tensors if tensor.name == "token_embd.weight")
         # Its own forward, because some families scale what they look up.
         weights = {"weight": torch.from_numpy(tensors.trained(embedding, pool))}

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, LlamaFileType
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.errors import ToolkitError
-from toolkit.export import checkpoint, families, quantize, writer
+from toolkit.export import checkpoint, families, writer
 from toolkit.export.adapter import WEIGHTS
 from toolkit.export.adapter_config import CONFIG
 from toolkit.export.changes import Delta
@@ -70,7 +70,7 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
     clear_stale([target])
     with (
         writer.gguf_file(target) as file,
-        ThreadPoolExecutor(quantize.threads()) as pool,
+        ThreadPoolExecutor(machine.cores()) as pool,
         console.progress("export", len(trained), "pairs") as progress,
     ):
         kind = GGMLQuantizationType.F32

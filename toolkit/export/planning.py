@@ -9,15 +9,13 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from toolkit import config, console
+from toolkit import config, console, machine, memory
 from toolkit.errors import USAGE, ToolkitError
 from toolkit.export import adapter as adapters
-from toolkit.export import added, checkpoint, families, quantize, types, writer
+from toolkit.export import added, checkpoint, families, types, writer
 from toolkit.export.changes import EMBEDDING, HEAD, Change, Delta
 from toolkit.export.checkpoint import Stored
 from toolkit.export.families import Family, Layout, Model
-
-LIBRARIES_MEMORY = 600_000_000  # bytes: Python, numpy, llama.cpp and a vocabulary of 128,256 tokens
 
 
 @dataclass(frozen=True)
@@ -125,13 +123,12 @@ def plan(
         for name in names
     }
     largest = max(working_size(tensor) for tensor in tensors)
-    slabs = 4 * checkpoint.SLAB * (2 * quantize.threads() + 1)
     return Plan(
         family=family,
         model=model,
         tensors=tuple(tensors),
         bytes=sizes,
-        memory=largest + slabs + LIBRARIES_MEMORY,
+        memory=memory.total(memory.export(largest, machine.cores())),
         parameters=sum(prod(tensor.shape) for tensor in tensors),
         spare_head=spare_head,
         vocabulary=vocabulary,

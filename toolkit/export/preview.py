@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.export import quantize
 from toolkit.export.planning import Plan
 
@@ -45,7 +45,7 @@ def seconds(planned: Plan) -> float:
         for kind in set(tensor.types.values()):  # files that want the same type share the work
             weights[kind] += prod(tensor.shape)
     busy = sum(count / rate(kind) for kind, count in weights.items()) + planned.parameters / READ_RATE
-    return busy / quantize.threads()
+    return busy / machine.cores()
 
 
 def rate(kind: Type) -> float:
@@ -75,7 +75,7 @@ def table(described: dict[str, Any]) -> str:
     fallen = sum(bool(tensor["fallbacks"]) for tensor in described["tensors"])
     notes = [
         f"memory {console.size(described['memory_bytes'])} at most",
-        f"about {console.duration(described['seconds'])} of quantizing on {quantize.threads()} cores",
+        f"about {console.duration(described['seconds'])} of quantizing on {machine.cores()} cores",
     ]
     if fallen:
         notes.append(f"{fallen} tensors fall back to another type, because their rows do not divide into its blocks")

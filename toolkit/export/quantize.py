@@ -3,7 +3,6 @@
 What libggml asserts aborts the whole interpreter, so everything is checked here before the call.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 from threadpoolctl import threadpool_limits
 
-from toolkit import kernels
+from toolkit import kernels, machine
 from toolkit.errors import ToolkitError
 from toolkit.export.card import Card
 from toolkit.export.checkpoint import SLAB, Floats, Rows
@@ -25,15 +24,10 @@ F16_MAX = 65504.0
 NEED_IMPORTANCE = (Type.IQ2_XXS, Type.IQ2_XS)  # of the types here, those of ggml_quantize_requires_imatrix
 
 
-def threads() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Yield threads for a tensor's way, one a core; BLAS, which would start as many again for each, works in one."""
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads()) as made:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(machine.cores()) as made:
         yield made
 
 
@@ -56,7 +50,7 @@ def quantized(
         raise ToolkitError(f"tensor `{name}` ({values.dtype}, {values.shape}) cannot be made {kind.name}")
     importance = ready(kind, columns, name, importance)
     matrix = values.reshape(-1, columns)
-    workers = threads()
+    workers = machine.cores()
     rows = max(1, min(SLAB // columns, -(-len(matrix) // (2 * workers))))
     waiting: deque[Future[Chunk]] = deque()
     for start in range(0, len(matrix), rows):
