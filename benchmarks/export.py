@@ -28,6 +28,10 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from toolkit import kernels
+
 REPOSITORY = Path(__file__).parents[1]
 MARK = ".made-by-benchmarks-export"  # says that all in a folder may be removed
 QUANTIZATIONS = ("Q4_K_M", "Q5_K_M", "Q8_0")
@@ -189,13 +193,12 @@ def save_bfloat16(
                 values = pool[start : start + min(left, pool.size // 2)] * np.float32(0.02)
                 if "norm" in name:
                     values = 1 + values
-                file.write((values.view(np.uint32) >> 16).astype(np.uint16).data)
+                file.write(kernels.narrowed(values).data)
                 left -= values.size
 
 
 def save_vocabulary(folder: Path) -> None:
     """Write a byte-level BPE of 128,000 made-up tokens with Llama-3's pre-tokenizer, and two special tokens."""
-    sys.path.insert(0, str(REPOSITORY))
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
     from toolkit.base import LLAMA3_SPLIT

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
+from toolkit import kernels
 from toolkit.kernels import gpu
 from toolkit.kernels.gpu import hard, lanes
 
@@ -39,7 +40,7 @@ def test_gives_the_bytes_of_ggml(kind: str, weighted: bool, bf16: bool) -> None:
         values = rows
         if bf16:
             rows = hard.on_bfloat16_grid(rows)
-            values = (rows.view(np.uint32) >> 16).astype(np.uint16)
+            values = kernels.narrowed(rows)
         found = gpu.quantize(Type[kind], values, importance)
         assert np.array_equal(found, gpu.reference(Type[kind], rows, importance))
 

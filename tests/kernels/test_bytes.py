@@ -43,7 +43,7 @@ def test_hard_rows(library: kernels.Library, kind: int, weighted: bool) -> None:
     importance = importance_for(1, 768) if weighted else None
     for level in range(library.level + 1):
         compare(library, level, kind, rows, importance)
-        compare(library, level, kind, (rows.view(np.uint32) >> 16).astype(np.uint16), importance)
+        compare(library, level, kind, kernels.narrowed(rows), importance)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -81,7 +81,7 @@ def test_any_shape_at_any_address(
     columns = blocks * kernels.TYPES[kind][1]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rows = hard_rows(seed, columns)[picked] * np.float32(10**scale)
-    given: kernels.Rows = (rows.view(np.uint32) >> 16).astype(np.uint16) if narrow else rows
+    given: kernels.Rows = kernels.narrowed(rows) if narrow else rows
     importance = importance_for(seed, columns) if weighted else None
     compare(library, min(level, library.level), kind, given, importance, shift)
 

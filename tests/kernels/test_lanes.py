@@ -10,6 +10,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from toolkit import kernels
 from toolkit.kernels import gpu
 from toolkit.kernels.gpu import hard, lanes
 
@@ -37,7 +38,7 @@ def test_threads_and_pieces_change_nothing(kind: Type, bf16: bool, monkeypatch: 
     values: np.ndarray = rows
     if bf16:
         rows = hard.on_bfloat16_grid(rows)
-        values = (rows.view(np.uint32) >> 16).astype(np.uint16)
+        values = kernels.narrowed(rows)
     monkeypatch.setattr(lanes, "PIECE", 3 * hard.COLUMNS)
     for importance in (None, hard.importance_row()):
         expected = gpu.reference(kind, rows, importance)

@@ -136,6 +136,14 @@ def widened(rows: Rows) -> Floats:
     return np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
 
 
+def narrowed(values: Floats) -> npt.NDArray[np.uint16]:
+    """Return the upper halves of float32 values as bfloat16 bits: cut off towards zero, not rounded.
+
+    Exact for what stands on bfloat16's grid. A NaN whose bits are all in the lower half becomes infinity.
+    """
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
 def trusted(library: Library, level: int, kind: int) -> bool:
     """Quantize the hard blocks with the kernel and with libggml, with and without importance: are all bytes the same?
 
@@ -143,7 +151,7 @@ def trusted(library: Library, level: int, kind: int) -> bool:
     """
     _, weights, size = TYPES[kind]
     rows = hard_rows(0, 3 * 256)
-    narrow = (rows.view(np.uint32) >> 16).astype(np.uint16)
+    narrow = narrowed(rows)
     for importance in (None, importance_for(0, rows.shape[1])):
         for given in (rows, narrow):
             ours, theirs = (np.empty(rows.size // weights * size, np.uint8) for _ in range(2))

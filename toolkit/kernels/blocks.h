@@ -73,6 +73,7 @@ struct Numbers {
 struct Integers {
     int32_t whole[16][LANES];
     INLINE void put(int j, Whole x) { store(whole[j], x); }
+    INLINE void put(int j, Mask x) { store(whole[j], x); }
 };
 
 INLINE void put_half(uint8_t *to, int32_t h) {
@@ -129,7 +130,7 @@ template <int GROUPS, int TOP, int SCALES> struct Lines {
         }
         settle(batch.weighted, scale, weight, scales, d, 0, sure);
         settle(batch.weighted, minimum, weight, lows, low, 1, sure);
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
     }
 
     // Quantize the groups' scales (or minima): their levels, and the values that these stand for.
@@ -176,6 +177,13 @@ template <int GROUPS, int TOP, int SCALES> struct Lines {
                          base.real[j][lane], 0, TOP, 0, out + j * SIZE / WIDTH);
         }
     }
+
+    // How Q4_K and Q5_K begin: the scales' and the minima's scale, and their levels.
+    INLINE void pack_head(int lane, uint8_t *out) const {
+        put_half(out, halves.whole[0][lane]);
+        put_half(out + 2, halves.whole[1][lane]);
+        pack_scales(scales, lows, lane, out + 4);
+    }
 };
 
 struct Q4_K {
@@ -187,9 +195,7 @@ struct Q4_K {
             uint8_t *out = batch.out + lane * BYTES;
             Ints l[256 / WIDTH], q[PER];
             found.levels_of(batch, lane, l);
-            put_half(out, found.halves.whole[0][lane]);
-            put_half(out + 2, found.halves.whole[1][lane]);
-            pack_scales(found.scales, found.lows, lane, out + 4);
+            found.pack_head(lane, out);
             for (int j = 0; j < 4; ++j) {
                 for (int i = 0; i < PER; ++i) q[i] = l[2 * j * PER + i] | l[(2 * j + 1) * PER + i] << 4;
                 narrow(q, out + 16 + 32 * j);
@@ -207,9 +213,7 @@ struct Q5_K {
             uint8_t *out = batch.out + lane * BYTES;
             Ints l[256 / WIDTH], q[PER], high[PER] = {};
             found.levels_of(batch, lane, l);
-            put_half(out, found.halves.whole[0][lane]);
-            put_half(out + 2, found.halves.whole[1][lane]);
-            pack_scales(found.scales, found.lows, lane, out + 4);
+            found.pack_head(lane, out);
             for (int j = 0; j < 4; ++j) {
                 for (int i = 0; i < PER; ++i) {
                     const Ints one = l[2 * j * PER + i], other = l[(2 * j + 1) * PER + i];

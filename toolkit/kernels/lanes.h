@@ -127,6 +127,7 @@ template <class F> using IntsOf = decltype(F{} < F{});
 
 template <class F> INLINE F magnitude(F x) { return bits<F>(bits<IntsOf<F>>(x) & 0x7fffffff); }
 INLINE Real abs(Real x) { return {magnitude(x.a), magnitude(x.b)}; }
+INLINE Real inverted(Real x) { return select(x != Real(0), Real(1) / x, Real(0)); }
 INLINE Mask finite(Real x) { return abs(x) <= 3.402823466e38f; }
 
 // ggml's nearest integer, bit for bit whatever x is.
@@ -184,8 +185,5 @@ INLINE void gather(const float *const rows[LANES], ptrdiff_t first, int count, R
         }
     }
 }
-
-INLINE void store(float *to, Real x) { __builtin_memcpy(to, &x, sizeof x); }
-INLINE void store(int32_t *to, Whole x) { __builtin_memcpy(to, &x, sizeof x); }
 
 }  // namespace

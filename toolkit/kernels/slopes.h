@@ -32,14 +32,14 @@ struct Q6_K {
             const Slope slope = fit_slope<16>(x, w, 32);
             scale[j] = slope.scale;
             iscale.put(j, slope.iscale);
-            zero.put(j, Whole{slope.zero.a, slope.zero.b});
+            zero.put(j, slope.zero);
             sure = sure & slope.sure;
         }
         const Real inverse = Real(-128) / first_extreme(scale, 16, size);
         const Mask nothing = size < Real(SMALLEST);
         const Real unit = Real(1) / inverse;
         sure = sure & (nothing | (abs(unit) <= Real(65504)));
-        empty.put(0, Whole{nothing.a, nothing.b});
+        empty.put(0, nothing);
         const Whole h = half(unit);
         halves.put(0, h);
         for (int j = 0; j < 16; ++j) {
@@ -47,7 +47,7 @@ struct Q6_K {
             scales.put(j, Whole{l.a > 127 ? 127 - Ints{} : l.a, l.b > 127 ? 127 - Ints{} : l.b});
             d.put(j, from_half(h) * real(Whole{(l.a > 127 ? 127 - Ints{} : l.a), (l.b > 127 ? 127 - Ints{} : l.b)}));
         }
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             if (empty.whole[0][lane]) {
@@ -93,7 +93,7 @@ struct Q3_K {
                 const Slope slope = fit_slope<16>(x, w, 4);
                 scale[j] = slope.scale;
                 iscale.put(j, slope.iscale);
-                zero.put(j, Whole{slope.zero.a, slope.zero.b});
+                zero.put(j, slope.zero);
                 sure = sure & slope.sure & finite(weight[j]);
             } else {
                 Mask certain;
@@ -125,9 +125,9 @@ struct Q3_K {
         const Whole h = half(unit);
         halves.put(0, h);
         for (int j = 0; j < 16; ++j) {
-            d.put(j, from_half(h) * real(Whole{load<Ints>(scales.whole[j]), load<Ints>(scales.whole[j] + WIDTH)}));
+            d.put(j, from_half(h) * real(load<Whole>(scales.whole[j])));
         }
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints l[256 / WIDTH], high[PER] = {};
@@ -192,18 +192,17 @@ struct IQ4_XS {
             sure = sure & slope.sure;
         }
         const Real unit = -first_extreme(scale, 8, size) / Real(32);
-        const Mask some = unit != Real(0);
-        const Real inverse = select(some, Real(1) / unit, Real(0));
+        const Real inverse = inverted(unit);
         sure = sure & finite(unit) & finite(inverse);
         halves.put(0, half(unit));
         for (int j = 0; j < 8; ++j) {
             const Whole l = clamped(nearest(inverse * scale[j]), -32, 31);
-            const Real d = unit * real(l), inverted = select(d != Real(0), Real(1) / d, Real(0));
-            sure = sure & finite(inverted);
-            inverses.put(j, inverted);
+            const Real inverse_d = inverted(unit * real(l));
+            sure = sure & finite(inverse_d);
+            inverses.put(j, inverse_d);
             scales.put(j, l);
         }
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             int high = 0, s[8];

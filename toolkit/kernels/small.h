@@ -134,14 +134,14 @@ struct Q8_0 {
         float lows[LANES], highs[LANES], inverses[LANES];
         int32_t halves[LANES];
         const bool sound = ranges(batch, lows, highs);
-        const Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
-        const Real high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+        const Real low = load<Real>(lows);
+        const Real high = load<Real>(highs);
         const Real d = abs(max(high, -low)) / Real(127);
-        const Real inverse = select(d != Real(0), Real(1) / d, Real(0));
+        const Real inverse = inverted(d);
         const Mask sure = finite(d) & finite(inverse);
         store(inverses, inverse);
         store(halves, half(d));
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
@@ -164,8 +164,8 @@ template <int BITS> struct Centred {
         float lows[LANES], highs[LANES], inverses[LANES];
         int32_t halves[LANES];
         const bool sound = ranges(batch, lows, highs);
-        Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
-        Real high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+        Real low = load<Real>(lows);
+        Real high = load<Real>(highs);
         const Mask both = (high == -low) & (high != Real(0));
         if (any(both)) {  // of equal magnitudes the first counts
             for (int lane = 0; lane < LANES; ++lane) {
@@ -175,16 +175,16 @@ template <int BITS> struct Centred {
                 while (i < 31 && x[i] != highs[lane] && x[i] != lows[lane]) ++i;
                 highs[lane] = lows[lane] = x[i];
             }
-            low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
-            high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+            low = load<Real>(lows);
+            high = load<Real>(highs);
         }
         const Real largest = select(abs(high) > abs(low), high, low);
         const Real d = select(largest != Real(0), largest, Real(0)) / Real(-TOP);  // -0 for zeros of any sign
-        const Real inverse = select(d != Real(0), Real(1) / d, Real(0));
+        const Real inverse = inverted(d);
         const Mask sure = finite(d) & finite(inverse);
         store(inverses, inverse);
         store(halves, half(d));
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
@@ -202,14 +202,14 @@ template <int BITS> struct Centred {
         Real x[32], w[32];
         Numbers iscale;
         Integers zero, halves;
-        const Real variance = {load<Floats>(batch.squares), load<Floats>(batch.squares + WIDTH)};
+        const Real variance = load<Real>(batch.squares);
         gather(batch.rows, 0, 32, x);
         weigh<32>(batch, 0, x, variance, w);
         const Slope slope = fit_slope<32>(x, w, TOP);
         iscale.put(0, slope.iscale);
-        zero.put(0, Whole{slope.zero.a, slope.zero.b});
+        zero.put(0, slope.zero);
         halves.put(0, half(slope.scale));
-        store(batch.sure, Whole{slope.sure.a, slope.sure.b});
+        store(batch.sure, slope.sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
@@ -232,8 +232,8 @@ template <int BITS> struct Raised {
         float lows[LANES], highs[LANES], inverses[LANES];
         int32_t halves[LANES], minima[LANES];
         const bool sound = ranges(batch, lows, highs);
-        Real low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
-        const Real high = {load<Floats>(highs), load<Floats>(highs + WIDTH)};
+        Real low = load<Real>(lows);
+        const Real high = load<Real>(highs);
         if (any(low == Real(0))) {  // of zeros the first counts: its sign is stored
             for (int lane = 0; lane < LANES; ++lane) {
                 if (lows[lane] != 0) continue;
@@ -242,15 +242,15 @@ template <int BITS> struct Raised {
                 while (i < 31 && x[i] != 0) ++i;
                 lows[lane] = x[i];
             }
-            low = {load<Floats>(lows), load<Floats>(lows + WIDTH)};
+            low = load<Real>(lows);
         }
         const Real d = select(high == low, Real(0), (high - low) / Real(TOP));
-        const Real inverse = select(d != Real(0), Real(1) / d, Real(0));
+        const Real inverse = inverted(d);
         const Mask sure = finite(low) & finite(d) & finite(inverse);
         store(inverses, inverse);
         store(halves, half(d));
         store(minima, half(low));
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
@@ -269,7 +269,7 @@ template <int BITS> struct Raised {
         Real x[32], w[32];
         Numbers iscale, base;
         Integers halves;
-        const Real variance = {load<Floats>(batch.squares), load<Floats>(batch.squares + WIDTH)};
+        const Real variance = load<Real>(batch.squares);
         gather(batch.rows, 0, 32, x);
         weigh<32>(batch, 0, x, variance, w);
         const Line line = fit_line<32, TOP, false>(x, w, -0.9f, 0.05f, 36);
@@ -278,7 +278,7 @@ template <int BITS> struct Raised {
         base.put(0, line.base);
         halves.put(0, half(line.scale));
         halves.put(1, half(line.low));
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
@@ -307,11 +307,11 @@ struct IQ4_NL {
             for (int i = 0; i < 32; ++i) w[i] = x[i] * x[i];
         }
         const Slope slope = fit_uneven(x, w);
-        const Real inverse = select(slope.scale != Real(0), Real(1) / slope.scale, Real(0));
+        const Real inverse = inverted(slope.scale);
         const Mask sure = slope.sure & finite(inverse);
         inverses.put(0, inverse);
         halves.put(0, half(slope.scale));
-        store(batch.sure, Whole{sure.a, sure.b});
+        store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             put_half(out, halves.whole[0][lane]);

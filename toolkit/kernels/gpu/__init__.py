@@ -106,7 +106,7 @@ def _tested(kind: Type, weighted: bool, bf16: bool, device: str) -> str | None:
         if bf16:
             rows = hard.on_bfloat16_grid(rows)
         importance = hard.importance_row() if weighted else None
-        values = (rows.view(np.uint32) >> 16).astype(np.uint16) if bf16 else rows
+        values = kernels.narrowed(rows) if bf16 else rows
         found = quantize(kind, values, importance, device)
         expected = reference(kind, rows, importance)
     except Exception as exc:  # a compiler or driver that fails in whatever way: the CPU does it
