@@ -97,6 +97,11 @@ def ggml() -> Any:
     return function
 
 
+@cache
+def _ggml_address() -> int | None:
+    return ctypes.cast(ggml(), ctypes.c_void_p).value
+
+
 def quantize(library: Library, level: int, kind: int, rows: Rows, out: Bytes, importance: Floats | None = None) -> int:
     """Fill `out` with rows of shape (n, columns) in a type; returns how many blocks (or rows) went to libggml.
 
@@ -114,7 +119,7 @@ def quantize(library: Library, level: int, kind: int, rows: Rows, out: Bytes, im
     done: int = library.handle.toolkit_quantize(
         level, kind, rows.dtype == np.uint16, rows.ctypes.data, out.ctypes.data, count, columns,
         None if importance is None else importance.ctypes.data,
-        ctypes.cast(ggml(), ctypes.c_void_p),
+        _ggml_address(),
     )  # fmt: skip
     if done < 0:
         raise MemoryError(f"no memory to quantize rows of {columns} weights")

@@ -87,6 +87,17 @@ INLINE bool every(Ints mask) { return mask[0] & mask[1] & mask[2] & mask[3]; }
 INLINE Floats to_even(Floats a) { return (a + 12582912.0f) - 12582912.0f; }
 #endif
 
+// bfloat16 is the upper half of a float32.
+INLINE Ints widened(const uint8_t *from) {
+#if defined(__AVX512F__)
+    return (Ints)_mm512_cvtepu16_epi32(load<__m256i>(from)) << 16;
+#elif defined(__AVX2__)
+    return (Ints)_mm256_cvtepu16_epi32(load<__m128i>(from)) << 16;
+#else
+    return __builtin_convertvector(load<Of<WIDTH>::Shorts>(from), Ints) << 16;
+#endif
+}
+
 struct Mask {
     Ints a, b;
 };
@@ -99,6 +110,19 @@ struct Real {
     INLINE Real(Floats a, Floats b) : a(a), b(b) {}
     INLINE Real(float one) : a(one - Floats{}), b(one - Floats{}) {}  // not `+`: -0 would become +0
 };
+
+// Vector by vector: copied whole they go through memory in pieces.
+template <> INLINE Real load<Real>(const void *from) {
+    const auto *at = static_cast<const Floats *>(from);
+    return {load<Floats>(at), load<Floats>(at + 1)};
+}
+template <> INLINE Whole load<Whole>(const void *from) {
+    const auto *at = static_cast<const Ints *>(from);
+    return {load<Ints>(at), load<Ints>(at + 1)};
+}
+INLINE void store(void *to, Real x) { store(to, x.a), store(static_cast<Floats *>(to) + 1, x.b); }
+INLINE void store(void *to, Whole x) { store(to, x.a), store(static_cast<Ints *>(to) + 1, x.b); }
+INLINE void store(void *to, Mask x) { store(to, Whole{x.a, x.b}); }
 
 INLINE Real operator+(Real x, Real y) { return {x.a + y.a, x.b + y.b}; }
 INLINE Real operator-(Real x, Real y) { return {x.a - y.a, x.b - y.b}; }

@@ -43,10 +43,7 @@ INLINE const float *values(const Task &task, int64_t first, int64_t count, float
         return room;
     }
     const uint8_t *at = task.source + 2 * first;
-    for (int64_t i = 0; i < count; i += 16) {
-        const Of<16>::Ints wide = __builtin_convertvector(load<Of<16>::Shorts>(at + 2 * i), Of<16>::Ints) << 16;
-        store(room + i, wide);
-    }
+    for (int64_t i = 0; i < count; i += WIDTH) store(room + i, widened(at + 2 * i));
     return room;
 }
 
@@ -88,12 +85,12 @@ template <class Type, int SIZE> int64_t run(const Task &task, bool by_row) {
             batch.count = (int)(end - block < LANES ? end - block : LANES);
             batch.out = task.target + block * Type::BYTES;
             const float *first = in_place(task, block * SIZE);
-            for (int lane = 0; lane < LANES; ++lane) {
-                if (lane >= batch.count) {
-                    batch.rows[lane] = zeros;
-                } else {
-                    batch.rows[lane] =
-                        first ? first + lane * SIZE : values(task, (block + lane) * SIZE, SIZE, room[lane]);
+            for (int lane = 0; lane < LANES; ++lane) batch.rows[lane] = zeros;
+            if (first) {  // a loop of its own, which becomes vectors
+                for (int lane = 0; lane < batch.count; ++lane) batch.rows[lane] = first + lane * SIZE;
+            } else {
+                for (int lane = 0; lane < batch.count; ++lane) {
+                    batch.rows[lane] = values(task, (block + lane) * SIZE, SIZE, room[lane]);
                 }
             }
             for (int lane = 0; lane < LANES && batch.weighted; ++lane) {
@@ -103,6 +100,7 @@ template <class Type, int SIZE> int64_t run(const Task &task, bool by_row) {
                 batch.squares[lane] = there && by_row ? variances[(number - start) / per_row] : 0;
             }
             Type::quantize(batch);
+            if (every(load<Ints>(batch.sure) & load<Ints>(batch.sure + WIDTH))) continue;
             for (int lane = 0; lane < batch.count; ++lane) {
                 if (batch.sure[lane]) continue;
                 const int64_t number = block + lane;

@@ -39,7 +39,7 @@ INLINE uint32_t fifth(Ints l) {
 #endif
 }
 
-// How Q4 and Q5 store the levels of 32 values: low nibbles, the second half above the first; a fifth bit each.
+// How Q4 and Q5 store the levels (0 or more) of 32 values: nibbles, the second half above the first; a fifth bit each.
 template <int BITS> INLINE void pack_nibbles(const Ints *l, uint8_t *to) {
     Ints q[PER / 2];
     if (BITS == 5) {
@@ -47,73 +47,80 @@ template <int BITS> INLINE void pack_nibbles(const Ints *l, uint8_t *to) {
         for (int i = 0; i < PER; ++i) high |= fifth(l[i]) << (i * WIDTH);
         memcpy(to, &high, 4);
     }
-    for (int i = 0; i < PER / 2; ++i) q[i] = (l[i] & 15) | (l[i + PER / 2] & 15) << 4;
+    for (int i = 0; i < PER / 2; ++i) {
+        q[i] = BITS == 5 ? (l[i] & 15) | (l[i + PER / 2] & 15) << 4 : l[i] | l[i + PER / 2] << 4;
+    }
     narrow16(q, BITS == 5 ? to + 4 : to);
 }
 
+// The even and the odd ones of each four values of a, then of b; the same of the fours themselves.
 #if defined(__AVX512F__)
-INLINE Four fold(Floats x, Four (*with)(Four, Four)) {
-    const __m512 v = (__m512)x;
-    return with(with((Four)_mm512_extractf32x4_ps(v, 0), (Four)_mm512_extractf32x4_ps(v, 1)),
-                with((Four)_mm512_extractf32x4_ps(v, 2), (Four)_mm512_extractf32x4_ps(v, 3)));
-}
+INLINE Floats evens(Floats a, Floats b) { return _mm512_shuffle_ps(a, b, 0x88); }
+INLINE Floats odds(Floats a, Floats b) { return _mm512_shuffle_ps(a, b, 0xdd); }
+INLINE Floats even_fours(Floats a, Floats b) { return _mm512_shuffle_f32x4(a, b, 0x88); }
+INLINE Floats odd_fours(Floats a, Floats b) { return _mm512_shuffle_f32x4(a, b, 0xdd); }
+INLINE uint32_t disordered(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q); }
 #elif defined(__AVX2__)
-INLINE Four fold(Floats x, Four (*with)(Four, Four)) {
-    return with((Four)_mm256_castps256_ps128((__m256)x), (Four)_mm256_extractf128_ps((__m256)x, 1));
-}
+INLINE Floats evens(Floats a, Floats b) { return _mm256_shuffle_ps(a, b, 0x88); }
+INLINE Floats odds(Floats a, Floats b) { return _mm256_shuffle_ps(a, b, 0xdd); }
+INLINE Floats even_fours(Floats a, Floats b) { return _mm256_permute2f128_ps(a, b, 0x20); }
+INLINE Floats odd_fours(Floats a, Floats b) { return _mm256_permute2f128_ps(a, b, 0x31); }
+INLINE Ints disordered(Floats a, Floats b) { return (Ints)_mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
 #else
-INLINE Four fold(Floats x, Four (*)(Four, Four)) { return x; }
-#endif
+INLINE Floats evens(Floats a, Floats b) { return PICK(a, b, 0, 2, 4, 6); }
+INLINE Floats odds(Floats a, Floats b) { return PICK(a, b, 1, 3, 5, 7); }
 #if defined(__x86_64__)
-INLINE Four least4(Four a, Four b) { return _mm_min_ps(a, b); }
-INLINE Four most4(Four a, Four b) { return _mm_max_ps(a, b); }
+INLINE Ints disordered(Floats a, Floats b) { return (Ints)_mm_cmpunord_ps(a, b); }
 #else
-INLINE Four least4(Four a, Four b) { return a < b ? a : b; }
-INLINE Four most4(Four a, Four b) { return a > b ? a : b; }
+INLINE Ints disordered(Floats a, Floats b) { return (a != a) | (b != b); }
 #endif
+#endif
+INLINE bool some(uint32_t mask) { return mask; }
 
-INLINE Ints larger(Ints a, Ints b) {
+// Of four vectors to four values of one: of each vector the part that stands in the same four.
+template <Floats (*with)(Floats, Floats)> INLINE Floats joined(Floats a, Floats b, Floats c, Floats d) {
+    const Floats ab = with(evens(a, b), odds(a, b)), cd = with(evens(c, d), odds(c, d));
+    return with(evens(ab, cd), odds(ab, cd));
+}
+
+// And of such vectors one value for each of WIDTH.
+template <Floats (*with)(Floats, Floats)> INLINE Floats across(const Floats *v) {
 #if defined(__AVX512F__)
-    return (Ints)_mm512_max_epi32((__m512i)a, (__m512i)b);
+    const Floats a = with(even_fours(v[0], v[1]), odd_fours(v[0], v[1]));
+    const Floats b = with(even_fours(v[2], v[3]), odd_fours(v[2], v[3]));
+    return with(even_fours(a, b), odd_fours(a, b));
 #elif defined(__AVX2__)
-    return (Ints)_mm256_max_epi32((__m256i)a, (__m256i)b);
+    return with(even_fours(v[0], v[1]), odd_fours(v[0], v[1]));
 #else
-    return a > b ? a : b;
+    return v[0];
 #endif
 }
 
-// One value for each of four blocks from four for each.
-INLINE Four across(const Four *v, Four (*with)(Four, Four)) {
-    const Four pq = PICK(v[0], v[1], 0, 4, 1, 5), rs = PICK(v[2], v[3], 0, 4, 1, 5);
-    const Four PQ = PICK(v[0], v[1], 2, 6, 3, 7), RS = PICK(v[2], v[3], 2, 6, 3, 7);
-    return with(with(PICK(pq, rs, 0, 1, 4, 5), PICK(pq, rs, 2, 3, 6, 7)),
-                with(PICK(PQ, RS, 0, 1, 4, 5), PICK(PQ, RS, 2, 3, 6, 7)));
-}
-
-// The smallest and the largest of each block's 32 values; false if there is NaN or infinity among them all.
-INLINE bool ranges(const Batch &batch, float *lows, float *highs) {
-    Ints worst{};
+// The smallest and the largest of each block's 32 values; false if there is NaN among them all.
+INLINE bool ranges(const Batch &batch, Real &smallest, Real &largest) {
+    auto mixed = disordered(Floats{}, Floats{});
+    Floats lows[LANES / 4], highs[LANES / 4];
     for (int lane = 0; lane < LANES; lane += 4) {
-        Four low[4], high[4];
+        Floats low[4], high[4];
         for (int k = 0; k < 4; ++k) {
-            Floats smallest = load<Floats>(batch.rows[lane + k]), largest = smallest;
-            worst = larger(worst, bits<Ints>(smallest) & 0x7fffffff);
+            const float *x = batch.rows[lane + k];
+            low[k] = high[k] = load<Floats>(x);
             for (int i = 1; i < PER; ++i) {
-                const Floats v = load<Floats>(batch.rows[lane + k] + i * WIDTH);
-                worst = larger(worst, bits<Ints>(v) & 0x7fffffff);
-                smallest = least(v, smallest);
-                largest = most(v, largest);
+                const Floats v = load<Floats>(x + i * WIDTH);
+                if (i % 2) mixed |= disordered(load<Floats>(x + (i - 1) * WIDTH), v);
+                low[k] = least(v, low[k]);
+                high[k] = most(v, high[k]);
             }
-            low[k] = fold(smallest, least4);
-            high[k] = fold(largest, most4);
         }
-        store(lows + lane, across(low, least4));
-        store(highs + lane, across(high, most4));
+        lows[lane / 4] = joined<least>(low[0], low[1], low[2], low[3]);
+        highs[lane / 4] = joined<most>(high[0], high[1], high[2], high[3]);
     }
-    return !some(worst >= 0x7f800000);
+    smallest = {across<least>(lows), across<least>(lows + WIDTH / 4)};
+    largest = {across<most>(highs), across<most>(highs + WIDTH / 4)};
+    return !some(mixed);
 }
 
-// Where `ranges` met NaN or infinity: in which blocks.
+// Where `ranges` met NaN: in which blocks.
 INLINE void unsure(Batch &batch) {
     for (int lane = 0; lane < batch.count; ++lane) {
         for (int i = 0; i < 32; ++i) {
@@ -131,11 +138,10 @@ INLINE Ints away(Floats x) {
 struct Q8_0 {
     static constexpr int BYTES = 34;
     static INLINE void quantize(Batch &batch) {
-        float lows[LANES], highs[LANES], inverses[LANES];
+        float inverses[LANES];
         int32_t halves[LANES];
-        const bool sound = ranges(batch, lows, highs);
-        const Real low = load<Real>(lows);
-        const Real high = load<Real>(highs);
+        Real low, high;
+        const bool sound = ranges(batch, low, high);
         const Real d = abs(max(high, -low)) / Real(127);
         const Real inverse = inverted(d);
         const Mask sure = finite(d) & finite(inverse);
@@ -161,13 +167,14 @@ template <int BITS> struct Centred {
     static INLINE void quantize(Batch &batch) { batch.weighted ? fitted(batch) : plain(batch); }
 
     static INLINE void plain(Batch &batch) {
-        float lows[LANES], highs[LANES], inverses[LANES];
+        float inverses[LANES];
         int32_t halves[LANES];
-        const bool sound = ranges(batch, lows, highs);
-        Real low = load<Real>(lows);
-        Real high = load<Real>(highs);
-        const Mask both = (high == -low) & (high != Real(0));
-        if (any(both)) {  // of equal magnitudes the first counts
+        Real low, high;
+        const bool sound = ranges(batch, low, high);
+        if (any((high == -low) & (high != Real(0)))) {  // of equal magnitudes the first counts
+            float lows[LANES], highs[LANES];
+            store(lows, low);
+            store(highs, high);
             for (int lane = 0; lane < LANES; ++lane) {
                 const float *x = batch.rows[lane];
                 if (highs[lane] != -lows[lane]) continue;
@@ -229,11 +236,11 @@ template <int BITS> struct Raised {
     static INLINE void quantize(Batch &batch) { batch.weighted ? fitted(batch) : plain(batch); }
 
     static INLINE void plain(Batch &batch) {
-        float lows[LANES], highs[LANES], inverses[LANES];
-        int32_t halves[LANES], minima[LANES];
-        const bool sound = ranges(batch, lows, highs);
-        Real low = load<Real>(lows);
-        const Real high = load<Real>(highs);
+        float lows[LANES], inverses[LANES];
+        int32_t halves[LANES];
+        Real low, high;
+        const bool sound = ranges(batch, low, high);
+        store(lows, low);
         if (any(low == Real(0))) {  // of zeros the first counts: its sign is stored
             for (int lane = 0; lane < LANES; ++lane) {
                 if (lows[lane] != 0) continue;
@@ -248,18 +255,18 @@ template <int BITS> struct Raised {
         const Real inverse = inverted(d);
         const Mask sure = finite(low) & finite(d) & finite(inverse);
         store(inverses, inverse);
-        store(halves, half(d));
-        store(minima, half(low));
+        const Whole scale = half(d), base = half(low);
+        store(halves, Whole{scale.a | base.a << 16, scale.b | base.b << 16});
         store(batch.sure, sure);
         for (int lane = 0; lane < batch.count; ++lane) {
             uint8_t *out = batch.out + lane * BYTES;
             Ints q[PER];
             for (int i = 0; i < PER; ++i) {
+                // Below TOP + 1, so nothing to clamp: 1 / d is finite, so d and it have 22 bits at the least.
                 const Floats v = (load<Floats>(batch.rows[lane] + i * WIDTH) - lows[lane]) * inverses[lane] + 0.5f;
-                q[i] = __builtin_convertvector(least(v, (float)TOP - Floats{}), Ints);
+                q[i] = __builtin_convertvector(v, Ints);
             }
-            put_half(out, halves[lane]);
-            put_half(out + 2, minima[lane]);
+            memcpy(out, halves + lane, 4);
             pack_nibbles<BITS>(q, out + 4);
         }
         if (!sound) unsure(batch);
