@@ -78,15 +78,15 @@ struct Q6_K {
 struct Q3_K {
     static constexpr int BYTES = 110;
     static INLINE void quantize(Batch &batch) {
-        Real x[16], w[16], scale[16], weight[16], variance(0), unit;
+        Real x[16], w[16], scale[16], weight[16], unit;
         Numbers d, iscale;
         Integers scales, zero, halves;
-        Real kept[16][16];  // the descent's own levels
+        Descent descent;
         Mask sure = ~none();
-        if (batch.weighted) variance = Real(2) * squares(batch.rows, 0, 256, Real(0)) / Real(256);
-        for (int j = 0; j < 16; ++j) {
-            gather(batch.rows, 16 * j, 16, x);
-            if (batch.weighted) {
+        if (batch.weighted) {
+            const Real variance = Real(2) * squares(batch.rows, 0, 256, Real(0)) / Real(256);
+            for (int j = 0; j < 16; ++j) {
+                gather(batch.rows, 16 * j, 16, x);
                 weigh<16>(batch, 16 * j, x, variance, w);
                 weight[j] = Real(0);
                 for (int i = 0; i < 16; ++i) weight[j] = weight[j] + w[i];
@@ -95,13 +95,7 @@ struct Q3_K {
                 iscale.put(j, slope.iscale);
                 zero.put(j, slope.zero);
                 sure = sure & slope.sure & finite(weight[j]);
-            } else {
-                Mask certain;
-                scale[j] = descend<16>(x, kept[j], certain);
-                sure = sure & certain & finite(scale[j]);
             }
-        }
-        if (batch.weighted) {
             const Slope slope = fit_slope<16>(scale, weight, 32);
             sure = sure & slope.sure;
             unit = slope.scale;
@@ -111,6 +105,8 @@ struct Q3_K {
             }
         } else {
             Real size;
+            descent.fit(batch.rows, scale, sure);
+            for (int j = 0; j < 16; ++j) sure = sure & finite(scale[j]);
             const Real largest = first_extreme(scale, 16, size);
             const Mask some = largest != Real(0);
             const Real inverse = Real(-32) / largest;
@@ -135,11 +131,7 @@ struct Q3_K {
                 Ints *to = l + 16 * j / WIDTH;
                 if (d.real[j][lane] == 0 && !batch.weighted) {
                     int32_t plain[16];
-                    for (int i = 0; i < 16; ++i) {
-                        float level;
-                        memcpy(&level, reinterpret_cast<const char *>(&kept[j][i]) + 4 * lane, 4);
-                        plain[i] = (int32_t)level + 4;
-                    }
+                    for (int i = 0; i < 16; ++i) plain[i] = descent.level(j, lane, i);
                     memcpy(to, plain, sizeof plain);
                     continue;
                 }
