@@ -62,6 +62,17 @@ def test_many_rows_of_one_kind(library: kernels.Library, kind: int) -> None:
         compare(library, library.level, kind, rows, importance)
 
 
+@pytest.mark.parametrize(("kind", "seed"), [(10, 37), (12, 43)], ids=["Q2_K", "Q4_K"])
+def test_scales_that_take_all_five_rounds(library: kernels.Library, kind: int, seed: int) -> None:
+    """With importance scales move at most five times over; one block in 2,000 (Q2_K) or 10,000 of these needs all."""
+    random = np.random.default_rng(seed)
+    importance = np.repeat(np.float32(10) ** random.uniform(-3, 0, 64).astype(np.float32), 16)
+    values = random.standard_normal((64, 1024), np.float32)
+    rows = values * np.repeat(np.float32(10) ** random.uniform(-1, 0, (64, 64)).astype(np.float32), 16, axis=1)
+    for level in range(library.level + 1):
+        compare(library, level, kind, rows, importance)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),

@@ -150,14 +150,9 @@ template <int GROUPS, int TOP, int SCALES> struct Lines {
             }
             const Real inverse = select(largest > Real(0), Real(SCALES) / largest, Real(0));
             for (int j = 0; j < GROUPS; ++j) {
-                const Whole l = nearest(inverse * fitted[j]);
-                if (SCALES == 63) {
-                    stored[j] = {l.a & 255, l.b & 255};  // ggml's levels are bytes
-                    stored[j] = clamped(stored[j], 0, SCALES);
-                } else {
-                    stored[j] = l;
-                    sure = sure & (fitted[j] >= Real(0)) & (inverse * fitted[j] <= Real(SCALES + 0.495f));
-                }
+                // ggml's levels are bytes: negative ones wrap. No rows are known that lead there.
+                sure = sure & (fitted[j] >= Real(0)) & (inverse * fitted[j] <= Real(SCALES + 0.495f));
+                stored[j] = nearest(inverse * fitted[j]);
             }
             unit = largest / Real(SCALES);
         }

@@ -33,6 +33,8 @@ def hard_rows(seed: int, columns: int) -> Floats:
     levels = np.where(steps % 32 == 31, uneven[0], random.choice(uneven, columns))
     middle = slice(columns // 3, columns // 3 + 40)
     levels[middle] = random.choice((uneven[1:] + uneven[:-1]) / 2, levels[middle].size)
+    # what weighs nothing far below the rest, which is as good as flat: the line that is fitted may end above all values
+    far = np.where(importance_for(seed, columns) == 0, np.float32(-1000), -1 - random.random(columns) / 2)
     near = np.nextafter(np.float32(0.7), np.float32(2) * signs())
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rows = [
@@ -54,7 +56,7 @@ def hard_rows(seed: int, columns: int) -> Floats:
             # outliers
             rarely(0.004, zeros, zeros + 5), rarely(0.004, normal(0.01), normal(10)),
             rarely(0.004, normal(1e-8), normal(1)), rarely(0.004, normal(), -zeros), groups(-8, 2, 32),
-            groups(-12, 6, 256),
+            groups(-12, 6, 256), far,
             # small, smaller, denormal
             normal(1e-6), normal(1e-9), normal(1e-15), normal(1e-20), normal(1e-30), normal(1e-38), zeros + 1e-40,
             normal(1e-40), rarely(0.5, normal(1e-44), normal()), groups(-45, -35, 32),
