@@ -323,7 +323,7 @@ def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) 
     rows = {line.split()[0]: line for line in shown.out.splitlines() if line.strip()}
     assert "Q4_K" in rows["blk.*.attn_q.weight"] and "Q8_0" in rows["blk.*.attn_q.weight"]
     assert re.search(r"21 +[0-9.]+ [kM]B +[0-9.]+ [kM]B$", rows["total"]) and "memory" in shown.out
-    assert re.search(r"about [0-9.]+ s of quantizing on \d+ cores", shown.out)
+    assert re.search(r"about [0-9.]+ s on \d+ cores", shown.out)
     plan = toolkit(*common, *chosen, "--json").json["plan"]
     export(base, adapter, {"Q4_K_M": tmp_path / "a.gguf"}, "", "x")
     written = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}

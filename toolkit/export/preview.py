@@ -15,6 +15,7 @@ from toolkit.export.planning import Plan
 
 SAMPLE = 1 << 18  # weights that are quantized to see how fast this machine is
 READ_RATE = 4e8  # weights a second that one core reads, merges and checks
+WRITE_RATE = 5e8  # bytes a second that one core hashes and writes
 
 
 def describe(planned: Plan) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def seconds(planned: Plan) -> float:
     for tensor in planned.tensors:
         for kind in set(tensor.types.values()):  # files that want the same type share the work
             weights[kind] += prod(tensor.shape)
-    busy = sum(count / rate(kind) for kind, count in weights.items()) + planned.parameters / READ_RATE
+    busy = sum(count / rate(kind) for kind, count in weights.items())
+    busy += planned.parameters / READ_RATE + sum(planned.bytes.values()) / WRITE_RATE
     return busy / machine.cores()
 
 
@@ -75,7 +77,7 @@ def table(described: dict[str, Any]) -> str:
     fallen = sum(bool(tensor["fallbacks"]) for tensor in described["tensors"])
     notes = [
         f"memory {console.size(described['memory_bytes'])} at most",
-        f"about {console.duration(described['seconds'])} of quantizing on {machine.cores()} cores",
+        f"about {console.duration(described['seconds'])} on {machine.cores()} cores",
     ]
     if fallen:
         notes.append(f"{fallen} tensors fall back to another type, because their rows do not divide into its blocks")
