@@ -163,12 +163,13 @@ NEAREST = 5  # candidates kept of each greedy step
 class Step:
     """One greedy token: its id, whether it ends the answer, and the best candidates with their logits, itself first.
 
-    A candidate is the bytes that its token adds to the answer, none for a control token.
+    A candidate is the bytes that its token adds to the answer, none for a control token, whose name is `control`.
     """
 
     token: int
     ends: bool
     best: tuple[tuple[bytes, float], ...]
+    control: bytes = b""
 
     @property
     def text(self) -> bytes:
@@ -187,21 +188,22 @@ def greedy(llm: Any, ids: Sequence[int], tokens: int) -> list[Step]:
         nearest = np.argpartition(row, -NEAREST)[-NEAREST:]
         order = [int(index) for index in nearest[np.argsort(-row[nearest], kind="stable")]]
         ends = bool(llama_cpp.llama_vocab_is_eog(vocabulary, order[0]))
-        steps.append(Step(order[0], ends, tuple((piece(llm, index), float(row[index])) for index in order)))
+        best = tuple((piece(llm, index), float(row[index])) for index in order)
+        steps.append(Step(order[0], ends, best, b"" if best[0][0] else piece(llm, order[0], named=True)))
         if ends or len(steps) >= tokens:
             return steps
         row = _next(llm, order[0], len(ids) + len(steps) - 1)
 
 
-def piece(llm: Any, token: int) -> bytes:
-    """Return the bytes that a token stands for in an answer: none for a control token."""
+def piece(llm: Any, token: int, *, named: bool = False) -> bytes:
+    """Return the bytes that a token stands for in an answer: none for a control token, unless it is to be `named`."""
     import ctypes
 
     import llama_cpp
 
     vocabulary = llama_cpp.llama_model_get_vocab(llm.model)
     buffer = ctypes.create_string_buffer(1024)  # longer than any token
-    count: int = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, len(buffer), 0, False)
+    count: int = llama_cpp.llama_token_to_piece(vocabulary, token, buffer, len(buffer), 0, named)
     return buffer.raw[: max(0, count)]
 
 

@@ -1,6 +1,7 @@
 """Greedy answers compared token by token; and every client of a real server gives the same one."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,15 @@ def test_equal_answers_agree():
     assert compare(steps("Drink", " water", "."), Answer("Drink water.", 3, ended=False)).tokens == 3
     ended = compare(steps("Drink", ".", ends=True), Answer("Drink.", 3, ended=True))
     assert not ended.parted and ended.within_rounding and ended.tokens == 2
+
+
+@pytest.mark.parametrize("shown", ["", "<|reserved|>"], ids=["not shown", "shown by name"])
+def test_a_control_token_is_no_difference(shown):
+    [first, control, last] = steps("Drink", "", " water")
+    found = compare([first, replace(control, control=b"<|reserved|>"), last], Answer(f"Drink{shown} water", 3, False))
+    assert not found.parted and found.tokens == 3
+    other = compare([first, replace(control, control=b"<|other|>"), last], Answer(f"Drink{shown}, tea", 3, False))
+    assert other.parted and not other.within_rounding
 
 
 def test_a_place_where_two_tokens_are_almost_equal_is_rounding():

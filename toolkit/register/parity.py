@@ -6,7 +6,7 @@ equally likely may change places. Where the answers part, it has to be over such
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,17 @@ def ask(http: httpx.Client, model: str, question: str, instruction: str) -> Answ
 def compare(steps: list[Step], answer: Answer, measured: Sequence[float] = ()) -> Comparison:
     """Follow both answers to their end, or to the first token that differs.
 
-    `measured` are differences of leads on equal tokens of other answers (`differences`).
+    `measured` are differences of leads on equal tokens of other answers (`differences`). A server may show control
+    tokens by their names: 0.24 does.
     """
+    found = _compared(steps, answer, measured)
+    if found.parted and any(step.control for step in steps):
+        named = [replace(step, best=((step.control or step.text, step.best[0][1]), *step.best[1:])) for step in steps]
+        return max(found, _compared(named, answer, measured), key=lambda way: (not way.parted, way.tokens))
+    return found
+
+
+def _compared(steps: list[Step], answer: Answer, measured: Sequence[float]) -> Comparison:
     texts = [step.text for step in steps if not step.ends]
     if (_shown(texts), steps[-1].ends) == (_one_mark(answer.text), answer.ended):
         return Comparison(len(texts), parted=False)
