@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import small
-from toolkit import console
+from toolkit import console, machine
 from toolkit.export import export, plan
 from toolkit.export.types import BASE
 
@@ -135,7 +135,7 @@ def test_slabs_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(module, "SLAB", 7_777)
     for module in (merging, tensors):
         monkeypatch.setattr(module, "BLOCK", 3_333)
-    monkeypatch.setattr(quantize, "threads", lambda: 5)
+    monkeypatch.setattr(machine, "cores", lambda: 5)
     other = export(base, None, targets, small.TEMPLATE, "small").figures
     assert [other[name]["sha256"] for name in targets] == [usual[name]["sha256"] for name in targets]
     # B @ A in other blocks may round otherwise in the last bit
