@@ -318,7 +318,9 @@ def main() -> None:
         _main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    from toolkit import machine
+
+    if machine.launched():
         # One of several that a launcher started: gloo's threads now and then abort an interpreter that shuts down.
         sys.stdout.flush()
         sys.stderr.flush()

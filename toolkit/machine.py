@@ -126,6 +126,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def launched() -> bool:
+    """Tell whether a launcher (accelerate, torchrun) started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def has_card_file() -> bool:
     """Tell whether a CUDA card's device file is there; importing torch to ask takes seconds."""
     return Path("/dev/nvidia0").exists()

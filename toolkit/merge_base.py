@@ -34,11 +34,10 @@ class OtherBase:
 def resolve(model: ModelSettings, export: ExportSettings) -> base.Base:
     """Return the base to merge into, downloading or converting it if needed.
 
-    `model.revision` is that of `model.base` alone. Raises ToolkitError if it does not exist, or has 4 bits where 16 are
-    wanted.
+    Raises ToolkitError if it does not exist, or has 4 bits where 16 are wanted.
     """
     label = base.merge_label(model, export)
-    found = base.resolve(label, model.revision if label == model.base else "")
+    found = base.resolve(label, _revision(label, model))
     fourbit.check_merge_base(found, export)
     return found
 
@@ -80,8 +79,13 @@ def _quantized_at_load(record: StageRecord) -> bool:
 
 
 def present(label: str, model: ModelSettings) -> Path | None:
-    """Return the folder of a base on this machine, or None; `model.revision` is that of `model.base` alone."""
+    """Return the folder of a base on this machine, or None."""
     try:
-        return base.present(label, model.revision if label == model.base else "")
+        return base.present(label, _revision(label, model))
     except ToolkitError:
         return None
+
+
+def _revision(label: str, model: ModelSettings) -> str:
+    """Return the revision that is asked for; `model.revision` is that of `model.base` alone."""
+    return model.revision if label == model.base else ""

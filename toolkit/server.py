@@ -215,6 +215,14 @@ def settled(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
+def request(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+    """Send JSON once and return the reply; raises ResponseError for one that is not HTTP 200."""
+    reply = http.request(method, path, json=body)
+    if reply.status_code != 200:
+        raise ollama.ResponseError(reply.text, reply.status_code)
+    return reply
+
+
 def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
     """Send JSON and return the JSON object that answers, empty for no body; raises what `talking` translates.
 
@@ -222,9 +230,7 @@ def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, meth
     """
 
     def ask() -> dict[str, Any]:
-        reply = http.request(method, path, json=body)
-        if reply.status_code != 200:
-            raise ollama.ResponseError(reply.text, reply.status_code)
+        reply = request(http, method, path, body)
         answer = reply.json() if reply.content else {}
         if not isinstance(answer, dict):
             raise json.JSONDecodeError("not an object", reply.text, 0)

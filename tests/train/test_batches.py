@@ -58,16 +58,18 @@ def example(length: int, row: int) -> Example:
 
 
 def test_a_packed_row_restarts_its_positions_and_never_predicts_across_records() -> None:
-    whole = Example([5, 6, 7], [5, 6, 7], 1, False)
-    batch = batches.collate([whole, Example([8, 9], [8, 9], 2, False)], "cpu")
+    records = [Example([5, 6, 7], [5, 6, 7], 1, False), Example([8, 9], [8, 9], 2, False)]
+    batch = batches.collate(records, "cpu")
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.labels.tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
     assert (batch.tokens, batch.rows) == (5, [1, 2])
-    padded = batches.collate([whole, Example([8, 9], [8, 9], 2, False)], "cpu", padded=True)
+    assert int((batch.labels != IGNORED).sum()) == sum(record.learned for record in records) == 3
+    padded = batches.collate(records, "cpu", padded=True)
     assert padded.input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert padded.labels.tolist() == [[IGNORED, 6, 7], [IGNORED, 9, IGNORED]]
     assert padded.tokens == 5
+    assert int((padded.labels != IGNORED).sum()) == 3
 
 
 def plain_losses(model: torch.nn.Module, records: list[Example]) -> list[float]:

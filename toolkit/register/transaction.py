@@ -69,14 +69,7 @@ class Work:
 
     def held(self) -> dict[str, Held]:
         """Return all tags of the name that the server lists, temporary ones too; ages are by the server's clock."""
-
-        def ask() -> httpx.Response:
-            reply = self.http.get("/api/tags")
-            if reply.status_code != 200:
-                raise ollama.ResponseError(reply.text, reply.status_code)
-            return reply
-
-        reply = server.settled(ask)
+        reply = server.settled(lambda: server.request(self.http, "GET", "/api/tags"))
         dated = email.utils.parsedate_to_datetime(reply.headers["Date"]) if "Date" in reply.headers else None
         now = (dated or datetime.datetime.now(datetime.UTC)).timestamp()
         mine = server.listed_name(self.name, "")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import INTERRUPTED, MISSING, ToolkitError
@@ -27,7 +27,7 @@ def train_apart(config: Config, folder: RunFolder, base: Base, *, restart: bool 
     Where Unsloth turns out not to work and the settings leave the choice, PEFT takes its place. In a process that a
     launcher started as one of several, this very process trains. Raises what `train` raises.
     """
-    if workers.launched():
+    if machine.launched():
         from toolkit.train import train
 
         workers.join().say({"base": [base.label, str(base.folder), base.commit], "restart": restart})
@@ -67,7 +67,7 @@ def follow(config: Config, folder: RunFolder) -> None:
 
 def dismiss() -> None:
     """Let the other processes go, if there are any; those that failed have gone already."""
-    if workers.launched():
+    if machine.launched():
         with suppress(RuntimeError):
             workers.join().say(None)
         workers.leave()

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import INTERRUPTED, ToolkitError, explain, unexpected
@@ -47,7 +47,7 @@ def main(order: Path, answer: Path) -> int:
         found, code = {"error": _plain(known)}, known.exit_code
         if isinstance(exc, UnslothFailed):
             found["avoid"] = exc.reason
-        if workers.launched() and not first:
+        if machine.launched() and not first:
             console.error(known)  # the others may be waiting, and their launcher ends them
     if first:
         write_text(answer, json.dumps(found, default=str))

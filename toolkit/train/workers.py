@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit import machine
 from toolkit.errors import MISSING, ToolkitError
 
 PATIENCE = datetime.timedelta(hours=24)  # worker 0 may have a model to download before the others have work
@@ -101,19 +102,14 @@ class Workers:
                 dist.broadcast(parameter.data, src=0)
 
 
-def launched() -> bool:
-    """Tell whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def rank() -> int:
     """Return this process's number among those that were launched together."""
-    return int(os.environ.get("RANK", "0")) if launched() else 0
+    return int(os.environ.get("RANK", "0")) if machine.launched() else 0
 
 
 def join() -> Workers:
     """Find this process's place, and meet the others if there are any; a second call changes nothing."""
-    if not launched():
+    if not machine.launched():
         return Workers()
     import torch
     import torch.distributed as dist
