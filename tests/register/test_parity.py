@@ -1,15 +1,19 @@
 """Greedy answers compared token by token; and every client of a real server gives the same one."""
 
 import asyncio
+import itertools
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.register.conftest import make_run
 from tests.test_base import smollm
 from toolkit import llamacpp, prompt, server
 from toolkit.llamacpp import Step
-from toolkit.register import parity
+from toolkit.register import parity, shown
 from toolkit.register.parity import Answer, compare
 
 
@@ -97,6 +101,52 @@ def test_characters_of_several_tokens():
     other = steps("a", b"\xf0\x9f", b"\x99\x83", "b", at2=("x", 0.01))
     found = compare(other, Answer("a\U0001f642b", 4, False, near(1, 0.01, 1)))
     assert found.parted and found.server_lead is None
+
+
+def test_a_server_that_shows_the_token_that_llamacpp_ends_with_and_goes_on():
+    [first, last] = steps("Drink", ends=True)
+    ours = [first, replace(last, control=b"<|eot_id|>")]
+    found = compare(ours, Answer("Drink<|eot_id|> water", 4, ended=False))
+    assert (found.parted, found.tokens, found.past_end) == (False, 1, "<|eot_id|>")
+    for other in ("Drink water", "Drink<|eom_id|> water", "Eat<|eot_id|>"):
+        assert not compare(ours, Answer(other, 4, ended=False)).within_rounding
+
+
+def test_a_server_that_drops_broken_characters():
+    """As 0.24 does: a byte that completes nothing takes with it what is shown together with it."""
+    ours = steps("na", b"\xe2\x80", " lost", "H", b"\xff", b"\xc3", b"\xa9", "!", at7=("?", 0.01))
+    assert not compare(ours, Answer("naH\xe9!", 8, ended=False)).parted
+    assert not compare(ours, Answer("na\ufffd lostH\ufffd\xe9!", 8, ended=False)).parted
+    assert not compare(ours, Answer("na lostH\xe9!", 8, ended=False)).within_rounding
+    entries = near(5, 5, 5, 5, 5, 5, 0.02)  # none for the three tokens of which nothing is shown, and for \xff
+    found = compare(ours, Answer("naH\xe9?", 8, False, entries))
+    assert (found.parted, found.tokens, found.lead) == (True, 7, pytest.approx(0.01))
+
+
+def test_a_server_that_gives_up_over_repeated_tokens():
+    ours = steps("Drink", *[" tea"] * 60)
+    given_up = Answer("Drink" + " tea" * 31, 32, ended=False, cut=True)
+    assert (compare(ours, given_up).tokens, compare(ours, given_up).parted) == (32, False)
+    assert not compare(ours, replace(given_up, cut=False)).within_rounding
+    assert not compare(ours, replace(given_up, text="Drink" + " tea" * 20)).within_rounding
+    assert not compare(ours, replace(given_up, text="Drink" + " tea" * 30 + " milk")).within_rounding
+
+
+TOKENS = st.lists(
+    st.sampled_from(["a", "\xe9", "\u20ac", "\U0001f642", b"\xff", b"\xe2\x80", b"\xa9", b"\x00", ""]), max_size=12
+)
+
+
+@given(TOKENS)
+def test_what_is_shown_of_tokens_only_grows(tokens):
+    """And where nothing is broken it is the text itself, in every manner."""
+    texts = [token if isinstance(token, bytes) else token.encode() for token in tokens]
+    for manner in (shown.replaced, shown.dropped):
+        seen = [manner(texts[:count]) for count in range(len(texts) + 1)]
+        assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(seen))
+    with suppress(UnicodeDecodeError):
+        whole = b"".join(texts).decode()
+        assert shown.replaced(texts).text == whole and shown.dropped(texts).text == whole.replace("\0", "")
 
 
 @pytest.mark.slow

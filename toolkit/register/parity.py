@@ -4,8 +4,7 @@ Both add up the same numbers in another order (batches, threads, what stands in 
 equally likely may change places. Where the answers part, it has to be over such a pair.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import httpx
 from toolkit import llamacpp
 from toolkit.errors import ToolkitError
 from toolkit.llamacpp import Step
-from toolkit.register import verify
+from toolkit.register import shown, verify
+from toolkit.register.shown import Manner
 
 QUESTIONS = 10
 TOKENS = 64
@@ -24,20 +24,22 @@ TOKENS = 64
 # before they multiply quantized weights, so a last bit that differs grows: on the 2,479 rows' SmolLM2-135M the leads of
 # equal tokens differ by up to 0.05 in F16, 0.43 in Q8_0 and 0.44 in Q4_K_M.
 ROUNDING, MOST = 0.1, 0.5
+REPEATED = 31  # equal tokens in a row at which servers up to 0.34.0 give up (llm/server.go, llm/llama_server.go)
 
 
 @dataclass(frozen=True)
 class Answer:
     """A server's greedy answer: its text, how many tokens it has, whether it ended by itself, and what came near.
 
-    `near` has texts and log-probabilities of the most likely tokens, for each that completes a character: a server
-    shows no others.
+    `near` has texts and log-probabilities of the most likely tokens, of those tokens that the server shows so
+    (`shown`). `cut`: the server stopped without saying that it had finished.
     """
 
     text: str
     tokens: int
     ended: bool
     near: tuple[tuple[tuple[str, float], ...], ...] = ()
+    cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,19 @@ class Comparison:
     """How far two answers agree: `tokens` that are equal, and the place where they part, if they do.
 
     `lead` is by how many logits llama.cpp prefers its own token there, `server_lead` the same of the server's;
-    `rounding` is the most by which such leads differed on equal tokens, within limits.
+    `rounding` is the most that they may be, and `differences` are those of both programs' leads on the equal tokens.
+    `past_end` is the token with which llama.cpp ends where the server, having chosen the same, goes on.
     """
 
     tokens: int
     parted: bool
+    differences: tuple[float, ...] = ()
     lead: float = 0.0
     server_lead: float | None = None
     ours: str = ""
     theirs: str = ""
     rounding: float = ROUNDING
+    past_end: str = ""
 
     @property
     def within_rounding(self) -> bool:
@@ -87,55 +92,85 @@ def ask(http: httpx.Client, model: str, question: str, instruction: str) -> Answ
         for entry in found.get("logprobs") or []
     )
     count = int(found.get("eval_count") or 0)
-    return Answer(str(found.get("response", "")), count, found.get("done_reason") == "stop", near)
+    return Answer(
+        str(found.get("response", "")), count, found.get("done_reason") == "stop", near, not found.get("done")
+    )
 
 
 def compare(steps: list[Step], answer: Answer, measured: Sequence[float] = ()) -> Comparison:
-    """Follow both answers to their end, or to the first token that differs.
+    """Follow both answers to their end, or to the first token that differs, in either manner of showing tokens.
 
-    `measured` are differences of leads on equal tokens of other answers (`differences`). A server may show control
-    tokens by their names: 0.24 does.
+    `measured` are differences of leads on equal tokens of other answers (`Comparison.differences`).
     """
-    found = _compared(steps, answer, measured)
-    if found.parted and any(step.control for step in steps):
-        named = [replace(step, best=((step.control or step.text, step.best[0][1]), *step.best[1:])) for step in steps]
-        return max(found, _compared(named, answer, measured), key=lambda way: (not way.parted, way.tokens))
+    found = _compared(steps, answer, measured, shown.replaced)
+    if found.parted:
+        earlier = _compared(_named(steps), answer, measured, shown.dropped)
+        found = max(found, earlier, key=lambda way: (not way.parted, way.tokens))
     return found
 
 
-def _compared(steps: list[Step], answer: Answer, measured: Sequence[float]) -> Comparison:
+def _named(steps: list[Step]) -> list[Step]:
+    """Let control tokens have their names for text."""
+    return [replace(step, best=((step.control or step.text, step.best[0][1]), *step.best[1:])) for step in steps]
+
+
+def _compared(steps: list[Step], answer: Answer, measured: Sequence[float], manner: Manner) -> Comparison:
     texts = [step.text for step in steps if not step.ends]
-    if (_shown(texts), steps[-1].ends) == (_one_mark(answer.text), answer.ended):
-        return Comparison(len(texts), parted=False)
-    last = _parting(texts, answer.text)
+    given = shown.one_mark(answer.text)
+
+    def agreed(tokens: int, past_end: str = "") -> Comparison:
+        found = tuple(_differences(steps[:tokens], answer, manner))
+        return Comparison(tokens, parted=False, differences=found, past_end=past_end)
+
+    if (manner(texts).text, steps[-1].ends) == (given, answer.ended):
+        return agreed(len(texts))
+    if _goes_past(steps, given, manner):
+        return agreed(len(texts), past_end=steps[-1].text.decode("utf-8", errors="replace"))
+    last = _parting(texts, given, manner)
+    if answer.cut and manner(texts[:last]).text == given and _repeats(texts[: last + 1]):
+        return agreed(last)
     first = last
     while first > 0 and not _whole(texts[first - 1]):  # a character of several tokens: they part in one of them
         first -= 1
     places = range(first, min(last, len(steps) - 1) + 1)
     at = min(places, key=lambda place: _lead(steps[place]), default=len(steps) - 1)
-    rounding = min(MOST, max([ROUNDING, *measured, *differences(steps[:at], answer)]))
-    step, going_on = steps[at], _one_mark(answer.text)[len(_shown(texts[:at])) :]
+    differences = tuple(_differences(steps[:at], answer, manner))
+    rounding = min(MOST, max([ROUNDING, *measured, *differences]))
+    step, going_on = steps[at], given[len(manner(texts[:at]).text) :]
     return Comparison(
         at,
-        True,
-        _lead(step) if _goes_on(step, going_on, rounding) else float("inf"),
-        _server_lead(answer, texts, at),
-        "its end" if step.ends else step.text.decode("utf-8", errors="replace"),
-        going_on[:20] or "its end",
-        rounding,
+        parted=True,
+        differences=differences,
+        lead=_lead(step) if _goes_on(step, going_on, rounding) else float("inf"),
+        server_lead=_server_lead(answer, texts, at, manner),
+        ours="its end" if step.ends else step.text.decode("utf-8", errors="replace"),
+        theirs=going_on[:20] or "its end",
+        rounding=rounding,
     )
 
 
-def differences(steps: list[Step], answer: Answer) -> list[float]:
-    """Return by how much the leads of equal tokens over the same second token differ between both programs."""
+def _goes_past(steps: list[Step], given: str, manner: Manner) -> bool:
+    """Say whether the server shows the very token that llama.cpp ends with, and goes on.
+
+    llama.cpp ends at every token that is some model's end by its text; 0.24 at the model's own EOS alone.
+    """
     texts = [step.text for step in steps]
-    found = []
+    return steps[-1].ends and bool(texts[-1]) and given.startswith(manner(texts).text)
+
+
+def _repeats(texts: list[bytes]) -> bool:
+    """Say whether a server up to 0.34.0 gives an answer up over these tokens, without a word: the last are one text."""
+    return len(texts) >= REPEATED and len({text.strip() for text in texts[-REPEATED:]}) == 1
+
+
+def _differences(steps: list[Step], answer: Answer, manner: Manner) -> Iterator[float]:
+    """Yield by how much the leads of equal tokens over the same second token differ between both programs."""
+    texts = [step.text for step in steps]
     for place, step in enumerate(steps):
-        shown = _near(answer, texts, place)
+        near = _near(answer, texts, place, manner)
         pair = [text.decode("utf-8", errors="replace") for text, _ in step.best[:2]]
-        if [text for text, _ in shown[:2]] == pair:
-            found.append(abs(_lead(step) - (shown[0][1] - shown[1][1])))
-    return found
+        if [text for text, _ in near[:2]] == pair:
+            yield abs(_lead(step) - (near[0][1] - near[1][1]))
 
 
 def _goes_on(step: Step, rest: str, rounding: float) -> bool:
@@ -157,47 +192,26 @@ def _whole(text: bytes) -> bool:
     return True
 
 
-def _shown(texts: list[bytes]) -> str:
-    return _one_mark(_complete(b"".join(texts)).decode("utf-8", errors="replace"))
-
-
-def _one_mark(text: str) -> str:
-    """Write one replacement character for each run of them, none at the end: programs differ in how many they make."""
-    return re.sub("\ufffd+", "\ufffd", text).rstrip("\ufffd")
-
-
-def _parting(texts: list[bytes], found: str) -> int:
+def _parting(texts: list[bytes], given: str, manner: Manner) -> int:
     """Return how many tokens of ours the server's text begins with."""
     for count in range(1, len(texts) + 1):
-        if not _one_mark(found).startswith(_shown(texts[:count])):
+        if not given.startswith(manner(texts[:count]).text):
             return count - 1
     return len(texts)
 
 
-def _server_lead(answer: Answer, texts: list[bytes], at: int) -> float | None:
+def _server_lead(answer: Answer, texts: list[bytes], at: int, manner: Manner) -> float | None:
     """Return by how much the server preferred its token at a place, if it says so."""
-    near = _near(answer, texts, at)
+    near = _near(answer, texts, at, manner)
     return near[0][1] - near[1][1] if near else None
 
 
-def _near(answer: Answer, texts: list[bytes], at: int) -> tuple[tuple[str, float], ...]:
-    """Return the server's candidates at a place, two at least, or none: it shows those that complete a character."""
-    shown, raw = 0, b""
-    for text in texts[:at]:
-        raw += text
-        shown += bool(text) and _complete(raw) == raw
-    if _complete(raw) != raw or shown >= len(answer.near) or len(answer.near[shown]) < 2:
+def _near(answer: Answer, texts: list[bytes], at: int, manner: Manner) -> tuple[tuple[str, float], ...]:
+    """Return the server's candidates at a place, two at least, or none where it shows none."""
+    entry = manner(texts[:at]).following
+    if entry is None or entry >= len(answer.near) or len(answer.near[entry]) < 2:
         return ()
-    return answer.near[shown]
-
-
-def _complete(raw: bytes) -> bytes:
-    """Cut off a last character that is not whole, as llama.cpp's server judges it (validate_utf8, tools/server)."""
-    for index, byte in enumerate(reversed(raw[-4:]), 1):
-        for mask, lead, length in ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4)):
-            if byte & mask == lead and index < length:
-                return raw[:-index]
-    return raw
+    return answer.near[entry]
 
 
 def prove(
@@ -210,9 +224,7 @@ def prove(
     """
     answers = [ask(http, model, question, instruction) for question, instruction in asked]
     pairs = list(zip(answered, answers, strict=True))
-    measured = [
-        value for steps, answer in pairs for value in differences(steps[: compare(steps, answer).tokens], answer)
-    ]
+    measured = [value for steps, answer in pairs for value in compare(steps, answer).differences]
     compared = [compare(steps, answer, measured) for steps, answer in pairs]
     for (question, _), found in zip(asked, compared, strict=True):
         if not found.within_rounding:
@@ -226,6 +238,7 @@ def prove(
         "answers": len(compared),
         "agreed": sum(not found.parted for found in compared),
         "tokens": sum(found.tokens for found in compared),
+        "past_end": sorted({found.past_end for found in compared if found.past_end}),
         "rounding": round(max(measured, default=0.0), 4),
         "parted": [
             {"after": found.tokens, "lead": round(found.lead, 4), "server_lead": found.server_lead,
