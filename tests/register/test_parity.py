@@ -118,6 +118,7 @@ def test_a_server_that_drops_broken_characters():
     assert not compare(ours, Answer("naH\xe9!", 8, ended=False)).parted
     assert not compare(ours, Answer("na\ufffd lostH\ufffd\xe9!", 8, ended=False)).parted
     assert not compare(ours, Answer("na lostH\xe9!", 8, ended=False)).within_rounding
+    assert not compare(steps("na", b"\xe8", "\a", "kept"), Answer("nakept", 4, ended=False)).parted
     entries = near(5, 5, 5, 5, 5, 5, 0.02)  # none for the three tokens of which nothing is shown, and for \xff
     found = compare(ours, Answer("naH\xe9?", 8, False, entries))
     assert (found.parted, found.tokens, found.lead) == (True, 7, pytest.approx(0.01))

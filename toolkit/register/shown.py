@@ -40,14 +40,28 @@ def dropped(texts: list[bytes]) -> Shown:
     for place, text in enumerate(texts):
         pending.append(text.replace(b"\0", b""))
         piece = b"".join(pending)
-        if complete(piece) == piece or place == len(texts) - 1:
+        if not _waits(piece) or place == len(texts) - 1:
             valid = _valid(piece)
             shown += valid
-            if complete(piece) != piece:
+            if _waits(piece):
                 return Shown(one_mark(shown), entries + len(pending))
             entries += len(pending) if valid else 0
             pending = []
     return Shown(one_mark(shown), entries)
+
+
+def _waits(raw: bytes) -> bool:
+    """Say whether 0.24 waits for the rest of a character (runner/common/stop.go, `IncompleteUnicode`)."""
+    for index, byte in enumerate(reversed(raw[-4:]), 1):
+        if byte & 0xC0 != 0x80:  # the first that continues nothing decides
+            return _leads_further(byte, index)
+    return False
+
+
+def _leads_further(byte: int, count: int) -> bool:
+    """Say whether a byte begins a character of more than `count` bytes."""
+    leads = ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4))
+    return any(byte & mask == lead and count < length for mask, lead, length in leads)
 
 
 def _valid(raw: bytes) -> str:
@@ -66,7 +80,6 @@ def one_mark(text: str) -> str:
 def complete(raw: bytes) -> bytes:
     """Cut off a last character that is not whole, as llama.cpp's server judges it (validate_utf8, tools/server)."""
     for index, byte in enumerate(reversed(raw[-4:]), 1):
-        for mask, lead, length in ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4)):
-            if byte & mask == lead and index < length:
-                return raw[:-index]
+        if _leads_further(byte, index):
+            return raw[:-index]
     return raw
