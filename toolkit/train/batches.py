@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from toolkit.train.examples import IGNORED, Example
 
 
@@ -93,25 +96,35 @@ def collate(examples: Sequence[Example], device: Any, *, padded: bool = False) -
 
     The label of each record's first token is ignored: nothing inside the record predicts it.
     """
-    import torch
-
     lengths = [len(example.input_ids) for example in examples]
-    labels = [[IGNORED, *example.labels[1:]] for example in examples]
-    width = max(lengths) if padded else 0
-
-    def tensor(rows: list[list[int]], fill: int) -> Any:
-        if padded:
-            return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=device)
-        return torch.tensor([[value for row in rows for value in row]], device=device)
-
+    shape = (len(examples), max(lengths)) if padded else (1, sum(lengths))
+    values = np.zeros((3, *shape), np.int64)
+    ids, labels, positions = values
+    labels[:] = IGNORED
+    start = 0
+    for number, example in enumerate(examples):
+        place = (number, slice(0, lengths[number])) if padded else (0, slice(start, start + lengths[number]))
+        ids[place] = example.input_ids
+        labels[place] = [IGNORED, *example.labels[1:]]
+        positions[place] = np.arange(lengths[number])
+        start += lengths[number]
+    input_ids, targets, position_ids = _sent(values, device)
     return Batch(
-        input_ids=tensor([example.input_ids for example in examples], 0),
-        labels=tensor(labels, IGNORED),
-        position_ids=tensor([list(range(length)) for length in lengths], 0),
+        input_ids=input_ids,
+        labels=targets,
+        position_ids=position_ids,
         lengths=lengths,
         rows=[example.row for example in examples],
         padded=padded,
     )
+
+
+def _sent(values: npt.NDArray[Any], device: Any) -> Any:
+    """Return values as a tensor on a device; a card gets them without Python waiting for what it still computes."""
+    import torch
+
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
 
 
 def silent(example: Example) -> Example:
@@ -121,6 +134,4 @@ def silent(example: Example) -> Example:
 
 def ends(lengths: Sequence[int], device: Any) -> Any:
     """Return where records begin and end in a packed row: int32, shape (records + 1,), from 0 on."""
-    import torch
-
-    return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    return _sent(np.cumsum([0, *lengths], dtype=np.int32), device)

@@ -19,6 +19,7 @@ from toolkit.run import RunFolder, clear_stale, sha256_of, writing_folder
 MARKER = "toolkit.json"
 ADAPTER = "adapter.safetensors"
 STATE = "state.pt"
+MOMENTS = "flat"  # how the optimizer's state is laid out: that of another layout cannot be taken over
 KEPT = 2  # besides the best one
 # These do not change what the weights become.
 NOT_DECISIVE = {"save_steps", "eval_steps", "early_stopping", "packing", "gradient_checkpointing"}
@@ -38,7 +39,7 @@ def fingerprint(config: Config, folder: RunFolder) -> str:
     """Hash all that decides the weights: settings of model, prompt and training, and the training records (hex)."""
     settings = {name: config.section(name) for name in ("model", "prompt")}
     settings["train"] = {key: value for key, value in config.section("train").items() if key not in NOT_DECISIVE}
-    text = json.dumps(settings, sort_keys=True) + sha256_of(folder.side("train"))
+    text = json.dumps(settings, sort_keys=True) + sha256_of(folder.side("train")) + MOMENTS
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

@@ -54,10 +54,6 @@ class Loop:
         """The device of this worker."""
         return self.workers.device(self.backend.device)
 
-    def parameters(self) -> list[Any]:
-        """Return what is trained."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
 
 @dataclass(frozen=True)
 class Step:
@@ -171,7 +167,7 @@ def _step(loop: Loop, step: int, rate: float) -> Step:
         if not worst[0]:
             break
         _shrink(loop, step, int(worst[0]), int(worst[1]))
-    loop.workers.add_gradients(loop.parameters())
+    loop.whole.gather(loop.workers)
     norm = loop.precision.clip(loop.whole, loop.optimizer, MAX_NORM)
     loss = loop.workers.sums([sum(sums)])[0]
     if not math.isfinite(loss) or not (math.isfinite(norm) or loop.precision.may_overflow()):
@@ -189,7 +185,7 @@ def _step(loop: Loop, step: int, rate: float) -> Step:
     for group in loop.optimizer.param_groups:
         group["lr"] = rate
     loop.precision.step(loop.optimizer)
-    loop.optimizer.zero_grad(set_to_none=True)
+    loop.whole.zero()
     return Step(loss, norm, sum(len(record.input_ids) for record in records), rows)
 
 
@@ -246,7 +242,7 @@ def _shrink(loop: Loop, step: int, tokens: int, records: int) -> None:
     """Halve the forward pass after memory ran out; the step is then computed again from its beginning."""
     import torch
 
-    loop.optimizer.zero_grad(set_to_none=True)
+    loop.whole.zero()
     gc.collect()
     if loop.backend.device == "cuda":
         torch.cuda.empty_cache()

@@ -4,16 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.train.flat import Flat
 from toolkit.train.workers import Workers
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The model as it trains, and `inner`, as it was loaded; they differ where accelerate wrapped it."""
+    """The model as it trains, and `inner`, as it was loaded; they differ where accelerate wrapped it.
+
+    On one device the adapter is `flat`.
+    """
 
     model: Any
     inner: Any
     optimizer: Any
+    flat: Flat | None = None
     accelerator: Any = None
 
     @staticmethod
@@ -23,7 +28,8 @@ class Whole:
         """Make the optimizer by `make`, shard the model where that is wanted, and load a checkpoint's state if any."""
         load_adapter(model, adapter)
         if not workers.sharded:
-            whole = Whole(model, model, make(_trained(model)))
+            flat = Flat.of(_trained(model))
+            whole = Whole(model, model, make(flat.vectors), flat)
             if moments is not None:
                 whole.optimizer.load_state_dict(moments)
             return whole
@@ -41,7 +47,7 @@ class Whole:
             optimizer = accelerator.prepare(make(_trained(wrapped)))
         if moments is not None:
             _load_sharded(wrapped, optimizer, moments)
-        return Whole(wrapped, model, optimizer, accelerator)
+        return Whole(wrapped, model, optimizer, accelerator=accelerator)
 
     def load(self, adapter: dict[str, Any]) -> None:
         """Take over a checkpoint's adapter."""
@@ -57,10 +63,23 @@ class Whole:
         """Scale the gradient to a norm of at most `most`, and return the norm it had."""
         import torch
 
-        if self.accelerator is not None:
-            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), most)
-            return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return torch.nn.utils.clip_grad_norm_(_trained(self.model), most)
+        if self.flat is not None:
+            return torch.nn.utils.clip_grad_norm_(self.flat.vectors, most)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), most)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def gather(self, workers: Workers) -> None:
+        """Add each gradient up over all workers; FSDP has done so already."""
+        if self.flat is not None:
+            self.flat.gather()
+            workers.add_up([vector.grad for vector in self.flat.vectors])
+
+    def zero(self) -> None:
+        """Forget the gradient."""
+        if self.flat is not None:
+            self.flat.zero()
+        else:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def state(self) -> tuple[dict[str, Any], Any]:
         """Return the adapter by its parameters' names, and the optimizer's state; whole on worker 0 at least."""

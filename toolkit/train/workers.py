@@ -73,23 +73,14 @@ class Workers:
         """Return worker 0's value to all."""
         return self.gather(value if self.first else None)[0]
 
-    def add_gradients(self, parameters: Iterable[Any]) -> None:
-        """Add each gradient up over all workers; with FSDP that has happened already."""
-        if self.count == 1 or self.sharded:
+    def add_up(self, tensors: Iterable[Any]) -> None:
+        """Add each tensor up over all workers, in place."""
+        if self.count == 1:
             return
-        import torch
         import torch.distributed as dist
 
-        mine = [parameter for parameter in parameters if parameter.requires_grad]
-        for parameter in mine:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        flat = torch.cat([parameter.grad.reshape(-1) for parameter in mine])
-        dist.all_reduce(flat)
-        start = 0
-        for parameter in mine:
-            parameter.grad.copy_(flat[start : start + parameter.numel()].view_as(parameter))
-            start += parameter.numel()
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
     def equalize(self, parameters: Iterable[Any]) -> None:
         """Give every worker worker 0's values of the trainable parameters."""
