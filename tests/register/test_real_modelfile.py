@@ -66,7 +66,7 @@ def writable(texts):
 
 def go(template):
     """A Go template that renders this text, whatever it holds."""
-    return template.replace("{{", '{{ "{{" }}') + "{{ .Prompt }}"
+    return template.replace("{", '{{ "{" }}') + "{{ .Prompt }}"
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
