@@ -35,8 +35,7 @@ def test_steps_are_those_of_the_matrices(most: int) -> None:
         if step == 2:
             ours[1].grad = ours[1].grad.clone()  # something replaced it
         if step == 3:
-            ours[0].grad = plain[0].grad = None
-            plain[0].grad = torch.zeros_like(plain[0])
+            ours[0].grad, plain[0].grad = None, torch.zeros_like(plain[0])
         flat.gather()
         norms = [float(torch.nn.utils.clip_grad_norm_(some, 1.0)) for some in (plain, flat.vectors)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-6)

@@ -37,17 +37,15 @@ def dropped(texts: list[bytes]) -> Shown:
     """
     shown, entries = "", 0
     pending: list[bytes] = []
-    for place, text in enumerate(texts):
+    for text in texts:
         pending.append(text.replace(b"\0", b""))
         piece = b"".join(pending)
-        if not _waits(piece) or place == len(texts) - 1:
+        if not _waits(piece):
             valid = _valid(piece)
             shown += valid
-            if _waits(piece):
-                return Shown(one_mark(shown), entries + len(pending))
             entries += len(pending) if valid else 0
             pending = []
-    return Shown(one_mark(shown), entries)
+    return Shown(one_mark(shown + _valid(b"".join(pending))), entries + len(pending))
 
 
 def _waits(raw: bytes) -> bool:

@@ -26,12 +26,13 @@ class Flat:
         """
         flat = Flat([], [])
         members: list[Any] = []
+        room = 0
         for parameter in parameters:
-            full = sum(map(_room, members)) + _room(parameter) > most
-            if members and (full or members[0].dtype != parameter.dtype):
+            if members and (room + _room(parameter) > most or members[0].dtype != parameter.dtype):
                 flat._add(members)
-                members = []
+                members, room = [], 0
             members.append(parameter)
+            room += _room(parameter)
         if members:
             flat._add(members)
         return flat
