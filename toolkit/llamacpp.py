@@ -156,7 +156,7 @@ def logits(llm: Any, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
     return rows
 
 
-NEAREST = 5  # candidates kept of each greedy step
+NEAREST = 10  # candidates kept of each greedy step
 
 
 @dataclass(frozen=True)
