@@ -136,17 +136,25 @@ def card(gigabytes: float, *, unsloth: bool = True) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "checkpointing", "tokens"),
-    [(8, True, 2048), (16, True, 16_384), (24, False, 2048), (48, False, 8192), (80, False, 16_384)],
+    ("gigabytes", "checkpointing", "offloaded", "tokens"),
+    [
+        (8, True, True, 4096),
+        (10, True, False, 8192),
+        (16, True, False, 16_384),
+        (24, False, False, 4096),
+        (48, False, False, 8192),
+        (80, False, False, 16_384),
+    ],
 )
-def test_the_plan_of_each_card(gigabytes: int, checkpointing: bool, tokens: int) -> None:
+def test_the_plan_of_each_card(gigabytes: int, checkpointing: bool, offloaded: bool, tokens: int) -> None:
     """At least so many tokens go into one forward pass; no plan takes more than the card has."""
     chosen = memory.plan(LLAMA_8B, TrainSettings(), card(gigabytes))
-    assert chosen.fits and chosen.checkpointing == checkpointing
+    assert chosen.fits and (chosen.checkpointing, chosen.offloaded) == (checkpointing, offloaded)
     assert tokens <= chosen.tokens <= memory.ENOUGH
     assert chosen.estimate is not None and chosen.estimate < gigabytes * 2**30
     said = memory.describe(chosen, TrainSettings())
     assert "8 records a step" in said and f"{chosen.tokens:,} tokens" in said and "free" in said
+    assert ("main memory" in said) == offloaded
 
 
 def test_a_larger_card_never_gets_a_smaller_plan() -> None:
@@ -154,7 +162,7 @@ def test_a_larger_card_never_gets_a_smaller_plan() -> None:
         plans = [memory.plan(LLAMA_8B, TrainSettings(), card(size, unsloth=unsloth)) for size in range(6, 100, 2)]
         assert [plan.fits for plan in plans] == sorted(plan.fits for plan in plans)
         fitting = [plan for plan in plans if plan.fits]
-        ranks = [(not plan.checkpointing, plan.tokens) for plan in fitting]
+        ranks = [(not plan.checkpointing, not plan.offloaded, plan.tokens) for plan in fitting]
         assert ranks == sorted(ranks)
 
 
@@ -163,6 +171,9 @@ def test_settings_overrule_the_plan_and_what_does_not_fit_is_said() -> None:
     assert memory.plan(LLAMA_8B, always, card(80)).checkpointing
     never = memory.plan(LLAMA_8B, TrainSettings(gradient_checkpointing=False), card(12))
     assert not never.fits and not never.checkpointing and "can be used" in never.reason
+    plain = memory.plan(LLAMA_8B, TrainSettings(), card(8, unsloth=False))
+    assert not plain.offloaded, "only Unsloth leaves embeddings in main memory"
+    assert not memory.plan(LLAMA_8B, TrainSettings(), card(8), workers=2).offloaded, "and only for one card"
     tiny = memory.plan(LLAMA_8B, TrainSettings(), card(6))
     assert not tiny.fits and tiny.checkpointing and tiny.tokens == 2048
 

@@ -32,8 +32,8 @@ EXPORT_BLOCKS = 1 << 24
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
 LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
 USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes
-SPARE = 1.25  # of a whole record must fit without checkpoints, for a record cannot be halved if that was computed amiss
-ENOUGH = 16_384  # tokens of a forward pass beyond which a larger one is hardly faster: 8,192 gave 97 % of its speed
+SPARE = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if that was computed amiss
+ENOUGH = 32_768  # tokens of a forward pass beyond which none was measured: two of 9,700 cost 3 % against one of 16,067
 
 
 def total(parts: Mapping[str, int]) -> int:
@@ -111,12 +111,14 @@ def training_cpu(
     }
 
 
-def weights_cuda(shape: Shape, *, four_bit: bool) -> int:
-    """Return the base's weights on a card: nf4 with double quantization for the layers, else 16 bits."""
-    if not four_bit:
-        return 2 * shape.parameters()
+def weights_cuda(shape: Shape, *, four_bit: bool, offloaded: bool = False) -> int:
+    """Return the base's weights on a card: nf4 with double quantization for the layers, else 16 bits.
+
+    `offloaded`: the input embeddings stand in the machine's memory, where no output head shares them.
+    """
     rest = shape.parameters() - shape.linear_weights()
-    return int(NF4 * shape.linear_weights()) + rest * 2
+    away = 2 * shape.table() if offloaded and not shape.tied else 0
+    return (int(NF4 * shape.linear_weights()) if four_bit else 2 * shape.linear_weights()) + 2 * rest - away
 
 
 def training_cuda(
@@ -127,6 +129,7 @@ def training_cuda(
     unsloth: bool,
     tokens: int | None = None,
     checkpointing: bool | None = None,
+    offloaded: bool = False,
 ) -> Parts:
     """Return the peak of one step on a CUDA card in 16-bit autocast, for `tokens` in a forward pass.
 
@@ -143,7 +146,7 @@ def training_cuda(
     largest = max(inputs * outputs for inputs, outputs in shape.linears().values())
     return {
         "context": CUDA_CONTEXT,
-        "weights": weights_cuda(shape, four_bit=four_bit),
+        "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded),
         "adapter": adapter(shape, settings, 2 if settings.optimizer == "adamw_8bit" else 8),
         "activations": kept + (2 * largest if four_bit else 0),
         "logits": UNSLOTH_LOGITS if unsloth else logits(shape, count) + 8 * count * shape.hidden,
@@ -165,6 +168,7 @@ class Machine:
 class Plan:
     """How a step is computed: at most `tokens` in one forward pass (always whole records), with or without checkpoints.
 
+    `offloaded`: the input embeddings stay in the machine's memory, and only the rows of a pass come to the card.
     A step's records stay batch_size × accumulation whatever the plan, so it changes memory and speed, not the result.
     `estimate` is the computed peak of the device's memory, the CUDA context left out; None where it is unknown. It is
     that of `largest` tokens in a forward pass, where the records' lengths are known, else of `tokens`.
@@ -175,6 +179,7 @@ class Plan:
     checkpointing: bool
     reason: str
     estimate: int | None
+    offloaded: bool = False
     fits: bool = True
     largest: int | None = None
 
@@ -183,7 +188,9 @@ class Plan:
         return replace(self, tokens=tokens // 2) if records > 1 else None
 
 
-def peak(shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, checkpointing: bool) -> Parts:
+def peak(
+    shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, checkpointing: bool, offloaded: bool
+) -> Parts:
     """Return the peak of a step with `tokens` in one forward pass on this machine.
 
     On a card the CUDA context is left out: free memory is asked for when there is one, and torch does not count it.
@@ -196,6 +203,7 @@ def peak(shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, c
             unsloth=machine.unsloth,
             tokens=tokens,
             checkpointing=checkpointing,
+            offloaded=offloaded,
         )
         return {name: count for name, count in parts.items() if name != "context"}
     return training_cpu(shape, settings, bf16=machine.bf16, tokens=tokens, checkpointing=checkpointing)
@@ -205,8 +213,9 @@ def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers
     """Choose how much goes into one forward pass, and whether activations are recomputed, from the free memory.
 
     Without checkpoints a step takes 4 FLOP a parameter and token instead of 6, so they are left out where a whole
-    record of `max_length` still fits, unless the settings decide. A forward pass never needs more than one worker's
-    share of a step, nor, on a card, more than ENOUGH tokens.
+    record of `max_length` still fits, unless the settings decide. Where it does not fit with them either, Unsloth can
+    leave the input embeddings in the machine's memory. A forward pass never needs more than one worker's share of a
+    step, nor, on a card, more than ENOUGH tokens.
     """
     longest = settings.max_length
     share = math.ceil(settings.batch_size * settings.accumulation / workers)
@@ -224,34 +233,43 @@ def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers
         tokens = min(most, settings.batch_size * longest)
         return Plan(tokens, records, checkpointing, f"{unknown}: the settings' own batch", None)
     room = int(machine.free * (USABLE if machine.cuda else 1))
-    ways = [False, True] if wanted == "auto" else [bool(wanted)]
-    for checkpointing in ways:
-        tokens = _most_tokens(shape, settings, machine, checkpointing, most, room)
-        spare = SPARE if wanted == "auto" and not checkpointing else 1
+    ways = [(False, False), (True, False)] if wanted == "auto" else [(bool(wanted), False)]
+    if machine.cuda and machine.unsloth and not shape.tied and workers == 1:
+        ways.append((ways[-1][0], True))
+    for checkpointing, offloaded in ways:
+        tokens = _most_tokens(shape, settings, machine, checkpointing, offloaded, most, room)
+        spare = 1 if (checkpointing, offloaded) == ways[-1] else SPARE
         if tokens >= min(spare * longest, most):
-            need = total(peak(shape, settings, machine, tokens, checkpointing))
-            return Plan(tokens, records, checkpointing, _why(machine, wanted, checkpointing), need)
-    need = total(peak(shape, settings, machine, longest, ways[-1]))
+            need = total(peak(shape, settings, machine, tokens, checkpointing, offloaded))
+            return Plan(tokens, records, checkpointing, _why(machine, wanted, checkpointing), need, offloaded)
+    checkpointing, offloaded = ways[-1]
+    need = total(peak(shape, settings, machine, longest, checkpointing, offloaded))
     reason = f"one record of {longest:,} tokens takes {size(need)}, {size(room)} of {size(machine.free)} can be used"
-    return Plan(longest, 1, ways[-1], reason, need, fits=False)
+    return Plan(longest, 1, checkpointing, reason, need, offloaded, fits=False)
 
 
 def of_records(plan: Plan, shape: Shape | None, settings: TrainSettings, machine: Machine, largest: int) -> Plan:
     """Return the plan with its estimate for the largest forward pass that these records will make, in tokens."""
     if shape is None or plan.estimate is None:
         return plan
-    need = total(peak(shape, settings, machine, largest, plan.checkpointing))
+    need = total(peak(shape, settings, machine, largest, plan.checkpointing, plan.offloaded))
     return replace(plan, largest=largest, estimate=need)
 
 
 def _most_tokens(
-    shape: Shape, settings: TrainSettings, machine: Machine, checkpointing: bool, most: int, room: int
+    shape: Shape,
+    settings: TrainSettings,
+    machine: Machine,
+    checkpointing: bool,
+    offloaded: bool,
+    most: int,
+    room: int,
 ) -> int:
     """Return the most tokens, up to `most`, whose forward and backward pass fits into `room` bytes."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if total(peak(shape, settings, machine, middle, checkpointing)) <= room:
+        if total(peak(shape, settings, machine, middle, checkpointing, offloaded)) <= room:
             low = middle
         else:
             high = middle - 1
@@ -279,4 +297,6 @@ def describe(plan: Plan, settings: TrainSettings, workers: int = 1) -> str:
     else:
         how = f"{plan.records} to a forward pass, without padding"
     memory = "" if plan.estimate is None else f", {size(plan.estimate)} computed"
-    return f"plan: {step}, {how}, {'with' if plan.checkpointing else 'without'} checkpointing{memory} ({plan.reason})"
+    ways = "with checkpointing" if plan.checkpointing else "without checkpointing"
+    ways += ", the embeddings in main memory" if plan.offloaded else ""
+    return f"plan: {step}, {how}, {ways}{memory} ({plan.reason})"

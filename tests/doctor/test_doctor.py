@@ -184,7 +184,7 @@ def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(monkeypatch, machine.Card("a card", "", int(16e9), int(7.5e9), bf16=True), "unsloth")
+    with_card(monkeypatch, machine.Card("a card", "", int(8e9), int(6.3e9), bf16=True), "unsloth")
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
     found = {check.name: check for check in home.examine(*settings)}
     assert found["gpu memory: training"].ok is False

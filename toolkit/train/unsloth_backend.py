@@ -57,6 +57,7 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
             max_seq_length=settings.max_length,
             dtype=None,  # bf16 on Ampere and later, else f16
             load_in_4bit=config.model.load_in_4bit,
+            offload_embedding=plan.offloaded,  # by itself Unsloth decides on figures of its own
             use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
         )
         return FastLanguageModel.get_peft_model(
