@@ -107,6 +107,11 @@ def spread(differences: Sequence[float]) -> float:
     return math.sqrt(sum(value * value for value in differences) / len(differences)) if differences else 0.0
 
 
+def explained(measured: float) -> float:
+    """Return the logits by which two leading tokens may differ where answers part, given the `spread` on equal ones."""
+    return max(ROUNDING, SIGMAS * measured)
+
+
 def compare(steps: list[Step], answer: Answer) -> Comparison:
     """Follow both answers to their end, or to the first token that differs, in either manner of showing tokens."""
     found = _compared(steps, answer, shown.replaced)
@@ -255,7 +260,7 @@ def prove(
             f"the tokens on which they agree differs by {measured:.2f} logits, {MOST} is the most that rounding makes",
             hint=OTHERWISE,
         )
-    rounding = max(ROUNDING, SIGMAS * measured)
+    rounding = explained(measured)
     for (question, _), found in zip(asked, compared, strict=True):
         if not found.within(rounding):
             raise ToolkitError(
