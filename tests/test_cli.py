@@ -182,3 +182,13 @@ def test_ended_pipe_is_no_error() -> None:
     command = f"{shlex.quote(sys.executable)} -m toolkit --help | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
     assert json.dumps(done.stderr) == '""'
+
+
+def test_an_error_that_nobody_reads_shows_no_traceback(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    command = f"{shlex.quote(sys.executable)} -m toolkit status --json -c {shlex.quote(str(tmp_path / 'none.toml'))}"
+    ended = f"set -o pipefail; (sleep 1; {command}) | true; echo $?"
+    done = subprocess.run(["bash", "-c", ended], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.stdout == "1\n" and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -318,6 +318,11 @@ def main() -> None:
         _main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
+    except BrokenPipeError:  # nobody reads on, and nothing is to complain about it when the interpreter ends
+        code = 1
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
     from toolkit import machine
 
     if machine.launched():
@@ -341,8 +346,7 @@ def _main() -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail(ToolkitError("interrupted", hint="the same command goes on from there", exit_code=INTERRUPTED))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        raise
     except Exception as exc:
         if os.environ.get("TOOLKIT_DEBUG"):
             raise

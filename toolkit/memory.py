@@ -33,7 +33,8 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax p
 LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
 USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes
 SPARE = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if that was computed amiss
-ENOUGH = 32_768  # tokens of a forward pass beyond which none was measured: two of 9,700 cost 3 % against one of 16,067
+# Tokens of a pass on a card: on an H100 two of 9,500 took as long as one of 19,000, in 50 GB where it took 84.
+ENOUGH = 16_384
 
 
 def total(parts: Mapping[str, int]) -> int:

@@ -56,7 +56,7 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
         losses = []
         for chosen in passes:
             with precision.autocast():
-                loss = backend.loss(model, batches.collate(chosen, device), total)
+                loss = backend.loss(model, batches.collate(chosen, device, multiple=batches.ALIGNED), total)
             precision.backward(loss)
             losses.append(loss.detach().float().reshape(()))
         found[f"{label} losses"] = torch.stack(losses).cpu()
@@ -75,7 +75,7 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
     for one in range(len(records)):  # the labels of one record in the row of all: its loss must be its own
         row = [record if place == one else batches.silent(record) for place, record in enumerate(records)]
         with torch.no_grad(), precision.autocast():
-            loss = backend.loss(model, batches.collate(row, device), total)
+            loss = backend.loss(model, batches.collate(row, device, multiple=batches.ALIGNED), total)
         alone.append(loss.float().reshape(()))
     found["in the row"] = torch.stack(alone).cpu()
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, out)

@@ -33,7 +33,7 @@ def loss(model, batch, total):
     if torch.is_grad_enabled():
         if sys.argv[3] == "kill" and steps_done() == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        if sys.argv[3] == "fill" and steps_done() >= 3 and len(batch.lengths) > 2:
+        if sys.argv[3] == "fill" and steps_done() >= 3 and len(batch.rows) > 2:
             torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
     return real(model, batch, total)
 peft_backend.packed_loss = loss

@@ -63,13 +63,26 @@ def test_a_packed_row_restarts_its_positions_and_never_predicts_across_records()
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
     assert batch.labels.tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
-    assert (batch.tokens, batch.rows) == (5, [1, 2])
+    assert (batch.lengths, batch.rows) == ([3, 2], [1, 2])
     assert int((batch.labels != IGNORED).sum()) == sum(record.learned for record in records) == 3
     padded = batches.collate(records, "cpu", padded=True)
     assert padded.input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert padded.labels.tolist() == [[IGNORED, 6, 7], [IGNORED, 9, IGNORED]]
-    assert padded.tokens == 5
+    assert padded.lengths == [3, 2]
     assert int((padded.labels != IGNORED).sum()) == 3
+
+
+def test_a_row_is_filled_to_a_multiple_with_a_record_of_which_nothing_is_learned() -> None:
+    records = [Example([5, 6, 7], [5, 6, 7], 1, False), Example([8, 9], [8, 9], 2, False)]
+    filled = batches.collate(records, "cpu", multiple=8)
+    assert filled.input_ids.shape == filled.labels.shape == filled.position_ids.shape == (1, 8)
+    assert filled.position_ids.tolist() == [[0, 1, 2, 0, 1, 0, 1, 2]]
+    assert filled.labels.tolist() == [[IGNORED, 6, 7, IGNORED, 9, IGNORED, IGNORED, IGNORED]]
+    assert (filled.lengths, filled.rows) == ([3, 2, 3], [1, 2])
+    padded = batches.collate(records, "cpu", padded=True, multiple=8)
+    assert padded.input_ids.shape == (2, 8) and padded.lengths == [3, 2]
+    assert int((padded.labels != IGNORED).sum()) == 3
+    assert batches.collate(records, "cpu", multiple=5).lengths == [3, 2]
 
 
 def plain_losses(model: torch.nn.Module, records: list[Example]) -> list[float]:
@@ -99,7 +112,7 @@ def test_a_packed_record_has_the_loss_it_has_alone(family: str, tmp_path: Path) 
         one = torch.ones(())
 
         def found(chosen: list[int]) -> float:
-            batch = batches.collate([records[place] for place in chosen], "cpu")
+            batch = batches.collate([records[place] for place in chosen], "cpu", multiple=8)
             return float(model(**loss.inputs(batch), labels=batch.labels, total=one).loss)
 
         everything = range(len(records))
@@ -130,7 +143,7 @@ def test_gradients_of_packed_and_single_records_agree(tmp_path: Path) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         loss.attach(model)
         for members in layout:
-            batch = batches.collate([records[place] for place in members], "cpu")
+            batch = batches.collate([records[place] for place in members], "cpu", multiple=len(members) * 8)
             model(**loss.inputs(batch), labels=batch.labels, total=total).loss.backward()
         return [parameter.grad for parameter in model.parameters()]
 

@@ -103,7 +103,7 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
 
     from toolkit import tokens
     from toolkit.prompt import prompt_format
-    from toolkit.train import examples
+    from toolkit.train import batches, examples
     from toolkit.train.backend import choose
     from toolkit.train.evaluate import held_out_loss
     from toolkit.train.precision import Precision
@@ -117,8 +117,9 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
     backend, plan = choose("peft"), Plan(64, 8, False, "", None)
     trained = backend.load(base, settings, plan, "cpu")
     loop = types.SimpleNamespace(
-        backend=backend, plan=plan, workers=Workers(), precision=Precision("f32", "cpu"), model=trained, device="cpu"
-    )
+        backend=backend, plan=plan, workers=Workers(), precision=Precision("f32", "cpu"), model=trained,
+        collate=lambda records: batches.collate(records, "cpu", multiple=8),
+    )  # fmt: skip
     found = held_out_loss(loop, rows, "x")  # type: ignore[arg-type]
     total, count = 0.0, 0
     with torch.no_grad():

@@ -15,12 +15,17 @@ import numpy.typing as npt
 
 from toolkit.train.examples import IGNORED, Example
 
+# Tokens of a forward pass on a card are a multiple of this: rows of 16-bit numbers that do not begin at 16 bytes leave
+# cuBLAS its slow kernels for the adapter's products, 3 to 6 % of a step on an H100.
+ALIGNED = 8
+
 
 @dataclass(frozen=True)
 class Batch:
     """One forward pass: tensors of shape (1, tokens) with the records one behind the other, or (records, width) padded.
 
-    `lengths` are the records' tokens, `rows` their row numbers.
+    `lengths` are the records' tokens, `rows` their row numbers. A packed row may end in a record of filling, which has
+    a length and no row number.
     """
 
     input_ids: Any
@@ -29,11 +34,6 @@ class Batch:
     lengths: list[int]
     rows: list[int]
     padded: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """The tokens that are no padding."""
-        return sum(self.lengths)
 
 
 def of_step(step: int, per_step: int, count: int, seed: int) -> list[int]:
@@ -91,13 +91,16 @@ def largest_pass(
     return largest
 
 
-def collate(examples: Sequence[Example], device: Any, *, padded: bool = False) -> Batch:
+def collate(examples: Sequence[Example], device: Any, *, padded: bool = False, multiple: int = 1) -> Batch:
     """Lay records one behind the other in one row, positions from 0 in each; or `padded`, one below the other.
 
-    The label of each record's first token is ignored: nothing inside the record predicts it.
+    The label of each record's first token is ignored: nothing inside the record predicts it. A row is filled up to a
+    multiple of `multiple` tokens, of which nothing is learned either.
     """
     lengths = [len(example.input_ids) for example in examples]
-    shape = (len(examples), max(lengths)) if padded else (1, sum(lengths))
+    used = max(lengths) if padded else sum(lengths)
+    width = -(-used // multiple) * multiple
+    shape = (len(examples) if padded else 1, width)
     values = np.zeros((3, *shape), np.int64)
     ids, labels, positions = values
     labels[:] = IGNORED
@@ -108,6 +111,9 @@ def collate(examples: Sequence[Example], device: Any, *, padded: bool = False) -
         labels[place] = [IGNORED, *example.labels[1:]]
         positions[place] = np.arange(lengths[number])
         start += lengths[number]
+    if not padded and width > used:
+        positions[0, used:] = np.arange(width - used)
+        lengths.append(width - used)
     input_ids, targets, position_ids = _sent(values, device)
     return Batch(
         input_ids=input_ids,

@@ -18,7 +18,6 @@ def held_out_loss(loop: "Loop", some: list[Example], label: str) -> float:
     import torch
 
     plan, workers = loop.plan, loop.workers
-    padded = loop.backend.padded(loop.model)
     lengths = [len(example.input_ids) for example in some]
     passes = batches.lay_out(lengths, plan.tokens, max(plan.records, 1), workers.count)
     mine = passes[workers.rank :: workers.count]
@@ -29,7 +28,7 @@ def held_out_loss(loop: "Loop", some: list[Example], label: str) -> float:
     with console.progress(label, len(mine), "batches") as progress, torch.no_grad(), loop.precision.autocast():
         for members in mine:
             chosen = [some[place] for place in members] or [batches.silent(some[0])]
-            total += float(loop.backend.loss(loop.model, batches.collate(chosen, loop.device, padded=padded), one))
+            total += float(loop.backend.loss(loop.model, loop.collate(chosen), one))
             progress.advance()
     loop.model.train(training)
     count = sum(example.learned for example in some)

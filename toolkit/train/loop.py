@@ -54,6 +54,15 @@ class Loop:
         """The device of this worker."""
         return self.workers.device(self.backend.device)
 
+    def collate(self, records: list[Example]) -> Batch:
+        """Lay records out for one forward pass on this worker's device."""
+        return batches.collate(
+            records,
+            self.device,
+            padded=self.backend.padded(self.whole.inner),
+            multiple=batches.ALIGNED if self.backend.device == "cuda" else 1,
+        )
+
 
 @dataclass(frozen=True)
 class Step:
@@ -210,12 +219,11 @@ def _accumulate(loop: Loop, records: list[Example], passes: list[list[int]]) -> 
     scale = loop.workers.count if loop.workers.sharded else 1
     normal = torch.tensor(float(total) / scale, device=loop.device)
     losses = []
-    padded = loop.backend.padded(loop.whole.inner)
     for members in passes:
         chosen = [records[place] for place in members] or [batches.silent(records[0])]
         batch: Batch | None = None
         try:
-            batch = batches.collate(chosen, loop.device, padded=padded)
+            batch = loop.collate(chosen)
             with loop.precision.autocast():
                 loss = loop.backend.loss(loop.model, batch, normal)
             loop.precision.backward(loss)
