@@ -25,7 +25,7 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
     from toolkit.base import Base
     from toolkit.config import Config
     from toolkit.memory import Plan
-    from toolkit.train.backend import choose
+    from toolkit.train.choice import choose
 
     config = Config.model_validate(json.loads(config_path.read_text()))
     backend = choose(backend_name)  # Unsloth comes before torch's other libraries

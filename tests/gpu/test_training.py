@@ -20,11 +20,10 @@ from pathlib import Path
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.run import folder_of
-from toolkit.train import loop, peft_backend, train
+from toolkit.train import peft_backend, train
 config = Config.model_validate_json(sys.argv[2])
 folder = folder_of(config)
 real = peft_backend.packed_loss
-before = loop.Loop
 def steps_done():
     log = folder.checkpoints / "train_log.jsonl"
     return log.read_text().count('"loss"') if log.is_file() else 0

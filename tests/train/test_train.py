@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import pytest
@@ -103,10 +102,14 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
 
     from toolkit import tokens
     from toolkit.prompt import prompt_format
-    from toolkit.train import batches, examples
-    from toolkit.train.backend import choose
+    from toolkit.train import examples
+    from toolkit.train.choice import choose
     from toolkit.train.evaluate import held_out_loss
+    from toolkit.train.interruption import Interruption
+    from toolkit.train.job import Job
+    from toolkit.train.log import LogKeeper
     from toolkit.train.precision import Precision
+    from toolkit.train.sharding import Whole
     from toolkit.train.workers import Workers
 
     settings, folder = small
@@ -116,11 +119,12 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     backend, plan = choose("peft"), Plan(64, 8, False, "", None)
     trained = backend.load(base, settings, plan, "cpu")
-    loop = types.SimpleNamespace(
-        backend=backend, plan=plan, workers=Workers(), precision=Precision("f32", "cpu"), model=trained,
-        collate=lambda records: batches.collate(records, "cpu", multiple=8),
+    job = Job(
+        config=settings, folder=folder, backend=backend, model=trained, plan=plan, sides={}, workers=Workers(),
+        precision=Precision("f32", "cpu"), log=LogKeeper(None, 0), interruption=Interruption(), fingerprint="",
     )  # fmt: skip
-    found = held_out_loss(loop, rows, "x")  # type: ignore[arg-type]
+    job.whole = Whole(trained, trained, None)
+    found = held_out_loss(job, rows, "x")
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:

@@ -16,10 +16,11 @@ from toolkit.prompt import PromptFormat, chat_template, prompt_format
 from toolkit.run import Outcome, RunFolder, write_text, writing_folder
 from toolkit.train import batches, check, checkpoints, examples, loop, plot
 from toolkit.train import workers as processes
-from toolkit.train.backend import Backend, choose
+from toolkit.train.backend import Backend
+from toolkit.train.choice import choose
 from toolkit.train.interruption import Interruption
+from toolkit.train.job import Job
 from toolkit.train.log import LogKeeper
-from toolkit.train.loop import Loop
 from toolkit.train.precision import Precision
 from toolkit.train.workers import Workers
 
@@ -62,7 +63,7 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     precision.attach(model)
     log = LogKeeper(folder.checkpoints / "train_log.jsonl" if workers.first else None, resume.step if resume else 0)
     log.entries = workers.say(log.entries)  # all decide alike by them
-    job = Loop(
+    job = Job(
         config=config,
         folder=folder,
         backend=backend,
@@ -164,7 +165,7 @@ def parameters(model: Any) -> tuple[int, int]:
     return trainable, total
 
 
-def _keep_the_best(job: Loop, step: int) -> int:
+def _keep_the_best(job: Job, step: int) -> int:
     """Bring the adapter with the lowest held-out loss back, where one was watched; return the step it is of."""
     if not job.config.train.eval_steps:
         return step
@@ -181,7 +182,7 @@ def _keep_the_best(job: Loop, step: int) -> int:
     return chosen
 
 
-def _memory(job: Loop) -> dict[str, Any]:
+def _memory(job: Job) -> dict[str, Any]:
     """Compare the memory that was computed with what torch's allocator held at most; both are bytes."""
     if job.backend.device != "cuda":
         return {}

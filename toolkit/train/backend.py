@@ -1,11 +1,10 @@
-"""Which library trains, on which device: chosen by what the machine has, behind the same few functions."""
+"""A library that trains on a device, behind a few functions that are the same for all of them."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from toolkit import machine
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
@@ -43,53 +42,12 @@ class Backend:
         if wanted != "auto":
             return wanted
         if self.device == "cpu":
-            return "bf16" if cpu_has_bf16() else "f32"
-        import torch
-
-        return "bf16" if torch.cuda.is_bf16_supported() else "f16"
+            return "bf16" if machine.cpu_has_bf16() else "f32"
+        return "bf16" if card_has_bf16() else "f16"
 
 
-def choose(wanted: str, avoid: str = "") -> Backend:
-    """Choose Unsloth where there is a CUDA card and it is installed, else plain PEFT; or what the settings demand.
-
-    `avoid` says why Unsloth is not to be taken although it is installed. Raises ToolkitError (exit 3) where Unsloth is
-    demanded and cannot run.
-    """
-    cuda = has_cuda()
-    installed = importlib.util.find_spec("unsloth") is not None
-    if wanted == "unsloth" or (wanted == "auto" and cuda and installed and not avoid):
-        missing = [name for name, there in (("a CUDA card", cuda), ("the package unsloth", installed)) if not there]
-        if missing:
-            raise ToolkitError(
-                f"train.backend is unsloth, but this machine has not {' and not '.join(missing)}",
-                hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set train.backend = "peft"',
-                exit_code=MISSING,
-            )
-        from toolkit.train import unsloth_backend
-
-        return unsloth_backend.backend()
-    from toolkit.train import peft_backend
-
-    if wanted == "peft":
-        why = "plain PEFT"
-    elif not cuda:
-        why = "plain PEFT, because there is no CUDA card"
-    else:
-        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: the same result, at less than half the speed"
-    return peft_backend.backend("cuda" if cuda else "cpu", why)
-
-
-def has_cuda() -> bool:
-    """Tell whether torch sees a CUDA card."""
+def card_has_bf16() -> bool:
+    """Tell whether the current card multiplies bf16 in hardware (Ampere and later); emulated, f16 is faster."""
     import torch
 
-    return bool(torch.cuda.is_available())
-
-
-def cpu_has_bf16() -> bool:
-    """Tell whether the CPU multiplies bf16 in hardware (avx512_bf16 or amx_bf16); emulated, it would be slower."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
