@@ -14,13 +14,18 @@ from toolkit.errors import ToolkitError
 
 @dataclass(frozen=True)
 class Card:
-    """A CUDA card: its name, driver version, total and free memory in bytes, and whether it computes in bf16."""
+    """A CUDA card: its name, driver version, total and free memory in bytes, and whether it computes in bf16.
+
+    `capability` is NVIDIA's number of its generation; `flash` tells whether torch brings its flash attention.
+    """
 
     name: str
     driver: str
     total: int
     free: int
     bf16: bool
+    capability: tuple[int, int]
+    flash: bool
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
@@ -140,7 +145,9 @@ ASK = """
 import json, torch
 if torch.cuda.is_available():
     free, total = torch.cuda.mem_get_info()
-    print(json.dumps([torch.cuda.get_device_name(0), total, free, torch.cuda.is_bf16_supported()]))
+    bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    flash = torch.version.hip is None and torch.backends.cuda.is_flash_attention_available()
+    print(json.dumps([torch.cuda.get_device_name(0), total, free, bf16, torch.cuda.get_device_capability(0), flash]))
 """
 
 
@@ -158,8 +165,8 @@ def card() -> Card | None:
         raise ToolkitError(f"torch cannot be asked for the CUDA card: {said[-1] if said else done.returncode}")
     if not done.stdout.strip():
         return None
-    name, total, free, bf16 = json.loads(done.stdout.splitlines()[-1])
-    return Card(name, driver_version(), total, free, bf16)
+    name, total, free, bf16, capability, flash = json.loads(done.stdout.splitlines()[-1])
+    return Card(name, driver_version(), total, free, bf16, (capability[0], capability[1]), flash)
 
 
 def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import io
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.conftest import ROOT, Home, Serving, failing, only_failure
-from toolkit import base, machine, server
+from toolkit import base, machine, packed_attention, server
 from toolkit.config import Config
 from toolkit.doctor import STAGES, Check, checks, plan, table
 from toolkit.prepare import source
@@ -164,7 +165,7 @@ def test_memory_that_the_system_does_not_tell(home: Home, monkeypatch: pytest.Mo
     assert failing(home.examine()) == []
 
 
-CARD = machine.Card("a card", "570.86.15", int(16e9), int(15e9), bf16=True)
+CARD = machine.Card("a card", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
 
 
 def with_card(monkeypatch: pytest.MonkeyPatch, card: machine.Card, *packages: str) -> None:
@@ -184,7 +185,11 @@ def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(monkeypatch, machine.Card("a card", "", int(8e9), int(6.3e9), bf16=True), "unsloth")
+    with_card(
+        monkeypatch,
+        machine.Card("a card", "", int(8e9), int(6.3e9), bf16=True, capability=(8, 6), flash=True),
+        "unsloth",
+    )
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
     found = {check.name: check for check in home.examine(*settings)}
     assert found["gpu memory: training"].ok is False
@@ -197,11 +202,44 @@ def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: p
     with_card(monkeypatch, CARD)
     assert "bitsandbytes" in only_failure(home.examine(stages=("train",)), "backend").found
     assert "[cuda]" in only_failure(home.examine("train.backend=unsloth", stages=("train",)), "backend").fix
-    old = machine.Card("an old card", "", int(16e9), int(15e9), bf16=False)
+    old = machine.Card("an old card", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
     with_card(monkeypatch, old, "unsloth")
     assert "an old card" in only_failure(home.examine("train.precision=bf16", stages=("train",)), "backend").found
     found = {check.name: check for check in home.examine(stages=("train",))}
     assert found["backend"].found == "Unsloth in f16"
+
+
+@pytest.mark.parametrize(
+    ("capability", "flash", "packages", "kernel", "fix"),
+    [
+        ((8, 0), True, ("unsloth",), packed_attention.VARLEN, ""),
+        ((8, 0), True, ("unsloth", "xformers"), packed_attention.VARLEN, ""),
+        ((8, 0), True, ("unsloth", "flash_attn"), packed_attention.FLASH_ATTN, ""),
+        ((8, 0), True, ("bitsandbytes", "flash_attn"), packed_attention.VARLEN, ""),
+        ((8, 0), False, ("unsloth", "xformers"), packed_attention.XFORMERS, ""),
+        ((7, 5), True, ("unsloth", "xformers", "flash_attn"), packed_attention.XFORMERS, ""),
+        ((7, 5), True, ("unsloth",), packed_attention.LOOP, "pip install xformers"),
+        ((7, 5), True, ("bitsandbytes", "xformers"), packed_attention.LOOP, "[cuda]"),
+    ],
+)
+def test_the_attention_kernel_is_named_and_the_slow_one_warned_of(
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    flash: bool,
+    packages: tuple[str, ...],
+    kernel: str,
+    fix: str,
+) -> None:
+    with_card(monkeypatch, dataclasses.replace(CARD, capability=capability, flash=flash), *packages)
+    check = next(check for check in home.examine(stages=("train",)) if check.name == "attention")
+    assert check.found == kernel and check.ok is (None if fix else True)
+    assert fix in check.fix and bool(fix) == bool(check.fix)
+    assert check.fix in table([check])
+
+
+def test_without_a_card_there_is_no_kernel_to_name(home: Home) -> None:
+    assert "attention" not in {check.name for check in home.examine()}
 
 
 def test_a_card_that_torch_does_not_see(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

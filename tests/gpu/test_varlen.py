@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from toolkit import machine, packed_attention
 from toolkit.train import varlen
 
 pytestmark = pytest.mark.gpu
@@ -47,6 +48,8 @@ def test_forward_and_gradients_equal_attention_record_by_record(width, heads, wi
 
 def test_unsloth_is_offered_the_kernel():
     dispatch = pytest.importorskip("unsloth.utils.attention_dispatch")
-    assert varlen.offer_to_unsloth() in (varlen.KERNEL, "flash-attn")
+    card = machine.card()
+    assert card is not None
+    assert varlen.offer_to_unsloth() == packed_attention.expected(card, unsloth=True)
     if not dispatch.HAS_FLASH_ATTENTION:
         assert dispatch._TORCH_VARLEN_ATTN is not None

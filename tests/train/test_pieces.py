@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from toolkit.config import Config, TrainSettings
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import backend, checkpoints, plot, schedule, unsloth_backend
+from toolkit.train import backend, checkpoints, choice, plot, schedule, unsloth_backend
 from toolkit.train.log import LogKeeper
 
 
@@ -124,24 +124,31 @@ def test_the_learning_rate_is_transformers_own(name: str, warmup: int) -> None:
 
 
 def test_without_a_card_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "has_cuda", lambda: False)
-    chosen = backend.choose("auto")
+    monkeypatch.setattr(choice, "has_cuda", lambda: False)
+    chosen = choice.choose("auto")
     assert (chosen.name, chosen.device) == ("peft", "cpu") and "no CUDA card" in chosen.reason
     with pytest.raises(ToolkitError, match="a CUDA card") as caught:
-        backend.choose("unsloth")
+        choice.choose("unsloth")
     assert caught.value.exit_code == MISSING
 
 
 def test_with_a_card_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "has_cuda", lambda: True)
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(choice, "has_cuda", lambda: True)
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
-    assert backend.choose("auto").name == "unsloth"
-    assert backend.choose("peft").name == "peft"
-    fallen = backend.choose("auto", avoid="it broke")
+    assert choice.choose("auto").name == "unsloth"
+    assert choice.choose("peft").name == "peft"
+    fallen = choice.choose("auto", avoid="it broke")
     assert fallen.name == "peft" and "it broke" in fallen.reason
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    assert backend.choose("auto").name == "peft"
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    assert choice.choose("auto").name == "peft"
+
+
+def test_a_card_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Turing and Volta do: torch counts the emulation unless told not to."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert choice.peft_backend.backend("cuda", "").precision("auto") == "f16"
+    assert choice.peft_backend.backend("cuda", "").precision("bf16") == "bf16"
 
 
 def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

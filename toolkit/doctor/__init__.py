@@ -45,6 +45,8 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: tuple[st
             look("gpu", lambda: checks.gpu(card))
     if "train" in wanted:
         look("backend", lambda: checks.backend(config, card))
+        if card is not None:
+            look("attention", lambda: checks.attention(config, card))
     if "prepare" in wanted:
         look("data", lambda: checks.data(config, offline=offline))
     labels = plan.labels(config, stages)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from toolkit import base, machine, server
+from toolkit import base, machine, packed_attention, server
 from toolkit.config import MEDQUAD_CSV, MEDQUAD_URL, Config
 from toolkit.doctor import plan
 from toolkit.doctor.check import Check
@@ -161,6 +161,16 @@ def backend(config: Config, card: Card | None) -> Check:
         return Check("backend", False, "4-bit loading needs the package bitsandbytes", fix)
     why = "as set" if wanted == "peft" else "Unsloth is not installed" if card else "there is no CUDA card"
     return Check("backend", True, f"PEFT ({why}) in {precision_of(config, card)}", "")
+
+
+def attention(config: Config, card: Card) -> Check:
+    """Name the kernel that attends to packed records on the card, and warn of the slow one."""
+    unsloth = uses_unsloth(config, card)
+    kernel = packed_attention.expected(card, unsloth=unsloth)
+    if kernel != packed_attention.LOOP:
+        return Check("attention", True, kernel, "")
+    fix = "pip install xformers" if unsloth else 'let Unsloth train: pip install -c constraints.txt ".[cuda]"'
+    return Check("attention", None, kernel, fix)
 
 
 def uses_unsloth(config: Config, card: Card | None) -> bool:

@@ -6,6 +6,7 @@ card one kernel does all records at once (`varlen.py`), unless the model has sof
 
 from typing import Any
 
+from toolkit.packed_attention import LOOP, VARLEN
 from toolkit.train import varlen
 
 NAME = "toolkit_records"
@@ -17,6 +18,13 @@ def register() -> str:
 
     AttentionInterface.register(NAME, attend)
     return NAME
+
+
+def kernel(config: Any, device: Any, dtype: Any) -> str:
+    """Return the name of the kernel that a model of this transformers config takes on a device."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    plain = getattr(config, "attn_logit_softcapping", None) is None
+    return VARLEN if plain and varlen.supported(device, dtype, width) else LOOP
 
 
 def attend(

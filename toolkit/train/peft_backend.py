@@ -8,8 +8,8 @@ from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.memory import Plan
-from toolkit.train import attention, loss
-from toolkit.train.backend import Backend
+from toolkit.train import attention, loss, varlen
+from toolkit.train.backend import Backend, card_has_bf16
 from toolkit.train.batches import Batch
 
 
@@ -32,7 +32,7 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     cuda = torch.cuda.is_available() and str(device) != "cpu"
     options: dict[str, Any] = {"dtype": torch.float32}
     if cuda:
-        compute = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        compute = torch.bfloat16 if card_has_bf16() else torch.float16
         options = {"dtype": compute}
         if device is not None:
             options["device_map"] = {"": device}
@@ -41,6 +41,8 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         base.folder, use_safetensors=True, attn_implementation=attention.register(), **options
     )
+    if cuda:
+        varlen.announce(attention.kernel(model.config, device or "cuda", options["dtype"]))
     model.config.use_cache = False
     model.requires_grad_(False)
     if plan.checkpointing:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from toolkit import console
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.memory import Plan
@@ -50,8 +49,7 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
 
     settings = config.train
     with _working():
-        kernel = varlen.offer_to_unsloth()
-        (console.warn if kernel == varlen.LOOP else console.say)(f"attention of packed records: {kernel}")
+        varlen.announce(varlen.offer_to_unsloth())
         model, _ = FastLanguageModel.from_pretrained(
             model_name=str(base.folder),
             max_seq_length=settings.max_length,

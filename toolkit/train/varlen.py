@@ -7,9 +7,9 @@ this kernel by itself from torch 2.12 on; for torch 2.11 the same kernel is offe
 import functools
 from typing import Any
 
-KERNEL = "flash attention of variable lengths"
-LOOP = "one call of torch's attention for each record, which is slow"
-SUPPORTED = (8, 0)  # compute capability: the kernel is built for Ampere and later
+from toolkit import console
+from toolkit.packed_attention import CAPABILITY, FLASH_ATTN, LOOP, VARLEN, XFORMERS
+
 WIDEST = 256  # dimensions of a head
 
 
@@ -32,7 +32,7 @@ def supported(device: Any, dtype: Any, width: int) -> bool:
     if torch.device(device).type != "cuda" or torch.version.hip is not None:
         return False
     return (
-        torch.cuda.get_device_capability(device) >= SUPPORTED
+        torch.cuda.get_device_capability(device) >= CAPABILITY
         and dtype in (torch.float16, torch.bfloat16)
         and width <= WIDEST
         and width % 8 == 0
@@ -43,23 +43,26 @@ def supported(device: Any, dtype: Any, width: int) -> bool:
 def offer_to_unsloth() -> str:
     """Give Unsloth the kernel where this torch's own interface lacks what it needs, and name what it will use.
 
-    Unsloth 2026.10.9 looks for it in `unsloth.utils.attention_dispatch`, once, at import. A later version that looks
-    elsewhere keeps its own way, and the name says so.
+    Unsloth 2026.10.9 looks for it in `unsloth.utils.attention_dispatch`, once, at import, and with it takes it before
+    xformers. A later version that looks elsewhere keeps its own way, and the name says so.
     """
     import torch
     from unsloth.utils import attention_dispatch as dispatch
 
-    if getattr(dispatch, "HAS_FLASH_ATTENTION", False):
-        return "flash-attn"
-    if not hasattr(dispatch, "_TORCH_VARLEN_ATTN"):
+    if not hasattr(dispatch, "_TORCH_VARLEN_ATTN") or not hasattr(dispatch, "select_attention_backend"):
         return "Unsloth's own choice"
-    if dispatch._TORCH_VARLEN_ATTN is not None:
-        return KERNEL
-    if not supported(torch.cuda.current_device(), torch.bfloat16, 128):
-        return LOOP
-    dispatch._TORCH_VARLEN_ATTN = _as_torch_does
-    dispatch._LEAN_VARLEN = False  # its shorter way asks torch for what 2.11 has not
-    return KERNEL
+    fits = supported(torch.cuda.current_device(), torch.bfloat16, 128)
+    if fits and dispatch._TORCH_VARLEN_ATTN is None:
+        dispatch._TORCH_VARLEN_ATTN = _as_torch_does
+        dispatch._LEAN_VARLEN = False  # its shorter way asks torch for what 2.11 has not
+        dispatch._NATIVE_BEATS_XFORMERS = True
+    taken = dispatch.select_attention_backend(use_varlen=True)
+    return {"flash_varlen": FLASH_ATTN, "xformers": XFORMERS}.get(taken, VARLEN if fits else LOOP)
+
+
+def announce(kernel: str) -> None:
+    """Say which kernel attends to packed records; the slow one with a warning."""
+    (console.warn if kernel == LOOP else console.say)(f"attention of packed records: {kernel}")
 
 
 def _as_torch_does(

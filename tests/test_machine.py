@@ -1,0 +1,60 @@
+"""What torch is asked about a card, by a torch that stands in for one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit import machine
+from toolkit.machine import Card
+
+TORCH = """
+from types import SimpleNamespace
+version = SimpleNamespace(hip={hip!r})
+backends = SimpleNamespace(cuda=SimpleNamespace(is_flash_attention_available=lambda: {flash}))
+cuda = SimpleNamespace(
+    is_available=lambda: {there},
+    mem_get_info=lambda: (15, 16),
+    get_device_name=lambda number: "a card",
+    get_device_capability=lambda number: {capability},
+    is_bf16_supported=lambda including_emulation=True: including_emulation or {capability} >= (8, 0),
+)
+"""
+
+
+def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> Card | None:
+    usual = {"hip": None, "flash": True, "there": True, "capability": (9, 0)}
+    (folder / "torch.py").write_text(TORCH.format(**{**usual, **values}), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setattr(machine, "has_card_file", lambda: True)
+    monkeypatch.setattr(machine, "driver_version", lambda: "580.1")
+    return machine.card()
+
+
+def test_a_card_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(tmp_path, monkeypatch)
+    assert found == Card("a card", "580.1", 16, 15, bf16=True, capability=(9, 0), flash=True)
+
+
+def test_emulated_bf16_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(tmp_path, monkeypatch, capability=(7, 5))
+    assert found is not None and (found.bf16, found.capability) == (False, (7, 5))
+
+
+@pytest.mark.parametrize("values", [{"hip": "6.4"}, {"flash": False}])
+def test_a_torch_without_the_kernel(values: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(tmp_path, monkeypatch, **values)
+    assert found is not None and not found.flash
+
+
+def test_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked(tmp_path, monkeypatch, there=False) is None
+
+
+def test_the_real_torch_understands_the_question() -> None:
+    subprocess.run([sys.executable, "-c", machine.ASK], check=True, capture_output=True, timeout=120)
+    script = "import inspect, torch; torch.version.hip; torch.backends.cuda.is_flash_attention_available();"
+    script += "assert 'including_emulation' in inspect.signature(torch.cuda.is_bf16_supported).parameters"
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
