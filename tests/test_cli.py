@@ -74,6 +74,17 @@ def test_without_settings_every_verb_says_what_to_do(toolkit: Callable[..., Call
     assert "Traceback" not in called.err
 
 
+def test_the_next_step_keeps_the_settings_of_this_call(toolkit: Callable[..., Called], tmp_path: Path) -> None:
+    assert toolkit("init").code == 0
+    given = ("--set", "run.name=a-b", "--set", "prompt.instruction=Explain it:", "--offline")
+    said = toolkit("status", *given).err
+    wanted = "toolkit run --set run.name=a-b --set 'prompt.instruction=Explain it:' --offline"
+    assert f"next: {wanted}" in " ".join(said.split())
+    (tmp_path / "other.toml").write_bytes((tmp_path / "toolkit.toml").read_bytes())
+    assert "next: toolkit run -c other.toml" in toolkit("status", "-c", "other.toml").err
+    assert toolkit("status").err.rstrip().endswith("next: toolkit run")
+
+
 def test_without_a_verb_the_help_is_shown(toolkit: Callable[..., Called]) -> None:
     called = toolkit()
     assert called.code == 2 and "Commands:" in called.err and "error" not in called.err

@@ -1,6 +1,7 @@
 """The command line: each verb parses, calls one stage, prints its result and names the next step."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +25,17 @@ def _load(path: str, overrides: tuple[str, ...]) -> "tuple[Config, RunFolder]":
     return config, folder_of(config)
 
 
-def _command(name: str, path: str, tail: str = "") -> str:
-    """Write the command for a next step, with the settings file if it is not the usual one."""
-    return f"toolkit {name}{'' if path == 'toolkit.toml' else f' -c {path}'}{tail}"
+def _command(name: str, tail: str = "") -> str:
+    """Write the command for a next step, with the settings that this call was given."""
+    given = click.get_current_context().params
+    words = ["toolkit", name]
+    if given["path"] != "toolkit.toml":
+        words += ["-c", given["path"]]
+    for override in given["overrides"]:
+        words += ["--set", override]
+    if given["offline"]:
+        words.append("--offline")
+    return shlex.join(words) + tail
 
 
 @verb(writes=True, config=False)
@@ -66,7 +75,7 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
             details={"checks": listed},
         )
     console.result({"checks": listed}, table(checks))
-    console.next_step(_command("run", path))
+    console.next_step(_command("run"))
 
 
 def _offline() -> bool:
@@ -113,7 +122,7 @@ def _check_first(config: "Config", folder: "RunFolder", stages: tuple[str, ...])
 @verb(writes=True)
 def prepare(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Read, clean, de-duplicate and split the data."""
-    _stage("prepare", path, overrides, dry_run, force, _command("train", path))
+    _stage("prepare", path, overrides, dry_run, force, _command("train"))
 
 
 @verb(writes=True)
@@ -130,7 +139,7 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
         apart.follow(*_load(path, overrides))
         return
     try:
-        _stage("train", path, overrides, dry_run, force, _command("export", path), gpus=gpus)
+        _stage("train", path, overrides, dry_run, force, _command("export"), gpus=gpus)
     finally:
         apart.dismiss()
 
@@ -175,7 +184,7 @@ def export(
                 exit_code=USAGE,
             )
         if form == "gguf":
-            _stage("export", path, overrides, dry_run, force, _command("validate", path))
+            _stage("export", path, overrides, dry_run, force, _command("validate"))
             return
         order = standalone.of_run(*_load(path, overrides))
     else:
@@ -190,7 +199,7 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
     Writes the report and the model card; exit code 4 if a quantization is too far off.
     """
-    _stage("validate", path, overrides, dry_run, force, _command("register", path))
+    _stage("validate", path, overrides, dry_run, force, _command("register"))
 
 
 @verb(writes=True)
@@ -202,19 +211,19 @@ def register(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, 
     """
     config, _ = _load(path, overrides)
     if rollback:
-        _roll_back(config, path, dry_run, force)
+        _roll_back(config, dry_run, force)
         return
     _stage("register", path, overrides, dry_run, force, f'ollama run {config.ollama.name or config.run.name} "…"')
 
 
-def _roll_back(config: "Config", path: str, dry_run: bool, force: bool) -> None:
+def _roll_back(config: "Config", dry_run: bool, force: bool) -> None:
     from toolkit import summary
     from toolkit.register.back import roll_back
 
     figures = roll_back(config, dry_run=dry_run, force=force)
     console.result(*summary.of_rollback(figures))
     if not dry_run:
-        console.say(f"`{_command('register', path, ' --rollback')}` undoes it")
+        console.say(f"`{_command('register', ' --rollback')}` undoes it")
         console.next_step(f'ollama run {figures["name"]} "…"')
 
 
@@ -230,7 +239,7 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
 
     config, folder = _load(path, overrides)
     if not folder.adapter.is_dir():
-        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{_command('run', path)}` first")
+        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{_command('run')}` first")
     text = modelfile_text(config, folder, tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text)
     console.result({"modelfile": text}, text.rstrip("\n"))
 
@@ -269,13 +278,13 @@ def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> No
         stale = {stage: why for stage, why in pipeline.state(config, folder).items() if why or force}
         if not stale:
             console.result({"stages": {}, "folder": str(folder.path)}, f"all stages are fresh: {folder.path}")
-            console.next_step(_command("ask", path, ' "…"'))
+            console.next_step(_command("ask", ' "…"'))
             return
         # Without a server all but registering is done, so its absence must not stop the run here.
         _check_first(config, folder, tuple(stage for stage in stale if stage != "register"))
         finished = []
         for stage in STAGES:
-            if stage == "register" and not _server_answers(config, path):
+            if stage == "register" and not _server_answers(config):
                 break
             done = pipeline.perform(stage, config, folder, force=force, offline=_offline())
             if done.fresh:
@@ -284,17 +293,17 @@ def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> No
                 console.say(summary.of(done, folder)[1])
             finished.append(done)
     console.result(*summary.of_run(finished, folder))
-    console.next_step(_command("ask", path, ' "…"'))
+    console.next_step(_command("ask", ' "…"'))
 
 
-def _server_answers(config: "Config", path: str) -> bool:
+def _server_answers(config: "Config") -> bool:
     from toolkit import server
 
     if server.version(config.ollama) is not None:
         return True
     console.warn(
         f"no Ollama server answers at {server.address(config.ollama)}, so the model is not registered; "
-        f"start one with `ollama serve`, then `{_command('register', path)}`"
+        f"start one with `ollama serve`, then `{_command('register')}`"
     )
     return False
 
@@ -308,7 +317,7 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
     reasons = pipeline.state(config, folder)
     console.result(*summary.of_status(reasons, config, folder))
     stale = [stage for stage, why in reasons.items() if why]
-    console.next_step(_command("run", path) if stale else _command("ask", path, ' "…"'))
+    console.next_step(_command("run") if stale else _command("ask", ' "…"'))
 
 
 def main() -> None:
