@@ -1,8 +1,7 @@
 """What torch is asked about a card, by a torch that stands in for one."""
 
+import inspect
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,8 @@ def test_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_real_torch_understands_the_question() -> None:
-    subprocess.run([sys.executable, "-c", machine.ASK], check=True, capture_output=True, timeout=120)
-    script = "import inspect, torch; torch.version.hip; torch.backends.cuda.is_flash_attention_available();"
-    script += "assert 'including_emulation' in inspect.signature(torch.cuda.is_bf16_supported).parameters"
-    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+    import torch
+
+    assert "including_emulation" in inspect.signature(torch.cuda.is_bf16_supported).parameters
+    assert isinstance(torch.backends.cuda.is_flash_attention_available(), bool)
+    assert hasattr(torch.version, "hip") and callable(torch.cuda.get_device_capability)
