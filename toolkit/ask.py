@@ -62,12 +62,8 @@ def ask_server(
     """Yield the pieces of the answer as they come; `instruction` None leaves the one the model was registered with.
 
     Control tokens in the question or instruction are neutralised, with a warning; `controls` are the model's own.
-    Raises ToolkitError for an empty question, if the server fails, or if the answer stops without an end.
+    Raises ToolkitError if the server fails, or if the answer stops without an end.
     """
-    if not question.strip():
-        raise ToolkitError(
-            "the question is empty", hint='toolkit ask "How to prevent Noonan syndrome?"', exit_code=USAGE
-        )
     safe_question, safe_instruction = neutralise(question, controls), neutralise(instruction or "", controls)
     if (safe_question, safe_instruction) != (question, instruction or ""):
         console.warn(
@@ -96,8 +92,12 @@ def _name(config: Config) -> str:
 def answer(config: Config, folder: RunFolder, question: str, instruction: str | None) -> tuple[str, Iterator[str]]:
     """Ask Ollama if it holds the model, else llama.cpp with the run's default GGUF; return which, and the pieces.
 
-    Raises ToolkitError if there is neither (here), or while answering (from the iterator).
+    Raises ToolkitError for an empty question or if there is neither (here), or while answering (from the iterator).
     """
+    if not question.strip():
+        raise ToolkitError(
+            "the question is empty", hint='toolkit ask "How to prevent Noonan syndrome?"', exit_code=USAGE
+        )
     if registered(config):
         controls = control_tokens(folder, question, instruction or "")
         return "ollama", ask_server(config, question, instruction, controls=controls)

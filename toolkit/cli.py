@@ -252,8 +252,6 @@ def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str |
     from toolkit.ask import answer
 
     config, folder = _load(path, overrides)
-    if not question.strip():
-        raise ToolkitError("the question is empty", hint='toolkit ask "…"', exit_code=USAGE)
     through, pieces = answer(config, folder, question, instruction)
     whole = ""
     for piece in pieces:

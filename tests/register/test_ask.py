@@ -91,8 +91,9 @@ def test_an_answer_that_breaks_off_is_an_error(tmp_path, lines, said):
 
 
 def test_an_empty_question_is_refused(tmp_path):
+    run = make_run(tmp_path, "127.0.0.1:9", "tiny")
     with pytest.raises(ToolkitError, match="the question is empty"):
-        list(ask.ask_server(make_run(tmp_path, "127.0.0.1:9", "tiny").config, " \n", None))
+        ask.answer(run.config, run.folder, " \n", None)
 
 
 @pytest.mark.ollama
