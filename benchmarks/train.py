@@ -49,6 +49,7 @@ WAYS = {
     "unsloth-wide": Way("Unsloth, packed, the same kernel, no checkpointing", 8, 1, checkpointing=False, steps=0.6),
     "toolkit": Way("toolkit, 8 records a step as the recipe", 2, 4, backend="unsloth"),
     "toolkit-wide": Way("toolkit, 64 records a step", 8, 8, backend="unsloth", steps=0.7),
+    "toolkit-full": Way("toolkit, 104 records a step, in passes of 16,000", 8, 13, backend="unsloth", steps=0.5),
     "toolkit-peft": Way("toolkit without Unsloth (peft), 64 records a step", 8, 8, backend="peft", steps=0.5),
 }
 BASELINES = ("recipe", "unsloth-packed", "unsloth-wide")
