@@ -89,12 +89,38 @@ def _validate(figures: dict[str, Any], folder: RunFolder) -> str:
 
 
 def _register(figures: dict[str, Any], folder: RunFolder) -> str:
+    from toolkit.register.transaction import LATEST
+
     rows = [
-        (f"{figures['name']}:{tag}", values["digest"][:12], values["prompts_verified"], values["done_reason"])
+        (
+            f"{figures['name']}:{tag}",
+            values["digest"][:12],
+            values["prompts_verified"],
+            values["prompts_counted"],
+            f"{values['greedy']['agreed']} of {values['greedy']['answers']}",
+            values["done_reason"],
+        )
         for tag, values in figures["tags"].items()
     ]
+    heads = ("model", "id", "prompts rendered", "prompts counted", "greedy answers equal", "smoke question")
     where = f"Ollama {figures['server_version']} at {figures['server']}"
-    return f"registered in {where}\n" + console.table(("model", "id", "prompts proven", "smoke question"), rows)
+    apart = [
+        _apart(f"{figures['name']}:{tag}", values["greedy"])
+        for tag, values in figures["tags"].items()
+        if tag != LATEST and values["greedy"]["parted"]
+    ]
+    return "\n".join([f"registered in {where}", console.table(heads, rows), *apart])
+
+
+def _apart(model: str, greedy: dict[str, Any]) -> str:
+    """Say over how little the greedy answers of Ollama and llama.cpp part, where they do."""
+    leads = [max(one["lead"], one["server_lead"] or 0.0) for one in greedy["parted"]]
+    first, last = (pick(one["after"] for one in greedy["parted"]) for pick in (min, max))
+    return (
+        f"{model}: {len(leads)} of {greedy['answers']} answers part from llama.cpp's, after {first} to {last} equal "
+        f"tokens, over two that are at most {max(leads):.3f} logits apart (rounding makes up to "
+        f"{greedy['rounding']:.2f} in this file)"
+    )
 
 
 TEXTS = {"prepare": _prepare, "train": _train, "export": _export, "validate": _validate, "register": _register}
