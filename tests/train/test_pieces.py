@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolkit import machine
 from toolkit.config import Config, TrainSettings
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.run import RunFolder
@@ -134,13 +135,13 @@ def test_without_a_card_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.M
 
 def test_with_a_card_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_cuda", lambda: True)
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(machine, "installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
     assert choice.choose("auto").name == "unsloth"
     assert choice.choose("peft").name == "peft"
     fallen = choice.choose("auto", avoid="it broke")
     assert fallen.name == "peft" and "it broke" in fallen.reason
-    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(machine, "installed", lambda name: False)
     assert choice.choose("auto").name == "peft"
 
 

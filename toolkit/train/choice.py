@@ -1,7 +1,6 @@
 """Which library trains, on which device: chosen by what the machine has and what the settings say."""
 
-import importlib.util
-
+from toolkit import machine
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.train import peft_backend
 from toolkit.train.backend import Backend
@@ -14,7 +13,7 @@ def choose(wanted: str, avoid: str = "") -> Backend:
     demanded and cannot run.
     """
     cuda = has_cuda()
-    installed = importlib.util.find_spec("unsloth") is not None
+    installed = machine.installed("unsloth")
     if wanted == "unsloth" or (wanted == "auto" and cuda and installed and not avoid):
         missing = [name for name, there in (("a CUDA card", cuda), ("the package unsloth", installed)) if not there]
         if missing:

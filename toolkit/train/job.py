@@ -9,7 +9,6 @@ from toolkit.run import RunFolder
 from toolkit.train import batches
 from toolkit.train.backend import Backend
 from toolkit.train.batches import Batch
-from toolkit.train.checkpoints import Checkpoint
 from toolkit.train.examples import Example
 from toolkit.train.interruption import Interruption
 from toolkit.train.log import LogKeeper
@@ -40,7 +39,6 @@ class Job:
     seconds: float = 0.0
     seen_here: int = 0
     out_of_memory: int = 0
-    last: Checkpoint | None = None
     whole: Whole = field(init=False)
     optimizer: Any = field(init=False)
 

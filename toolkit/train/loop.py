@@ -95,7 +95,7 @@ def _begin(job: Job, resume: Checkpoint | None) -> int:
         torch.set_rng_state(generators[job.workers.rank]["cpu"])
         if cuda and "cuda" in generators[job.workers.rank]:
             torch.cuda.set_rng_state(generators[job.workers.rank]["cuda"], job.device)
-    job.tokens, job.last = resume.tokens, resume
+    job.tokens = resume.tokens
     return resume.step
 
 
@@ -110,9 +110,7 @@ def save(job: Job, step: int, loss: float | None = None) -> None:
     adapter, optimizer = job.whole.state()
     state = {"optimizer": optimizer, "precision": job.precision.state(), "random": generators}
     if job.workers.first:
-        job.last = checkpoints.write(job.folder.checkpoints, job.fingerprint, step, job.tokens, adapter, state, loss)
-    else:
-        job.last = Checkpoint(job.folder.checkpoints / f"checkpoint-{step}", step, job.tokens, loss)
+        checkpoints.write(job.folder.checkpoints, job.fingerprint, step, job.tokens, adapter, state, loss)
     job.workers.say(None)  # nobody runs ahead of a checkpoint that is being written
 
 

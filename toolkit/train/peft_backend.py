@@ -1,9 +1,8 @@
 """Plain transformers + PEFT: LoRA on a CPU or a CUDA card, QLoRA through bitsandbytes on CUDA."""
 
-import importlib.util
 from typing import Any
 
-from toolkit import fourbit
+from toolkit import fourbit, machine
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
@@ -67,7 +66,7 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
 def _four_bit(compute: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not machine.installed("bitsandbytes"):
         raise ToolkitError(
             "4-bit loading needs the package bitsandbytes",
             hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set model.load_in_4bit = false',

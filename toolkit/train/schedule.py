@@ -1,10 +1,9 @@
 """The optimizer, and the learning rate as a function of the step."""
 
-import importlib.util
 import math
 from typing import Any
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.config import TrainSettings
 
 
@@ -32,7 +31,7 @@ def optimizer(parameters: list[Any], settings: TrainSettings, *, cuda: bool, qui
 
     values = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
     if settings.optimizer == "adamw_8bit":
-        if cuda and importlib.util.find_spec("bitsandbytes"):
+        if cuda and machine.installed("bitsandbytes"):
             import bitsandbytes
 
             return bitsandbytes.optim.AdamW8bit(parameters, **values)

@@ -1,9 +1,8 @@
 """Put another base's weights into a loaded model in place, one at a time: the adapter on it stays."""
 
-import importlib.util
 from typing import Any
 
-from toolkit import fourbit
+from toolkit import fourbit, machine
 from toolkit.errors import ToolkitError
 from toolkit.merge_base import OtherBase
 
@@ -53,7 +52,7 @@ def _through_four_bits(model: Any, dtype: str) -> None:
     """Quantize and dequantize every linear layer but the head, as QLoRA does when it loads a 16-bit base."""
     import torch
 
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not machine.installed("bitsandbytes"):
         raise ToolkitError("bitsandbytes, which quantized the base for training, is not installed here")
     from bitsandbytes import functional
 
