@@ -35,6 +35,9 @@ USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill bec
 SPARE = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if that was computed amiss
 # Tokens of a pass on a card: on an H100 two of 9,500 took as long as one of 19,000, in 50 GB where it took 84.
 ENOUGH = 16_384
+# Tokens of a pass for which there must be room beside dequantized weights: from here on a larger pass gains less than
+# they do. On an H100 a pass of 2,700 tokens takes 0.21 s with them.
+BESIDE_DEQUANTIZED = 4_096
 
 
 def total(parts: Mapping[str, int]) -> int:
@@ -47,19 +50,19 @@ def export(whole: int, cores: int) -> Parts:
     return {"libraries": EXPORT, "blocks": EXPORT_BLOCKS * (2 * cores + 1), "whole tensor": whole}
 
 
-def layer_activations(shape: Shape, targets: list[str], width: int) -> int:
+def layer_activations(shape: Shape, targets: list[str], width: int, *, copied: bool) -> int:
     """Return what one layer of transformers + PEFT keeps for the backward pass, per token.
 
     `width` is 2 under bf16 or f16 autocast, else 4. Two float32 residuals (each RMSNorm keeps its input); queries, keys
     and values repeated to all heads, and the attention's output; gate, its activation, and up; and the input of each
-    LoRA pair, which autocast copies for each, while in float32 layers behind the same norm share it. Rank-wide tensors
-    are left out.
+    LoRA pair: autocast copies it for each that is in float32, while without it (`copied` is False) pairs behind the
+    same norm share it. Rank-wide tensors are left out.
     """
     inputs = {name: size[0] for name, size in shape.linears().items() if name in targets}
-    if width == 4:
+    if not copied:
         after_norms = [name for name in inputs if name not in ("o_proj", "down_proj")]
         shared = {"gate" if name.startswith(("gate", "up")) else "attention" for name in after_norms}
-        adapters = 4 * (len(shared) * shape.hidden + inputs.get("down_proj", 0))
+        adapters = width * (len(shared) * shape.hidden + inputs.get("down_proj", 0))
     else:
         adapters = width * sum(inputs.values())
     return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters
@@ -95,7 +98,7 @@ def training_cpu(
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
     width = 2 if bf16 else 4
-    layer = layer_activations(shape, settings.lora_targets, width) * count
+    layer = layer_activations(shape, settings.lora_targets, width, copied=bf16) * count
     if settings.gradient_checkpointing is True if checkpointing is None else checkpointing:
         # Each layer's input; and one layer at a time in full, with as much again for its gradients.
         kept = HEAP_RECOMPUTED[width] * (shape.layers * 4 * shape.hidden * count + 2 * layer)
@@ -139,7 +142,7 @@ def training_cuda(
     and checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
-    layer = layer_activations(shape, settings.lora_targets, 2) * count
+    layer = layer_activations(shape, settings.lora_targets, 2, copied=unsloth) * count
     if settings.gradient_checkpointing is not False if checkpointing is None else checkpointing:
         kept = layer if unsloth else shape.layers * 2 * shape.hidden * count + 2 * layer
     else:
@@ -166,10 +169,23 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How a step is computed: at most `tokens` in one forward pass (always whole records), with or without checkpoints.
+class Way:
+    """How a step spends memory or spares it; the numbers are the same.
 
-    `offloaded`: the input embeddings stay in the machine's memory, and only the rows of a pass come to the card.
+    `checkpointing`: activations are computed again in the backward pass. `offloaded`: the input embeddings stay in the
+    machine's memory, and only the rows of a pass come to the card. `dequantized`: the values of 4-bit weights are
+    written out in 16 bits once, at loading, instead of in every pass.
+    """
+
+    checkpointing: bool
+    offloaded: bool = False
+    dequantized: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step is computed: at most `tokens` in one forward pass (always whole records), in one way.
+
     A step's records stay batch_size × accumulation whatever the plan, so it changes memory and speed, not the result.
     `estimate` is the computed peak of the device's memory, the CUDA context left out; None where it is unknown. It is
     that of `largest` tokens in a forward pass, where the records' lengths are known, else of `tokens`.
@@ -177,10 +193,9 @@ class Plan:
 
     tokens: int
     records: int
-    checkpointing: bool
+    way: Way
     reason: str
     estimate: int | None
-    offloaded: bool = False
     fits: bool = True
     largest: int | None = None
 
@@ -189,9 +204,7 @@ class Plan:
         return replace(self, tokens=tokens // 2) if records > 1 else None
 
 
-def peak(
-    shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, checkpointing: bool, offloaded: bool
-) -> Parts:
+def peak(shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, way: Way) -> Parts:
     """Return the peak of a step with `tokens` in one forward pass on this machine.
 
     On a card the CUDA context is left out: free memory is asked for when there is one, and torch does not count it.
@@ -200,23 +213,23 @@ def peak(
         parts = training_cuda(
             shape,
             settings,
-            four_bit=machine.four_bit,
+            four_bit=machine.four_bit and not way.dequantized,
             unsloth=machine.unsloth,
             tokens=tokens,
-            checkpointing=checkpointing,
-            offloaded=offloaded,
+            checkpointing=way.checkpointing,
+            offloaded=way.offloaded,
         )
         return {name: count for name, count in parts.items() if name != "context"}
-    return training_cpu(shape, settings, bf16=machine.bf16, tokens=tokens, checkpointing=checkpointing)
+    return training_cpu(shape, settings, bf16=machine.bf16, tokens=tokens, checkpointing=way.checkpointing)
 
 
 def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers: int = 1) -> Plan:
-    """Choose how much goes into one forward pass, and whether activations are recomputed, from the free memory.
+    """Choose how much goes into one forward pass, and in which way it is computed, from the free memory.
 
     Without checkpoints a step takes 4 FLOP a parameter and token instead of 6, so they are left out where a whole
     record of `max_length` still fits, unless the settings decide. Where it does not fit with them either, Unsloth can
-    leave the input embeddings in the machine's memory. A forward pass never needs more than one worker's share of a
-    step, nor, on a card, more than ENOUGH tokens.
+    leave the input embeddings in the machine's memory; where there is much room, 4-bit weights are dequantized once. A
+    forward pass never needs more than one worker's share of a step, nor, on a card, more than ENOUGH tokens.
     """
     longest = settings.max_length
     share = math.ceil(settings.batch_size * settings.accumulation / workers)
@@ -230,47 +243,46 @@ def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers
         unknown = (
             "the base's shape is unknown" if shape is None else "this system does not tell how much memory is free"
         )
-        checkpointing = wanted is not False
         tokens = min(most, settings.batch_size * longest)
-        return Plan(tokens, records, checkpointing, f"{unknown}: the settings' own batch", None)
+        return Plan(tokens, records, Way(wanted is not False), f"{unknown}: the settings' own batch", None)
     room = int(machine.free * (USABLE if machine.cuda else 1))
-    ways = [(False, False), (True, False)] if wanted == "auto" else [(bool(wanted), False)]
-    if machine.cuda and machine.unsloth and not shape.tied and workers == 1:
-        ways.append((ways[-1][0], True))
-    for checkpointing, offloaded in ways:
-        tokens = _most_tokens(shape, settings, machine, checkpointing, offloaded, most, room)
-        spare = 1 if (checkpointing, offloaded) == ways[-1] else SPARE
-        if tokens >= min(spare * longest, most):
-            need = total(peak(shape, settings, machine, tokens, checkpointing, offloaded))
-            return Plan(tokens, records, checkpointing, _why(machine, wanted, checkpointing), need, offloaded)
-    checkpointing, offloaded = ways[-1]
-    need = total(peak(shape, settings, machine, longest, checkpointing, offloaded))
+    ways = _ways(shape, machine, wanted, workers)
+    for way in ways:
+        tokens = _most_tokens(shape, settings, machine, way, most, room)
+        spare = 1 if way == ways[-1] else SPARE
+        least = max(spare * longest, BESIDE_DEQUANTIZED if way.dequantized else 0)
+        if tokens >= min(least, most):
+            need = total(peak(shape, settings, machine, tokens, way))
+            return Plan(tokens, records, way, _why(machine, wanted, way.checkpointing), need)
+    need = total(peak(shape, settings, machine, longest, ways[-1]))
     reason = f"one record of {longest:,} tokens takes {size(need)}, {size(room)} of {size(machine.free)} can be used"
-    return Plan(longest, 1, checkpointing, reason, need, offloaded, fits=False)
+    return Plan(longest, 1, ways[-1], reason, need, fits=False)
+
+
+def _ways(shape: Shape, machine: Machine, checkpointing: object, workers: int) -> list[Way]:
+    """Return the ways that this machine has, the fastest first; `checkpointing` as the settings have it."""
+    ways = [Way(False), Way(True)] if checkpointing == "auto" else [Way(bool(checkpointing))]
+    if machine.cuda and machine.four_bit:
+        ways.insert(0, replace(ways[0], dequantized=True))
+    if machine.cuda and machine.unsloth and not shape.tied and workers == 1:
+        ways.append(replace(ways[-1], offloaded=True))
+    return ways
 
 
 def of_records(plan: Plan, shape: Shape | None, settings: TrainSettings, machine: Machine, largest: int) -> Plan:
     """Return the plan with its estimate for the largest forward pass that these records will make, in tokens."""
     if shape is None or plan.estimate is None:
         return plan
-    need = total(peak(shape, settings, machine, largest, plan.checkpointing, plan.offloaded))
+    need = total(peak(shape, settings, machine, largest, plan.way))
     return replace(plan, largest=largest, estimate=need)
 
 
-def _most_tokens(
-    shape: Shape,
-    settings: TrainSettings,
-    machine: Machine,
-    checkpointing: bool,
-    offloaded: bool,
-    most: int,
-    room: int,
-) -> int:
+def _most_tokens(shape: Shape, settings: TrainSettings, machine: Machine, way: Way, most: int, room: int) -> int:
     """Return the most tokens, up to `most`, whose forward and backward pass fits into `room` bytes."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2
-        if total(peak(shape, settings, machine, middle, checkpointing, offloaded)) <= room:
+        if total(peak(shape, settings, machine, middle, way)) <= room:
             low = middle
         else:
             high = middle - 1
@@ -298,6 +310,7 @@ def describe(plan: Plan, settings: TrainSettings, workers: int = 1) -> str:
     else:
         how = f"{plan.records} to a forward pass, without padding"
     memory = "" if plan.estimate is None else f", {size(plan.estimate)} computed"
-    ways = "with checkpointing" if plan.checkpointing else "without checkpointing"
-    ways += ", the embeddings in main memory" if plan.offloaded else ""
+    ways = "with checkpointing" if plan.way.checkpointing else "without checkpointing"
+    ways += ", the embeddings in main memory" if plan.way.offloaded else ""
+    ways += ", the 4-bit weights dequantized once" if plan.way.dequantized else ""
     return f"plan: {step}, {how}, {ways}{memory} ({plan.reason})"

@@ -24,7 +24,7 @@ def fill(model: Any) -> None:
 def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> None:
     from toolkit.base import Base
     from toolkit.config import Config
-    from toolkit.memory import Plan
+    from toolkit.memory import Plan, Way
     from toolkit.train.choice import choose
 
     config = Config.model_validate(json.loads(config_path.read_text()))
@@ -42,7 +42,7 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
 
     device = torch.device("cuda", 0)
     base = Base(str(base_path), base_path)
-    model = backend.load(base, config, Plan(8192, 64, False, "", None), device)
+    model = backend.load(base, config, Plan(8192, 64, Way(False), "", None), device)
     fill(model)
     model.train()
     precision = Precision(backend.precision("auto"), "cuda")

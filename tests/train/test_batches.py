@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.family_models import FAMILIES, save
-from toolkit.train import attention, batches, loss
+from toolkit.train import attention, batches, loss, peft_backend
 from toolkit.train.examples import IGNORED, Example
 
 
@@ -65,7 +65,9 @@ def test_a_packed_row_restarts_its_positions_and_never_predicts_across_records()
     assert batch.labels.tolist() == [[IGNORED, 6, 7, IGNORED, 9]]
     assert (batch.lengths, batch.rows) == ([3, 2], [1, 2])
     assert int((batch.labels != IGNORED).sum()) == sum(record.learned for record in records) == 3
+    assert batch.learned.tolist() == [0, 1, 3]
     padded = batches.collate(records, "cpu", padded=True)
+    assert padded.learned.tolist() == [0, 1, 2]  # of two rows, each without its last token
     assert padded.input_ids.tolist() == [[5, 6, 7], [8, 9, 0]]
     assert padded.labels.tolist() == [[IGNORED, 6, 7], [IGNORED, 9, IGNORED]]
     assert padded.lengths == [3, 2]
@@ -113,7 +115,7 @@ def test_a_packed_record_has_the_loss_it_has_alone(family: str, tmp_path: Path) 
 
         def found(chosen: list[int]) -> float:
             batch = batches.collate([records[place] for place in chosen], "cpu", multiple=8)
-            return float(model(**loss.inputs(batch), labels=batch.labels, total=one).loss)
+            return float(peft_backend.packed_loss(model, batch, one))
 
         everything = range(len(records))
         for place in everything:
@@ -144,7 +146,7 @@ def test_gradients_of_packed_and_single_records_agree(tmp_path: Path) -> None:
         loss.attach(model)
         for members in layout:
             batch = batches.collate([records[place] for place in members], "cpu", multiple=len(members) * 8)
-            model(**loss.inputs(batch), labels=batch.labels, total=total).loss.backward()
+            peft_backend.packed_loss(model, batch, total).backward()
         return [parameter.grad for parameter in model.parameters()]
 
     single = gradients([[0], [1], [2], [3]], checkpointing=False)
@@ -162,7 +164,7 @@ def test_a_silent_record_has_no_loss_and_no_gradient(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=attention.register())
     loss.attach(model)
     batch = batches.collate([batches.silent(example(20, 1))], "cpu")
-    value = model(**loss.inputs(batch), labels=batch.labels, total=torch.ones(())).loss
+    value = peft_backend.packed_loss(model, batch, torch.ones(()))
     value.backward()
     assert value == 0
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in model.parameters())

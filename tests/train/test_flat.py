@@ -24,7 +24,7 @@ def backward(parameters: list[Any], step: int) -> None:
 def test_steps_are_those_of_the_matrices(most: int) -> None:
     """In float32, clipping by the common norm and two backward passes a step included."""
     plain, ours = layers(), layers()
-    flat = Flat.of(ours, most)
+    flat = Flat.of(ours, most=most)
     assert len(flat.vectors) == {1 << 30: 1, 800: 2, 1: 4}[most]
     assert all(vector.numel() % BLOCK == 0 for vector in flat.vectors)
     one, other = torch.optim.AdamW(plain, lr=0.1), torch.optim.AdamW(flat.vectors, lr=0.1)
@@ -46,6 +46,34 @@ def test_steps_are_those_of_the_matrices(most: int) -> None:
         for wanted, found in zip(plain, ours, strict=True):
             torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     assert not any(vector.grad.any() for vector in flat.vectors)
+
+
+def test_a_copy_in_16_bits_has_the_steps_of_rounding_every_matrix_in_every_pass() -> None:
+    """As autocast does: each pass's gradient is in bf16 and adds up in float32; equal to the last bit."""
+    plain, ours = layers(), layers()
+    flat = Flat.of(ours, torch.bfloat16, most=1000)
+    assert all(parameter.dtype == torch.bfloat16 for parameter in ours)
+    assert all(vector.dtype == torch.float32 for vector in flat.vectors) and len(flat.copies) == 2
+    one, other = torch.optim.AdamW(plain, lr=0.1), torch.optim.AdamW(flat.vectors, lr=0.1)
+    for step in range(6):
+        for start in (step, step + 3):
+            backward([parameter.to(torch.bfloat16) for parameter in plain], start)
+            backward(ours, start)
+            if step == 2:
+                ours[1].grad = ours[1].grad.clone()  # something replaced it
+            flat.gather()
+        for wanted, part in zip(plain, flat.parts, strict=True):
+            assert torch.equal(part.gradient, wanted.grad)
+        one.step()
+        other.step()
+        one.zero_grad(set_to_none=True)
+        flat.publish()
+        flat.zero()
+        for wanted, found, part in zip(plain, ours, flat.parts, strict=True):
+            assert torch.equal(part.weight, wanted) and torch.equal(found, wanted.to(torch.bfloat16))
+    flat.release()
+    for wanted, found in zip(plain, ours, strict=True):
+        assert found.dtype == torch.float32 and found.grad is None and torch.equal(found, wanted)
 
 
 def test_each_matrix_begins_a_block_and_stays_apart() -> None:

@@ -12,7 +12,7 @@ from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import batches, checkpoints, examples, loop, peft_backend, train
+from toolkit.train import batches, checkpoints, examples, loop, peft_backend, step, train
 
 pytestmark = pytest.mark.slow
 
@@ -77,8 +77,8 @@ def test_one_record_that_does_not_fit_is_the_end(
 
 
 def test_another_error_is_not_taken_for_want_of_memory() -> None:
-    assert not loop.is_out_of_memory(RuntimeError("shapes do not match"))
-    assert loop.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert not step.is_out_of_memory(RuntimeError("shapes do not match"))
+    assert step.is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

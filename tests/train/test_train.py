@@ -14,7 +14,7 @@ from tests.conftest import REPOSITORY
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
-from toolkit.memory import Plan
+from toolkit.memory import Plan, Way
 from toolkit.run import RunFolder
 from toolkit.train import train
 
@@ -117,7 +117,7 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
         folder.side("val"), tokens.load(base.folder), prompt_format(settings.prompt), settings.train
     )
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-    backend, plan = choose("peft"), Plan(64, 8, False, "", None)
+    backend, plan = choose("peft"), Plan(64, 8, Way(False), "", None)
     trained = backend.load(base, settings, plan, "cpu")
     job = Job(
         config=settings, folder=folder, backend=backend, model=trained, plan=plan, sides={}, workers=Workers(),

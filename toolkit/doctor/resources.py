@@ -65,7 +65,7 @@ def _training(job: Job, free: int | None) -> Check:
     name = "memory: training" if job.card is None else "gpu memory: training"
     there = training_machine(job, free)
     chosen = memories.plan(job.shape, settings, there)
-    parts = memories.peak(job.shape, settings, there, chosen.tokens, chosen.checkpointing, chosen.offloaded)
+    parts = memories.peak(job.shape, settings, there, chosen.tokens, chosen.way)
     check = _compare(name, parts, there.free, "")
     if not chosen.fits:
         return Check(name, False, check.found, _what_fits(job, there))

@@ -84,6 +84,7 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
         console.say(f"stopped after step {step} of {config.train.steps}; the same command goes on from there")
         raise KeyboardInterrupt
     kept = _keep_the_best(job, step)
+    job.whole.release()
     adapter = job.whole.state()[0] if workers.sharded else None
     if not workers.first:
         return Outcome([], {})
@@ -115,7 +116,8 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
         "plan": {
             "tokens_per_pass": job.plan.tokens,
             "packing": config.train.packing,
-            "checkpointing": job.plan.checkpointing,
+            "checkpointing": job.plan.way.checkpointing,
+            "dequantized": job.plan.way.dequantized,
             "reason": job.plan.reason,
         },
         "times_out_of_memory": job.out_of_memory,

@@ -46,6 +46,15 @@ class Backend:
         return "bf16" if card_has_bf16() else "f16"
 
 
+def dequantize(model: Any) -> Any:
+    """Write the values of a model's 4-bit weights out in 16 bits, in which every pass would multiply them anyway."""
+    import torch
+
+    model = model.dequantize().requires_grad_(False)
+    torch.cuda.empty_cache()
+    return model
+
+
 def card_has_bf16() -> bool:
     """Tell whether the current card multiplies bf16 in hardware (Ampere and later); emulated, f16 is faster."""
     import torch

@@ -16,21 +16,24 @@ import numpy.typing as npt
 from toolkit.train.examples import IGNORED, Example
 
 # Tokens of a forward pass on a card are a multiple of this: rows of 16-bit numbers that do not begin at 16 bytes leave
-# cuBLAS its slow kernels for the adapter's products, 3 to 6 % of a step on an H100.
-ALIGNED = 8
+# cuBLAS its slow kernels for the adapter's products, 3 to 6 % of a step on an H100; and Triton compiles another kernel
+# for sizes that 16 does not divide.
+ALIGNED = 16
 
 
 @dataclass(frozen=True)
 class Batch:
     """One forward pass: tensors of shape (1, tokens) with the records one behind the other, or (records, width) padded.
 
-    `lengths` are the records' tokens, `rows` their row numbers. A packed row may end in a record of filling, which has
-    a length and no row number.
+    `learned` are the places, over all rows but for their last tokens, whose next token is learned: found here, because
+    a card would have to be waited for. `lengths` are the records' tokens, `rows` their row numbers. A packed row may
+    end in a record of filling, which has a length and no row number.
     """
 
     input_ids: Any
     labels: Any
     position_ids: Any
+    learned: Any
     lengths: list[int]
     rows: list[int]
     padded: bool = False
@@ -114,11 +117,13 @@ def collate(examples: Sequence[Example], device: Any, *, padded: bool = False, m
     if not padded and width > used:
         positions[0, used:] = np.arange(width - used)
         lengths.append(width - used)
+    learned = np.flatnonzero(labels[:, 1:] != IGNORED)
     input_ids, targets, position_ids = _sent(values, device)
     return Batch(
         input_ids=input_ids,
         labels=targets,
         position_ids=position_ids,
+        learned=_sent(learned, device),
         lengths=lengths,
         rows=[example.row for example in examples],
         padded=padded,

@@ -20,15 +20,15 @@ def held_out_loss(job: Job, some: list[Example], label: str) -> float:
     one = torch.ones((), device=job.device)
     training = job.model.training
     job.model.eval()
-    total = 0.0
+    losses = []
     with console.progress(label, len(mine), "batches") as progress, torch.no_grad(), job.precision.autocast():
         for members in mine:
             chosen = [some[place] for place in members] or [batches.silent(some[0])]
-            total += float(job.backend.loss(job.model, job.collate(chosen), one))
+            losses.append(job.backend.loss(job.model, job.collate(chosen), one).float())
             progress.advance()
     job.model.train(training)
     count = sum(example.learned for example in some)
-    loss = workers.sums([total])[0] / max(1, count)
+    loss = workers.sums([sum(torch.stack(losses).tolist())])[0] / max(1, count)
     if workers.first:
         console.say(f"{label}: {loss:.4f} nats per token over {len(some):,} records")
     return loss

@@ -21,7 +21,8 @@ from toolkit.train.workers import Workers
 class Job:
     """All that one run of the loop works with.
 
-    `plan` shrinks when memory runs out. `model` is as it was loaded; once the loop runs, as it trains.
+    `plan` shrinks when memory runs out. `model` is as it was loaded; once the loop runs, as it trains. `clock` is the
+    moment from which the next step's time counts.
     """
 
     config: Config
@@ -37,6 +38,7 @@ class Job:
     fingerprint: str
     tokens: int = 0
     seconds: float = 0.0
+    clock: Any = None
     seen_here: int = 0
     out_of_memory: int = 0
     whole: Whole = field(init=False)

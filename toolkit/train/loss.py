@@ -9,37 +9,35 @@ from typing import Any
 
 from toolkit.memory import LOGITS
 from toolkit.train.batches import ends
-from toolkit.train.examples import IGNORED
 
 
 def attach(model: Any) -> None:
     """Give a transformers model for causal language modelling a forward pass that returns the loss alone.
 
-    Called with `labels` and `total`, it returns the sum of the cross entropy (nats) of all learned positions, divided
-    by `total`; called without labels it does what it did before.
+    Called with `labels`, `learned` and `total`, it returns the sum of the cross entropy (nats) of all learned
+    positions, divided by `total`; called without labels it does what it did before.
     """
     former = model.forward
 
-    def forward(self: Any, *, labels: Any = None, total: Any = None, **inputs: Any) -> Any:
+    def forward(self: Any, *, labels: Any = None, learned: Any = None, total: Any = None, **inputs: Any) -> Any:
         if labels is None:
             return former(**inputs)
         hidden = getattr(self, self.base_model_prefix)(**inputs).last_hidden_state
-        return SimpleNamespace(loss=cross_entropy(self, hidden, labels) / total)
+        return SimpleNamespace(loss=cross_entropy(self, hidden, labels, learned) / total)
 
     model.forward = MethodType(forward, model)
 
 
-def cross_entropy(model: Any, hidden: Any, labels: Any) -> Any:
+def cross_entropy(model: Any, hidden: Any, labels: Any, learned: Any) -> Any:
     """Return the summed cross entropy (nats, float32) of the labels one position behind each hidden state.
 
-    `hidden` is (rows, tokens, width), `labels` (rows, tokens) with IGNORED where nothing is learned.
+    `hidden` is (rows, tokens, width), `labels` (rows, tokens), `learned` as in `Batch`.
     """
     import torch
     from torch.utils.checkpoint import checkpoint
 
-    targets = labels[:, 1:]
-    learned = targets != IGNORED
-    states, targets = hidden[:, :-1][learned], targets[learned]
+    targets = labels[:, 1:].reshape(-1)[learned]
+    states = hidden[:, :-1].reshape(-1, hidden.shape[-1])[learned]
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)
 

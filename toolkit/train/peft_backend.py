@@ -8,7 +8,7 @@ from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.memory import Plan
 from toolkit.train import attention, loss, varlen
-from toolkit.train.backend import Backend, card_has_bf16
+from toolkit.train.backend import Backend, card_has_bf16, dequantize
 from toolkit.train.batches import Batch
 
 
@@ -42,9 +42,11 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     )
     if cuda:
         varlen.announce(attention.kernel(model.config, device or "cuda", options["dtype"]))
+    if plan.way.dequantized:
+        model = dequantize(model)
     model.config.use_cache = False
     model.requires_grad_(False)
-    if plan.checkpointing:
+    if plan.way.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(settings.seed)  # the adapter's first weights
     model = get_peft_model(
@@ -83,7 +85,7 @@ def _four_bit(compute: Any) -> Any:
 
 def packed_loss(model: Any, batch: Batch, total: Any) -> Any:
     """Return the batch's summed cross entropy divided by `total`."""
-    return model(**loss.inputs(batch), labels=batch.labels, total=total).loss
+    return model(**loss.inputs(batch), labels=batch.labels, learned=batch.learned, total=total).loss
 
 
 def infer(model: Any) -> None:

@@ -32,11 +32,11 @@ class Precision:
         """Add a loss's gradients to those that are there."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def clip(self, whole: Any, optimizer: Any, most: float) -> float:
-        """Scale the gradient to a norm of at most `most`, and return the norm it had."""
+    def clip(self, whole: Any, optimizer: Any, most: float) -> Any:
+        """Scale the gradient to a norm of at most `most`, and return the norm it had, on its device."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        return float(whole.clip(most))
+        return whole.clip(most)
 
     def may_overflow(self) -> bool:
         """Tell whether an infinite gradient only means that the scale is still too high: the step is then skipped."""

@@ -1,6 +1,6 @@
 """The model as a whole, on one device or sharded over several by accelerate's FSDP: its state, and its gradient."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,20 @@ class Whole:
 
     @staticmethod
     def of(
-        model: Any, make: Callable[[list[Any]], Any], workers: Workers, adapter: dict[str, Any], moments: Any
+        model: Any,
+        make: Callable[[list[Any]], Any],
+        workers: Workers,
+        adapter: dict[str, Any],
+        moments: Any,
+        dtype: Any = None,
     ) -> "Whole":
-        """Make the optimizer by `make`, shard the model where that is wanted, and load a checkpoint's state if any."""
+        """Make the optimizer by `make`, shard the model where that is wanted, and load a checkpoint's state if any.
+
+        `dtype` is what the model computes with, where the adapter's copy in it is to be kept from pass to pass.
+        """
         load_adapter(model, adapter)
         if not workers.sharded:
-            flat = Flat.of(_trained(model))
+            flat = Flat.of(_trained(model), dtype)
             whole = Whole(model, model, make(flat.vectors), flat)
             if moments is not None:
                 whole.optimizer.load_state_dict(moments)
@@ -51,8 +59,9 @@ class Whole:
 
     def load(self, adapter: dict[str, Any]) -> None:
         """Take over a checkpoint's adapter."""
-        if self.accelerator is None:
-            load_adapter(self.model, adapter)
+        if self.flat is not None:
+            _copy(dict(self._values()), adapter)
+            self.flat.publish()
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
@@ -68,11 +77,26 @@ class Whole:
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), most)
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
+    def end_pass(self) -> None:
+        """Add the gradient of a backward pass to that of the step."""
+        if self.flat is not None:
+            self.flat.gather()
+
     def gather(self, workers: Workers) -> None:
         """Add each gradient up over all workers; FSDP has done so already."""
         if self.flat is not None:
-            self.flat.gather()
             workers.add_up([vector.grad for vector in self.flat.vectors])
+
+    def end_step(self) -> None:
+        """Show the model the weights that the optimizer has made, and forget the gradient."""
+        if self.flat is not None:
+            self.flat.publish()
+        self.zero()
+
+    def release(self) -> None:
+        """Leave the adapter in the model as it is saved, in its whole precision."""
+        if self.flat is not None:
+            self.flat.release()
 
     def zero(self) -> None:
         """Forget the gradient."""
@@ -83,22 +107,30 @@ class Whole:
 
     def state(self) -> tuple[dict[str, Any], Any]:
         """Return the adapter by its parameters' names, and the optimizer's state; whole on worker 0 at least."""
-        if self.accelerator is None:
-            return dict(_named(self.model)), self.optimizer.state_dict()
+        if self.flat is not None:
+            return dict(self._values()), self.optimizer.state_dict()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         weights, moments = get_state_dict(self.model, _bare(self.optimizer), options=options)
         return dict(weights), moments
 
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        """Yield each trained parameter's name and its value in the vectors."""
+        assert self.flat is not None
+        for (name, _), part in zip(_named(self.model), self.flat.parts, strict=True):
+            yield name, part.weight
+
 
 def load_adapter(model: Any, adapter: dict[str, Any]) -> None:
     """Copy a checkpoint's weights into the model's trainable parameters; none may be missing."""
+    if adapter:
+        _copy(dict(_named(model)), adapter)
+
+
+def _copy(own: dict[str, Any], adapter: dict[str, Any]) -> None:
     import torch
 
-    if not adapter:
-        return
-    own = dict(_named(model))
     if set(own) != set(adapter):
         odd = sorted(set(own) ^ set(adapter))
         raise ValueError(f"the checkpoint is of another adapter: {odd[0]} and {len(odd) - 1} more")

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.memory import Plan
-from toolkit.train.backend import Backend, UnslothFailed
+from toolkit.train.backend import Backend, UnslothFailed, dequantize
 from toolkit.train.batches import Batch
 
 # Families whose own forward pass at Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
@@ -55,9 +55,11 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
             max_seq_length=settings.max_length,
             dtype=None,  # bf16 on Ampere and later, else f16
             load_in_4bit=config.model.load_in_4bit,
-            offload_embedding=plan.offloaded,  # by itself Unsloth decides on figures of its own
+            offload_embedding=plan.way.offloaded,  # by itself Unsloth decides on figures of its own
             use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
         )
+        if plan.way.dequantized:
+            model = dequantize(model)
         return FastLanguageModel.get_peft_model(
             model,
             r=settings.lora_r,
@@ -65,7 +67,7 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
             lora_dropout=settings.lora_dropout,
             target_modules=settings.lora_targets,
             bias="none",
-            use_gradient_checkpointing="unsloth" if plan.checkpointing else False,
+            use_gradient_checkpointing="unsloth" if plan.way.checkpointing else False,
             random_state=settings.seed,
             use_rslora=settings.rslora,
             loftq_config=None,
