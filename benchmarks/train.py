@@ -3,10 +3,11 @@
     python benchmarks/train.py [--baseline] [--base FOLDER] [--data CSV] [--steps 24] [--only NAME ...]
 
 Each run is a process of its own over the same prepared records of MedQuAD, with max_length 2048, rank 16, adamw_8bit
-and the loss on the whole text. Printed are real tokens (no padding) per second after WARM_UP steps, the peak of the
-card's allocated memory, and model FLOP utilisation: 4 FLOP per weight and token (forward, and backward to the
-activations; what checkpointing computes again does not count) over what the card does in a large bf16 matrix product in
-the same run. Without a base folder the random-weight model of `four_bit_model.py` is made first.
+and the loss on the whole text. Printed are real tokens (no padding) per second after WARM_UP steps, from the end of one
+step to the end of the next; the peak of the card's allocated memory; and model FLOP utilisation: 4 FLOP per weight and
+token (forward, and backward to the activations; what checkpointing computes again does not count) over what the card
+does in a large bf16 matrix product in the same run. Without a base folder the random-weight model of
+`four_bit_model.py` is made first.
 """
 
 import argparse
@@ -134,14 +135,17 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     class Clock(TrainerCallback):
         """Note when each step ends; nothing of it is left on the card by then."""
 
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.ended = time.perf_counter()
+
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            torch.cuda.synchronize()
-            self.began = time.perf_counter()
             counts.append(0)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - self.began)
+            now = time.perf_counter()
+            seconds.append(now - self.ended)
+            self.ended = now
 
         def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
             if logs and "loss" in logs:

@@ -1,6 +1,7 @@
-"""Loss and gradient of one step by one backend, packed and record by record: `probe.py BACKEND CONFIG BASE OUT`.
+"""Loss and gradient of one step by one backend, packed and record by record: `probe.py BACKEND WAY CONFIG BASE OUT`.
 
-Run as a process of its own; writes tensors by name. The adapter's weights are the same for every backend.
+Run as a process of its own; writes tensors by name. The adapter's weights are the same for every backend. WAY is
+`dequantized` or `4-bit`; of the first only the packed row is computed, with the adapter as training keeps it.
 """
 
 import json
@@ -21,7 +22,7 @@ def fill(model: Any) -> None:
                 parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
-def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> None:
+def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: Path) -> None:
     from toolkit.base import Base
     from toolkit.config import Config
     from toolkit.memory import Plan, Way
@@ -38,33 +39,44 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
     from toolkit.run import folder_of
     from toolkit.train import attention, batches, examples
     from toolkit.train.examples import Example
+    from toolkit.train.flat import Flat
     from toolkit.train.precision import Precision
 
     device = torch.device("cuda", 0)
     base = Base(str(base_path), base_path)
-    model = backend.load(base, config, Plan(8192, 64, Way(False), "", None), device)
+    model = backend.load(base, config, Plan(8192, 64, Way(False, dequantized=way == "dequantized"), "", None), device)
     fill(model)
     model.train()
     precision = Precision(backend.precision("auto"), "cuda")
     form = prompt_format(config.prompt)
     records = examples.tokenize(folder_of(config).side("train"), tokens.load(base.folder, form), form, config.train)[:8]
+    flat = (
+        Flat.of([p for p in model.parameters() if p.requires_grad], precision.dtype) if way == "dequantized" else None
+    )
     total = torch.tensor(float(sum(record.learned for record in records)), device=device)
     found: dict[str, Any] = {}
 
     def run(label: str, passes: list[list[Example]]) -> None:
-        model.zero_grad(set_to_none=True)
+        if flat is None:
+            model.zero_grad(set_to_none=True)
         losses = []
         for chosen in passes:
             with precision.autocast():
                 loss = backend.loss(model, batches.collate(chosen, device, multiple=batches.ALIGNED), total)
             precision.backward(loss)
+            if flat is not None:
+                flat.gather()
             losses.append(loss.detach().float().reshape(()))
         found[f"{label} losses"] = torch.stack(losses).cpu()
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                found[f"{label} {name}"] = parameter.grad.detach().float().cpu()
+        named = [(name, parameter.grad) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if flat is not None:
+            named = [(name, part.gradient) for (name, _), part in zip(named, flat.parts, strict=True)]
+        found.update({f"{label} {name}": gradient.detach().float().cpu() for name, gradient in named})
 
     run("packed", [records])
+    if flat is not None:
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, out)
+        return
     run("single", [[record] for record in records])
     if backend.name == "peft":
         real = attention.varlen.supported
@@ -82,4 +94,4 @@ def main(backend_name: str, config_path: Path, base_path: Path, out: Path) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], *(Path(argument) for argument in sys.argv[2:5]))
+    main(*sys.argv[1:3], *(Path(argument) for argument in sys.argv[3:6]))

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.gpu
 @pytest.fixture(scope="module")
 def probed(small_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Probe a backend once, and return its tensors."""
-    found: dict[str, dict[str, torch.Tensor]] = {}
+    found: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
 
-    def probe(backend: str) -> dict[str, torch.Tensor]:
+    def probe(backend: str, way: str = "4-bit") -> dict[str, torch.Tensor]:
         if backend == "unsloth" and not has_unsloth():
             pytest.skip("Unsloth is not installed")
-        if backend not in found:
+        if (backend, way) not in found:
             place = tmp_path_factory.mktemp(backend)
             settings, _ = settings_in(place, backend=backend)
             (place / "config.json").write_text(settings.model_dump_json(by_alias=True))
@@ -31,11 +31,15 @@ def probed(small_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
             out = place / "out.safetensors"
             places = [place / "config.json", small_base.folder, out]
             done = subprocess.run(
-                [sys.executable, script, backend, *places], capture_output=True, text=True, timeout=300, env=offline()
+                [sys.executable, script, backend, way, *places],
+                capture_output=True,
+                text=True,
+                timeout=300,
+                env=offline(),
             )
             assert done.returncode == 0, done.stderr[-4000:]
-            found[backend] = load_file(out)
-        return found[backend]
+            found[backend, way] = load_file(out)
+        return found[backend, way]
 
     return probe
 
@@ -61,6 +65,16 @@ def test_packed_and_single_records_have_the_same_losses_and_gradient(probed: Any
     far = distance(gradient(tensors, "single"), gradient(tensors, "packed"))
     print(f"{backend}: gradient packed against single {far:.2e}")
     assert far < 0.03
+
+
+@pytest.mark.parametrize("backend", ["peft", "unsloth"])
+def test_dequantizing_and_rounding_once_changes_nothing(probed: Any, backend: str) -> None:
+    """Against 4-bit weights and autocast, which do both in every pass; attention's backward pass is not repeatable."""
+    each, once = probed(backend), probed(backend, "dequantized")
+    assert torch.equal(once["packed losses"], each["packed losses"])
+    far = distance(gradient(each, "packed"), gradient(once, "packed"))
+    print(f"{backend}: dequantized once against in every pass: the same loss, gradient {far:.2e}")
+    assert far < 1e-3
 
 
 def test_one_kernel_for_all_records_equals_one_call_each(probed: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from tests.gpu.small_runs import call, has_unsloth, log_of, offline, settings_in
 from toolkit.base import Base
-from toolkit.train import apart
+from toolkit.train import apart, batches
 
 pytestmark = pytest.mark.gpu
 
@@ -19,25 +19,32 @@ import json, os, signal, sys
 from pathlib import Path
 from toolkit.base import Base
 from toolkit.config import Config
+from toolkit.errors import ToolkitError
 from toolkit.run import folder_of
 from toolkit.train import peft_backend, train
 config = Config.model_validate_json(sys.argv[2])
 folder = folder_of(config)
 real = peft_backend.packed_loss
-def steps_done():
+def logged():
     log = folder.checkpoints / "train_log.jsonl"
     return log.read_text().count('"loss"') if log.is_file() else 0
 def loss(model, batch, total):
     import torch
     if torch.is_grad_enabled():
-        if sys.argv[3] == "kill" and steps_done() == 5:
+        if sys.argv[3] == "kill" and logged() == 4:  # the 5th is not read yet, the 6th being launched
             os.kill(os.getpid(), signal.SIGKILL)
-        if sys.argv[3] == "fill" and steps_done() >= 3 and len(batch.rows) > 2:
+        if sys.argv[3] == "fill" and logged() >= 3 and len(batch.rows) > 2:
             torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
+        if sys.argv[3] == "poison" and 5 in batch.rows:
+            return real(model, batch, total) * float("nan")
     return real(model, batch, total)
 peft_backend.packed_loss = loss
-outcome = train(config, folder, Base("base", Path(sys.argv[1])))
-print(json.dumps(outcome.figures, default=str))
+try:
+    outcome = train(config, folder, Base("base", Path(sys.argv[1])))
+except ToolkitError as exc:
+    print(json.dumps({"error": exc.message, **exc.details}))
+else:
+    print(json.dumps(outcome.figures, default=str))
 """
 
 
@@ -70,6 +77,17 @@ def test_a_full_card_halves_the_pass(small_base: Base, tmp_path: Path) -> None:
     for one, other in zip(logs[""], logs["fill"], strict=True):
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=5e-3)
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_own_step(small_base: Base, tmp_path: Path) -> None:
+    """Although the next step is launched by then; nothing of either is kept."""
+    settings, folder = settings_in(tmp_path, backend="peft")
+    found = json.loads(call(RUN, str(small_base.folder), settings.model_dump_json(by_alias=True), "poison"))
+    step = found["step"]
+    seen = [row + 1 for row in batches.of_step(step - 1, 8, 24, settings.train.seed)]
+    assert 5 in seen and 5 in found["rows"] and set(found["rows"]) <= set(seen)
+    assert "the loss is nan" in found["error"] and not folder.adapter.exists()
+    assert len(log_of(folder.checkpoints / "train_log.jsonl")) == step - 1
 
 
 def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path) -> None:
