@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.gpu.small_runs import call, has_unsloth
 from toolkit import machine, packed_attention
 from toolkit.train import varlen
 
@@ -46,10 +47,20 @@ def test_forward_and_gradients_equal_attention_record_by_record(width, heads, wi
         assert float((one.float() - two).norm() / two.norm()) < 1e-2  # bf16 operands
 
 
+OFFER = """
+import unsloth
+from unsloth.utils import attention_dispatch as dispatch
+from toolkit.train import varlen
+print(varlen.offer_to_unsloth())
+print(dispatch.HAS_FLASH_ATTENTION or dispatch._TORCH_VARLEN_ATTN is not None)
+"""
+
+
 def test_unsloth_is_offered_the_kernel():
-    dispatch = pytest.importorskip("unsloth.utils.attention_dispatch")
+    if not has_unsloth():
+        pytest.skip("Unsloth is not installed")
     card = machine.card()
     assert card is not None
-    assert varlen.offer_to_unsloth() == packed_attention.expected(card, unsloth=True)
-    if not dispatch.HAS_FLASH_ATTENTION:
-        assert dispatch._TORCH_VARLEN_ATTN is not None
+    taken, there = call(OFFER).splitlines()[-2:]
+    assert taken == packed_attention.expected(card, unsloth=True)
+    assert there == "True"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from toolkit.base import Base
 from toolkit.train.flat import BLOCK, Flat
 
 SHAPES = ((16, 40), (3, 5), (1, 256), (7,))
@@ -74,6 +75,36 @@ def test_a_copy_in_16_bits_has_the_steps_of_rounding_every_matrix_in_every_pass(
     flat.release()
     for wanted, found in zip(plain, ours, strict=True):
         assert found.dtype == torch.float32 and found.grad is None and torch.equal(found, wanted)
+
+
+@pytest.mark.slow
+def test_an_adapter_trains_to_the_same_bits(base: Base) -> None:
+    """PEFT under autocast, two passes a step: rounded in every pass, and with a copy that is rounded once a step."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from toolkit.config import LORA_TARGETS
+
+    found = []
+    for dtype in (None, torch.bfloat16):
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.bfloat16)
+        torch.manual_seed(1)
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=LORA_TARGETS))
+        flat = Flat.of([parameter for parameter in model.parameters() if parameter.requires_grad], dtype)
+        optimizer = torch.optim.AdamW(flat.vectors, lr=1e-2)
+        for start in range(0, 60, 20):
+            for ids in (torch.arange(start, start + 20)[None], torch.arange(start + 5, start + 12)[None]):
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    loss = model(input_ids=ids, labels=ids).loss
+                loss.backward()
+                flat.gather()
+            optimizer.step()
+            flat.publish()
+            flat.zero()
+        flat.release()
+        found.append({name: tensor.clone() for name, tensor in model.named_parameters() if tensor.requires_grad})
+    assert all(tensor.dtype == torch.float32 for tensor in found[1].values())
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def test_each_matrix_begins_a_block_and_stays_apart() -> None:

@@ -82,9 +82,11 @@ def test_another_error_is_not_taken_for_want_of_memory() -> None:
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("ahead", [0, 1])
 def test_what_is_not_finite_is_named_by_step_and_rows(
-    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, where: str
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, where: str, ahead: int
 ) -> None:
+    monkeypatch.setattr(loop, "_ahead", lambda _: ahead)
     settings, folder = small
     settings = plain(settings, packing=False, batch_size=1, accumulation=4)
     real = peft_backend.packed_loss
@@ -106,6 +108,37 @@ def test_what_is_not_finite_is_named_by_step_and_rows(
     assert caught.value.details["rows"] == ([5] if where == "loss" else sorted(rows))
     assert not folder.adapter.exists()
     assert len([e for e in entries_so_far(folder) if '"loss"' in e]) == step - 1
+
+
+@pytest.mark.parametrize("eval_steps", [0, 2])
+def test_a_step_launched_before_the_last_is_read_changes_nothing(
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, eval_steps: int
+) -> None:
+    """As on a card: the same log but for the speed, the same checkpoints, the same adapter to the last bit."""
+    from safetensors.torch import load_file
+
+    def noting(order: list[tuple[str, int]], what: str, real: Any) -> Any:
+        def called(job: Any, one: Any) -> Any:
+            order.append((what, one if isinstance(one, int) else one.number))
+            return real(job, one)
+
+        return called
+
+    found = []
+    for ahead in (0, 1):
+        settings, folder = with_(small[0], Path(small[0].run.folder) / str(ahead), eval_steps=eval_steps)
+        order: list[tuple[str, int]] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_ahead", lambda _, ahead=ahead: ahead)
+            for what in ("launch", "finish"):
+                patch.setattr(step, what, noting(order, what, getattr(step, what)))
+            train(settings, folder, base)
+        assert order.index(("finish", 1)) == 1 + ahead
+        log = [{key: value for key, value in entry.items() if key != "tokens_per_second"} for entry in entries(folder)]
+        kept = sorted(path.name for path in folder.checkpoints.glob("checkpoint-*"))
+        found.append((log, kept, load_file(folder.adapter / "adapter_model.safetensors")))
+    assert found[0][:2] == found[1][:2] and len(found[0][1]) > 1
+    assert all(torch.equal(tensor, found[1][2][name]) for name, tensor in found[0][2].items())
 
 
 def test_early_stopping_keeps_the_best_adapter(

@@ -33,7 +33,7 @@ def _steps(job: Job, first: int) -> int:
     settings = job.config.train
     if job.sides["val"] and job.workers.say(job.log.held_out(0)) is None:
         job.log.add({"step": 0, "held_out_loss": held_out_loss(job, job.sides["val"], "held-out loss before")})
-    ahead = 1 if job.backend.device == "cuda" and job.precision.scaler is None else 0
+    ahead = _ahead(job)
     launched: list[Launched] = []
     number = first
     job.clock = Moment.now(job)
@@ -57,6 +57,11 @@ def _steps(job: Job, first: int) -> int:
             if stop:
                 break
     return number
+
+
+def _ahead(job: Job) -> int:
+    """Return how many steps may be launched and not yet read; f16 reads each one to choose its scale."""
+    return 1 if job.backend.device == "cuda" and job.precision.scaler is None else 0
 
 
 def _record(job: Job, done: Finished) -> str:

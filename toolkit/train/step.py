@@ -21,36 +21,6 @@ MAX_NORM = 1.0  # the recipe's trainer clips the gradient to this norm
 
 
 @dataclass(frozen=True)
-class Launched:
-    """A step that the device may still be computing.
-
-    `passes` are the indices of this worker's records in each forward pass; `values` will hold the passes' shares of the
-    mean loss, and the gradient's norm, once the device has come to the moment `ended`. `lenient`: a norm that is not
-    finite only makes the scale of f16 smaller.
-    """
-
-    number: int
-    rate: float
-    records: list[Example]
-    passes: list[list[int]]
-    values: Any
-    lenient: bool
-    ended: "Moment"
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a step came to: its loss (nats per learned token), gradient norm, learning rate, tokens, and when."""
-
-    number: int
-    loss: float
-    norm: float
-    rate: float
-    tokens: int
-    ended: "Moment"
-
-
-@dataclass(frozen=True)
 class Moment:
     """A point in the work of a device: when it has done all that it was given to do before."""
 
@@ -76,6 +46,36 @@ class Moment:
     def since(self, earlier: "Moment") -> float:
         """Return the seconds between two moments that the device has come to."""
         return self.time - earlier.time if self.event is None else earlier.event.elapsed_time(self.event) / 1e3
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A step that the device may still be computing.
+
+    `passes` are the indices of this worker's records in each forward pass; `values` will hold the passes' shares of the
+    mean loss, and the gradient's norm, once the device has come to the moment `ended`. `lenient`: a norm that is not
+    finite only makes the scale of f16 smaller.
+    """
+
+    number: int
+    rate: float
+    records: list[Example]
+    passes: list[list[int]]
+    values: Any
+    lenient: bool
+    ended: Moment
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a step came to: its loss (nats per learned token), gradient norm, learning rate, tokens, and when."""
+
+    number: int
+    loss: float
+    norm: float
+    rate: float
+    tokens: int
+    ended: Moment
 
 
 def launch(job: Job, number: int) -> Launched:
