@@ -119,7 +119,8 @@ def test_unsloths_published_contexts_take_just_their_card(card: int, tokens: int
     """https://unsloth.ai/docs/basics/unsloth-benchmarks: Llama 3.1 8B, QLoRA, rank 32, batch 1, longest context."""
     assert LLAMA_8B is not None
     settings = TrainSettings(lora_r=32, batch_size=1, max_length=tokens)
-    need = memory.total(memory.training_cuda(LLAMA_8B, settings, four_bit=True, unsloth=True))
+    parts = memory.training_cuda(LLAMA_8B, settings, four_bit=True, unsloth=True)
+    need = memory.total(parts) - parts["adapter in 16 bits"]  # which is our loop's
     assert need / 2**30 == pytest.approx(card, rel=0.03)
 
 
@@ -128,12 +129,12 @@ def test_unsloths_published_contexts_take_just_their_card(card: int, tokens: int
     [(2048, True, 6.31), (2048, False, 12.80), (4096, False, 19.64), (8192, False, 33.42), (16384, False, 60.77)],
 )
 def test_unsloth_on_an_h100_took_what_is_computed(tokens: int, checkpointing: bool, gib: float) -> None:
-    """Llama-3.1-8B, QLoRA of rank 16, one packed row, one attention kernel: torch's peak, without the CUDA context."""
+    """Llama-3.1-8B, QLoRA of rank 16, one packed row, one attention kernel: torch's peak, without CUDA and our loop."""
     assert LLAMA_8B is not None
     parts = memory.training_cuda(
         LLAMA_8B, TrainSettings(), four_bit=True, unsloth=True, tokens=tokens, checkpointing=checkpointing
     )
-    assert (memory.total(parts) - parts["context"]) / 2**30 == pytest.approx(gib, rel=0.1)
+    assert (memory.total(parts) - parts["context"] - parts["adapter in 16 bits"]) / 2**30 == pytest.approx(gib, rel=0.1)
 
 
 def card(gigabytes: float, *, unsloth: bool = True) -> Machine:
@@ -144,15 +145,15 @@ def card(gigabytes: float, *, unsloth: bool = True) -> Machine:
 @pytest.mark.parametrize(
     ("gigabytes", "way", "tokens", "memory_gb"),
     [
-        (8, Way(checkpointing=True, offloaded=True), 6_700, 7.3),
-        (10, Way(checkpointing=True), 10_800, 9.3),
-        (12, Way(checkpointing=True), 16_384, 10.6),
-        (16, Way(checkpointing=True), 16_384, 10.6),
-        (24, Way(checkpointing=False), 4_400, 23.3),
+        (8, Way(checkpointing=True, offloaded=True), 6_000, 7.3),
+        (10, Way(checkpointing=True), 10_100, 9.3),
+        (12, Way(checkpointing=True), 16_384, 10.8),
+        (16, Way(checkpointing=True), 16_384, 10.8),
+        (24, Way(checkpointing=False), 4_300, 23.3),
         (32, Way(checkpointing=False), 6_500, 31.3),
         (48, Way(checkpointing=False, dequantized=True), 8_000, 47.3),
-        (80, Way(checkpointing=False, dequantized=True), 16_384, 78.8),
-        (141, Way(checkpointing=False, dequantized=True), 16_384, 78.8),
+        (80, Way(checkpointing=False, dequantized=True), 16_384, 79.0),
+        (141, Way(checkpointing=False, dequantized=True), 16_384, 79.0),
     ],
 )
 def test_the_plan_of_each_card(gigabytes: int, way: Way, tokens: int, memory_gb: float) -> None:

@@ -152,6 +152,7 @@ def training_cuda(
         "context": CUDA_CONTEXT,
         "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded),
         "adapter": adapter(shape, settings, 2 if settings.optimizer == "adamw_8bit" else 8),
+        "adapter in 16 bits": 4 * shape.trainable(settings.lora_targets, settings.lora_r),  # and its gradients
         "activations": kept + (2 * largest if four_bit else 0),
         "logits": UNSLOTH_LOGITS if unsloth else logits(shape, count) + 8 * count * shape.hidden,
     }

@@ -187,7 +187,7 @@ def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -
 def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with_card(
         monkeypatch,
-        machine.Card("a card", "", int(8e9), int(6.3e9), bf16=True, capability=(8, 6), flash=True),
+        machine.Card("a card", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
         "unsloth",
     )
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
