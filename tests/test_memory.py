@@ -80,9 +80,8 @@ def saved_for_backward(width: int, copied: bool) -> float:
 def test_activations_are_what_torch_keeps(width: int, copied: bool) -> None:
     shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
     computed = memory.layer_activations(shape, LORA_TARGETS, width, copied=copied)
-    assert saved_for_backward(width, copied) == pytest.approx(
-        computed, rel=0.06
-    )  # the last norm's input is a layer's no more
+    # The last norm's input is a layer's no more.
+    assert saved_for_backward(width, copied) == pytest.approx(computed, rel=0.06)
 
 
 def test_more_of_anything_takes_more_memory() -> None:

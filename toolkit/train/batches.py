@@ -25,15 +25,15 @@ ALIGNED = 16
 class Batch:
     """One forward pass: tensors of shape (1, tokens) with the records one behind the other, or (records, width) padded.
 
-    `learned` are the places, over all rows but for their last tokens, whose next token is learned: found here, because
-    a card would have to be waited for. `lengths` are the records' tokens, `rows` their row numbers. A packed row may
-    end in a record of filling, which has a length and no row number.
+    `learned` are the places, over all rows but for their last tokens, whose next token is learned, in the machine's
+    memory: a card that looked for them would have to be waited for. `lengths` are the records' tokens, `rows` their row
+    numbers. A packed row may end in a record of filling, which has a length and no row number.
     """
 
     input_ids: Any
     labels: Any
     position_ids: Any
-    learned: Any
+    learned: npt.NDArray[np.int64]
     lengths: list[int]
     rows: list[int]
     padded: bool = False
@@ -117,20 +117,19 @@ def collate(examples: Sequence[Example], device: Any, *, padded: bool = False, m
     if not padded and width > used:
         positions[0, used:] = np.arange(width - used)
         lengths.append(width - used)
-    learned = np.flatnonzero(labels[:, 1:] != IGNORED)
-    input_ids, targets, position_ids = _sent(values, device)
+    input_ids, targets, position_ids = sent(values, device)
     return Batch(
         input_ids=input_ids,
         labels=targets,
         position_ids=position_ids,
-        learned=_sent(learned, device),
+        learned=np.flatnonzero(labels[:, 1:] != IGNORED),
         lengths=lengths,
         rows=[example.row for example in examples],
         padded=padded,
     )
 
 
-def _sent(values: npt.NDArray[Any], device: Any) -> Any:
+def sent(values: npt.NDArray[Any], device: Any) -> Any:
     """Return values as a tensor on a device; a card gets them without Python waiting for what it still computes."""
     import torch
 
@@ -145,4 +144,4 @@ def silent(example: Example) -> Example:
 
 def ends(lengths: Sequence[int], device: Any) -> Any:
     """Return where records begin and end in a packed row: int32, shape (records + 1,), from 0 on."""
-    return _sent(np.cumsum([0, *lengths], dtype=np.int32), device)
+    return sent(np.cumsum([0, *lengths], dtype=np.int32), device)

@@ -52,6 +52,7 @@ class Flat:
             room += _room(parameter)
         if members:
             flat._add(members, dtype)
+        flat.publish()
         return flat
 
     def _add(self, members: list[Any], dtype: Any) -> None:
@@ -75,7 +76,6 @@ class Flat:
             self.parts.append(Part(parameter, weight, gradient, place))
             start += _room(parameter)
         self.vectors.append(vector)
-        self.publish()
 
     def gather(self) -> None:
         """Add the gradients of a pass to the vectors'; where something put one elsewhere, it is taken from there."""

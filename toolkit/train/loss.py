@@ -8,7 +8,7 @@ from types import MethodType, SimpleNamespace
 from typing import Any
 
 from toolkit.memory import LOGITS
-from toolkit.train.batches import ends
+from toolkit.train.batches import ends, sent
 
 
 def attach(model: Any) -> None:
@@ -61,6 +61,7 @@ def inputs(batch: Any) -> dict[str, Any]:
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
+        "learned": sent(batch.learned, batch.input_ids.device),
         "lengths": batch.lengths,
         "cu_seq_lens_q": places,
         "cu_seq_lens_k": places,

@@ -85,7 +85,7 @@ def _four_bit(compute: Any) -> Any:
 
 def packed_loss(model: Any, batch: Batch, total: Any) -> Any:
     """Return the batch's summed cross entropy divided by `total`."""
-    return model(**loss.inputs(batch), labels=batch.labels, learned=batch.learned, total=total).loss
+    return model(**loss.inputs(batch), labels=batch.labels, total=total).loss
 
 
 def infer(model: Any) -> None:

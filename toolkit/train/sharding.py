@@ -1,6 +1,6 @@
 """The model as a whole, on one device or sharded over several by accelerate's FSDP: its state, and its gradient."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Whole:
     def load(self, adapter: dict[str, Any]) -> None:
         """Take over a checkpoint's adapter."""
         if self.flat is not None:
-            _copy(dict(self._values()), adapter)
+            _copy(self._values(), adapter)
             self.flat.publish()
             return
         from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
@@ -108,18 +108,17 @@ class Whole:
     def state(self) -> tuple[dict[str, Any], Any]:
         """Return the adapter by its parameters' names, and the optimizer's state; whole on worker 0 at least."""
         if self.flat is not None:
-            return dict(self._values()), self.optimizer.state_dict()
+            return self._values(), self.optimizer.state_dict()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         weights, moments = get_state_dict(self.model, _bare(self.optimizer), options=options)
         return dict(weights), moments
 
-    def _values(self) -> Iterator[tuple[str, Any]]:
-        """Yield each trained parameter's name and its value in the vectors."""
+    def _values(self) -> dict[str, Any]:
+        """Return the trained parameters' values in the vectors, by their names."""
         assert self.flat is not None
-        for (name, _), part in zip(_named(self.model), self.flat.parts, strict=True):
-            yield name, part.weight
+        return {name: part.weight for (name, _), part in zip(_named(self.model), self.flat.parts, strict=True)}
 
 
 def load_adapter(model: Any, adapter: dict[str, Any]) -> None:
