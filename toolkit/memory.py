@@ -242,7 +242,9 @@ def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers
     wanted = settings.gradient_checkpointing
     if shape is None or machine.free is None:
         unknown = (
-            "the base's shape is unknown" if shape is None else "this system does not tell how much memory is free"
+            "what this base takes on a device is unknown"
+            if shape is None
+            else "this system does not tell how much memory is free"
         )
         tokens = min(most, settings.batch_size * longest)
         return Plan(tokens, records, Way(wanted is not False), f"{unknown}: the settings' own batch", None)

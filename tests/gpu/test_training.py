@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import REPOSITORY
 from tests.gpu.small_runs import call, has_unsloth, log_of, offline, settings_in
 from toolkit.base import Base
 from toolkit.train import apart, batches
@@ -128,22 +129,6 @@ def test_two_cards_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> N
         assert one["loss"] == pytest.approx(other["loss"], rel=5e-3)
 
 
-FSDP = """
-compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-fsdp_config:
-  fsdp_version: {version}
-  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
-  fsdp_transformer_layer_cls_to_wrap: LlamaDecoderLayer
-  fsdp_state_dict_type: SHARDED_STATE_DICT
-  fsdp_cpu_ram_efficient_loading: false
-num_machines: 1
-num_processes: 2
-mixed_precision: 'no'
-main_process_port: 0
-"""
-
-
 def test_fsdp_over_two_cards_gives_the_same_files(small_base: Base, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA card")
@@ -151,14 +136,14 @@ def test_fsdp_over_two_cards_gives_the_same_files(small_base: Base, tmp_path: Pa
     apart.train_apart(settings, folder, small_base)
     alone = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "two", backend="peft")
-    (tmp_path / "fsdp.yaml").write_text(FSDP.format(version=2))
     order = {
         "config": settings.model_dump(mode="json", by_alias=True), "restart": False, "avoid": "",
         "quiet": False, "log": "",
         "base": {"label": "base", "folder": str(small_base.folder), "commit": ""},
     }  # fmt: skip
     (tmp_path / "order.json").write_text(json.dumps(order))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp.yaml"), "-m"]
+    launch = [f"--config_file={REPOSITORY / 'examples' / 'fsdp.yaml'}", "--num_processes=2", "--main_process_port=0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m"]
     command += ["toolkit.train.child", str(tmp_path / "order.json"), str(tmp_path / "answer.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=offline())
     assert done.returncode == 0, done.stderr[-4000:]

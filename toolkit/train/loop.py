@@ -66,13 +66,14 @@ def _ahead(job: Job) -> int:
 
 def _record(job: Job, done: Finished) -> str:
     """Log a step that is finished, and return what the progress line says of it."""
-    elapsed, job.clock = done.ended.since(job.clock), done.ended
+    launched = done.step
+    elapsed, job.clock = launched.ended.since(job.clock), launched.ended
     job.tokens += done.tokens
     job.seen_here += done.tokens
     job.seconds += elapsed
-    entry = {"step": done.number, "loss": done.loss, "grad_norm": done.norm, "learning_rate": done.rate}
+    entry = {"step": launched.number, "loss": done.loss, "grad_norm": done.norm, "learning_rate": launched.rate}
     entry |= {"tokens": job.tokens, "tokens_per_second": round(done.tokens / max(1e-9, elapsed), 1)}
-    parts = [f"loss {done.loss:.3f}", f"grad {done.norm:.2f}", f"lr {done.rate:.1e}"]
+    parts = [f"loss {done.loss:.3f}", f"grad {done.norm:.2f}", f"lr {launched.rate:.1e}"]
     parts.append(f"{job.seen_here / max(1e-9, job.seconds):,.0f} tokens/s")
     if job.backend.device == "cuda":
         entry["memory"] = _peak(job)
@@ -91,7 +92,9 @@ def _begin(job: Job, resume: Checkpoint | None) -> int:
     job.workers.equalize(job.model.parameters())
 
     def make(parameters: list[Any]) -> Any:
-        return schedule.optimizer(parameters, settings, cuda=cuda, quiet=not job.workers.first)
+        return schedule.optimizer(
+            parameters, settings, cuda=cuda, sharded=job.workers.sharded, quiet=not job.workers.first
+        )
 
     dtype = job.precision.dtype if cuda else None
     job.whole = Whole.of(job.model, make, job.workers, adapter, state.get("optimizer"), dtype)

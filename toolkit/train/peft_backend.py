@@ -20,8 +20,9 @@ def backend(device: str, reason: str) -> Backend:
 def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     """Load the base and put a fresh adapter on it; on a CPU the weights are float32.
 
-    `device` is where the weights go, None to leave that to accelerate (FSDP). On CUDA the base stays in 16 bits where
-    it is not quantized: PEFT's own preparation would turn embeddings and head into float32, 2 GB more for an 8B model.
+    `device` is where the weights go; None is main memory, from where FSDP moves each card its share: no card ever holds
+    the whole model. On CUDA the base stays in 16 bits where it is not quantized: PEFT's own preparation would turn
+    embeddings and head into float32, 2 GB more for an 8B model.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -32,9 +33,7 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     options: dict[str, Any] = {"dtype": torch.float32}
     if cuda:
         compute = torch.bfloat16 if card_has_bf16() else torch.float16
-        options = {"dtype": compute}
-        if device is not None:
-            options["device_map"] = {"": device}
+        options = {"dtype": compute, "device_map": {"": device or "cpu"}}
         if config.model.load_in_4bit and not fourbit.is_four_bit(base.folder):
             options["quantization_config"] = _four_bit(compute)
     model = AutoModelForCausalLM.from_pretrained(

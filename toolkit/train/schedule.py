@@ -25,16 +25,22 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
     return settings.learning_rate * max(0.0, (total - step) / max(1, total - warmup))
 
 
-def optimizer(parameters: list[Any], settings: TrainSettings, *, cuda: bool, quiet: bool = False) -> Any:
-    """Return AdamW over the adapter, with 8-bit moments on CUDA where bitsandbytes is installed and they are wanted."""
+def optimizer(
+    parameters: list[Any], settings: TrainSettings, *, cuda: bool, sharded: bool = False, quiet: bool = False
+) -> Any:
+    """Return AdamW over the adapter, with 8-bit moments on CUDA where bitsandbytes is installed and they are wanted.
+
+    bitsandbytes' kernels refuse the tensors that FSDP shards; those have float32 moments, each card its share.
+    """
     import torch
 
     values = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "betas": (0.9, 0.999), "eps": 1e-8}
     if settings.optimizer == "adamw_8bit":
-        if cuda and machine.installed("bitsandbytes"):
+        if cuda and not sharded and machine.installed("bitsandbytes"):
             import bitsandbytes
 
             return bitsandbytes.optim.AdamW8bit(parameters, **values)
         if not quiet:
-            console.say("optimizer: adamw_torch, because adamw_8bit needs CUDA and bitsandbytes")
+            lack = "adamw_8bit cannot be sharded" if cuda and sharded else "adamw_8bit needs CUDA and bitsandbytes"
+            console.say(f"optimizer: adamw_torch, because {lack}")
     return torch.optim.AdamW(parameters, fused=cuda, **values)

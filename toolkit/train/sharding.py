@@ -44,15 +44,7 @@ class Whole:
         from accelerate import Accelerator
 
         accelerator = Accelerator()
-        plugin = accelerator.state.fsdp_plugin
-        if getattr(plugin, "fsdp_version", 1) == 2:
-            wrapped, optimizer = accelerator.prepare(model, make(_trained(model)))
-        else:
-            from peft.utils.other import fsdp_auto_wrap_policy
-
-            plugin.auto_wrap_policy = fsdp_auto_wrap_policy(model)
-            wrapped = accelerator.prepare(model)
-            optimizer = accelerator.prepare(make(_trained(wrapped)))
+        wrapped, optimizer = accelerator.prepare(model, make(_trained(model)))
         if moments is not None:
             _load_sharded(wrapped, optimizer, moments)
         return Whole(wrapped, model, optimizer, accelerator=accelerator)

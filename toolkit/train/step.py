@@ -68,14 +68,12 @@ class Launched:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a step came to: its loss (nats per learned token), gradient norm, learning rate, tokens, and when."""
+    """What a launched step came to: its loss (nats per learned token), gradient norm, and tokens."""
 
-    number: int
+    step: Launched
     loss: float
     norm: float
-    rate: float
     tokens: int
-    ended: Moment
 
 
 def launch(job: Job, number: int) -> Launched:
@@ -113,7 +111,7 @@ def finish(job: Job, step: Launched) -> Finished:
     if not math.isfinite(loss) or not (math.isfinite(norm) or step.lenient):
         _refuse(job, step, shares, loss, norm)
     tokens = sum(len(record.input_ids) for record in step.records)
-    return Finished(step.number, loss, norm, step.rate, tokens, step.ended)
+    return Finished(step, loss, norm, tokens)
 
 
 def _refuse(job: Job, step: Launched, shares: list[float], loss: float, norm: float) -> None:

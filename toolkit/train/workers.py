@@ -114,6 +114,11 @@ def join() -> Workers:
     sharded = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     if sharded and not cuda:
         raise ToolkitError("FSDP shards a model over CUDA cards, and there is none", exit_code=MISSING)
+    if sharded and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ToolkitError(
+            "accelerate's configuration asks for FSDP version 1, which cannot compute the loss in pieces",
+            hint="set `fsdp_version: 2` under fsdp_config, or launch with `--fsdp_version 2`",
+        )
     return Workers(dist.get_rank(), dist.get_world_size(), local, sharded)
 
 

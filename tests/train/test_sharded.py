@@ -1,0 +1,118 @@
+"""A model that FSDP shards over two processes trains as the whole one does: gloo, on CPUs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.conftest import REPOSITORY
+from tests.train.test_train import with_
+from toolkit.base import Base
+from toolkit.config import Config
+from toolkit.errors import ToolkitError
+from toolkit.run import RunFolder
+from toolkit.train import workers
+
+FSDP = REPOSITORY / "examples" / "fsdp.yaml"
+
+
+def trained(settings: Config, base: Base, *, sharded: bool = False, **more: str) -> dict[str, Any] | None:
+    """Train in a process, or two that shard the model; return the answer's figures, None where they were killed."""
+    place = Path(settings.run.folder)
+    order = {
+        "config": settings.model_dump(mode="json", by_alias=True), "restart": False, "avoid": "", "quiet": True,
+        "log": "", "base": {"label": "base", "folder": str(base.folder), "commit": ""},
+    }  # fmt: skip
+    (place / "order.json").write_text(json.dumps(order))
+    launch = ["accelerate.commands.launch", f"--config_file={FSDP}", "--num_processes=2", "--main_process_port=0", "-m"]
+    command = [sys.executable, "-m", *(launch if sharded else []), "tests.train.sharded"]
+    command += [str(place / "order.json"), str(place / "answer.json")]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIECE": "8", "TOOLKIT_DEBUG": "1", **more}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    if "KILL_AT" in more:
+        assert done.returncode and "SIGKILL" in done.stderr, done.stderr[-3000:]
+        return None
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures: dict[str, Any] = json.loads((place / "answer.json").read_text())["figures"]
+    assert figures["devices"] == (2 if sharded else 1)
+    return figures
+
+
+def curves(folder: RunFolder) -> list[tuple[int, float]]:
+    """The losses of the steps and the held-out losses, in the log's order."""
+    entries = map(json.loads, folder.train_log.read_text().splitlines())
+    return [(entry["step"], entry.get("loss", entry.get("held_out_loss"))) for entry in entries]
+
+
+def norms(folder: RunFolder) -> list[float]:
+    """The steps' gradient norms."""
+    entries = map(json.loads, folder.train_log.read_text().splitlines())
+    return [entry["grad_norm"] for entry in entries if "grad_norm" in entry]
+
+
+def two_runs(small: tuple[Config, RunFolder], **train: Any) -> list[tuple[Config, RunFolder]]:
+    """Settings and records of two runs; without dropout, because each process draws its own."""
+    settings, _ = small
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"lora_dropout": 0.0, **train})})
+    return [with_(settings, Path(settings.run.folder) / name) for name in ("whole", "sharded")]
+
+
+@pytest.mark.slow
+def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
+    """Killed and gone on with, in many pieces of logits; the best checkpoint is brought back at the end."""
+    options = {"precision": "f32", "batch_size": 3, "accumulation": 1, "steps": 6, "eval_steps": 2}
+    (one, alone), (two, together) = two_runs(small, **options, learning_rate=0.1)
+    whole = trained(one, base)
+    assert trained(two, base, sharded=True, KILL_AT="5") is None
+    figures = trained(two, base, sharded=True)
+    assert whole and figures
+    assert (whole["resumed_at_step"], figures["resumed_at_step"]) == (0, 4)
+    assert figures["tokens_seen"] == whole["tokens_seen"]
+    assert figures["kept_step"] == whole["kept_step"] == 4
+    assert len(curves(alone)) == 6 + 1 + 3
+    assert curves(together) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in curves(alone)]
+    assert norms(together) == pytest.approx(norms(alone), rel=1e-3)
+    expected, found = (load_file(folder.adapter / "adapter_model.safetensors") for folder in (alone, together))
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and (found[name] - tensor).norm() < 1e-3 * tensor.norm()
+    names = [sorted(path.name for path in folder.adapter.iterdir()) for folder in (alone, together)]
+    assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
+    """QLoRA: bitsandbytes' weights are divided too. Of each step's one record the second process has none."""
+    options = {"precision": "bf16", "batch_size": 1, "accumulation": 1, "gradient_checkpointing": True}
+    (one, alone), (two, together) = two_runs(small, **options, steps=4, eval_steps=0)
+    trained(one, base, FOUR_BIT="1")
+    trained(two, base, sharded=True, FOUR_BIT="1")
+    # bf16 has 8 bits: a product whose terms are added up in another order parts in the last of them.
+    assert curves(together) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in curves(alone)]
+    assert norms(together) == pytest.approx(norms(alone), rel=2e-2)
+    first, last = (load_file(folder.adapter / "adapter_model.safetensors") for folder in (alone, together))
+    assert set(first) == set(last)
+
+
+def test_fsdp_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    with pytest.raises(ToolkitError, match="there is none"):
+        workers.join()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
+    with pytest.raises(ToolkitError, match="version 1") as caught:
+        workers.join()
+    assert "fsdp_version: 2" in caught.value.hint
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert workers.join().sharded
