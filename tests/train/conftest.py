@@ -1,6 +1,7 @@
 """A small random-weight base and prepared records to train on."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,21 @@ ANSWERS = [
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder = save_model(tmp_path_factory.mktemp("train") / "base", hidden_size=64, intermediate_size=128)
     return Base(str(folder), folder)
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have torch compute in one thread, here and in processes started here.
+
+    Two runs are the same to the last bit then; with several, a machine under load parted in the last one now and then.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
 
 
 def write_records(folder: RunFolder, count: int = 24) -> None:

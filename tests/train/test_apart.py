@@ -23,6 +23,7 @@ from toolkit.train import apart, train, workers
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_another_process_gives_the_same_outcome(
     small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_copy_in_16_bits_has_the_steps_of_rounding_every_matrix_in_every_pass(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_an_adapter_trains_to_the_same_bits(base: Base) -> None:
     """PEFT under autocast, two passes a step: rounded in every pass, and with a copy that is rounded once a step."""
     from peft import LoraConfig, get_peft_model

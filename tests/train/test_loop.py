@@ -110,6 +110,7 @@ def test_what_is_not_finite_is_named_by_step_and_rows(
     assert len([e for e in entries_so_far(folder) if '"loss"' in e]) == step - 1
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("eval_steps", [0, 2])
 def test_a_step_launched_before_the_last_is_read_changes_nothing(
     small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, eval_steps: int
