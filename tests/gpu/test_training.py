@@ -132,10 +132,10 @@ def test_two_cards_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> N
 def test_fsdp_over_two_cards_gives_the_same_files(small_base: Base, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA card")
-    settings, folder = settings_in(tmp_path / "one", backend="peft")
+    settings, folder = settings_in(tmp_path / "one", backend="peft", optimizer="adamw_torch")
     apart.train_apart(settings, folder, small_base)
     alone = log_of(folder.train_log)
-    settings, folder = settings_in(tmp_path / "two", backend="peft")
+    settings, folder = settings_in(tmp_path / "two", backend="peft")  # whose 8 bits cannot be sharded
     order = {
         "config": settings.model_dump(mode="json", by_alias=True), "restart": False, "avoid": "",
         "quiet": False, "log": "",

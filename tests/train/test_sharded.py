@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tests.conftest import REPOSITORY
 from tests.train.test_train import with_
 from toolkit.base import Base
-from toolkit.config import Config
+from toolkit.config import Config, TrainSettings
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import workers
+from toolkit.train import schedule, workers
 
 FSDP = REPOSITORY / "examples" / "fsdp.yaml"
 
@@ -116,3 +116,17 @@ def test_fsdp_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     assert workers.join().sharded
+
+
+def test_a_sharded_adapter_has_moments_in_float32(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """bitsandbytes' kernels refuse the tensors that FSDP makes, so its optimizer is not even asked."""
+    import torch
+
+    monkeypatch.setattr("toolkit.machine.installed", lambda *_: True)
+    parameters = [torch.nn.Parameter(torch.zeros(4))]
+    settings = TrainSettings(optimizer="adamw_8bit")
+    assert type(schedule.optimizer(parameters, settings, cuda=True, sharded=True)) is torch.optim.AdamW
+    assert "adamw_8bit cannot be sharded" in " ".join(capsys.readouterr().err.split())
+    assert type(schedule.optimizer(parameters, settings, cuda=True)).__name__ == "AdamW8bit"
