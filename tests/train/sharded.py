@@ -2,8 +2,8 @@
 
 ORDER and ANSWER are those of `toolkit.train.child`. accelerate shards on cards only, so it is told that these CPUs are
 some; sharding and collectives are torch's own, over gloo. PIECE in the environment is how many positions get logits at
-once, FOUR_BIT loads the base in bitsandbytes' 4 bits, and KILL_AT ends the process when that step begins. Without RANK
-it trains alone, for comparison.
+once, FOUR_BIT loads the base in bitsandbytes' 4 bits stored as that dtype, and KILL_AT ends the process when that step
+begins. Without RANK it trains alone, for comparison.
 """
 
 import os
@@ -28,8 +28,25 @@ def pretend_cards() -> None:
     workers.join = lambda: place
 
 
-def load_in_four_bits() -> None:
-    """Load every base as on a card: 4-bit layers, the rest in bf16; the compute kernels are bitsandbytes' for CPUs."""
+def insist_on_shares() -> None:
+    """Fail where a parameter is not divided among the processes."""
+    from torch.distributed.tensor import DTensor
+
+    from toolkit.train.sharding import Whole
+
+    real = Whole.of
+
+    def of(*arguments: Any) -> Whole:
+        made = real(*arguments)
+        whole = [name for name, parameter in made.model.named_parameters() if not isinstance(parameter, DTensor)]
+        assert not whole, f"not sharded: {whole}"
+        return made
+
+    Whole.of = staticmethod(of)
+
+
+def load_in_four_bits(storage: str) -> None:
+    """Load every base as on a card: 4-bit layers, their bytes named `storage`, and the rest in bf16."""
     import bitsandbytes.nn.modules
     import torch
     from transformers import AutoModelForCausalLM
@@ -41,8 +58,11 @@ def load_in_four_bits() -> None:
 
     def loaded(folder: Path, **options: Any) -> Any:
         options |= {"dtype": torch.bfloat16, "device_map": {"": "cpu"}}
-        model = real(folder, **options, quantization_config=peft_backend._four_bit(torch.bfloat16))
-        assert type(model.model.layers[0].mlp.up_proj.weight).__name__ == "Params4bit"
+        quantization = peft_backend._four_bit(torch.bfloat16)
+        quantization.bnb_4bit_quant_storage = getattr(torch, storage)
+        model = real(folder, **options, quantization_config=quantization)
+        weight = model.model.layers[0].mlp.up_proj.weight
+        assert type(weight).__name__ == "Params4bit" and weight.dtype == getattr(torch, storage)
         return model
 
     AutoModelForCausalLM.from_pretrained = loaded
@@ -71,8 +91,9 @@ if __name__ == "__main__":
     loss.LOGITS = int(os.environ["PIECE"])
     if "RANK" in os.environ:
         pretend_cards()
+        insist_on_shares()
     if "FOUR_BIT" in os.environ:
-        load_in_four_bits()
+        load_in_four_bits(os.environ["FOUR_BIT"])
     kill_at(int(os.environ.get("KILL_AT", "0")))
     code = child.main(Path(sys.argv[1]), Path(sys.argv[2]))
     sys.stderr.flush()

@@ -44,6 +44,7 @@ class Whole:
         from accelerate import Accelerator
 
         accelerator = Accelerator()
+        _make_shardable(model)
         wrapped, optimizer = accelerator.prepare(model, make(_trained(model)))
         if moments is not None:
             _load_sharded(wrapped, optimizer, moments)
@@ -136,6 +137,17 @@ def _named(model: Any) -> list[tuple[str, Any]]:
 
 def _trained(model: Any) -> list[Any]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _make_shardable(model: Any) -> None:
+    """Name the bytes of 4-bit weights floats, where they are not yet: accelerate leaves integers whole, on no card."""
+    import torch
+
+    for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        if type(weight).__name__ == "Params4bit" and weight.dtype == torch.uint8:
+            weight.data = weight.data.flatten().view(torch.bfloat16).unsqueeze(1)
+            weight.quant_storage = module.quant_storage = torch.bfloat16
 
 
 def _bare(optimizer: Any) -> Any:
