@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import REPOSITORY
 from tests.gpu.small_runs import call, has_unsloth, log_of, offline, settings_in
+from tests.train.conftest import FSDP
 from toolkit.base import Base
 from toolkit.train import apart, batches
 
@@ -136,18 +135,12 @@ def test_fsdp_over_two_cards_gives_the_same_files(small_base: Base, tmp_path: Pa
     apart.train_apart(settings, folder, small_base)
     alone = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "two", backend="peft")  # whose 8 bits cannot be sharded
-    order = {
-        "config": settings.model_dump(mode="json", by_alias=True), "restart": False, "avoid": "",
-        "quiet": False, "log": "",
-        "base": {"label": "base", "folder": str(small_base.folder), "commit": ""},
-    }  # fmt: skip
-    (tmp_path / "order.json").write_text(json.dumps(order))
-    launch = [f"--config_file={REPOSITORY / 'examples' / 'fsdp.yaml'}", "--num_processes=2", "--main_process_port=0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "-m"]
-    command += ["toolkit.train.child", str(tmp_path / "order.json"), str(tmp_path / "answer.json")]
+    asked, answer = tmp_path / "order.json", tmp_path / "answer.json"
+    asked.write_text(json.dumps(apart.order(settings, folder, small_base)))
+    command = [*FSDP, "toolkit.train.child", str(asked), str(answer)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=offline())
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "error" not in json.loads((tmp_path / "answer.json").read_text())
+    assert "error" not in json.loads(answer.read_text())
     assert (folder.adapter / "adapter_model.safetensors").is_file()
     for one, other in zip(alone, log_of(folder.train_log), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)

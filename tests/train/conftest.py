@@ -1,17 +1,24 @@
 """A small random-weight base and prepared records to train on."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.small import save_model
 from toolkit import toml
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.run import RunFolder, folder_of
 
+# Two processes that shard a model, as examples/fsdp.yaml says; the module that they run follows.
+FSDP = [
+    sys.executable, "-m", "accelerate.commands.launch", f"--config_file={REPOSITORY / 'examples' / 'fsdp.yaml'}",
+    "--num_processes=2", "--main_process_port=0", "-m",
+]  # fmt: skip
 ANSWERS = [
     "Wash your hands often, and sleep enough.",
     "See a doctor if it lasts for more than a week.",

@@ -7,8 +7,8 @@ begins. Without RANK it trains alone, for comparison.
 """
 
 import os
+import runpy
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def kill_at(number: int) -> None:
 if __name__ == "__main__":
     import torch
 
-    from toolkit.train import child, loss
+    from toolkit.train import loss
 
     torch.set_num_threads(1)
     loss.LOGITS = int(os.environ["PIECE"])
@@ -95,6 +95,4 @@ if __name__ == "__main__":
     if "FOUR_BIT" in os.environ:
         load_in_four_bits(os.environ["FOUR_BIT"])
     kill_at(int(os.environ.get("KILL_AT", "0")))
-    code = child.main(Path(sys.argv[1]), Path(sys.argv[2]))
-    sys.stderr.flush()
-    os._exit(code)
+    runpy.run_module("toolkit.train.child", run_name="__main__")

@@ -11,62 +11,56 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
+from tests.train.conftest import FSDP
+from tests.train.test_loop import entries
 from tests.train.test_train import with_
 from toolkit.base import Base
 from toolkit.config import Config, TrainSettings
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import schedule, workers
-
-FSDP = REPOSITORY / "examples" / "fsdp.yaml"
+from toolkit.train import apart, schedule, workers
 
 
-def trained(settings: Config, base: Base, *, sharded: bool = False, **more: str) -> dict[str, Any] | None:
+def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False, **more: str) -> dict[str, Any] | None:
     """Train in a process, or two that shard the model; return the answer's figures, None where they were killed."""
-    place = Path(settings.run.folder)
-    order = {
-        "config": settings.model_dump(mode="json", by_alias=True), "restart": False, "avoid": "", "quiet": True,
-        "log": "", "base": {"label": "base", "folder": str(base.folder), "commit": ""},
-    }  # fmt: skip
-    (place / "order.json").write_text(json.dumps(order))
-    launch = ["accelerate.commands.launch", f"--config_file={FSDP}", "--num_processes=2", "--main_process_port=0", "-m"]
-    command = [sys.executable, "-m", *(launch if sharded else []), "tests.train.sharded"]
-    command += [str(place / "order.json"), str(place / "answer.json")]
+    settings, folder = run
+    asked, answer = (Path(settings.run.folder) / name for name in ("order.json", "answer.json"))
+    asked.write_text(json.dumps(apart.order(settings, folder, base)))
+    command = [*(FSDP if sharded else [sys.executable, "-m"]), "tests.train.sharded", str(asked), str(answer)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIECE": "8", "TOOLKIT_DEBUG": "1", **more}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     if "KILL_AT" in more:
         assert done.returncode and "SIGKILL" in done.stderr, done.stderr[-3000:]
         return None
     assert done.returncode == 0, done.stderr[-3000:]
-    figures: dict[str, Any] = json.loads((place / "answer.json").read_text())["figures"]
+    figures: dict[str, Any] = json.loads(answer.read_text())["figures"]
     assert figures["devices"] == (2 if sharded else 1)
     return figures
 
 
 def curves(folder: RunFolder) -> list[tuple[int, float]]:
     """The losses of the steps and the held-out losses, in the log's order."""
-    entries = map(json.loads, folder.train_log.read_text().splitlines())
-    return [(entry["step"], entry.get("loss", entry.get("held_out_loss"))) for entry in entries]
+    return [(entry["step"], entry.get("loss", entry.get("held_out_loss"))) for entry in entries(folder)]
 
 
 def norms(folder: RunFolder) -> list[float]:
     """The steps' gradient norms."""
-    entries = map(json.loads, folder.train_log.read_text().splitlines())
-    return [entry["grad_norm"] for entry in entries if "grad_norm" in entry]
+    return [entry["grad_norm"] for entry in entries(folder) if "grad_norm" in entry]
 
 
 def two_runs(small: tuple[Config, RunFolder], **train: Any) -> list[tuple[Config, RunFolder]]:
     """Settings and records of two runs; without dropout, because each process draws its own."""
     settings, _ = small
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update={"lora_dropout": 0.0, **train})})
-    return [with_(settings, Path(settings.run.folder) / name) for name in ("whole", "sharded")]
+    place = Path(settings.run.folder)
+    return [with_(settings, place / name, lora_dropout=0.0, **train) for name in ("whole", "sharded")]
 
 
 @pytest.mark.slow
 def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
     """Killed and gone on with, in many pieces of logits; the best checkpoint is brought back at the end."""
     options = {"precision": "f32", "batch_size": 3, "accumulation": 1, "steps": 6, "eval_steps": 2}
-    (one, alone), (two, together) = two_runs(small, **options, learning_rate=0.1)
+    one, two = two_runs(small, **options, learning_rate=0.1)
+    alone, together = one[1], two[1]
     whole = trained(one, base)
     assert trained(two, base, sharded=True, KILL_AT="5") is None
     figures = trained(two, base, sharded=True)
@@ -89,7 +83,8 @@ def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder]
 def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
     """QLoRA: weights are divided as the hub's 4-bit repositories store them. The second process never has a record."""
     options = {"precision": "bf16", "batch_size": 1, "accumulation": 1, "gradient_checkpointing": True}
-    (one, alone), (two, together) = two_runs(small, **options, steps=4, eval_steps=0)
+    one, two = two_runs(small, **options, steps=4, eval_steps=0)
+    alone, together = one[1], two[1]
     trained(one, base, FOUR_BIT="uint8")
     trained(two, base, sharded=True, FOUR_BIT="uint8")
     # bf16 has 8 bits: a product whose terms are added up in another order parts in the last of them.

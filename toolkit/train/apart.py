@@ -32,18 +32,11 @@ def train_apart(config: Config, folder: RunFolder, base: Base, *, restart: bool 
 
         workers.join().say({"base": [base.label, str(base.folder), base.commit], "restart": restart})
         return train(config, folder, base, restart=restart)
-    order = {
-        "config": config.model_dump(mode="json", by_alias=True),
-        "base": {"label": base.label, "folder": str(base.folder), "commit": base.commit},
-        "restart": restart,
-        "avoid": "",
-        "quiet": console.is_quiet(),
-        "log": str(folder.log) if folder.log.is_file() else "",
-    }
-    found = _run(order, gpus)
+    wanted = order(config, folder, base, restart=restart)
+    found = _run(wanted, gpus)
     if "avoid" in found and config.train.backend == "auto":
         console.warn(f"Unsloth does not work here ({found['avoid']}); PEFT trains instead")
-        found = _run({**order, "avoid": f"Unsloth does not work here ({found['avoid']})"}, gpus)
+        found = _run({**wanted, "avoid": f"Unsloth does not work here ({found['avoid']})"}, gpus)
     if found.get("interrupted"):
         raise KeyboardInterrupt
     if "error" in found:
@@ -52,6 +45,18 @@ def train_apart(config: Config, folder: RunFolder, base: Base, *, restart: bool 
             problem["message"], hint=problem["hint"], exit_code=problem["exit_code"], details=problem["details"]
         )
     return Outcome([Path(path) for path in found["outputs"]], found["figures"])
+
+
+def order(config: Config, folder: RunFolder, base: Base, *, restart: bool = False) -> dict[str, Any]:
+    """Return what the process that trains is told (`child.py`), as JSON has it."""
+    return {
+        "config": config.model_dump(mode="json", by_alias=True),
+        "base": {"label": base.label, "folder": str(base.folder), "commit": base.commit},
+        "restart": restart,
+        "avoid": "",
+        "quiet": console.is_quiet(),
+        "log": str(folder.log) if folder.log.is_file() else "",
+    }
 
 
 def follow(config: Config, folder: RunFolder) -> None:

@@ -41,6 +41,6 @@ def optimizer(
 
             return bitsandbytes.optim.AdamW8bit(parameters, **values)
         if not quiet:
-            lack = "adamw_8bit cannot be sharded" if cuda and sharded else "adamw_8bit needs CUDA and bitsandbytes"
+            lack = "adamw_8bit cannot be sharded" if sharded else "adamw_8bit needs CUDA and bitsandbytes"
             console.say(f"optimizer: adamw_torch, because {lack}")
     return torch.optim.AdamW(parameters, fused=cuda, **values)
