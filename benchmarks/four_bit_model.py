@@ -1,13 +1,14 @@
-"""A random-weight model of Llama-3.1-8B's shape in bitsandbytes' NF4, with Llama-3's real vocabulary; needs CUDA.
+"""A random-weight model of a Llama-3.1's shape in bitsandbytes' NF4, with Llama-3's real vocabulary; needs CUDA.
 
-    python benchmarks/four_bit_model.py FOLDER [--layers 32]
+    python benchmarks/four_bit_model.py FOLDER [--size 8b] [--layers 32]
 
-Takes 12 seconds on an H100 and 6 GB of disk. The tokenizer comes from the package llama-models, as in the tests.
+8B takes 12 seconds on an H100 and 6 GB of disk. The tokenizer comes from the package llama-models, as in the tests.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,23 +16,13 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.vocabularies import llama3
+from toolkit.shape import Shape, known
 
-HIDDEN, INNER, HEADS, GROUPS, VOCABULARY = 4096, 14336, 32, 8, 128256
-WIDTH = HIDDEN // HEADS
-LINEARS = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (GROUPS * WIDTH, HIDDEN),
-    "self_attn.v_proj": (GROUPS * WIDTH, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
 LAYERS_A_SHARD = 8
 
 
-def config(layers: int) -> dict[str, object]:
-    """Return config.json: Llama-3.1-8B's but for the number of layers, quantized as Unsloth's repositories are."""
+def config(shape: Shape) -> dict[str, object]:
+    """Return config.json: Llama-3.1's, quantized as Unsloth's repositories are."""
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8192}  # fmt: skip
     quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False,
@@ -39,8 +30,9 @@ def config(layers: int) -> dict[str, object]:
                     "bnb_4bit_compute_dtype": "bfloat16", "bnb_4bit_quant_storage": "uint8"}  # fmt: skip
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16", "hidden_act": "silu",
-        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": layers, "vocab_size": VOCABULARY,
-        "num_attention_heads": HEADS, "num_key_value_heads": GROUPS, "head_dim": WIDTH, "rms_norm_eps": 1e-5,
+        "hidden_size": shape.hidden, "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
+        "vocab_size": shape.vocab, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 131072, "rope_theta": 500000.0, "rope_scaling": scaling, "bos_token_id": 128000,
         "eos_token_id": 128001, "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False,
         "initializer_range": 0.02, "quantization_config": quantization,
@@ -52,22 +44,21 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.02
 
 
-def four_bit(name: str) -> dict[str, torch.Tensor]:
+def four_bit(name: str, inputs: int, outputs: int) -> dict[str, torch.Tensor]:
     """Return one linear layer as bitsandbytes saves it: the packed weight and its state."""
     from bitsandbytes.functional import quantize_4bit
 
-    shape = LINEARS[name.split(".", 3)[3].removesuffix(".weight")]
-    packed, state = quantize_4bit(random(*shape), blocksize=64, compress_statistics=True, quant_type="nf4")
+    packed, state = quantize_4bit(random(outputs, inputs), blocksize=64, compress_statistics=True, quant_type="nf4")
     return {name: packed.cpu(), **{f"{name}.{key}": part.cpu() for key, part in state.as_dict(packed=True).items()}}
 
 
-def build(folder: Path, layers: int = 32) -> None:
+def build(folder: Path, shape: Shape) -> None:
     """Write config, tokenizer and shards into the folder."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     llama3(folder)
-    (folder / "config.json").write_text(json.dumps(config(layers), indent=2))
-    ones = torch.ones(HIDDEN, dtype=torch.bfloat16)
+    (folder / "config.json").write_text(json.dumps(config(shape), indent=2))
+    ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
     places: dict[str, str] = {}
 
     def save(shard: dict[str, torch.Tensor]) -> None:
@@ -75,14 +66,15 @@ def build(folder: Path, layers: int = 32) -> None:
         save_file({key: tensor.contiguous() for key, tensor in shard.items()}, folder / name, metadata={"format": "pt"})
         places.update(dict.fromkeys(shard, name))
 
-    save({"model.embed_tokens.weight": random(VOCABULARY, HIDDEN).cpu()})
-    save({"lm_head.weight": random(VOCABULARY, HIDDEN).cpu(), "model.norm.weight": ones})
-    for first in range(0, layers, LAYERS_A_SHARD):
+    save({"model.embed_tokens.weight": random(shape.vocab, shape.hidden).cpu()})
+    save({"lm_head.weight": random(shape.vocab, shape.hidden).cpu(), "model.norm.weight": ones})
+    for first in range(0, shape.layers, LAYERS_A_SHARD):
         shard: dict[str, torch.Tensor] = {}
-        for layer in range(first, min(first + LAYERS_A_SHARD, layers)):
+        for layer in range(first, min(first + LAYERS_A_SHARD, shape.layers)):
             start = f"model.layers.{layer}."
-            for name in LINEARS:
-                shard |= four_bit(f"{start}{name}.weight")
+            for name, widths in shape.linears().items():
+                part = "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn"
+                shard |= four_bit(f"{start}{part}.{name}.weight", *widths)
             shard |= {f"{start}{norm}_layernorm.weight": ones.clone() for norm in ("input", "post_attention")}
         save(shard)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -93,6 +85,9 @@ def build(folder: Path, layers: int = 32) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--size", choices=("8b", "70b"), default="8b")
+    parser.add_argument("--layers", type=int, help="another number of blocks")
     arguments = parser.parse_args()
-    build(arguments.folder, arguments.layers)
+    shape = known(f"llama-3.1-{arguments.size}")
+    assert shape is not None
+    build(arguments.folder, replace(shape, layers=arguments.layers or shape.layers))

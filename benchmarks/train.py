@@ -13,7 +13,6 @@ does in a large bf16 matrix product in the same run. Without a base folder the r
 import argparse
 import itertools
 import json
-import math
 import os
 import statistics
 import subprocess
@@ -115,7 +114,7 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
 
     from toolkit.config import PromptSettings
     from toolkit.prompt import prompt_format, prompt_text
-    from toolkit.train import varlen
+    from toolkit.train import batches, varlen
 
     if way.kernel:
         print("attention:", varlen.offer_to_unsloth(), file=sys.stderr)
@@ -129,6 +128,9 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     form = prompt_format(PromptSettings())
     records = map(json.loads, prepared(base, data, folder).read_text(encoding="utf-8").splitlines())
     texts = [prompt_text(form, one["input"], one["instruction"]) + one["output"] + "<|end_of_text|>" for one in records]
+    if not way.packing:  # the same records in each step as the toolkit has
+        order = [batches.of_step(step, way.batch * way.accumulation, len(texts), SEED) for step in range(steps)]
+        texts = [texts[place] for places in order for place in places]
     seconds, losses, norms = [], [], []
     counts: list[Any] = []
 
@@ -171,6 +173,7 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
             weight_decay=0.01, lr_scheduler_type="linear", seed=SEED, bf16=True, packing=way.packing,
             max_length=MAX_LENGTH, dataset_text_field="text", logging_steps=1, save_strategy="no", report_to="none",
             disable_tqdm=True, dataset_num_proc=1,
+            train_sampling_strategy="random" if way.packing else "sequential",
         ),
     )  # fmt: skip
     trainer.train()
@@ -207,21 +210,26 @@ def card_speed() -> tuple[str, float]:
 
 def products(base: Path) -> int:
     """Return the weights that a token is multiplied with: the linear layers and the output matrix."""
-    import four_bit_model as made
+    from toolkit import shape as shapes
 
-    layers = json.loads((base / "config.json").read_text())["num_hidden_layers"]
-    return layers * sum(rows * columns for rows, columns in made.LINEARS.values()) + made.VOCABULARY * made.HIDDEN
+    shape = shapes.from_folder(base)
+    assert shape is not None
+    return shape.linear_weights() + shape.table()
 
 
 def curves(found: dict[str, Measured]) -> str:
-    """Compare the loss at equal tokens seen, recipe against toolkit at the same records a step."""
+    """Compare the losses step by step, recipe against toolkit: both see the same records in each."""
     if not {"recipe", "toolkit"} <= set(found):
         return ""
-    rows = []
-    for name in ("recipe", "toolkit"):
-        tail = found[name].losses[WARM_UP:]
-        rows.append(f"{name} {statistics.mean(tail):.4f} ± {statistics.stdev(tail) / math.sqrt(len(tail)):.4f}")
-    return "mean loss of the steps after the warm-up, each of 8 records: " + ", ".join(rows)
+    one, other = found["recipe"], found["toolkit"]
+    pairs = list(zip(one.losses, other.losses, strict=True))
+    apart = [abs(first - second) for first, second in pairs]
+    return (
+        f"loss of {len(pairs)} steps over the same records, recipe and toolkit: mean {statistics.mean(one.losses):.4f} "
+        f"and {statistics.mean(other.losses):.4f}; in a step {statistics.mean(apart):.4f} apart on average, "
+        f"{max(apart):.4f} at most; {sum(one.tokens):,} and {sum(other.tokens):,} tokens\n"
+        + " ".join(f"{first:.3f}/{second:.3f}" for first, second in pairs)
+    )
 
 
 def main() -> None:

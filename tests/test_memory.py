@@ -136,6 +136,38 @@ def test_unsloth_on_an_h100_took_what_is_computed(tokens: int, checkpointing: bo
     assert (memory.total(parts) - parts["context"] - parts["adapter in 16 bits"]) / 2**30 == pytest.approx(gib, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "checkpointing", "shards", "gigabytes"),
+    [(12_076, True, 1, 12.55), (9_657, False, 1, 74.8), (4_071, False, 1, 41.8), (12_076, True, 2, 9.66)],
+)
+def test_peft_on_a_card_took_what_is_computed(tokens: int, checkpointing: bool, shards: int, gigabytes: float) -> None:
+    """Llama-3.1-8B's shape, rank 16, on an H100, and divided by FSDP over two H200s: torch's peak on each card."""
+    settings = TrainSettings()
+    four_bit = checkpointing  # in the two others the weights were dequantized once
+    there = Machine(None, True, False, four_bit, True, shards)
+    parts = memory.peak(LLAMA_8B, settings, there, tokens, Way(checkpointing))
+    assert memory.total(parts) / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+def test_fsdp_over_two_cards_took_what_is_computed_for_70b() -> None:
+    """Two H200s, Llama-3.1-70B's shape, 6,056 tokens in the largest pass: 35.75 GB on each."""
+    shape = shapes.known("llama-3.1-70b")
+    assert shape is not None
+    there = Machine(None, True, False, True, True, shards=2)
+    parts = memory.peak(shape, TrainSettings(), there, 6_056, Way(checkpointing=True))
+    assert memory.total(parts) / 1e9 == pytest.approx(35.75, rel=0.1)
+
+
+def test_more_cards_hold_what_one_cannot() -> None:
+    shape = shapes.known("llama-3.1-70b")
+    assert shape is not None
+    found = [memory.plan(shape, TrainSettings(), replace(card(24, unsloth=False), shards=n), n) for n in (1, 2, 4, 8)]
+    assert [chosen.fits for chosen in found] == [False, False, True, True]
+    assert not any(chosen.way.dequantized for chosen in found[1:])
+    estimates = [chosen.estimate for chosen in found[2:]]
+    assert all(need is not None and need < 24 * 2**30 for need in estimates)
+
+
 def card(gigabytes: float, *, unsloth: bool = True) -> Machine:
     """A card of that size with nothing on it but the CUDA context."""
     return Machine(int(0.97 * gigabytes * 2**30 - memory.CUDA_CONTEXT), True, unsloth, True, True)

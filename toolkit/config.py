@@ -183,7 +183,7 @@ class TrainSettings(Section):
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
     precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
-    """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU."""
+    """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU; each trains in those only."""
     eval_steps: int = Field(0, ge=0)
     """Held-out loss every so many steps, and the best adapter is what is kept; 0: before and after only."""
     early_stopping: int = Field(0, ge=0)

@@ -31,6 +31,10 @@ EXPORT = 680_000_000
 EXPORT_BLOCKS = 1 << 24
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
 LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
+# A layer's backward pass takes this much of what the layer keeps, beside it: an H100 and two H200s with PEFT took 12.6
+# GB (12,076 tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.7 and 43.4 are computed.
+BACKWARD = 0.25
+GATHERED = 3  # layers that a card holds whole where FSDP divides them: at work, being fetched, and being put together
 USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes
 SPARE = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if that was computed amiss
 # Tokens of a pass on a card: on an H100 two of 9,500 took as long as one of 19,000, in 50 GB where it took 84.
@@ -134,39 +138,54 @@ def training_cuda(
     tokens: int | None = None,
     checkpointing: bool | None = None,
     offloaded: bool = False,
+    shards: int = 1,
 ) -> Parts:
     """Return the peak of one step on a CUDA card in 16-bit autocast, for `tokens` in a forward pass.
 
     With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
-    full. One layer's weights are dequantized at a time. By default the tokens are `batch_size` records of `max_length`,
-    and checkpointing is as set, on where it is left to the plan.
+    full. One layer's weights are dequantized at a time. `shards` cards divide weights and adapter by FSDP, and each
+    holds a few layers whole, or the output head. By default the tokens are `batch_size` records of `max_length`, and
+    checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
     layer = layer_activations(shape, settings.lora_targets, 2, copied=unsloth) * count
-    if settings.gradient_checkpointing is not False if checkpointing is None else checkpointing:
-        kept = layer if unsloth else shape.layers * 2 * shape.hidden * count + 2 * layer
-    else:
-        kept = shape.layers * unsloth_activations(shape) * count + layer if unsloth else (shape.layers + 1) * layer
-    largest = max(inputs * outputs for inputs, outputs in shape.linears().values())
-    return {
+    recomputed = settings.gradient_checkpointing is not False if checkpointing is None else checkpointing
+    dequantized = 2 * max(inputs * outputs for inputs, outputs in shape.linears().values()) if four_bit else 0
+    small = 2 if settings.optimizer == "adamw_8bit" and shards == 1 else 8
+    parts = {
         "context": CUDA_CONTEXT,
-        "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded),
-        "adapter": adapter(shape, settings, 2 if settings.optimizer == "adamw_8bit" else 8),
-        "adapter in 16 bits": 4 * shape.trainable(settings.lora_targets, settings.lora_r),  # and its gradients
-        "activations": kept + (2 * largest if four_bit else 0),
-        "logits": UNSLOTH_LOGITS if unsloth else logits(shape, count) + 8 * count * shape.hidden,
+        "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) // shards,
+        "adapter": adapter(shape, settings, small) // shards,
+    }
+    if shards == 1:
+        parts["adapter in 16 bits"] = 4 * shape.trainable(settings.lora_targets, settings.lora_r)  # and its gradients
+    else:
+        parts["whole layers"] = int(GATHERED * shape.linear_weights() // shape.layers * (NF4 if four_bit else 2))
+    if unsloth:
+        kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
+        return {**parts, "activations": kept + dequantized, "logits": UNSLOTH_LOGITS}
+    backward = int((recomputed + BACKWARD) * layer) + dequantized
+    head = logits(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)
+    return {
+        **parts,
+        "activations": shape.layers * (2 * shape.hidden * count if recomputed else layer),
+        "backward pass of a layer, or logits": max(backward, head),
     }
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains: the device's free bytes before anything is loaded (None: unknown), and by which library."""
+    """What trains: the device's free bytes before anything is loaded (None: unknown), and by which library.
+
+    `shards` is the number of devices over which FSDP divides the model.
+    """
 
     free: int | None
     cuda: bool
     unsloth: bool
     four_bit: bool
     bf16: bool
+    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -219,6 +238,7 @@ def peak(shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, w
             tokens=tokens,
             checkpointing=way.checkpointing,
             offloaded=way.offloaded,
+            shards=machine.shards,
         )
         return {name: count for name, count in parts.items() if name != "context"}
     return training_cpu(shape, settings, bf16=machine.bf16, tokens=tokens, checkpointing=way.checkpointing)
@@ -265,7 +285,7 @@ def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers
 def _ways(shape: Shape, machine: Machine, checkpointing: object, workers: int) -> list[Way]:
     """Return the ways that this machine has, the fastest first; `checkpointing` as the settings have it."""
     ways = [Way(False), Way(True)] if checkpointing == "auto" else [Way(bool(checkpointing))]
-    if machine.cuda and machine.four_bit:
+    if machine.cuda and machine.four_bit and machine.shards == 1:
         ways.insert(0, replace(ways[0], dequantized=True))
     if machine.cuda and machine.unsloth and not shape.tied and workers == 1:
         ways.append(replace(ways[-1], offloaded=True))

@@ -44,10 +44,11 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
 
     device = torch.device("cuda", 0)
     base = Base(str(base_path), base_path)
-    model = backend.load(base, config, Plan(8192, 64, Way(False, dequantized=way == "dequantized"), "", None), device)
+    precision = Precision(backend.precision("auto"), "cuda")
+    plan = Plan(8192, 64, Way(False, dequantized=way == "dequantized"), "", None)
+    model = backend.load(base, config, plan, device, precision.dtype)
     fill(model)
     model.train()
-    precision = Precision(backend.precision("auto"), "cuda")
     form = prompt_format(config.prompt)
     records = examples.tokenize(folder_of(config).side("train"), tokens.load(base.folder, form), form, config.train)[:8]
     flat = (

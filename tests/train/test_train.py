@@ -118,7 +118,7 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
     )
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     backend, plan = choose("peft"), Plan(64, 8, Way(False), "", None)
-    trained = backend.load(base, settings, plan, "cpu")
+    trained = backend.load(base, settings, plan, "cpu", torch.float32)
     job = Job(
         config=settings, folder=folder, backend=backend, model=trained, plan=plan, sides={}, workers=Workers(),
         precision=Precision("f32", "cpu"), log=LogKeeper(None, 0), interruption=Interruption(), fingerprint="",

@@ -152,6 +152,10 @@ def backend(config: Config, card: Card | None) -> Check:
         return Check(
             "backend", False, "train.precision is f16, which needs a CUDA card", 'set train.precision = "auto"'
         )
+    if card is not None and precision == "f32":
+        return Check(
+            "backend", False, "train.precision is f32: a card trains in 16 bits", 'set train.precision = "auto"'
+        )
     if card is not None and precision == "bf16" and not card.bf16:
         return Check("backend", False, f"{card.name} does not compute in bf16", 'set train.precision = "auto"')
     if uses_unsloth(config, card):

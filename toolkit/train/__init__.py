@@ -10,7 +10,7 @@ from toolkit import console, fourbit, machine, memory, tokens
 from toolkit import shape as shapes
 from toolkit.base import Base, silence_transformers
 from toolkit.config import Config
-from toolkit.errors import ToolkitError
+from toolkit.errors import MISSING, ToolkitError
 from toolkit.memory import Machine, Plan
 from toolkit.prompt import PromptFormat, chat_template, prompt_format
 from toolkit.run import Outcome, RunFolder, write_text, writing_folder
@@ -38,6 +38,9 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
         console.configure(quiet=True)
     backend = choose(config.train.backend, "PEFT shards the model" if workers.sharded else avoid)
     console.say(f"training on {backend.device}: {backend.reason}")
+    precision = Precision(backend.precision(config.train.precision), backend.device)
+    if workers.sharded and precision.scaler is not None:
+        raise ToolkitError("FSDP trains in bf16 here, and train.precision is f16 on this machine", exit_code=MISSING)
     form = prompt_format(config.prompt)
     tokenizer = tokens.load(base.folder, form)
     sides = {side: examples.tokenize(folder.side(side), tokenizer, form, config.train) for side in ("train", "val")}
@@ -55,11 +58,11 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     if not plan.fits:
         console.warn(f"{plan.reason}; it is tried all the same")
     silence_transformers()
-    model = backend.load(base, config, plan, None if workers.sharded else workers.device(backend.device))
+    place = None if workers.sharded else workers.device(backend.device)
+    model = backend.load(base, config, plan, place, precision.dtype)
     trainable, total = parameters(model)
     console.say(f"adapter: {trainable:,} trainable of {total:,} parameters")
 
-    precision = Precision(backend.precision(config.train.precision), backend.device)
     precision.attach(model)
     log = LogKeeper(folder.checkpoints / "train_log.jsonl" if workers.first else None, resume.step if resume else 0)
     log.entries = workers.say(log.entries)  # all decide alike by them
@@ -144,8 +147,9 @@ def make_plan(config: Config, base: Base, backend: Backend, workers: Workers, le
         free = -int(workers.highest([-float(free)])[0])
     four_bit = config.model.load_in_4bit or fourbit.is_four_bit(base.folder)
     bf16 = backend.precision(config.train.precision) == "bf16"
-    there = Machine(free, cuda, backend.name == "unsloth", four_bit, bf16)
-    shape = None if workers.sharded else shapes.from_folder(base.folder)
+    shards = workers.count if workers.sharded else 1
+    there = Machine(free, cuda, backend.name == "unsloth", four_bit, bf16, shards)
+    shape = shapes.from_folder(base.folder)
     settings = config.train
     chosen = memory.plan(shape, settings, there, workers.count)
     largest = batches.largest_pass(

@@ -24,21 +24,26 @@ class UnslothFailed(ToolkitError):
 class Backend:
     """How to train here.
 
-    `load` gives the model with a fresh adapter, placed on the device of this process; `loss` the summed cross entropy
-    of a batch (nats) divided by a number; `padded` tells whether this model needs padded rows instead of packed ones;
-    `infer` readies it for generation.
+    `load` gives the model with a fresh adapter, on a device, for passes in a torch dtype; `loss` the summed cross
+    entropy of a batch (nats) divided by a number; `padded` tells whether this model needs padded rows instead of packed
+    ones; `infer` readies it for generation.
     """
 
     name: str
     device: str
     reason: str
-    load: Callable[[Base, Config, Plan, Any], Any]
+    load: Callable[[Base, Config, Plan, Any, Any], Any]
     loss: Callable[[Any, Batch, Any], Any]
     padded: Callable[[Any], bool]
     infer: Callable[[Any], None]
 
     def precision(self, wanted: str) -> str:
-        """Resolve `auto` to what the device computes in: bf16, f16 or f32."""
+        """Resolve `auto` to what the device computes in: bf16, f16 or f32; raises ToolkitError where it cannot."""
+        if wanted == "f32" and self.device == "cuda":
+            raise ToolkitError(
+                "train.precision is f32, but a card trains in 16 bits here",
+                hint="leave train.precision out, or set it to bf16 or f16",
+            )
         if wanted != "auto":
             return wanted
         if self.device == "cpu":
@@ -46,11 +51,14 @@ class Backend:
         return "bf16" if card_has_bf16() else "f16"
 
 
-def dequantize(model: Any) -> Any:
-    """Write the values of a model's 4-bit weights out in 16 bits, in which every pass would multiply them anyway."""
+def dequantize(model: Any, dtype: Any) -> Any:
+    """Write the values of a model's 4-bit weights out in the 16 bits in which every pass would multiply them anyway."""
     import torch
 
     model = model.dequantize().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = module.weight.data.to(dtype)  # the repository may name another 16-bit type
     torch.cuda.empty_cache()
     return model
 

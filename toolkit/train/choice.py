@@ -30,7 +30,7 @@ def choose(wanted: str, avoid: str = "") -> Backend:
     elif not cuda:
         why = "plain PEFT, because there is no CUDA card"
     else:
-        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: the same result, at less than half the speed"
+        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: the same result, slower"
     return peft_backend.backend("cuda" if cuda else "cpu", why)
 
 

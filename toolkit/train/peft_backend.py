@@ -8,7 +8,7 @@ from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.memory import Plan
 from toolkit.train import attention, loss, varlen
-from toolkit.train.backend import Backend, card_has_bf16, dequantize
+from toolkit.train.backend import Backend, dequantize
 from toolkit.train.batches import Batch
 
 
@@ -17,12 +17,12 @@ def backend(device: str, reason: str) -> Backend:
     return Backend("peft", device, reason, load, packed_loss, lambda _: False, infer)
 
 
-def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
+def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> Any:
     """Load the base and put a fresh adapter on it; on a CPU the weights are float32.
 
     `device` is where the weights go; None is main memory, from where FSDP moves each card its share: no card ever holds
-    the whole model. On CUDA the base stays in 16 bits where it is not quantized: PEFT's own preparation would turn
-    embeddings and head into float32, 2 GB more for an 8B model.
+    the whole model. On CUDA the base stays in 16 bits, `compute`, where it is not quantized: PEFT's own preparation
+    would turn embeddings and head into float32, 2 GB more for an 8B model.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -32,7 +32,6 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
     cuda = torch.cuda.is_available() and str(device) != "cpu"
     options: dict[str, Any] = {"dtype": torch.float32}
     if cuda:
-        compute = torch.bfloat16 if card_has_bf16() else torch.float16
         options = {"dtype": compute, "device_map": {"": device or "cpu"}}
         if config.model.load_in_4bit and not fourbit.is_four_bit(base.folder):
             options["quantization_config"] = _four_bit(compute)
@@ -40,9 +39,12 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
         base.folder, use_safetensors=True, attn_implementation=attention.register(), **options
     )
     if cuda:
-        varlen.announce(attention.kernel(model.config, device or "cuda", options["dtype"]))
+        varlen.announce(attention.kernel(model.config, device or "cuda", compute))
+        for module in model.modules():
+            if hasattr(module, "compute_dtype"):
+                module.compute_dtype = compute  # a 4-bit repository names bf16, which older cards only emulate
     if plan.way.dequantized:
-        model = dequantize(model)
+        model = dequantize(model, compute)
     model.config.use_cache = False
     model.requires_grad_(False)
     if plan.way.checkpointing:

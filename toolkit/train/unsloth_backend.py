@@ -38,7 +38,7 @@ def _working() -> Iterator[None]:
         raise UnslothFailed(f"{type(exc).__name__}: {lines[0][:200] if lines else 'no message'}") from exc
 
 
-def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
+def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> Any:
     """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it.
 
     Unsloth finds the device of this process by itself, from what its launcher said.
@@ -53,13 +53,13 @@ def load(base: Base, config: Config, plan: Plan, device: Any) -> Any:
         model, _ = FastLanguageModel.from_pretrained(
             model_name=str(base.folder),
             max_seq_length=settings.max_length,
-            dtype=None,  # bf16 on Ampere and later, else f16
+            dtype=compute,
             load_in_4bit=config.model.load_in_4bit,
             offload_embedding=plan.way.offloaded,  # by itself Unsloth decides on figures of its own
             use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
         )
         if plan.way.dequantized:
-            model = dequantize(model)
+            model = dequantize(model, compute)
         return FastLanguageModel.get_peft_model(
             model,
             r=settings.lora_r,
