@@ -158,6 +158,16 @@ def test_fsdp_over_two_cards_took_what_is_computed_for_70b() -> None:
     assert memory.total(parts) / 1e9 == pytest.approx(35.75, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("base", "gigabytes", "shards", "memory_gb"),
+    [("70b", 48, 2, 38.0), ("70b", 24, 4, 20.7), ("405b", 80, 8, 47.0)],
+)
+def test_the_readmes_plans_of_several_cards(base: str, gigabytes: int, shards: int, memory_gb: float) -> None:
+    there = replace(card(gigabytes, unsloth=False), shards=shards)
+    chosen = memory.plan(shapes.known(f"llama-3.1-{base}"), TrainSettings(), there, shards)
+    assert chosen.fits and chosen.estimate is not None and chosen.estimate / 1e9 == pytest.approx(memory_gb, abs=0.05)
+
+
 def test_more_cards_hold_what_one_cannot() -> None:
     shape = shapes.known("llama-3.1-70b")
     assert shape is not None

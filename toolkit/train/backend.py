@@ -55,10 +55,7 @@ def dequantize(model: Any, dtype: Any) -> Any:
     """Write the values of a model's 4-bit weights out in the 16 bits in which every pass would multiply them anyway."""
     import torch
 
-    model = model.dequantize().requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.weight.data = module.weight.data.to(dtype)  # the repository may name another 16-bit type
+    model = model.dequantize(dtype=dtype).requires_grad_(False)  # the repository may name another type
     torch.cuda.empty_cache()
     return model
 
