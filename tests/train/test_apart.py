@@ -172,3 +172,31 @@ def test_a_process_alone_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone == workers.Workers() and alone.first and workers.rank() == 0
     assert alone.say({"a": 1}) == {"a": 1} and alone.sums([1.0, 2.0]) == [1.0, 2.0]
     assert not console.is_quiet()
+
+
+CHATTY = """
+import sys
+from pathlib import Path
+from toolkit.errors import ToolkitError
+from toolkit.train import child
+def train(*_, **__):
+    print("a banner")
+    raise ToolkitError("no card")
+child.train = train
+sys.exit(child.main(Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("rank", "shown"), [("0", "a banner\n"), ("1", "")])
+def test_the_first_of_several_processes_shows_what_libraries_print(
+    small: tuple[Config, RunFolder], base: Base, tmp_path: Path, rank: str, shown: str
+) -> None:
+    """The others' errors are shown all the same: their launcher ends the first before it can tell of them."""
+    asked, answer = tmp_path / "order.json", tmp_path / "answer.json"
+    asked.write_text(json.dumps(apart.order(*small, base)))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RANK": rank, "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", CHATTY, str(asked), str(answer)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == shown
+    assert answer.is_file() == (rank == "0") and ("no card" in done.stderr) == (rank == "1")

@@ -66,7 +66,8 @@ def follow(config: Config, folder: RunFolder) -> None:
     together = workers.join()
     while (order := together.say(None)) is not None:
         label, place, commit = order["base"]
-        train(config, folder, Base(label, Path(place), commit), restart=order["restart"])
+        with workers.silent(where=True):
+            train(config, folder, Base(label, Path(place), commit), restart=order["restart"])
     workers.leave()
 
 

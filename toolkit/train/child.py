@@ -34,7 +34,8 @@ def main(order: Path, answer: Path) -> int:
     code = 0
     try:
         base = Base(wanted["base"]["label"], Path(wanted["base"]["folder"]), wanted["base"]["commit"])
-        outcome = train(config, folder, base, restart=wanted["restart"], avoid=wanted["avoid"])
+        with workers.silent(where=not first):
+            outcome = train(config, folder, base, restart=wanted["restart"], avoid=wanted["avoid"])
         found = {"outputs": [str(path) for path in outcome.outputs], "figures": outcome.figures}
     except KeyboardInterrupt:
         found, code = {"interrupted": True}, INTERRUPTED

@@ -5,12 +5,14 @@ gradients, which are small, are added up once a step. Larger models are sharded 
 configuration says. Worker 0 alone writes and prints.
 """
 
+import contextlib
 import ctypes
 import datetime
 import os
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from toolkit import machine
@@ -96,6 +98,16 @@ class Workers:
 def rank() -> int:
     """Return this process's number among those that were launched together."""
     return int(os.environ.get("RANK", "0")) if machine.launched() else 0
+
+
+@contextlib.contextmanager
+def silent(*, where: bool) -> Iterator[None]:
+    """Hide what libraries print to standard output, where the first worker shows the same; errors are still shown."""
+    if not where:
+        yield
+        return
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
 
 
 def join() -> Workers:
