@@ -151,11 +151,11 @@ def training_cuda(
     layer = layer_activations(shape, settings.lora_targets, 2, copied=unsloth) * count
     recomputed = settings.gradient_checkpointing is not False if checkpointing is None else checkpointing
     dequantized = 2 * max(inputs * outputs for inputs, outputs in shape.linears().values()) if four_bit else 0
-    small = 2 if settings.optimizer == "adamw_8bit" and shards == 1 else 8
+    moments = 2 if settings.optimizer == "adamw_8bit" and shards == 1 else 8
     parts = {
         "context": CUDA_CONTEXT,
         "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) // shards,
-        "adapter": adapter(shape, settings, small) // shards,
+        "adapter": adapter(shape, settings, moments) // shards,
     }
     if shards == 1:
         parts["adapter in 16 bits"] = 4 * shape.trainable(settings.lora_targets, settings.lora_r)  # and its gradients
@@ -164,7 +164,7 @@ def training_cuda(
     if unsloth:
         kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
         return {**parts, "activations": kept + dequantized, "logits": UNSLOTH_LOGITS}
-    backward = int((recomputed + BACKWARD) * layer) + dequantized
+    backward = int((1 + BACKWARD if recomputed else BACKWARD) * layer) + dequantized
     head = logits(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)
     return {
         **parts,

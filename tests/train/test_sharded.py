@@ -18,7 +18,7 @@ from toolkit.base import Base
 from toolkit.config import Config, TrainSettings
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import apart, schedule, workers
+from toolkit.train import apart, peft_backend, schedule, train, workers
 
 
 def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False, **more: str) -> dict[str, Any] | None:
@@ -111,6 +111,18 @@ def test_fsdp_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     assert workers.join().sharded
+
+
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler")
+def test_fsdp_in_f16_is_refused(
+    monkeypatch: pytest.MonkeyPatch, small: tuple[Config, RunFolder], base: Base, tmp_path: Path
+) -> None:
+    """Each process would choose the scale of its own gradients, and skip steps of its own."""
+    settings, folder = with_(small[0], tmp_path / "run", precision="f16")
+    monkeypatch.setattr(workers, "join", lambda: workers.Workers(0, 2, 0, sharded=True))
+    monkeypatch.setattr("toolkit.train.choose", lambda *_: peft_backend.backend("cuda", ""))
+    with pytest.raises(ToolkitError, match="FSDP trains in bf16"):
+        train(settings, folder, base)
 
 
 def test_a_sharded_adapter_has_moments_in_float32(

@@ -40,7 +40,11 @@ def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = Fals
     console.say(f"training on {backend.device}: {backend.reason}")
     precision = Precision(backend.precision(config.train.precision), backend.device)
     if workers.sharded and precision.scaler is not None:
-        raise ToolkitError("FSDP trains in bf16 here, and train.precision is f16 on this machine", exit_code=MISSING)
+        raise ToolkitError(
+            "FSDP trains in bf16 here, and this machine's precision is f16",
+            hint='set train.precision = "bf16" if its cards have it (Ampere and later)',
+            exit_code=MISSING,
+        )
     form = prompt_format(config.prompt)
     tokenizer = tokens.load(base.folder, form)
     sides = {side: examples.tokenize(folder.side(side), tokenizer, form, config.train) for side in ("train", "val")}

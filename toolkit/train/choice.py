@@ -30,7 +30,9 @@ def choose(wanted: str, avoid: str = "") -> Backend:
     elif not cuda:
         why = "plain PEFT, because there is no CUDA card"
     else:
-        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: the same result, slower"
+        # Measured on an H100, by the plan: 56 % with recomputed activations, 79 % for short steps with all kept.
+        cost = "the same result, at half to four fifths of Unsloth's speed"
+        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: {cost}"
     return peft_backend.backend("cuda" if cuda else "cpu", why)
 
 
