@@ -129,7 +129,8 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     records = map(json.loads, prepared(base, data, folder).read_text(encoding="utf-8").splitlines())
     texts = [prompt_text(form, one["input"], one["instruction"]) + one["output"] + "<|end_of_text|>" for one in records]
     if not way.packing:  # the same records in each step as the toolkit has
-        order = [batches.of_step(step, way.batch * way.accumulation, len(texts), SEED) for step in range(steps)]
+        per_step, count = way.batch * way.accumulation, len(texts)
+        order = [batches.of_step(step, per_step, count, SEED) for step in range(steps_of(way, steps))]
         texts = [texts[place] for places in order for place in places]
     seconds, losses, norms = [], [], []
     counts: list[Any] = []

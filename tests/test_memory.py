@@ -137,25 +137,25 @@ def test_unsloth_on_an_h100_took_what_is_computed(tokens: int, checkpointing: bo
 
 
 @pytest.mark.parametrize(
-    ("tokens", "checkpointing", "shards", "gigabytes"),
-    [(12_076, True, 1, 12.55), (9_657, False, 1, 74.8), (4_071, False, 1, 41.8), (12_076, True, 2, 9.66)],
+    ("base", "tokens", "checkpointing", "shards", "gigabytes"),
+    [
+        ("8b", 12_076, True, 1, 12.55),
+        ("8b", 9_657, False, 1, 74.8),
+        ("8b", 4_071, False, 1, 41.8),
+        ("8b", 12_076, True, 2, 9.66),
+        ("70b", 6_056, True, 2, 35.75),
+    ],
 )
-def test_peft_on_a_card_took_what_is_computed(tokens: int, checkpointing: bool, shards: int, gigabytes: float) -> None:
-    """Llama-3.1-8B's shape, rank 16, on an H100, and divided by FSDP over two H200s: torch's peak on each card."""
-    settings = TrainSettings()
-    four_bit = checkpointing  # in the two others the weights were dequantized once
-    there = Machine(None, True, False, four_bit, True, shards)
-    parts = memory.peak(LLAMA_8B, settings, there, tokens, Way(checkpointing))
-    assert memory.total(parts) / 1e9 == pytest.approx(gigabytes, rel=0.1)
-
-
-def test_fsdp_over_two_cards_took_what_is_computed_for_70b() -> None:
-    """Two H200s, Llama-3.1-70B's shape, 6,056 tokens in the largest pass: 35.75 GB on each."""
-    shape = shapes.known("llama-3.1-70b")
+def test_peft_on_a_card_took_what_is_computed(
+    base: str, tokens: int, checkpointing: bool, shards: int, gigabytes: float
+) -> None:
+    """Llama-3.1's shapes, rank 16, on an H100, or divided by FSDP over two H200s: torch's peak on each card."""
+    shape = shapes.known(f"llama-3.1-{base}")
     assert shape is not None
-    there = Machine(None, True, False, True, True, shards=2)
-    parts = memory.peak(shape, TrainSettings(), there, 6_056, Way(checkpointing=True))
-    assert memory.total(parts) / 1e9 == pytest.approx(35.75, rel=0.1)
+    four_bit = checkpointing  # in the others the weights were dequantized once
+    there = Machine(None, True, False, four_bit, True, shards)
+    parts = memory.peak(shape, TrainSettings(), there, tokens, Way(checkpointing))
+    assert memory.total(parts) / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 
 @pytest.mark.parametrize(

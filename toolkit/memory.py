@@ -31,8 +31,8 @@ EXPORT = 680_000_000
 EXPORT_BLOCKS = 1 << 24
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
 LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
-# A layer's backward pass takes this much of what the layer keeps, beside it: an H100 and two H200s with PEFT took 12.6
-# GB (12,076 tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.7 and 43.4 are computed.
+# A layer's backward pass takes this much of what the layer keeps, beside it: an H100 with PEFT took 12.6 GB (12,076
+# tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
 BACKWARD = 0.25
 GATHERED = 3  # layers that a card holds whole where FSDP divides them: at work, being fetched, and being put together
 USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes

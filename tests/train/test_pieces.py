@@ -150,6 +150,9 @@ def test_a_card_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     assert choice.peft_backend.backend("cuda", "").precision("auto") == "f16"
     assert choice.peft_backend.backend("cuda", "").precision("bf16") == "bf16"
+
+
+def test_a_card_does_not_train_in_float32() -> None:
     with pytest.raises(ToolkitError, match="f32, but a card"):
         choice.peft_backend.backend("cuda", "").precision("f32")
 

@@ -66,7 +66,7 @@ def follow(config: Config, folder: RunFolder) -> None:
     together = workers.join()
     while (order := together.say(None)) is not None:
         label, place, commit = order["base"]
-        with workers.silent(where=True):
+        with workers.silent():
             train(config, folder, Base(label, Path(place), commit), restart=order["restart"])
     workers.leave()
 

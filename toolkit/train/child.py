@@ -4,6 +4,7 @@ Unsloth changes transformers in the process it is imported into, and CUDA memory
 process ends; so whoever runs the stages never trains itself. ORDER and ANSWER are JSON files (`apart.py`).
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -34,7 +35,7 @@ def main(order: Path, answer: Path) -> int:
     code = 0
     try:
         base = Base(wanted["base"]["label"], Path(wanted["base"]["folder"]), wanted["base"]["commit"])
-        with workers.silent(where=not first):
+        with contextlib.nullcontext() if first else workers.silent():
             outcome = train(config, folder, base, restart=wanted["restart"], avoid=wanted["avoid"])
         found = {"outputs": [str(path) for path in outcome.outputs], "figures": outcome.figures}
     except KeyboardInterrupt:

@@ -101,11 +101,8 @@ def rank() -> int:
 
 
 @contextlib.contextmanager
-def silent(*, where: bool) -> Iterator[None]:
-    """Hide what libraries print to standard output, where the first worker shows the same; errors are still shown."""
-    if not where:
-        yield
-        return
+def silent() -> Iterator[None]:
+    """Hide what libraries print to standard output: the first worker shows the same. Errors are still shown."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
