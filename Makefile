@@ -9,6 +9,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG := examples/quickstart.toml
 WEIGHTS ?= 1e9
+# A file's tests share a server or a trained model: one process runs them all. Four processes take some 12 GB.
+PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-ollama fast lint fuzz needs clean
 .DELETE_ON_ERROR:
@@ -19,13 +21,13 @@ quickstart: .installed-run
 	$(BIN)/toolkit ask -c $(CONFIG) "What can I do to lower my risk of catching a cold?"
 
 test: .installed-dev
-	$(BIN)/pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-ollama: .installed-dev
 	$(BIN)/python -m tests.generations
 
 fast: .installed-dev
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: .installed-dev
 	$(BIN)/ruff check .

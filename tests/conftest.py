@@ -16,6 +16,11 @@ from hypothesis import settings
 from tests.ollama_server import OllamaServer, find_ollama, ollama_server
 from toolkit import console
 
+# Several processes that run tests (pytest-xdist) share the cores: torch's threads wait for each other busily.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 settings.register_profile("toolkit", deadline=None)
 settings.load_profile("toolkit")
 

@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +19,10 @@ FSDP = [
     sys.executable, "-m", "accelerate.commands.launch", f"--config_file={REPOSITORY / 'examples' / 'fsdp.yaml'}",
     "--num_processes=2", "--main_process_port=0", "-m",
 ]  # fmt: skip
+# How far apart two runs of the same arithmetic may be, relatively. It would be nothing, but a processor was seen to
+# round some exponentials the other way for minutes: the same few numbers, in the same one of eight lanes, by one unit
+# in the last place, in one thread too. Eight steps make less than 1e-6 of that, and of a wrong learning rate far more.
+SAME = 1e-5
 ANSWERS = [
     "Wash your hands often, and sleep enough.",
     "See a doctor if it lasts for more than a week.",
@@ -32,19 +36,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(str(folder), folder)
 
 
-@pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have torch compute in one thread, here and in processes started here.
-
-    Two runs are the same to the last bit then; with several, a machine under load parted in the last one now and then.
-    """
+def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The norm of what parts two adapters, by the norm of the first."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    yield
-    torch.set_num_threads(before)
+    assert set(one) == set(other)
+    both = [torch.cat([weights[name].flatten() for name in sorted(one)]) for weights in (one, other)]
+    return float((both[0] - both[1]).norm() / both[0].norm())
 
 
 def write_records(folder: RunFolder, count: int = 24) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.train.conftest import SAME
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
@@ -147,7 +148,7 @@ def test_resuming_gives_the_losses_of_one_go(
     assert not folder.adapter.exists()
     outcome = train(settings, folder, base)
     assert outcome.figures["resumed_at_step"] in (3, 6)
-    assert losses(folder) == pytest.approx(once, rel=1e-6)
+    assert losses(folder) == pytest.approx(once, rel=SAME)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(
@@ -163,7 +164,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     assert not folder.adapter.exists()
     outcome = train(settings, folder, base)
     assert 2 <= outcome.figures["resumed_at_step"] < 8
-    assert losses(folder) == pytest.approx(once, rel=1e-6)
+    assert losses(folder) == pytest.approx(once, rel=SAME)
 
 
 def test_a_checkpoint_of_other_settings_is_not_used(small: tuple[Config, RunFolder], base: Base) -> None:
