@@ -130,6 +130,7 @@ def prepare(toolkit: Callable[..., Called], label: str, hub: dict[str, str], *mo
     return toolkit("prepare", "--json", "--force", "--set", f"model.base={label}", *more, **hub)
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_downloaded_once_and_then_used_offline(
     toolkit: Callable[..., Called], hub: dict[str, str], tmp_path: Path
 ) -> None:

@@ -2,10 +2,14 @@
 
 import ast
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +20,25 @@ from toolkit.verbs import EXAMPLES
 
 VERBS = ["init", "doctor", "prepare", "train", "export", "validate", "register", "modelfile", "ask", "run", "status"]
 WRITING = {"init", "prepare", "train", "export", "validate", "register", "run"}
+
+
+@pytest.fixture
+def toolkit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Called]:
+    """Call `toolkit …` in an empty folder, but in this process: others take a second each to import the libraries."""
+
+    def called(*arguments: str) -> Called:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
+        with mock.patch.dict(os.environ, {"OLLAMA_HOST": "127.0.0.1:9"}), pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Called(ended.value.code, said.out, said.err)
+
+    monkeypatch.chdir(tmp_path)
+    return called
 
 
 def test_all_verbs_are_there() -> None:
@@ -35,7 +58,7 @@ def test_help_has_one_line_an_example_that_parses_and_the_shared_options(verb: s
     command.make_context(verb, example[2:])  # raises UsageError where an option does not exist
 
 
-def test_heavy_libraries_are_not_imported_for_help(toolkit: Callable[..., Called]) -> None:
+def test_heavy_libraries_are_not_imported_for_help() -> None:
     code = (
         "import sys; sys.argv = ['toolkit', '--help']\n"
         "from toolkit.cli import main\n"
@@ -43,9 +66,6 @@ def test_heavy_libraries_are_not_imported_for_help(toolkit: Callable[..., Called
         "heavy = {'torch', 'transformers', 'pydantic', 'rich', 'numpy', 'pandas', 'httpx', 'llama_cpp'}\n"
         "print('imported:', sorted(heavy & set(sys.modules)))"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
 
@@ -187,18 +207,12 @@ def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_ended_pipe_is_no_error() -> None:
-    import subprocess
-    import sys
-
     command = f"{shlex.quote(sys.executable)} -m toolkit --help | head -1"
     done = subprocess.run(["bash", "-c", command], cwd=REPOSITORY, capture_output=True, text=True)
     assert json.dumps(done.stderr) == '""'
 
 
 def test_an_error_that_nobody_reads_shows_no_traceback(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     command = f"{shlex.quote(sys.executable)} -m toolkit status --json -c {shlex.quote(str(tmp_path / 'none.toml'))}"
     ended = f"set -o pipefail; (sleep 1; {command}) | true; echo $?"
     done = subprocess.run(["bash", "-c", ended], cwd=REPOSITORY, capture_output=True, text=True)

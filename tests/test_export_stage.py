@@ -52,6 +52,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+@pytest.mark.slow
 def test_an_imatrix_is_measured_once_for_the_same_model_adapter_and_records(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,6 +18,7 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
     return base, save_adapter(tmp_path / "mine", base)
 
 
+@pytest.mark.slow
 def test_one_command_writes_files_that_llama_cpp_loads(
     toolkit: Callable[..., Called], trained: tuple[Path, Path], tmp_path: Path
 ) -> None:

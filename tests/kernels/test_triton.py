@@ -38,6 +38,7 @@ def interpreted(cases: list[str]) -> None:
     assert run("-W", "ignore", "-c", INTERPRET, *cases, TRITON_INTERPRET="1") == dict.fromkeys(cases)
 
 
+@pytest.mark.slow
 def test_the_interpreter_gives_the_bytes_of_ggml() -> None:
     interpreted(["Q6_K,0,0"])
 

@@ -13,14 +13,17 @@ from toolkit.export import export
 USUAL = ("Q4_K_M", "Q8_0", "Q3_K_M")
 
 
+def forget() -> None:
+    """Forget what this process remembers of its kernels."""
+    for remembered in (kernels.routine, kernels.trusted, kernels.opened, kernels._say_slow):
+        remembered.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    """What a process remembers of its kernels is forgotten before and after."""
-    for remembered in (kernels.routine, kernels.opened, kernels._say_slow):
-        remembered.cache_clear()
+    forget()
     yield
-    for remembered in (kernels.routine, kernels.opened, kernels._say_slow):
-        remembered.cache_clear()
+    forget()
 
 
 def exported(base: Path, folder: Path) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
@@ -45,9 +48,7 @@ def test_files_are_the_same_without_the_library_and_it_is_said(
     assert set(names["Q4_K_M"].values()) == {f"kernels ({kernels.LEVELS[library.level]})"}
     assert checks.quantizer()[0].ok is True and "slower" not in capsys.readouterr().err
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "gone.so")
-    test = kernels.opened, kernels.routine
-    for remembered in test:
-        remembered.cache_clear()
+    forget()
     again, slower = exported(base, tmp_path)
     assert again == files
     assert {name for kinds in slower.values() for name in kinds.values()} == {"libggml"}
@@ -64,7 +65,7 @@ def test_a_kernel_that_differs_in_one_bit_is_not_used(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     files, _ = exported(base, tmp_path)
-    kernels.routine.cache_clear()
+    forget()
     real = kernels.quantize
 
     def wrong(

@@ -66,6 +66,7 @@ def test_real_medquad(folder: RunFolder, tokenizer: Tokenizer, medquad: Path) ->
     assert figures["questions"] == 1803 and figures["leaked_questions"] == 0 and figures["near_duplicates"] > 0
 
 
+@pytest.mark.slow
 def test_real_medquad_as_in_the_notebook(folder: RunFolder, tokenizer: Tokenizer, medquad: Path) -> None:
     from sklearn.model_selection import train_test_split
 

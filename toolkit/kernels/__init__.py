@@ -149,6 +149,7 @@ def narrowed(values: Floats) -> npt.NDArray[np.uint16]:
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
+@cache
 def trusted(library: Library, level: int, kind: int) -> bool:
     """Quantize the hard blocks with the kernel and with libggml, with and without importance: are all bytes the same?
 
