@@ -16,8 +16,8 @@ from hypothesis import settings
 from tests.ollama_server import OllamaServer, find_ollama, ollama_server
 from toolkit import console
 
-# Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp that share
-# one with others wait for each other busily, and everything takes almost twice as long.
+# Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp on shared
+# cores wait for each other busily, and everything takes almost twice as long.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     number, count = (os.environ[f"PYTEST_XDIST_WORKER{name}"] for name in ("", "_COUNT"))
     cores = sorted(os.sched_getaffinity(0))
