@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG := examples/quickstart.toml
 WEIGHTS ?= 1e9
-# A file's tests share a server or a trained model: one process runs them all. Four processes take some 12 GB.
+# A file's tests share a server or a trained model: one process runs them all. Two took 6 GB at once.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-ollama fast lint fuzz needs clean

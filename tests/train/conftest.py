@@ -21,8 +21,8 @@ FSDP = [
 ]  # fmt: skip
 # How far apart two runs of the same arithmetic may be, relatively. It would be nothing, but a processor was seen to
 # round some exponentials the other way for minutes: the same few numbers, in the same one of eight lanes, by one unit
-# in the last place, in one thread too. Eight steps make less than 1e-6 of that, and of a wrong learning rate far more.
-SAME = 1e-5
+# in the last place, in one thread too. Eight steps make about 1e-7 of that, and of a wrong learning rate far more.
+SAME = 1e-6
 ANSWERS = [
     "Wash your hands often, and sleep enough.",
     "See a doctor if it lasts for more than a week.",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.validate import tiny
+from toolkit import machine
 from toolkit.base import resolve
 from toolkit.errors import GATE, ToolkitError
 from toolkit.export import export
@@ -55,7 +56,7 @@ def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> N
     export(base.folder, folder.adapter, {name: folder.gguf(name) for name in good}, template, "real")
     tiny.adapter(base.folder, tmp_path / "other", seed=2)
     export(base.folder, tmp_path / "other", {"Q5_K_M": folder.gguf("Q5_K_M")}, template, "real")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(machine.cores())
 
     with pytest.raises(ToolkitError) as caught:
         validate(config, folder, base, Manifest(run_id="test"))
