@@ -1,12 +1,12 @@
-"""Training Llama-3.1-8B's shape with QLoRA on a CUDA card: the toolkit beside Unsloth's own trainer.
+"""Training Llama-3.1-8B's shape with QLoRA on a CUDA GPU: the toolkit beside Unsloth's own trainer.
 
-    python benchmarks/train.py [--baseline] [--base FOLDER] [--data CSV] [--steps 24] [--only NAME ...]
+    python benchmarks/train.py [--baseline] [--beside CHECKOUT] [--base FOLDER] [--data CSV] [--only NAME ...]
 
-Each run is a process of its own over the same prepared records of MedQuAD, with max_length 2048, rank 16, adamw_8bit
-and the loss on the whole text. Printed are real tokens (no padding) per second after WARM_UP steps, from the end of one
-step to the end of the next; the peak of the card's allocated memory; and model FLOP utilisation: 4 FLOP per weight and
-token (forward, and backward to the activations; what checkpointing computes again does not count) over what the card
-does in a large bf16 matrix product in the same run. Without a base folder the random-weight model of
+Each run is a process of its own over the same prepared records of MedQuAD, with max_length 2048, rank 16 and the loss
+on the whole text. --beside runs the toolkit of another checkout too, over the same records. Printed are real tokens
+(no padding) per second after WARM_UP steps, the peak of the GPU's allocated memory, and model FLOP utilisation: 4 FLOP
+per weight and token (forward, and backward to the activations; what checkpointing computes again does not count) over
+what the GPU does in a large bf16 matrix product in the same run. Without a base folder the random-weight model of
 `four_bit_model.py` is made first.
 """
 
@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,9 @@ class Way:
     checkpointing: bool = True
     kernel: bool = True  # offer Unsloth the packed attention kernel
     steps: float = 1.0
+    optimizer: str = "adamw_torch_fused"
+    gpus: int = 1
+    checkout: str = ""  # another one's toolkit; empty: this one's
 
 
 WAYS = {
@@ -50,9 +53,13 @@ WAYS = {
     "toolkit": Way("toolkit, 8 records a step as the recipe", 2, 4, backend="unsloth"),
     "toolkit-wide": Way("toolkit, 64 records a step", 8, 8, backend="unsloth", steps=0.7),
     "toolkit-full": Way("toolkit, 104 records a step, in passes of 16,000", 8, 13, backend="unsloth", steps=0.5),
+    "toolkit-8bit": Way("toolkit, 8 records a step, adamw_8bit", 2, 4, backend="unsloth", optimizer="adamw_8bit"),
+    "toolkit-two": Way("toolkit, 64 records a step on two GPUs", 8, 8, backend="unsloth", steps=0.7, gpus=2),
     "toolkit-peft": Way("toolkit without Unsloth (peft), 64 records a step", 8, 8, backend="peft", steps=0.5),
 }
 BASELINES = ("recipe", "unsloth-packed", "unsloth-wide")
+TWO_GPUS = ("toolkit-two",)
+BESIDE = ("toolkit", "toolkit-wide")
 
 
 @dataclass(frozen=True)
@@ -78,17 +85,21 @@ def steps_of(way: Way, steps: int) -> int:
 def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
     """Train with `toolkit train` on prepared records and read its log."""
     settings = folder / "toolkit.toml"
-    name = f"run-{way.backend}-{way.batch * way.accumulation}"
+    name = f"run-{way.backend}-{way.batch * way.accumulation}-{way.optimizer}-{way.gpus}"
     settings.write_text(
         f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
         f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
         f"accumulation = {way.accumulation}\nsteps = {steps_of(way, steps)}\nsave_steps = 1000\n"
+        f'optimizer = "{way.optimizer}"\n'
         "completion_only = false\n[validate]\nquestions = []\n",
         encoding="utf-8",
     )
-    for verb in ("prepare", "train"):
-        command = [sys.executable, "-m", "toolkit", verb, "-c", str(settings), "--json"]
-        done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    for verb in (["prepare"], ["train", "--gpus", str(way.gpus)]):
+        command = [sys.executable, "-m", "toolkit", *verb, "-c", str(settings), "--json"]
+        checkout = Path(way.checkout) if way.checkout else REPOSITORY
+        done = subprocess.run(
+            command, cwd=checkout, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(checkout)}
+        )
         if done.returncode:
             raise SystemExit(done.stdout)
     lines = (folder / name / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
@@ -130,13 +141,13 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     texts = [prompt_text(form, one["input"], one["instruction"]) + one["output"] + "<|end_of_text|>" for one in records]
     if not way.packing:  # the same records in each step as the toolkit has
         per_step, count = way.batch * way.accumulation, len(texts)
-        order = [batches.of_step(step, per_step, count, SEED) for step in range(steps_of(way, steps))]
-        texts = [texts[place] for places in order for place in places]
+        order = batches.step_records(count, per_step, steps_of(way, steps), SEED)
+        texts = [texts[place] for place in order.reshape(-1)]
     seconds, losses, norms = [], [], []
     counts: list[Any] = []
 
     class Clock(TrainerCallback):
-        """Note when each step ends; nothing of it is left on the card by then."""
+        """Note when each step ends; nothing of it is left on the GPU by then."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.ended = time.perf_counter()
@@ -193,8 +204,8 @@ def prepared(base: Path, data: Path, folder: Path) -> Path:
     return folder / "data" / "data" / "train.jsonl"
 
 
-def card_speed() -> tuple[str, float]:
-    """Return the card's name and its FLOP/s in a bf16 product of 8192 × 8192 × 8192 random matrices."""
+def gpu_speed() -> tuple[str, float]:
+    """Return the GPU's name and its FLOP/s in a bf16 product of 8192 × 8192 × 8192 random matrices."""
     import torch
 
     one, two = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -237,56 +248,56 @@ def main() -> None:
     """Run each way in a process of its own and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--baseline", action="store_true", help="run Unsloth's own trainer too")
+    parser.add_argument("--beside", type=Path, help="a checkout whose toolkit runs too")
     parser.add_argument("--base", type=Path)
     parser.add_argument("--data", type=Path, default=REPOSITORY / "data/raw/medquad-2479.csv")
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--only", nargs="+", choices=WAYS, help="these runs only")
-    parser.add_argument("--one", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY))
     with tempfile.TemporaryDirectory() as name:
         folder, base, data = Path(name), arguments.base, arguments.data.resolve()
+        ways = dict(WAYS)
+        for key in BESIDE if arguments.beside else ():
+            old = replace(WAYS[key], label=f"{WAYS[key].label}, of {arguments.beside.name}")
+            ways[f"{key}-beside"] = replace(old, checkout=str(arguments.beside.resolve()), optimizer="adamw_8bit")
         if arguments.one:
-            way = WAYS[arguments.one]
+            way = ways[arguments.one]
             measured = (by_toolkit if way.backend else by_unsloth)(way, base, data, folder, arguments.steps)
             print(json.dumps(asdict(measured)))
             return
-        card, flops = json.loads(child(["-c", "import train, json; print(json.dumps(train.card_speed()))"]))
+        gpu, flops = json.loads(child(["-c", "import train, json; print(json.dumps(train.gpu_speed()))"]))
         if base is None:
             base = folder / "base"
             child([str(Path(__file__).with_name("four_bit_model.py")), str(base)])
-        print(f"{card}, {flops / 1e12:.0f} TFLOP/s in a bf16 matrix product; after {WARM_UP} steps", flush=True)
+        print(f"{gpu}, {flops / 1e12:.0f} TFLOP/s in a bf16 matrix product; after {WARM_UP} steps", flush=True)
         print("| run | batch × accumulation | tokens a step | tokens/s | peak GiB | MFU | gradient norm |")
         print("|---|---|---|---|---|---|---|", flush=True)
         found: dict[str, Measured] = {}
-        wanted = arguments.only or [key for key in WAYS if arguments.baseline or key not in BASELINES]
+        left_out = {*TWO_GPUS, *(() if arguments.baseline else BASELINES)}
+        wanted = arguments.only or [key for key in ways if key not in left_out]
+        wanted += [key for key in ways if key not in WAYS and key not in wanted]
+        common = ["--base", str(base), "--data", str(data), "--steps", str(arguments.steps)]
+        common += ["--beside", str(arguments.beside)] if arguments.beside else []
         for key in wanted:
-            command = [
-                __file__,
-                "--one",
-                key,
-                "--base",
-                str(base),
-                "--data",
-                str(data),
-                "--steps",
-                str(arguments.steps),
-            ]
+            way = ways[key]
             try:
-                found[key] = one = Measured(**json.loads(child(command)))
+                found[key] = one = Measured(**json.loads(child([__file__, "--one", key, *common])))
             except subprocess.CalledProcessError as exc:
-                print(f"| {WAYS[key].label} | failed with exit code {exc.returncode} |", flush=True)
+                print(f"| {way.label} | failed with exit code {exc.returncode} |", flush=True)
                 continue
             speed = one.speed()
             print(
-                f"| {WAYS[key].label} | {WAYS[key].batch} × {WAYS[key].accumulation} "
+                f"| {way.label} | {way.batch} × {way.accumulation} "
                 f"| {statistics.mean(one.tokens[WARM_UP:]):,.0f} | {speed:,.0f} | {one.peak / 2**30:.1f} "
-                f"| {4 * products(base) * speed / flops:.0%} | {min(one.norms):.2f} to {max(one.norms):.2f} |",
+                f"| {4 * products(base) * speed / flops / way.gpus:.0%} "
+                f"| {min(one.norms):.2f} to {max(one.norms):.2f} |",
                 flush=True,
             )
         first = next(iter(found), "")
         for key in list(found)[1:]:
-            print(f"{WAYS[key].label}: {found[key].speed() / found[first].speed():.2f} × {WAYS[first].label}")
+            print(f"{ways[key].label}: {found[key].speed() / found[first].speed():.2f} × {ways[first].label}")
         print(curves(found))
 
 

@@ -126,22 +126,22 @@ def prepare(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -
 
 
 @verb(writes=True)
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Train on so many cards.")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Number of GPUs.")
 def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpus: int) -> None:
     """Fine-tune the base model with LoRA.
 
     An interrupted run goes on where it was; Ctrl-C saves first. `accelerate launch -m toolkit train` works too, with
-    what `accelerate config` wrote.
+    what `accelerate config` wrote: DDP, FSDP2, DeepSpeed, several machines.
     """
-    from toolkit.train import apart, workers
+    from toolkit.train import launch, parallel
 
-    if workers.rank() > 0:
-        apart.follow(*_load(path, overrides))
+    if parallel.rank() > 0:
+        launch.follow(*_load(path, overrides))
         return
     try:
         _stage("train", path, overrides, dry_run, force, _command("export"), gpus=gpus)
     finally:
-        apart.dismiss()
+        parallel.dismiss()
 
 
 @verb(writes=True)

@@ -162,12 +162,16 @@ class TrainSettings(Section):
     """Peak learning rate."""
     warmup_steps: int = Field(5, ge=0)
     """Steps over which the learning rate rises from zero."""
-    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    """Course of the learning rate after the warm-up."""
-    optimizer: Literal["adamw_8bit", "adamw_torch"] = "adamw_8bit"
-    """adamw_8bit needs bitsandbytes; without CUDA, adamw_torch is taken and said."""
+    scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "linear"
+    """Course of the learning rate after the warm-up, by transformers' names."""
+    optimizer: Literal[
+        "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused", "adafactor", "sgd"
+    ] = "adamw_torch_fused"
+    """By transformers' names. Those ending in 8bit or 32bit need CUDA and bitsandbytes, else adamw_torch is taken."""
     weight_decay: float = Field(0.01, ge=0)
-    """Weight decay of AdamW."""
+    """Weight decay of the optimizer."""
     lora_r: int = Field(16, ge=1)
     """Rank of the adapter."""
     lora_alpha: int = Field(16, ge=1)
@@ -192,6 +196,8 @@ class TrainSettings(Section):
     """A checkpoint every so many steps; an interrupted run goes on from the last one."""
     seed: int = Field(3407, ge=0, lt=2**32)
     """Seed of the adapter's weights, the data order and dropout."""
+    report_to: list[str] = []
+    """Where the trainer reports its log too, by transformers' names: tensorboard, wandb, mlflow, …"""
 
     @field_validator("lora_targets")
     @classmethod

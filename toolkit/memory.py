@@ -1,14 +1,11 @@
-"""Memory of a training step and of an export, computed from the base's shape, and the training plan that fits a card.
+"""Memory of a training step and of an export, computed from the base's shape; all sizes are bytes.
 
-All sizes are bytes. What was measured rather than derived is a constant in capitals with the measurement beside it.
+What was measured rather than derived is a constant in capitals with the measurement beside it.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from toolkit.config import TrainSettings
-from toolkit.console import size
 from toolkit.shape import Shape
 
 Parts = dict[str, int]
@@ -35,13 +32,6 @@ LOGITS = 512  # positions whose logits stand in memory at once, where the loss i
 # tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
 BACKWARD = 0.25
 GATHERED = 3  # layers that a card holds whole where FSDP divides them: at work, being fetched, and being put together
-USABLE = 0.96  # of a card's free memory: what torch's allocator cannot fill because of its blocks' sizes
-SPARE = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if that was computed amiss
-# Tokens of a pass on a card: on an H100 two of 9,500 took as long as one of 19,000, in 50 GB where it took 84.
-ENOUGH = 16_384
-# Tokens of a pass for which there must be room beside dequantized weights: from here on a larger pass gains less than
-# they do. On an H100 a step of 2,700 tokens is 8 % faster with them, one of two passes of 10,000 2 %.
-BESIDE_DEQUANTIZED = 4_096
 
 
 def total(parts: Mapping[str, int]) -> int:
@@ -157,9 +147,7 @@ def training_cuda(
         "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) // shards,
         "adapter": adapter(shape, settings, moments) // shards,
     }
-    if shards == 1:
-        parts["adapter in 16 bits"] = 4 * shape.trainable(settings.lora_targets, settings.lora_r)  # and its gradients
-    else:
+    if shards > 1:
         parts["whole layers"] = int(GATHERED * shape.linear_weights() // shape.layers * (NF4 if four_bit else 2))
     if unsloth:
         kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
@@ -171,169 +159,3 @@ def training_cuda(
         "activations": shape.layers * (2 * shape.hidden * count if recomputed else layer),
         "backward pass of a layer, or logits": max(backward, head),
     }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What trains: the device's free bytes before anything is loaded (None: unknown), and by which library.
-
-    `shards` is the number of devices over which FSDP divides the model.
-    """
-
-    free: int | None
-    cuda: bool
-    unsloth: bool
-    four_bit: bool
-    bf16: bool
-    shards: int = 1
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a step spends memory or spares it; the numbers are the same.
-
-    `checkpointing`: activations are computed again in the backward pass. `offloaded`: the input embeddings stay in the
-    machine's memory, and only the rows of a pass come to the card. `dequantized`: the values of 4-bit weights are
-    written out in 16 bits once, at loading, instead of in every pass.
-    """
-
-    checkpointing: bool
-    offloaded: bool = False
-    dequantized: bool = False
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a step is computed: at most `tokens` in one forward pass (always whole records), in one way.
-
-    A step's records stay batch_size × accumulation whatever the plan, so it changes memory and speed, not the result.
-    `estimate` is the computed peak of the device's memory, the CUDA context left out; None where it is unknown. It is
-    that of `largest` tokens in a forward pass, where the records' lengths are known, else of `tokens`.
-    """
-
-    tokens: int
-    records: int
-    way: Way
-    reason: str
-    estimate: int | None
-    fits: bool = True
-    largest: int | None = None
-
-    def halved(self, tokens: int, records: int) -> "Plan | None":
-        """Return the plan after a forward pass of that size ran out of memory; None where it held one record only."""
-        return replace(self, tokens=tokens // 2) if records > 1 else None
-
-
-def peak(shape: Shape, settings: TrainSettings, machine: Machine, tokens: int, way: Way) -> Parts:
-    """Return the peak of a step with `tokens` in one forward pass on this machine.
-
-    On a card the CUDA context is left out: free memory is asked for when there is one, and torch does not count it.
-    """
-    if machine.cuda:
-        parts = training_cuda(
-            shape,
-            settings,
-            four_bit=machine.four_bit and not way.dequantized,
-            unsloth=machine.unsloth,
-            tokens=tokens,
-            checkpointing=way.checkpointing,
-            offloaded=way.offloaded,
-            shards=machine.shards,
-        )
-        return {name: count for name, count in parts.items() if name != "context"}
-    return training_cpu(shape, settings, bf16=machine.bf16, tokens=tokens, checkpointing=way.checkpointing)
-
-
-def plan(shape: Shape | None, settings: TrainSettings, machine: Machine, workers: int = 1) -> Plan:
-    """Choose how much goes into one forward pass, and in which way it is computed, from the free memory.
-
-    Without checkpoints a step takes 4 FLOP a parameter and token instead of 6, so they are left out where a whole
-    record of `max_length` still fits, unless the settings decide. Where it does not fit with them either, Unsloth can
-    leave the input embeddings in the machine's memory; where there is much room, 4-bit weights are dequantized once. A
-    forward pass never needs more than one worker's share of a step, nor, on a card, more than ENOUGH tokens.
-    """
-    longest = settings.max_length
-    share = math.ceil(settings.batch_size * settings.accumulation / workers)
-    records = share if settings.packing else min(settings.batch_size, share)
-    most = records * longest if not settings.packing else min(share * longest, max(ENOUGH, longest))
-    if not machine.cuda:
-        # A CPU gains nothing from wide passes: what the settings call a batch is what stands in memory at once.
-        most = min(most, settings.batch_size * longest)
-    wanted = settings.gradient_checkpointing
-    if shape is None or machine.free is None:
-        unknown = (
-            "what this base takes on a device is unknown"
-            if shape is None
-            else "this system does not tell how much memory is free"
-        )
-        tokens = min(most, settings.batch_size * longest)
-        return Plan(tokens, records, Way(wanted is not False), f"{unknown}: the settings' own batch", None)
-    room = int(machine.free * (USABLE if machine.cuda else 1))
-    ways = _ways(shape, machine, wanted, workers)
-    for way in ways:
-        tokens = _most_tokens(shape, settings, machine, way, most, room)
-        spare = 1 if way == ways[-1] else SPARE
-        least = max(spare * longest, BESIDE_DEQUANTIZED if way.dequantized else 0)
-        if tokens >= min(least, most):
-            need = total(peak(shape, settings, machine, tokens, way))
-            return Plan(tokens, records, way, _why(machine, wanted, way.checkpointing), need)
-    need = total(peak(shape, settings, machine, longest, ways[-1]))
-    reason = f"one record of {longest:,} tokens takes {size(need)}, {size(room)} of {size(machine.free)} can be used"
-    return Plan(longest, 1, ways[-1], reason, need, fits=False)
-
-
-def _ways(shape: Shape, machine: Machine, checkpointing: object, workers: int) -> list[Way]:
-    """Return the ways that this machine has, the fastest first; `checkpointing` as the settings have it."""
-    ways = [Way(False), Way(True)] if checkpointing == "auto" else [Way(bool(checkpointing))]
-    if machine.cuda and machine.four_bit and machine.shards == 1:
-        ways.insert(0, replace(ways[0], dequantized=True))
-    if machine.cuda and machine.unsloth and not shape.tied and workers == 1:
-        ways.append(replace(ways[-1], offloaded=True))
-    return ways
-
-
-def of_records(plan: Plan, shape: Shape | None, settings: TrainSettings, machine: Machine, largest: int) -> Plan:
-    """Return the plan with its estimate for the largest forward pass that these records will make, in tokens."""
-    if shape is None or plan.estimate is None:
-        return plan
-    need = total(peak(shape, settings, machine, largest, plan.way))
-    return replace(plan, largest=largest, estimate=need)
-
-
-def _most_tokens(shape: Shape, settings: TrainSettings, machine: Machine, way: Way, most: int, room: int) -> int:
-    """Return the most tokens, up to `most`, whose forward and backward pass fits into `room` bytes."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if total(peak(shape, settings, machine, middle, way)) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _why(machine: Machine, wanted: object, checkpointing: bool) -> str:
-    free = f"{size(machine.free or 0)} free"
-    if wanted != "auto":
-        return f"{free}; train.gradient_checkpointing is set to {str(checkpointing).lower()}"
-    if checkpointing:
-        return f"{free}: activations are recomputed, because a whole record does not fit with all of them kept"
-    return f"{free}: all activations fit, so none are recomputed"
-
-
-def describe(plan: Plan, settings: TrainSettings, workers: int = 1) -> str:
-    """Say the plan in one line."""
-    share = math.ceil(settings.batch_size * settings.accumulation / workers)
-    step = f"{settings.batch_size * settings.accumulation} records a step"
-    if workers > 1:
-        step += f", {share} on each of {workers} devices"
-    if settings.packing:
-        how = f"packed into forward passes of up to {plan.tokens:,} tokens"
-        how += "" if plan.largest is None else f" (these records make {plan.largest:,} at most)"
-    else:
-        how = f"{plan.records} to a forward pass, without padding"
-    memory = "" if plan.estimate is None else f", {size(plan.estimate)} computed"
-    ways = "with checkpointing" if plan.way.checkpointing else "without checkpointing"
-    ways += ", the embeddings in main memory" if plan.way.offloaded else ""
-    ways += ", the 4-bit weights dequantized once" if plan.way.dequantized else ""
-    return f"plan: {step}, {how}, {ways}{memory} ({plan.reason})"

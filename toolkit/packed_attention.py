@@ -1,7 +1,4 @@
-"""Attention of the records in a packed row on a CUDA card: which kernels there are, and which one training will take.
-
-One kernel for all records is about twice as fast, by the whole step, as one call for each.
-"""
+"""Attention of the records in a packed row on a CUDA GPU: which kernels there are, and which one training will take."""
 
 from toolkit import machine
 from toolkit.machine import Card
@@ -9,7 +6,7 @@ from toolkit.machine import Card
 FLASH_ATTN = "flash-attn, one kernel for all records"
 VARLEN = "torch's flash attention, one kernel for all records"
 XFORMERS = "xformers, one kernel for all records"
-LOOP = "torch's attention, one call for each record, which is slow"
+MASK = "torch's attention over the whole row under a mask, which is slow"
 CAPABILITY = (8, 0)  # torch's kernel is built for Ampere and later, flash-attn's too
 
 
@@ -20,4 +17,4 @@ def expected(card: Card, *, unsloth: bool) -> str:
         return FLASH_ATTN
     if recent and card.flash:
         return VARLEN
-    return XFORMERS if unsloth and machine.installed("xformers") else LOOP
+    return XFORMERS if unsloth and machine.installed("xformers") else MASK

@@ -35,6 +35,8 @@ LIBRARIES = (
     "torch",
     "transformers",
     "trl",
+    "accelerate",
+    "datasets",
     "peft",
     "unsloth",
     "bitsandbytes",
@@ -105,7 +107,7 @@ def _settings(stage: str, config: Config) -> dict[str, Any]:
         section, _, name = key.partition(".")
         values = config.section(section)
         flat.update({f"{section}.{item}": values[item] for item in ([name] if name else values)})
-    for idle in ("train.save_steps", "train.eval_steps", "ollama.timeout"):
+    for idle in ("train.save_steps", "train.eval_steps", "train.report_to", "ollama.timeout"):
         flat.pop(idle, None)  # these change how a stage runs, not what comes out
     return flat
 
@@ -263,10 +265,10 @@ def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool)
 
 
 def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool, gpus: int = 1) -> Outcome:
-    from toolkit.train.apart import train_apart
+    from toolkit.train.launch import run_training
 
     found = base.resolve(training_base(config), config.model.revision)
-    return train_apart(config, folder, found, restart=force, gpus=gpus)
+    return run_training(config, folder, found, restart=force, gpus=gpus)
 
 
 def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:

@@ -218,8 +218,8 @@ def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: p
         ((8, 0), True, ("bitsandbytes", "flash_attn"), packed_attention.VARLEN, ""),
         ((8, 0), False, ("unsloth", "xformers"), packed_attention.XFORMERS, ""),
         ((7, 5), True, ("unsloth", "xformers", "flash_attn"), packed_attention.XFORMERS, ""),
-        ((7, 5), True, ("unsloth",), packed_attention.LOOP, "pip install xformers"),
-        ((7, 5), True, ("bitsandbytes", "xformers"), packed_attention.LOOP, "[cuda]"),
+        ((7, 5), True, ("unsloth",), packed_attention.MASK, "pip install xformers"),
+        ((7, 5), True, ("bitsandbytes", "xformers"), packed_attention.MASK, "[cuda]"),
     ],
 )
 def test_the_attention_kernel_is_named_and_the_slow_one_warned_of(

@@ -1,4 +1,4 @@
-"""Small runs on the card: a random base, settings with records, and processes of their own to train in."""
+"""Small runs on the GPU: a random base, settings with records, and processes of their own to train in."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 
 def settings_in(place: Path, **train: Any) -> tuple[Config, RunFolder]:
-    """Settings of a short run on the card, with its records."""
+    """Settings of a short run on the GPU, with its records."""
     values = {
         "steps": 8, "batch_size": 2, "accumulation": 4, "max_length": 512, "save_steps": 3, "learning_rate": 1e-3,
         "warmup_steps": 2,

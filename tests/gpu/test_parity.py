@@ -1,4 +1,4 @@
-"""Packed rows against single records, and Unsloth against plain PEFT, on the card: loss and gradient of one step."""
+"""Packed rows against single records, and Unsloth against plain PEFT, on the GPU: loss and gradient of one step."""
 
 import subprocess
 import sys
@@ -68,21 +68,13 @@ def test_packed_and_single_records_have_the_same_losses_and_gradient(probed: Any
 
 
 @pytest.mark.parametrize("backend", ["peft", "unsloth"])
-def test_dequantizing_and_rounding_once_changes_nothing(probed: Any, backend: str) -> None:
-    """Against 4-bit weights and autocast, which do both in every pass; attention's backward pass is not repeatable."""
+def test_dequantizing_once_changes_nothing(probed: Any, backend: str) -> None:
+    """Against 4-bit weights, dequantized in every pass; attention's backward pass is not repeatable."""
     each, once = probed(backend), probed(backend, "dequantized")
     assert torch.equal(once["packed losses"], each["packed losses"])
     far = distance(gradient(each, "packed"), gradient(once, "packed"))
     print(f"{backend}: dequantized once against in every pass: the same loss, gradient {far:.2e}")
     assert far < 1e-3
-
-
-def test_one_kernel_for_all_records_equals_one_call_each(probed: Any) -> None:
-    tensors = probed("peft")
-    assert tensors["packed losses"].item() == pytest.approx(tensors["looped losses"].item(), rel=3e-3)
-    far = distance(gradient(tensors, "looped"), gradient(tensors, "packed"))
-    print(f"varlen kernel against single calls: gradient {far:.2e}")
-    assert far < 0.03
 
 
 def test_unsloths_first_step_is_plain_pefts(probed: Any) -> None:

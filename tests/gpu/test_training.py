@@ -1,7 +1,8 @@
-"""Whole runs on the card: resuming, a card that is full, export of what Unsloth trained, and several cards."""
+"""Whole runs on the GPU: resuming, a GPU that is full, export of what Unsloth trained, and several GPUs."""
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,41 +11,49 @@ import torch
 from tests.gpu.small_runs import call, has_unsloth, log_of, offline, settings_in
 from tests.train.conftest import FSDP
 from toolkit.base import Base
-from toolkit.train import apart, batches
+from toolkit.train import batches, launch
 
 pytestmark = pytest.mark.gpu
 
 RUN = """
 import json, os, signal, sys
 from pathlib import Path
+import torch
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
 from toolkit.run import folder_of
-from toolkit.train import peft_backend, train
+from toolkit.train import train
+from toolkit.train.trainer import ToolkitTrainer
 config = Config.model_validate_json(sys.argv[2])
 folder = folder_of(config)
-real = peft_backend.packed_loss
-def logged():
-    log = folder.checkpoints / "train_log.jsonl"
-    return log.read_text().count('"loss"') if log.is_file() else 0
-def loss(model, batch, total):
-    import torch
-    if torch.is_grad_enabled():
-        if sys.argv[3] == "kill" and logged() == 4:  # the 5th is not read yet, the 6th being launched
-            os.kill(os.getpid(), signal.SIGKILL)
-        if sys.argv[3] == "fill" and logged() >= 3 and len(batch.rows) > 2:
-            torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
-        if sys.argv[3] == "poison" and 5 in batch.rows:
-            return real(model, batch, total) * float("nan")
-    return real(model, batch, total)
-peft_backend.packed_loss = loss
+real = ToolkitTrainer.compute_loss
+def loss(self, model, inputs, *rest, **named):
+    found = real(self, model, inputs, *rest, **named)
+    if torch.is_grad_enabled() and sys.argv[3] == "kill" and self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if torch.is_grad_enabled() and sys.argv[3] == "poison" and self.state.global_step == 3:
+        return found * float("nan")
+    return found
+ToolkitTrainer.compute_loss = loss
 try:
     outcome = train(config, folder, Base("base", Path(sys.argv[1])))
 except ToolkitError as exc:
     print(json.dumps({"error": exc.message, **exc.details}))
 else:
     print(json.dumps(outcome.figures, default=str))
+"""
+FILL = """
+import torch
+from toolkit.train.trainer import ToolkitTrainer
+real = ToolkitTrainer.compute_loss
+def loss(self, model, inputs, *rest, **named):
+    if torch.is_grad_enabled() and self.state.global_step >= 4 and self.args.per_device_train_batch_size > 2:
+        torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
+    return real(self, model, inputs, *rest, **named)
+ToolkitTrainer.compute_loss = loss
+import runpy
+runpy.run_module("toolkit.train.worker", run_name="__main__")
 """
 
 
@@ -64,15 +73,19 @@ def test_a_killed_run_goes_on_with_the_same_records(small_base: Base, tmp_path: 
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
 
 
-def test_a_full_card_halves_the_pass(small_base: Base, tmp_path: Path) -> None:
-    """The allocator itself raises, in the middle of step 4."""
+def test_a_full_gpu_halves_the_micro_batch(small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator itself raises, in step 5; each new process goes on from step 3."""
     logs = {}
     for name in ("", "fill"):
         settings, folder = settings_in(tmp_path / f"run{name}", backend="peft")
-        out = call(RUN, str(small_base.folder), settings.model_dump_json(by_alias=True), name)
-        figures = json.loads(out.splitlines()[-1])
+        with monkeypatch.context() as patch:
+            if name:
+                (tmp_path / "fill.py").write_text(FILL)
+                patch.setattr(launch, "_launcher", lambda _: [sys.executable, str(tmp_path / "fill.py")])
+                patch.setattr(launch, "WORKER", [])
+            figures = launch.run_training(settings, folder, small_base).figures
         assert figures["times_out_of_memory"] == (2 if name else 0)  # 8 records, then 4; 2 fit
-        assert figures["memory_peak"] > 0
+        assert figures["memory_peak"] > 0 and figures["resumed_at_step"] == (3 if name else 0)
         logs[name] = log_of(folder.train_log)
     for one, other in zip(logs[""], logs["fill"], strict=True):
         assert one["tokens"] == other["tokens"]
@@ -80,14 +93,13 @@ def test_a_full_card_halves_the_pass(small_base: Base, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_own_step(small_base: Base, tmp_path: Path) -> None:
-    """Although the next step is launched by then; nothing of either is kept."""
+    """Nothing of it is kept."""
     settings, folder = settings_in(tmp_path, backend="peft")
     found = json.loads(call(RUN, str(small_base.folder), settings.model_dump_json(by_alias=True), "poison"))
-    step = found["step"]
-    seen = [row + 1 for row in batches.of_step(step - 1, 8, 24, settings.train.seed)]
-    assert 5 in seen and 5 in found["rows"] and set(found["rows"]) <= set(seen)
+    seen = batches.step_records(24, 8, 8, settings.train.seed)[3] + 1
+    assert found["step"] == 4 and found["rows"] == sorted(int(row) for row in seen)
     assert "the loss is nan" in found["error"] and not folder.adapter.exists()
-    assert len(log_of(folder.checkpoints / "train_log.jsonl")) == step - 1
+    assert len(log_of(folder.checkpoints / "train_log.jsonl")) == 3
 
 
 def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path) -> None:
@@ -95,7 +107,7 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     if not has_unsloth():
         pytest.skip("Unsloth is not installed")
     settings, folder = settings_in(tmp_path, backend="unsloth", gradient_checkpointing=True, eval_steps=4)
-    figures = apart.train_apart(settings, folder, small_base).figures
+    figures = launch.run_training(settings, folder, small_base).figures
     print({key: figures[key] for key in ("tokens_per_second", "memory_peak", "memory_estimate", "answer")})
     assert figures["backend"] == "unsloth" and figures["answer"]
     assert figures["held_out_loss_after"] < figures["held_out_loss_before"]
@@ -115,29 +127,29 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     assert found < 1e-6
 
 
-def test_two_cards_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> None:
+def test_two_gpus_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
-        pytest.skip("there is one CUDA card")
+        pytest.skip("there is one CUDA GPU")
     logs = []
     for gpus in (1, 2):
         settings, folder = settings_in(tmp_path / str(gpus), backend="peft")
-        assert apart.train_apart(settings, folder, small_base, gpus=gpus).figures["devices"] == gpus
+        assert launch.run_training(settings, folder, small_base, gpus=gpus).figures["devices"] == gpus
         logs.append(log_of(folder.train_log))
     for one, other in zip(*logs, strict=True):
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=5e-3)
 
 
-def test_fsdp_over_two_cards_gives_the_same_files(small_base: Base, tmp_path: Path) -> None:
+def test_fsdp_over_two_gpus_gives_the_same_files(small_base: Base, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
-        pytest.skip("there is one CUDA card")
+        pytest.skip("there is one CUDA GPU")
     settings, folder = settings_in(tmp_path / "one", backend="peft", optimizer="adamw_torch")
-    apart.train_apart(settings, folder, small_base)
+    launch.run_training(settings, folder, small_base)
     alone = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "two", backend="peft")  # whose 8 bits cannot be sharded
-    asked, answer = tmp_path / "order.json", tmp_path / "answer.json"
-    asked.write_text(json.dumps(apart.order(settings, folder, small_base)))
-    command = [*FSDP, "toolkit.train.child", str(asked), str(answer)]
+    asked, answer = tmp_path / "request.json", tmp_path / "answer.json"
+    asked.write_text(json.dumps(launch.request_of(settings, folder, small_base)))
+    command = [*FSDP, "toolkit.train.worker", str(asked), str(answer)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=offline())
     assert done.returncode == 0, done.stderr[-4000:]
     assert "error" not in json.loads(answer.read_text())

@@ -1,7 +1,12 @@
 """A small random-weight base and prepared records to train on."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from toolkit import toml
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.run import RunFolder, folder_of
+from toolkit.train import checkpoints
 
 # Two processes that shard a model, as examples/fsdp.yaml says; the module that they run follows.
 FSDP = [
@@ -30,10 +36,57 @@ ANSWERS = [
 ]
 
 
+# Train with the settings of the second argument on the base of the first, after running the third.
+RUN = """
+import sys
+from pathlib import Path
+from toolkit.base import Base
+from toolkit.config import Config
+from toolkit.run import folder_of
+from toolkit.train import train
+config = Config.model_validate_json(sys.argv[2])
+exec(sys.argv[3])
+train(config, folder_of(config), Base("base", Path(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Train in one thread, here and in other processes: two that wait for a busy core take ten times as long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     folder = save_model(tmp_path_factory.mktemp("train") / "base", hidden_size=64, intermediate_size=128)
     return Base(str(folder), folder)
+
+
+@pytest.fixture
+def four_bit(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
+    """The small base as the hub's 4-bit repositories are: stored as integers, computing in bf16."""
+    pytest.importorskip("bitsandbytes")
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from toolkit.train import peft_backend
+
+    # On a CPU bitsandbytes may pack the weights in a way of its own, which no GPU does.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    quantization = peft_backend._four_bit(torch.bfloat16)
+    quantization.bnb_4bit_quant_storage = torch.uint8
+    options = {"dtype": torch.bfloat16, "device_map": {"": "cpu"}, "quantization_config": quantization}
+    AutoModelForCausalLM.from_pretrained(base.folder, **options).save_pretrained(tmp_path / "four")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base.folder / name, tmp_path / "four" / name)
+    return Base("four", tmp_path / "four")
 
 
 def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
@@ -62,6 +115,80 @@ def write_records(folder: RunFolder, count: int = 24) -> None:
             for row in range(1, number + 1)
         ]
         folder.side(side).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def entries(folder: RunFolder) -> list[dict[str, Any]]:
+    """The finished run's log."""
+    return [json.loads(line) for line in folder.train_log.read_text().splitlines()]
+
+
+def losses(folder: RunFolder) -> list[float]:
+    """The loss of every step of the finished run."""
+    return [entry["loss"] for entry in entries(folder) if "loss" in entry]
+
+
+def with_(settings: Config, folder: Path, **values: object) -> tuple[Config, RunFolder]:
+    """Return the settings with other training values, in a run folder of their own with the same records."""
+    run = settings.run.model_copy(update={"folder": str(folder)})
+    moved = changed(settings, **values).model_copy(update={"run": run})
+    target = RunFolder(folder / settings.run.name, settings.run.name)
+    target.path.mkdir(parents=True)
+    (target.path / "data").symlink_to((Path(settings.run.folder) / settings.run.name / "data").resolve())
+    return moved, target
+
+
+def plain(settings: Config, **values: object) -> Config:
+    """The settings in float32 without dropout, so that the layout of a step changes nothing but rounding."""
+    return changed(settings, precision="f32", lora_dropout=0.0, **values)
+
+
+def changed(settings: Config, **values: object) -> Config:
+    """The settings with other training values."""
+    return settings.model_copy(update={"train": settings.train.model_copy(update=values)})
+
+
+def place_of(settings: Config, folder: RunFolder) -> Path:
+    """The folder of a run's checkpoints."""
+    return checkpoints.place(folder, checkpoints.fingerprint(settings, folder))
+
+
+def log_of(folder: RunFolder) -> list[dict[str, Any]]:
+    """The finished run's log without its speed: what an equal run repeats."""
+    return [{key: value for key, value in entry.items() if key != "tokens_per_second"} for entry in entries(folder)]
+
+
+def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Compare two logs; every number within SAME."""
+    assert [sorted(entry) for entry in found] == [sorted(entry) for entry in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, rel=SAME)
+
+
+def start(settings: Config, base: Base, before: str = "") -> subprocess.Popen[str]:
+    """Train in a process of its own, which runs `before` first."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(base.folder), settings.model_dump_json(by_alias=True), before],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+
+
+def steps_so_far(folder: RunFolder) -> list[int]:
+    """The steps in the log of the run that is going on; the last line may be half written."""
+    log = folder.checkpoints / "train_log.jsonl"
+    lines = log.read_text().split("\n")[:-1] if log.is_file() else []
+    return [entry["step"] for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a training process has logged a step; fails where it ends before."""
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if step in steps_so_far(folder):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} never came: {process.stderr.read() if process.stderr else ''}")
 
 
 @pytest.fixture

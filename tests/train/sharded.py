@@ -1,9 +1,9 @@
-"""One of several processes that train a model which accelerate's FSDP shards, on CPUs: `sharded.py ORDER ANSWER`.
+"""One of several processes that train a model which accelerate's FSDP shards, on CPUs: `sharded.py REQUEST ANSWER`.
 
-ORDER and ANSWER are those of `toolkit.train.child`. accelerate shards on cards only, so it is told that these CPUs are
-some; sharding and collectives are torch's own, over gloo. PIECE in the environment is how many positions get logits at
-once, FOUR_BIT loads the base in bitsandbytes' 4 bits stored as that dtype, and KILL_AT ends the process when that step
-begins. Without RANK it trains alone, for comparison.
+REQUEST and ANSWER are those of `toolkit.train.worker`. accelerate shards on GPUs only, so it is told that these CPUs
+are some; sharding and collectives are torch's own, over gloo. FOUR_BIT in the environment loads the base in
+bitsandbytes' 4 bits stored as that dtype, and KILL_AT ends the process when that step begins. Without RANK it trains
+alone, for comparison.
 """
 
 import os
@@ -13,47 +13,52 @@ from pathlib import Path
 from typing import Any
 
 
-def pretend_cards() -> None:
-    """Meet the other processes, and have accelerate take their CPUs for cards."""
+def pretend_gpus() -> None:
+    """Meet the other processes, and have accelerate take their CPUs for GPUs."""
     import torch.distributed as dist
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
-    from toolkit.train import workers
+    from toolkit.train import trainer
 
     dist.init_process_group("gloo")
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    place = workers.Workers(dist.get_rank(), dist.get_world_size(), dist.get_rank(), sharded=True)
-    workers.join = lambda: place
+    real = trainer.SFTConfig
+    trainer.SFTConfig = lambda **values: real(**{**values, "accelerator_config": {"use_configured_state": True}})
 
 
 def insist_on_shares() -> None:
     """Fail where a parameter is not divided among the processes."""
     from torch.distributed.tensor import DTensor
+    from transformers import TrainerCallback
 
-    from toolkit.train.sharding import Whole
+    from toolkit.train import trainer
 
-    real = Whole.of
+    class Insist(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+            assert not whole, f"not sharded: {whole}"
 
-    def of(*arguments: Any) -> Whole:
+    real = trainer.make
+
+    def make(*arguments: Any) -> Any:
         made = real(*arguments)
-        whole = [name for name, parameter in made.model.named_parameters() if not isinstance(parameter, DTensor)]
-        assert not whole, f"not sharded: {whole}"
+        made.add_callback(Insist())
         return made
 
-    Whole.of = staticmethod(of)
+    trainer.make = make
 
 
 def load_in_four_bits(storage: str) -> None:
-    """Load every base as on a card: 4-bit layers, their bytes named `storage`, and the rest in bf16."""
+    """Load every base as on a GPU: 4-bit layers, their bytes named `storage`, and the rest in bf16."""
     import bitsandbytes.nn.modules
     import torch
     from transformers import AutoModelForCausalLM
 
     from toolkit.train import peft_backend
 
-    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False  # it packs weights for itself, which no card does
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False  # it packs weights for itself, which no GPU does
     real = AutoModelForCausalLM.from_pretrained
 
     def loaded(folder: Path, **options: Any) -> Any:
@@ -70,29 +75,27 @@ def load_in_four_bits(storage: str) -> None:
 
 def kill_at(number: int) -> None:
     """Have this process killed when a step begins."""
-    from toolkit.train import step
+    from toolkit.train.trainer import ToolkitTrainer
 
-    real = step.launch
+    real = ToolkitTrainer.training_step
 
-    def launch(job: Any, now: int) -> Any:
-        if now == number:
+    def step(trainer: Any, *arguments: Any, **named: Any) -> Any:
+        if trainer.state.global_step == number - 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return real(job, now)
+        return real(trainer, *arguments, **named)
 
-    step.launch = launch
+    ToolkitTrainer.training_step = step
 
 
 if __name__ == "__main__":
     import torch
 
-    from toolkit.train import loss
-
     torch.set_num_threads(1)
-    loss.LOGITS = int(os.environ["PIECE"])
     if "RANK" in os.environ:
-        pretend_cards()
+        pretend_gpus()
         insist_on_shares()
     if "FOUR_BIT" in os.environ:
         load_in_four_bits(os.environ["FOUR_BIT"])
-    kill_at(int(os.environ.get("KILL_AT", "0")))
-    runpy.run_module("toolkit.train.child", run_name="__main__")
+    if "KILL_AT" in os.environ:
+        kill_at(int(os.environ["KILL_AT"]))
+    runpy.run_module("toolkit.train.worker", run_name="__main__")

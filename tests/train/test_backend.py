@@ -1,28 +1,27 @@
-"""How a base is loaded for a card, as far as a CPU can show it."""
+"""How a base is loaded for a GPU, as far as a CPU can show it."""
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests import family_models
 from toolkit.base import Base
 from toolkit.config import Config
-from toolkit.memory import Plan, Way
+from toolkit.memory_plan import MemoryPlan, Strategy
+from toolkit.packed_attention import MASK, VARLEN
 from toolkit.run import RunFolder
-from toolkit.train import attention, peft_backend, varlen
+from toolkit.train import peft_backend, varlen
 
 
-@pytest.fixture
-def four_bit(base: Base, tmp_path: Path) -> Base:
-    """The small base as the hub's 4-bit repositories are: stored as integers, computing in bf16."""
-    pytest.importorskip("bitsandbytes")
-    from transformers import AutoModelForCausalLM
+def plan(**strategy: Any) -> MemoryPlan:
+    return MemoryPlan(1, 1, 1, 64, Strategy(False, **strategy), "", None)
 
-    quantization = peft_backend._four_bit(torch.bfloat16)
-    quantization.bnb_4bit_quant_storage = torch.uint8
-    options = {"dtype": torch.bfloat16, "device_map": {"": "cpu"}, "quantization_config": quantization}
-    AutoModelForCausalLM.from_pretrained(base.folder, **options).save_pretrained(tmp_path / "four")
-    return Base("four", tmp_path / "four")
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
+    monkeypatch.setattr(varlen, "choose", lambda *_: kernel)
 
 
 @pytest.mark.parametrize("dequantized", [True, False])
@@ -30,12 +29,8 @@ def test_a_base_is_loaded_in_the_type_that_the_passes_compute_in(
     four_bit: Base, small: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch, dequantized: bool
 ) -> None:
     """Whatever the repository says: else each pass would write the frozen weights out again, in the other type."""
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.empty_cache", lambda: None)
-    monkeypatch.setattr(attention, "kernel", lambda *_: "none")
-    monkeypatch.setattr(varlen, "announce", lambda _: None)
-    plan = Plan(64, 8, Way(False, dequantized=dequantized), "", None)
-    model = peft_backend.load(four_bit, small[0], plan, None, torch.float16)
+    a_gpu(monkeypatch, MASK)
+    model = peft_backend.load(four_bit, small[0], plan(dequantized=dequantized), None, torch.float16)
     layer = model.base_model.model.model.layers[0].mlp.up_proj.base_layer
     if dequantized:
         assert type(layer) is torch.nn.Linear
@@ -44,3 +39,39 @@ def test_a_base_is_loaded_in_the_type_that_the_passes_compute_in(
     frozen = {p.dtype for p in model.parameters() if not p.requires_grad and type(p).__name__ != "Params4bit"}
     assert frozen == {torch.float16}
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_a_plain_base_is_quantized_on_a_gpu_alone(
+    base: Base, small: tuple[Config, RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the recipe's NF4 with doubly quantized scales; a CPU trains in float32."""
+    kinds = []
+    for device in ("cpu", None):
+        if device is None:
+            a_gpu(monkeypatch, MASK)
+        model = peft_backend.load(base, small[0], plan(), device, torch.bfloat16)
+        kinds.append(model.base_model.model.model.layers[0].mlp.up_proj.base_layer)
+    assert type(kinds[0]) is torch.nn.Linear and kinds[0].weight.dtype == torch.float32
+    assert type(kinds[1]).__name__ == "Linear4bit" and kinds[1].compute_dtype == torch.bfloat16
+    assert kinds[1].weight.quant_type == "nf4" and kinds[1].weight.quant_state.nested
+
+
+@pytest.mark.parametrize(
+    ("family", "kernel", "attention"),
+    [("llama", VARLEN, varlen.NAME), ("llama", MASK, "sdpa"), ("gemma2", MASK, "eager")],
+)
+def test_the_attention_is_one_that_computes_all_a_family_has(
+    small: tuple[Config, RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    family: str,
+    kernel: str,
+    attention: str,
+) -> None:
+    """torch's leaves Gemma-2's soft cap out; the kernel for packed records is told where they begin."""
+    folder = family_models.save(small[1].path / "base", family)
+    a_gpu(monkeypatch, kernel)
+    model = peft_backend.load(Base("base", folder), small[0], plan(), None, torch.bfloat16)
+    assert model.config._attn_implementation == attention
+    assert (varlen.add_lengths in model._forward_pre_hooks.values()) == (kernel == VARLEN)
+    assert f"attention of packed records: {kernel}" in " ".join(capsys.readouterr().err.split())

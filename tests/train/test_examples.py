@@ -65,6 +65,39 @@ def test_a_record_over_the_context_is_refused(base: Base, tmp_path: Path) -> Non
         one(tmp_path / "x", tokenizer, {"input": "a", "output": "b " * 300}, TrainSettings(max_length=128))
 
 
+def test_records_are_filled_up_to_a_multiple_with_copies_of_which_nothing_is_learned() -> None:
+    records = [examples.Example([5, 6, 7], [IGNORED, 6, 7], 1, False), examples.Example([8, 9], [8, 9], 2, False)]
+    plain = examples.dataset(records)
+    assert plain.column_names == ["input_ids", "labels"]
+    assert plain["input_ids"][:] == [[5, 6, 7], [8, 9]] and plain["labels"][:] == [[IGNORED, 6, 7], [8, 9]]
+    filled = examples.dataset(records, multiple=4)
+    assert len(filled) == 4 and len(examples.dataset(records, multiple=2)) == 2
+    assert filled["input_ids"][:2] == plain["input_ids"][:] and filled["labels"][:2] == plain["labels"][:]
+    assert filled["input_ids"][2:] == [[5, 6, 7]] * 2 and filled["labels"][2:] == [[IGNORED] * 3] * 2
+
+
+@pytest.mark.parametrize("lengths", [(3, 2), (16,), (9, 8), (15, 16)])
+def test_a_row_is_filled_up_to_a_multiple_with_a_record_of_which_nothing_is_learned(lengths: tuple[int, ...]) -> None:
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from toolkit.train.trainer import filled_up
+
+    collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    ids = [list(range(5, 5 + length)) for length in lengths]
+    records = [{"input_ids": some, "labels": list(some)} for some in ids]
+    plain, filled = collator(records), filled_up(collator, records)
+    tokens = sum(lengths)
+    assert set(filled) == set(plain)
+    assert filled["input_ids"].shape == (1, -(-tokens // 16) * 16)
+    for name, values in plain.items():
+        assert filled[name][0, :tokens].tolist() == values[0].tolist()
+    missing = -tokens % 16
+    assert filled["position_ids"][0, tokens:].tolist() == list(range(missing))  # a record of its own
+    assert filled["labels"][0, tokens:].tolist() == [IGNORED] * missing
+    starts = [sum(lengths[:place]) for place in range(len(lengths))]
+    assert (plain["labels"][0] == IGNORED).nonzero()[:, 0].tolist() == starts  # nothing is predicted across records
+
+
 def test_missing_data_names_the_verb(base: Base, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError) as caught:
         examples.tokenize(tmp_path / "train.jsonl", tokens.load(base.folder), FORM, TrainSettings())

@@ -1,160 +1,226 @@
-"""The log, the checkpoints' marks, the plot, and the choice of backend."""
+"""The checkpoints' marks, the plot, and the choice of backend."""
 
 import json
+import os
+import shutil
+import signal
 import sys
 import types
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.train.conftest import changed
 from toolkit import machine
-from toolkit.config import Config, TrainSettings
+from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import backend, checkpoints, choice, plot, schedule, unsloth_backend
-from toolkit.train.log import LogKeeper
+from toolkit.train import backend, callbacks, checkpoints, peft_backend, plot, unsloth_backend
 
 
-def test_the_log_is_cut_back_to_the_step_of_the_checkpoint(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    log = LogKeeper(path, 0)
-    log.add({"step": 0, "held_out_loss": 3.0})
-    for step in (1, 2, 3):
-        log.add({"step": step, "loss": 1.0 / step})
-    path.write_text(path.read_text() + '{"step": 4, "lo')  # killed while writing
-    again = LogKeeper(path, 2)
-    assert [entry["step"] for entry in again.entries] == [0, 1, 2]
-    assert again.held_out(0) == 3.0 and again.held_out(1) is None
-    assert LogKeeper(path, 0).entries == []
+def save(folder: Path, step: int) -> Path:
+    """Write the files of a checkpoint, as the trainer does, without the mark."""
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json"):
+        (checkpoint / name).write_text(name)
+    return checkpoint
 
 
-def save(folder: Path, step: int, fingerprint: str, loss: float | None = None) -> checkpoints.Checkpoint:
-    weights = {"a": torch.full((2,), float(step))}
-    state = {"optimizer": {"step": torch.tensor(step)}}
-    return checkpoints.write(folder, fingerprint, step, 10 * step, weights, state, loss)
+def test_only_a_marked_checkpoint_of_the_same_run_counts(tmp_path: Path) -> None:
+    assert checkpoints.newest(tmp_path, "a") is None
+    for step, run in ((9, "a"), (20, "a"), (100, "a"), (300, "b")):
+        checkpoints.mark(save(tmp_path, step), run)
+    save(tmp_path, 400)
+    for step, text in ((500, "{"), (600, "[]"), (700, "{}"), (800, '{"fingerprint": null}')):
+        (save(tmp_path, step) / checkpoints.MARKER).write_text(text)
+    found = checkpoints.newest(tmp_path, "a")
+    assert found == tmp_path / "checkpoint-100" and checkpoints.step_of(found) == 100
+    assert checkpoints.newest(tmp_path, "b") == tmp_path / "checkpoint-300"
+    assert checkpoints.newest(tmp_path, "c") is None
 
 
-def test_only_a_whole_checkpoint_of_the_same_run_counts(tmp_path: Path) -> None:
-    assert checkpoints.latest(tmp_path, "a") is None
-    save(tmp_path, 9, "a")
-    save(tmp_path, 20, "a")
-    save(tmp_path, 30, "b")
-    (tmp_path / "checkpoint-40").mkdir()
-    (tmp_path / "checkpoint-50").mkdir()
-    (tmp_path / "checkpoint-50" / checkpoints.MARKER).write_text("{")
-    found = checkpoints.latest(tmp_path, "a")
-    assert found == checkpoints.Checkpoint(tmp_path / "checkpoint-20", 20, 200)
-    weights, state = checkpoints.read(found)
-    assert weights["a"].tolist() == [20, 20] and state["optimizer"]["step"] == 20
+def test_what_a_killed_save_left_is_cleared_away_and_the_rest_stays(tmp_path: Path) -> None:
+    whole = checkpoints.place(RunFolder(tmp_path, "r"), "a")
+    checkpoints.mark(save(whole, 3), "a")
+    save(whole, 6)
+    (save(whole, 9) / f"{checkpoints.MARKER}.new").write_text(json.dumps({"fingerprint": "a"}))
+    (whole / "runs").mkdir()
+    checkpoints.clear_unfinished(whole, "a")
+    assert sorted(path.name for path in whole.iterdir()) == ["checkpoint-3", "runs"]
+    assert len(list((whole / "checkpoint-3").iterdir())) == 4
+    checkpoints.clear_unfinished(tmp_path / "none", "a")
 
 
-def test_two_checkpoints_and_the_best_one_are_kept(tmp_path: Path) -> None:
-    for step, loss in ((1, 3.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, None), (6, None)):
-        save(tmp_path, step, "a", loss)
-    assert [found.step for found in checkpoints.whole(tmp_path, "a")] == [2, 5, 6]
-    best = checkpoints.best(tmp_path, "a")
-    assert best is not None and (best.step, best.held_out_loss) == (2, 1.0)
-    assert checkpoints.best(tmp_path, "b") is None
+@pytest.mark.parametrize("killed_at", ["a file", "the mark's text", "the mark's rename"])
+def test_a_checkpoint_counts_from_its_mark_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
+    """Whatever is being brought to disk when the process dies."""
 
+    def dying(real: Callable[..., Any], at: int) -> Callable[..., Any]:
+        calls = []
 
-@pytest.mark.parametrize("killed_at", ["save_file", "save", "chmod", "replace"])
-def test_a_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str) -> None:
-    """Whatever is being written when the process dies, the former checkpoint counts, and the next one is written."""
-    import safetensors.torch
+        def called(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) == at:
+                raise SystemExit
+            return real(*arguments)
 
-    save(tmp_path, 1, "a")
-    place = {"save_file": safetensors.torch, "save": torch, "chmod": Path, "replace": Path}[killed_at]
+        return called
 
-    def die(*_: object, **__: object) -> None:
-        raise SystemExit
-
+    checkpoint = save(tmp_path, 3)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("toolkit.run.shutil.rmtree", lambda *_, **__: None)  # a killed process clears nothing up
-        patch.setattr(place, killed_at, die)
-        save(tmp_path, 2, "a")
-    found = checkpoints.latest(tmp_path, "a")
-    assert found is not None and found.step == 1
-    save(tmp_path, 2, "a")
-    found = checkpoints.latest(tmp_path, "a")
-    assert found is not None and found.step == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+        if killed_at == "the mark's rename":
+            patch.setattr(Path, "replace", dying(Path.replace, 1))
+        else:
+            patch.setattr("os.fsync", dying(lambda _: None, {"a file": 2, "the mark's text": 4}[killed_at]))
+        checkpoints.mark(checkpoint, "a")
+    assert not checkpoints.is_whole(checkpoint, "a") and checkpoints.newest(tmp_path, "a") is None
+    checkpoints.mark(checkpoint, "a")
+    assert checkpoints.is_whole(checkpoint, "a") and not checkpoints.is_whole(checkpoint, "b")
+
+
+def test_every_file_is_on_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut may not leave a mark beside files whose bytes were never written."""
+    order = []
+    real = checkpoints._to_disk
+    monkeypatch.setattr(checkpoints, "_to_disk", lambda path: order.append(path.name) or real(path))
+    monkeypatch.setattr(Path, "replace", lambda path, target: order.append("renamed") or path.rename(target))
+    checkpoints.mark(save(tmp_path, 3), "a")
+    files = ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"]
+    assert sorted(order[:3]) == files
+    assert order[3:] == [f"{checkpoints.MARKER}.new", "renamed", "checkpoint-3"]
+
+
+def test_other_runs_checkpoints_are_removed_and_the_own_log_stays(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "r")
+    for run in ("a", "b" * 64, "c"):
+        checkpoints.mark(save(checkpoints.place(folder, run), 3), run)
+    (folder.checkpoints / "train_log.jsonl").write_text("{}\n")
+    checkpoints.clear_other_runs(folder, "b" * 64)
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["b" * 12, "train_log.jsonl"]
+    assert checkpoints.newest(checkpoints.place(folder, "b" * 64), "b" * 64) is not None
 
 
 def test_the_fingerprint_covers_what_decides_the_weights(small: tuple[Config, RunFolder]) -> None:
     settings, folder = small
     first = checkpoints.fingerprint(settings, folder)
 
-    def changed(**values: object) -> str:
-        train = settings.train.model_copy(update=values)
-        return checkpoints.fingerprint(settings.model_copy(update={"train": train}), folder)
+    def with_train(**values: object) -> str:
+        return checkpoints.fingerprint(changed(settings, **values), folder)
 
-    assert changed(save_steps=5, eval_steps=2, packing=False) == first
-    assert changed(learning_rate=5e-5) != first
+    assert with_train(save_steps=5, eval_steps=2, early_stopping=1, packing=False, report_to=["wandb"]) == first
+    assert with_train(gradient_checkpointing=True) == first
+    for values in ({"learning_rate": 5e-5}, {"optimizer": "sgd"}, {"batch_size": 4}, {"seed": 1}, {"steps": 9}):
+        assert with_train(**values) != first
+    folder.side("val").write_text("")
+    assert checkpoints.fingerprint(settings, folder) == first
     folder.side("train").write_text(folder.side("train").read_text().replace("water", "tea"))
-    assert checkpoints.fingerprint(settings, folder) != first
+    second = checkpoints.fingerprint(settings, folder)
+    assert second != first
+    moved = RunFolder(folder.path.with_name("moved"), "moved")
+    shutil.move(folder.path, moved.path)
+    assert checkpoints.fingerprint(settings, moved) == second
 
 
-@given(st.lists(st.floats(0, 10), min_size=1))
-def test_smoothing_stays_within_the_values(values: list[float]) -> None:
-    smoothed = plot.smooth(values)
-    assert smoothed[0] == pytest.approx(values[0])
-    assert all(min(values) - 1e-9 <= value <= max(values) + 1e-9 for value in smoothed)
+HISTORY = [
+    {"step": 0, "eval_loss": 3.0},
+    {"step": 1, "loss": 2.0, "grad_norm": 1.0},
+    {"step": 2, "loss": 1.0, "grad_norm": 1.0},
+    {"step": 2, "eval_loss": 2.5},
+    {"step": 2, "train_runtime": 7.0, "train_loss": 1.5},
+]
 
 
-def test_the_plot_is_a_png(tmp_path: Path) -> None:
-    entries = [{"step": 0, "held_out_loss": 3.0}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}]
-    plot.loss_curve(entries, tmp_path / "loss.png")
+def test_the_log_has_a_line_for_each_step_and_each_held_out_loss() -> None:
+    lines = callbacks.log_text(HISTORY).splitlines(keepends=True)
+    assert [json.loads(line) for line in lines] == HISTORY[:4] and all(line.endswith("\n") for line in lines)
+    assert lines[1].startswith('{"step": 1, "loss": 2.0')
+    assert callbacks.log_text([]) == ""
+
+
+def test_ctrl_c_is_noted_once_and_ends_training_the_second_time() -> None:
+    job, before = SimpleNamespace(stopped=False), signal.getsignal(signal.SIGINT)
+    with ExitStack() as stack:
+        callbacks.StopOnSignal(job, stack).on_train_begin()  # type: ignore[arg-type]
+        assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) != before
+        os.kill(os.getpid(), signal.SIGINT)
+        assert job.stopped
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_the_plot_is_a_png_of_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool) -> None:
+    from matplotlib.figure import Figure
+
+    drawn = []
+    real = Figure.savefig
+
+    def savefig(figure: Any, *arguments: Any, **named: Any) -> None:
+        drawn.extend((line.get_label(), line.get_xdata(), line.get_ydata()) for line in figure.axes[0].lines)
+        real(figure, *arguments, **named)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    plot.loss_curve([entry for entry in HISTORY if held_out or "eval_loss" not in entry], tmp_path / "loss.png")
     assert (tmp_path / "loss.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    found = {label: (list(steps), list(values)) for label, steps, values in drawn}
+    assert found.pop("training loss") == ([1, 2], [2.0, 1.0])
+    steps, smoothed = found.pop("training loss, smoothed")
+    assert steps == [1, 2] and smoothed == pytest.approx([2.0, (0.8 * 2.0 + 1.0) / 1.8])
+    assert found == ({"held-out loss": ([0, 2], [3.0, 2.5])} if held_out else {})
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "constant", "constant_with_warmup"])
-@pytest.mark.parametrize("warmup", [0, 5])
-def test_the_learning_rate_is_transformers_own(name: str, warmup: int) -> None:
-    from transformers import get_scheduler
-
-    settings = TrainSettings(steps=20, warmup_steps=warmup, scheduler=name, learning_rate=2e-4)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-4)
-    scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=20)
-    for step in range(20):
-        assert schedule.learning_rate(settings, step) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-12)
-        optimizer.step()
-        scheduler.step()
-
-
-def test_without_a_card_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "has_cuda", lambda: False)
-    chosen = choice.choose("auto")
-    assert (chosen.name, chosen.device) == ("peft", "cpu") and "no CUDA card" in chosen.reason
-    with pytest.raises(ToolkitError, match="a CUDA card") as caught:
-        choice.choose("unsloth")
+def test_without_a_gpu_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "sees_gpu", lambda: False)
+    for wanted in ("auto", "peft"):
+        chosen = backend.choose(wanted)
+        assert (chosen.name, chosen.device) == ("peft", "cpu")
+    assert "no CUDA GPU" in backend.choose("auto").reason
+    with pytest.raises(ToolkitError, match="a CUDA GPU") as caught:
+        backend.choose("unsloth")
     assert caught.value.exit_code == MISSING
 
 
-def test_with_a_card_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "has_cuda", lambda: True)
+def test_with_a_gpu_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "sees_gpu", lambda: True)
     monkeypatch.setattr(machine, "installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
-    assert choice.choose("auto").name == "unsloth"
-    assert choice.choose("peft").name == "peft"
-    fallen = choice.choose("auto", avoid="it broke")
+    assert (backend.choose("auto").name, backend.choose("auto").device) == ("unsloth", "cuda")
+    assert (backend.choose("peft").name, backend.choose("peft").device) == ("peft", "cuda")
+    assert backend.choose("unsloth", avoid="it broke").name == "unsloth"
+    fallen = backend.choose("auto", avoid="it broke")
     assert fallen.name == "peft" and "it broke" in fallen.reason
     monkeypatch.setattr(machine, "installed", lambda name: False)
-    assert choice.choose("auto").name == "peft"
+    assert backend.choose("auto").name == "peft"
+    with pytest.raises(ToolkitError, match="has not the package unsloth"):
+        backend.choose("unsloth")
 
 
-def test_a_card_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Turing and Volta do: torch counts the emulation unless told not to."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert choice.peft_backend.backend("cuda", "").precision("auto") == "f16"
-    assert choice.peft_backend.backend("cuda", "").precision("bf16") == "bf16"
+    assert peft_backend.backend("cuda", "").precision("auto") == "f16"
+    assert peft_backend.backend("cuda", "").precision("bf16") == "bf16"
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert peft_backend.backend("cuda", "").precision("auto") == "bf16"
 
 
-def test_a_card_does_not_train_in_float32() -> None:
-    with pytest.raises(ToolkitError, match="f32, but a card"):
-        choice.peft_backend.backend("cuda", "").precision("f32")
+def test_a_gpu_does_not_train_in_float32() -> None:
+    with pytest.raises(ToolkitError, match="f32, but a GPU"):
+        peft_backend.backend("cuda", "").precision("f32")
+    assert peft_backend.backend("cpu", "").precision("f32") == "f32"
+
+
+@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "f32")])
+def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, has: bool, precision: str) -> None:
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: has)
+    assert peft_backend.backend("cpu", "").precision("auto") == precision
 
 
 def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +230,7 @@ def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 'train.backend = "peft"' in caught.value.hint and caught.value.exit_code == MISSING
 
 
-def test_a_log_line_is_json(tmp_path: Path) -> None:
-    log = LogKeeper(tmp_path / "log.jsonl", 0)
-    log.add({"step": 1, "loss": 2.0})
-    assert json.loads((tmp_path / "log.jsonl").read_text()) == {"step": 1, "loss": 2.0}
+@pytest.mark.parametrize(("kind", "pads"), [("llama", False), ("qwen3", False), ("gemma2", True), ("phi3", True)])
+def test_what_unsloth_lays_into_one_row(tmp_path: Path, kind: str, pads: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert unsloth_backend.pads(tmp_path) == pads

@@ -11,23 +11,21 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
-from tests.train.conftest import FSDP
-from tests.train.test_loop import entries
-from tests.train.test_train import with_
+from tests.train.conftest import FSDP, entries, with_
 from toolkit.base import Base
-from toolkit.config import Config, TrainSettings
+from toolkit.config import Config
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import apart, peft_backend, schedule, train, workers
+from toolkit.train import launch, parallel, peft_backend, train, trainer
 
 
 def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False, **more: str) -> dict[str, Any] | None:
     """Train in a process, or two that shard the model; return the answer's figures, None where they were killed."""
     settings, folder = run
-    asked, answer = (Path(settings.run.folder) / name for name in ("order.json", "answer.json"))
-    asked.write_text(json.dumps(apart.order(settings, folder, base)))
+    asked, answer = (Path(settings.run.folder) / name for name in ("request.json", "answer.json"))
+    asked.write_text(json.dumps(launch.request_of(settings, folder, base)))
     command = [*(FSDP if sharded else [sys.executable, "-m"]), "tests.train.sharded", str(asked), str(answer)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PIECE": "8", "TOOLKIT_DEBUG": "1", **more}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TOOLKIT_DEBUG": "1", **more}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     if "KILL_AT" in more:
         assert done.returncode and "SIGKILL" in done.stderr, done.stderr[-3000:]
@@ -40,7 +38,7 @@ def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False,
 
 def curves(folder: RunFolder) -> list[tuple[int, float]]:
     """The losses of the steps and the held-out losses, in the log's order."""
-    return [(entry["step"], entry.get("loss", entry.get("held_out_loss"))) for entry in entries(folder)]
+    return [(entry["step"], entry.get("loss", entry.get("eval_loss"))) for entry in entries(folder)]
 
 
 def norms(folder: RunFolder) -> list[float]:
@@ -57,8 +55,8 @@ def two_runs(small: tuple[Config, RunFolder], **train: Any) -> list[tuple[Config
 
 @pytest.mark.slow
 def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
-    """Killed and gone on with, in many pieces of logits; the best checkpoint is brought back at the end."""
-    options = {"precision": "f32", "batch_size": 3, "accumulation": 1, "steps": 6, "eval_steps": 2}
+    """Killed and gone on with; the best checkpoint is brought back at the end."""
+    options = {"precision": "f32", "batch_size": 2, "accumulation": 2, "steps": 6, "eval_steps": 2}
     one, two = two_runs(small, **options, learning_rate=0.1)
     alone, together = one[1], two[1]
     whole = trained(one, base)
@@ -81,8 +79,8 @@ def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder]
 
 @pytest.mark.slow
 def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
-    """QLoRA: weights are divided as the hub's 4-bit repositories store them. The second process never has a record."""
-    options = {"precision": "bf16", "batch_size": 1, "accumulation": 1, "gradient_checkpointing": True}
+    """QLoRA: weights are divided as the hub's 4-bit repositories store them."""
+    options = {"precision": "bf16", "batch_size": 2, "accumulation": 1, "gradient_checkpointing": True}
     one, two = two_runs(small, **options, steps=4, eval_steps=0)
     alone, together = one[1], two[1]
     trained(one, base, FOUR_BIT="uint8")
@@ -95,45 +93,34 @@ def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Confi
 
 
 def test_fsdp_that_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch.distributed as dist
-
-    for name, value in {"ACCELERATE_USE_FSDP": "true", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    with pytest.raises(ToolkitError, match="there is none"):
-        workers.join()
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.set_device", lambda _: None)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ToolkitError, match="version 1") as caught:
-        workers.join()
+        parallel.check()
     assert "fsdp_version: 2" in caught.value.hint
     monkeypatch.setenv("FSDP_VERSION", "2")
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    assert workers.join().sharded
+    parallel.check()
+    assert parallel.sharded()
 
 
-@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler")
 def test_fsdp_in_f16_is_refused(
     monkeypatch: pytest.MonkeyPatch, small: tuple[Config, RunFolder], base: Base, tmp_path: Path
 ) -> None:
     """Each process would choose the scale of its own gradients, and skip steps of its own."""
     settings, folder = with_(small[0], tmp_path / "run", precision="f16")
-    monkeypatch.setattr(workers, "join", lambda: workers.Workers(0, 2, 0, sharded=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr("toolkit.train.choose", lambda *_: peft_backend.backend("cuda", ""))
     with pytest.raises(ToolkitError, match="FSDP trains in bf16"):
         train(settings, folder, base)
 
 
-def test_a_sharded_adapter_has_moments_in_float32(
+def test_an_optimizer_in_8_bits_is_not_sharded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """bitsandbytes' kernels refuse the tensors that FSDP makes, so its optimizer is not even asked."""
-    import torch
-
+    """bitsandbytes' kernels refuse the tensors that FSDP makes."""
     monkeypatch.setattr("toolkit.machine.installed", lambda *_: True)
-    parameters = [torch.nn.Parameter(torch.zeros(4))]
-    settings = TrainSettings(optimizer="adamw_8bit")
-    assert type(schedule.optimizer(parameters, settings, cuda=True, sharded=True)) is torch.optim.AdamW
+    assert trainer._optimizer("adamw_8bit", cuda=True) == "adamw_8bit"
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert trainer._optimizer("adamw_8bit", cuda=True) == "adamw_torch"
     assert "adamw_8bit cannot be sharded" in " ".join(capsys.readouterr().err.split())
-    assert type(schedule.optimizer(parameters, settings, cuda=True)).__name__ == "AdamW8bit"
+    assert trainer._optimizer("adafactor", cuda=True) == "adafactor"

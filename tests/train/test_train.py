@@ -1,144 +1,126 @@
-"""Training for real on a small random-weight model: the result, resuming, stopping, and NaN."""
+"""Training for real on a small random-weight model: the result, the log, resuming, stopping, and NaN."""
 
 import json
-import os
+import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import torch
 
-from tests.conftest import REPOSITORY
-from tests.train.conftest import SAME
+from tests.train.conftest import (
+    SAME,
+    assert_equal,
+    changed,
+    entries,
+    log_of,
+    losses,
+    place_of,
+    plain,
+    start,
+    wait_for_step,
+    with_,
+    write_records,
+)
+from toolkit import tokens
 from toolkit.base import Base
-from toolkit.config import Config
+from toolkit.config import Config, TrainSettings
 from toolkit.errors import ToolkitError
-from toolkit.memory import Plan, Way
-from toolkit.run import RunFolder
-from toolkit.train import train
+from toolkit.prompt import prompt_format
+from toolkit.run import RunFolder, read_records
+from toolkit.train import batches, checkpoints, examples, outcome, train
 
 pytestmark = pytest.mark.slow
 
-RUN = """
-import json, sys
-from pathlib import Path
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.run import folder_of
-from toolkit.train import train
-config = Config.model_validate_json(sys.argv[2])
-train(config, folder_of(config), Base("base", Path(sys.argv[1])))
-"""
-
-
-def losses(folder: RunFolder) -> list[float]:
-    entries = [json.loads(line) for line in folder.train_log.read_text().splitlines()]
-    return [entry["loss"] for entry in entries if "loss" in entry]
-
-
-def start(settings: Config, base: Base) -> subprocess.Popen[str]:
-    text = settings.model_dump_json(by_alias=True)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(base.folder), text], stderr=subprocess.PIPE, text=True, env=environment
-    )
-
-
-def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
-    log = folder.checkpoints / "train_log.jsonl"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if log.is_file() and f'"step": {step}, "loss"' in log.read_text():
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} never came: {process.stderr.read() if process.stderr else ''}")
-
-
-def with_(settings: Config, folder: Path, **values: object) -> tuple[Config, RunFolder]:
-    """Return the settings with other training values, in a run folder of their own with the same records."""
-    moved = settings.model_copy(
-        update={
-            "run": settings.run.model_copy(update={"folder": str(folder)}),
-            "train": settings.train.model_copy(update=values),
-        }
-    )
-    target = RunFolder(folder / settings.run.name, settings.run.name)
-    target.path.mkdir(parents=True)
-    (target.path / "data").symlink_to((Path(settings.run.folder) / settings.run.name / "data").resolve())
-    return moved, target
+# Kill the process in the save of step 6: between adapter and optimizer, and between the last file and the marker.
+DIE = "import os, signal; die = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
+IN_A_SAVE = {
+    "optimizer": """
+import torch
+real = torch.save
+def save(what, where, *rest, **named):
+    if str(where).endswith("checkpoint-6/optimizer.pt"):
+        die()
+    real(what, where, *rest, **named)
+torch.save = save
+""",
+    "marker": """
+from toolkit.train import checkpoints
+real = checkpoints.mark
+def mark(checkpoint, run):
+    if checkpoint.name == "checkpoint-6":
+        die()
+    real(checkpoint, run)
+checkpoints.mark = mark
+""",
+}
 
 
 @pytest.fixture(scope="module")
-def once(base: Base, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """The losses of the eight steps in one go."""
+def once(base: Base, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The log of the eight steps in one go."""
     from tests.train.conftest import small
 
     settings, folder = small.__wrapped__(tmp_path_factory.mktemp("once"))
-    outcome = train(settings, folder, base)
-    assert outcome.figures["steps"] == 8
-    return losses(folder)
+    assert train(settings, folder, base).figures["resumed_at_step"] == 0
+    return log_of(folder)
 
 
 def test_training_writes_adapter_log_and_plot_and_learns(small: tuple[Config, RunFolder], base: Base) -> None:
     settings, folder = small
-    outcome = train(settings, folder, base)
-    assert all(path.is_file() for path in outcome.outputs)
-    names = {path.name for path in outcome.outputs}
+    result = train(settings, folder, base)
+    assert all(path.is_file() for path in result.outputs)
+    names = {path.name for path in result.outputs}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "loss.png"} <= names
-    assert outcome.figures["held_out_loss_after"] < outcome.figures["held_out_loss_before"]
-    assert outcome.figures["tokens_seen"] > 0
+    assert result.figures["held_out_loss_after"] < result.figures["held_out_loss_before"]
+    assert (result.figures["steps"], result.figures["kept_step"], result.figures["resumed_at_step"]) == (8, 8, 0)
     kept = json.loads((folder.adapter / "adapter_config.json").read_text())
     assert kept["base_model_name_or_path"] == base.folder.name
-    entries = [json.loads(line) for line in folder.train_log.read_text().splitlines()]
-    assert [entry["step"] for entry in entries] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
-    assert all(entry["grad_norm"] > 0 for entry in entries if "loss" in entry)
+    log = entries(folder)
+    assert [entry["step"] for entry in log] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
+    assert all(entry["grad_norm"] > 0 for entry in log if "loss" in entry)
+    assert result.figures["tokens_seen"] == log[-2]["tokens"]
+
+
+def summed_losses(model: Any, rows: list[examples.Example]) -> list[tuple[float, int]]:
+    """The summed loss of each record and its learned tokens, by torch alone."""
+    found = []
+    with torch.no_grad():
+        for row in rows:
+            log_probs = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
+            learned = [(place, label) for place, label in enumerate(row.labels[1:]) if label != examples.IGNORED]
+            found.append((-sum(float(log_probs[place, label]) for place, label in learned), len(learned)))
+    return found
 
 
 def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], base: Base) -> None:
-    """Against a plain computation with torch, where no adapter has learned anything yet."""
-    import torch
+    """Before and after training, against a plain computation with torch; a mean of batches would be another number."""
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from toolkit import tokens
-    from toolkit.prompt import prompt_format
-    from toolkit.train import examples
-    from toolkit.train.choice import choose
-    from toolkit.train.evaluate import held_out_loss
-    from toolkit.train.interruption import Interruption
-    from toolkit.train.job import Job
-    from toolkit.train.log import LogKeeper
-    from toolkit.train.precision import Precision
-    from toolkit.train.sharding import Whole
-    from toolkit.train.workers import Workers
-
     settings, folder = small
-    rows = examples.tokenize(
-        folder.side("val"), tokens.load(base.folder), prompt_format(settings.prompt), settings.train
-    )
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
-    backend, plan = choose("peft"), Plan(64, 8, Way(False), "", None)
-    trained = backend.load(base, settings, plan, "cpu", torch.float32)
-    job = Job(
-        config=settings, folder=folder, backend=backend, model=trained, plan=plan, sides={}, workers=Workers(),
-        precision=Precision("f32", "cpu"), log=LogKeeper(None, 0), interruption=Interruption(), fingerprint="",
-    )  # fmt: skip
-    job.whole = Whole(trained, trained, None)
-    found = held_out_loss(job, rows, "x")
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for row in rows:
-            log_probs = model(torch.tensor([row.input_ids])).logits[0].log_softmax(-1)
-            for position, label in enumerate(row.labels[1:]):
-                if label != -100:
-                    total -= float(log_probs[position, label])
-                    count += 1
-    assert found == pytest.approx(total / count, rel=1e-5)
+    settings = plain(settings, learning_rate=1e-2, steps=3, warmup_steps=0, max_length=320)
+    records = read_records(folder.side("val"))
+    records = [{**record, "output": "Rest. " * 12 if place < 2 else "No."} for place, record in enumerate(records)]
+    records.append(records[0])  # five records in batches of two
+    folder.side("val").write_text("".join(json.dumps(record) + "\n" for record in records))
+    train(settings, folder, base)
+    form = prompt_format(settings.prompt)
+    rows = examples.tokenize(folder.side("val"), tokens.load(base.folder, form), form, settings.train)
+    found = {entry["step"]: entry["eval_loss"] for entry in entries(folder) if "eval_loss" in entry}
+    assert sorted(found) == [0, 3]
+    for step in (0, 3):
+        model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+        sums = summed_losses(PeftModel.from_pretrained(model, folder.adapter) if step else model, rows)
+        assert found[step] == pytest.approx(sum(loss for loss, _ in sums) / sum(count for _, count in sums), rel=1e-6)
+        pairs = [sums[:2], sums[2:4], sums[4:]]
+        means = [sum(loss for loss, _ in some) / sum(count for _, count in some) for some in pairs]
+        assert abs(found[step] - sum(means) / 3) > 1e-3
 
 
-def test_resuming_gives_the_losses_of_one_go(
-    small: tuple[Config, RunFolder], base: Base, once: list[float], tmp_path: Path
+def test_resuming_gives_the_log_of_one_go(
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]]
 ) -> None:
     settings, folder = small
     process = start(settings, base)
@@ -146,37 +128,179 @@ def test_resuming_gives_the_losses_of_one_go(
     process.kill()  # at step 5 or later: the checkpoint of step 3 is whole
     process.wait()
     assert not folder.adapter.exists()
-    outcome = train(settings, folder, base)
-    assert outcome.figures["resumed_at_step"] in (3, 6)
-    assert losses(folder) == pytest.approx(once, rel=SAME)
+    assert train(settings, folder, base).figures["resumed_at_step"] in (3, 6)
+    assert_equal(log_of(folder), once)
+    # The log that grows was cut back to the checkpoint, whatever the killed process wrote last.
+    assert (folder.checkpoints / "train_log.jsonl").read_text() == folder.train_log.read_text()
+
+
+@pytest.mark.parametrize("place", sorted(IN_A_SAVE))
+def test_killed_in_a_save_it_goes_on_from_the_one_before(
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]], place: str
+) -> None:
+    settings, folder = small
+    process = start(settings, base, DIE + IN_A_SAVE[place])
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, err
+    half = place_of(settings, folder) / "checkpoint-6"
+    assert (half / "adapter_model.safetensors").is_file() and not (half / checkpoints.MARKER).exists()
+    assert (half / "trainer_state.json").is_file() == (place == "marker")
+    assert train(settings, folder, base).figures["resumed_at_step"] == 3
+    assert_equal(log_of(folder), once)
+    assert checkpoints.is_whole(half, checkpoints.fingerprint(settings, folder))
+
+
+def test_a_run_that_was_killed_after_its_last_step_only_writes_its_results(
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(outcome, "finish", killed)
+        train(*small, base)
+    result = train(*small, base)
+    assert result.figures["resumed_at_step"] == result.figures["steps"] == result.figures["kept_step"] == 8
+    assert_equal(log_of(small[1]), once)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(
-    small: tuple[Config, RunFolder], base: Base, once: list[float]
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]]
 ) -> None:
-    settings, folder = small
-    settings, folder = with_(settings, Path(settings.run.folder) / "slow", save_steps=1000)
+    settings, folder = with_(small[0], Path(small[0].run.folder) / "slow", save_steps=1000)
     process = start(settings, base)
     wait_for_step(folder, 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert "stopping after this step" in err and "KeyboardInterrupt" in err
+    step = int(re.findall(r"stopped after step (\d) of 8", err)[0])
     assert not folder.adapter.exists()
-    outcome = train(settings, folder, base)
-    assert 2 <= outcome.figures["resumed_at_step"] < 8
-    assert losses(folder) == pytest.approx(once, rel=SAME)
+    assert train(settings, folder, base).figures["resumed_at_step"] == step >= 2
+    assert_equal(log_of(folder), once)
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(small: tuple[Config, RunFolder], base: Base) -> None:
+def test_a_checkpoint_of_other_settings_is_not_used_and_kept_until_a_run_finishes(
+    small: tuple[Config, RunFolder], base: Base
+) -> None:
     settings, folder = small
     train(settings, folder, base)
-    other = settings.model_copy(update={"train": settings.train.model_copy(update={"seed": 1})})
-    assert train(other, folder, base).figures["resumed_at_step"] == 0
+    other = changed(settings, seed=1)
+    (folder.checkpoints / "train_log.jsonl").unlink()
+    process = start(other, base)
+    wait_for_step(folder, 4, process)
+    process.kill()
+    process.wait()
+    mine, theirs = place_of(settings, folder), place_of(other, folder)
+    assert mine != theirs and (mine / "checkpoint-8" / checkpoints.MARKER).is_file()
+    assert train(other, folder, base).figures["resumed_at_step"] in (3, 6)
+    assert not mine.exists() and (theirs / "checkpoint-8" / checkpoints.MARKER).is_file()
+
+
+def test_restarting_takes_no_checkpoint(
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]]
+) -> None:
+    settings, folder = small
+    train(settings, folder, base)
+    assert train(settings, folder, base, restart=True).figures["resumed_at_step"] == 0
+    assert_equal(log_of(folder), once)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(small: tuple[Config, RunFolder], base: Base) -> None:
     settings, folder = small
-    wild = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 1e30})})
     with pytest.raises(ToolkitError, match=r"step .*: the loss is"):
-        train(wild, folder, base)
+        train(changed(settings, learning_rate=1e30), folder, base)
     assert not folder.adapter.exists()
+
+
+def test_the_log_is_the_trainers_own_in_its_checkpoint_and_in_tensorboard(
+    small: tuple[Config, RunFolder], base: Base
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings, folder = small
+    settings = changed(settings, report_to=["tensorboard"], eval_steps=4)
+    train(settings, folder, base)
+    log = entries(folder)
+    assert len(log) == 8 + 3
+    state = json.loads((place_of(settings, folder) / "checkpoint-8" / "trainer_state.json").read_text())
+    assert log == state["log_history"]
+    [events] = folder.path.rglob("events.out.tfevents.*")
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    for tag, key in (
+        ("train/loss", "loss"),
+        ("train/grad_norm", "grad_norm"),
+        ("train/learning_rate", "learning_rate"),
+        ("eval/loss", "eval_loss"),
+    ):
+        reported = {scalar.step: scalar.value for scalar in reader.Scalars(tag)}
+        assert reported == pytest.approx({entry["step"]: entry[key] for entry in log if key in entry}, rel=SAME)
+
+
+def test_no_step_is_short_and_epochs_are_counted_over_the_records(small: tuple[Config, RunFolder], base: Base) -> None:
+    """24 records, 10 a step: an epoch ends inside the third step."""
+    settings, folder = small
+    settings = plain(settings, batch_size=5, steps=6)
+    train(settings, folder, base)
+    log = [entry for entry in entries(folder) if "loss" in entry]
+    assert [entry["epoch"] for entry in log] == pytest.approx([step * 10 / 24 for step in range(1, 7)])
+    form = prompt_format(settings.prompt)
+    rows = examples.tokenize(folder.side("train"), tokens.load(base.folder, form), form, settings.train)
+    order = batches.step_records(24, 10, 6, settings.train.seed)
+    assert sorted(order.reshape(-1)[:24]) == list(range(24))
+    counts = [sum(len(rows[place].input_ids) for place in step) for step in order]
+    assert [entry["tokens"] for entry in log] == [sum(counts[:step]) for step in range(1, 7)]
+
+
+@pytest.fixture
+def tiny(small: tuple[Config, RunFolder]) -> tuple[Config, RunFolder]:
+    """Settings of a run of six steps of a record, with no held-out ones."""
+    settings, folder = small
+    write_records(folder, 6)
+    folder.side("val").write_text("")
+    return plain(settings, steps=6, batch_size=1, accumulation=1, warmup_steps=2, save_steps=100), folder
+
+
+@pytest.mark.parametrize("name", get_args(TrainSettings.model_fields["scheduler"].annotation))
+def test_every_course_of_the_learning_rate_is_transformers_own(
+    tiny: tuple[Config, RunFolder], base: Base, name: str
+) -> None:
+    from transformers import get_scheduler
+
+    settings, folder = tiny
+    train(changed(settings, scheduler=name), folder, base)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    scheduler = get_scheduler(name, optimizer, num_warmup_steps=2, num_training_steps=6)
+    expected = []
+    for _ in range(6):
+        expected.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert [entry["learning_rate"] for entry in entries(folder)] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", get_args(TrainSettings.model_fields["optimizer"].annotation))
+def test_every_optimizer_trains(
+    tiny: tuple[Config, RunFolder], base: Base, name: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """bitsandbytes' have no kernels on a CPU: AdamW takes their place, and that is said."""
+    settings, folder = tiny
+    taken = []
+    real = outcome.finish
+
+    def noted(job: Any, trainer: Any) -> Any:
+        taken.append(trainer.optimizer.optimizer)
+        return real(job, trainer)
+
+    monkeypatch.setattr(outcome, "finish", noted)
+    rate = 1.0 if name == "sgd" else 1e-2
+    train(changed(settings, optimizer=name, learning_rate=rate, scheduler="constant"), folder, base)
+    found = losses(folder)
+    assert len(found) == 6 and found[-1] < found[0]
+    falls_back = name.endswith("bit")
+    kind = {"adafactor": "Adafactor", "sgd": "SGD"}.get(name, "AdamW")
+    assert type(taken[0]).__name__ == kind
+    assert bool(taken[0].defaults.get("fused")) == (name == "adamw_torch_fused")
+    said = " ".join(capsys.readouterr().err.split())
+    assert (f"optimizer: adamw_torch, because {name} needs CUDA and bitsandbytes" in said) == falls_back

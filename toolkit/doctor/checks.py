@@ -171,7 +171,7 @@ def attention(config: Config, card: Card) -> Check:
     """Name the kernel that attends to packed records on the card, and warn of the slow one."""
     unsloth = uses_unsloth(config, card)
     kernel = packed_attention.expected(card, unsloth=unsloth)
-    if kernel != packed_attention.LOOP:
+    if kernel != packed_attention.MASK:
         return Check("attention", True, kernel, "")
     fix = "pip install xformers" if unsloth else 'let Unsloth train: pip install -c constraints.txt ".[cuda]"'
     return Check("attention", None, kernel, fix)

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from toolkit import base, machine
-from toolkit import memory as memories
+from toolkit import base, machine, memory_plan
 from toolkit.config import Config
 from toolkit.console import size
 from toolkit.doctor import estimate, plan
@@ -12,7 +11,8 @@ from toolkit.doctor.checks import precision_of, uses_unsloth
 from toolkit.doctor.plan import Write
 from toolkit.errors import ToolkitError
 from toolkit.machine import Card
-from toolkit.memory import Machine, Parts, total
+from toolkit.memory import Parts, total
+from toolkit.memory_plan import Device
 from toolkit.run import RunFolder
 from toolkit.shape import Shape
 
@@ -64,20 +64,20 @@ def _training(job: Job, free: int | None) -> Check:
     settings = job.config.train
     name = "memory: training" if job.card is None else "gpu memory: training"
     there = training_machine(job, free)
-    chosen = memories.plan(job.shape, settings, there)
-    parts = memories.peak(job.shape, settings, there, chosen.tokens, chosen.way)
+    chosen = memory_plan.plan(job.shape, settings, there)
+    parts = memory_plan.peak(job.shape, settings, there, chosen.tokens, chosen.strategy)
     check = _compare(name, parts, there.free, "")
     if not chosen.fits:
         return Check(name, False, check.found, _what_fits(job, there))
-    return Check(name, check.ok, f"{check.found}; {memories.describe(chosen, settings)}", "")
+    return Check(name, check.ok, f"{check.found}; {memory_plan.describe(chosen)}", "")
 
 
-def training_machine(job: Job, free: int | None) -> Machine:
+def training_machine(job: Job, free: int | None) -> Device:
     """Return what training will run on; `free` is the machine's memory, which a CPU trains in."""
     four_bit = job.config.model.load_in_4bit or job.config.model.base.endswith(base.FOUR_BIT)
     bf16 = precision_of(job.config, job.card) == "bf16"
     on_card = job.card is not None
-    return Machine(
+    return Device(
         free=job.card.free if job.card is not None else free,
         cuda=on_card,
         unsloth=uses_unsloth(job.config, job.card),
@@ -86,7 +86,7 @@ def training_machine(job: Job, free: int | None) -> Machine:
     )
 
 
-def _what_fits(job: Job, there: Machine) -> str:
+def _what_fits(job: Job, there: Device) -> str:
     """Find the mildest change of the settings that fits, and say it as options of the command line."""
     settings = job.config.train
     changes: dict[str, int | str] = {}
@@ -99,7 +99,7 @@ def _what_fits(job: Job, there: Machine) -> str:
         length //= 2
     for step in steps:
         changes |= step
-        if memories.plan(job.shape, settings.model_copy(update=changes), there).fits:
+        if memory_plan.plan(job.shape, settings.model_copy(update=changes), there).fits:
             return " ".join(f"--set train.{key}={value}" for key, value in changes.items())
     return MORE
 

@@ -1,231 +1,104 @@
 """The train room: prepared records + base model → a LoRA adapter, with the loss it reached on held-out records."""
 
-import json
-import shutil
 import time
-from pathlib import Path
 from typing import Any
 
-from toolkit import console, fourbit, machine, memory, tokens
-from toolkit import shape as shapes
-from toolkit.base import Base, silence_transformers
+from toolkit import console, memory_plan
+from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
-from toolkit.memory import Machine, Plan
-from toolkit.prompt import PromptFormat, chat_template, prompt_format
-from toolkit.run import Outcome, RunFolder, write_text, writing_folder
-from toolkit.train import batches, check, checkpoints, examples, loop, plot
-from toolkit.train import workers as processes
-from toolkit.train.backend import Backend
-from toolkit.train.choice import choose
-from toolkit.train.interruption import Interruption
-from toolkit.train.job import Job
-from toolkit.train.log import LogKeeper
-from toolkit.train.precision import Precision
-from toolkit.train.workers import Workers
+from toolkit.run import Outcome, RunFolder
+from toolkit.train import checkpoints, examples, outcome, parallel
+from toolkit.train.backend import Backend, choose
+from toolkit.train.job import Job, lay_out, process_state
 
 
-def train(config: Config, folder: RunFolder, base: Base, *, restart: bool = False, avoid: str = "") -> Outcome:
+class OutOfMemory(ToolkitError):
+    """A micro-batch did not fit; whoever started this process may start another one with the `smaller` one, if any."""
+
+    def __init__(self, plan: memory_plan.MemoryPlan) -> None:
+        self.smaller = memory_plan.halved(plan.micro_batch, plan.micro_batch * plan.accumulation)
+        what = f"{plan.micro_batch} records" if self.smaller else f"a single record of up to {plan.tokens:,} tokens"
+        super().__init__(
+            f"out of memory with {what} in a micro-batch",
+            hint="set train.gradient_checkpointing = true, lower `train.max_length`, or choose a smaller base",
+        )
+
+
+def train(
+    config: Config, folder: RunFolder, base: Base, *, restart: bool = False, avoid: str = "", at_most: int = 0
+) -> Outcome:
     """Fine-tune the base on `data/train.jsonl` and write `adapter/`, `train_log.jsonl` and `loss.png`.
 
     An interrupted run goes on from its last whole checkpoint, unless `restart`. Several processes that were launched
-    together call this alike; the first one writes. `avoid` is why Unsloth is not to be used. Raises KeyboardInterrupt
-    after Ctrl-C, once the step in hand is saved; ToolkitError where the data or the loss are no good.
+    together call this alike; the first one writes. `avoid` is why Unsloth is not to be used, `at_most` the records of a
+    micro-batch after memory ran out. Raises KeyboardInterrupt after Ctrl-C, once the step in hand is saved;
+    OutOfMemory; ToolkitError where the data or the loss are no good.
     """
     started = time.monotonic()
-    workers = processes.join()
-    if not workers.first:
-        console.configure(quiet=True)
-    backend = choose(config.train.backend, "PEFT shards the model" if workers.sharded else avoid)
-    console.say(f"training on {backend.device}: {backend.reason}")
-    precision = Precision(backend.precision(config.train.precision), backend.device)
-    if workers.sharded and precision.scaler is not None:
-        raise ToolkitError(
-            "FSDP trains in bf16 here, and this machine's precision is f16",
-            hint='set train.precision = "bf16" if its cards have it (Ampere and later)',
-            exit_code=MISSING,
-        )
-    form = prompt_format(config.prompt)
-    tokenizer = tokens.load(base.folder, form)
-    sides = {side: examples.tokenize(folder.side(side), tokenizer, form, config.train) for side in ("train", "val")}
-    if not sides["train"]:
-        raise ToolkitError(f"`{folder.side('train')}` holds no records", hint="run `toolkit prepare` again")
-    examples.prove(sides["train"] + sides["val"], tokenizer)
-    examples.show(sides["train"], tokenizer)
-
-    fingerprint = checkpoints.fingerprint(config, folder)
-    if restart and workers.first:
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    resume = workers.say(checkpoints.latest(folder.checkpoints, fingerprint))
-    plan = make_plan(config, base, backend, workers, [len(record.input_ids) for record in sides["train"]])
-    console.say(memory.describe(plan, config.train, workers.count))
-    if not plan.fits:
-        console.warn(f"{plan.reason}; it is tried all the same")
-    silence_transformers()
-    place = None if workers.sharded else workers.device(backend.device)
-    model = backend.load(base, config, plan, place, precision.dtype)
-    trainable, total = parameters(model)
-    console.say(f"adapter: {trainable:,} trainable of {total:,} parameters")
-
-    precision.attach(model)
-    log = LogKeeper(folder.checkpoints / "train_log.jsonl" if workers.first else None, resume.step if resume else 0)
-    log.entries = workers.say(log.entries)  # all decide alike by them
-    job = Job(
-        config=config,
-        folder=folder,
-        backend=backend,
-        model=model,
-        plan=plan,
-        sides=sides,
-        workers=workers,
-        precision=precision,
-        log=log,
-        interruption=Interruption(),
-        fingerprint=fingerprint,
-    )
-    if resume:
-        console.say(f"going on from step {resume.step} of {config.train.steps}")
-    with job.interruption.watching():
-        step = loop.fit(job, resume)
-    if job.interruption.requested and step < config.train.steps:
+    backend, precision = _backend(config, avoid)
+    job = lay_out(config, folder, base, backend, precision, restart=restart, at_most=at_most)
+    console.say(memory_plan.describe(job.plan))
+    if not job.plan.fits:
+        console.warn(f"{job.plan.reason}; it is tried all the same")
+    try:
+        trainer = _fit(job)
+    except RuntimeError as exc:  # torch.OutOfMemoryError is one
+        if is_out_of_memory(exc):
+            raise OutOfMemory(job.plan) from exc
+        raise
+    step = trainer.state.global_step
+    if job.stopped and step < config.train.steps:
         console.say(f"stopped after step {step} of {config.train.steps}; the same command goes on from there")
         raise KeyboardInterrupt
-    kept = _keep_the_best(job, step)
-    job.whole.release()
-    adapter = job.whole.state()[0] if workers.sharded else None
-    if not workers.first:
-        return Outcome([], {})
-    _save(model, adapter, base.folder, form, folder.adapter)
-    write_text(folder.train_log, job.log.text())
-    plot.loss_curve(job.log.entries, folder.loss_plot)
-    outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
-    asked = None if workers.sharded else check.answer(model, tokenizer, form, config, backend, precision)
-    losses = job.log.losses()
-    figures = {
-        "backend": backend.name,
-        "device": backend.device,
-        "devices": workers.count,
-        "precision": precision.name,
-        "steps": step,
-        "kept_step": kept,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
-        "records": len(sides["train"]),
-        "tokens_seen": job.tokens,
-        "tokens_per_second": round(job.seen_here / job.seconds, 1) if job.seconds else None,
-        "first_loss": losses[0] if losses else None,
-        "last_loss": losses[-1] if losses else None,
-        "held_out_loss_before": job.log.held_out(0),
-        "held_out_loss_after": job.log.held_out(kept),
-        "seconds": round(time.monotonic() - started, 1),
-        "resumed_at_step": resume.step if resume else 0,
-        "base_commit": base.commit,
-        "plan": {
-            "tokens_per_pass": job.plan.tokens,
-            "packing": config.train.packing,
-            "checkpointing": job.plan.way.checkpointing,
-            "dequantized": job.plan.way.dequantized,
-            "reason": job.plan.reason,
-        },
-        "times_out_of_memory": job.out_of_memory,
-        "answer": asked,
-        **_memory(job),
-    }
-    return Outcome([*outputs, folder.train_log, folder.loss_plot], figures)
+    done = outcome.finish(job, trainer)
+    done.figures["seconds"] = round(time.monotonic() - started, 1)
+    return done
 
 
-def make_plan(config: Config, base: Base, backend: Backend, workers: Workers, lengths: list[int]) -> Plan:
-    """Choose what goes into a forward pass from what is free now on the device that has least.
-
-    `lengths` are the training records' tokens.
-    """
-    cuda = backend.device == "cuda"
-    if cuda:
-        import torch
-
-        free: int | None = int(torch.cuda.mem_get_info(workers.device("cuda"))[0])
-    else:
-        free = machine.available_memory()
-        free = None if free is None else free // workers.count
-    if free is not None:
-        free = -int(workers.highest([-float(free)])[0])
-    four_bit = config.model.load_in_4bit or fourbit.is_four_bit(base.folder)
-    bf16 = backend.precision(config.train.precision) == "bf16"
-    shards = workers.count if workers.sharded else 1
-    there = Machine(free, cuda, backend.name == "unsloth", four_bit, bf16, shards)
-    shape = shapes.from_folder(base.folder)
-    settings = config.train
-    chosen = memory.plan(shape, settings, there, workers.count)
-    largest = batches.largest_pass(
-        lengths, settings.batch_size * settings.accumulation, settings.steps, settings.seed, chosen.tokens,
-        chosen.records, workers.count,
-    )  # fmt: skip
-    return memory.of_records(chosen, shape, settings, there, largest)
+def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
+    """Choose the library that trains and its precision; raises ToolkitError where this machine cannot."""
+    parallel.check()
+    if parallel.rank():
+        console.configure(quiet=True)
+    backend = choose(config.train.backend, "PEFT shards the model" if parallel.sharded() else avoid)
+    console.say(f"training on {backend.device}: {backend.reason}")
+    precision = backend.precision(config.train.precision)
+    if parallel.sharded() and precision == "f16":
+        raise ToolkitError(
+            "FSDP trains in bf16 here, and this machine's precision is f16",
+            hint='set train.precision = "bf16" if its GPUs have it (Ampere and later)',
+            exit_code=MISSING,
+        )
+    return backend, precision
 
 
-def parameters(model: Any) -> tuple[int, int]:
-    """Count a model's trainable and its total parameters; a 4-bit weight counts as the weights it stands for."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        count = parameter.numel()
-        if type(parameter).__name__ == "Params4bit":
-            count *= 2 * parameter.element_size()
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return trainable, total
-
-
-def _keep_the_best(job: Job, step: int) -> int:
-    """Bring the adapter with the lowest held-out loss back, where one was watched; return the step it is of."""
-    if not job.config.train.eval_steps:
-        return step
-    best = checkpoints.best(job.folder.checkpoints, job.fingerprint)
-    last = job.log.held_out(step)
-    chosen: int = job.workers.say(
-        step if best is None or best.held_out_loss is None or (last is not None and last < best.held_out_loss)
-        else best.step
-    )  # fmt: skip
-    if best is None or chosen == step:
-        return step
-    console.say(f"the adapter of step {chosen} is kept: its held-out loss is the lowest, {best.held_out_loss:.4f}")
-    job.whole.load(checkpoints.read(best)[0])
-    return chosen
-
-
-def _memory(job: Job) -> dict[str, Any]:
-    """Compare the memory that was computed with what torch's allocator held at most; both are bytes."""
-    if job.backend.device != "cuda":
-        return {}
+def _fit(job: Job) -> Any:
+    """Load the model, train it, and return the trainer."""
     import torch
 
-    measured = int(torch.cuda.max_memory_allocated(job.device))
-    said = f"memory: {console.size(measured)} at the peak"
-    if job.plan.estimate:
-        said += f", {console.size(job.plan.estimate)} computed"
-    console.say(said)
-    return {"memory_peak": measured, "memory_estimate": job.plan.estimate}
+    dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[job.precision]
+    place = None if parallel.sharded() else process_state(job.backend).device
+    model = job.backend.load(job.base, job.config, job.plan, place, dtype)
+    trainable, total = outcome.parameters(model)
+    console.say(f"adapter: {trainable:,} trainable of {total:,} parameters")
+    if job.resume:
+        console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.settings.steps}")
+
+    from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
+
+    records = examples.dataset(job.splits["train"]).select(job.order.reshape(-1))
+    multiple = job.plan.micro_batch * job.plan.processes
+    held_out = examples.dataset(job.splits["val"], multiple=multiple) if job.splits["val"] else None
+    trainer = trainers.make(job, model, records, held_out)
+    with trainer.stack:
+        trainer.train(resume_from_checkpoint=job.resume and str(job.resume))
+    return trainer
 
 
-def _save(model: Any, adapter: dict[str, Any] | None, base: Path, form: PromptFormat, target: Path) -> None:
-    """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template and EOS.
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Tell whether torch, or a library on top of it, found no memory on the device."""
+    import torch
 
-    `adapter` is given where the model's own parameters are only a part of it (FSDP).
-    """
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokenizer.chat_template = chat_template(form)
-    if form.eos:
-        tokenizer.eos_token = form.eos
-    with writing_folder(target) as fresh:
-        model.save_pretrained(fresh, **({} if adapter is None else {"state_dict": adapter}))
-        tokenizer.save_pretrained(fresh)
-        _name_base(fresh / "adapter_config.json", base)
-
-
-def _name_base(path: Path, base: Path) -> None:
-    """Keep a cache path out of adapter_config.json: only its last part means something elsewhere."""
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if values.get("base_model_name_or_path") == str(base):
-        values["base_model_name_or_path"] = base.name
-        write_text(path, json.dumps(values, indent=2) + "\n")
+    said = str(exc)
+    return isinstance(exc, torch.OutOfMemoryError) or "out of memory" in said or "CUBLAS_STATUS_ALLOC_FAILED" in said

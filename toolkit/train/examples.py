@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit import console
 from toolkit.config import TrainSettings
 from toolkit.errors import ToolkitError
 from toolkit.prompt import PromptFormat, render
-from toolkit.run import read_records
+from toolkit.run import RunFolder, read_records
 from toolkit.tokens import Tokenizer
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
@@ -29,7 +30,7 @@ class Example:
 
 
 def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings) -> list[Example]:
-    """Read one side of the split and turn each record into ids and labels.
+    """Read one split and turn each record into ids and labels.
 
     With `completion_only` the prompt's labels are ignored. Raises ToolkitError for a record that is longer than
     `max_length`: prepare should have cut it.
@@ -46,6 +47,32 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
         labels = [IGNORED] * start + ids[start:] if settings.completion_only else list(ids)
         found.append(Example(ids, labels, record["row"], record["truncated"]))
     return found
+
+
+def dataset(records: list[Example], *, multiple: int = 1) -> Any:
+    """Return records as a `datasets.Dataset` with the columns `input_ids` and `labels`.
+
+    It is filled up to a multiple of `multiple` records, of whose copies nothing is learned: accelerate would repeat
+    records there, and they would count twice.
+    """
+    from datasets import Dataset
+
+    missing = -len(records) % multiple
+    ids = [record.input_ids for record in [*records, *records[:1] * missing]]
+    labels = [record.labels for record in records] + [[IGNORED] * len(records[0].labels)] * missing
+    return Dataset.from_dict({"input_ids": ids, "labels": labels})
+
+
+def load(
+    folder: RunFolder, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings
+) -> dict[str, list[Example]]:
+    """Return the records of the splits `train` and `val`, proven and shown; raises ToolkitError where one is bad."""
+    splits = {name: tokenize(folder.side(name), tokenizer, form, settings) for name in ("train", "val")}
+    if not splits["train"]:
+        raise ToolkitError(f"`{folder.side('train')}` holds no records", hint="run `toolkit prepare` again")
+    prove(splits["train"] + splits["val"], tokenizer)
+    show(splits["train"], tokenizer)
+    return splits
 
 
 def prove(all_examples: list[Example], tokenizer: Tokenizer) -> None:

@@ -1,59 +1,137 @@
-"""One training job while it runs: what was chosen for it, and what it has come to."""
+"""One run of training: what it is made of, laid out before the first step."""
 
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from toolkit.config import Config
-from toolkit.memory import Plan
+import numpy as np
+
+from toolkit import fourbit, machine, memory_plan, tokens
+from toolkit import shape as shapes
+from toolkit.base import Base
+from toolkit.config import Config, TrainSettings
+from toolkit.memory_plan import Device, MemoryPlan
+from toolkit.prompt import PromptFormat, prompt_format
 from toolkit.run import RunFolder
-from toolkit.train import batches
+from toolkit.tokens import Tokenizer
+from toolkit.train import batches, checkpoints, examples, parallel, unsloth_backend
 from toolkit.train.backend import Backend
-from toolkit.train.batches import Batch
+from toolkit.train.batches import Rows
 from toolkit.train.examples import Example
-from toolkit.train.interruption import Interruption
-from toolkit.train.log import LogKeeper
-from toolkit.train.precision import Precision
-from toolkit.train.sharding import Whole
-from toolkit.train.workers import Workers
 
 
 @dataclass
 class Job:
-    """All that one run of the loop works with.
+    """What a run is made of, and what it has come to in this process.
 
-    `plan` shrinks when memory runs out. `model` is as it was loaded; once the loop runs, as it trains. `clock` is the
-    moment from which the next step's time counts.
+    `resume` is the checkpoint to go on from. `order` holds the indices of the records that each step sees, shape
+    (steps, micro-batches, records); `step_tokens` the tokens of each step. `stopped` is set by Ctrl-C.
     """
 
     config: Config
     folder: RunFolder
+    base: Base
     backend: Backend
-    model: Any
-    plan: Plan
-    sides: dict[str, list[Example]]
-    workers: Workers
-    precision: Precision
-    log: LogKeeper
-    interruption: Interruption
+    precision: str
+    tokenizer: Tokenizer
+    form: PromptFormat
+    splits: dict[str, list[Example]]
     fingerprint: str
-    tokens: int = 0
+    resume: Path | None
+    plan: MemoryPlan
+    order: Rows
+    step_tokens: Rows
+    stopped: bool = False
+    tokens_here: int = 0
     seconds: float = 0.0
-    clock: Any = None
-    seen_here: int = 0
-    out_of_memory: int = 0
-    whole: Whole = field(init=False)
-    optimizer: Any = field(init=False)
 
     @property
-    def device(self) -> Any:
-        """The device of this worker."""
-        return self.workers.device(self.backend.device)
+    def settings(self) -> TrainSettings:
+        """The section `train`."""
+        return self.config.train
 
-    def collate(self, records: list[Example]) -> Batch:
-        """Lay records out for one forward pass on this worker's device."""
-        return batches.collate(
-            records,
-            self.device,
-            padded=self.backend.padded(self.whole.inner),
-            multiple=batches.ALIGNED if self.backend.device == "cuda" else 1,
-        )
+    @property
+    def place(self) -> Path:
+        """The folder of this run's checkpoints."""
+        return checkpoints.place(self.folder, self.fingerprint)
+
+    @property
+    def live_log(self) -> Path:
+        """The log while it grows."""
+        return self.folder.checkpoints / "train_log.jsonl"
+
+
+def lay_out(
+    config: Config, folder: RunFolder, base: Base, backend: Backend, precision: str, *, restart: bool, at_most: int
+) -> Job:
+    """Read and prove the records, find the checkpoint to go on from, and lay the whole run into micro-batches.
+
+    Several processes call this alike and come to the same. Raises ToolkitError where the records are no good.
+    """
+    form = prompt_format(config.prompt)
+    tokenizer = tokens.load(base.folder, form)
+    splits = examples.load(folder, tokenizer, form, config.train)
+    run = checkpoints.fingerprint(config, folder)
+    resume = _checkpoint(checkpoints.place(folder, run), run, backend, restart=restart)
+    settings, device = config.train, _device(config, base, backend, precision)
+    lengths = np.array([len(record.input_ids) for record in splits["train"]])
+    per_step = settings.batch_size * settings.accumulation
+    steps = batches.step_records(len(lengths), per_step, settings.steps, settings.seed)
+    share = memory_plan.share_of(settings, device.processes)
+    padded = device.unsloth and unsloth_backend.pads(base.folder)
+
+    def laid(records: int) -> Rows:
+        return batches.lay_out(steps, lengths, share // records * device.processes)
+
+    def tokens_of(records: int) -> int:
+        return batches.largest(laid(records), lengths, padded=padded)
+
+    shape = shapes.from_folder(base.folder)
+    plan = memory_plan.plan(shape, settings, device, tokens_of=tokens_of, at_most=at_most)
+    order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
+    return Job(
+        config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens
+    )  # fmt: skip
+
+
+def process_state(backend: Backend) -> Any:
+    """Return accelerate's view of the processes that train together, of which this is one."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=backend.device == "cpu")
+
+
+def _checkpoint(place: Path, run: str, backend: Backend, *, restart: bool) -> Path | None:
+    """Return the checkpoint to go on from; the first process clears away what does not count."""
+    state = process_state(backend)
+    with state.main_process_first():
+        if restart and state.is_main_process:
+            shutil.rmtree(place, ignore_errors=True)
+        if state.is_main_process:
+            checkpoints.clear_unfinished(place, run)
+        return checkpoints.newest(place, run)
+
+
+def _device(config: Config, base: Base, backend: Backend, precision: str) -> Device:
+    """Return what trains, with the memory that is free now on the process that has least."""
+    from accelerate.utils import gather_object
+
+    state = process_state(backend)
+    if backend.device == "cuda":
+        import torch
+
+        free: int | None = int(torch.cuda.mem_get_info(state.device)[0])
+    else:
+        free = machine.available_memory()
+        free = None if free is None else free // state.num_processes
+    known = [found for found in gather_object([free]) if found is not None]
+    return Device(
+        free=min(known, default=None),
+        cuda=backend.device == "cuda",
+        unsloth=backend.name == "unsloth",
+        four_bit=config.model.load_in_4bit or fourbit.is_four_bit(base.folder),
+        bf16=precision == "bf16",
+        shards=state.num_processes if parallel.sharded() else 1,
+        processes=state.num_processes,
+    )

@@ -1,4 +1,4 @@
-"""Plain transformers + PEFT: LoRA on a CPU or a CUDA card, QLoRA through bitsandbytes on CUDA."""
+"""Plain transformers + PEFT: LoRA on a CPU or a CUDA GPU, QLoRA through bitsandbytes on CUDA."""
 
 from typing import Any
 
@@ -6,27 +6,26 @@ from toolkit import fourbit, machine
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import MISSING, ToolkitError
-from toolkit.memory import Plan
-from toolkit.train import attention, loss, varlen
+from toolkit.memory_plan import MemoryPlan
+from toolkit.packed_attention import VARLEN
+from toolkit.train import varlen
 from toolkit.train.backend import Backend, dequantize
-from toolkit.train.batches import Batch
 
 
 def backend(device: str, reason: str) -> Backend:
     """Return this backend for a device, `cpu` or `cuda`."""
-    return Backend("peft", device, reason, load, packed_loss, lambda _: False, infer)
+    return Backend("peft", device, reason, load, infer)
 
 
-def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> Any:
+def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
     """Load the base and put a fresh adapter on it; on a CPU the weights are float32.
 
-    `device` is where the weights go; None is main memory, from where FSDP moves each card its share: no card ever holds
-    the whole model. On CUDA the base stays in 16 bits, `compute`, where it is not quantized: PEFT's own preparation
-    would turn embeddings and head into float32, 2 GB more for an 8B model.
+    On CUDA the base stays in 16 bits, `compute`, where it is not quantized: PEFT's own preparation would turn
+    embeddings and head into float32, 2 GB more for an 8B model.
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = config.train
     cuda = torch.cuda.is_available() and str(device) != "cpu"
@@ -35,20 +34,22 @@ def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> A
         options = {"dtype": compute, "device_map": {"": device or "cpu"}}
         if config.model.load_in_4bit and not fourbit.is_four_bit(base.folder):
             options["quantization_config"] = _four_bit(compute)
-    model = AutoModelForCausalLM.from_pretrained(
-        base.folder, use_safetensors=True, attn_implementation=attention.register(), **options
-    )
+    values = AutoConfig.from_pretrained(base.folder)
+    kernel = varlen.choose(values, device or "cuda", compute) if cuda else ""
+    if kernel == VARLEN:
+        options["attn_implementation"] = varlen.register()
+    elif getattr(values, "attn_logit_softcapping", None) is not None:
+        options["attn_implementation"] = "eager"  # transformers takes torch's, which leaves Gemma-2's soft cap out
+    model = AutoModelForCausalLM.from_pretrained(base.folder, use_safetensors=True, **options)
     if cuda:
-        varlen.announce(attention.kernel(model.config, device or "cuda", compute))
+        varlen.announce(kernel)
         for module in model.modules():
             if hasattr(module, "compute_dtype"):
-                module.compute_dtype = compute  # a 4-bit repository names bf16, which older cards only emulate
-    if plan.way.dequantized:
+                module.compute_dtype = compute  # a 4-bit repository names bf16, which older GPUs only emulate
+    if plan.strategy.dequantized:
         model = dequantize(model, compute)
     model.config.use_cache = False
     model.requires_grad_(False)
-    if plan.way.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(settings.seed)  # the adapter's first weights
     model = get_peft_model(
         model,
@@ -62,7 +63,10 @@ def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> A
             bias="none",
         ),
     )
-    loss.attach(model.get_base_model())
+    if kernel == VARLEN:
+        model.register_forward_pre_hook(varlen.add_lengths, with_kwargs=True)
+    if device is None:
+        _make_shardable(model)
     return model
 
 
@@ -84,9 +88,15 @@ def _four_bit(compute: Any) -> Any:
     )
 
 
-def packed_loss(model: Any, batch: Batch, total: Any) -> Any:
-    """Return the batch's summed cross entropy divided by `total`."""
-    return model(**loss.inputs(batch), labels=batch.labels, total=total).loss
+def _make_shardable(model: Any) -> None:
+    """View uint8 4-bit weights as bf16: FSDP leaves integer tensors whole on every GPU."""
+    import torch
+
+    for module in model.modules():
+        weight: Any = getattr(module, "weight", None)
+        if type(weight).__name__ == "Params4bit" and weight.dtype == torch.uint8:
+            weight.data = weight.data.flatten().view(torch.bfloat16).unsqueeze(1)
+            weight.quant_storage = module.quant_storage = torch.bfloat16
 
 
 def infer(model: Any) -> None:

@@ -6,17 +6,9 @@ from typing import Any
 from toolkit.run import writing
 
 
-def smooth(values: list[float], weight: float = 0.8) -> list[float]:
-    """Return the exponential moving average, corrected for its start at zero (as Adam corrects its moments)."""
-    smoothed, average = [], 0.0
-    for index, value in enumerate(values, 1):
-        average = weight * average + (1 - weight) * value
-        smoothed.append(average / (1 - weight**index))
-    return smoothed
-
-
 def loss_curve(entries: list[dict[str, Any]], path: Path) -> None:
-    """Draw the entries of `train_log.jsonl` as a PNG."""
+    """Draw the trainer's log as a PNG."""
+    import pandas
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -26,8 +18,14 @@ def loss_curve(entries: list[dict[str, Any]], path: Path) -> None:
     steps = [entry["step"] for entry in entries if "loss" in entry]
     losses = [entry["loss"] for entry in entries if "loss" in entry]
     axes.plot(steps, losses, color="#9db4d0", linewidth=1, label="training loss")
-    axes.plot(steps, smooth(losses), color="#1f4e8c", linewidth=2, label="training loss, smoothed")
-    held_out = [(entry["step"], entry["held_out_loss"]) for entry in entries if "held_out_loss" in entry]
+    axes.plot(
+        steps,
+        pandas.Series(losses).ewm(alpha=0.2).mean(),
+        color="#1f4e8c",
+        linewidth=2,
+        label="training loss, smoothed",
+    )
+    held_out = [(entry["step"], entry["eval_loss"]) for entry in entries if "eval_loss" in entry]
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#c2571a", marker="o", label="held-out loss")
     axes.set_xlabel("step")

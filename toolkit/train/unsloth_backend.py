@@ -1,15 +1,16 @@
 """Unsloth: QLoRA on CUDA with its own kernels. It patches transformers and TRL when it is imported."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from toolkit.base import Base
 from toolkit.config import Config
-from toolkit.memory import Plan
+from toolkit.memory_plan import MemoryPlan
 from toolkit.train.backend import Backend, UnslothFailed, dequantize
-from toolkit.train.batches import Batch
 
 # Families whose own forward pass at Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
 # Gemma-2, and runs others through transformers' code.
@@ -21,24 +22,24 @@ def backend() -> Backend:
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would ask the hub for a file to be counted by
     with _working():
         import unsloth  # noqa: F401
-    return Backend("unsloth", "cuda", "Unsloth", load, packed_loss, needs_padding, infer)
+    return Backend("unsloth", "cuda", "Unsloth", load, infer)
 
 
 @contextlib.contextmanager
 def _working() -> Iterator[None]:
-    """Turn whatever Unsloth raises into UnslothFailed; a card that is too small is not its fault."""
+    """Turn whatever Unsloth raises into UnslothFailed; a GPU that is too small is not its fault."""
     import torch
 
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
         raise
-    except Exception as exc:  # it fails in many ways: a version clash, an unsupported card, a missing compiler
+    except Exception as exc:  # it fails in many ways: a version clash, an unsupported GPU, a missing compiler
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         raise UnslothFailed(f"{type(exc).__name__}: {lines[0][:200] if lines else 'no message'}") from exc
 
 
-def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> Any:
+def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
     """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it.
 
     Unsloth finds the device of this process by itself, from what its launcher said.
@@ -55,11 +56,14 @@ def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> A
             max_seq_length=settings.max_length,
             dtype=compute,
             load_in_4bit=config.model.load_in_4bit,
-            offload_embedding=plan.way.offloaded,  # by itself Unsloth decides on figures of its own
+            offload_embedding=plan.strategy.offloaded,  # by itself Unsloth decides on figures of its own
             use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
         )
-        if plan.way.dequantized:
+        if plan.strategy.dequantized:
             model = dequantize(model, compute)
+        # Its trainer resets embeddings that it takes for untrained, in memory: the export would not know of that.
+        ignored = "UNSLOTH_IGNORED_TOKENIZER_NAMES"
+        os.environ[ignored] = f"{os.environ.get(ignored, '')}\n{model.config._name_or_path}"
         return FastLanguageModel.get_peft_model(
             model,
             r=settings.lora_r,
@@ -67,31 +71,17 @@ def load(base: Base, config: Config, plan: Plan, device: Any, compute: Any) -> A
             lora_dropout=settings.lora_dropout,
             target_modules=settings.lora_targets,
             bias="none",
-            use_gradient_checkpointing="unsloth" if plan.way.checkpointing else False,
+            use_gradient_checkpointing="unsloth" if plan.strategy.checkpointing else False,
             random_state=settings.seed,
             use_rslora=settings.rslora,
             loftq_config=None,
         )
 
 
-def needs_padding(model: Any) -> bool:
-    """Tell whether Unsloth's forward pass for this family takes padded rows only."""
-    return model.config.model_type not in PACKED
-
-
-def packed_loss(model: Any, batch: Batch, total: Any) -> Any:
-    """Return the batch's summed cross entropy divided by `total` (a tensor), through Unsloth's fused head and loss."""
-    import torch
-
-    inputs = {"input_ids": batch.input_ids, "labels": batch.labels, "num_items_in_batch": total, "use_cache": False}
-    if batch.padded:
-        lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
-        places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-        inputs["attention_mask"] = (places[None, :] < lengths[:, None]).long()
-    else:
-        inputs["position_ids"] = batch.position_ids
-        inputs["packed_seq_lengths"] = torch.tensor(batch.lengths, dtype=torch.int32)
-    return model(**inputs).loss
+def pads(folder: Path) -> bool:
+    """Tell whether Unsloth pads the records of a micro-batch for this base, instead of laying them into one row."""
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return values.get("model_type") not in PACKED
 
 
 def infer(model: Any) -> None:

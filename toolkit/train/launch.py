@@ -1,4 +1,7 @@
-"""Train in a process of its own, or in several: start it, pass Ctrl-C on, and take over its outcome or its error."""
+"""Train in a process of its own, or in several: start it, pass Ctrl-C on, and take over its outcome or its error.
+
+`accelerate launch` starts several; nothing here distributes anything.
+"""
 
 import json
 import os
@@ -7,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,74 +19,78 @@ from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import INTERRUPTED, MISSING, ToolkitError
 from toolkit.run import Outcome, RunFolder
-from toolkit.train import workers
+from toolkit.train import parallel
 
 PACKAGE = Path(__file__).parents[2]
+WORKER = ["-m", "toolkit.train.worker"]
 
 
-def train_apart(config: Config, folder: RunFolder, base: Base, *, restart: bool = False, gpus: int = 1) -> Outcome:
+def run_training(config: Config, folder: RunFolder, base: Base, *, restart: bool = False, gpus: int = 1) -> Outcome:
     """Do what `train` does, in another process; `gpus` > 1 starts so many through accelerate's launcher.
 
-    Where Unsloth turns out not to work and the settings leave the choice, PEFT takes its place. In a process that a
-    launcher started as one of several, this very process trains. Raises what `train` raises.
+    Where Unsloth turns out not to work and the settings leave the choice, PEFT takes its place. Where memory runs out,
+    the next process goes on from the last checkpoint with half the micro-batch and twice the accumulation. In a process
+    that a launcher started as one of several, this very process trains. Raises what `train` raises.
     """
     if machine.launched():
         from toolkit.train import train
 
-        workers.join().say({"base": [base.label, str(base.folder), base.commit], "restart": restart})
+        parallel.send_request({"base": [base.label, str(base.folder), base.commit], "restart": restart})
         return train(config, folder, base, restart=restart)
-    wanted = order(config, folder, base, restart=restart)
-    found = _run(wanted, gpus)
-    if "avoid" in found and config.train.backend == "auto":
-        console.warn(f"Unsloth does not work here ({found['avoid']}); PEFT trains instead")
-        found = _run({**wanted, "avoid": f"Unsloth does not work here ({found['avoid']})"}, gpus)
+    request = request_of(config, folder, base, restart=restart)
+    times_out_of_memory = 0
+    while True:
+        found = run_worker(request, gpus)
+        if found.get("unsloth_error") and config.train.backend == "auto":
+            request["avoid"] = f"Unsloth does not work here ({found['unsloth_error']})"
+            console.warn(f"{request['avoid']}; PEFT trains instead")
+        elif found.get("smaller"):
+            request |= {"at_most": found["smaller"], "restart": False}
+            times_out_of_memory += 1
+            console.warn(
+                f"{found['error']['message']}; going on from the last checkpoint with {found['smaller']}, "
+                "and more of them a step: the same records, the same result"
+            )
+        else:
+            break
     if found.get("interrupted"):
         raise KeyboardInterrupt
     if "error" in found:
-        problem = found["error"]
-        raise ToolkitError(
-            problem["message"], hint=problem["hint"], exit_code=problem["exit_code"], details=problem["details"]
-        )
-    return Outcome([Path(path) for path in found["outputs"]], found["figures"])
+        raise ToolkitError(**found["error"])
+    figures = {**found["figures"], "times_out_of_memory": times_out_of_memory}
+    return Outcome([Path(path) for path in found["outputs"]], figures)
 
 
-def order(config: Config, folder: RunFolder, base: Base, *, restart: bool = False) -> dict[str, Any]:
-    """Return what the process that trains is told (`child.py`), as JSON has it."""
+def request_of(config: Config, folder: RunFolder, base: Base, *, restart: bool = False) -> dict[str, Any]:
+    """Return what `worker.py` is told, as JSON has it."""
     return {
         "config": config.model_dump(mode="json", by_alias=True),
         "base": {"label": base.label, "folder": str(base.folder), "commit": base.commit},
         "restart": restart,
         "avoid": "",
+        "at_most": 0,
         "quiet": console.is_quiet(),
         "log": str(folder.log) if folder.log.is_file() else "",
     }
 
 
 def follow(config: Config, folder: RunFolder) -> None:
-    """Be one of several processes, but not the first: train whenever the first one does, until it dismisses us."""
+    """Be one of several processes, but not the first: train what the first one asks for, if it does."""
     from toolkit.train import train
 
-    together = workers.join()
-    while (order := together.say(None)) is not None:
-        label, place, commit = order["base"]
-        with workers.silent():
-            train(config, folder, Base(label, Path(place), commit), restart=order["restart"])
-    workers.leave()
+    request = parallel.wait_for_request()
+    if request is not None:
+        label, place, commit = request["base"]
+        with parallel.silent():
+            train(config, folder, Base(label, Path(place), commit), restart=request["restart"])
 
 
-def dismiss() -> None:
-    """Let the other processes go, if there are any; those that failed have gone already."""
-    if machine.launched():
-        with suppress(RuntimeError):
-            workers.join().say(None)
-        workers.leave()
-
-
-def _run(order: dict[str, Any], gpus: int) -> dict[str, Any]:
+def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
+    """Run `worker.py` as one process, or as `gpus` of them, and return its answer."""
     with tempfile.TemporaryDirectory(prefix="toolkit-") as place:
-        asked, answer = Path(place) / "order.json", Path(place) / "answer.json"
-        asked.write_text(json.dumps(order), encoding="utf-8")
-        called = [*_launcher(gpus), "-m", "toolkit.train.child", str(asked), str(answer)]
+        asked, answer = Path(place) / "request.json", Path(place) / "answer.json"
+        asked.write_text(json.dumps(request), encoding="utf-8")
+        called = [*_launcher(gpus), *WORKER, str(asked), str(answer)]
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
             called,
@@ -91,7 +98,7 @@ def _run(order: dict[str, Any], gpus: int) -> dict[str, Any]:
             stdout=2,
             env=_environment(),
             start_new_session=True,
-            preexec_fn=workers.die_with_parent,
+            preexec_fn=parallel.die_with_parent,
         )
         try:
             with _passing_on(process):
@@ -122,7 +129,7 @@ def _launcher(gpus: int) -> list[str]:
         raise ToolkitError(
             f"--gpus {gpus}, but this machine has {there}", hint=f"use --gpus {there} at most", exit_code=MISSING
         )
-    # Without cards the processes train on the CPU, which is of use for tests only.
+    # Without GPUs the processes train on the CPU, which is of use for tests only.
     how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(gpus), "--main_process_port", "0"]
     return [sys.executable, "-m", "accelerate.commands.launch", *how, "--mixed_precision=no", "--dynamo_backend=no"]
 

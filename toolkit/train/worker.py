@@ -1,7 +1,7 @@
-"""The process that trains: `python -m toolkit.train.child ORDER ANSWER`, one, or several that a launcher started.
+"""The process that trains: `python -m toolkit.train.worker REQUEST ANSWER`, one, or several that accelerate launched.
 
 Unsloth changes transformers in the process it is imported into, and CUDA memory is given back for certain only when a
-process ends; so whoever runs the stages never trains itself. ORDER and ANSWER are JSON files (`apart.py`).
+process ends; so whoever runs the stages never trains itself. REQUEST and ANSWER are JSON files (`launch.py`).
 """
 
 import contextlib
@@ -14,20 +14,18 @@ from typing import Any
 from toolkit import console, machine
 from toolkit.base import Base
 from toolkit.config import Config
-from toolkit.errors import INTERRUPTED, ToolkitError, explain, unexpected
+from toolkit.errors import INTERRUPTED, explain, unexpected
 from toolkit.run import folder_of, write_text
-from toolkit.train import train, workers
+from toolkit.train import OutOfMemory, parallel, train
 from toolkit.train.backend import UnslothFailed
 
 
-def main(order: Path, answer: Path) -> int:
-    """Train as ordered, write the outcome or what went wrong, and return the exit code."""
-    workers.die_with_parent()
-    wanted = json.loads(order.read_text(encoding="utf-8"))
+def main(request: Path, answer: Path) -> int:
+    """Train as requested, write the outcome or what went wrong, and return the exit code."""
+    parallel.die_with_parent()
+    wanted = json.loads(request.read_text(encoding="utf-8"))
     config = Config.model_validate(wanted["config"])
-    folder = folder_of(config)
-
-    first = workers.rank() == 0
+    first = parallel.rank() == 0
     console.configure(quiet=wanted["quiet"] or not first)
     if first and wanted["log"]:
         console.log_to(Path(wanted["log"]))
@@ -35,8 +33,9 @@ def main(order: Path, answer: Path) -> int:
     code = 0
     try:
         base = Base(wanted["base"]["label"], Path(wanted["base"]["folder"]), wanted["base"]["commit"])
-        with contextlib.nullcontext() if first else workers.silent():
-            outcome = train(config, folder, base, restart=wanted["restart"], avoid=wanted["avoid"])
+        options = {name: wanted[name] for name in ("restart", "avoid", "at_most")}
+        with contextlib.nullcontext() if first else parallel.silent():
+            outcome = train(config, folder_of(config), base, **options)
         found = {"outputs": [str(path) for path in outcome.outputs], "figures": outcome.figures}
     except KeyboardInterrupt:
         found, code = {"interrupted": True}, INTERRUPTED
@@ -46,25 +45,17 @@ def main(order: Path, answer: Path) -> int:
 
             traceback.print_exc()
         known = explain(exc) or unexpected(exc)
-        found, code = {"error": _plain(known)}, known.exit_code
+        fields = ("message", "hint", "exit_code", "details")
+        found, code = {"error": {name: getattr(known, name) for name in fields}}, known.exit_code
         if isinstance(exc, UnslothFailed):
-            found["avoid"] = exc.reason
+            found["unsloth_error"] = exc.reason
+        if isinstance(exc, OutOfMemory):
+            found["smaller"] = exc.smaller
         if machine.launched() and not first:
             console.error(known)  # the others may be waiting, and their launcher ends them
-    if first:
+    if first or found.get("smaller"):  # any of them may be the one that ran out of memory
         write_text(answer, json.dumps(found, default=str))
-    if code == 0:
-        workers.leave()
     return code
-
-
-def _plain(problem: ToolkitError) -> dict[str, Any]:
-    return {
-        "message": problem.message,
-        "hint": problem.hint,
-        "exit_code": problem.exit_code,
-        "details": problem.details,
-    }
 
 
 if __name__ == "__main__":

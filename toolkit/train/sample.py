@@ -4,37 +4,32 @@ import contextlib
 from typing import Any
 
 from toolkit import console
-from toolkit.config import Config
-from toolkit.prompt import PromptFormat, render
-from toolkit.tokens import Tokenizer
-from toolkit.train.backend import Backend
-from toolkit.train.precision import Precision
+from toolkit.prompt import render
+from toolkit.train.job import Job
 
 CHEAP = 1_000_000_000  # parameters beyond which a CPU takes minutes for an answer
 
 
-def answer(
-    model: Any, tokenizer: Tokenizer, form: PromptFormat, config: Config, backend: Backend, precision: Precision
-) -> dict[str, str] | None:
+def answer(job: Job, model: Any) -> dict[str, str] | None:
     """Ask the first of validation's questions, greedily, and print the answer; None where that was not possible.
 
     The adapter is saved by now, so whatever goes wrong here is said and no more.
     """
     import torch
 
-    settings = config.validation
+    settings, tokenizer = job.config.validation, job.tokenizer
     question = settings.questions[0] if settings.questions else ""
     if not question:
         return None
-    if backend.device == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > CHEAP:
+    if job.backend.device == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > CHEAP:
         console.say("no question is asked: a model of this size takes minutes for an answer on a CPU")
         return None
-    ids = tokenizer.prompt_ids(render(form, question, settings.instruction))
+    ids = tokenizer.prompt_ids(render(job.form, question, settings.instruction))
     try:
-        backend.infer(model)
+        job.backend.infer(model)
         device = next(model.parameters()).device
         given = torch.tensor([ids], device=device)
-        with torch.no_grad(), precision.autocast():
+        with torch.no_grad():
             found = model.generate(
                 input_ids=given,
                 attention_mask=torch.ones_like(given),

@@ -2,23 +2,25 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import REPOSITORY, call_toolkit
-from tests.train.conftest import SAME, write_records
-from tests.train.test_train import losses, wait_for_step, with_
+from tests.train.conftest import SAME, losses, wait_for_step, with_, write_records
 from toolkit import console
 from toolkit.base import Base
 from toolkit.config import Config
 from toolkit.errors import ToolkitError
 from toolkit.run import RunFolder
-from toolkit.train import apart, train, workers
+from toolkit.train import checkpoints, launch, parallel, train
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +31,10 @@ def test_another_process_gives_the_same_outcome(
     settings, folder = small
     here = train(settings, folder, base)
     expected = losses(folder)
-    there = apart.train_apart(settings, folder, base, restart=True)
+    there = launch.run_training(settings, folder, base, restart=True)
     assert losses(folder) == pytest.approx(expected, rel=SAME)
     assert [path.resolve() for path in there.outputs] == [path.resolve() for path in here.outputs]
-    assert set(there.figures) == set(here.figures)
+    assert set(there.figures) == {*here.figures, "times_out_of_memory"}
     for name in set(here.figures) - {"plan", "seconds", "tokens_per_second"}:
         one, other = here.figures[name], there.figures[name]
         assert other == (pytest.approx(one, rel=SAME) if isinstance(one, float) else one), name
@@ -43,7 +45,7 @@ def test_an_error_comes_through_with_hint_code_and_details(small: tuple[Config, 
     settings, folder = small
     wild = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 1e30})})
     with pytest.raises(ToolkitError, match=r"step .*: the loss is .* rows") as caught:
-        apart.train_apart(wild, folder, base)
+        launch.run_training(wild, folder, base)
     assert "learning_rate" in caught.value.hint and caught.value.exit_code == 1
     assert caught.value.details["step"] >= 2 and caught.value.details["rows"]
 
@@ -63,46 +65,47 @@ def test_a_killed_process_is_said_and_the_next_one_goes_on(
 
     with monkeypatch.context() as patch, pytest.raises(ToolkitError, match="killed by signal 9") as caught:
         patch.setattr(subprocess.Popen, "wait", shot)
-        apart.train_apart(settings, folder, base)
+        launch.run_training(settings, folder, base)
     assert "memory" in caught.value.hint
-    assert apart.train_apart(settings, folder, base).figures["resumed_at_step"] in (3, 6)
+    assert launch.run_training(settings, folder, base).figures["resumed_at_step"] in (3, 6)
 
 
 def test_unsloth_that_fails_gives_way_to_peft(
     small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings, folder = small
-    orders = []
+    requests = []
 
-    def run(order: dict, gpus: int) -> dict:
-        orders.append(order["avoid"])
-        if not order["avoid"]:
-            return {"error": {"message": "m", "hint": "h", "exit_code": 3, "details": {}}, "avoid": "no triton"}
+    def run(request: dict[str, Any], gpus: int) -> dict[str, Any]:
+        requests.append(request["avoid"])
+        if not request["avoid"]:
+            error = {"message": "m", "hint": "h", "exit_code": 3, "details": {}}
+            return {"error": error, "unsloth_error": "no triton"}
         return {"outputs": [], "figures": {}}
 
-    monkeypatch.setattr(apart, "_run", run)
-    apart.train_apart(settings, folder, base)
-    assert orders == ["", "Unsloth does not work here (no triton)"]
+    monkeypatch.setattr(launch, "run_worker", run)
+    launch.run_training(settings, folder, base)
+    assert requests == ["", "Unsloth does not work here (no triton)"]
     assert "PEFT trains instead" in capsys.readouterr().err
     demanded = settings.model_copy(update={"train": settings.train.model_copy(update={"backend": "unsloth"})})
     with pytest.raises(ToolkitError, match="m"):
-        apart.train_apart(demanded, folder, base)
+        launch.run_training(demanded, folder, base)
 
 
 def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], base: Base) -> None:
-    """gloo on a CPU; without dropout, because each process draws its own."""
+    """gloo on a CPU. One process has all four held-out records, the other copies that do not count."""
     settings, folder = small
-    values = {"precision": "f32", "lora_dropout": 0.0, "batch_size": 3, "accumulation": 1, "eval_steps": 4}
+    values = {"precision": "f32", "lora_dropout": 0.0, "batch_size": 4, "accumulation": 2, "eval_steps": 4}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
     one = train(settings, folder, base)
     alone = folder.train_log.read_text().splitlines()
     settings, folder = with_(settings, Path(settings.run.folder) / "two")
-    two = apart.train_apart(settings, folder, base, gpus=2)
+    two = launch.run_training(settings, folder, base, gpus=2)
     assert two.figures["devices"] == 2
     together = folder.train_log.read_text().splitlines()
     assert len(alone) == len(together) == 8 + 3
     for first, second in zip(map(json.loads, alone), map(json.loads, together), strict=True):
-        for key in ("step", "loss", "grad_norm", "learning_rate", "tokens", "held_out_loss"):
+        for key in ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "eval_loss"):
             if key in first:
                 assert second[key] == pytest.approx(first[key], rel=1e-5)
     assert {path.name for path in two.outputs} == {path.name for path in one.outputs}
@@ -162,14 +165,58 @@ save_steps = 1000
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "stopping after this step" in err and json.loads(out)["exit_code"] == 130
-    assert len(list(folder.checkpoints.glob("checkpoint-*"))) == 1
+    assert len(list(folder.checkpoints.glob(f"*/checkpoint-*/{checkpoints.MARKER}"))) == 1
 
 
-def test_a_process_alone_needs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_cannot_share_a_step_evenly_are_refused(
+    small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And the hint's own words make it work."""
+    settings, folder = small
+    values = {"batch_size": 3, "accumulation": 1, "steps": 2}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
+    with pytest.raises(ToolkitError, match="2 processes cannot share the 3 records") as caught:
+        launch.run_training(settings, folder, base, gpus=2)
+    named = dict(re.findall(r"--set train\.(\w+)=(\d+)", caught.value.hint))
+    values = {key: int(value) for key, value in named.items()}
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
+    assert launch.run_training(settings, folder, base, gpus=2).figures["devices"] == 2
+
+
+def test_two_machines_train_as_one_process_does(tmp_path: Path, base: Base) -> None:
+    """`accelerate launch` on each, as its own documentation has it; the folder is shared."""
+    values = 'steps = 3\nmax_length = 320\nlora_dropout = 0.0\nprecision = "f32"\n'
+    settings = '[run]\nname = "NAME"\n[data]\nsource = "DATA"\n[model]\nbase = "BASE"\n[train]\n' + values
+    settings = settings.replace("DATA", str(REPOSITORY / "data" / "sample.csv")).replace("BASE", str(base.folder))
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(settings.replace("NAME", name))
+        assert call_toolkit("prepare", "-c", f"{name}.toml", cwd=tmp_path).code == 0
+    assert call_toolkit("train", "-c", "one.toml", cwd=tmp_path).code == 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = ["--multi_gpu", "--num_machines=2", "--num_processes=2", "--main_process_ip=127.0.0.1"]
+    common += [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
+    verb = ["-m", "toolkit", "train", "-c", "two.toml", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OLLAMA_HOST": "127.0.0.1:9"}
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", f"--machine_rank={rank}", *common, *verb],
+            cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=300) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    assert json.loads(said[0][0].splitlines()[-1])["devices"] == 2 and not said[1][0]
+    one, two = (losses(RunFolder(tmp_path / "exports" / name, name)) for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-5) and len(one) == 3
+
+
+def test_a_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    alone = workers.join()
-    assert alone == workers.Workers() and alone.first and workers.rank() == 0
-    assert alone.say({"a": 1}) == {"a": 1} and alone.sums([1.0, 2.0]) == [1.0, 2.0]
+    assert parallel.rank() == 0 and not parallel.sharded()
+    parallel.dismiss()
     assert not console.is_quiet()
 
 
@@ -177,12 +224,12 @@ CHATTY = """
 import sys
 from pathlib import Path
 from toolkit.errors import ToolkitError
-from toolkit.train import child
+from toolkit.train import worker
 def train(*_, **__):
     print("a banner")
-    raise ToolkitError("no card")
-child.train = train
-sys.exit(child.main(Path(sys.argv[1]), Path(sys.argv[2])))
+    raise ToolkitError("no GPU")
+worker.train = train
+sys.exit(worker.main(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 
 
@@ -191,11 +238,11 @@ def test_the_first_of_several_processes_shows_what_libraries_print(
     small: tuple[Config, RunFolder], base: Base, tmp_path: Path, rank: str, shown: str
 ) -> None:
     """The others' errors are shown all the same: their launcher ends the first before it can tell of them."""
-    asked, answer = tmp_path / "order.json", tmp_path / "answer.json"
-    asked.write_text(json.dumps(apart.order(*small, base)))
+    asked, answer = tmp_path / "request.json", tmp_path / "answer.json"
+    asked.write_text(json.dumps(launch.request_of(*small, base)))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RANK": rank, "WORLD_SIZE": "2"}
     command = [sys.executable, "-c", CHATTY, str(asked), str(answer)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     assert done.returncode == 1, done.stderr
     assert done.stdout == shown
-    assert answer.is_file() == (rank == "0") and ("no card" in done.stderr) == (rank == "1")
+    assert answer.is_file() == (rank == "0") and ("no GPU" in done.stderr) == (rank == "1")

@@ -1,0 +1,186 @@
+"""What the toolkit adds to the trainer's loop: the log and progress line, checkpoints that are whole, and Ctrl-C."""
+
+import gc
+import json
+import math
+import signal
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from transformers import TrainerCallback
+from transformers.trainer_callback import EarlyStoppingCallback
+
+from toolkit import console
+from toolkit.errors import ToolkitError
+from toolkit.run import write_text
+from toolkit.train import checkpoints
+from toolkit.train.job import Job
+
+
+class Report(TrainerCallback):  # type: ignore[misc]
+    """Add tokens, speed and memory to the trainer's log, show it, and end a run whose numbers are not finite."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        self.job = job
+        self.stack = stack
+        self.trainer: Any = None
+        self.progress: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write the log up to the checkpoint that the run goes on from."""
+        if state.is_world_process_zero:
+            write_text(self.job.live_log, log_text(state.log_history))
+        self.progress = self.stack.enter_context(console.progress("training", state.max_steps, "steps"))
+        self.progress.skip_to(state.global_step)
+        gc.collect()
+        gc.freeze()  # the libraries' million objects: walking through them again and again costs 6 % of a short step
+        self.stack.callback(gc.unfreeze)
+        self.clock = time.monotonic()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Forget the losses of the step before."""
+        self.trainer.micro_losses = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count epochs over the records; the trainer's data set is the whole run in order."""
+        state.epoch = state.global_step * self.job.order[0].size / len(self.job.splits["train"])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Complete the entry that the trainer has just logged."""
+        entry = state.log_history[-1]
+        step, loss, job = state.global_step, entry.get("loss"), self.job
+        if loss is not None:
+            self._check(step, loss, entry.get("grad_norm", 0.0))
+            elapsed = time.monotonic() - self.clock
+            tokens = int(job.step_tokens[step - 1])
+            job.tokens_here += tokens
+            job.seconds += elapsed
+            entry["tokens"] = int(job.step_tokens[:step].sum())
+            entry["tokens_per_second"] = round(tokens / max(1e-9, elapsed), 1)
+            parts = [f"loss {loss:.3f}", f"grad {entry['grad_norm']:.2f}", f"lr {entry['learning_rate']:.1e}"]
+            parts.append(f"{job.tokens_here / max(1e-9, job.seconds):,.0f} tokens/s")
+            if args.device.type == "cuda":
+                entry["memory"] = int(torch.cuda.max_memory_allocated(args.device))
+                parts.append(console.size(entry["memory"]))
+            self.progress.advance(note="  ".join(parts))
+        elif "eval_loss" not in entry:
+            return
+        if state.is_world_process_zero:
+            with job.live_log.open("a", encoding="utf-8") as file:
+                file.write(log_text([entry]))
+        self.clock = time.monotonic()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        """Say the held-out loss."""
+        console.say(f"held-out loss at step {state.global_step}: {metrics['eval_loss']:.4f} nats per token")
+        self.clock = time.monotonic()
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """Leave the time of saving out of the speed."""
+        self.clock = time.monotonic()
+
+    def _check(self, step: int, loss: float, norm: float) -> None:
+        """Raise ToolkitError with the rows of the micro-batches whose loss is not finite, or else of the step."""
+        scaler = self.trainer.accelerator.scaler
+        overflow = scaler is not None and scaler.get_scale() > 1  # of f16: the step was skipped, its scale is halved
+        if math.isfinite(loss) and (math.isfinite(norm) or overflow):
+            return
+        args = self.trainer.args
+        mine = self.job.order[step - 1, args.process_index :: args.world_size]
+        bad = [batch for batch, found in zip(mine, self.trainer.micro_losses, strict=True) if not found.isfinite()]
+        suspects = mine if math.isfinite(loss) else bad
+        numbers = [self.job.splits["train"][place].row for batch in suspects for place in batch]
+        rows = sorted(set(gather_object(numbers)))
+        raise ToolkitError(
+            f"step {step}: the loss is {loss}, the gradient norm {norm}; the batch holds rows "
+            + ", ".join(map(str, rows)),
+            hint="look at these rows, or lower `train.learning_rate`; the last checkpoint before it is kept",
+            details={"step": step, "rows": rows},
+        )
+
+
+class Keep(TrainerCallback):  # type: ignore[misc]
+    """Decide when to save and to take the held-out loss, and mark each checkpoint that is whole.
+
+    transformers saves at evaluations only where save_steps is a multiple of eval_steps. Here the best adapter is saved
+    whenever it was found, and every save_steps beside it.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Take eval_steps and the best checkpoint's place as they are now, not as a checkpoint brought them back."""
+        state.compute_steps(args, state.max_steps)
+        best = self.job.place / f"checkpoint-{state.best_global_step}"
+        state.best_model_checkpoint = str(best) if best.is_dir() else None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask for a checkpoint every save_steps, and for the held-out loss after the last step."""
+        if state.global_step % self.job.settings.save_steps == 0:
+            control.should_save = True
+        if state.global_step >= state.max_steps and self.job.splits["val"]:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        """Ask for a checkpoint of an adapter that is better than all before."""
+        best = math.inf if state.best_metric is None else state.best_metric
+        if self.job.settings.eval_steps and state.global_step and metrics["eval_loss"] < best:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Mark the checkpoint, once every process has written its part."""
+        args.distributed_state.wait_for_everyone()
+        if state.is_world_process_zero:
+            checkpoints.mark(self.job.place / f"checkpoint-{state.global_step}", self.job.fingerprint)
+
+
+class StopEarly(EarlyStoppingCallback):  # type: ignore[misc]
+    """transformers' own, which a resumed run goes on with: by itself it counts from nothing there."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Count the held-out losses since the best one."""
+        best = state.best_global_step or 0
+        since = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > best]
+        self.early_stopping_patience_counter = len(since)
+        # The trainer looks this up when it saves, also where the checkpoint's run had no early stopping.
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """End the run after the step in hand, with a checkpoint, on Ctrl-C or SIGTERM; a second one ends it at once."""
+
+    def __init__(self, job: Job, stack: ExitStack) -> None:
+        self.job = job
+        self.stack = stack
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Take the signals over until training ends."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.stack.callback(signal.signal, number, signal.signal(number, self.stop))
+
+    def stop(self, number: int, frame: object) -> None:
+        """Note that the run is to stop."""
+        if self.job.stopped:
+            raise KeyboardInterrupt
+        self.job.stopped = True
+        console.say("stopping after this step, to save a checkpoint; once more stops at once")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Let all processes decide alike."""
+        asked = self.job.stopped
+        if args.world_size > 1:
+            asked = any(gather_object([asked]))
+        if asked and state.global_step < state.max_steps:
+            self.job.stopped = True
+            control.should_training_stop = control.should_save = True
+            control.should_evaluate = False
+
+
+def log_text(history: list[dict[str, Any]]) -> str:
+    """Return the trainer's log as JSON lines: an object for each step, and one for each held-out loss."""
+    kept = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
+    return "".join(json.dumps({"step": entry["step"], **entry}) + "\n" for entry in kept)

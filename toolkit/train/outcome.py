@@ -1,0 +1,123 @@
+"""What a finished run leaves: the adapter with its tokenizer, the log, the loss curve, and the figures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from toolkit import console
+from toolkit.prompt import chat_template
+from toolkit.run import Outcome, write_text, writing_folder
+from toolkit.train import checkpoints, parallel, plot, sample
+from toolkit.train.job import Job
+
+
+def finish(job: Job, trainer: Any) -> Outcome:
+    """Write the run's results; every process calls this, and the first one writes."""
+    folder, step, kept = job.folder, trainer.state.global_step, _kept_step(job, trainer)
+    weights = trainer.adapter()
+    if not trainer.is_world_process_zero():
+        return Outcome([], {})
+    from toolkit.train.callbacks import log_text
+
+    model, history = trainer.accelerator.unwrap_model(trainer.model), trainer.state.log_history
+    _save(job, model, weights)
+    write_text(folder.train_log, log_text(history))
+    plot.loss_curve(history, folder.loss_plot)
+    checkpoints.clear_other_runs(folder, job.fingerprint)
+    outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
+    trainable, total = parameters(model)
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    figures = {
+        "backend": job.backend.name,
+        "device": job.backend.device,
+        "devices": job.plan.processes,
+        "precision": job.precision,
+        "steps": step,
+        "kept_step": kept,
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+        "records": len(job.splits["train"]),
+        "tokens_seen": int(job.step_tokens[:step].sum()),
+        "tokens_per_second": round(job.tokens_here / job.seconds, 1) if job.seconds else None,
+        "first_loss": losses[0] if losses else None,
+        "last_loss": losses[-1] if losses else None,
+        "held_out_loss_before": held_out.get(0),
+        "held_out_loss_after": held_out.get(kept),
+        "resumed_at_step": checkpoints.step_of(job.resume) if job.resume else 0,
+        "base_commit": job.base.commit,
+        "plan": {
+            "micro_batch": job.plan.micro_batch,
+            "accumulation": job.plan.accumulation,
+            "tokens": job.plan.tokens,
+            "checkpointing": job.plan.strategy.checkpointing,
+            "dequantized": job.plan.strategy.dequantized,
+            "reason": job.plan.reason,
+        },
+        **_memory(job, trainer.args.device),
+    }
+    figures["answer"] = None if parallel.sharded() else sample.answer(job, model)
+    return Outcome([*outputs, folder.train_log, folder.loss_plot], figures)
+
+
+def _kept_step(job: Job, trainer: Any) -> int:
+    """Return the step of the adapter that is kept, and say so where it is not the last one."""
+    state, settings = trainer.state, job.settings
+    step: int = state.global_step
+    if step < settings.steps:
+        console.say(
+            f"early stopping after step {step}: {settings.early_stopping} held-out losses in a row are no better"
+        )
+    if not settings.eval_steps or not state.best_global_step or state.best_global_step == step:
+        return step
+    best = int(state.best_global_step)
+    console.say(f"the adapter of step {best} is kept: its held-out loss is the lowest, {state.best_metric:.4f}")
+    return best
+
+
+def parameters(model: Any) -> tuple[int, int]:
+    """Count a model's trainable and its total parameters; a 4-bit weight counts as the weights it stands for."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        if type(parameter).__name__ == "Params4bit":
+            count *= 2 * parameter.element_size()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def _memory(job: Job, device: Any) -> dict[str, Any]:
+    """Compare the memory that was computed with what torch's allocator held at most; both are bytes."""
+    if device.type != "cuda":
+        return {}
+    import torch
+
+    measured = int(torch.cuda.max_memory_allocated(device))
+    said = f"memory: {console.size(measured)} at the peak"
+    if job.plan.estimate:
+        said += f", {console.size(job.plan.estimate)} computed"
+    console.say(said)
+    return {"memory_peak": measured, "memory_estimate": job.plan.estimate}
+
+
+def _save(job: Job, model: Any, weights: dict[str, Any]) -> None:
+    """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template and EOS."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.base.folder)
+    tokenizer.chat_template = chat_template(job.form)
+    if job.form.eos:
+        tokenizer.eos_token = job.form.eos
+    with writing_folder(job.folder.adapter) as fresh:
+        model.save_pretrained(fresh, state_dict=weights)
+        tokenizer.save_pretrained(fresh)
+        _name_base(fresh / "adapter_config.json", job.base.folder)
+
+
+def _name_base(path: Path, base: Path) -> None:
+    """Keep a cache path out of adapter_config.json: only its last part means something elsewhere."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if values.get("base_model_name_or_path") == str(base):
+        values["base_model_name_or_path"] = base.name
+        write_text(path, json.dumps(values, indent=2) + "\n")

@@ -1,0 +1,86 @@
+"""Several processes that train together, one a GPU, as accelerate or torchrun launched them; or this one alone.
+
+accelerate does the work (DDP, FSDP2, DeepSpeed, several machines, as its own configuration says). What stands here is
+how the others wait for the first one, which alone writes, prints, and may have a model to download.
+"""
+
+import contextlib
+import ctypes
+import datetime
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit import machine
+from toolkit.errors import MISSING, ToolkitError
+
+REQUEST = "toolkit_request"
+DOWNLOAD = datetime.timedelta(hours=24)  # how long the others wait for the first one's request
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+def rank() -> int:
+    """Return this process's number among those that were launched together."""
+    return int(os.environ.get("RANK", "0")) if machine.launched() else 0
+
+
+def sharded() -> bool:
+    """Tell whether accelerate's configuration divides the model among the processes (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def check() -> None:
+    """Raise ToolkitError where accelerate's configuration asks for what cannot train here."""
+    if sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ToolkitError(
+            "accelerate's configuration asks for FSDP version 1; the toolkit shards with version 2",
+            hint="set `fsdp_version: 2` under fsdp_config, or launch with `--fsdp_version 2`",
+            exit_code=MISSING,
+        )
+
+
+def send_request(request: dict[str, Any]) -> None:
+    """Tell the other processes what to train."""
+    _store().set(REQUEST, json.dumps(request))
+
+
+def dismiss() -> None:
+    """Let the other processes go, if there are any that were not asked for anything."""
+    if machine.launched():
+        store = _store()
+        if not store.check([REQUEST]):
+            store.set(REQUEST, json.dumps(None))
+
+
+def wait_for_request() -> dict[str, Any] | None:
+    """Wait for what the first process wants trained; None where there is nothing to do."""
+    store = _store()
+    store.wait([REQUEST], DOWNLOAD)
+    found: dict[str, Any] | None = json.loads(store.get(REQUEST))
+    return found
+
+
+def _store() -> Any:
+    """Return the launcher's key-value store. It needs no process group, whose time-out would end a long download."""
+    from torch.distributed import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Hide what libraries print to standard output: the first process shows the same. Errors are still shown."""
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent is killed; a system that cannot goes without."""
+    try:
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+    except (OSError, AttributeError):
+        return
