@@ -1,6 +1,7 @@
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +70,8 @@ def test_random_split_is_scikit_learns(val: float, test: float, count: int, size
     assert [number - 1 for number in sides["train"]] == train
     assert [number - 1 for number in sides["val"] + sides["test"]] == held_out
     assert (len(sides["train"]), len(sides["val"]), len(sides["test"])) == sizes
+    order = np.random.RandomState(42).permutation(count)  # a stream that numpy keeps as it is
+    assert [number - 1 for number in sides["val"] + sides["test"] + sides["train"]] == order.tolist()
 
 
 def test_random_split_leaks_and_says_so() -> None:
