@@ -13,13 +13,19 @@ Parts = dict[str, int]
 # Resident after a training step of a model of 0.1 M parameters (2 cores, Linux, glibc 2.36, torch 2.14, transformers
 # 5.17, peft 0.21).
 LIBRARIES = 1_020_000_000
-CUDA_CONTEXT = 700_000_000  # on the card: context, cuBLAS and kernels; from NVIDIA's and bitsandbytes' users
+CUDA_CONTEXT = 700_000_000  # on the GPU: context, cuBLAS and kernels; from NVIDIA's and bitsandbytes' users
 # glibc cannot reuse every hole between the aligned blocks that torch asks for: activations take this much of what is
 # alive, by the bytes of a number. Measured (135 M parameters, 512 to 2,048 tokens a pass): 1.54 in bf16, 1.93 in
-# float32. Where layers are computed again little is alive, and it is 3.2 of that, in bf16 1.9 to 3.3 by the machine.
+# float32. Where layers are computed again little is alive, and it is 3.1 to 6.8 of that, in bf16 1.9 to 3.3: glibc's
+# holes differ by the model and the machine.
 HEAP = {2: 1.55, 4: 1.95}
-HEAP_RECOMPUTED = {2: 2.6, 4: 3.2}
-# What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, cards of 8 to 80 GB) after all
+HEAP_RECOMPUTED = {2: 2.6, 4: 4.8}
+# Bytes a layer of the mask that keeps the records of a row apart on a CPU, by pairs of tokens; two layers' worth stand
+# beside those that the backward pass needs (8,192 tokens, 8 layers).
+MASK_CPU = 2.2
+# Bytes of a logit on a CPU, where all positions have them at once: in 16 bits and float32, log-softmax, gradients.
+LOGIT_CPU = 16
+# What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, GPUs of 8 to 80 GB) after all
 # that is computed here; their 227 kB a token are `layer_activations` of one layer.
 UNSLOTH_LOGITS = 600_000_000
 # An export of 1.5 and of 8.0 billion weights with a vocabulary of 128,256 tokens to three quantizations took 761 MB on
@@ -27,11 +33,11 @@ UNSLOTH_LOGITS = 600_000_000
 EXPORT = 680_000_000
 EXPORT_BLOCKS = 1 << 24
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
-LOGITS = 512  # positions whose logits stand in memory at once, where the loss is ours (`train/loss.py`)
+LOGIT_TOKENS, LOGIT_COLUMNS = 4096, 32768  # of a tile of TRL's loss on CUDA
 # A layer's backward pass takes this much of what the layer keeps, beside it: an H100 with PEFT took 12.6 GB (12,076
 # tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
 BACKWARD = 0.25
-GATHERED = 3  # layers that a card holds whole where FSDP divides them: at work, being fetched, and being put together
+GATHERED = 3  # layers that a GPU holds whole where FSDP divides them: at work, being fetched, and being put together
 
 
 def total(parts: Mapping[str, int]) -> int:
@@ -77,9 +83,9 @@ def adapter(shape: Shape, settings: TrainSettings, moments: int) -> int:
     return shape.trainable(settings.lora_targets, settings.lora_r) * (4 + 4 + moments)
 
 
-def logits(shape: Shape, count: int) -> int:
-    """Return what our loss holds: a piece of the logits in 16 bits, its float32 copy, log-softmax and gradient."""
-    return 14 * min(count, LOGITS) * shape.vocab
+def logits_cuda(shape: Shape, count: int) -> int:
+    """Return the tile of 16-bit logits that TRL's loss holds at once; read in trl/kernels/chunked_logprob.py."""
+    return 2 * min(count, LOGIT_TOKENS) * min(shape.vocab, LOGIT_COLUMNS)
 
 
 def training_cpu(
@@ -93,7 +99,8 @@ def training_cpu(
     count = settings.batch_size * settings.max_length if tokens is None else tokens
     width = 2 if bf16 else 4
     layer = layer_activations(shape, settings.lora_targets, width, copied=bf16) * count
-    if settings.gradient_checkpointing is True if checkpointing is None else checkpointing:
+    recomputed = settings.gradient_checkpointing is True if checkpointing is None else checkpointing
+    if recomputed:
         # Each layer's input; and one layer at a time in full, with as much again for its gradients.
         kept = HEAP_RECOMPUTED[width] * (shape.layers * 4 * shape.hidden * count + 2 * layer)
         copies = shape.linear_weights() // shape.layers
@@ -105,12 +112,13 @@ def training_cpu(
         "bf16 copies": 2 * (copies + shape.table()) if bf16 else 0,
         "adapter": adapter(shape, settings, 8),
         "activations": int(kept),
-        "logits": logits(shape, count),
+        "logits": LOGIT_CPU * count * shape.vocab,
+        "attention mask": int(MASK_CPU * (2 if recomputed else shape.layers + 2) * count**2),
     }
 
 
 def weights_cuda(shape: Shape, *, four_bit: bool, offloaded: bool = False) -> int:
-    """Return the base's weights on a card: nf4 with double quantization for the layers, else 16 bits.
+    """Return the base's weights on a GPU: nf4 with double quantization for the layers, else 16 bits.
 
     `offloaded`: the input embeddings stand in the machine's memory, where no output head shares them.
     """
@@ -130,10 +138,10 @@ def training_cuda(
     offloaded: bool = False,
     shards: int = 1,
 ) -> Parts:
-    """Return the peak of one step on a CUDA card in 16-bit autocast, for `tokens` in a forward pass.
+    """Return the peak of one step on a CUDA GPU in 16-bit autocast, for `tokens` in a forward pass.
 
     With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
-    full. One layer's weights are dequantized at a time. `shards` cards divide weights and adapter by FSDP, and each
+    full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, and each
     holds a few layers whole, or the output head. By default the tokens are `batch_size` records of `max_length`, and
     checkpointing is as set, on where it is left to the plan.
     """
@@ -153,7 +161,7 @@ def training_cuda(
         kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
         return {**parts, "activations": kept + dequantized, "logits": UNSLOTH_LOGITS}
     backward = int((1 + BACKWARD if recomputed else BACKWARD) * layer) + dequantized
-    head = logits(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)
+    head = logits_cuda(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)
     return {
         **parts,
         "activations": shape.layers * (2 * shape.hidden * count if recomputed else layer),

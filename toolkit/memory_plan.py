@@ -1,5 +1,6 @@
 """The training plan that fits a device: the micro-batch, and the ways in which a step saves or spends memory."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,7 @@ def plan(
 
     `tokens_of` tells the tokens of the largest micro-batch of so many records; by default every record has max_length.
     `at_most` bounds the records, after memory ran out. Without checkpointing a step takes 4 FLOP a parameter and token
-    instead of 6, so it is left out where a whole record of max_length fits, unless the settings decide. Raises
+    instead of 6, so it is left out where the longest record fits without, unless the settings decide. Raises
     ToolkitError where the processes cannot share a step's records evenly.
     """
     share = share_of(settings, device.processes)
@@ -108,26 +109,27 @@ def plan(
     sizes = [records for records in range(share, 0, -1) if share % records == 0]
     if not settings.packing:
         sizes = [records for records in sizes if records <= settings.batch_size]
-    sizes = [records for records in sizes if not at_most or records <= at_most] or [1]
 
     def made(strategy: Strategy, most: int, reason: str, *, fits: bool = True) -> MemoryPlan:
-        records = next((records for records in sizes if tokens_of(records) <= most), 1)
+        allowed = (records for records in sizes if not at_most or records <= at_most)
+        records = next((records for records in allowed if tokens_of(records) <= most), 1)
         tokens = tokens_of(records)
         need = None if shape is None or device.free is None else total(peak(shape, settings, device, tokens, strategy))
         return MemoryPlan(records, share // records, device.processes, tokens, strategy, reason, need, fits)
 
-    longest, wanted = settings.max_length, settings.gradient_checkpointing
-    # A CPU gains nothing from wide passes: what the settings call a batch is what stands in memory at once.
-    most = max(MAX_TOKENS, longest) if device.cuda else settings.batch_size * longest
+    longest, wanted = tokens_of(1), settings.gradient_checkpointing
+    own = settings.batch_size * longest
     if shape is None or device.free is None:
         unknown = (
             "what this base takes on a device is unknown"
             if shape is None
             else "this system does not tell how much memory is free"
         )
-        return made(Strategy(wanted is not False), settings.batch_size * longest, f"{unknown}: the settings' own batch")
+        return made(Strategy(wanted is not False), own, f"{unknown}: the settings' own batch")
     room = int(device.free * (USABLE if device.cuda else 1))
-    most = min(most, sizes[0] * longest)
+    # A CPU gains nothing from wide passes: what the settings call a batch is what stands in memory at once.
+    # `at_most` does not count here: the way of computing that ran out of memory must not give place to a larger one.
+    most = min(max(MAX_TOKENS, longest) if device.cuda else own, tokens_of(sizes[0]))
     ways = _strategies(shape, device, wanted)
     for strategy in ways:
         tokens = _most_tokens(shape, settings, device, strategy, most, room)
@@ -144,10 +146,12 @@ def share_of(settings: TrainSettings, processes: int) -> int:
     """Return the records of a step that each process takes; raises ToolkitError where they cannot be shared evenly."""
     records = settings.batch_size * settings.accumulation
     if records % processes:
+        multiple = processes // math.gcd(processes, settings.batch_size)
+        nearest = multiple * max(1, round(settings.accumulation / multiple))
         raise ToolkitError(
             f"{processes} processes cannot share the {records} records of a step evenly",
             hint=f"set train.accumulation so that batch_size × accumulation is a multiple of {processes}, for example "
-            f"--set train.batch_size={settings.batch_size} --set train.accumulation={processes}",
+            f"--set train.accumulation={nearest}",
         )
     return records // processes
 

@@ -193,7 +193,7 @@ def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
     found = {check.name: check for check in home.examine(*settings)}
     assert found["gpu memory: training"].ok is False
-    assert found["gpu memory: training"].fix == "--set train.max_length=1024"
+    assert found["gpu memory: training"].fix == "--set train.max_length=512"
 
 
 def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from toolkit.toml import build
 from toolkit.run import folder_of
 from toolkit.train import train
 config = build(json.loads(sys.argv[1]))
-train(config, folder_of(config), Base("random", Path(config.model.base)))
+train(config, folder_of(config), Base("random", Path(config.model.base)), restart=True)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
