@@ -26,13 +26,39 @@ assert LLAMA_8B is not None
         (False, True, 1024, 5226),
     ],
 )
-def test_training_on_a_cpu_is_within_an_eighth_of_what_was_measured(
+def test_training_on_a_cpu_is_within_a_fifteenth_of_what_was_measured(
     bf16: bool, checkpointing: bool, length: int, measured: int
 ) -> None:
     """Peak resident MB of a few steps of SmolLM2-135M's shape, two records a micro-batch, rank 16 on all layers."""
     settings = TrainSettings(batch_size=2, max_length=length, gradient_checkpointing=checkpointing)
     computed = memory.total(memory.training_cpu(SMOLLM2, settings, bf16=bf16)) / 1e6
-    assert 0.88 < computed / measured < 1.12
+    assert computed == pytest.approx(measured, rel=1 / 15)
+
+
+LONG_ROWS = Shape(128, 8, 8, 4, 16, 384, 2048, tied=True), 8192
+WIDE = Shape(2048, 4, 32, 8, 64, 8192, 8192, tied=True), 2048
+
+
+@pytest.mark.parametrize(
+    ("bf16", "checkpointing", "case", "measured"),
+    [
+        (True, False, LONG_ROWS, 3186),
+        (True, True, LONG_ROWS, 1710),
+        (False, False, LONG_ROWS, 4148),
+        (False, True, LONG_ROWS, 2188),
+        (True, False, WIDE, 4570),
+        (True, True, WIDE, 3328),
+        (False, False, WIDE, 5020),
+        (False, True, WIDE, 3885),
+    ],
+)
+def test_other_shapes_on_a_cpu_are_within_a_fifth(
+    bf16: bool, checkpointing: bool, case: tuple[Shape, int], measured: int
+) -> None:
+    """Long rows, whose masks are most of what a step takes; and wide layers. Peak resident MB of one step."""
+    shape, tokens = case
+    parts = memory.training_cpu(shape, TrainSettings(), bf16=bf16, tokens=tokens, checkpointing=checkpointing)
+    assert memory.total(parts) / 1e6 == pytest.approx(measured, rel=0.2)
 
 
 def saved_for_backward(width: int, copied: bool) -> float:

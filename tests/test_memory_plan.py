@@ -59,7 +59,7 @@ def test_a_larger_gpu_never_gets_a_smaller_plan(unsloth: bool) -> None:
     assert ranks == sorted(ranks) and len(set(ranks)) > 4
 
 
-def test_a_new_estimate_is_that_of_the_micro_batch() -> None:
+def test_the_estimate_is_that_of_the_micro_batch() -> None:
     device, settings = gpu(24), TrainSettings()
     chosen = plan(LLAMA_8B, settings, device)
     assert LLAMA_8B is not None
@@ -75,7 +75,6 @@ def test_the_readmes_plans_of_several_gpus(base: str, gigabytes: int, shards: in
     device = replace(gpu(gigabytes, unsloth=False), shards=shards, processes=shards)
     chosen = plan(shapes.known(f"llama-3.1-{base}"), TrainSettings(), device)
     assert chosen.fits and chosen.estimate is not None
-    print(chosen)
     assert chosen.estimate / 1e9 == pytest.approx(memory_gb, abs=0.05)
 
 

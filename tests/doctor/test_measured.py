@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 LENGTH = 512
 RECORDS = 16
 TRAIN = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from toolkit.base import Base
 from toolkit.toml import build
@@ -25,7 +25,8 @@ from toolkit.run import folder_of
 from toolkit.train import train
 config = build(json.loads(sys.argv[1]))
 train(config, folder_of(config), Base("random", Path(config.model.base)), restart=True)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# not ru_maxrss, which begins at the peak of the process that started this one
+print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024)
 """
 
 
