@@ -262,11 +262,13 @@ def test_the_hub_is_not_told_of_a_training(
     small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TRL sends what is trained on which GPU, unless told not to."""
-    from trl.trainer import base_trainer
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _telemetry
 
-    told = []
+    told: list[str] = []
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(base_trainer, "send_telemetry", lambda **named: told.append(named))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(_telemetry, "_start_telemetry_thread", lambda: told.append("told"))
     train(plain(small[0], steps=1), small[1], base)
     assert not told
 
