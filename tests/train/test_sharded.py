@@ -83,8 +83,9 @@ def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Confi
     options = {"precision": "bf16", "batch_size": 2, "accumulation": 1, "gradient_checkpointing": True}
     one, two = two_runs(small, **options, steps=4, eval_steps=0)
     alone, together = one[1], two[1]
-    trained(one, base, FOUR_BIT="uint8")
-    trained(two, base, sharded=True, FOUR_BIT="uint8")
+    whole = trained(one, base, FOUR_BIT="uint8")
+    figures = trained(two, base, sharded=True, FOUR_BIT="uint8")
+    assert whole and figures and figures["total_parameters"] == whole["total_parameters"]
     # bf16 has 8 bits: a product whose terms are added up in another order parts in the last of them.
     assert curves(together) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in curves(alone)]
     assert norms(together) == pytest.approx(norms(alone), rel=2e-2)

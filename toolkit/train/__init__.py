@@ -80,8 +80,8 @@ def _fit(job: Job) -> Any:
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[job.precision]
     place = None if parallel.sharded() else process_state(job.backend).device
     model = job.backend.load(job.base, job.config, job.plan, place, dtype)
-    trainable, total = outcome.parameters(model)
-    console.say(f"adapter: {trainable:,} trainable of {total:,} parameters")
+    job.trainable, job.total = outcome.parameters(model)  # now: FSDP hides which weights have 4 bits
+    console.say(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
     if job.resume:
         console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.settings.steps}")
 

@@ -1,5 +1,6 @@
 """One run of training: what it is made of, laid out before the first step."""
 
+import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,8 @@ class Job:
     """What a run is made of, and what it has come to in this process.
 
     `resume` is the checkpoint to go on from. `order` holds the indices of the records that each step sees, shape
-    (steps, micro-batches, records); `step_tokens` the tokens of each step. `stopped` is set by Ctrl-C.
+    (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and `total` count the loaded
+    model's parameters. `stopped` is set by Ctrl-C.
     """
 
     config: Config
@@ -42,6 +44,8 @@ class Job:
     plan: MemoryPlan
     order: Rows
     step_tokens: Rows
+    trainable: int = 0
+    total: int = 0
     stopped: bool = False
     tokens_here: int = 0
     seconds: float = 0.0
@@ -84,6 +88,7 @@ def lay_out(
     def laid(records: int) -> Rows:
         return batches.lay_out(steps, lengths, share // records * device.processes)
 
+    @functools.cache
     def tokens_of(records: int) -> int:
         return batches.largest(laid(records), lengths, padded=padded)
 

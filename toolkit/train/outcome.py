@@ -25,7 +25,6 @@ def finish(job: Job, trainer: Any) -> Outcome:
     plot.loss_curve(history, folder.loss_plot)
     checkpoints.clear_other_runs(folder, job.fingerprint)
     outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
-    trainable, total = parameters(model)
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
     figures = {
@@ -35,8 +34,8 @@ def finish(job: Job, trainer: Any) -> Outcome:
         "precision": job.precision,
         "steps": step,
         "kept_step": kept,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
+        "trainable_parameters": job.trainable,
+        "total_parameters": job.total,
         "records": len(job.splits["train"]),
         "tokens_seen": int(job.step_tokens[:step].sum()),
         "tokens_per_second": round(job.tokens_here / job.seconds, 1) if job.seconds else None,

@@ -26,6 +26,7 @@ from toolkit import console, machine
 from toolkit.base import silence_transformers
 from toolkit.train import parallel
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal
+from toolkit.train.examples import IGNORED
 from toolkit.train.job import Job
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL tells the hub which architecture trains on which GPU
@@ -68,7 +69,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
         with torch.no_grad(), console.progress("held-out loss", len(loader), "batches") as progress:
             for inputs in loader:
                 inputs = self._prepare_inputs(inputs)
-                learned = (inputs["labels"][:, 1:] != -100).sum()
+                learned = (inputs["labels"][:, 1:] != IGNORED).sum()
                 some = learned.clamp(min=1)  # a process may have copies only, of which nothing is learned
                 # The loss is multiplied by the processes, whose gradients are averaged in training.
                 loss = self.compute_loss(self.model, inputs, num_items_in_batch=some) / self.args.world_size
@@ -139,7 +140,7 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
 def filled_up(collator: Any, records: list[dict[str, Any]]) -> Any:
     """Lay records into one row, filled up to a multiple of ALIGNED tokens by a record of which nothing is learned."""
     missing = -sum(len(record["input_ids"]) for record in records) % ALIGNED
-    filling = [{"input_ids": records[0]["input_ids"][:1] * missing, "labels": [-100] * missing}] * bool(missing)
+    filling = [{"input_ids": records[0]["input_ids"][:1] * missing, "labels": [IGNORED] * missing}] * bool(missing)
     return collator([*records, *filling])
 
 
