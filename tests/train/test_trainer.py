@@ -1,5 +1,6 @@
 """What the trainer does when things go wrong or stop getting better, and that it is TRL's own when they do not."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from tests import family_models
 from tests.train.conftest import (
@@ -27,7 +29,7 @@ from toolkit.errors import ToolkitError
 from toolkit.prompt import prompt_format
 from toolkit.run import RunFolder
 from toolkit.train import OutOfMemory, batches, examples, is_out_of_memory, job, launch, peft_backend, train
-from toolkit.train.trainer import ToolkitTrainer, make
+from toolkit.train.trainer import ToolkitTrainer, make, remember_parts
 
 pytestmark = pytest.mark.slow
 
@@ -278,7 +280,7 @@ def test_the_losses_are_those_of_trls_trainer(small: tuple[Config, RunFolder], b
     """The recipe's own trainer over the same records, padded and unpacked, in the order in which ours saw them."""
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
     settings, folder = small
@@ -336,6 +338,36 @@ def test_the_losses_are_those_of_trls_trainer(small: tuple[Config, RunFolder], b
         assert one["learning_rate"] == pytest.approx(other["learning_rate"], rel=1e-6)
     trained = {n.replace(".default", ""): p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert distance({n: p.detach() for n, p in trained.items()}, load_file(folder.adapter / ADAPTER)) < 1e-4
+
+
+def test_the_operations_are_counted_as_transformers_counts_them(
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every micro-batch, from weights that were counted once."""
+    real, seen = ToolkitTrainer.floating_point_ops, []
+
+    def counted(self: Any, inputs: dict[str, Any]) -> int:
+        seen.append((real(self, inputs), Trainer.floating_point_ops(self, inputs)))
+        return seen[-1][0]
+
+    monkeypatch.setattr(ToolkitTrainer, "floating_point_ops", counted)
+    train(*with_(small[0], Path(small[0].run.folder) / "counted", steps=2), base)
+    assert seen and all(one == other > 0 for one, other in seen)
+
+
+def test_a_model_that_remembers_its_parts_switches_as_a_whole() -> None:
+    """A fresh adapter trains while the base below it was loaded for evaluation."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Dropout(0.5)))
+    model[1].eval()
+    weights = list(model.parameters())
+    with ExitStack() as stack:
+        remember_parts(model, stack)
+        assert all(part.training for part in model.modules())
+        assert [*model.parameters()] == weights == [*model.parameters()]
+        for mode in (False, False, True):
+            assert model.train(mode) is model and {part.training for part in model.modules()} == {mode}
+        assert model.eval() is model and not any(part.training for part in model.modules())
+    assert not {"parameters", "train"} & set(vars(model))
 
 
 def test_the_adapter_of_a_four_bit_base_stays_in_float32(
