@@ -20,8 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toolkit import kernels
-from toolkit.kernels.hard import hard_rows, importance_for
-from toolkit.machine import cores
+from toolkit.core.hardware import cores
+from toolkit.kernels.test_vectors import hard_rows, importance_for
 
 
 @dataclass(frozen=True)

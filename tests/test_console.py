@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from toolkit import console
-from toolkit.errors import ToolkitError
+from toolkit.core import console
+from toolkit.core.errors import ToolkitError
 
 
 @pytest.fixture(autouse=True)

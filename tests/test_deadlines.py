@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.register.faults import serving
-from toolkit import deadlines
+from toolkit.ollama import deadlines
 
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
 

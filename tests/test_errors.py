@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from toolkit.errors import FAILED, MISSING, ToolkitError, explain
+from toolkit.core.errors import FAILED, MISSING, ToolkitError, explain
 
 
 def test_os_errors() -> None:
@@ -62,7 +62,7 @@ def test_a_full_disk_by_the_libraries_own_words(tmp_path: Path) -> None:
     """Written for real under a file size limit, which fails as a full disk does."""
     code = (
         "import resource, signal, sys, torch, safetensors.torch\n"
-        "from toolkit.errors import explain\n"
+        "from toolkit.core.errors import explain\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "weights = {'a': torch.zeros(1_000_000)}\n"

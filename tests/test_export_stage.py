@@ -10,11 +10,12 @@ import pytest
 
 from tests import small
 from tests.export.test_vocab import ACCENTED
-from toolkit import pipeline, toml
-from toolkit.config import Config
-from toolkit.errors import ToolkitError
+from toolkit import pipeline
+from toolkit.core import config_file
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.export import imatrix
-from toolkit.run import RunFolder, folder_of
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
 
     def settings(*quantizations: str, imatrix: bool = True, **model: Any) -> tuple[Config, RunFolder]:
         export = {"quantizations": list(quantizations), "default": quantizations[0], "imatrix": imatrix}
-        config = toml.build({"run": {"name": "small"}, "model": {"base": "base", **model}, "export": export})
+        config = config_file.build({"run": {"name": "small"}, "model": {"base": "base", **model}, "export": export})
         assert folder_of(config) == folder
         return config, folder
 
@@ -88,7 +89,9 @@ def test_an_export_that_failed_behind_the_imatrix_goes_on_with_it(
 ) -> None:
     config, folder = run("IQ4_NL")
     with monkeypatch.context() as broken:
-        broken.setattr("toolkit.export.writer.GgufFile.sync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt))
+        broken.setattr(
+            "toolkit.formats.gguf_writer.GgufFile.sync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             pipeline.perform("export", config, folder)
     assert [path.name for path in folder.imatrix.parent.iterdir()] == ["small-imatrix.gguf"]

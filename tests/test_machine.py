@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import machine
-from toolkit.machine import Card
+from toolkit.core import hardware
+from toolkit.core.hardware import Card
 
 TORCH = """
 from types import SimpleNamespace
@@ -27,9 +27,9 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> Ca
     usual = {"hip": None, "flash": True, "there": True, "capability": (9, 0)}
     (folder / "torch.py").write_text(TORCH.format(**{**usual, **values}), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setattr(machine, "has_card_file", lambda: True)
-    monkeypatch.setattr(machine, "driver_version", lambda: "580.1")
-    return machine.card()
+    monkeypatch.setattr(hardware, "has_card_file", lambda: True)
+    monkeypatch.setattr(hardware, "driver_version", lambda: "580.1")
+    return hardware.card()
 
 
 def test_a_card_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 
-from toolkit import memory
-from toolkit import shape as shapes
-from toolkit.config import LORA_TARGETS, TrainSettings
-from toolkit.memory_plan import Device, Strategy, peak
-from toolkit.shape import Shape
+from toolkit.core.config import LORA_TARGETS, TrainSettings
+from toolkit.model import memory
+from toolkit.model import shape as shapes
+from toolkit.model.memory_plan import Device, Strategy, peak
+from toolkit.model.shape import Shape
 
 SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
 LLAMA_8B = shapes.known("llama-3.1-8b")

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit import memory
-from toolkit import shape as shapes
-from toolkit.config import TrainSettings
-from toolkit.errors import ToolkitError
-from toolkit.memory_plan import MAX_TOKENS, Device, Strategy, describe, halved, peak, plan, share_of
-from toolkit.shape import Shape
+from toolkit.core.config import TrainSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.model import memory
+from toolkit.model import shape as shapes
+from toolkit.model.memory_plan import MAX_TOKENS, Device, Strategy, describe, halved, peak, plan, share_of
+from toolkit.model.shape import Shape
 
 LLAMA_8B = shapes.known("llama-3.1-8b")
 assert LLAMA_8B is not None

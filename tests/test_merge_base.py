@@ -11,9 +11,12 @@ import torch
 from tests import small
 from tests.conftest import Called
 from tests.export.four_bit import quantized_folder
-from toolkit import base, fourbit, merge_base, pipeline, toml
-from toolkit.config import Config
-from toolkit.run import folder_of
+from toolkit import pipeline
+from toolkit.core import config_file
+from toolkit.core.config import Config
+from toolkit.core.run_folder import folder_of
+from toolkit.formats import bnb_4bit
+from toolkit.model import base, merge_base
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def settings(merge_base: str) -> Config:
-    return toml.build({"model": {"base": "model-bnb-4bit"}, "export": {"merge_base": merge_base}})
+    return config_file.build({"model": {"base": "model-bnb-4bit"}, "export": {"merge_base": merge_base}})
 
 
 def test_which_base_is_merged_into_decides_freshness(four: Path) -> None:
@@ -43,10 +46,10 @@ def test_which_base_is_merged_into_decides_freshness(four: Path) -> None:
 def test_an_adapter_from_elsewhere_goes_into_either_base(
     four: Path, tmp_path: Path, toolkit: Callable[..., Called]
 ) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", fourbit.plain_folder(four))
+    adapter = small.save_adapter(tmp_path / "adapter", bnb_4bit.plain_folder(four))
     known = adapter / "adapter_config.json"
     known.write_text(json.dumps({**json.loads(known.read_text()), "base_model_name_or_path": "model-bnb-4bit"}))
-    for into, reference in (("16bit", tmp_path / "model"), ("as-trained", fourbit.plain_folder(four))):
+    for into, reference in (("16bit", tmp_path / "model"), ("as-trained", bnb_4bit.plain_folder(four))):
         called = toolkit(
             "export", "--adapter", "adapter", "--quant", "F32", "--output", into,
             "--set", f"export.merge_base={into}", "--json",
@@ -58,7 +61,7 @@ def test_an_adapter_from_elsewhere_goes_into_either_base(
 
 
 def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, toolkit: Callable[..., Called]) -> None:
-    small.save_adapter(tmp_path / "adapter", fourbit.plain_folder(four))
+    small.save_adapter(tmp_path / "adapter", bnb_4bit.plain_folder(four))
     four.rename("quantized")
     called = toolkit("export", "--adapter", "adapter", "--base", "quantized", "--output", "out", "--json")
     assert called.code == 1 and "has 4 bits" in called.json["error"]
@@ -71,7 +74,7 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
 ) -> None:
     from tests.conftest import REPOSITORY
 
-    chosen = toml.build(
+    chosen = config_file.build(
         {
             "run": {"name": "small"},
             "data": {"source": str(REPOSITORY / "data" / "sample.csv")},
@@ -110,6 +113,6 @@ def test_the_revision_is_of_the_base_alone(tmp_path: Path, monkeypatch: pytest.M
         (repository / "refs" / ref).write_text(commit)
         for file in ("config.json", "model.safetensors"):
             (folder / file).write_text("{}")
-    model = toml.build({"model": {"base": "owner/tiny-bnb-4bit", "revision": "v2"}}).model
+    model = config_file.build({"model": {"base": "owner/tiny-bnb-4bit", "revision": "v2"}}).model
     found = [merge_base.present(label, model) for label in ("owner/tiny-bnb-4bit", "owner/tiny")]
     assert [path.name if path else None for path in found] == ["a" * 40, "b" * 40]

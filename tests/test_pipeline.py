@@ -13,10 +13,11 @@ import pytest
 
 from tests.conftest import REPOSITORY, Called
 from tests.small import save_model
-from toolkit import pipeline, toml
-from toolkit.config import SECTIONS, Config, ExportSettings
-from toolkit.errors import ToolkitError
-from toolkit.run import folder_of
+from toolkit import pipeline
+from toolkit.core import config_file
+from toolkit.core.config import SECTIONS, Config, ExportSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import folder_of
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """Settings of a run on a small model and the sample data, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
-    return toml.build(
+    return config_file.build(
         {
             "run": {"name": "small"},
             "data": {"source": str(REPOSITORY / "data" / "sample.csv")},
@@ -100,7 +101,7 @@ def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -
 @pytest.mark.slow
 def test_the_whole_way_on_a_small_model(settings: Config, toolkit: Callable[..., Called], tmp_path: Path) -> None:
     """Without a server: all stages but register, then nothing to do, then an answer through llama.cpp."""
-    (tmp_path / "toolkit.toml").write_text(toml.starter({name: settings.section(name) for name in SECTIONS}))
+    (tmp_path / "toolkit.toml").write_text(config_file.starter({name: settings.section(name) for name in SECTIONS}))
     called = toolkit("run", "--json")
     assert called.code == 0, called.err
     assert list(called.json["stages"]) == ["prepare", "train", "export", "validate"]
@@ -133,7 +134,7 @@ def test_ctrl_c_on_the_command_line_ends_with_130_and_the_same_command_goes_on(
     settings: Config, toolkit: Callable[..., Called], tmp_path: Path
 ) -> None:
     longer = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 12, "save_steps": 100})})
-    (tmp_path / "toolkit.toml").write_text(toml.starter({name: longer.section(name) for name in SECTIONS}))
+    (tmp_path / "toolkit.toml").write_text(config_file.starter({name: longer.section(name) for name in SECTIONS}))
     assert toolkit("prepare").code == 0
     log = folder_of(longer).checkpoints / "train_log.jsonl"
     process = subprocess.Popen(
@@ -184,7 +185,7 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
 
 def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config) -> None:
     """As `toolkit modelfile` prints it, or as a kill leaves it before the manifest is written."""
-    from toolkit import tokens
+    from toolkit.prompt.tokenizer import load_tokenizer
     from toolkit.register import modelfile_text
 
     folder = folder_of(settings)
@@ -195,7 +196,7 @@ def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config)
     for quantization in settings.export.quantizations:
         folder.gguf(quantization).parent.mkdir(exist_ok=True)
         folder.gguf(quantization).write_bytes(b"GGUF")
-    folder.modelfile.write_text(modelfile_text(settings, folder, tokens.load(folder.adapter).eos_text))
+    folder.modelfile.write_text(modelfile_text(settings, folder, load_tokenizer(folder.adapter).eos_text))
     with pytest.raises(ToolkitError, match="not validated"):
         pipeline.perform("register", settings, folder)
     folder.modelfile.write_text(folder.modelfile.read_text() + "# mine\n")

@@ -10,8 +10,10 @@ import pytest
 from tests.conftest import call_toolkit
 from tests.ollama_server import OllamaServer
 from tests.small import save_model
-from toolkit import llamacpp, tokens, toml
-from toolkit.prompt import prompt_format, render
+from toolkit import llamacpp
+from toolkit.core import config_file
+from toolkit.prompt.format import prompt_format, render
+from toolkit.prompt.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
@@ -56,13 +58,13 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
         "validate": {"rows": 4, "answer_tokens": 8},
         "ollama": {"num_predict": 16},
     }
-    (place / "toolkit.toml").write_text(toml.starter(values))
+    (place / "toolkit.toml").write_text(config_file.starter(values))
     done = call_toolkit("run", "--json", cwd=place, OLLAMA_HOST=server.url)
     assert done.code == 0, done.err
-    config = toml.load(place / "toolkit.toml")
+    config = config_file.load(place / "toolkit.toml")
     form = prompt_format(config.prompt)
     run = place / "exports" / name
-    tokenizer = tokens.load(run / "adapter", form)
+    tokenizer = load_tokenizer(run / "adapter", form)
     eos = form.eos or "<|end_of_text|>"
     assert tokenizer.eos_text == eos
     assert json.loads((run / "adapter" / "tokenizer_config.json").read_text())["eos_token"] == eos
@@ -80,7 +82,7 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
     assert answered.code == 0 and answered.json["through"] == "ollama"
     merged = call_toolkit("export", "--format", "safetensors", "--output", str(place / f"{name}-out"), cwd=place)
     assert merged.code == 0, merged.err
-    assert tokens.load(place / f"{name}-out" / f"{name}-merged").eos == tokenizer.eos
+    assert load_tokenizer(place / f"{name}-out" / f"{name}-merged").eos == tokenizer.eos
 
 
 def test_a_base_without_the_tokens_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
@@ -90,6 +92,6 @@ def test_a_base_without_the_tokens_is_refused_before_anything_is_written(place: 
         "prompt": {"preset": "chatml"},
         "model": {"base": "base", "load_in_4bit": False},
     }
-    (tmp_path / "toolkit.toml").write_text(toml.starter(values))
+    (tmp_path / "toolkit.toml").write_text(config_file.starter(values))
     done = call_toolkit("prepare", cwd=tmp_path)
     assert done.code == 2 and "<|im_start|>" in done.err and 'prompt.preset = "alpaca"' in done.err

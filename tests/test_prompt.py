@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.formats import FORMATS
-from toolkit.config import PromptSettings
-from toolkit.prompt import (
+from toolkit.core.config import PromptSettings
+from toolkit.prompt.format import (
     PromptFormat,
     chat_template,
     conversation,

@@ -17,7 +17,7 @@ import pytest
 from tests.conftest import REPOSITORY, ollama_binary
 from tests.ollama_server import ollama_server
 from tests.test_base import smollm
-from toolkit import cli
+from toolkit.cli import main
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(<!-- not run in tests: [^>]*-->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
@@ -52,11 +52,11 @@ def test_every_toolkit_command_parses() -> None:
         for line in commands(block) if block.language == "sh" else []:
             words = shlex.split(line)
             if Path(words[0]).name == "toolkit":
-                cli.group.commands[words[1]].make_context(words[1], words[2:])
+                main.group.commands[words[1]].make_context(words[1], words[2:])
 
 
 def test_every_verb_is_listed() -> None:
-    for verb in cli.group.commands:
+    for verb in main.group.commands:
         assert f"| `{verb}` |" in README
 
 

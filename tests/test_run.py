@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import run
-from toolkit.errors import ToolkitError
-from toolkit.run import RunFolder, StageRecord
+from toolkit.core import run_folder
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder, StageRecord
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> RunFolder:
 def record(folder: RunFolder, settings: dict, inputs: list[Path], outputs: list[Path]) -> StageRecord:
     return StageRecord(
         settings=settings,
-        inputs=[run.record_file(path, folder) for path in inputs],
-        outputs=[run.record_file(path, folder) for path in outputs],
+        inputs=[run_folder.record_file(path, folder) for path in inputs],
+        outputs=[run_folder.record_file(path, folder) for path in outputs],
         versions={},
         seconds=1.0,
         finished="",
@@ -37,19 +37,19 @@ def test_freshness_names_its_reason(folder: RunFolder, tmp_path: Path) -> None:
     source.write_text("a")
     result.write_text("b")
     kept = record(folder, {"x": 1}, [source], [result])
-    assert run.why_stale(None, folder, {}, [], []) == "not run"
-    assert run.why_stale(kept, folder, {"x": 1}, [source], [result]) == ""
-    assert run.why_stale(kept, folder, {"x": 2}, [source], [result]) == "settings changed: x"
+    assert run_folder.why_stale(None, folder, {}, [], []) == "not run"
+    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == ""
+    assert run_folder.why_stale(kept, folder, {"x": 2}, [source], [result]) == "settings changed: x"
     os.utime(source, ns=(1, 1))
-    assert run.why_stale(kept, folder, {"x": 1}, [source], [result]) == ""  # touched, not changed
+    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == ""  # touched, not changed
     source.write_text("c")
-    assert "input changed" in run.why_stale(kept, folder, {"x": 1}, [source], [result])
+    assert "input changed" in run_folder.why_stale(kept, folder, {"x": 1}, [source], [result])
     source.write_text("a")
     result.write_text("X")
-    assert run.why_stale(kept, folder, {"x": 1}, [source], [result]) == "output changed: out.txt"
+    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == "output changed: out.txt"
     result.unlink()
-    assert run.why_stale(kept, folder, {"x": 1}, [source], [result]) == "output missing: out.txt"
-    assert "inputs changed" in run.why_stale(kept, folder, {"x": 1}, [], [])
+    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == "output missing: out.txt"
+    assert "inputs changed" in run_folder.why_stale(kept, folder, {"x": 1}, [], [])
 
 
 def test_a_moved_run_folder_stays_fresh(folder: RunFolder, tmp_path: Path) -> None:
@@ -58,24 +58,24 @@ def test_a_moved_run_folder_stays_fresh(folder: RunFolder, tmp_path: Path) -> No
     kept = record(folder, {}, [inside], [inside])
     moved = RunFolder(tmp_path / "moved", "r")
     folder.path.rename(moved.path)
-    assert run.why_stale(kept, moved, {}, [moved.path / "in.txt"], [moved.path / "in.txt"]) == ""
+    assert run_folder.why_stale(kept, moved, {}, [moved.path / "in.txt"], [moved.path / "in.txt"]) == ""
 
 
 def test_foreign_outputs_are_found(folder: RunFolder) -> None:
     ours, theirs = folder.path / "ours", folder.path / "theirs"
     ours.write_text("1")
     kept = record(folder, {}, [], [ours])
-    assert run.foreign_outputs(kept, folder, [ours, theirs]) == []
+    assert run_folder.foreign_outputs(kept, folder, [ours, theirs]) == []
     theirs.write_text("2")
     ours.write_text("changed")
-    assert run.foreign_outputs(kept, folder, [ours, theirs]) == ["ours", "theirs"]
+    assert run_folder.foreign_outputs(kept, folder, [ours, theirs]) == ["ours", "theirs"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_leaves_the_former_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     path.write_text("former")
-    with pytest.raises(type(error)), run.writing(path) as file:
+    with pytest.raises(type(error)), run_folder.writing(path) as file:
         file.write(b"half")
         raise error
     assert path.read_text() == "former"
@@ -84,13 +84,13 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, error: BaseExcept
 
 def test_a_failed_folder_leaves_the_former_one(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
-    with run.writing_folder(target) as fresh:
+    with run_folder.writing_folder(target) as fresh:
         (fresh / "a").write_text("1")
-    with pytest.raises(RuntimeError), run.writing_folder(target) as fresh:
+    with pytest.raises(RuntimeError), run_folder.writing_folder(target) as fresh:
         (fresh / "a").write_text("2")
         raise RuntimeError
     assert (target / "a").read_text() == "1"
-    with run.writing_folder(target) as fresh:
+    with run_folder.writing_folder(target) as fresh:
         (fresh / "b").write_text("3")
     assert [entry.name for entry in target.iterdir()] == ["b"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
@@ -102,50 +102,53 @@ def test_sweep_clears_up_after_a_kill(folder: RunFolder) -> None:
     (folder.path / "gguf" / ".r-F16.gguf.x2.part").write_bytes(b"half")
     (folder.path / ".adapter.old").mkdir()
     (folder.path / ".adapter.old" / "weights").write_text("former")
-    run.sweep(folder)
+    run_folder.sweep(folder)
     assert (folder.path / "adapter" / "weights").read_text() == "former"  # killed between the two renames
     assert sorted(entry.name for entry in folder.path.rglob("*")) == ["adapter", "gguf", "weights"]
 
 
 def test_sweep_leaves_what_another_process_is_writing(folder: RunFolder) -> None:
-    with run.writing(folder.path / "a.gguf") as file, run.writing_folder(folder.path / "adapter") as fresh:
+    with (
+        run_folder.writing(folder.path / "a.gguf") as file,
+        run_folder.writing_folder(folder.path / "adapter") as fresh,
+    ):
         file.write(b"half")
-        run.sweep(folder)
+        run_folder.sweep(folder)
         (fresh / "weights").write_text("x")
     assert (folder.path / "a.gguf").read_bytes() == b"half"
     assert (folder.path / "adapter" / "weights").read_text() == "x"
 
 
 def test_a_damaged_manifest_is_an_error(folder: RunFolder) -> None:
-    assert run.read_manifest(folder).stages == {}
+    assert run_folder.read_manifest(folder).stages == {}
     folder.manifest.write_text('{"run_id": "x", "stages": {"train"')
     with pytest.raises(ToolkitError, match="damaged"):
-        run.read_manifest(folder)
+        run_folder.read_manifest(folder)
 
 
 def test_the_manifest_round_trips(folder: RunFolder) -> None:
-    manifest = run.read_manifest(folder)
+    manifest = run_folder.read_manifest(folder)
     manifest.stages["prepare"] = record(folder, {"a.b": [1, "x"]}, [], [])
-    run.write_manifest(folder, manifest)
-    assert run.read_manifest(folder) == manifest
+    run_folder.write_manifest(folder, manifest)
+    assert run_folder.read_manifest(folder) == manifest
 
 
 def test_two_processes_do_not_share_a_run_folder(folder: RunFolder) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from toolkit.run import RunFolder, locked\n"
+        "import sys, time; from pathlib import Path; from toolkit.core.run_folder import RunFolder, locked\n"
         "with locked(RunFolder(Path(sys.argv[1]), 'r')):\n    print('locked', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", script, str(folder.path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "locked\n"
-        with pytest.raises(ToolkitError, match="another toolkit"), run.locked(folder):
+        with pytest.raises(ToolkitError, match="another toolkit"), run_folder.locked(folder):
             pass
         other.send_signal(signal.SIGKILL)
         other.wait()
         deadline = time.monotonic() + 10
         while True:  # a killed holder leaves no lock behind
             try:
-                with run.locked(folder):
+                with run_folder.locked(folder):
                     break
             except ToolkitError:
                 assert time.monotonic() < deadline
@@ -157,9 +160,9 @@ def test_two_processes_do_not_share_a_run_folder(folder: RunFolder) -> None:
 def test_records_end_at_newlines_alone(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text('{"output": "a\u2028b\x85c"}\n{"output": "d"}\n', encoding="utf-8")
-    assert [record["output"] for record in run.read_records(path)] == ["a\u2028b\x85c", "d"]
+    assert [record["output"] for record in run_folder.read_records(path)] == ["a\u2028b\x85c", "d"]
     path.write_text('{"output": "a"}\n[1]\n')
     with pytest.raises(ToolkitError, match="line 2"):
-        run.read_records(path)
+        run_folder.read_records(path)
     with pytest.raises(ToolkitError, match="no prepared data"):
-        run.read_records(tmp_path / "gone.jsonl")
+        run_folder.read_records(tmp_path / "gone.jsonl")

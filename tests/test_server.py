@@ -8,9 +8,9 @@ import ollama
 import pytest
 
 from tests.register.faults import serving
-from toolkit import server
-from toolkit.config import OllamaSettings
-from toolkit.errors import FAILED, MISSING, USAGE, ToolkitError
+from toolkit.core.config import OllamaSettings
+from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
+from toolkit.ollama import server
 
 
 @pytest.fixture(autouse=True)

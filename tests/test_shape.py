@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import shape as shapes
-from toolkit.config import LORA_TARGETS
-from toolkit.shape import Shape
+from toolkit.core.config import LORA_TARGETS
+from toolkit.model import shape as shapes
+from toolkit.model.shape import Shape
 
 SMALL = {
     "vocab_size": 320,

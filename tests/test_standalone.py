@@ -8,7 +8,8 @@ import pytest
 
 from tests.conftest import Called
 from tests.small import TEMPLATE, kl, save_adapter, save_model
-from toolkit import console, llamacpp
+from toolkit import llamacpp
+from toolkit.core import console
 from toolkit.export import export
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from toolkit import summary
+from toolkit.cli import summary
+from toolkit.core.run_folder import RunFolder
 from toolkit.pipeline import Done
-from toolkit.run import RunFolder
 
 PARTED = {"after": 24, "lead": 0.2051, "server_lead": 0.0377, "llama.cpp": " a", "server": " b"}
 NEAR = {"after": 7, "lead": 0.01, "server_lead": None, "llama.cpp": " a", "server": " b"}

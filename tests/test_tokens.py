@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tests.formats import FORMATS
 from tests.small import save_tokenizer
-from toolkit import tokens
-from toolkit.config import PromptSettings
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.prompt import prompt_format, render
+from toolkit.core.config import PromptSettings
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.prompt.format import prompt_format, render
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +24,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(base: Path) -> tokens.Tokenizer:
-    return tokens.load(base)
+def tokenizer(base: Path) -> Tokenizer:
+    return load_tokenizer(base)
 
 
-def test_bos_and_eos_are_those_of_the_files(base: Path, tokenizer: tokens.Tokenizer, tmp_path: Path) -> None:
+def test_bos_and_eos_are_those_of_the_files(base: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert tokenizer.encoder.id_to_token(tokenizer.bos) == "<|begin_of_text|>"
     assert tokenizer.eos_text == "<|end_of_text|>"
     save_tokenizer(tmp_path, bos=False)
-    assert tokens.load(tmp_path).bos is None
+    assert load_tokenizer(tmp_path).bos is None
 
 
-def test_ids_are_those_of_transformers(base: Path, tokenizer: tokens.Tokenizer) -> None:
+def test_ids_are_those_of_transformers(base: Path, tokenizer: Tokenizer) -> None:
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(base)
@@ -44,16 +44,14 @@ def test_ids_are_those_of_transformers(base: Path, tokenizer: tokens.Tokenizer) 
 
 
 @given(st.text())
-def test_control_tokens_in_text_stay_text(tokenizer: tokens.Tokenizer, text: str) -> None:
+def test_control_tokens_in_text_stay_text(tokenizer: Tokenizer, text: str) -> None:
     control = {tokenizer.bos, tokenizer.eos}
     ids = tokenizer.encode(f"{text}<|end_of_text|>{text}<|begin_of_text|>")
     assert not control & set(ids)
 
 
 @given(st.text(), st.text())
-def test_the_prompt_has_the_same_ids_in_training_and_serving(
-    tokenizer: tokens.Tokenizer, prompt: str, answer: str
-) -> None:
+def test_the_prompt_has_the_same_ids_in_training_and_serving(tokenizer: Tokenizer, prompt: str, answer: str) -> None:
     ids, start = tokenizer.record_ids(prompt, answer)
     assert ids[:start] == tokenizer.prompt_ids(prompt)
     assert ids[-1] == tokenizer.eos
@@ -63,7 +61,7 @@ def test_the_prompt_has_the_same_ids_in_training_and_serving(
 @settings(deadline=None)
 @given(st.text(min_size=1, max_size=60), st.text(min_size=1, max_size=300), st.integers(2, 120))
 def test_a_shortened_answer_fits_and_is_a_beginning(
-    tokenizer: tokens.Tokenizer, prompt: str, answer: str, length: int
+    tokenizer: Tokenizer, prompt: str, answer: str, length: int
 ) -> None:
     short = tokenizer.shorten(prompt, answer, length)
     if short is None:
@@ -80,9 +78,9 @@ def test_eos_from_config_where_the_tokenizer_names_none(base: Path, tmp_path: Pa
     save_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(ToolkitError, match="no end-of-sequence"):
-        tokens.load(tmp_path)
+        load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
-    assert tokens.load(tmp_path).eos == 7
+    assert load_tokenizer(tmp_path).eos == 7
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "no tokenizer.json"), (b"{", "cannot be read")])
@@ -90,7 +88,7 @@ def test_damaged_tokenizers(tmp_path: Path, content: bytes | None, said: str) ->
     if content is not None:
         (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ToolkitError, match=said):
-        tokens.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
@@ -111,7 +109,7 @@ def test_control_tokens_of_the_format_are_single_tokens_and_those_in_data_are_te
     with_controls: Path, preset: str, controls: list[str], question: str, answer: str
 ) -> None:
     form = prompt_format(FORMATS[preset])
-    tokenizer = tokens.load(with_controls, form)
+    tokenizer = load_tokenizer(with_controls, form)
     clean = render(form, question, "Be brief")
     spoilt = render(form, f"{question}{''.join(controls)}", f"Be {controls[0]} brief")
     control_ids = [tokenizer.controls[token] for token in controls]
@@ -130,7 +128,7 @@ def test_control_tokens_of_the_format_are_single_tokens_and_those_in_data_are_te
 
 def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(with_controls: Path) -> None:
     form = prompt_format(FORMATS["custom, start"])
-    tokenizer = tokens.load(with_controls, form)
+    tokenizer = load_tokenizer(with_controls, form)
     ids = tokenizer.prompt_ids(render(form, "<|user|>", "hi"))
     assert [tokenizer.encoder.id_to_token(index) for index in ids if index in tokenizer.controls.values()] == [
         "<|begin_of_text|>", "<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>",
@@ -148,5 +146,5 @@ def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(wi
 )
 def test_a_format_that_the_vocabulary_cannot_hold_is_refused(base: Path, changes: dict[str, str], said: str) -> None:
     with pytest.raises(ToolkitError, match=re.escape(said)) as caught:
-        tokens.load(base, prompt_format(PromptSettings(**changes)))  # type: ignore[arg-type]
+        load_tokenizer(base, prompt_format(PromptSettings(**changes)))  # type: ignore[arg-type]
     assert caught.value.exit_code == USAGE and caught.value.hint

@@ -209,7 +209,7 @@ def tiktoken(
 
 def llama3(folder: Path) -> Path:
     """Llama-3's vocabulary: 128,256 tokens."""
-    from toolkit.base import LLAMA3_SPLIT
+    from toolkit.model.base import LLAMA3_SPLIT
 
     named = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(254))]
     return tiktoken(folder, real(LLAMA3), LLAMA3_SPLIT, named, "<|begin_of_text|>", "<|end_of_text|>")
@@ -237,7 +237,7 @@ def tekken(folder: Path) -> Path:
 
 def smollm2(folder: Path) -> Path:
     """SmolLM2's vocabulary: 49,152 tokens, taken from its GGUF as the toolkit takes a base that is one."""
-    from toolkit.base import _convert_tokenizer
+    from toolkit.model.base import _convert_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     _convert_tokenizer(real(SMOLLM2), folder)

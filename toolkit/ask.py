@@ -4,11 +4,12 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from toolkit import console, server
-from toolkit.config import Config
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.prompt import prompt_format, render
-from toolkit.run import RunFolder
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.run_folder import RunFolder
+from toolkit.ollama import server
+from toolkit.prompt.format import prompt_format, render
 
 WORD_JOINER = "\u2060"
 
@@ -42,9 +43,9 @@ def control_tokens(folder: RunFolder, *texts: str) -> list[str]:
     path = folder.adapter / "tokenizer.json"
     if not path.is_file() or not any(re.search(r"[^\w\s.,;:?!()'\"-]", text) for text in texts):
         return []  # no need to read it: there is none of letters and common marks alone
-    from toolkit import tokens
+    from toolkit.prompt.tokenizer import load_tokenizer
 
-    return [token for token in tokens.load(folder.adapter).controls if any(token in text for text in texts)]
+    return [token for token in load_tokenizer(folder.adapter).controls if any(token in text for text in texts)]
 
 
 def registered(config: Config, tag: str = "latest") -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit import machine
-from toolkit.errors import ToolkitError
-from toolkit.prompt import Part, Prompt
+from toolkit.core import hardware
+from toolkit.core.errors import ToolkitError
+from toolkit.prompt.format import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; bounds the logits held beside the result
 SMALL = 64 * 2**20  # bytes of a file up to which threads would wait for each other longer than they compute
@@ -50,7 +50,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
                 str(path),
                 n_ctx=context,
                 n_batch=max(BATCH, min(context, 512)),
-                n_threads=machine.cores() if path.stat().st_size > SMALL else 1,  # else half of them
+                n_threads=hardware.cores() if path.stat().st_size > SMALL else 1,  # else half of them
                 n_gpu_layers=-1,
                 verbose=False,
                 **options,

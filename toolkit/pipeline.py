@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import base, console
-from toolkit.config import MEDQUAD_CSV, SECTIONS, Config
-from toolkit.errors import GATE, ToolkitError
-from toolkit.run import (
+from toolkit.core import console
+from toolkit.core.config import MEDQUAD_CSV, SECTIONS, Config
+from toolkit.core.config_file import starter
+from toolkit.core.errors import GATE, ToolkitError
+from toolkit.core.run_folder import (
     SIDES,
     STAGES,
     Manifest,
@@ -28,7 +29,7 @@ from toolkit.run import (
     write_manifest,
     write_text,
 )
-from toolkit.toml import starter
+from toolkit.model import base
 
 LIBRARIES = (
     "toolkit",
@@ -83,7 +84,7 @@ def plan(stage: str, config: Config, folder: RunFolder) -> Plan:
         weighed = ([folder.side("train")], [folder.imatrix]) if config.export.imatrix else ([], [])
         return Plan(settings, [*adapter, *merged, *weighed[0]], [*files, *weighed[1]])
     if stage == "validate":
-        from toolkit import merge_base
+        from toolkit.model import merge_base
 
         bases = [*merged, *merge_base.other_files(config.model, config.export)]
         return Plan(settings, [*files, *adapter, folder.side("test"), *bases], [folder.report, folder.card])
@@ -153,7 +154,7 @@ def _why(stage: str, config: Config, folder: RunFolder, manifest: Manifest) -> s
 
 def _unregistered(config: Config, record: StageRecord) -> str:
     """Say that the server does not hold the model any more; where no server answers, the record is believed."""
-    from toolkit.register.state import lost
+    from toolkit.register.status import lost
 
     try:
         return lost(config, record.figures)
@@ -182,7 +183,7 @@ def perform(
     _check_inputs(stage, todo, folder)
     foreign = foreign_outputs(manifest.stages.get(stage), folder, todo.outputs)
     if path_name(folder.imatrix, folder) in foreign:
-        from toolkit.export_stage import kept_imatrix
+        from toolkit.export.stage import kept_imatrix
 
         # An export that did not come to its end leaves this one file whole, for the next one to take up.
         foreign = [name for name in foreign if name != path_name(folder.imatrix, folder) or not kept_imatrix(folder)]
@@ -224,7 +225,7 @@ def perform(
 
 def _is_our_modelfile(config: Config, folder: RunFolder) -> bool:
     """Say whether the Modelfile is what register would write: `toolkit modelfile` prints it, and a kill leaves it."""
-    from toolkit.register.spec import describe
+    from toolkit.register.model_spec import describe
 
     return folder.modelfile.read_bytes() == describe(config, folder, _eos(config, folder)).text.encode()
 
@@ -255,12 +256,12 @@ def _check_inputs(stage: str, todo: Plan, folder: RunFolder) -> None:
 
 
 def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit import tokens
     from toolkit.prepare import prepare
-    from toolkit.prompt import prompt_format
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.tokenizer import load_tokenizer
 
     found = base.resolve(training_base(config), config.model.revision, weights=False)
-    tokenizer = tokens.load(found.folder, prompt_format(config.prompt))
+    tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
     return prepare(config, folder, data_file(config), tokenizer)
 
 
@@ -272,18 +273,19 @@ def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool, g
 
 
 def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.export_stage import export_run
+    from toolkit.export.stage import export_run
 
     return export_run(config, folder, manifest, force)
 
 
 def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit import fourbit, merge_base
+    from toolkit.formats import bnb_4bit
+    from toolkit.model import merge_base
     from toolkit.validate import validate
 
     found = merge_base.resolve(config.model, config.export)
     other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
-    return validate(config, folder, replace(found, folder=fourbit.plain_folder(found.folder)), manifest, other)
+    return validate(config, folder, replace(found, folder=bnb_4bit.plain_folder(found.folder)), manifest, other)
 
 
 def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
@@ -297,10 +299,10 @@ def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool
 
 
 def _eos(config: Config, folder: RunFolder) -> str:
-    from toolkit import tokens
-    from toolkit.prompt import prompt_format
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.tokenizer import load_tokenizer
 
-    return tokens.load(folder.adapter, prompt_format(config.prompt)).eos_text
+    return load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text
 
 
 ROOMS: dict[str, Callable[[Config, RunFolder, Manifest, bool], Outcome]] = {

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from toolkit.config import Config
+from toolkit.core.config import Config
+from toolkit.core.config_file import build
+from toolkit.core.run_folder import folder_of
 from toolkit.doctor import STAGES, Check, doctor
-from toolkit.run import folder_of
-from toolkit.toml import build
 
 ROOT = Path(__file__).parents[2]
 TINY = {

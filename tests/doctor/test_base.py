@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure
-from toolkit import machine
+from toolkit.core import hardware
 from toolkit.doctor import Check, table
 
 
@@ -142,8 +142,8 @@ def test_a_hub_id_with_a_missing_shard_is_not_cached(home: Home, monkeypatch: py
 
 
 def test_the_recipe_is_judged_before_anything_is_downloaded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "has_card_file", lambda: False)
-    monkeypatch.setattr(machine, "available_memory", lambda: int(24e9))
+    monkeypatch.setattr(hardware, "has_card_file", lambda: False)
+    monkeypatch.setattr(hardware, "available_memory", lambda: int(24e9))
     found = {check.name: check for check in home.examine("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit")}
     assert found["base unsloth/Meta-Llama-3.1-8B"].ok is False  # a CPU needs the 16-bit namesake
     assert found["adapter"].found == "41,943,040 trainable of 8,072,204,288 parameters"
@@ -162,5 +162,5 @@ def test_a_base_of_another_kind_is_judged_by_its_weights(home: Home, monkeypatch
     found = {check.name: check for check in home.examine()}
     assert found["memory"].ok is None
     assert found["memory"].found.startswith("12 parameters")
-    monkeypatch.setattr(machine, "available_memory", lambda: 40)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 40)
     assert only_failure(home.examine(), "memory").fix

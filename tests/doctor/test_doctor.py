@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.conftest import ROOT, Home, Serving, failing, only_failure
-from toolkit import base, machine, packed_attention, server
-from toolkit.config import Config
+from toolkit.core import hardware
+from toolkit.core.config import Config
+from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.doctor import STAGES, Check, checks, plan, table
+from toolkit.model import attention_kernels, base
+from toolkit.ollama import server
 from toolkit.prepare import source
-from toolkit.run import RunFolder, folder_of
 
 
 def test_a_healthy_small_run_is_in_order(home: Home) -> None:
@@ -37,14 +39,14 @@ def test_nothing_is_written(home: Home) -> None:
 def test_nothing_heavy_is_imported_without_a_card() -> None:
     script = """
 import sys
-from toolkit.config import Config
+from toolkit.core.config import Config
 from toolkit.doctor import doctor
-from toolkit.run import folder_of
+from toolkit.core.run_folder import folder_of
 config = Config()
 doctor(config, folder_of(config), offline=True)
 print([name for name in ("torch", "transformers", "trl", "peft", "datasets", "pandas") if name in sys.modules])
 """
-    if machine.has_card_file():
+    if hardware.has_card_file():
         pytest.skip("there is a card: torch is asked about it")
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
@@ -64,7 +66,7 @@ def test_a_check_that_raises_does_not_stop_the_rest(home: Home, monkeypatch: pyt
 
     usual = [check.name for check in home.examine()]
     monkeypatch.setattr(checks, "data", broken)
-    monkeypatch.setattr(machine, "card", lambda: 1 / 0)
+    monkeypatch.setattr(hardware, "card", lambda: 1 / 0)
     found = home.examine()
     assert [check.name for check in found] == usual
     assert {check.name: check.found for check in failing(found)} == {
@@ -145,7 +147,7 @@ def test_disk_counts_what_validation_keeps(home: Home) -> None:
 
 def test_too_little_memory_names_settings_that_fit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("train.max_length=4096", "train.batch_size=64", "train.gradient_checkpointing=false")
-    monkeypatch.setattr(machine, "available_memory", lambda: int(1.065e9))
+    monkeypatch.setattr(hardware, "available_memory", lambda: int(1.065e9))
     found = home.examine(*settings, stages=("train",))
     check = only_failure(found, "memory: training")
     assert check.fix == "--set train.gradient_checkpointing=auto --set train.max_length=512"
@@ -154,24 +156,24 @@ def test_too_little_memory_names_settings_that_fit(home: Home, monkeypatch: pyte
 
 
 def test_far_too_little_memory(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "available_memory", lambda: int(1e8))
+    monkeypatch.setattr(hardware, "available_memory", lambda: int(1e8))
     found = home.examine()
     assert {check.name for check in failing(found)} == {"memory: training", "memory: export", "memory: validation"}
     assert all("smaller `model.base`" in check.fix for check in failing(found))
 
 
 def test_memory_that_the_system_does_not_tell(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "available_memory", lambda: None)
+    monkeypatch.setattr(hardware, "available_memory", lambda: None)
     assert failing(home.examine()) == []
 
 
-CARD = machine.Card("a card", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
+CARD = hardware.Card("a card", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
 
 
-def with_card(monkeypatch: pytest.MonkeyPatch, card: machine.Card, *packages: str) -> None:
-    monkeypatch.setattr(machine, "has_card_file", lambda: True)
-    monkeypatch.setattr(machine, "card", lambda: card)
-    monkeypatch.setattr(machine, "installed", lambda package: package in packages)
+def with_card(monkeypatch: pytest.MonkeyPatch, card: hardware.Card, *packages: str) -> None:
+    monkeypatch.setattr(hardware, "has_card_file", lambda: True)
+    monkeypatch.setattr(hardware, "card", lambda: card)
+    monkeypatch.setattr(hardware, "installed", lambda package: package in packages)
 
 
 def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +189,7 @@ def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -
 def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with_card(
         monkeypatch,
-        machine.Card("a card", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
+        hardware.Card("a card", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
         "unsloth",
     )
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
@@ -202,7 +204,7 @@ def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: p
     with_card(monkeypatch, CARD)
     assert "bitsandbytes" in only_failure(home.examine(stages=("train",)), "backend").found
     assert "[cuda]" in only_failure(home.examine("train.backend=unsloth", stages=("train",)), "backend").fix
-    old = machine.Card("an old card", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
+    old = hardware.Card("an old card", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
     with_card(monkeypatch, old, "unsloth")
     assert "an old card" in only_failure(home.examine("train.precision=bf16", stages=("train",)), "backend").found
     found = {check.name: check for check in home.examine(stages=("train",))}
@@ -212,14 +214,14 @@ def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: p
 @pytest.mark.parametrize(
     ("capability", "flash", "packages", "kernel", "fix"),
     [
-        ((8, 0), True, ("unsloth",), packed_attention.VARLEN, ""),
-        ((8, 0), True, ("unsloth", "xformers"), packed_attention.VARLEN, ""),
-        ((8, 0), True, ("unsloth", "flash_attn"), packed_attention.FLASH_ATTN, ""),
-        ((8, 0), True, ("bitsandbytes", "flash_attn"), packed_attention.VARLEN, ""),
-        ((8, 0), False, ("unsloth", "xformers"), packed_attention.XFORMERS, ""),
-        ((7, 5), True, ("unsloth", "xformers", "flash_attn"), packed_attention.XFORMERS, ""),
-        ((7, 5), True, ("unsloth",), packed_attention.MASK, "pip install xformers"),
-        ((7, 5), True, ("bitsandbytes", "xformers"), packed_attention.MASK, "[cuda]"),
+        ((8, 0), True, ("unsloth",), attention_kernels.VARLEN, ""),
+        ((8, 0), True, ("unsloth", "xformers"), attention_kernels.VARLEN, ""),
+        ((8, 0), True, ("unsloth", "flash_attn"), attention_kernels.FLASH_ATTN, ""),
+        ((8, 0), True, ("bitsandbytes", "flash_attn"), attention_kernels.VARLEN, ""),
+        ((8, 0), False, ("unsloth", "xformers"), attention_kernels.XFORMERS, ""),
+        ((7, 5), True, ("unsloth", "xformers", "flash_attn"), attention_kernels.XFORMERS, ""),
+        ((7, 5), True, ("unsloth",), attention_kernels.MASK, "pip install xformers"),
+        ((7, 5), True, ("bitsandbytes", "xformers"), attention_kernels.MASK, "[cuda]"),
     ],
 )
 def test_the_attention_kernel_is_named_and_the_slow_one_warned_of(
@@ -243,8 +245,8 @@ def test_without_a_card_there_is_no_kernel_to_name(home: Home) -> None:
 
 
 def test_a_card_that_torch_does_not_see(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "has_card_file", lambda: True)
-    monkeypatch.setattr(machine, "card", lambda: None)
+    monkeypatch.setattr(hardware, "has_card_file", lambda: True)
+    monkeypatch.setattr(hardware, "card", lambda: None)
     check = next(check for check in home.examine() if check.name == "gpu")
     assert check.ok is None
     assert "nvidia-smi" in check.fix
@@ -282,7 +284,7 @@ def test_a_run_folder_that_cannot_be_written(home: Home) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from toolkit.run import RunFolder, locked
+from toolkit.core.run_folder import RunFolder, locked
 with locked(RunFolder(Path(sys.argv[1]), "x")):
     print("held", flush=True)
     sys.stdin.read()
@@ -290,7 +292,7 @@ with locked(RunFolder(Path(sys.argv[1]), "x")):
 
 
 def test_a_lock_of_another_process_is_found_and_its_own_is_not(home: Home) -> None:
-    from toolkit.run import locked
+    from toolkit.core.run_folder import locked
 
     folder = folder_of(home.config())
     with locked(folder):
@@ -348,7 +350,7 @@ def test_the_conversion_is_found_where_base_puts_it(home: Home) -> None:
     path = home.path / "some.gguf"
     path.write_bytes(b"GGUF")
     assert plan.converted(path) is None
-    from toolkit.run import sha256_of
+    from toolkit.core.run_folder import sha256_of
 
     folder = base.cache_folder() / "bases" / f"some-{sha256_of(path)[:16]}-{base.CONVERSION}"
     folder.mkdir(parents=True)

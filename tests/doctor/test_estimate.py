@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import machine
-from toolkit import shape as shapes
-from toolkit.config import QUANTIZATIONS, TrainSettings
+from toolkit.core import hardware
+from toolkit.core.config import QUANTIZATIONS, TrainSettings
 from toolkit.doctor import estimate
-from toolkit.memory import total
-from toolkit.shape import Shape
+from toolkit.model import shape as shapes
+from toolkit.model.memory import total
+from toolkit.model.shape import Shape
 
 SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
 LLAMA_8B = shapes.known("llama-3.1-8b")
@@ -54,8 +54,8 @@ MEMINFO = "MemTotal:       16000000 kB\nMemFree:  1 kB\nMemAvailable:    8000000
 
 
 def test_available_memory_without_a_limit(tmp_path: Path) -> None:
-    assert machine.available_memory(tmp_path) is None
-    assert machine.available_memory(system(tmp_path, {"proc/meminfo": MEMINFO})) == 8_000_000 * 1024
+    assert hardware.available_memory(tmp_path) is None
+    assert hardware.available_memory(system(tmp_path, {"proc/meminfo": MEMINFO})) == 8_000_000 * 1024
 
 
 def test_a_cgroup_2_limit_above_the_process_counts(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_cgroup_2_limit_above_the_process_counts(tmp_path: Path) -> None:
         "sys/fs/cgroup/box/memory.current": "1000000000\n",
         "sys/fs/cgroup/box/memory.stat": "anon 4\ninactive_file 400000000\n",
     }
-    assert machine.available_memory(system(tmp_path, files)) == 2_400_000_000
+    assert hardware.available_memory(system(tmp_path, files)) == 2_400_000_000
 
 
 def test_a_cgroup_2_limit_inside_a_container_counts(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_cgroup_2_limit_inside_a_container_counts(tmp_path: Path) -> None:
         "sys/fs/cgroup/memory.max": "2000000000\n",
         "sys/fs/cgroup/memory.current": "500000000\n",
     }
-    assert machine.available_memory(system(tmp_path, files)) == 1_500_000_000
+    assert hardware.available_memory(system(tmp_path, files)) == 1_500_000_000
 
 
 def test_a_cgroup_1_limit_counts_and_its_absence_does_not(tmp_path: Path) -> None:
@@ -90,28 +90,28 @@ def test_a_cgroup_1_limit_counts_and_its_absence_does_not(tmp_path: Path) -> Non
         f"{folder}/memory.usage_in_bytes": "900000000\n",
         f"{folder}/memory.stat": "total_inactive_file 50000000\n",
     }
-    assert machine.available_memory(system(tmp_path, files)) == 150_000_000
+    assert hardware.available_memory(system(tmp_path, files)) == 150_000_000
     (tmp_path / folder / "memory.limit_in_bytes").write_text("9223372036854771712\n", encoding="ascii")
-    assert machine.available_memory(tmp_path) == 8_000_000 * 1024
+    assert hardware.available_memory(tmp_path) == 8_000_000 * 1024
 
 
 def test_the_real_machine_tells_its_memory() -> None:
-    free = machine.available_memory()
+    free = hardware.available_memory()
     assert free is not None
     assert free > 100e6
 
 
 def test_disk_is_asked_of_the_nearest_folder_that_exists(tmp_path: Path) -> None:
-    assert machine.existing(tmp_path / "a" / "b") == tmp_path
-    assert machine.free_disk(tmp_path / "a" / "b") > 0
-    assert machine.file_system(tmp_path / "a" / "b") == tmp_path.stat().st_dev
+    assert hardware.existing(tmp_path / "a" / "b") == tmp_path
+    assert hardware.free_disk(tmp_path / "a" / "b") > 0
+    assert hardware.file_system(tmp_path / "a" / "b") == tmp_path.stat().st_dev
 
 
 def test_the_drivers_version_is_the_dotted_number(tmp_path: Path) -> None:
     text = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs) Thu Jan 23\n"
     (tmp_path / "version").write_text(text, encoding="utf-8")
-    assert machine.driver_version(tmp_path / "version") == "570.86.15"
-    assert machine.driver_version(tmp_path / "absent") == ""
+    assert hardware.driver_version(tmp_path / "version") == "570.86.15"
+    assert hardware.driver_version(tmp_path / "absent") == ""
 
 
 def test_an_export_takes_blocks_of_rows_or_a_whole_tensor_of_a_four_bit_base() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import memory
-from toolkit import shape as shapes
-from toolkit.config import Config
-from toolkit.toml import build
+from toolkit.core.config import Config
+from toolkit.core.config_file import build
+from toolkit.model import memory
+from toolkit.model import shape as shapes
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 512
@@ -19,9 +19,9 @@ RECORDS = 16
 TRAIN = """
 import json, sys
 from pathlib import Path
-from toolkit.base import Base
-from toolkit.toml import build
-from toolkit.run import folder_of
+from toolkit.model.base import Base
+from toolkit.core.config_file import build
+from toolkit.core.run_folder import folder_of
 from toolkit.train import train
 config = build(json.loads(sys.argv[1]))
 train(config, folder_of(config), Base("random", Path(config.model.base)), restart=True)
@@ -36,8 +36,8 @@ def made(path: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from toolkit import tokens
-    from toolkit.prompt import prompt_format, prompt_text
+    from toolkit.prompt.format import prompt_format, prompt_text
+    from toolkit.prompt.tokenizer import load_tokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     names = ["<end>", *letters, *(f"<unused{index}>" for index in range(vocabulary - 1 - len(letters)))]
@@ -52,7 +52,7 @@ def made(path: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     ends = {"vocab_size": len(names), "eos_token_id": 0, "pad_token_id": 0}
     LlamaForCausalLM(LlamaConfig(**sizes, **heads, **ends)).save_pretrained(path / "base")
 
-    form, known = prompt_format(build({}).prompt), tokens.load(path / "base")
+    form, known = prompt_format(build({}).prompt), load_tokenizer(path / "base")
     prompt = prompt_text(form, "What?", "Explain:")
     record = {"instruction": "Explain:", "input": "What?", "truncated": False}
     record["output"] = "x" * (LENGTH - 1 - len(known.prompt_ids(prompt)))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import small
-from toolkit.errors import ToolkitError, explain
+from toolkit.core.errors import ToolkitError, explain
 from toolkit.export import export
 
 Tensors = dict[str, torch.Tensor]

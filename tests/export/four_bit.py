@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.fourbit import CODES
+from toolkit.formats.bnb_4bit import CODES
 
 BLOCK = 64
 NESTED_BLOCK = 256

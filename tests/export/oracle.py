@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from toolkit.export.types import BASE
+from toolkit.formats.ggml_types import BASE
 
 ROOT = Path(__file__).parents[2]
 # The converter knows a pre-tokenizer by the ids that its real vocabulary gives one text; a vocabulary trained here has

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests import small
 from tests.export.damage import Tensors, edit_json, edit_weights, fails, thorough
-from toolkit.errors import ToolkitError
+from toolkit.core.errors import ToolkitError
 from toolkit.export import plan
 
 

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from tests import small
 from tests.export.trained import ATTENTION, distance, train
-from toolkit.errors import ToolkitError
+from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 
 SHAPE: dict[str, Any] = {
@@ -193,10 +193,10 @@ def test_other_methods_as_peft_saves_them(bases: dict[bool, Path], tmp_path: Pat
 def test_an_untied_head_for_a_family_whose_output_is_its_embedding(
     bases: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from toolkit.export import adapter
+    from toolkit.export.adapter import weights
 
     folder = train(tmp_path / "adapter", bases[True], modules_to_save=["lm_head"]).folder
-    monkeypatch.setattr(adapter, "HEAD_FROM_EMBEDDING", ("llama",))
+    monkeypatch.setattr(weights, "HEAD_FROM_EMBEDDING", ("llama",))
     with pytest.raises(ToolkitError, match="computes the output of llama from its embedding"):
         plan(bases[True], folder, ["F32"])
 

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from tests import small
-from toolkit import console, machine
+from toolkit.core import console, hardware
 from toolkit.export import export, plan
-from toolkit.export.types import BASE
+from toolkit.export.adapter import merge
+from toolkit.formats.ggml_types import BASE
 
 # The rest, and every other family, stand in test_reference.py.
 FEW = ("F32", "F16", "Q8_0", "Q4_K_M", "Q5_K_M")
@@ -96,7 +97,7 @@ def test_each_quantization_of_large_and_odd_shapes(shape: str, tmp_path: Path) -
 def test_one_matrix_row_counts_as_a_vector(tmp_path: Path) -> None:
     """ggml drops dimensions of 1; a projection of one row is then no matrix. Only the choice of type is asked here."""
     from toolkit.export.families import family_of
-    from toolkit.export.types import tensor_types
+    from toolkit.formats.ggml_types import tensor_types
 
     _, model = family_of(small.save_model(tmp_path / "base"))
     found = tensor_types("Q4_K_M", {"blk.0.attn_k.weight": (1, 256)}, model)
@@ -125,7 +126,8 @@ def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_slabs_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit.export import checkpoint, merging, quantize, tensors
+    from toolkit.export import quantize, tensors
+    from toolkit.formats import checkpoint
 
     base = small.save_model(tmp_path / "base", dtype=torch.float16)
     lora = small.save_adapter(tmp_path / "adapter", base)
@@ -133,9 +135,9 @@ def test_slabs_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytes
     usual = export(base, None, targets, small.TEMPLATE, "small").figures
     for module in (checkpoint, quantize):
         monkeypatch.setattr(module, "SLAB", 7_777)
-    for module in (merging, tensors):
+    for module in (merge, tensors):
         monkeypatch.setattr(module, "BLOCK", 3_333)
-    monkeypatch.setattr(machine, "cores", lambda: 5)
+    monkeypatch.setattr(hardware, "cores", lambda: 5)
     other = export(base, None, targets, small.TEMPLATE, "small").figures
     assert [other[name]["sha256"] for name in targets] == [usual[name]["sha256"] for name in targets]
     # B @ A in other blocks may round otherwise in the last bit

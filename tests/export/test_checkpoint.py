@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.export.damage import thorough
-from toolkit.errors import ToolkitError
-from toolkit.export import checkpoint
+from toolkit.core.errors import ToolkitError
+from toolkit.formats import checkpoint
 
 
 @thorough(60, 2000)

@@ -13,8 +13,10 @@ import torch
 
 from tests import small
 from tests.export.damage import Q_PROJ, Tensors, edit_json, edit_weights, fails, former_files_are_intact, targets
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.export import checkpoint, export, merging, plan, writer
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.export import export, plan
+from toolkit.export.adapter import merge
+from toolkit.formats import checkpoint, gguf_writer
 
 
 def test_the_undamaged_export_replaces_the_former_files(work: Path) -> None:
@@ -190,23 +192,23 @@ def test_no_room_is_seen_before_anything_is_written(work: Path, monkeypatch: pyt
 @pytest.mark.parametrize("after", [0, 10_000, 1_500_000])
 def test_a_disk_that_fills_midway(work: Path, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     written = 0
-    write = writer.GgufFile.write
+    write = gguf_writer.GgufFile.write
 
-    def full(self: writer.GgufFile, data: Any) -> None:
+    def full(self: gguf_writer.GgufFile, data: Any) -> None:
         nonlocal written
         written += len(data)
         if written > after:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
         write(self, data)
 
-    monkeypatch.setattr(writer.GgufFile, "write", full)
+    monkeypatch.setattr(gguf_writer.GgufFile, "write", full)
     fails(work, "the disk is full: ")
 
 
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from toolkit.errors import explain
+from toolkit.core.errors import explain
 from toolkit.export import export
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
@@ -234,10 +236,11 @@ def test_a_real_write_that_fails(work: Path, limit: int) -> None:
 FILLING = """
 import errno, shutil, sys
 from pathlib import Path
-from toolkit.errors import explain
-from toolkit.export import export, writer
+from toolkit.core.errors import explain
+from toolkit.export import export
+from toolkit.formats import gguf_writer
 work, out = Path(sys.argv[1]), Path(sys.argv[2])
-write, started = writer.GgufFile.write, []
+write, started = gguf_writer.GgufFile.write, []
 def filled(self, data):
     if len(started) == 9:  # somebody else takes what was left
         with open(out / "filler", "wb", buffering=0) as file:
@@ -247,7 +250,7 @@ def filled(self, data):
                 assert exc.errno == errno.ENOSPC
     started.append(1)
     write(self, data)
-writer.GgufFile.write = filled
+gguf_writer.GgufFile.write = filled
 targets = {k: out / f"{k}.gguf" for k in ("F16", "Q4_K_M")}
 try:
     export(work / "base", work / "adapter", targets, "{{ 1 }}", "x")
@@ -285,7 +288,7 @@ def test_an_interrupt(work: Path, monkeypatch: pytest.MonkeyPatch, place: str) -
         raise KeyboardInterrupt
 
     monkeypatch.setattr(
-        *((merging, "add_rows", interrupt) if place == "read" else (writer.GgufFile, "sync", interrupt))
+        *((merge, "add_rows", interrupt) if place == "read" else (gguf_writer.GgufFile, "sync", interrupt))
     )
     with pytest.raises(KeyboardInterrupt):
         export(work / "base", work / "adapter", targets(work), small.TEMPLATE, "small")

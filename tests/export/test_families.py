@@ -11,7 +11,7 @@ import torch
 
 from tests import family_models, small
 from toolkit import llamacpp
-from toolkit.errors import ToolkitError
+from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 
 

@@ -16,11 +16,10 @@ from tokenizers import Tokenizer
 from tests import small
 from tests.export.test_adapter_kinds import add_tokens
 from tests.export.trained import train
-from toolkit import standalone
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.export import export
-from toolkit.export.lora import export_lora
-from toolkit.export.merged import export_merged
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.export import export, standalone
+from toolkit.export.lora_gguf import export_lora
+from toolkit.export.merged_model import export_merged
 
 IDS = np.random.default_rng(0).integers(0, 480, 200).tolist()
 

@@ -12,20 +12,20 @@ from safetensors.torch import load_file, save_file
 
 from tests import small
 from tests.export.four_bit import quantized_folder, state_tensor
-from toolkit import fourbit
-from toolkit.config import ExportSettings
-from toolkit.errors import ToolkitError
-from toolkit.export import checkpoint, export, plan
+from toolkit.core.config import ExportSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.export import export, plan
+from toolkit.formats import bnb_4bit, checkpoint
 
 GOLDEN = Path(__file__).parent / "golden_4bit.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def ours(kind: str, packed: Any, parts: dict[str, Any], text: bytes) -> np.ndarray:
-    state = fourbit.parse_state(text, kind, "w")
+    state = bnb_4bit.parse_state(text, kind, "w")
     nested = (parts["nested_absmax"], parts["nested_quant_map"]) if "nested_absmax" in parts else None
-    scales = fourbit.block_scales(state, parts["absmax"], nested)
-    return fourbit.dequantize(state, packed, scales, 0, state.count).reshape(state.shape)
+    scales = bnb_4bit.block_scales(state, parts["absmax"], nested)
+    return bnb_4bit.dequantize(state, packed, scales, 0, state.count).reshape(state.shape)
 
 
 @pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
@@ -81,7 +81,7 @@ def test_every_shape_against_bitsandbytes(kind: str, nested: bool) -> None:
 def test_a_four_bit_base_with_an_adapter(tmp_path: Path, kind: str, nested: bool, dtype: torch.dtype) -> None:
     base = small.save_model(tmp_path / "base", dtype=dtype)
     four = quantized_folder(base, tmp_path / "four", kind, nested, skip="layers.1.mlp.up_proj", shard=200_000)
-    plain = fourbit.plain_folder(four)
+    plain = bnb_4bit.plain_folder(four)
     adapter = small.save_adapter(tmp_path / "adapter", plain)
     target = tmp_path / "f32.gguf"
     export(four, adapter, {"F32": target}, small.TEMPLATE, "small")
@@ -112,11 +112,11 @@ def four(originals: Path, tmp_path: Path) -> Path:
 
 
 def test_a_plain_folder_is_made_once(four: Path, tmp_path: Path) -> None:
-    plain = fourbit.plain_folder(four)
+    plain = bnb_4bit.plain_folder(four)
     assert plain.parent == tmp_path / "cache" / "toolkit" / "bases"
     stamp = (plain / "config.json").stat().st_mtime_ns
-    assert fourbit.plain_folder(four) == plain and (plain / "config.json").stat().st_mtime_ns == stamp
-    assert fourbit.plain_folder(plain) == plain  # a folder in 16 bits is itself
+    assert bnb_4bit.plain_folder(four) == plain and (plain / "config.json").stat().st_mtime_ns == stamp
+    assert bnb_4bit.plain_folder(plain) == plain  # a folder in 16 bits is itself
     assert "quantization_config" not in json.loads((plain / "config.json").read_text())
     assert (plain / "tokenizer.json").read_bytes() == (four / "tokenizer.json").read_bytes()
     tensors = load_file(next(plain.glob("*.safetensors")))
@@ -198,13 +198,13 @@ def test_a_damaged_state(four: Path, values: dict[str, Any]) -> None:
 
 
 def test_the_sixteen_bit_weights_are_asked_for(four: Path, tmp_path: Path) -> None:
-    from toolkit.base import resolve
+    from toolkit.model.base import resolve
 
     with pytest.raises(ToolkitError, match="has 4 bits") as caught:
-        fourbit.check_merge_base(resolve(str(four)), ExportSettings())
+        bnb_4bit.check_merge_base(resolve(str(four)), ExportSettings())
     assert "model.base_16bit" in caught.value.hint and "as-trained" in caught.value.hint
-    fourbit.check_merge_base(resolve(str(four)), ExportSettings(merge_base="as-trained"))
-    fourbit.check_merge_base(resolve(str(tmp_path / "base")), ExportSettings())
+    bnb_4bit.check_merge_base(resolve(str(four)), ExportSettings(merge_base="as-trained"))
+    bnb_4bit.check_merge_base(resolve(str(tmp_path / "base")), ExportSettings())
 
 
 def test_the_size_in_memory_and_on_disk_is_that_of_the_weights(four: Path, tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from tests import family_models, small
 from tests.conftest import needed, ollama_binary
 from tests.export.damage import thorough
-from toolkit import tokens
-from toolkit.config import PromptSettings
-from toolkit.errors import ToolkitError
+from toolkit.core.config import PromptSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder
 from toolkit.export import export, imatrix, plan
-from toolkit.export.types import BASE
-from toolkit.ggufs import open_gguf
-from toolkit.prompt import prompt_format, prompt_text
-from toolkit.run import RunFolder
+from toolkit.formats.ggml_types import BASE
+from toolkit.formats.gguf_reader import open_gguf
+from toolkit.prompt.format import prompt_format, prompt_text
+from toolkit.prompt.tokenizer import load_tokenizer
 
 FORM = prompt_format(PromptSettings())
 LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -111,7 +111,7 @@ def test_other_families_scale_and_fuse_what_they_look_up(tmp_path: Path, family:
 
 
 def test_the_chunks_hold_training_records_only(work: Path, tmp_path: Path) -> None:
-    tokenizer = tokens.load(work / "base")
+    tokenizer = load_tokenizer(work / "base")
     trained = [f"water {number}" for number in range(40)]
     folder = run_folder(tmp_path, train=trained, val=["secret fever"], test=["secret doctor"])
     pieces = imatrix.chunks(folder, FORM, tokenizer, 128)
@@ -129,17 +129,17 @@ def test_the_chunks_hold_training_records_only(work: Path, tmp_path: Path) -> No
 def test_a_training_split_with_a_held_out_record_is_refused(work: Path, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, train=["a", "b", "c"], val=["d"], test=["c"])
     with pytest.raises(ToolkitError, match=r"1 records of .*train\.jsonl` are held out"):
-        imatrix.chunks(folder, FORM, tokens.load(work / "base"), 128)
+        imatrix.chunks(folder, FORM, load_tokenizer(work / "base"), 128)
 
 
 def test_the_number_of_chunks_is_bounded(work: Path, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, train=[f"water {number}" for number in range(500)], val=[], test=[])
-    assert len(imatrix.chunks(folder, FORM, tokens.load(work / "base"), 64)) == imatrix.CHUNKS
+    assert len(imatrix.chunks(folder, FORM, load_tokenizer(work / "base"), 64)) == imatrix.CHUNKS
 
 
 def test_no_training_split(work: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="no prepared data"):
-        imatrix.chunks(RunFolder(tmp_path, "x"), FORM, tokens.load(work / "base"), 64)
+        imatrix.chunks(RunFolder(tmp_path, "x"), FORM, load_tokenizer(work / "base"), 64)
 
 
 def some_matrix(columns: dict[str, int]) -> imatrix.Imatrix:

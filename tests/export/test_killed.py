@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from tests import small
 from tests.export.damage import edit_json, former_files_are_intact, targets, thorough
-from toolkit import run
-from toolkit.errors import ToolkitError
+from toolkit.core import run_folder
+from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
-from toolkit.export.lora import export_lora
-from toolkit.export.merged import export_merged
+from toolkit.export.lora_gguf import export_lora
+from toolkit.export.merged_model import export_merged
 
 SLOW = """
 import sys, time
 from pathlib import Path
 from toolkit.export import export, tensors
-from toolkit.export.merged import export_merged
+from toolkit.export.merged_model import export_merged
 usual, seen = {name: getattr(tensors, name) for name in ("source", "trained")}, 0
 name = "source" if sys.argv[3] == "gguf" else "trained"
 def slow(*given):
@@ -92,15 +92,15 @@ def test_a_kill_between_the_two_renames_loses_nothing(work: Path) -> None:
     target = work / "out" / "merged"
     export_merged(work / "base", None, target, small.TEMPLATE)
     target.rename(target.with_name(".merged.old"))
-    run.clear_stale([target])
+    run_folder.clear_stale([target])
     assert (target / "config.json").is_file()
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     path, folder = tmp_path / "a.gguf", tmp_path / "merged"
-    with run.writing(path) as file, run.writing_folder(folder) as fresh:
+    with run_folder.writing(path) as file, run_folder.writing_folder(folder) as fresh:
         file.write(b"half")
-        run.clear_stale([path, folder])
+        run_folder.clear_stale([path, folder])
         (fresh / "x").write_text("x")
     assert path.read_bytes() == b"half"
     assert (folder / "x").read_text() == "x"
@@ -108,7 +108,7 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_any_damage_to_a_gguf_base_is_a_toolkit_error(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from toolkit import base as bases
+    from toolkit.model import base as bases
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
     path = work / "base.gguf"

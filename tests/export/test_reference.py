@@ -11,10 +11,10 @@ import torch
 
 from tests import family_models, small, vocabularies
 from tests.export import oracle
-from toolkit.config import QUANTIZATIONS, TENSOR_TYPES
-from toolkit.errors import ToolkitError
+from toolkit.core.config import QUANTIZATIONS, TENSOR_TYPES
+from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
-from toolkit.export.types import BASE, KNOWN
+from toolkit.formats.ggml_types import BASE, KNOWN
 
 # Every difference between our files and the reference path's that is intended: key → why it differs.
 INTENDED = {

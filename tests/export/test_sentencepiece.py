@@ -19,12 +19,14 @@ from tests import family_models, small, vocabularies
 from tests.export.test_reference import WIDTHS
 from tests.export.test_vocab import ALPHABET, NASTY, normal
 from tests.vocabularies import setting
-from toolkit import llamacpp, tokens
-from toolkit.config import PromptSettings
-from toolkit.errors import ToolkitError
-from toolkit.export import export, vocab
-from toolkit.export.sentencepiece import read_model
-from toolkit.prompt import prompt_format, render
+from toolkit import llamacpp
+from toolkit.core.config import PromptSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.export import export
+from toolkit.export.vocab import gguf_keys
+from toolkit.export.vocab.sentencepiece import read_model
+from toolkit.prompt.format import prompt_format, render
+from toolkit.prompt.tokenizer import load_tokenizer
 
 # Name → family of the model, its rows, what saves the vocabulary.
 VOCABULARIES: dict[str, tuple[str, int, Callable[[Path], Any]]] = {
@@ -72,7 +74,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     )
     export(base, None, {"Q8_0": folder / "a.gguf"}, small.TEMPLATE, "small")
     with llamacpp.opened(folder / "a.gguf", 64) as llm:
-        yield base, tokens.load(base), llm
+        yield base, load_tokenizer(base), llm
 
 
 def _pre(base: Path) -> str:
@@ -127,7 +129,7 @@ def test_special_tokens_are_known_by_id(pair: tuple[Path, Any, Any]) -> None:
 def test_an_answer_behind_a_prompt_gets_no_space_of_its_own(tmp_path: Path) -> None:
     for style in ("legacy", "metaspace"):
         model = vocabularies.train_sentencepiece(560, True, [], [])
-        tokenizer = tokens.load(vocabularies.save_sentencepiece(tmp_path / style, model, style=style))
+        tokenizer = load_tokenizer(vocabularies.save_sentencepiece(tmp_path / style, model, style=style))
         ids, start = tokenizer.record_ids("Drink enough wat", "er, sleep well")  # `water` is a token across the two
         assert ids[:start] == tokenizer.prompt_ids("Drink enough wat")
         assert tokenizer.decode(ids[1:-1]) == "Drink enough water, sleep well"
@@ -136,7 +138,7 @@ def test_an_answer_behind_a_prompt_gets_no_space_of_its_own(tmp_path: Path) -> N
 
 def _kinds(folder: Path, **settings: Any) -> dict[str, tuple[float, int]]:
     (folder / "config.json").write_text("{}")
-    values = {key: value for key, (value, _) in vocab.metadata(folder, 608, **settings).items()}
+    values = {key: value for key, (value, _) in gguf_keys.metadata(folder, 608, **settings).items()}
     texts, scores = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.scores"]
     kinds = values["tokenizer.ggml.token_type"]
     return {text: (score, kind) for text, score, kind in zip(texts, scores, kinds, strict=True)}
@@ -253,7 +255,7 @@ def test_control_tokens_of_a_prompt_format_are_found_by_both(pair: tuple[Path, A
     first, last = found[0], found[-1]
     turn = f"{first} {{instruction}}\n\n{{input}} {last}\n{first}{last}A:"
     form = prompt_format(PromptSettings(preset="custom", turn=turn, eos=last))
-    tokenizer = tokens.load(base, form)
+    tokenizer = load_tokenizer(base, form)
     for text in [normal(text, _pre(base)) for text in (*NASTY, *MORE)]:
         prompt = render(form, text)
         ids = tokenizer.prompt_ids(prompt)

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from tests import small
 from tests.export.damage import thorough
 from tests.vocabularies import setting
-from toolkit import llamacpp, tokens
-from toolkit.errors import ToolkitError
-from toolkit.export import export, splits, vocab
+from toolkit import llamacpp
+from toolkit.core.errors import ToolkitError
+from toolkit.export import export
+from toolkit.export.vocab import gguf_keys, pretokenizer_parity
+from toolkit.prompt.tokenizer import load_tokenizer
 
 NASTY = [
     "",
@@ -64,7 +66,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     small.save_tokenizer(base, request.param, more=[ACCENTED] * 9)
     export(base, None, {"F32": folder / "a.gguf"}, small.TEMPLATE, "small")
     with llamacpp.opened(folder / "a.gguf", 64) as llm:
-        yield tokens.load(base), llm, request.param
+        yield load_tokenizer(base), llm, request.param
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +120,7 @@ def test_what_llama_cpp_splits_otherwise_is_known_exactly(
     """Of any text, marks, capitals and uncomposed characters included: these ids, and a warning only if they differ."""
     tokenizer, llm, pre = pair
     folder = split_folder(pre)
-    runtime = splits.as_in_llama_cpp(folder)
+    runtime = pretokenizer_parity.as_in_llama_cpp(folder)
     assert (runtime is None) == (pre not in ("tekken", "gpt-4o", "qwen2"))
 
     @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -131,9 +133,9 @@ def test_what_llama_cpp_splits_otherwise_is_known_exactly(
 
     alike: dict[bool, list[str]] = {True: [], False: []}
     check()
-    assert splits.unequal(folder, alike[True]) == []
-    assert len(splits.unequal(folder, alike[False])) == len(alike[False])
-    assert len(splits.unequal(folder, ACCENTED.split())) == (0 if runtime is None else 2)
+    assert pretokenizer_parity.unequal(folder, alike[True]) == []
+    assert len(pretokenizer_parity.unequal(folder, alike[False])) == len(alike[False])
+    assert len(pretokenizer_parity.unequal(folder, ACCENTED.split())) == (0 if runtime is None else 2)
 
 
 @pytest.mark.parametrize("pre", small.PRE_TOKENIZERS)
@@ -142,11 +144,11 @@ def test_the_user_is_warned_of_texts_that_llama_cpp_reads_otherwise(
 ) -> None:
     folder = split_folder(pre)
     word = "cafe\u0301" if pre == "qwen2" else "हिन्दी"
-    splits.say(folder, ["plain", "Sjögren, 39.5 °C"])
+    pretokenizer_parity.say(folder, ["plain", "Sjögren, 39.5 °C"])
     assert capsys.readouterr().err == ""
-    splits.say(folder, ["plain", f"the word {word} here", "Sjögren"])
+    pretokenizer_parity.say(folder, ["plain", f"the word {word} here", "Sjögren"])
     warned = capsys.readouterr().err
-    splits.say(folder, None)
+    pretokenizer_parity.say(folder, None)
     general = capsys.readouterr().err
     if pre in ("tekken", "gpt-4o", "qwen2"):
         assert f"`{pre}` splits" in warned and "1 of 3 records" in warned and f"`{word}`" in warned
@@ -171,7 +173,7 @@ def test_special_tokens_are_known_by_id(pair: tuple[Any, Any, str]) -> None:
 
 def metadata(folder: Path, rows: int = 512) -> dict[str, Any]:
     (folder / "config.json").write_text("{}") if not (folder / "config.json").exists() else None
-    return {key: value for key, (value, _) in vocab.metadata(folder, rows).items()}
+    return {key: value for key, (value, _) in gguf_keys.metadata(folder, rows).items()}
 
 
 def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_eos_is_what_training_used(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|pad|>"}}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7, "pad_token_id": -1}))
     values = metadata(tmp_path)
-    assert values["tokenizer.ggml.eos_token_id"] == tokens.load(tmp_path).eos
+    assert values["tokenizer.ggml.eos_token_id"] == load_tokenizer(tmp_path).eos
     assert values["tokenizer.ggml.tokens"][values["tokenizer.ggml.eos_token_id"]] == "<|pad|>"
     assert "tokenizer.ggml.padding_token_id" not in values
 

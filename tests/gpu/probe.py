@@ -24,10 +24,10 @@ def fill(model: Any) -> None:
 
 
 def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: Path) -> None:
-    from toolkit.base import Base
-    from toolkit.config import Config
-    from toolkit.memory_plan import Strategy
-    from toolkit.run import folder_of
+    from toolkit.core.config import Config
+    from toolkit.core.run_folder import folder_of
+    from toolkit.model.base import Base
+    from toolkit.model.memory_plan import Strategy
     from toolkit.train.backend import choose
     from toolkit.train.job import lay_out, process_state
 

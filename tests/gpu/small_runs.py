@@ -14,10 +14,10 @@ from tokenizers import Tokenizer
 from tests.conftest import REPOSITORY
 from tests.small import SPECIALS, save_model
 from tests.train.conftest import write_records
-from toolkit import toml
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.run import RunFolder, folder_of
+from toolkit.core import config_file
+from toolkit.core.config import Config
+from toolkit.core.run_folder import RunFolder, folder_of
+from toolkit.model.base import Base
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def settings_in(place: Path, **train: Any) -> tuple[Config, RunFolder]:
         "steps": 8, "batch_size": 2, "accumulation": 4, "max_length": 512, "save_steps": 3, "learning_rate": 1e-3,
         "warmup_steps": 2,
     }  # fmt: skip
-    settings = toml.build({"run": {"name": "r", "folder": str(place)}, "train": {**values, **train}})
+    settings = config_file.build({"run": {"name": "r", "folder": str(place)}, "train": {**values, **train}})
     folder = folder_of(settings)
     write_records(folder)
     return settings, folder

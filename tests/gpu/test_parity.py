@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.gpu.small_runs import has_unsloth, offline, settings_in
-from toolkit.base import Base
+from toolkit.model.base import Base
 
 pytestmark = pytest.mark.gpu
 

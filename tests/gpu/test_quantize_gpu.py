@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.kernels import gpu
-from toolkit.kernels.gpu import hard, lanes
+from toolkit.kernels.gpu import lanes, test_vectors
 
 pytestmark = pytest.mark.gpu
 VARIANTS = [("Q4_K", False, False), ("Q6_K", False, False), ("Q8_0", False, False), ("Q6_K", True, True)]
@@ -32,14 +32,16 @@ def ordinary(rows: int, columns: int, seed: int) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "weighted", "bf16"), VARIANTS)
 def test_gives_the_bytes_of_ggml(kind: str, weighted: bool, bf16: bool) -> None:
     assert gpu.trusted(Type[kind], weighted, bf16) is None
-    many = np.concatenate([hard.hard_rows(seed) for seed in range(9)] + [hard.hostile_rows(seed) for seed in range(9)])
+    many = np.concatenate(
+        [test_vectors.hard_rows(seed) for seed in range(9)] + [test_vectors.hostile_rows(seed) for seed in range(9)]
+    )
     for rows in (ordinary(1024, 4096, 1), ordinary(3, 14336, 2), ordinary(1, 256, 3), many):
         importance = None
         if weighted:
-            importance = np.resize(hard.importance_row(), rows.shape[1]).astype(np.float32)
+            importance = np.resize(test_vectors.importance_row(), rows.shape[1]).astype(np.float32)
         values = rows
         if bf16:
-            rows = hard.on_bfloat16_grid(rows)
+            rows = test_vectors.on_bfloat16_grid(rows)
             values = kernels.narrowed(rows)
         found = gpu.quantize(Type[kind], values, importance)
         assert np.array_equal(found, gpu.reference(Type[kind], rows, importance))
@@ -86,7 +88,7 @@ def test_no_memory_on_the_card_is_an_error_and_no_more(monkeypatch: pytest.Monke
 def test_a_whole_export_on_the_card_is_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     from tests import small
-    from toolkit.export import card, export
+    from toolkit.export import export, gpu_quantizer
 
     base = small.save_model(
         tmp_path / "base", num_hidden_layers=1, hidden_size=1024, intermediate_size=2048, vocab_size=4096
@@ -94,8 +96,10 @@ def test_a_whole_export_on_the_card_is_the_same_files(tmp_path: Path, monkeypatc
     names = ("Q4_K_M", "Q8_0")
     written, routines = {}, {}
     for folder, seconds in (("cpu", 1e9), ("card", 0.0)):
-        monkeypatch.setattr(card, "SECONDS", seconds)
-        monkeypatch.setattr(card, "in_background", card.prove)  # at once: the whole export is the card's
+        monkeypatch.setattr(gpu_quantizer, "SECONDS", seconds)
+        monkeypatch.setattr(
+            gpu_quantizer, "in_background", gpu_quantizer.prove
+        )  # at once: the whole export is the card's
         targets = {name: tmp_path / folder / f"{name}.gguf" for name in names}
         (tmp_path / folder).mkdir()
         outcome = export(base, None, targets, small.TEMPLATE, "small")

@@ -10,7 +10,7 @@ import torch
 
 from tests.gpu.small_runs import call, has_unsloth, log_of, offline, settings_in
 from tests.train.conftest import FSDP
-from toolkit.base import Base
+from toolkit.model.base import Base
 from toolkit.train import batches, launch
 
 pytestmark = pytest.mark.gpu
@@ -19,10 +19,10 @@ RUN = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import ToolkitError
-from toolkit.run import folder_of
+from toolkit.model.base import Base
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import folder_of
 from toolkit.train import train
 from toolkit.train.trainer import ToolkitTrainer
 config = Config.model_validate_json(sys.argv[2])
@@ -118,7 +118,7 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     pytest.importorskip("llama_cpp")
     from tests.small import kl
     from toolkit.export import export
-    from toolkit.prompt import chat_template, prompt_format
+    from toolkit.prompt.format import chat_template, prompt_format
 
     target = folder.gguf("F32")
     export(small_base.folder, folder.adapter, {"F32": target}, chat_template(prompt_format(settings.prompt)), "r")

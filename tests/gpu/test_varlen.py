@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.gpu.small_runs import call, has_unsloth
-from toolkit import machine, packed_attention
+from toolkit.core import hardware
+from toolkit.model import attention_kernels
 from toolkit.train import varlen
 
 pytestmark = pytest.mark.gpu
@@ -59,8 +60,8 @@ print(dispatch.HAS_FLASH_ATTENTION or dispatch._TORCH_VARLEN_ATTN is not None)
 def test_unsloth_is_offered_the_kernel():
     if not has_unsloth():
         pytest.skip("Unsloth is not installed")
-    card = machine.card()
+    card = hardware.card()
     assert card is not None
     taken, there = call(OFFER).splitlines()[-2:]
-    assert taken == packed_attention.expected(card, unsloth=True)
+    assert taken == attention_kernels.expected(card, unsloth=True)
     assert there == "True"

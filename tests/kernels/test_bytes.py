@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import kernels
-from toolkit.kernels.hard import hard_rows, importance_for
+from toolkit.kernels.test_vectors import hard_rows, importance_for
 
 KINDS = list(kernels.TYPES)
 NAMES = [name for name, _, _ in kernels.TYPES.values()]

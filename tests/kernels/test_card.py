@@ -13,8 +13,8 @@ from gguf import GGMLQuantizationType as Type
 from tests import small
 from toolkit import kernels
 from toolkit.doctor import checks
-from toolkit.export import card as cards
 from toolkit.export import export, plan, quantize
+from toolkit.export import gpu_quantizer as cards
 from toolkit.kernels import gpu
 
 ROOT = Path(__file__).parents[2]
@@ -211,9 +211,9 @@ def test_without_a_card_neither_torch_nor_triton_is_imported(base: Path, tmp_pat
     code = f"""
 import sys
 from pathlib import Path
-from toolkit.export import card, export
+from toolkit.export import export, gpu_quantizer
 from toolkit.kernels import gpu
-card.SECONDS = 0
+gpu_quantizer.SECONDS = 0
 gpu.DEVICES = Path({str(tmp_path)!r})
 export(Path({str(base)!r}), None, {{"Q4_K_M": Path({str(tmp_path / "x.gguf")!r})}}, "", "small")
 sys.exit(" ".join({{"torch", "triton"}} & {{*sys.modules}}) or None)

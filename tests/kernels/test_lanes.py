@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.kernels import gpu
-from toolkit.kernels.gpu import hard, lanes
+from toolkit.kernels.gpu import lanes, test_vectors
 
 launch = pytest.importorskip("toolkit.kernels.gpu.launch", reason="Triton is not installed")
 
@@ -34,13 +34,13 @@ def ggml_as_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("kind", [Type.Q4_K, Type.Q8_0])
 def test_threads_and_pieces_change_nothing(kind: Type, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = np.concatenate([hard.ordinary_rows(120), hard.hard_rows()])
+    rows = np.concatenate([test_vectors.ordinary_rows(120), test_vectors.hard_rows()])
     values: np.ndarray = rows
     if bf16:
-        rows = hard.on_bfloat16_grid(rows)
+        rows = test_vectors.on_bfloat16_grid(rows)
         values = kernels.narrowed(rows)
-    monkeypatch.setattr(lanes, "PIECE", 3 * hard.COLUMNS)
-    for importance in (None, hard.importance_row()):
+    monkeypatch.setattr(lanes, "PIECE", 3 * test_vectors.COLUMNS)
+    for importance in (None, test_vectors.importance_row()):
         expected = gpu.reference(kind, rows, importance)
         assert np.array_equal(gpu.quantize(kind, values, importance, "cpu"), expected)
         with ThreadPoolExecutor(16) as pool:
@@ -51,7 +51,7 @@ def test_threads_and_pieces_change_nothing(kind: Type, bf16: bool, monkeypatch: 
 
 def test_a_row_longer_than_a_piece_gets_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lanes, "PIECE", 256)
-    rows = hard.ordinary_rows(4).reshape(1, -1)
+    rows = test_vectors.ordinary_rows(4).reshape(1, -1)
     assert np.array_equal(gpu.quantize(Type.Q8_0, rows, None, "cpu"), gpu.reference(Type.Q8_0, rows, None))
 
 

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import tokens
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 REAL = Path(__file__).parents[3] / "shared/data/medquad/medquad-2479.csv"
 SAMPLE = Path(__file__).parents[2] / "data/sample.csv"
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokens.Tokenizer:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A small byte-level BPE with BOS and EOS, trained on the sample and loaded as every base's is."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -31,7 +31,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokens.Tokenizer:
     folder = tmp_path_factory.mktemp("base")
     encoder.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end_of_text|>"}))
-    return tokens.load(folder)
+    return load_tokenizer(folder)
 
 
 @pytest.fixture(scope="session")

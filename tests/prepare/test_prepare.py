@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 from tests.prepare.conftest import SAMPLE
-from toolkit import config, console, prompt, run, toml
-from toolkit.errors import ToolkitError
+from toolkit.core import config, config_file, console, run_folder
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import SIDES, Outcome, RunFolder
 from toolkit.prepare import prepare
 from toolkit.prepare.clean import Record
 from toolkit.prepare.fit import _lengths, fit, is_byte_level
-from toolkit.run import SIDES, Outcome, RunFolder
-from toolkit.tokens import Tokenizer
+from toolkit.prompt import format
+from toolkit.prompt.tokenizer import Tokenizer
 
 
 def build(*overrides: str) -> config.Config:
-    return toml.build({}, overrides)
+    return config_file.build({}, overrides)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def test_the_sample(folder: RunFolder, tokenizer: Tokenizer) -> None:
     assert (figures["rows"], figures["duplicates"], figures["rejected"]) == (60, 1, 0)
     assert figures["val"] >= 5 and figures["test"] >= 5 and figures["leaked_questions"] == 0
     assert figures["questions"] < figures["kept"] and figures["truncated"] == 0
-    assert figures["source_sha256"] == run.sha256_of(SAMPLE)
+    assert figures["source_sha256"] == run_folder.sha256_of(SAMPLE)
     for row in written(folder):
         assert list(row) == ["id", "row", "instruction", "input", "output", "group", "truncated"]
         assert row["id"] == f"SAMPLE_{row['row']:04d}" and row["instruction"] == "Explain:"
@@ -88,7 +89,9 @@ def test_real_medquad_as_in_the_notebook(val: float, folder: RunFolder, tokenize
 
 
 def test_the_same_again_is_the_same(folder: RunFolder, tokenizer: Tokenizer) -> None:
-    hashes = [[run.sha256_of(path) for path in prepare(build(), folder, SAMPLE, tokenizer).outputs] for _ in range(2)]
+    hashes = [
+        [run_folder.sha256_of(path) for path in prepare(build(), folder, SAMPLE, tokenizer).outputs] for _ in range(2)
+    ]
     assert hashes[0] == hashes[1]
 
 
@@ -150,13 +153,13 @@ def test_failure_keeps_former_results(
     folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, content: bytes, message: str
 ) -> None:
     outcome = prepare(build(), folder, SAMPLE, tokenizer)
-    before = [run.sha256_of(path) for path in outcome.outputs]
+    before = [run_folder.sha256_of(path) for path in outcome.outputs]
     source = tmp_path / "bad.jsonl"
     source.write_bytes(content)
     with pytest.raises(ToolkitError) as caught:
         prepare(build(), folder, source, tokenizer)
     assert message in caught.value.message and caught.value.hint
-    assert [run.sha256_of(path) for path in outcome.outputs] == before
+    assert [run_folder.sha256_of(path) for path in outcome.outputs] == before
     accounted(outcome, folder)
 
 
@@ -191,11 +194,11 @@ def long_rows() -> list[dict[str, str]]:
 
 def test_long_records_are_cut_and_keep_eos(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     settings = build("train.max_length=400")
-    form = prompt.prompt_format(settings.prompt)
+    form = format.prompt_format(settings.prompt)
     figures = accounted(prepare(settings, folder, jsonl(tmp_path, long_rows()), tokenizer), folder)
     assert 0 < figures["truncated"] < figures["kept"] == 199 and figures["dropped_too_long"] == 0
     for row in written(folder):
-        ids, _ = tokenizer.record_ids(prompt.prompt_text(form, row["input"], row["instruction"]), row["output"])
+        ids, _ = tokenizer.record_ids(format.prompt_text(form, row["input"], row["instruction"]), row["output"])
         assert len(ids) <= 400 and ids[-1] == tokenizer.eos
         whole = ("word " * row["row"]).strip()
         assert whole.startswith(row["output"]) and (row["output"] != whole) is row["truncated"]
@@ -228,8 +231,8 @@ def record(answer: str, question: str = "q") -> Record:
 )
 def test_lengths_are_those_of_training(tokenizer: Tokenizer, answer: str) -> None:
     settings = build()
-    form = prompt.prompt_format(settings.prompt)
-    text = prompt.prompt_text(form, "q")
+    form = format.prompt_format(settings.prompt)
+    text = format.prompt_text(form, "q")
     ids, _ = tokenizer.record_ids(text, answer)
     assert _lengths([(text, answer)], tokenizer) == [len(ids)]
     for limit, fits in ((len(ids), True), (len(ids) - 1, False)):
@@ -251,8 +254,8 @@ def test_only_byte_level_tokenizers_are_trusted_unseen(tokenizer: Tokenizer) -> 
     other = dataclasses.replace(tokenizer, encoder=spelled, bos=None, eos=0)
     assert not is_byte_level(other)
     settings = build("train.max_length=500", "data.too_long=drop")
-    form = prompt.prompt_format(settings.prompt)
-    text = prompt.prompt_text(form, "q")
+    form = format.prompt_format(settings.prompt)
+    text = format.prompt_text(form, "q")
     for length in (10, 100, 300):
         ids, _ = other.record_ids(text, "é" * length)
         kept, _ = fit([record("é" * length)], form, other, settings)
@@ -267,10 +270,10 @@ def test_a_token_for_every_byte_is_the_worst_case(tokenizer: Tokenizer) -> None:
     encoder = Encoder(models.BPE(alphabet, []))
     encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     spelled = dataclasses.replace(tokenizer, encoder=encoder)
-    form = prompt.prompt_format(build().prompt)
+    form = format.prompt_format(build().prompt)
     assert is_byte_level(spelled)
     for length in range(90, 110):
-        ids, _ = spelled.record_ids(prompt.prompt_text(form, "q"), "x" * length)
+        ids, _ = spelled.record_ids(format.prompt_text(form, "q"), "x" * length)
         for limit in range(len(ids) - 3, len(ids) + 4):
             settings = build(f"train.max_length={limit}", "data.too_long=drop")
             assert bool(fit([record("x" * length)], form, spelled, settings)[0]) is (len(ids) <= limit)
@@ -285,8 +288,8 @@ def test_a_normalizer_that_lengthens_text(tokenizer: Tokenizer) -> None:
     encoder.normalizer = normalizers.NFC()
     other = dataclasses.replace(tokenizer, encoder=encoder)
     settings = build("data.too_long=drop", "train.max_length=800")
-    form = prompt.prompt_format(settings.prompt)
+    form = format.prompt_format(settings.prompt)
     answer = "\U0001d160" * 80
-    ids, _ = other.record_ids(prompt.prompt_text(form, "q"), answer)
-    assert len(ids) > 800 > len((prompt.prompt_text(form, "q") + answer).encode())
+    ids, _ = other.record_ids(format.prompt_text(form, "q"), answer)
+    assert len(ids) > 800 > len((format.prompt_text(form, "q") + answer).encode())
     assert fit([record(answer)], form, other, settings)[0] == []

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from toolkit.config import DataSettings
-from toolkit.errors import ToolkitError
+from toolkit.core.config import DataSettings
+from toolkit.core.errors import ToolkitError
 from toolkit.prepare.clean import clean, find_columns, wanted_names
 from toolkit.prepare.read import Table, read
 from toolkit.prepare.split import drop_duplicates

@@ -65,13 +65,14 @@ def nursery(folder: Path, url: str, name: str, seed: int, what: str = "register"
 def main(folder: str, url: str, name: str, seed: str, what: str) -> None:
     """Fork a child for every line."""
     from tests.register import conftest
-    from toolkit import prompt, tokens
-    from toolkit.register import chain, register
-    from toolkit.register.back import roll_back
+    from toolkit.prompt import format
+    from toolkit.prompt.tokenizer import load_tokenizer
+    from toolkit.register import prompt_parity, register
+    from toolkit.register.rollback import roll_back
 
     run = conftest.make_run(Path(folder), url, name, seed=int(seed))
-    tokens.load(run.folder.adapter, prompt.prompt_format(run.config.prompt))  # what it imports is here before a fork
-    chain.prove = lambda *arguments: {}  # it reads only: a kill in it is one between two changes
+    load_tokenizer(run.folder.adapter, format.prompt_format(run.config.prompt))  # what it imports is here before a fork
+    prompt_parity.prove = lambda *arguments: {}  # it reads only: a kill in it is one between two changes
     for _ in sys.stdin:
         child = os.fork()
         if not child:

@@ -8,10 +8,12 @@ import pytest
 from tests.conftest import ollama_binary
 from tests.ollama_server import OllamaServer, ollama_server
 from tests.register import tiny
-from toolkit import prompt, run, server, toml
-from toolkit.config import Config
-from toolkit.register import chain, parity
-from toolkit.run import RunFolder
+from toolkit.core import config_file, run_folder
+from toolkit.core.config import Config
+from toolkit.core.run_folder import RunFolder
+from toolkit.ollama import server
+from toolkit.prompt import format
+from toolkit.register import parity, prompt_parity
 
 ROWS = [
     {"instruction": f"Explain as doctor {i % 3}", "input": text, "output": "x"}
@@ -44,7 +46,7 @@ def _short_proof(request, monkeypatch):
 @pytest.fixture
 def no_proof(monkeypatch):
     """The proof of prompts and answers only reads: what is about names, disks and kills does without."""
-    monkeypatch.setattr(chain, "prove", lambda *arguments: {})
+    monkeypatch.setattr(prompt_parity, "prove", lambda *arguments: {})
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ class Run:
 
 def temporary(run: Run) -> list[str]:
     """The temporary tags that the server holds under the run's name."""
-    return [tag for tag in run.held() if tag.startswith("toolkit-")]
+    return [tag for tag in run_folder.held() if tag.startswith("toolkit-")]
 
 
 def make_run(
@@ -114,12 +116,12 @@ def make_run(
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings}
-    config = toml.build(values)
-    place = run.folder_of(config)
+    config = config_file.build(values)
+    place = run_folder.folder_of(config)
     tiny.save_tokenizer(place.adapter)
-    template = prompt.chat_template(prompt.prompt_format(config.prompt)) if chat_template is None else chat_template
+    template = format.chat_template(format.prompt_format(config.prompt)) if chat_template is None else chat_template
     files = {
         quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")
         for quantization in config.export.quantizations
     }
-    return Run(config, place, files, {name: run.sha256_of(path) for name, path in files.items()})
+    return Run(config, place, files, {name: run_folder.sha256_of(path) for name, path in files.items()})

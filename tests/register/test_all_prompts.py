@@ -11,13 +11,14 @@ from tests import vocabularies
 from tests.conftest import needed
 from tests.formats import FORMATS
 from tests.test_end_to_end import DATA
-from toolkit import server, tokens
-from toolkit.config import DataSettings, OllamaSettings
+from toolkit.core.config import DataSettings, OllamaSettings
 from toolkit.export import export
+from toolkit.ollama import server
 from toolkit.prepare.clean import clean, find_columns, wanted_names
 from toolkit.prepare.read import read
-from toolkit.prompt import chat_template, go_template, prompt_format, prompt_text
-from toolkit.register import chain
+from toolkit.prompt.format import chat_template, go_template, prompt_format, prompt_text
+from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.register import prompt_parity
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
@@ -55,7 +56,7 @@ def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch,
 
     form = prompt_format(FORMATS[preset])
     base = save_model(tmp_path / "base", vocabulary)
-    tokenizer = tokens.load(base, form)
+    tokenizer = load_tokenizer(base, form)
     messages = [
         [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}] for row in rows
     ]
@@ -81,13 +82,13 @@ def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch,
     )
     # 0.24 reads the vocabulary anew for each answer that gives its ids back: 0.1 s for each of Llama-3's.
     slow = os.environ.get("TOOLKIT_TEST_OLLAMA_VERSION") == "v0.24.0"
-    monkeypatch.setattr(chain, "COUNT_SECONDS", 60.0 if slow else float("inf"))
+    monkeypatch.setattr(prompt_parity, "COUNT_SECONDS", 60.0 if slow else float("inf"))
     started = time.monotonic()
     with server.http(settings) as http:
-        found = chain.prove(http, "real", gguf, form, tokenizer, rows)
+        found = prompt_parity.prove(http, "real", gguf, form, tokenizer, rows)
     with capsys.disabled():
         print(f"\n{preset}, {vocabulary}: {len(rows)} prompts in {time.monotonic() - started:.1f} s, {found}")
     assert found["prompts_verified"] == found["prompts_tokenized"] == len(rows)
-    assert found["prompts_counted"] == len(rows) or (slow and found["prompts_counted"] > chain.COUNTED)
+    assert found["prompts_counted"] == len(rows) or (slow and found["prompts_counted"] > prompt_parity.COUNTED)
     assert found["control_like_prompts"] == 0
     assert found["greedy"]["answers"] == 10

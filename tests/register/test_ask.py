@@ -8,7 +8,7 @@ from tests.register import tiny
 from tests.register.conftest import make_run
 from tests.register.faults import serving
 from toolkit import ask
-from toolkit.errors import ToolkitError
+from toolkit.core.errors import ToolkitError
 
 TOKENS = [
     "<|end_of_text|>",

@@ -12,9 +12,8 @@ from tests.conftest import ollama_binary
 from tests.ollama_server import OllamaServer, ollama_server
 from tests.register.conftest import make_run, temporary
 from tests.register.faults import proxy
-from toolkit import server
-from toolkit.errors import FAILED, ToolkitError
-from toolkit.register import transaction
+from toolkit.core.errors import FAILED, ToolkitError
+from toolkit.ollama import server, transaction
 
 pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 

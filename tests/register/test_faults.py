@@ -7,16 +7,16 @@ import pytest
 
 from tests.register.conftest import make_run, temporary
 from tests.register.faults import Strike, drips, proxy, says
-from toolkit import register, server
-from toolkit.errors import FAILED, MISSING, ToolkitError
-from toolkit.register import store, transaction
+from toolkit import register
+from toolkit.core.errors import FAILED, MISSING, ToolkitError
+from toolkit.ollama import blobs, server, transaction
 
 pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_parity")]
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(store, "PAUSES", (0.01, 0.02, 0.04))
+    monkeypatch.setattr(blobs, "PAUSES", (0.01, 0.02, 0.04))
 
 
 def recover(run):

@@ -11,9 +11,8 @@ import pytest
 from tests.register.child import go, nursery
 from tests.register.conftest import make_run, temporary
 from tests.register.faults import proxy
-from toolkit import server
-from toolkit.errors import ToolkitError
-from toolkit.register import transaction
+from toolkit.core.errors import ToolkitError
+from toolkit.ollama import server, transaction
 
 pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
@@ -207,11 +206,12 @@ def test_a_call_that_lives_keeps_its_temporary_names_young(ollama, tmp_path, mon
     run = make_run(tmp_path, ollama.url, "alive", seed=41)
     with server.http(run.config.ollama) as http:
         with transaction.begun(http, "alive", 30) as work:
-            from toolkit.register import spec, store
+            from toolkit.ollama import blobs
+            from toolkit.register import model_spec
 
-            store.upload(http, run.files["F32"], run.digests["F32"])
-            described = spec.describe(run.config, run.folder, "</s>").spec
-            store.create(http, work.temporary("new", "x"), "x.gguf", run.digests["F32"], described)
+            blobs.upload(http, run.files["F32"], run.digests["F32"])
+            described = model_spec.describe(run.config, run.folder, "</s>").spec
+            blobs.create(http, work.temporary("new", "x"), "x.gguf", run.digests["F32"], described)
             time.sleep(3)
             held = work.held()
             ages = {tag: entry.age for tag, entry in held.items()}

@@ -5,10 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.register import tiny
-from toolkit import prompt, run, toml
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.register import modelfile, modelfile_text, spec
-from toolkit.register.modelfile import Command, Modelfile
+from toolkit.core import config_file, run_folder
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.ollama import modelfile
+from toolkit.ollama.modelfile import Command, Modelfile
+from toolkit.prompt import format
+from toolkit.register import model_spec, modelfile_text
 
 PIECES = ['"', '"""', '""', "\n", " ", "\t", "#", "a", "{{", "}}", "SYSTEM ", "FROM x", "é", "\U0001f642", "\\n", "'"]
 HOSTILE = [*PIECES, "\r", "\r\n", "\u00a0", "\u200b", "\u3000", "\x07", "\x00", "\ufeff"]
@@ -161,8 +163,8 @@ def test_ollamas_own_braces_stay_untouched():
 
 
 def settings_with(tmp_path, **sections):
-    config = toml.build({"run": {"name": "medassist", "folder": str(tmp_path)}, **sections})
-    return config, run.folder_of(config)
+    config = config_file.build({"run": {"name": "medassist", "folder": str(tmp_path)}, **sections})
+    return config, run_folder.folder_of(config)
 
 
 def own_template(tmp_path, change):
@@ -176,9 +178,9 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
     config, folder = settings_with(tmp_path)
     text = modelfile_text(config, folder, tiny.EOS)
     found = modelfile.meaning(modelfile.read(text))
-    form = prompt.prompt_format(config.prompt)
+    form = format.prompt_format(config.prompt)
     assert "FROM ./gguf/medassist-Q4_K_M.gguf\n" in text
-    assert found.template == prompt.go_template(form, tiny.EOS)
+    assert found.template == format.go_template(form, tiny.EOS)
     assert found.system == "Explain:"
     assert found.parameters == {
         "num_ctx": 2048 + 512,
@@ -190,7 +192,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
         "seed": 42,
         "stop": [tiny.EOS, *form.stops],
     }
-    assert found.licenses[0].startswith(spec.MARKER + "medassist")
+    assert found.licenses[0].startswith(model_spec.MARKER + "medassist")
     assert "Llama 3.1 Community License" in found.licenses[0]
 
 
@@ -205,8 +207,8 @@ def test_every_parameter_of_the_settings_arrives(tmp_path):
 
 def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path):
     config, folder = settings_with(tmp_path)
-    manifest = run.read_manifest(folder)
-    run.write_manifest(folder, manifest)
+    manifest = run_folder.read_manifest(folder)
+    run_folder.write_manifest(folder, manifest)
     assert manifest.run_id in modelfile_text(config, folder, tiny.EOS)
 
 
@@ -215,7 +217,7 @@ def test_a_template_may_add_to_ours(tmp_path):
         tmp_path, lambda text: text + "# mine\r\nPARAMETER num_thread 2\nPARAMETER stop END\nLICENSE more\n"
     )
     config, folder = settings_with(tmp_path, **sections)
-    found = spec.describe(config, folder, tiny.EOS).spec
+    found = model_spec.describe(config, folder, tiny.EOS).spec
     assert found.parameters["num_thread"] == 2
     assert found.parameters["stop"][-1] == "END" and len(found.parameters["stop"]) == 5
     assert found.licenses[1] == "more"
@@ -260,4 +262,4 @@ def test_a_name_that_ollama_would_refuse(tmp_path):
     config, _ = settings_with(tmp_path)
     bad = config.model_copy(update={"ollama": config.ollama.model_copy(update={"name": "a b"})})
     with pytest.raises(ToolkitError, match="would refuse the name"):
-        spec.model_name(bad)
+        model_spec.model_name(bad)

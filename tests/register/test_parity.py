@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from tests.register.conftest import make_run
 from tests.test_base import smollm
-from toolkit import llamacpp, prompt, server
-from toolkit.errors import ToolkitError
+from toolkit import llamacpp
+from toolkit.core.errors import ToolkitError
 from toolkit.llamacpp import Step
-from toolkit.register import parity, shown
+from toolkit.ollama import server
+from toolkit.prompt import format
+from toolkit.register import greedy, parity
 from toolkit.register.parity import Answer, compare
 
 
@@ -181,12 +183,12 @@ TOKENS = st.lists(
 def test_what_is_shown_of_tokens_only_grows(tokens):
     """And where nothing is broken it is the text itself, in every manner."""
     texts = [token if isinstance(token, bytes) else token.encode() for token in tokens]
-    for manner in (shown.replaced, shown.dropped):
+    for manner in (greedy.replaced, greedy.dropped):
         seen = [manner(texts[:count]) for count in range(len(texts) + 1)]
         assert all(b.text.startswith(a.text) for a, b in itertools.pairwise(seen))
     with suppress(UnicodeDecodeError):
         whole = b"".join(texts).decode()
-        assert shown.replaced(texts).text == whole and shown.dropped(texts).text == whole.replace("\0", "")
+        assert greedy.replaced(texts).text == whole and greedy.dropped(texts).text == whole.replace("\0", "")
 
 
 @pytest.mark.slow
@@ -200,7 +202,7 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
         tmp_path, ollama.url, "same", prompt={"preset": "chatml", "instruction": "Explain as a doctor"},
         export={"quantizations": ["F32"], "default": "F32"},
     )  # fmt: skip
-    form = prompt.prompt_format(run.config.prompt)
+    form = format.prompt_format(run.config.prompt)
     eos = form.eos
     client = run.client()
     # Threads would wait for each other: beside other work on two cores an answer takes two minutes instead of seconds.
@@ -208,7 +210,7 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
     client.create(
         "same",
         files={"same.gguf": client.create_blob(str(gguf))},
-        template=prompt.go_template(form, eos),
+        template=format.go_template(form, eos),
         system=form.instruction,
         parameters={key: value for key, value in options.items() if key != "stop"} | {"stop": [eos]},
     )
@@ -221,7 +223,7 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
     asked = []
     with llamacpp.opened(gguf, 1024) as llm:
         for question in questions:
-            ids = llamacpp.tokenize(llm, prompt.render(form, question))
+            ids = llamacpp.tokenize(llm, format.render(form, question))
             local = llamacpp.greedy(llm, ids, parity.TOKENS)
             with server.http(run.config.ollama) as http:
                 known = parity.ask(http, "same", question, form.instruction).near
@@ -238,8 +240,8 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
             }
             shown = b"".join(step.text for step in local).decode("utf-8", errors="replace")
             for name, text in answers.items():
-                text = shown if text == shown.rstrip("\n") else text  # `ollama run` ends its output with a newline
-                ended = local[-1].ends if text == shown else shown.startswith(text)
+                text = shown if text == greedy.rstrip("\n") else text  # `ollama run` ends its output with a newline
+                ended = local[-1].ends if text == shown else greedy.startswith(text)
                 found = compare(local, Answer(text, 0, ended, known))
                 asked.append((name, found))
     measured = parity.spread([value for _, found in asked for value in found.differences])

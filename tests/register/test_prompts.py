@@ -13,7 +13,8 @@ from tests.formats import FORMATS
 from tests.ollama_server import free_port
 from tests.register import tiny
 from tests.register.conftest import ROWS
-from toolkit import prompt, server
+from toolkit.ollama import server
+from toolkit.prompt import format
 from toolkit.register import verify
 
 pytestmark = pytest.mark.ollama
@@ -42,7 +43,7 @@ CONVERSATIONS = [
 def by_transformers(form, messages):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    return render_jinja_template([messages], chat_template=prompt.chat_template(form), eos_token=tiny.EOS)[0][0]
+    return render_jinja_template([messages], chat_template=format.chat_template(form), eos_token=tiny.EOS)[0][0]
 
 
 @contextmanager
@@ -75,18 +76,18 @@ def llama_server(gguf: Path):
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
-    form = prompt.prompt_format(FORMATS[name])
+    form = format.prompt_format(FORMATS[name])
     eos = form.eos or tiny.EOS
-    gguf = tiny.write(tmp_path / "model.gguf", chat_template=prompt.chat_template(form))
+    gguf = tiny.write(tmp_path / "model.gguf", chat_template=format.chat_template(form))
     client = server.client(_settings(ollama.url))
     digest = client.create_blob(str(gguf))
     client.create(
-        "format", files={"model.gguf": digest}, template=prompt.go_template(form, eos), system=form.instruction
+        "format", files={"model.gguf": digest}, template=format.go_template(form, eos), system=form.instruction
     )
     with server.http(_settings(ollama.url)) as http, llama_server(gguf) as native:
-        assert server.call(http, "/api/show", {"model": "format"})["template"] == prompt.go_template(form, eos)
+        assert server.call(http, "/api/show", {"model": "format"})["template"] == format.go_template(form, eos)
         for messages in CONVERSATIONS:
-            expected = prompt.conversation(form, messages, eos)
+            expected = format.conversation(form, messages, eos)
             assert by_transformers(form, messages) == expected
             body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
             assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected
@@ -97,6 +98,6 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
 
 
 def _settings(url):
-    from toolkit.config import OllamaSettings
+    from toolkit.core.config import OllamaSettings
 
     return OllamaSettings(host=url)

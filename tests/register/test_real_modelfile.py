@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from tests.register.conftest import make_run
 from tests.register.test_modelfile import HOSTILE, PIECES
-from toolkit import server
-from toolkit.errors import ToolkitError
-from toolkit.register import modelfile, store, verify
-from toolkit.register.modelfile import Modelfile
+from toolkit.core.errors import ToolkitError
+from toolkit.ollama import blobs, modelfile, server
+from toolkit.ollama.modelfile import Modelfile
+from toolkit.register import verify
 
 pytestmark = pytest.mark.ollama
 
@@ -44,10 +44,10 @@ def through_the_api(ollama, tmp_path_factory):
     """Create a model as `register` does; return what the server stored."""
     run = make_run(tmp_path_factory.mktemp("api"), ollama.url, "judge")
     with server.http(run.config.ollama) as http:
-        store.upload(http, run.files["F32"], run.digests["F32"])
+        blobs.upload(http, run.files["F32"], run.digests["F32"])
 
         def create(spec):
-            store.create(http, "through-api", "x.gguf", run.digests["F32"], spec)
+            blobs.create(http, "through-api", "x.gguf", run.digests["F32"], spec)
             return server.call(http, "/api/show", {"model": "through-api"})
 
         yield create

@@ -9,10 +9,11 @@ import pytest
 from tests.register import tiny
 from tests.register.conftest import ROWS, make_run, temporary
 from tests.register.faults import proxy
-from toolkit import register, server
-from toolkit.errors import ToolkitError
-from toolkit.register import modelfile_text, store, verify
-from toolkit.run import FileRecord, Manifest, StageRecord, write_manifest
+from toolkit import register
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import FileRecord, Manifest, StageRecord, write_manifest
+from toolkit.ollama import blobs, server
+from toolkit.register import modelfile_text, verify
 
 pytestmark = pytest.mark.ollama
 
@@ -87,7 +88,7 @@ def test_the_former_version_stays_as_previous(ollama, tmp_path):
 
 
 def test_own_parameters_reach_the_server(ollama, tmp_path):
-    from toolkit.register import modelfile
+    from toolkit.ollama import modelfile
 
     own = tmp_path / "Own.template"
     own.write_text(modelfile.template_text("")[0] + 'PARAMETER min_p 0.05\nPARAMETER stop """\nEND "x"\t"""\n')
@@ -202,7 +203,7 @@ def test_a_model_of_another_maker_is_not_replaced_without_force(ollama, tmp_path
     run = make_run(tmp_path, ollama.url, "taken", seed=41)
     client = run.client()
     with server.http(run.config.ollama) as http:
-        store.upload(http, run.files["F16"], run.digests["F16"])
+        blobs.upload(http, run.files["F16"], run.digests["F16"])
     client.create("taken:f16", files={"theirs.gguf": f"sha256:{run.digests['F16']}"}, license="MIT", template="x")
     theirs = run.held()
     with pytest.raises(ToolkitError, match="already has a model `taken:f16` that was not made with") as caught:

@@ -6,11 +6,11 @@ import pytest
 
 from tests.conftest import call_toolkit
 from tests.register.conftest import make_run, temporary
-from toolkit import run as runs
-from toolkit import server
-from toolkit.errors import MISSING, ToolkitError
-from toolkit.register import back, state, store
-from toolkit.run import Manifest, StageRecord
+from toolkit.core import run_folder as runs
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.run_folder import Manifest, StageRecord
+from toolkit.ollama import blobs, server
+from toolkit.register import rollback, status
 
 pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
@@ -29,7 +29,7 @@ def recorded(run, outcome):
 
 
 def states(run, manifest):
-    return {tag: held["state"] for tag, held in state.state(run.config, manifest)["tags"].items()}
+    return {tag: held["state"] for tag, held in status.state(run.config, manifest)["tags"].items()}
 
 
 def test_back_and_forth(ollama, tmp_path):
@@ -37,26 +37,26 @@ def test_back_and_forth(ollama, tmp_path):
     first_outcome = first.register()
     old, old_answer = first.held(), first.answer()
     with pytest.raises(ToolkitError, match="holds no former model `swing:previous`") as caught:
-        back.roll_back(first.config)
+        rollback.roll_back(first.config)
     assert caught.value.exit_code == MISSING
     second = make_run(tmp_path / "2", ollama.url, "swing", seed=2)
     second_outcome = second.register()
     new = second.held()
     manifests = recorded(first, first_outcome), recorded(second, second_outcome)
 
-    preview = back.roll_back(second.config, dry_run=True)
+    preview = rollback.roll_back(second.config, dry_run=True)
     assert second.held() == new and preview["dry_run"]
-    done = back.roll_back(second.config)
+    done = rollback.roll_back(second.config)
     assert done["tags"] == preview["tags"] and done["answer"]
     held = second.held()
     assert held == {"latest": old["latest"], "f32": old["f32"], "f16": new["f16"], "previous": new["latest"]}
     assert second.answer() == old_answer
     assert not temporary(second)
     assert states(second, manifests[1])["previous"] == "this run's, rolled back"
-    assert state.lost(second.config, second_outcome.figures) == "", "`toolkit run` must not undo a rollback"
+    assert status.lost(second.config, second_outcome.figures) == "", "`toolkit run` must not undo a rollback"
     assert states(first, manifests[0])["latest"] == "this run's"
 
-    back.roll_back(second.config)
+    rollback.roll_back(second.config)
     assert second.held() == new
     assert set(states(second, manifests[1]).values()) >= {"this run's"}
 
@@ -70,9 +70,9 @@ def test_a_former_model_that_does_not_answer_is_not_brought_back(ollama, tmp_pat
     def mute(*args, **kwargs):
         raise ToolkitError("did not answer")
 
-    monkeypatch.setattr(back.verify, "smoke", mute)
+    monkeypatch.setattr(rollback.verify, "smoke", mute)
     with pytest.raises(ToolkitError, match="did not answer"):
-        back.roll_back(run.config)
+        rollback.roll_back(run.config)
     assert run.held() == held
 
 
@@ -84,9 +84,9 @@ def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama, tmp_p
     client.create("moved", files={"theirs.gguf": f"sha256:{run.digests['F16']}"}, license="MIT", template="x")
     theirs = run.held()["latest"]
     with pytest.raises(ToolkitError, match="not made with this toolkit"):
-        back.roll_back(run.config)
+        rollback.roll_back(run.config)
     assert run.held()["latest"] == theirs
-    back.roll_back(run.config, force=True)
+    rollback.roll_back(run.config, force=True)
     assert (run.held()["latest"], run.held()["previous"]) == (former, theirs)
 
 
@@ -94,7 +94,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     run = make_run(tmp_path / "a", ollama.url, "seen", seed=51)
     runs.write_manifest(run.folder, runs.read_manifest(run.folder))  # earlier stages have given the run its id
     manifest = recorded(run, run.register())
-    found = state.state(run.config, manifest)
+    found = status.state(run.config, manifest)
     tags = found["tags"]
     assert set(tags) == {"latest", "f16", "f32"}
     for tag, quantization in (("latest", "F32"), ("f16", "F16")):
@@ -108,7 +108,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     client = run.client()
     client.delete("seen:f16")
     with server.http(run.config.ollama) as http:
-        store.upload(http, run.files["F16"], run.digests["F16"])
+        blobs.upload(http, run.files["F16"], run.digests["F16"])
     client.create("seen:mine", files={"x.gguf": f"sha256:{run.digests['F16']}"}, template="x")
     shown = states(run, manifest)
     assert shown["latest"] == "of run seen" and shown["f16"] == "not there"
@@ -119,7 +119,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     other.register()
     later = make_run(tmp_path / "c", ollama.url, "seen", seed=53)
     later.register()
-    assert state.lost(run.config, manifest.stages["register"].figures) == (
+    assert status.lost(run.config, manifest.stages["register"].figures) == (
         "the server holds another model as `seen:latest`"
     )
 

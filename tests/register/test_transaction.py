@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from toolkit.errors import ToolkitError
-from toolkit.register import transaction
-from toolkit.register.transaction import LATEST, PREVIOUS, Work
+from toolkit.core.errors import ToolkitError
+from toolkit.ollama import transaction
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
 
 TAGS = [LATEST, "q4_k_m", "f16", PREVIOUS]
 

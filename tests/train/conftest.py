@@ -14,10 +14,10 @@ import pytest
 
 from tests.conftest import REPOSITORY
 from tests.small import save_model
-from toolkit import toml
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.run import RunFolder, folder_of
+from toolkit.core import config_file
+from toolkit.core.config import Config
+from toolkit.core.run_folder import RunFolder, folder_of
+from toolkit.model.base import Base
 from toolkit.train import checkpoints
 
 # Two processes that shard a model, as examples/fsdp.yaml says; the module that they run follows.
@@ -40,9 +40,9 @@ ANSWERS = [
 RUN = """
 import sys
 from pathlib import Path
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.run import folder_of
+from toolkit.model.base import Base
+from toolkit.core.config import Config
+from toolkit.core.run_folder import folder_of
 from toolkit.train import train
 config = Config.model_validate_json(sys.argv[2])
 exec(sys.argv[3])
@@ -194,7 +194,7 @@ def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[Config, RunFolder]:
     """Settings of a run of eight short steps, with its records."""
-    settings = toml.build(
+    settings = config_file.build(
         {
             "run": {"name": "small", "folder": str(tmp_path)},
             "train": {

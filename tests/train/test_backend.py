@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from tests import family_models
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.memory_plan import MemoryPlan, Strategy
-from toolkit.packed_attention import MASK, VARLEN
-from toolkit.run import RunFolder
+from toolkit.core.config import Config
+from toolkit.core.run_folder import RunFolder
+from toolkit.model.attention_kernels import MASK, VARLEN
+from toolkit.model.base import Base
+from toolkit.model.memory_plan import MemoryPlan, Strategy
 from toolkit.train import peft_backend, varlen
 
 

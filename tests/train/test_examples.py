@@ -6,26 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import tokens
-from toolkit.base import Base
-from toolkit.config import Config, PromptSettings, TrainSettings
-from toolkit.errors import ToolkitError
-from toolkit.prompt import prompt_format, prompt_text
-from toolkit.run import RunFolder
+from toolkit.core.config import Config, PromptSettings, TrainSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder
+from toolkit.model.base import Base
+from toolkit.prompt.format import prompt_format, prompt_text
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import examples
 from toolkit.train.examples import IGNORED
 
 FORM = prompt_format(PromptSettings())
 
 
-def one(path: Path, tokenizer: tokens.Tokenizer, record: dict, settings: TrainSettings) -> examples.Example:
+def one(path: Path, tokenizer: Tokenizer, record: dict, settings: TrainSettings) -> examples.Example:
     values = {"row": 7, "instruction": "Explain:", "truncated": False, **record}
     path.write_text(json.dumps(values) + "\n")
     return examples.tokenize(path, tokenizer, FORM, settings)[0]
 
 
 def test_only_the_answer_and_eos_are_learned(base: Base, tmp_path: Path) -> None:
-    tokenizer = tokens.load(base.folder)
+    tokenizer = load_tokenizer(base.folder)
     example = one(tmp_path / "x", tokenizer, {"input": "What?", "output": "That."}, TrainSettings())
     learned = [token for token in example.labels if token != IGNORED]
     assert tokenizer.decode(learned) == "That.<|end_of_text|>"
@@ -37,7 +37,7 @@ def test_only_the_answer_and_eos_are_learned(base: Base, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["<|end_of_text|>", "<|begin_of_text|> ### Response:\n", "a<|pad|>b"])
 def test_text_like_control_tokens_is_learned_as_text(base: Base, tmp_path: Path, text: str) -> None:
-    tokenizer = tokens.load(base.folder)
+    tokenizer = load_tokenizer(base.folder)
     example = one(tmp_path / "x", tokenizer, {"input": text, "output": f"x {text} y"}, TrainSettings())
     examples.prove([example], tokenizer)
     assert example.input_ids.count(tokenizer.eos) == 1
@@ -45,7 +45,7 @@ def test_text_like_control_tokens_is_learned_as_text(base: Base, tmp_path: Path,
 
 
 def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tmp_path: Path) -> None:
-    tokenizer = tokens.load(base.folder)
+    tokenizer = load_tokenizer(base.folder)
     good = one(tmp_path / "x", tokenizer, {"input": "What?", "output": "That."}, TrainSettings())
     examples.prove([good], tokenizer)
     for bad, said in (
@@ -60,7 +60,7 @@ def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tm
 
 
 def test_a_record_over_the_context_is_refused(base: Base, tmp_path: Path) -> None:
-    tokenizer = tokens.load(base.folder)
+    tokenizer = load_tokenizer(base.folder)
     with pytest.raises(ToolkitError, match=r"row 7 has .* tokens"):
         one(tmp_path / "x", tokenizer, {"input": "a", "output": "b " * 300}, TrainSettings(max_length=128))
 
@@ -100,14 +100,14 @@ def test_a_row_is_filled_up_to_a_multiple_with_a_record_of_which_nothing_is_lear
 
 def test_missing_data_names_the_verb(base: Base, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError) as caught:
-        examples.tokenize(tmp_path / "train.jsonl", tokens.load(base.folder), FORM, TrainSettings())
+        examples.tokenize(tmp_path / "train.jsonl", load_tokenizer(base.folder), FORM, TrainSettings())
     assert "toolkit prepare" in caught.value.hint
 
 
 def test_examples_are_shown_as_the_model_sees_them(
     base: Base, small: tuple[Config, RunFolder], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokenizer = tokens.load(base.folder)
+    tokenizer = load_tokenizer(base.folder)
     settings, folder = small
     examples.show(examples.tokenize(folder.side("train"), tokenizer, FORM, settings.train), tokenizer)
     shown = capsys.readouterr().err

@@ -15,11 +15,11 @@ import pytest
 
 from tests.conftest import REPOSITORY, call_toolkit
 from tests.train.conftest import SAME, losses, wait_for_step, with_, write_records
-from toolkit import console
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import ToolkitError
-from toolkit.run import RunFolder
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder
+from toolkit.model.base import Base
 from toolkit.train import checkpoints, launch, parallel, train
 
 pytestmark = pytest.mark.slow
@@ -223,7 +223,7 @@ def test_a_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> No
 CHATTY = """
 import sys
 from pathlib import Path
-from toolkit.errors import ToolkitError
+from toolkit.core.errors import ToolkitError
 from toolkit.train import worker
 def train(*_, **__):
     print("a banner")

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from tests.train.conftest import changed
-from toolkit import machine
-from toolkit.config import Config
-from toolkit.errors import MISSING, ToolkitError
-from toolkit.run import RunFolder
+from toolkit.core import hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.run_folder import RunFolder
 from toolkit.train import backend, callbacks, checkpoints, peft_backend, plot, unsloth_backend
 
 
@@ -189,14 +189,14 @@ def test_without_a_gpu_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.Mo
 
 def test_with_a_gpu_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "sees_gpu", lambda: True)
-    monkeypatch.setattr(machine, "installed", lambda name: True)
+    monkeypatch.setattr(hardware, "installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
     assert (backend.choose("auto").name, backend.choose("auto").device) == ("unsloth", "cuda")
     assert (backend.choose("peft").name, backend.choose("peft").device) == ("peft", "cuda")
     assert backend.choose("unsloth", avoid="it broke").name == "unsloth"
     fallen = backend.choose("auto", avoid="it broke")
     assert fallen.name == "peft" and "it broke" in fallen.reason
-    monkeypatch.setattr(machine, "installed", lambda name: False)
+    monkeypatch.setattr(hardware, "installed", lambda name: False)
     assert backend.choose("auto").name == "peft"
     with pytest.raises(ToolkitError, match="has not the package unsloth"):
         backend.choose("unsloth")
@@ -219,7 +219,7 @@ def test_a_gpu_does_not_train_in_float32() -> None:
 
 @pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "f32")])
 def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, has: bool, precision: str) -> None:
-    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: has)
     assert peft_backend.backend("cpu", "").precision("auto") == precision
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from tests.conftest import REPOSITORY
 from tests.train.conftest import FSDP, entries, with_
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import ToolkitError
-from toolkit.run import RunFolder
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder
+from toolkit.model.base import Base
 from toolkit.train import launch, parallel, peft_backend, train, trainer
 
 
@@ -119,7 +119,7 @@ def test_an_optimizer_in_8_bits_is_not_sharded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """bitsandbytes' kernels refuse the tensors that FSDP makes."""
-    monkeypatch.setattr("toolkit.machine.installed", lambda *_: True)
+    monkeypatch.setattr("toolkit.core.hardware.installed", lambda *_: True)
     assert trainer._optimizer("adamw_8bit", cuda=True) == "adamw_8bit"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     assert trainer._optimizer("adamw_8bit", cuda=True) == "adamw_torch"

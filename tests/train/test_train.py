@@ -23,12 +23,12 @@ from tests.train.conftest import (
     with_,
     write_records,
 )
-from toolkit import tokens
-from toolkit.base import Base
-from toolkit.config import Config, TrainSettings
-from toolkit.errors import ToolkitError
-from toolkit.prompt import prompt_format
-from toolkit.run import RunFolder, read_records
+from toolkit.core.config import Config, TrainSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder, read_records
+from toolkit.model.base import Base
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.train import batches, checkpoints, examples, outcome, train
 
 pytestmark = pytest.mark.slow
@@ -107,7 +107,7 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
     folder.side("val").write_text("".join(json.dumps(record) + "\n" for record in records))
     train(settings, folder, base)
     form = prompt_format(settings.prompt)
-    rows = examples.tokenize(folder.side("val"), tokens.load(base.folder, form), form, settings.train)
+    rows = examples.tokenize(folder.side("val"), load_tokenizer(base.folder, form), form, settings.train)
     found = {entry["step"]: entry["eval_loss"] for entry in entries(folder) if "eval_loss" in entry}
     assert sorted(found) == [0, 3]
     for step in (0, 3):
@@ -245,7 +245,7 @@ def test_no_step_is_short_and_epochs_are_counted_over_the_records(small: tuple[C
     log = [entry for entry in entries(folder) if "loss" in entry]
     assert [entry["epoch"] for entry in log] == pytest.approx([step * 10 / 24 for step in range(1, 7)])
     form = prompt_format(settings.prompt)
-    rows = examples.tokenize(folder.side("train"), tokens.load(base.folder, form), form, settings.train)
+    rows = examples.tokenize(folder.side("train"), load_tokenizer(base.folder, form), form, settings.train)
     order = batches.step_records(24, 10, 6, settings.train.seed)
     assert sorted(order.reshape(-1)[:24]) == list(range(24))
     counts = [sum(len(rows[place].input_ids) for place in step) for step in order]

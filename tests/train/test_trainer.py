@@ -22,12 +22,12 @@ from tests.train.conftest import (
     steps_so_far,
     with_,
 )
-from toolkit import tokens
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import ToolkitError
-from toolkit.prompt import prompt_format
-from toolkit.run import RunFolder
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder
+from toolkit.model.base import Base
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.train import OutOfMemory, batches, examples, is_out_of_memory, job, launch, peft_backend, train
 from toolkit.train.trainer import ToolkitTrainer, make, remember_parts
 
@@ -58,7 +58,7 @@ def tighten(patch: pytest.MonkeyPatch, place: Path, limit: int) -> None:
 
 def records_of(settings: Config, folder: RunFolder, base: Base, side: str = "train") -> list[examples.Example]:
     form = prompt_format(settings.prompt)
-    return examples.tokenize(folder.side(side), tokens.load(base.folder, form), form, settings.train)
+    return examples.tokenize(folder.side(side), load_tokenizer(base.folder, form), form, settings.train)
 
 
 def laid_out(settings: Config, records: list[examples.Example], micro_batches: int) -> batches.Rows:

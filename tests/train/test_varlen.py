@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
 from tests import family_models
-from toolkit.packed_attention import FLASH_ATTN, MASK, VARLEN, XFORMERS
+from toolkit.model.attention_kernels import FLASH_ATTN, MASK, VARLEN, XFORMERS
 from toolkit.train import varlen
 
 

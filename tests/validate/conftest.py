@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tests.validate import tiny
-from toolkit import tokens
-from toolkit.prompt import Prompt, PromptFormat, chat_template, prompt_format, render
-from toolkit.tokens import Tokenizer
+from toolkit.prompt.format import Prompt, PromptFormat, chat_template, prompt_format, render
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.validate import gguf, heldout, reference
 
 
@@ -53,7 +52,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tiny.World:
 
 @pytest.fixture(scope="package")
 def trained(made: tiny.World) -> Iterator[Trained]:
-    tokenizer, form = tokens.load(made.base.folder), prompt_format(made.config.prompt)
+    tokenizer, form = load_tokenizer(made.base.folder), prompt_format(made.config.prompt)
     records = heldout.read(made.folder.side("test"), form, tokenizer)
     settings = made.config.validation
     prompts = [render(form, question, settings.instruction) for question in settings.questions]

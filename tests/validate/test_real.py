@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.validate import tiny
-from toolkit import machine
-from toolkit.base import resolve
-from toolkit.errors import GATE, ToolkitError
+from toolkit.core import hardware
+from toolkit.core.config_file import build
+from toolkit.core.errors import GATE, ToolkitError
+from toolkit.core.run_folder import Manifest, RunFolder
 from toolkit.export import export
-from toolkit.prompt import chat_template, prompt_format
-from toolkit.run import Manifest, RunFolder
-from toolkit.toml import build
+from toolkit.model.base import resolve
+from toolkit.prompt.format import chat_template, prompt_format
 from toolkit.validate import validate
 
 MEDQUAD = Path(__file__).parents[2].parent / "shared/data/medquad/medquad-2479.csv"
@@ -56,7 +56,7 @@ def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> N
     export(base.folder, folder.adapter, {name: folder.gguf(name) for name in good}, template, "real")
     tiny.adapter(base.folder, tmp_path / "other", seed=2)
     export(base.folder, tmp_path / "other", {"Q5_K_M": folder.gguf("Q5_K_M")}, template, "real")
-    torch.set_num_threads(machine.cores())
+    torch.set_num_threads(hardware.cores())
 
     with pytest.raises(ToolkitError) as caught:
         validate(config, folder, base, Manifest(run_id="test"))

@@ -12,10 +12,10 @@ import torch
 from tests.validate import tiny
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
-from toolkit.errors import MISSING, ToolkitError
+from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.export import export
-from toolkit.prompt import prompt_format
-from toolkit.tokens import load
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import heldout, reference
 from toolkit.validate.metrics import perplexity
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.validate import tiny
-from toolkit.errors import GATE, MISSING, ToolkitError
+from toolkit.core.errors import GATE, MISSING, ToolkitError
+from toolkit.core.run_folder import FileRecord, StageRecord, record_file, sha256_of
 from toolkit.export import export
-from toolkit.prompt import chat_template, prompt_format
-from toolkit.run import FileRecord, StageRecord, record_file, sha256_of
+from toolkit.prompt.format import chat_template, prompt_format
 from toolkit.validate import _gate, table, validate
-from toolkit.validate.card import model_card
+from toolkit.validate.model_card import model_card
 
 
 @pytest.fixture(scope="module")

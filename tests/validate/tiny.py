@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from toolkit.base import LLAMA3_SPLIT, Base
-from toolkit.config import Config
+from toolkit.core.config import Config
+from toolkit.core.config_file import build
+from toolkit.core.run_folder import Manifest, RunFolder
 from toolkit.export import export
-from toolkit.prompt import chat_template, prompt_format
-from toolkit.run import Manifest, RunFolder
-from toolkit.toml import build
+from toolkit.model.base import LLAMA3_SPLIT, Base
+from toolkit.prompt.format import chat_template, prompt_format
 
 QUANTIZATIONS = ["F32", "F16", "Q8_0"]
 WORDS = "the fever of a child may rise at night and water helps when rest does not; see a doctor if it stays"

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from toolkit import console, machine
-from toolkit.config import Config
+from toolkit.core import console, hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError, explain
+from toolkit.core.run_folder import STAGES, RunFolder
 from toolkit.doctor import checks, plan, resources
 from toolkit.doctor.check import Check
 from toolkit.doctor.resources import Job
-from toolkit.errors import ToolkitError, explain
-from toolkit.run import STAGES, RunFolder
 
 __all__ = ["STAGES", "Check", "doctor", "table"]
 
@@ -38,7 +38,7 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: tuple[st
     if wanted & {"train", "validate"}:
         look("cpu", checks.cpu)
         try:
-            card = machine.card()
+            card = hardware.card()
         except Exception as exc:  # a broken driver or torch: said here, and the CPU is what remains
             found.append(_broken("gpu", exc))
         else:
@@ -66,7 +66,7 @@ def _look_at_resources(
     folder: RunFolder,
     stages: tuple[str, ...],
     label: str,
-    card: machine.Card | None,
+    card: hardware.Card | None,
     look: Callable[[str, Callable[[], Check | list[Check]]], None],
 ) -> None:
     revision = config.model.revision if label == config.model.base else ""

@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from toolkit import base, machine, packed_attention, server
-from toolkit.config import MEDQUAD_CSV, MEDQUAD_URL, Config
+from toolkit.core import hardware
+from toolkit.core.config import MEDQUAD_CSV, MEDQUAD_URL, Config
+from toolkit.core.hardware import Card
+from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import plan
 from toolkit.doctor.check import Check
-from toolkit.machine import Card
-from toolkit.run import RunFolder
-from toolkit.shape import from_gguf
+from toolkit.model import attention_kernels, base
+from toolkit.model.shape import from_gguf
+from toolkit.ollama import server
 
 INSTALL = "pip install -c constraints.txt ."
 HUB_SECONDS = 10.0
@@ -123,8 +125,8 @@ def _pinned() -> str:
 
 def cpu() -> Check:
     """Say which CPU this is; nothing about it can be wrong."""
-    bf16 = "bf16 in hardware" if machine.cpu_has_bf16() else "no bf16 in hardware"
-    parts = [machine.cpu_name(), f"{machine.cores()} cores", bf16]
+    bf16 = "bf16 in hardware" if hardware.cpu_has_bf16() else "no bf16 in hardware"
+    parts = [hardware.cpu_name(), f"{hardware.cores()} cores", bf16]
     return Check("cpu", None, ", ".join(part for part in parts if part), "")
 
 
@@ -134,7 +136,7 @@ def gpu(card: Card | None) -> Check:
         driver = f", driver {card.driver}" if card.driver else ""
         memory = f"{card.free / 1e9:.1f} of {card.total / 1e9:.1f} GB free"
         return Check("gpu", True, f"{card.name}, {memory}{driver}", "")
-    if machine.has_card_file():
+    if hardware.has_card_file():
         fix = "see whether `nvidia-smi` works, and install torch for your driver's CUDA version"
         return Check("gpu", None, "there is an NVIDIA card, but torch does not see it: the CPU will train", fix)
     return Check("gpu", None, "no CUDA card: the CPU will train", "")
@@ -143,7 +145,7 @@ def gpu(card: Card | None) -> Check:
 def backend(config: Config, card: Card | None) -> Check:
     """Say which library trains, in which precision, and why; fail where the settings demand what is not there."""
     wanted, precision = config.train.backend, config.train.precision
-    unsloth = machine.installed("unsloth")
+    unsloth = hardware.installed("unsloth")
     if wanted == "unsloth" and (card is None or not unsloth):
         missing = "a CUDA card" if card is None else "the package unsloth"
         fix = 'set train.backend = "peft"' if card is None else 'pip install -c constraints.txt ".[cuda]"'
@@ -160,7 +162,7 @@ def backend(config: Config, card: Card | None) -> Check:
         return Check("backend", False, f"{card.name} does not compute in bf16", 'set train.precision = "auto"')
     if uses_unsloth(config, card):
         return Check("backend", True, f"Unsloth in {precision_of(config, card)}", "")
-    if card is not None and config.model.load_in_4bit and not machine.installed("bitsandbytes"):
+    if card is not None and config.model.load_in_4bit and not hardware.installed("bitsandbytes"):
         fix = 'pip install -c constraints.txt ".[cuda]", or set model.load_in_4bit = false'
         return Check("backend", False, "4-bit loading needs the package bitsandbytes", fix)
     why = "as set" if wanted == "peft" else "Unsloth is not installed" if card else "there is no CUDA card"
@@ -170,8 +172,8 @@ def backend(config: Config, card: Card | None) -> Check:
 def attention(config: Config, card: Card) -> Check:
     """Name the kernel that attends to packed records on the card, and warn of the slow one."""
     unsloth = uses_unsloth(config, card)
-    kernel = packed_attention.expected(card, unsloth=unsloth)
-    if kernel != packed_attention.MASK:
+    kernel = attention_kernels.expected(card, unsloth=unsloth)
+    if kernel != attention_kernels.MASK:
         return Check("attention", True, kernel, "")
     fix = "pip install xformers" if unsloth else 'let Unsloth train: pip install -c constraints.txt ".[cuda]"'
     return Check("attention", None, kernel, fix)
@@ -179,7 +181,7 @@ def attention(config: Config, card: Card) -> Check:
 
 def uses_unsloth(config: Config, card: Card | None) -> bool:
     """Tell whether training goes through Unsloth."""
-    return card is not None and config.train.backend != "peft" and machine.installed("unsloth")
+    return card is not None and config.train.backend != "peft" and hardware.installed("unsloth")
 
 
 def precision_of(config: Config, card: Card | None) -> str:
@@ -187,7 +189,7 @@ def precision_of(config: Config, card: Card | None) -> str:
     if config.train.precision != "auto":
         return config.train.precision
     if card is None:
-        return "bf16" if machine.cpu_has_bf16() else "f32"
+        return "bf16" if hardware.cpu_has_bf16() else "f32"
     return "bf16" if card.bf16 else "f16"
 
 
@@ -286,7 +288,7 @@ def _medquad(*, offline: bool) -> Check:
 
 def run_folder(folder: RunFolder) -> Check:
     """Check that the run folder can be written and that no other process is at work in it; nothing stays behind."""
-    place = machine.existing(folder.path)
+    place = hardware.existing(folder.path)
     fix = "change its permissions, or choose another folder with `--set run.folder=DIR`"
     if not place.is_dir():
         return Check("run folder", False, f"`{place}` is a file, a folder is needed there", fix)

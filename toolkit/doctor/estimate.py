@@ -6,10 +6,10 @@ Training's memory is `toolkit.memory`'s.
 import math
 from collections.abc import Mapping
 
-from toolkit import memory
-from toolkit.config import TrainSettings
-from toolkit.memory import LIBRARIES, Parts, total
-from toolkit.shape import Shape
+from toolkit.core.config import TrainSettings
+from toolkit.model import memory
+from toolkit.model.memory import LIBRARIES, Parts, total
+from toolkit.model.shape import Shape
 
 CHECKPOINTS = 4  # two are kept and the best one, and another is written before the oldest goes
 TOKENIZER = 20_000_000  # tokenizer.json of Llama 3 is 17 MB

@@ -5,13 +5,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit import base, machine, memory, server
-from toolkit import shape as shapes
-from toolkit.config import Config
+from toolkit.core import hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder, sha256_of
 from toolkit.doctor import estimate
-from toolkit.errors import ToolkitError
-from toolkit.run import RunFolder, sha256_of
-from toolkit.shape import Shape
+from toolkit.model import base, memory
+from toolkit.model import shape as shapes
+from toolkit.model.shape import Shape
+from toolkit.ollama import server
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Write:
 
 def training_base(config: Config) -> str:
     """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere."""
-    if config.model.base.endswith(base.FOUR_BIT) and not machine.has_card_file():
+    if config.model.base.endswith(base.FOUR_BIT) and not hardware.has_card_file():
         return base.sixteen_bit(config.model)
     return config.model.base
 
@@ -123,7 +125,7 @@ def stage_writes(config: Config, folder: RunFolder, shape: Shape, stages: tuple[
     if "prepare" in stages:
         writes.append(Write(folder.path, "records", 2 * _source_size(config)))
     if "train" in stages:
-        moments = 2 if config.train.optimizer.endswith("8bit") and machine.has_card_file() else 8
+        moments = 2 if config.train.optimizer.endswith("8bit") and hardware.has_card_file() else 8
         writes.append(Write(folder.path, "adapter", estimate.adapter_folder(shape, config.train)))
         writes.append(Write(folder.path, "checkpoints", estimate.checkpoints(shape, config.train, moments=moments)))
     if "export" in stages:

@@ -2,19 +2,20 @@
 
 from dataclasses import dataclass
 
-from toolkit import base, machine, memory_plan
-from toolkit.config import Config
-from toolkit.console import size
+from toolkit.core import hardware
+from toolkit.core.config import Config
+from toolkit.core.console import size
+from toolkit.core.errors import ToolkitError
+from toolkit.core.hardware import Card
+from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate, plan
 from toolkit.doctor.check import Check
 from toolkit.doctor.checks import precision_of, uses_unsloth
 from toolkit.doctor.plan import Write
-from toolkit.errors import ToolkitError
-from toolkit.machine import Card
-from toolkit.memory import Parts, total
-from toolkit.memory_plan import Device
-from toolkit.run import RunFolder
-from toolkit.shape import Shape
+from toolkit.model import base, memory_plan
+from toolkit.model.memory import Parts, total
+from toolkit.model.memory_plan import Device
+from toolkit.model.shape import Shape
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ def adapter(config: Config, shape: Shape) -> Check:
 def memory(job: Job) -> list[Check]:
     """Compare what training, conversion, export and validation need at their peak with what is free."""
     checks = []
-    free = machine.available_memory()
+    free = hardware.available_memory()
     if "train" in job.stages:
         checks.append(_training(job, free))
     if unconverted(job.config, job.stages):
         checks.append(_compare("memory: conversion", estimate.conversion(job.shape), free, MORE))
     if "export" in job.stages:
         whole = base.merge_label(job.config.model, job.config.export).endswith(base.FOUR_BIT)
-        parts = estimate.export(job.shape, machine.cores(), whole=whole)
+        parts = estimate.export(job.shape, hardware.cores(), whole=whole)
         checks.append(_compare("memory: export", parts, free, MORE))
     if "validate" in job.stages:
         checks.append(_compare("memory: validation", _validation(job), free, MORE))
@@ -134,11 +135,11 @@ def least_memory(label: str, revision: str) -> Check:
         count = plan.parameters_of(label, revision)
     except (ToolkitError, ValueError, KeyError, TypeError):
         return Check("memory", None, "cannot be told before the base model is in order", "")
-    free = machine.available_memory()
+    free = hardware.available_memory()
     if not count:
         fix = f"fetch its configuration, then ask again: hf download {label} config.json"
         return Check("memory", None, f"cannot be told: the shape of {label} is not known here", fix)
-    if free is not None and 4 * count > free and not machine.has_card_file():
+    if free is not None and 4 * count > free and not hardware.has_card_file():
         return Check("memory", False, f"the float32 weights alone take {size(4 * count)}, {size(free)} are free", MORE)
     found = f"{count:,} parameters of a kind whose activations cannot be computed: weights {size(4 * count)} in float32"
     return Check("memory", None, found, "watch the first steps")
@@ -151,7 +152,7 @@ def disk(job: Job) -> list[Check]:
         writes += plan.base_writes(label, _revision(job.config, label), job.shape)
     systems: dict[int, list[Write]] = {}
     for write in writes:
-        systems.setdefault(machine.file_system(write.path), []).append(write)
+        systems.setdefault(hardware.file_system(write.path), []).append(write)
     return [_file_system(together) for together in systems.values()]
 
 
@@ -163,7 +164,7 @@ def _file_system(writes: list[Write]) -> Check:
     places = ", ".join(dict.fromkeys(str(write.path) for write in writes))
     need = sum(write.size for write in writes)
     listed = ", ".join(f"{write.what} {size(write.size)}" for write in writes)
-    free = machine.free_disk(writes[0].path)
+    free = hardware.free_disk(writes[0].path)
     fits = need <= free
     found = f"{places}: needs {size(need)} ({listed}), {size(free)} {'are' if fits else 'is all that is'} free"
     return Check("disk", fits, found, "" if fits else _move(writes, need - free))

@@ -14,12 +14,12 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION, GGUFValueType, Keys, size_label
 from gguf import GGMLQuantizationType as Type
 
-from toolkit import config, console, machine
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.export import quantize, tensors, types, vocab, writer
-from toolkit.export.card import Card, beside
-from toolkit.export.checkpoint import Floats
+from toolkit.core import config, console, hardware
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.run_folder import Outcome, clear_stale
+from toolkit.export import quantize, tensors
 from toolkit.export.families import Metadata
+from toolkit.export.gpu_quantizer import Card, beside
 from toolkit.export.planning import (
     Plan,
     PlannedTensor,
@@ -30,7 +30,9 @@ from toolkit.export.planning import (
     say_vocabulary,
     working_size,
 )
-from toolkit.run import Outcome, clear_stale
+from toolkit.export.vocab import gguf_keys
+from toolkit.formats import ggml_types, gguf_writer
+from toolkit.formats.checkpoint import Floats
 
 __all__ = ["Plan", "PlannedTensor", "export", "plan"]
 
@@ -43,7 +45,7 @@ def export(
     name: str,
     *,
     overrides: Mapping[str, str] | None = None,
-    imatrix: types.Imatrix = None,
+    imatrix: ggml_types.Imatrix = None,
 ) -> Outcome:
     """Write base + adapter as GGUF files, one a quantization, each whole or not at all, in one pass over the base.
 
@@ -66,8 +68,8 @@ def export(
     check_disk({targets[key]: len(headers[key]) + planned.bytes[key] for key in targets})
     read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
     with ExitStack() as stack:
-        files = {key: stack.enter_context(writer.gguf_file(path)) for key, path in targets.items()}
-        card = stack.enter_context(beside(planned.tensors, imatrix, machine.cores()))
+        files = {key: stack.enter_context(gguf_writer.gguf_file(path)) for key, path in targets.items()}
+        card = stack.enter_context(beside(planned.tensors, imatrix, hardware.cores()))
         pool = stack.enter_context(quantize.pool())
         for quantization, head in headers.items():
             files[quantization].write(head)
@@ -83,7 +85,7 @@ def export(
 def _carry(
     planned: Plan,
     imatrix: Mapping[str, Floats],
-    files: Mapping[str, writer.GgufFile],
+    files: Mapping[str, gguf_writer.GgufFile],
     pool: ThreadPoolExecutor,
     card: Card,
     progress: console.Progress,
@@ -119,7 +121,7 @@ def _carry(
         for start in range(0, source.rows, step):
             rows = range(start, min(start + step, source.rows))
             waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name, card)))
-            put(2 * machine.cores())
+            put(2 * hardware.cores())
         if source.whole:
             put(0)
         del source  # makes room for the next one
@@ -143,7 +145,7 @@ def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, na
         Keys.General.SIZE_LABEL: (label, GGUFValueType.STRING),
         **planned.family.metadata(planned.model),
         Keys.General.QUANTIZATION_VERSION: (GGML_QUANT_VERSION, GGUFValueType.UINT32),
-        **vocab.metadata(
+        **gguf_keys.metadata(
             planned.vocabulary,
             planned.model.vocabulary,
             base,
@@ -155,10 +157,10 @@ def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, na
 
 
 def _header(planned: Plan, common: Metadata, quantization: str) -> bytes:
-    number = int(types.BASE[quantization][1])
+    number = int(ggml_types.BASE[quantization][1])
     metadata = {**common, Keys.General.FILE_TYPE: (number, GGUFValueType.UINT32)}
     tensors = [(tensor.name, tensor.shape, tensor.types[quantization]) for tensor in planned.tensors]
-    return writer.header(planned.model.architecture, metadata, tensors)
+    return gguf_writer.header(planned.model.architecture, metadata, tensors)
 
 
 def _check_targets(targets: Mapping[str, Path]) -> None:
@@ -173,7 +175,7 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
             raise ToolkitError(f"output `{path}` {what}", hint="give each quantization a file", exit_code=USAGE)
 
 
-def _figures(planned: Plan, quantization: str, file: writer.GgufFile, card: Card) -> dict[str, object]:
+def _figures(planned: Plan, quantization: str, file: gguf_writer.GgufFile, card: Card) -> dict[str, object]:
     kinds = Counter(tensor.types[quantization].name for tensor in planned.tensors)
     return {
         "bytes": file.size,

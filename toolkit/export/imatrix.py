@@ -19,16 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, GGUFValueType
 
-from toolkit import console, machine
-from toolkit.errors import ToolkitError
-from toolkit.export import tensors, writer
-from toolkit.export.checkpoint import Floats
+from toolkit.core import console, hardware
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder, path_name
+from toolkit.export import tensors
 from toolkit.export.families import Metadata
 from toolkit.export.planning import Plan, PlannedTensor
-from toolkit.ggufs import GgufData, open_gguf
-from toolkit.prompt import PromptFormat, render
-from toolkit.run import RunFolder, path_name
-from toolkit.tokens import Tokenizer
+from toolkit.formats import gguf_writer
+from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_reader import GgufData, open_gguf
+from toolkit.prompt.format import PromptFormat, render
+from toolkit.prompt.tokenizer import Tokenizer
 
 CHUNK = 512  # tokens that see each other, llama.cpp's default
 # From 1,000 to 10 million tokens Q2_K's divergence falls by 1.5 % (llama.cpp's tools/perplexity/README.md).
@@ -148,7 +149,7 @@ def compute(base: Path, planned: Plan, ids: Sequence[Sequence[int]]) -> tuple[di
         if tensor.name.startswith("blk."):
             by_layer[int(tensor.name.split(".")[1])].append(tensor)
     sums: dict[str, npt.NDArray[np.float64]] = {}
-    with ThreadPoolExecutor(machine.cores()) as pool, torch.inference_mode():
+    with ThreadPoolExecutor(hardware.cores()) as pool, torch.inference_mode():
         embedding = next(tensor for tensor in planned.tensors if tensor.name == "token_embd.weight")
         # Its own forward, because some families scale what they look up.
         weights = {"weight": torch.from_numpy(tensors.trained(embedding, pool))}
@@ -251,8 +252,8 @@ def write(path: Path, matrix: Imatrix) -> None:
         parts[name + SUMS] = matrix.sums[name]
         parts[name + COUNTS] = np.array([matrix.counts[name]], np.float32)
     listed = [(name, values.shape, GGMLQuantizationType.F32) for name, values in parts.items()]
-    with writer.gguf_file(path) as file:
-        file.write(writer.header(None, metadata, listed))
+    with gguf_writer.gguf_file(path) as file:
+        file.write(gguf_writer.header(None, metadata, listed))
         for values in parts.values():
             file.write(values.view(np.uint8))
             file.pad()

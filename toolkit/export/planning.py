@@ -9,13 +9,16 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from toolkit import config, console, machine, memory
-from toolkit.errors import USAGE, ToolkitError
-from toolkit.export import adapter as adapters
-from toolkit.export import added, checkpoint, families, types, writer
-from toolkit.export.changes import EMBEDDING, HEAD, Change, Delta
-from toolkit.export.checkpoint import Stored
+from toolkit.core import config, console, hardware
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.export import families
+from toolkit.export.adapter import weights as adapters
+from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, Delta
 from toolkit.export.families import Family, Layout, Model
+from toolkit.export.vocab import tokenizer_source
+from toolkit.formats import checkpoint, ggml_types, gguf_writer
+from toolkit.formats.checkpoint import Stored
+from toolkit.model import memory
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def plan(
     quantizations: Sequence[str],
     *,
     overrides: Mapping[str, str] | None = None,
-    imatrix: types.Imatrix = None,
+    imatrix: ggml_types.Imatrix = None,
     weighed: bool = False,
 ) -> Plan:
     """Say what an export would write, reading nothing but configs and headers.
@@ -92,7 +95,7 @@ def plan(
     if adapter is not None:
         shapes = {layout.source: layout.shape for layout in layouts}
         adapted = adapters.open_adapter(adapter, shapes, model)
-        vocabulary = added.tokenizer_folder(base, adapter, adapted.vocabulary)
+        vocabulary = tokenizer_source.tokenizer_folder(base, adapter, adapted.vocabulary)
         # An embedding that is the output matrix no more is written twice, as it was and as it was trained.
         stored = {**stored, **({HEAD: stored[EMBEDDING]} if model.tied else {}), **adapted.replaced}
         new_rows = adapted.vocabulary - model.vocabulary
@@ -102,11 +105,11 @@ def plan(
     layouts = [*computed, *layouts]
     written = {layout.name: layout.shape for layout in layouts}
     if weighed and imatrix is None:
-        imatrix = types.expected_imatrix(written)
+        imatrix = ggml_types.expected_imatrix(written)
     chosen = {}
     for name in names:
-        chosen[name] = types.tensor_types(name, written, model, overrides, has_imatrix=imatrix is not None)
-        types.check_imatrix(name, chosen[name], written, imatrix)
+        chosen[name] = ggml_types.tensor_types(name, written, model, overrides, has_imatrix=imatrix is not None)
+        ggml_types.check_imatrix(name, chosen[name], written, imatrix)
     tensors = [
         PlannedTensor(
             layout,
@@ -119,7 +122,7 @@ def plan(
         for layout in layouts
     ]
     sizes = {
-        name: sum(writer.padded(types.stored_size(tensor.types[name], tensor.shape)) for tensor in tensors)
+        name: sum(gguf_writer.padded(ggml_types.stored_size(tensor.types[name], tensor.shape)) for tensor in tensors)
         for name in names
     }
     largest = max(working_size(tensor) for tensor in tensors)
@@ -128,7 +131,7 @@ def plan(
         model=model,
         tensors=tuple(tensors),
         bytes=sizes,
-        memory=memory.total(memory.export(largest, machine.cores())),
+        memory=memory.total(memory.export(largest, hardware.cores())),
         parameters=sum(prod(tensor.shape) for tensor in tensors),
         spare_head=spare_head,
         vocabulary=vocabulary,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from toolkit import console, machine
+from toolkit.core import console, hardware
 from toolkit.export import quantize
 from toolkit.export.planning import Plan
 
@@ -47,7 +47,7 @@ def seconds(planned: Plan) -> float:
             weights[kind] += prod(tensor.shape)
     busy = sum(count / rate(kind) for kind, count in weights.items())
     busy += planned.parameters / READ_RATE + sum(planned.bytes.values()) / WRITE_RATE
-    return busy / machine.cores()
+    return busy / hardware.cores()
 
 
 def rate(kind: Type) -> float:
@@ -77,7 +77,7 @@ def table(described: dict[str, Any]) -> str:
     fallen = sum(bool(tensor["fallbacks"]) for tensor in described["tensors"])
     notes = [
         f"memory {console.size(described['memory_bytes'])} at most",
-        f"about {console.duration(described['seconds'])} on {machine.cores()} cores",
+        f"about {console.duration(described['seconds'])} on {hardware.cores()} cores",
     ]
     if fallen:
         notes.append(f"{fallen} tensors fall back to another type, because their rows do not divide into its blocks")

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 from threadpoolctl import threadpool_limits
 
-from toolkit import kernels, machine
-from toolkit.errors import ToolkitError
-from toolkit.export.card import Card
-from toolkit.export.checkpoint import SLAB, Floats, Rows
-from toolkit.export.types import KNOWN, block_size, stored_size
+from toolkit import kernels
+from toolkit.core import hardware
+from toolkit.core.errors import ToolkitError
+from toolkit.export.gpu_quantizer import Card
+from toolkit.formats.checkpoint import SLAB, Floats, Rows
+from toolkit.formats.ggml_types import KNOWN, block_size, stored_size
 
 Chunk = npt.NDArray[np.uint8]
 F16_MAX = 65504.0
@@ -27,7 +28,7 @@ NEED_IMPORTANCE = (Type.IQ2_XXS, Type.IQ2_XS)  # of the types here, those of ggm
 @contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Yield threads for a tensor's way, one a core; BLAS, which would start as many again for each, works in one."""
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(machine.cores()) as made:
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(hardware.cores()) as made:
         yield made
 
 
@@ -50,7 +51,7 @@ def quantized(
         raise ToolkitError(f"tensor `{name}` ({values.dtype}, {values.shape}) cannot be made {kind.name}")
     importance = ready(kind, columns, name, importance)
     matrix = values.reshape(-1, columns)
-    workers = machine.cores()
+    workers = hardware.cores()
     rows = max(1, min(SLAB // columns, -(-len(matrix) // (2 * workers))))
     waiting: deque[Future[Chunk]] = deque()
     for start in range(0, len(matrix), rows):

@@ -9,10 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from toolkit import kernels
-from toolkit.export import checkpoint, families, merging
-from toolkit.export.changes import Delta
-from toolkit.export.checkpoint import BLOCK, Floats, Rows
+from toolkit.export import families
+from toolkit.export.adapter import merge
+from toolkit.export.adapter.deltas import Delta
 from toolkit.export.planning import PlannedTensor, streams, whole_size
+from toolkit.formats import checkpoint
+from toolkit.formats.checkpoint import BLOCK, Floats, Rows
 
 Prepared = TypeVar("Prepared")
 
@@ -39,7 +41,7 @@ def trained(tensor: PlannedTensor, pool: ThreadPoolExecutor) -> Floats:
     assert tensor.stored is not None
     values = checkpoint.read(tensor.stored, pool)
     if tensor.change:
-        merging.merge(values, tensor.change, tensor.layout.source, pool)
+        merge.merge(values, tensor.change, tensor.layout.source, pool)
     return values
 
 
@@ -66,8 +68,8 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
         if pair is not None and isinstance(change, Delta):
             merged = kernels.widened(rows)
             with np.errstate(over="ignore", invalid="ignore"):  # said better below
-                merging.add_rows(merged, pair[1][start:end], pair[0], change.scale)
-            merging.check_finite(merged, tensor.layout.source)
+                merge.add_rows(merged, pair[1][start:end], pair[0], change.scale)
+            merge.check_finite(merged, tensor.layout.source)
             rows = merged
         return families.lay_out(rows, replace(tensor.layout, heads=(end - start) // unit)) if heads else rows
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit import console
-from toolkit.kernels.hard import hard_rows, importance_for
+from toolkit.core import console
+from toolkit.kernels.test_vectors import hard_rows, importance_for
 
 Rows = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: bfloat16, its bits
 Floats = npt.NDArray[np.float32]

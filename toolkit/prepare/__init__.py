@@ -7,16 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit import console, run
-from toolkit.config import Config
-from toolkit.errors import ToolkitError
+from toolkit.core import console, run_folder
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import SIDES, Outcome, RunFolder
 from toolkit.prepare.clean import Record, Rejection, clean, find_columns, group_id, wanted_names
 from toolkit.prepare.fit import fit
 from toolkit.prepare.read import read
 from toolkit.prepare.split import Sides, drop_duplicates, leaked, near_duplicates, split
-from toolkit.prompt import PromptFormat, prompt_format
-from toolkit.run import SIDES, Outcome, RunFolder
-from toolkit.tokens import Tokenizer
+from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.tokenizer import Tokenizer
 
 SHOWN_PAIRS = 3  # near-duplicates named on the screen
 
@@ -41,7 +41,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     sides = split(records, config.data)
     near = near_duplicates(sides, config.data.near_duplicate)
 
-    with run.writing_folder(folder.data) as fresh:
+    with run_folder.writing_folder(folder.data) as fresh:
         for name in SIDES:
             _write(fresh / folder.side(name).name, [_row(record) for record in sides[name]])
         _write(fresh / folder.rejected.name, [_rejected_row(rejection) for rejection in rejected])

@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.config import DataSettings
-from toolkit.errors import ToolkitError
+from toolkit.core.config import DataSettings
+from toolkit.core.errors import ToolkitError
 from toolkit.prepare.read import Row, Table
 
 NO_QUESTION_MARK = "no `Question:`"

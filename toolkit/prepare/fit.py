@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from toolkit import console
-from toolkit.config import Config
+from toolkit.core import console
+from toolkit.core.config import Config
 from toolkit.prepare.clean import SHOWN, Record, Rejection
-from toolkit.prompt import Prompt, PromptFormat, render
-from toolkit.tokens import Tokenizer
+from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.prompt.tokenizer import Tokenizer
 
 TOO_LONG = "too long"
 NO_ROOM = "the prompt leaves no room for an answer"

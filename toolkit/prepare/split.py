@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from toolkit.config import DataSettings
-from toolkit.errors import ToolkitError
+from toolkit.core.config import DataSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import SIDES
 from toolkit.prepare.clean import Record
-from toolkit.run import SIDES
 
 Sides = dict[str, list[Record]]
 # Word → (side, words in the set, words from this one on) → numbers of the items.

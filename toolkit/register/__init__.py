@@ -7,15 +7,17 @@ from typing import Any
 import httpx
 import ollama
 
-from toolkit import console, run, server, tokens
-from toolkit.config import Config
-from toolkit.errors import FAILED, USAGE, ToolkitError
-from toolkit.prompt import prompt_format
-from toolkit.register import chain, store, transaction, verify
-from toolkit.register import spec as specs
-from toolkit.register.modelfile import Modelfile
-from toolkit.register.transaction import LATEST, PREVIOUS, Work
-from toolkit.run import Outcome, RunFolder
+from toolkit.core import console, run_folder
+from toolkit.core.config import Config
+from toolkit.core.errors import FAILED, USAGE, ToolkitError
+from toolkit.core.run_folder import Outcome, RunFolder
+from toolkit.ollama import blobs, server, transaction
+from toolkit.ollama.modelfile import Modelfile
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.register import model_spec as specs
+from toolkit.register import prompt_parity, verify
 
 
 def register(
@@ -36,7 +38,7 @@ def register(
     Ctrl-C, every name holds what it held before.
     """
     form = prompt_format(config.prompt)
-    tokenizer = tokens.load(folder.adapter, form)
+    tokenizer = load_tokenizer(folder.adapter, form)
     described = specs.describe(config, folder, eos)
     spec = described.spec
     name, default = specs.model_name(config), config.export.default
@@ -49,11 +51,11 @@ def register(
     with server.http(config.ollama) as http, doing, transaction.begun(http, name, config.ollama.timeout) as work:
         former = transaction.real(work.held())
         if not force:
-            store.refuse_foreign(http, name, [tag for tag in tags if tag in former])
+            blobs.refuse_foreign(http, name, [tag for tag in tags if tag in former])
 
         def guard(held: dict[str, str]) -> None:
             if not force:  # somebody may have taken a name since
-                store.refuse_foreign(http, name, [tag for tag in tags if tag in held and held[tag] != former.get(tag)])
+                blobs.refuse_foreign(http, name, [tag for tag in tags if tag in held and held[tag] != former.get(tag)])
 
         figures: dict[str, Any] = {}
         sources: dict[str, str] = {}
@@ -63,14 +65,14 @@ def register(
             _put(config, work, model, path, digest, spec)
             with server.talking(config.ollama, f"proving `{name}:{quantization.lower()}`"):
                 proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
-                proof |= chain.prove(http, model, path, form, tokenizer, held_out)
+                proof |= prompt_parity.prove(http, model, path, form, tokenizer, held_out)
                 proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
             _check_stored(version, path, proof)
             figures[quantization.lower()] = proof
             sources[quantization.lower()] = model
         figures[LATEST] = figures[default.lower()]
         sources[LATEST] = sources[default.lower()]
-        with run.writing(folder.modelfile) as file:  # a full disk here is found before the server changes
+        with run_folder.writing(folder.modelfile) as file:  # a full disk here is found before the server changes
             file.write(described.text.encode())
             file.flush()
             os.fsync(file.fileno())
@@ -128,11 +130,11 @@ def _put(config: Config, work: Work, model: str, path: Path, digest: str, spec: 
     """Upload a file where the server lacks it, and make a model of it under a temporary name."""
     for last in (False, True):
         with server.talking(config.ollama, f"uploading `{path.name}`"):
-            if not store.upload(work.http, path, digest):
+            if not blobs.upload(work.http, path, digest):
                 console.say(f"{path.name}: the server has it already")
         try:
             with server.talking(config.ollama, f"creating a model from `{path.name}`"):
-                store.create(work.http, model, path.name, digest, spec)
+                blobs.create(work.http, model, path.name, digest, spec)
             return
         except ToolkitError as exc:
             # Another call that gives up deletes its models, and with them blobs that no name holds yet.
@@ -143,7 +145,7 @@ def _put(config: Config, work: Work, model: str, path: Path, digest: str, spec: 
 
 def _still_there(http: httpx.Client, digest: str) -> bool:
     try:
-        return store.has_blob(http, digest)
+        return blobs.has_blob(http, digest)
     except (httpx.HTTPError, ollama.ResponseError):
         return True  # then that is not the reason
 

@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 
 from toolkit import llamacpp
-from toolkit.errors import ToolkitError
+from toolkit.core.errors import ToolkitError
 from toolkit.llamacpp import Step
-from toolkit.register import shown, verify
-from toolkit.register.shown import Manner
+from toolkit.register import greedy, verify
+from toolkit.register.greedy import Manner
 
 QUESTIONS = 10
 TOKENS = 64
@@ -114,9 +114,9 @@ def explained(measured: float) -> float:
 
 def compare(steps: list[Step], answer: Answer) -> Comparison:
     """Follow both answers to their end, or to the first token that differs, in either manner of showing tokens."""
-    found = _compared(steps, answer, shown.replaced)
+    found = _compared(steps, answer, greedy.replaced)
     if found.parted:
-        earlier = _compared(_named(steps), answer, shown.dropped)
+        earlier = _compared(_named(steps), answer, greedy.dropped)
         found = max(found, earlier, key=lambda way: (not way.parted, way.tokens))
     return found
 
@@ -128,7 +128,7 @@ def _named(steps: list[Step]) -> list[Step]:
 
 def _compared(steps: list[Step], answer: Answer, manner: Manner) -> Comparison:
     texts = [step.text for step in steps if not step.ends]
-    given = shown.one_mark(answer.text)
+    given = greedy.one_mark(answer.text)
 
     def agreed(tokens: int, past_end: str = "") -> Comparison:
         found = tuple(_differences(steps[:tokens], answer, manner))

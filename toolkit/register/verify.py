@@ -7,11 +7,11 @@ from typing import Any
 
 import httpx
 
-from toolkit import server
-from toolkit.config import ValidateSettings
-from toolkit.errors import ToolkitError
-from toolkit.prompt import PromptFormat, conversation, prompt_text
-from toolkit.register.modelfile import Modelfile
+from toolkit.core.config import ValidateSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.ollama import server
+from toolkit.ollama.modelfile import Modelfile
+from toolkit.prompt.format import PromptFormat, conversation, prompt_text
 
 ROWS = 10
 THREADS = 4  # requests at once: a server renders them in parallel

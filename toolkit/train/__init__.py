@@ -3,11 +3,12 @@
 import time
 from typing import Any
 
-from toolkit import console, memory_plan
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import MISSING, ToolkitError
-from toolkit.run import Outcome, RunFolder
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.run_folder import Outcome, RunFolder
+from toolkit.model import memory_plan
+from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, outcome, parallel
 from toolkit.train.backend import Backend, choose
 from toolkit.train.job import Job, lay_out, process_state

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit import machine
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import MISSING, ToolkitError
-from toolkit.memory_plan import MemoryPlan
+from toolkit.core import hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.model.base import Base
+from toolkit.model.memory_plan import MemoryPlan
 
 
 class UnslothFailed(ToolkitError):
@@ -43,7 +43,7 @@ class Backend:
         if wanted != "auto":
             return wanted
         if self.device == "cpu":
-            return "bf16" if machine.cpu_has_bf16() else "f32"
+            return "bf16" if hardware.cpu_has_bf16() else "f32"
         return "bf16" if gpu_has_bf16() else "f16"
 
 
@@ -55,7 +55,7 @@ def choose(wanted: str, avoid: str = "") -> Backend:
     """
     from toolkit.train import peft_backend, unsloth_backend
 
-    cuda, installed = sees_gpu(), machine.installed("unsloth")
+    cuda, installed = sees_gpu(), hardware.installed("unsloth")
     if wanted == "unsloth" or (wanted == "auto" and cuda and installed and not avoid):
         missing = [name for name, there in (("a CUDA GPU", cuda), ("the package unsloth", installed)) if not there]
         if missing:

@@ -13,9 +13,9 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 
-from toolkit import console
-from toolkit.errors import ToolkitError
-from toolkit.run import write_text
+from toolkit.core import console
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import write_text
 from toolkit.train import checkpoints
 from toolkit.train.job import Job
 

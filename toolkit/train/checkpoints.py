@@ -11,8 +11,8 @@ import os
 import shutil
 from pathlib import Path
 
-from toolkit.config import Config
-from toolkit.run import RunFolder, sha256_of
+from toolkit.core.config import Config
+from toolkit.core.run_folder import RunFolder, sha256_of
 
 MARKER = "toolkit.json"
 LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be taken over

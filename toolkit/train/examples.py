@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import console
-from toolkit.config import TrainSettings
-from toolkit.errors import ToolkitError
-from toolkit.prompt import PromptFormat, render
-from toolkit.run import RunFolder, read_records
-from toolkit.tokens import Tokenizer
+from toolkit.core import console
+from toolkit.core.config import TrainSettings
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import RunFolder, read_records
+from toolkit.prompt.format import PromptFormat, render
+from toolkit.prompt.tokenizer import Tokenizer
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 

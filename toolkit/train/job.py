@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import fourbit, machine, memory_plan, tokens
-from toolkit import shape as shapes
-from toolkit.base import Base
-from toolkit.config import Config, TrainSettings
-from toolkit.memory_plan import Device, MemoryPlan
-from toolkit.prompt import PromptFormat, prompt_format
-from toolkit.run import RunFolder
-from toolkit.tokens import Tokenizer
+from toolkit.core import hardware
+from toolkit.core.config import Config, TrainSettings
+from toolkit.core.run_folder import RunFolder
+from toolkit.formats import bnb_4bit
+from toolkit.model import memory_plan
+from toolkit.model import shape as shapes
+from toolkit.model.base import Base
+from toolkit.model.memory_plan import Device, MemoryPlan
+from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import batches, checkpoints, examples, parallel, unsloth_backend
 from toolkit.train.backend import Backend
 from toolkit.train.batches import Rows
@@ -74,7 +76,7 @@ def lay_out(
     Several processes call this alike and come to the same. Raises ToolkitError where the records are no good.
     """
     form = prompt_format(config.prompt)
-    tokenizer = tokens.load(base.folder, form)
+    tokenizer = load_tokenizer(base.folder, form)
     splits = examples.load(folder, tokenizer, form, config.train)
     run = checkpoints.fingerprint(config, folder)
     resume = _checkpoint(checkpoints.place(folder, run), run, backend, restart=restart)
@@ -128,14 +130,14 @@ def _device(config: Config, base: Base, backend: Backend, precision: str) -> Dev
 
         free: int | None = int(torch.cuda.mem_get_info(state.device)[0])
     else:
-        free = machine.available_memory()
+        free = hardware.available_memory()
         free = None if free is None else free // state.num_processes
     known = [found for found in gather_object([free]) if found is not None]
     return Device(
         free=min(known, default=None),
         cuda=backend.device == "cuda",
         unsloth=backend.name == "unsloth",
-        four_bit=config.model.load_in_4bit or fourbit.is_four_bit(base.folder),
+        four_bit=config.model.load_in_4bit or bnb_4bit.is_four_bit(base.folder),
         bf16=precision == "bf16",
         shards=state.num_processes if parallel.sharded() else 1,
         processes=state.num_processes,

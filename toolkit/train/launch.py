@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit import console, machine
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import INTERRUPTED, MISSING, ToolkitError
-from toolkit.run import Outcome, RunFolder
+from toolkit.core import console, hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
+from toolkit.core.run_folder import Outcome, RunFolder
+from toolkit.model.base import Base
 from toolkit.train import parallel
 
 PACKAGE = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def run_training(config: Config, folder: RunFolder, base: Base, *, restart: bool
     the next process goes on from the last checkpoint with half the micro-batch and twice the accumulation. In a process
     that a launcher started as one of several, this very process trains. Raises what `train` raises.
     """
-    if machine.launched():
+    if hardware.launched():
         from toolkit.train import train
 
         parallel.send_request({"base": [base.label, str(base.folder), base.commit], "restart": restart})

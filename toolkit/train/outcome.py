@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toolkit import console
-from toolkit.prompt import chat_template
-from toolkit.run import Outcome, write_text, writing_folder
+from toolkit.core import console
+from toolkit.core.run_folder import Outcome, write_text, writing_folder
+from toolkit.prompt.format import chat_template
 from toolkit.train import checkpoints, parallel, plot, sample
 from toolkit.train.job import Job
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit import machine
-from toolkit.errors import MISSING, ToolkitError
+from toolkit.core import hardware
+from toolkit.core.errors import MISSING, ToolkitError
 
 REQUEST = "toolkit_request"
 DOWNLOAD = datetime.timedelta(hours=24)  # how long the others wait for the first one's request
@@ -24,7 +24,7 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 def rank() -> int:
     """Return this process's number among those that were launched together."""
-    return int(os.environ.get("RANK", "0")) if machine.launched() else 0
+    return int(os.environ.get("RANK", "0")) if hardware.launched() else 0
 
 
 def sharded() -> bool:
@@ -49,7 +49,7 @@ def send_request(request: dict[str, Any]) -> None:
 
 def dismiss() -> None:
     """Let the other processes go, if there are any that were not asked for anything."""
-    if machine.launched():
+    if hardware.launched():
         store = _store()
         if not store.check([REQUEST]):
             store.set(REQUEST, json.dumps(None))

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from toolkit import fourbit, machine
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import MISSING, ToolkitError
-from toolkit.memory_plan import MemoryPlan
-from toolkit.packed_attention import VARLEN
+from toolkit.core import hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.formats import bnb_4bit
+from toolkit.model.attention_kernels import VARLEN
+from toolkit.model.base import Base
+from toolkit.model.memory_plan import MemoryPlan
 from toolkit.train import varlen
 from toolkit.train.backend import Backend, dequantize
 
@@ -32,7 +33,7 @@ def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any
     options: dict[str, Any] = {"dtype": torch.float32}
     if cuda:
         options = {"dtype": compute, "device_map": {"": device or "cpu"}}
-        if config.model.load_in_4bit and not fourbit.is_four_bit(base.folder):
+        if config.model.load_in_4bit and not bnb_4bit.is_four_bit(base.folder):
             options["quantization_config"] = _four_bit(compute)
     values = AutoConfig.from_pretrained(base.folder)
     kernel = varlen.choose(values, device or "cuda", compute) if cuda else ""
@@ -73,7 +74,7 @@ def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any
 def _four_bit(compute: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if not machine.installed("bitsandbytes"):
+    if not hardware.installed("bitsandbytes"):
         raise ToolkitError(
             "4-bit loading needs the package bitsandbytes",
             hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set model.load_in_4bit = false',

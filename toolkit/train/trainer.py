@@ -24,8 +24,8 @@ from transformers import AutoTokenizer, Trainer
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from toolkit import console, machine
-from toolkit.base import silence_transformers
+from toolkit.core import console, hardware
+from toolkit.model.base import silence_transformers
 from toolkit.train import parallel
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal
 from toolkit.train.examples import IGNORED
@@ -220,7 +220,7 @@ def _optimizer(name: str, *, cuda: bool) -> str:
     """Return the optimizer that this machine has: bitsandbytes' need CUDA, and cannot be sharded."""
     if not name.endswith(("8bit", "32bit")):
         return name
-    if cuda and not parallel.sharded() and machine.installed("bitsandbytes"):
+    if cuda and not parallel.sharded() and hardware.installed("bitsandbytes"):
         return name
     lack = "cannot be sharded" if parallel.sharded() else "needs CUDA and bitsandbytes"
     console.say(f"optimizer: adamw_torch, because {name} {lack}")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.memory_plan import MemoryPlan
+from toolkit.core.config import Config
+from toolkit.model.base import Base
+from toolkit.model.memory_plan import MemoryPlan
 from toolkit.train.backend import Backend, UnslothFailed, dequantize
 
 # Families whose own forward pass at Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses

@@ -8,8 +8,8 @@ import functools
 import itertools
 from typing import Any
 
-from toolkit import console
-from toolkit.packed_attention import CAPABILITY, FLASH_ATTN, MASK, VARLEN, XFORMERS
+from toolkit.core import console
+from toolkit.model.attention_kernels import CAPABILITY, FLASH_ATTN, MASK, VARLEN, XFORMERS
 
 NAME = "toolkit_varlen"
 WIDEST = 256  # dimensions of a head

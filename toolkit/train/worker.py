@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from toolkit import console, machine
-from toolkit.base import Base
-from toolkit.config import Config
-from toolkit.errors import INTERRUPTED, explain, unexpected
-from toolkit.run import folder_of, write_text
+from toolkit.core import console, hardware
+from toolkit.core.config import Config
+from toolkit.core.errors import INTERRUPTED, explain, unexpected
+from toolkit.core.run_folder import folder_of, write_text
+from toolkit.model.base import Base
 from toolkit.train import OutOfMemory, parallel, train
 from toolkit.train.backend import UnslothFailed
 
@@ -51,7 +51,7 @@ def main(request: Path, answer: Path) -> int:
             found["unsloth_error"] = exc.reason
         if isinstance(exc, OutOfMemory):
             found["smaller"] = exc.smaller
-        if machine.launched() and not first:
+        if hardware.launched() and not first:
             console.error(known)  # the others may be waiting, and their launcher ends them
     if first or found.get("smaller"):  # any of them may be the one that ran out of memory
         write_text(answer, json.dumps(found, default=str))

@@ -4,17 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from toolkit import console
-from toolkit.base import Base, licence_of
-from toolkit.config import Config
-from toolkit.errors import GATE, MISSING, ToolkitError
-from toolkit.merge_base import OtherBase
-from toolkit.prompt import chat_template, prompt_format, render
-from toolkit.run import FileRecord, Manifest, Outcome, RunFolder, path_name, record_file, write_text
-from toolkit.tokens import load
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import GATE, MISSING, ToolkitError
+from toolkit.core.run_folder import FileRecord, Manifest, Outcome, RunFolder, path_name, record_file, write_text
+from toolkit.model.base import Base, licence_of
+from toolkit.model.merge_base import OtherBase
+from toolkit.prompt.format import chat_template, prompt_format, render
+from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import gguf, heldout, reference
-from toolkit.validate.card import model_card
 from toolkit.validate.metrics import perplexity
+from toolkit.validate.model_card import model_card
 from toolkit.validate.report import merge_entry, quantization_entry, row_entries, table, versions
 
 __all__ = ["table", "validate"]

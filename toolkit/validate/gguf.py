@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import console, llamacpp
-from toolkit.prompt import Prompt
-from toolkit.tokens import Tokenizer
+from toolkit import llamacpp
+from toolkit.core import console
+from toolkit.prompt.format import Prompt
+from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Distance, Logits, compare, join
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.errors import ToolkitError
-from toolkit.prompt import Prompt, PromptFormat, render
-from toolkit.run import read_records
-from toolkit.tokens import Tokenizer
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import read_records
+from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.prompt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

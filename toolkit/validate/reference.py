@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import console
-from toolkit.base import silence_transformers
-from toolkit.errors import MISSING, ToolkitError
-from toolkit.merge_base import OtherBase
-from toolkit.prompt import Prompt
-from toolkit.tokens import Tokenizer
-from toolkit.validate.exchange import exchange
+from toolkit.core import console
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.model.base import silence_transformers
+from toolkit.model.merge_base import OtherBase
+from toolkit.prompt.format import Prompt
+from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Distance, Logits, Values, compare, join, negative_log_likelihood
+from toolkit.validate.swap_base import exchange
 
 RESERVE = 256 * 2**20  # bytes of disk left free for the report and whatever else writes meanwhile
 

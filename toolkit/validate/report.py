@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from toolkit import __version__, console
-from toolkit.merge_base import OtherBase
-from toolkit.run import FileRecord, installed
+from toolkit import __version__
+from toolkit.core import console
+from toolkit.core.run_folder import FileRecord, installed
+from toolkit.model.merge_base import OtherBase
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Distance, perplexity

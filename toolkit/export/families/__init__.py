@@ -6,11 +6,11 @@ before a weight is read. Facts: llama.cpp's conversion/ and src/models/, gguf's 
 
 from pathlib import Path
 
-from toolkit import fourbit
-from toolkit.errors import ToolkitError
-from toolkit.export.checkpoint import read_json
+from toolkit.core.errors import ToolkitError
 from toolkit.export.families import gemma2, llama, phi3
-from toolkit.export.families.shape import Family, Layout, Metadata, Model, lay_out
+from toolkit.export.families.model_config import Family, Layout, Metadata, Model, lay_out
+from toolkit.formats import bnb_4bit
+from toolkit.formats.checkpoint import read_json
 
 __all__ = ["FAMILIES", "Family", "Layout", "Metadata", "Model", "family_of", "lay_out"]
 
@@ -35,7 +35,7 @@ def family_of(folder: Path) -> tuple[Family, Model]:
             f"the base model in `{folder}` has the architecture {name}, which cannot be exported",
             hint=f"supported: {', '.join(sorted(FAMILIES))}",
         )
-    method = fourbit.refused(config)
+    method = bnb_4bit.refused(config)
     if method:
         raise ToolkitError(
             f"the base model in `{folder}` is quantized with {method}, which cannot be undone here",

@@ -6,8 +6,8 @@ conversion/gemma.py and src/models/gemma2.cpp.
 
 from typing import Any
 
-from toolkit.errors import ToolkitError
-from toolkit.export.families.shape import (
+from toolkit.core.errors import ToolkitError
+from toolkit.export.families.model_config import (
     Layout,
     Metadata,
     Model,

@@ -7,8 +7,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from toolkit.export.checkpoint import Floats
-from toolkit.export.families.shape import (
+from toolkit.export.families.model_config import (
     REAL,
     TEXT,
     Layout,
@@ -20,6 +19,7 @@ from toolkit.export.families.shape import (
     shape,
     without_window,
 )
+from toolkit.formats.checkpoint import Floats
 
 ROPE_KINDS = {
     "linear": ("factor",),

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.export.checkpoint import Floats
-from toolkit.export.families.shape import (
+from toolkit.export.families.model_config import (
     COUNT,
     REAL,
     Layout,
@@ -23,6 +22,7 @@ from toolkit.export.families.shape import (
     shape,
     without_window,
 )
+from toolkit.formats.checkpoint import Floats
 
 
 def model(config: dict[str, Any]) -> Model:

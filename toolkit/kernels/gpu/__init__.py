@@ -19,7 +19,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
-from toolkit.kernels.gpu import hard, lanes
+from toolkit.kernels.gpu import lanes, test_vectors
 
 Floats = npt.NDArray[np.float32]
 Rows = kernels.Rows
@@ -102,10 +102,10 @@ def _tested(kind: Type, weighted: bool, bf16: bool, device: str) -> str | None:
     try:
         if kind not in KINDS:
             return f"there is no kernel for {kind.name}"
-        rows = np.concatenate([hard.ordinary_rows(64), hard.hard_rows(), hard.hostile_rows()])
+        rows = np.concatenate([test_vectors.ordinary_rows(64), test_vectors.hard_rows(), test_vectors.hostile_rows()])
         if bf16:
-            rows = hard.on_bfloat16_grid(rows)
-        importance = hard.importance_row() if weighted else None
+            rows = test_vectors.on_bfloat16_grid(rows)
+        importance = test_vectors.importance_row() if weighted else None
         values = kernels.narrowed(rows) if bf16 else rows
         found = quantize(kind, values, importance, device)
         expected = reference(kind, rows, importance)

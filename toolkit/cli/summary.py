@@ -1,0 +1,241 @@
+"""What a verb says at its end: the same facts as a JSON object for scripts and as text for people."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import pipeline
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import Manifest, RunFolder, read_manifest
+from toolkit.pipeline import Done
+
+if TYPE_CHECKING:
+    from toolkit.export import Plan as ExportPlan
+
+Summary = tuple[dict[str, Any], str]
+
+
+def of(done: Done, folder: RunFolder) -> Summary:
+    """Summarise one stage; its figures go into the JSON whole."""
+    payload = {"stage": done.stage, "fresh": done.fresh, "why": done.why, "seconds": done.seconds, **done.figures}
+    return payload, TEXTS[done.stage](done.figures, folder)
+
+
+def of_run(finished: list[Done], folder: RunFolder) -> Summary:
+    """Summarise a whole run: what was done, what was fresh, and how long each took."""
+    stages = {done.stage: {"fresh": done.fresh, "seconds": done.seconds, **done.figures} for done in finished}
+    performed = [done for done in finished if not done.fresh]
+    times = ", ".join(f"{done.stage} {console.duration(done.seconds)}" for done in performed)
+    text = f"done in {console.duration(sum(done.seconds for done in performed))} ({times}): {folder.path}"
+    return {"stages": stages, "folder": str(folder.path)}, text
+
+
+def _prepare(figures: dict[str, Any], folder: RunFolder) -> str:
+    shares = ", ".join(f"{figures[side]:,} {side}" for side in ("train", "val", "test"))
+    parts = [
+        f"{figures['rows']:,} rows: {figures['kept']:,} kept ({shares})",
+        f"{figures['duplicates']:,} fell as exact duplicates, {figures['rejected']:,} rejected, "
+        f"{figures['truncated']:,} truncated",
+        f"{figures['questions']:,} questions, {figures['leaked_questions']:,} of them on more than one side, "
+        f"{figures['near_duplicates']:,} held-out near-duplicates of training questions",
+    ]
+    return "\n".join(parts)
+
+
+def _train(figures: dict[str, Any], folder: RunFolder) -> str:
+    before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
+    held_out = "" if after is None else f"held-out loss {before:.4f} → {after:.4f} nats per token, "
+    return (
+        f"{figures['steps']:,} steps on {figures['records']:,} records ({figures['backend']}, {figures['device']}, "
+        f"{figures['precision']}): {held_out}{figures['tokens_seen']:,} tokens in "
+        f"{console.duration(figures['seconds'])}\n{folder.adapter}, {folder.loss_plot}"
+    )
+
+
+def _export(figures: dict[str, Any], folder: RunFolder) -> str:
+    names = [name for name, value in figures.items() if isinstance(value, dict)]
+    return _files({name: {"path": str(folder.gguf(name)), **figures[name]} for name in names})
+
+
+def of_export(figures: dict[str, Any]) -> Summary:
+    """Summarise an export outside a run folder: its files, or with --dry-run their sizes and the plan."""
+    text = _files(figures["files"])
+    if "plan" in figures:
+        from toolkit.export import preview
+
+        text = f"{preview.table(figures['plan'])}\n{text}"
+    return figures, text
+
+
+def _files(files: dict[str, dict[str, Any]]) -> str:
+    rows = [
+        (
+            name,
+            console.size(file["bytes"]),
+            file.get("bits_per_weight", "-"),
+            file["path"],
+            file["sha256"][:16] if isinstance(file.get("sha256"), str) else "-",
+        )
+        for name, file in files.items()
+    ]
+    return console.table(("quantization", "size", "bits/weight", "file", "sha256"), rows)
+
+
+def _validate(figures: dict[str, Any], folder: RunFolder) -> str:
+    from toolkit.validate.report import table
+
+    return f"{table(figures)}\n{folder.report}, {folder.card}"
+
+
+def _register(figures: dict[str, Any], folder: RunFolder) -> str:
+    from toolkit.ollama.transaction import LATEST
+
+    rows = [
+        (
+            f"{figures['name']}:{tag}",
+            values["digest"][:12],
+            values["prompts_verified"],
+            values["prompts_counted"],
+            f"{values['greedy']['agreed']} of {values['greedy']['answers']}",
+            values["done_reason"],
+        )
+        for tag, values in figures["tags"].items()
+    ]
+    heads = ("model", "id", "prompts rendered", "prompts counted", "greedy answers equal", "smoke question")
+    where = f"Ollama {figures['server_version']} at {figures['server']}"
+    apart = [
+        _apart(f"{figures['name']}:{tag}", values["greedy"])
+        for tag, values in figures["tags"].items()
+        if tag != LATEST and values["greedy"]["parted"]
+    ]
+    return "\n".join([f"registered in {where}", console.table(heads, rows), *apart])
+
+
+def _apart(model: str, greedy: dict[str, Any]) -> str:
+    """Say over how little the greedy answers of Ollama and llama.cpp part, where they do."""
+    leads = [max(one["lead"], one["server_lead"] or 0.0) for one in greedy["parted"]]
+    first, last = (pick(one["after"] for one in greedy["parted"]) for pick in (min, max))
+    return (
+        f"{model}: {len(leads)} of {greedy['answers']} answers part from llama.cpp's, after {first} to {last} equal "
+        f"tokens, over two that are at most {max(leads):.3f} logits apart (rounding makes up to "
+        f"{greedy['rounding']:.2f} in this file)"
+    )
+
+
+TEXTS = {"prepare": _prepare, "train": _train, "export": _export, "validate": _validate, "register": _register}
+
+
+def of_rollback(figures: dict[str, Any]) -> Summary:
+    """Summarise which model each changed tag holds after a rollback, or would with --dry-run."""
+    rows = [
+        (f"{figures['name']}:{tag}", values["digest"][:12], values["run"] or "(not made with toolkit)")
+        for tag, values in figures["tags"].items()
+    ]
+    title = "would hold (nothing is changed)" if figures["dry_run"] else f"rolled back at {figures['server']}"
+    return figures, f"{title}\n" + console.table(("model", "id", "made by run"), rows)
+
+
+def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
+    """Say what the server holds under the run's name; a server that fails is no reason to show no status."""
+    from toolkit.register.status import state
+
+    try:
+        found = state(config, manifest)
+    except ToolkitError as exc:
+        return {"problem": exc.message}, f"Ollama: {exc.message}"
+    if found["version"] is None:
+        return found, f"Ollama: no server answers at {found['server']}"
+    rows = [
+        (
+            f"{found['name']}:{tag}",
+            held["digest"][:12],
+            held["state"],
+            held["gguf_sha256"][:12],
+            held["stored_sha256"][:12],
+        )
+        for tag, held in found["tags"].items()
+    ]
+    title = f"Ollama {found['version']} at {found['server']}"
+    return found, console.table(("model", "id", "holds", "our GGUF", "server's GGUF"), rows, title=title)
+
+
+def of_status(reasons: dict[str, str], config: Config, folder: RunFolder) -> Summary:
+    """Summarise the state of every stage, when it ran, and what the Ollama server holds."""
+    manifest = read_manifest(folder)
+    rows, payload = [], {}
+    for stage, why in reasons.items():
+        record = manifest.stages.get(stage)
+        word = "not run" if record is None else "stale" if why else "fresh"
+        reason = why if why and word == "stale" else ""
+        finished = record.finished if record else ""
+        seconds = console.duration(record.seconds) if record else ""
+        rows.append((stage, word, reason, finished, seconds))
+        payload[stage] = {"state": word, "why": why, "finished": finished}
+    text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(folder.path))
+    held, said = _ollama(config, manifest)
+    found = {"run": config.run.name, "folder": str(folder.path), "run_id": manifest.run_id, "stages": payload}
+    return {**found, "ollama": held}, f"{text}\n\n{said}"
+
+
+def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
+    """Say what would be done, with sizes, and write nothing."""
+    reasons = pipeline.state(config, folder)
+    rows, payload = [], {}
+    for stage in stages:
+        why = reasons[stage]
+        reads, writes = [], []
+        try:
+            planned = pipeline.plan(stage, config, folder)
+            reads, writes = [str(path) for path in planned.inputs], [str(path) for path in planned.outputs]
+        except ToolkitError as exc:
+            why = exc.message
+        payload[stage] = {"would_run": bool(why), "why": why, "reads": reads, "writes": writes}
+        rows.append((stage, f"would run: {why}" if why else "fresh, would be skipped", _size_of(reads), _short(writes)))
+    free = shutil.disk_usage(next(p for p in folder.path.resolve().parents if p.exists())).free
+    writing = _export_plan(config, folder) if "export" in stages else None
+    text = console.table(("stage", "what", "reads", "writes"), rows, title=f"{folder.path} (nothing is written)")
+    found: dict[str, Any] = {
+        "dry_run": True,
+        "stages": payload,
+        "gguf_bytes": writing.bytes if writing else {},
+        "free_bytes": free,
+    }
+    if writing and stages == ["export"]:
+        from toolkit.export import preview as exports
+
+        found["plan"] = exports.describe(writing)
+        text += f"\n{exports.table(found['plan'])}"
+    elif writing:
+        listed = ", ".join(f"{name} {console.size(count)}" for name, count in writing.bytes.items())
+        text += f"\nGGUF files: {listed}"
+    text += f"\nfree disk space: {console.size(free)}"
+    return found, text
+
+
+def _export_plan(config: Config, folder: RunFolder) -> "ExportPlan | None":
+    """Plan the export where base and adapter are on this machine already; else nothing is known."""
+    from toolkit.export import plan
+    from toolkit.model import base, merge_base
+
+    label = base.merge_label(config.model, config.export)
+    try:
+        present = merge_base.present(label, config.model)
+        if present is None:
+            return None
+        adapter = folder.adapter if folder.adapter.is_dir() else None
+        wanted = config.export
+        return plan(present, adapter, wanted.quantizations, overrides=wanted.overrides, weighed=wanted.imatrix)
+    except ToolkitError:
+        return None
+
+
+def _size_of(paths: list[str]) -> str:
+    total = sum(Path(path).stat().st_size for path in paths if Path(path).is_file())
+    return console.size(total) if total else "-"
+
+
+def _short(paths: list[str]) -> str:
+    shown = ", ".join(paths[:2])
+    return f"{shown} and {len(paths) - 2} more" if len(paths) > 2 else shown

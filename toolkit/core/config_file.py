@@ -1,0 +1,136 @@
+"""Read and write `toolkit.toml`: all problems reported at once, and a starter file in which every key is explained."""
+
+import difflib
+import json
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from toolkit.core.config import SECTIONS, Config
+from toolkit.core.errors import USAGE, ToolkitError
+
+
+def load(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a `toolkit.toml` and apply `section.key=value` overrides; every problem is reported in one error.
+
+    Raises ToolkitError (exit 2) for a missing file, broken TOML, and unknown or ill-typed settings.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ToolkitError(
+            f"no settings file `{path}`",
+            hint="write one with `toolkit init`, or name yours with `-c FILE`",
+            exit_code=USAGE,
+        ) from None
+    except UnicodeDecodeError as exc:
+        raise ToolkitError(f"`{path}` is not UTF-8 text: {exc.reason} at byte {exc.start}", exit_code=USAGE) from None
+    try:
+        values: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise ToolkitError(
+            f"`{path}` is not valid TOML: {exc}", hint='text values need quotes: name = "medassist"', exit_code=USAGE
+        ) from None
+    return build(values, overrides, where=str(path))
+
+
+def build(values: dict[str, Any], overrides: Iterable[str] = (), *, where: str = "the settings") -> Config:
+    """Check settings that are already parsed, after applying overrides; raises ToolkitError (exit 2) as `load` does."""
+    problems: list[str] = []
+    for override in overrides:
+        _apply(values, override, problems)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as exc:
+        problems += [_describe(problem) for problem in exc.errors()]
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in dict.fromkeys(problems))
+        raise ToolkitError(
+            f"{where}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in the settings\n{listed}",
+            hint="`toolkit init` writes a file in which every key is explained",
+            exit_code=USAGE,
+        )
+    return config
+
+
+def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not equals or not dot or not name:
+        problems.append(f"--set {override}: write it as section.key=value, for example --set train.steps=100")
+        return
+    annotation = None
+    if section in SECTIONS and name in SECTIONS[section].model_fields:
+        annotation = SECTIONS[section].model_fields[name].annotation
+    table = values.setdefault(section, {})
+    if isinstance(table, dict):
+        table[name] = _parse_value(text.strip(), annotation)
+
+
+def _parse_value(text: str, annotation: Any) -> Any:
+    """Read an override's value: TOML where it is TOML, else text; `a,b` where a list is wanted."""
+    quoted = text[:1] in ('"', "'")
+    if annotation is str and not quoted:
+        return text
+    if get_origin(annotation) is list and not text.startswith("["):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _describe(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "settings"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_did_you_mean(location)}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    given = problem.get("input")
+    if problem["type"] == "value_error" or isinstance(given, dict | BaseModel):
+        return f"{key}: {message}"
+    return f"{key}: {message[:1].lower()}{message[1:]}, got {json.dumps(given, default=str)}"
+
+
+def _did_you_mean(location: list[str]) -> str:
+    if len(location) == 1:
+        close = difflib.get_close_matches(location[0], SECTIONS, n=1)
+        return f"; did you mean [{close[0]}]?" if close else f"; sections are {', '.join(SECTIONS)}"
+    section, name = location[0], location[-1]
+    here = list(SECTIONS[section].model_fields) if section in SECTIONS else []
+    close = difflib.get_close_matches(name, here, n=1, cutoff=0.5)
+    if close:
+        return f'; did you mean "{close[0]}"?'
+    elsewhere = [other for other, fields in SECTIONS.items() if name in fields.model_fields]
+    return f"; it belongs under [{elsewhere[0]}]" if elsewhere else ""
+
+
+def starter(values: dict[str, dict[str, Any]] | None = None) -> str:
+    """Write a commented `toolkit.toml` with every key, its explanation and its default, or the given values."""
+    values = values or {}
+    lines = [
+        "# Settings of one run: `toolkit run` does all stages, `toolkit doctor` checks this machine first.",
+        "# Paths are relative to the folder in which you call toolkit.",
+    ]
+    for name, section in SECTIONS.items():
+        lines += ["", f"# {(section.__doc__ or '').strip()}", f"[{name}]"]
+        for key, info in section.model_fields.items():
+            default = values.get(name, {}).get(key, info.get_default())
+            lines += [f"# {info.description}", f"{key} = {_toml(default)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one that only TOML escapes
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)

@@ -1,0 +1,270 @@
+"""The only module that prints: results on stdout, everything else on stderr, and a copy of it in the run's log.
+
+Two modes: for people (tables, progress with time left) and `--json` (one object, the last line on stdout).
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+
+
+@dataclass
+class _State:
+    json: bool = False
+    quiet: bool = False
+    log: Path | None = None
+
+
+_state = _State()
+
+
+def configure(*, as_json: bool = False, quiet: bool = False) -> None:
+    """Choose the mode of this process; `quiet` keeps warnings and errors only."""
+    _state.json = as_json
+    _state.quiet = quiet
+    _state.log = None
+
+
+def as_json() -> bool:
+    """Tell whether this process prints JSON."""
+    return _state.json
+
+
+def is_quiet() -> bool:
+    """Tell whether this process keeps warnings and errors only."""
+    return _state.quiet
+
+
+def log_to(path: Path | None) -> None:
+    """Append every line that is printed to `path` as well, with the time in front; None stops it."""
+    _state.log = path
+
+
+def _write_log(text: str) -> None:
+    if _state.log is None:
+        return
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+    try:
+        with _state.log.open("a", encoding="utf-8") as file:
+            file.writelines(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
+    except OSError:
+        _state.log = None  # a log that cannot be written must not stop the work it describes
+
+
+def _mark(symbol: str, plain: str) -> str:
+    try:
+        symbol.encode(sys.stderr.encoding or "ascii")
+    except UnicodeEncodeError:
+        return plain
+    return symbol
+
+
+def _emit(text: str, style: str = "") -> None:
+    _write_log(text)
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
+
+
+def say(text: str) -> None:
+    """Print one line of what is going on."""
+    if not _state.quiet:
+        _emit(text)
+    else:
+        _write_log(text)
+
+
+def done(text: str) -> None:
+    """Print that something succeeded."""
+    if not _state.quiet:
+        _emit(f"{_mark('✓', '[OK]')} {text}", "green")
+    else:
+        _write_log(text)
+
+
+def warn(text: str) -> None:
+    """Print what the user should know although the work goes on."""
+    _emit(f"warning: {text}", "yellow")
+
+
+def error(problem: ToolkitError) -> None:
+    """Print an error and its hint; with `--json`, the same as the one object on stdout."""
+    _emit(f"error: {problem.message}", "bold red")
+    if problem.hint:
+        _emit(f"\nhint: {problem.hint}")
+    if _state.json:
+        outcome = {"ok": False, "error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}
+        _print_json({**outcome, **problem.details})
+
+
+def next_step(command: str) -> None:
+    """Name the command that comes next, with real paths and names."""
+    if not _state.quiet:
+        _emit(f"next: {command}", "bold")
+
+
+def result(payload: dict[str, Any], text: str = "") -> None:
+    """Print a verb's result on stdout: `text` for people, or `payload` as one JSON object with `"ok": true`."""
+    if _state.json:
+        _print_json({"ok": True, **payload})
+    elif text:
+        _write_log(text)
+        print(text, flush=True)
+
+
+def stream(piece: str) -> None:
+    """Print a piece of an answer on stdout as it comes; nothing with `--json`."""
+    if not _state.json:
+        print(piece, end="", flush=True)
+
+
+def _print_json(payload: dict[str, Any]) -> None:
+    print(json.dumps(payload, ensure_ascii=False, default=str), flush=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> str:
+    """Lay rows out as a plain text table that reads without colour; numbers stand to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(columns):
+        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
+        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    width = Console(file=sys.stdout).width if sys.stdout.isatty() else 160
+    console = Console(file=sys.stdout, width=max(width, 60), color_system=None)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
+
+
+def _is_number(cell: object) -> bool:
+    text = str(cell).strip().rstrip("%")
+    for unit in (" GB", " MB", " kB", " B", " s"):
+        text = text.removesuffix(unit)
+    try:
+        float(text.replace(",", ""))
+    except ValueError:
+        return text in ("", "-")
+    return True
+
+
+@dataclass
+class Progress:
+    """A running count; `advance` and `note` are cheap enough to be called at every step."""
+
+    label: str
+    total: float
+    unit: str
+    started: float = field(default_factory=time.monotonic)
+    done: float = 0.0
+    text: str = ""
+    _printed: float = field(default_factory=time.monotonic)
+    _bar: Any = None
+    _task: Any = None
+
+    def advance(self, amount: float = 1.0, note: str | None = None) -> None:
+        """Add `amount` of `unit`, and show `note` (loss, speed, …) beside it."""
+        self.done += amount
+        if note is not None:
+            self.text = note
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=self._note())
+        elif time.monotonic() - self._printed >= PLAIN_INTERVAL and not _state.quiet:
+            self._printed = time.monotonic()
+            _emit(self.line())
+
+    def skip_to(self, done: float) -> None:
+        """Start from `done` (an interrupted run that goes on), without counting it as speed."""
+        self.done = done
+        self._skipped = done
+        self.started = time.monotonic()
+
+    _skipped: float = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds since the count (re)started."""
+        return time.monotonic() - self.started
+
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds that remain from the speed so far; None before the first step."""
+        fresh = self.done - self._skipped
+        if fresh <= 0 or self.total <= 0:
+            return None
+        return max(0.0, self.seconds() / fresh * (self.total - self.done))
+
+    def _note(self) -> str:
+        left = self.seconds_left()
+        if left is None:
+            return self.text
+        speed = f"{size((self.done - self._skipped) / max(self.seconds(), 1e-6))}/s" if self.unit == "B" else ""
+        return "  ".join(part for part in (self.text, speed, f"{duration(left)} left") if part)
+
+    def line(self) -> str:
+        """Say the same in one plain line, for logs and pipes."""
+        if self.unit == "B":
+            count = f"{size(self.done)} of {size(self.total)}"
+        else:
+            count = f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
+        return "  ".join(part for part in (f"{self.label}: {count}", self._note()) if part)
+
+
+PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
+
+
+@contextmanager
+def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
+    """Show done, total, speed and time left; a moving bar on a terminal, a plain line now and then elsewhere.
+
+    `unit` is a plural noun, or `B` for bytes.
+    """
+    tracker = Progress(label, total, unit)
+    if not sys.stderr.isatty() or _state.quiet or os.environ.get("TERM") == "dumb":
+        yield tracker
+        _write_log(tracker.line())
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    count = DownloadColumn() if unit == "B" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[note]}"))
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        tracker._bar = bar
+        tracker._task = bar.add_task(label, total=total, note="")
+        yield tracker
+    _write_log(tracker.line())
+
+
+def size(count: float) -> str:
+    """Write a number of bytes for people, in powers of 1,000."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people: `4.2 s`, `3 min 20 s`, `2 h 05 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,0 +1,1 @@
+"""The adapter: its files, its changes to the base, and their merge."""

@@ -1,0 +1,229 @@
+"""Open what PEFT saved of a LoRA adapter: one change a tensor of the base, every tensor of the adapter used once.
+
+What PEFT computes with an adapter decides what it means: `modules_to_save` and LoRA change their own module only, so on
+a tied base they untie it; a copy of the base's weights beside them stands for the base's own, which stay tied. Names
+and their meaning: PEFT's utils/save_and_load.py, tuners/lora/layer.py, tuners/trainable_tokens/layer.py.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.export.adapter.config import CONFIG, check_config, pattern
+from toolkit.export.adapter.deltas import EMBEDDING, HEAD, OTHER_BASE, Adapter, Change, Delta, Rows, Shift, check_shapes
+from toolkit.export.families import Model
+from toolkit.formats import checkpoint
+from toolkit.formats.checkpoint import Stored
+
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+HEAD_FROM_EMBEDDING = ("gemma2",)  # llama.cpp has no output matrix for these
+
+# MODULE.FORM: what the tensor is to its module. `{}` is weight or bias.
+_NAME = re.compile(
+    r"(?P<module>.+?)\.(?P<form>"
+    r"lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector(?:\.weight)?"
+    r"|token_adapter\.trainable_tokens_delta|(?:token_adapter\.)?base_layer\.(?:weight|bias)"
+    r"|original_module\.(?:weight|bias)|modules_to_save\.(?:weight|bias)|weight|bias)"
+)
+
+
+@dataclass
+class _Found:
+    """An adapter's tensors by what they are: LoRA's by module and form, whole ones by the base's tensor."""
+
+    parts: dict[str, dict[str, Stored]] = field(default_factory=dict)
+    own: dict[str, Stored] = field(default_factory=dict)  # of the module alone: modules_to_save
+    base: dict[str, Stored] = field(default_factory=dict)  # the base's own, as trained or resized
+
+
+def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Model) -> Adapter:
+    """Return what an adapter changes; `weights` are the base's names and shapes, `model` its shape.
+
+    Only headers are read. Raises ToolkitError for anything that cannot be merged, for tensors that belong to no tensor
+    of the base, and for shapes of another base.
+    """
+    config = checkpoint.read_json(folder / CONFIG, "give the folder that PEFT's save_pretrained wrote")
+    check_config(config, folder)
+    tensors = _open_weights(folder)
+    found = _sort(folder, tensors, config, weights, model)
+    changes: dict[str, Change] = {}
+    for module, parts in found.parts.items():
+        changes.update(_changes(config, module, parts, weights, folder))
+    replaced, tied = _place(found, changes, model, folder)
+    embedding = replaced.get(EMBEDDING)
+    resized = embedding is not None and len(embedding.shape) == 2 and embedding.shape[1] == model.hidden
+    adapter = Adapter(replaced, changes, embedding.shape[0] if embedding and resized else model.vocabulary, tied)
+    check_shapes(adapter, weights, model)
+    _check_promises(config, found, folder)
+    return adapter
+
+
+def _open_weights(folder: Path) -> dict[str, Stored]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise ToolkitError(
+                f"the adapter in `{folder}` has pickled weights (`adapter_model.bin`)",
+                hint="nothing is unpickled here: save it with PEFT's save_pretrained(…), as safetensors",
+            )
+        raise ToolkitError(f"the adapter in `{folder}` has no weights: no `{WEIGHTS}`", hint="train it first")
+    tensors = checkpoint.read_header(path)
+    if not tensors:
+        raise ToolkitError(f"the adapter in `{folder}` has no weights: `{WEIGHTS}` is empty", hint="train it first")
+    return tensors
+
+
+def _sort(
+    folder: Path,
+    tensors: Mapping[str, Stored],
+    config: Mapping[str, Any],
+    weights: Mapping[str, tuple[int, ...]],
+    model: Model,
+) -> _Found:
+    """Give every tensor its one meaning; those that have none are named in the error."""
+    found, strangers = _Found(), []
+    saved = tuple(config.get("modules_to_save") or ())
+    for name, tensor in tensors.items():
+        match = _NAME.fullmatch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+        module, form = (match["module"], match["form"]) if match else ("", "")
+        leaf = "bias" if form.endswith("bias") and form != "lora_B.bias" else "weight"
+        target = f"{module}.{leaf}"
+        if not match or (target not in weights and not (target == HEAD and model.tied)):
+            strangers.append(name)
+        elif form.startswith(("lora_", "token_adapter.trainable")):
+            found.parts.setdefault(module, {})[form.removesuffix(".weight")] = tensor
+        else:
+            trained = form.startswith("modules_to_save.") or (form == leaf and module.endswith(saved))
+            place = found.own if trained else found.base
+            if target in place and not checkpoint.same(place[target], tensor):
+                raise ToolkitError(
+                    f"the adapter in `{folder}` holds `{target}` twice, with different values: `{name}`",
+                    hint=checkpoint.AGAIN,
+                )
+            place[target] = tensor
+    if strangers:
+        shown = ", ".join(f"`{name}`" for name in strangers[:5])
+        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
+        raise ToolkitError(
+            f"the adapter in `{folder}` holds tensors that belong to no weight of the base: {shown}{more}",
+            hint=OTHER_BASE,
+        )
+    return found
+
+
+def _changes(
+    config: Mapping[str, Any],
+    module: str,
+    parts: Mapping[str, Stored],
+    weights: Mapping[str, tuple[int, ...]],
+    folder: Path,
+) -> list[tuple[str, Change]]:
+    """Return a module's changes by tensor; raises ToolkitError if one of its parts is left over."""
+    parts, weight = dict(parts), f"{module}.weight"
+    changes: list[tuple[str, Change]] = []
+    for first, second in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+        if first in parts and second in parts and (first == "lora_embedding_A") == (weight == EMBEDDING):
+            a, b = parts.pop(first), parts.pop(second)
+            magnitude = parts.pop("lora_magnitude_vector", None) if config.get("use_dora") else None
+            if config.get("use_dora") and magnitude is None:
+                raise ToolkitError(
+                    f"the adapter in `{folder}` is DoRA, but `{module}` has no lora_magnitude_vector",
+                    hint=checkpoint.AGAIN,
+                )
+            scale = _scale(config, module, a, folder)
+            changes.append((weight, Delta(a, b, scale, magnitude, first == "lora_embedding_A")))
+            if "lora_B.bias" in parts and f"{module}.bias" in weights and not magnitude and first == "lora_A":
+                changes.append((f"{module}.bias", Shift(parts.pop("lora_B.bias"), scale)))
+    if "token_adapter.trainable_tokens_delta" in parts and not changes:
+        values = parts.pop("token_adapter.trainable_tokens_delta")
+        changes.append((weight, Rows(values, _indices(config, module, values, folder))))
+    if parts:
+        names = ", ".join(f"`{tensor.name}`" for tensor in parts.values())
+        raise ToolkitError(
+            f"the adapter in `{folder}` holds tensors that lack their counterpart or cannot be merged: {names}",
+            hint=checkpoint.AGAIN,
+        )
+    return changes
+
+
+def _scale(config: Mapping[str, Any], module: str, a: Stored, folder: Path) -> float:
+    rank = pattern(config.get("rank_pattern"), module, config["r"])
+    alpha = pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
+    if not a.shape or a.shape[0] != rank:
+        raise ToolkitError(
+            f"`{folder / CONFIG}` gives `{module}` rank {rank}, its lora_A has shape {list(a.shape)}",
+            hint="config and weights belong to different adapters: copy the folder again",
+        )
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _indices(config: Mapping[str, Any], module: str, values: Stored, folder: Path) -> tuple[int, ...]:
+    """The token ids whose rows were trained: one list for the embedding, or one a module by the end of its name."""
+    stated: Any = config.get("trainable_token_indices")
+    if isinstance(stated, dict):
+        of_module = [ids for name, ids in stated.items() if module == name or module.endswith(f".{name}")]
+        stated = of_module[0] if of_module else next(iter(stated.values()), None)  # a tied head follows the embedding
+    ids = stated if isinstance(stated, list) and all(type(index) is int and index >= 0 for index in stated) else []
+    if not ids or len(set(ids)) != len(ids) or values.shape[:1] != (len(ids),):
+        raise ToolkitError(
+            f"`{folder / CONFIG}` names {len(ids)} trained tokens, `{values.name}` has shape {list(values.shape)}",
+            hint=checkpoint.AGAIN,
+        )
+    return tuple(ids)
+
+
+def _place(found: _Found, changes: dict[str, Change], model: Model, folder: Path) -> tuple[dict[str, Stored], bool]:
+    """Return which tensors stand in the base's place, and whether embedding and output are still one matrix."""
+    replaced = {**found.base, **found.own}
+    if not model.tied:
+        return replaced, False
+    copies = [found.base[name] for name in (EMBEDDING, HEAD) if name in found.base]
+    if copies and (len(copies) == 1 or checkpoint.same(*copies)):  # one matrix, whichever name it was saved under
+        replaced = {**replaced, EMBEDDING: copies[0], HEAD: copies[0]} | found.own
+    embedding, head = replaced.get(EMBEDDING), replaced.get(HEAD)
+    same = head is embedding or (head is not None and embedding is not None and checkpoint.same(head, embedding))
+    trained, output = changes.get(EMBEDDING), changes.get(HEAD)
+    if isinstance(trained, Rows) and (output is None or _same_rows(trained, output)):
+        changes.pop(HEAD, None)  # PEFT trains both ends of a tied model
+        output = trained
+    if same and trained is output:
+        replaced.pop(HEAD, None)
+        return replaced, True
+    if isinstance(trained, Rows) or isinstance(output, Rows):
+        raise ToolkitError(
+            f"the adapter in `{folder}` trains single token embeddings and the output of a tied base apart from them",
+            hint="train either of them, or both as `modules_to_save`",
+        )
+    if model.architecture in HEAD_FROM_EMBEDDING:
+        raise ToolkitError(
+            f"the adapter in `{folder}` makes embedding and output of a tied base differ, but llama.cpp computes the "
+            f"output of {model.architecture} from its embedding",
+            hint="train it without embed_tokens and lm_head, or with PEFT's ensure_weight_tying",
+        )
+    return replaced, False
+
+
+def _same_rows(one: Rows, other: Change) -> bool:
+    return isinstance(other, Rows) and one.indices == other.indices and checkpoint.same(one.values, other.values)
+
+
+def _check_promises(config: Mapping[str, Any], found: _Found, folder: Path) -> None:
+    """What adapter_config.json says was trained must be there: PEFT would fill the gap with the untrained base."""
+    for name in config.get("modules_to_save") or ():
+        if not any(target.rpartition(".")[0].endswith(name) for target in found.own):
+            raise ToolkitError(
+                f"`{folder / CONFIG}` names `{name}` in modules_to_save, but `{WEIGHTS}` does not hold it",
+                hint="save the adapter again, or copy the folder again",
+            )
+    if config.get("trainable_token_indices") and not any(
+        "token_adapter.trainable_tokens_delta" in parts for parts in found.parts.values()
+    ):
+        raise ToolkitError(
+            f"`{folder / CONFIG}` names trained tokens (`trainable_token_indices`), but `{WEIGHTS}` does not hold them",
+            hint="save the adapter again, or copy the folder again",
+        )

@@ -1,0 +1,124 @@
+"""The CUDA card beside the CPU's kernels: it takes a type over once it has proved that it writes ggml's bytes.
+
+The CPU starts at once. A thread compiles and tests meanwhile what this export needs; the bytes are the same, so a file
+may well begin on the CPU and go on on the card. A card that fails is not used again, and nothing is lost.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+
+from gguf import GGMLQuantizationType as Type
+
+from toolkit import kernels
+from toolkit.core import console
+from toolkit.export.planning import PlannedTensor
+from toolkit.formats import ggml_types
+from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
+from toolkit.kernels import gpu
+
+SECONDS = 4.0  # of quantizing on the CPU from which a card, seconds from its start, can still take a part
+SPEEDS = (150e6, 12e6)  # weights a second and core: of the compiled kernels, of libggml
+LEAST = 1 << 20  # weights of a block; fewer are done on a core by the time that they were there and back
+STEPS = SLAB // BLOCK  # blocks that go to the card at a time: each way there and back costs the same, however short
+
+Need = tuple[Type, bool]  # type, with an importance matrix
+
+
+@dataclass
+class Card:
+    """What an export knows of the card: which types it may do there, and who has written each type so far."""
+
+    trusted: set[Need] = field(default_factory=set)
+    name: str = ""
+    on_card: set[Type] = field(default_factory=set)
+    on_cpu: set[Type] = field(default_factory=set)
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def takes(self, kind: Type, rows: kernels.Rows, importance: Floats | None) -> bool:
+        """Tell whether the card does some rows now."""
+        ready = (kind, importance is not None) in self.trusted and not self.stopped.is_set()
+        return ready and rows.size >= LEAST
+
+    def steps(self, kinds: Mapping[Type, Floats | None]) -> int:
+        """Return how many blocks of rows are best done at once, in these types with that importance."""
+        trusted = any((kind, importance is not None) in self.trusted for kind, importance in kinds.items())
+        return STEPS if trusted and not self.stopped.is_set() else 1
+
+    def quantize(self, kind: Type, rows: kernels.Rows, out: kernels.Bytes, importance: Floats | None) -> bool:
+        """Fill `out` if the card does these rows; False if they are the CPU's, as all are once the card has failed."""
+        if not self.takes(kind, rows, importance):
+            self.on_cpu.add(kind)
+            return False
+        try:
+            gpu.quantize_into(kind, rows, out, importance)
+        except Exception as exc:  # no memory, a reset, a driver: whatever it is, the CPU can do it
+            self.stopped.set()
+            reason = gpu.first_line(exc)
+            if gpu.give_up(reason):
+                console.warn(f"the CUDA card failed while it quantized ({reason}): the CPU goes on, to the same bytes")
+            self.on_cpu.add(kind)
+            return False
+        self.on_card.add(kind)
+        return True
+
+    def writers(self, kind: Type) -> str:
+        """Return for the manifest what wrote a type: the CPU's routine, the card, or both."""
+        names = [kernels.routine(int(kind)).name] if kind in self.on_cpu or kind not in self.on_card else []
+        return ", ".join([*names, *([f"CUDA ({self.name})"] if kind in self.on_card else [])])
+
+
+@contextmanager
+def beside(tensors: Sequence[PlannedTensor], imatrix: ggml_types.Imatrix, cores: int) -> Iterator[Card]:
+    """Yield the card as an export of these tensors uses it: at first not at all, later for the types it has proved.
+
+    A thread does the proving if a card is there and the export is large enough to pay for it. It ends with the export,
+    or after the compilation that it is in the middle of.
+    """
+    card = Card()
+    needs = needed(tensors, imatrix)
+    speed = cores * SPEEDS[kernels.opened() is None]
+    if sum(needs.values()) >= SECONDS * speed:
+        in_background(card, needs)
+    try:
+        yield card
+    finally:
+        card.stopped.set()
+
+
+def in_background(card: Card, needs: Mapping[Need, int]) -> None:
+    """Start the proving in a thread of its own."""
+    threading.Thread(target=prove, args=(card, needs), name="card").start()
+
+
+def needed(tensors: Sequence[PlannedTensor], imatrix: ggml_types.Imatrix) -> Mapping[Need, int]:
+    """Return what an export wants of a card, and how many weights of it there are, most first."""
+    found: Counter[Need] = Counter()
+    for tensor in tensors:
+        for kind in {*tensor.types.values()} & {*gpu.KINDS}:
+            found[kind, tensor.name in (imatrix or {})] += prod(tensor.shape)
+    return dict(found.most_common())
+
+
+def prove(card: Card, needs: Mapping[Need, int]) -> None:
+    """Let the card prove one type after the other; whatever breaks, the CPU does the export."""
+    try:
+        if gpu.available():
+            return
+        card.name = gpu.card_name()
+    except Exception as exc:  # a torch or driver that does not start
+        console.warn(f"the CUDA card is not used: {gpu.first_line(exc)}")
+        return
+    for need in needs:
+        if card.stopped.is_set():
+            return
+        reason = gpu.trusted(*need, False) or gpu.trusted(*need, True)
+        if reason is None:
+            card.trusted.add(need)
+        elif not card.stopped.is_set():
+            console.warn(
+                f"the CUDA card does not quantize to {need[0].name}: {reason}; the CPU does, to the same bytes"
+            )

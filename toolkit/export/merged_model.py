@@ -1,0 +1,171 @@
+"""The merged model as a folder of safetensors in 16 bits, as transformers and vLLM load it.
+
+Written tensor by tensor in the same constant memory as a GGUF. Every weight is stored as bfloat16, or as float16 if the
+base is stored in float16 throughout. Format: https://github.com/huggingface/safetensors#format, and the index of shards
+as transformers writes it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf import GGMLQuantizationType as Type
+
+from toolkit.core import console
+from toolkit.core.run_folder import Outcome, clear_stale, writing_folder
+from toolkit.export import quantize, tensors
+from toolkit.export.planning import Plan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
+from toolkit.export.vocab.tokenizer_source import eos as trained_eos
+from toolkit.formats import checkpoint
+from toolkit.formats.checkpoint import INDEX, SINGLE
+from toolkit.prompt.tokenizer import load_tokenizer
+
+DTYPES = {Type.BF16: "bfloat16", Type.F16: "float16"}
+SHARD = 5_000_000_000  # bytes of tensors in one file, as transformers' usual limit
+VOCABULARY = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+COPIED = ("tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file: its name and its tensors in order."""
+
+    name: str
+    tensors: tuple[PlannedTensor, ...]
+
+
+def export_merged(base: Path, adapter: Path | None, target: Path, template: str, *, shard: int = SHARD) -> Outcome:
+    """Write base + adapter as a model folder, whole or not at all, in files of at most `shard` bytes of tensors.
+
+    config.json is the base's with the new dtype; the tokenizer is that of the plan, with `template` as its chat
+    template. Where the adapter's embedding and output differ, or it has tokens added, config.json says so.
+    Raises ToolkitError for damaged input, weights beyond float16's range in a float16 model, or too little disk space.
+    """
+    started = time.monotonic()
+    planned = plan(base, adapter, ["F16"])
+    check_head(base, planned)
+    say_vocabulary(base, planned)
+    stored = [tensor for tensor in planned.tensors if tensor.stored]
+    kind = Type.F16 if all(map(_is_half, stored)) else Type.BF16
+    shards = list(split(stored, shard))
+    total = sum(map(size, stored))
+    clear_stale([target])
+    check_disk({target: total})
+    digests = {}
+    with writing_folder(target) as folder:
+        _write_side_files(base, adapter, planned, folder, template, DTYPES[kind])
+        with quantize.pool() as pool, console.progress("export", total, "B") as progress:
+            for part in shards:
+                digests[part.name] = _write_shard(folder / part.name, part, kind, pool, progress)
+        if len(shards) > 1:
+            places = {tensor.layout.source: part.name for part in shards for tensor in part.tensors}
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+            (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    figures = {"bytes": total, "sha256": digests, "dtype": DTYPES[kind], "tensors": len(stored)}
+    return Outcome(sorted(target.iterdir()), {**figures, "seconds": round(time.monotonic() - started, 3)})
+
+
+def split(stored: Sequence[PlannedTensor], limit: int) -> Iterator[Shard]:
+    """Fill files in order, each with at most `limit` bytes of tensors, one tensor at least."""
+    parts: list[list[PlannedTensor]] = [[]]
+    room = limit
+    for tensor in stored:
+        if parts[-1] and size(tensor) > room:
+            parts.append([])
+            room = limit
+        parts[-1].append(tensor)
+        room -= size(tensor)
+    for number, part in enumerate(parts, 1):
+        yield Shard(SINGLE if len(parts) == 1 else f"model-{number:05}-of-{len(parts):05}.safetensors", tuple(part))
+
+
+def size(tensor: PlannedTensor) -> int:
+    """Return a tensor's bytes in 16 bits."""
+    return 2 * prod(tensor.shape)
+
+
+def _is_half(tensor: PlannedTensor) -> bool:
+    """Whether the base has a tensor in float16, or in 4 bits that stand for float16."""
+    stored = tensor.stored
+    if tensor.replaced or stored is None:
+        return True
+    return stored.scales.state.dtype == "float16" if stored.scales else stored.dtype == "F16"
+
+
+def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, progress: console.Progress) -> str:
+    """Write one file and return its SHA-256. The way of a tensor: read → merge → round → write."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for tensor in part.tensors:
+        span = [place, place + size(tensor)]
+        entries[tensor.layout.source] = {"dtype": kind.name, "shape": list(tensor.shape), "data_offsets": span}
+        place = span[1]
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+
+        def put(data: Any) -> None:
+            file.write(data)
+            digest.update(data)
+
+        put(struct.pack("<Q", len(text)) + text)
+        for tensor, values in tensors.ahead(part.tensors, lambda tensor: tensors.trained(tensor, pool)):
+            for chunk in quantize.quantized(values, kind, tensor.layout.source, pool):
+                put(chunk)
+            del values
+            progress.advance(size(tensor), note=tensor.layout.source)
+        file.flush()
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _write_side_files(base: Path, adapter: Path | None, planned: Plan, folder: Path, template: str, dtype: str) -> None:
+    # Where the adapter brings the vocabulary, its tokenizer_config.json, if there is one, takes the base's place.
+    for source, patterns in ((base, COPIED), (planned.vocabulary, VOCABULARY)):
+        for path in sorted(found for pattern in patterns for found in source.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+    config = checkpoint.read_json(base / "config.json", "give a folder with a whole base model")
+    for key in ("quantization_config", "torch_dtype", "_name_or_path"):
+        config.pop(key, None)
+    config.update(dtype=dtype, vocab_size=planned.model.vocabulary, tie_word_embeddings=planned.model.tied)
+    # Releases of transformers before 4.56 and other loaders know the dtype by its former name.
+    config["torch_dtype"] = dtype
+    _write_json(folder / "config.json", config)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    named = folder / "tokenizer_config.json"
+    if named.is_file():
+        values = checkpoint.read_json(named, "copy the base again")
+        if values.pop("chat_template", None) is not None:  # two templates would contradict each other
+            _write_json(named, values)
+    tokenizer = load_tokenizer(planned.vocabulary)
+    eos = trained_eos(adapter, tokenizer)
+    if eos != tokenizer.eos:
+        _name_eos(folder, eos, tokenizer.encoder.id_to_token(eos))
+
+
+def _name_eos(folder: Path, index: int, text: str) -> None:
+    """Write the EOS that the adapter was trained with wherever transformers looks for one."""
+    values = {
+        "tokenizer_config.json": ("eos_token", text),
+        "special_tokens_map.json": ("eos_token", text),
+        "config.json": ("eos_token_id", index),
+        "generation_config.json": ("eos_token_id", index),
+    }
+    for name, (key, value) in values.items():
+        path = folder / name
+        if path.is_file():
+            _write_json(path, {**checkpoint.read_json(path, "copy the base again"), key: value})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""The vocabulary as a GGUF holds it."""

@@ -1,0 +1,162 @@
+"""Byte-level BPE vocabularies (`tokenizer.ggml.model` = gpt2): Llama-3, SmolLM2, Qwen, Mistral-Nemo's tekken, Phi-4.
+
+llama.cpp does not read a pre-tokenizer, it has its own by name (`tokenizer.ggml.pre`). The name is found by comparing
+tokenizer.json with what each name means; one that is not known is refused, never guessed. Its definitions:
+llama.cpp's src/llama-vocab.cpp.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, Keys, TokenType
+
+from toolkit.core.errors import ToolkitError
+from toolkit.export.families import Metadata
+from toolkit.model.base import LLAMA3_SPLIT, QWEN2_SPLIT
+
+WHOLE_BASE = "give a folder with a whole base model, tokenizer included"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+TEKKEN_SPLIT = "|".join([*_WORDS, r"\p{N}", _REST])
+GPT4O_SPLIT = "|".join([*(word + _SHORT for word in _WORDS), r"\p{N}{1,3}", _REST])
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """What a name in llama.cpp stands for: tokenizer.json's normalizer and steps, and BPE's ignore_merges."""
+
+    normalizer: dict[str, Any] | None
+    steps: list[dict[str, Any]]
+    ignore_merges: bool
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _bytes(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "use_regex": use_regex}
+
+
+PRE_TOKENIZERS = {
+    "llama-bpe": PreTokenizer(None, [_split(LLAMA3_SPLIT), _bytes(False)], True),
+    "tekken": PreTokenizer(None, [_split(TEKKEN_SPLIT), _bytes(False)], True),
+    "smollm": PreTokenizer(None, [{"type": "Digits", "individual_digits": True}, _bytes(True)], False),
+    "gpt-2": PreTokenizer(None, [_bytes(True)], False),
+    "gpt-4o": PreTokenizer(None, [_split(GPT4O_SPLIT), _bytes(False)], False),
+    "dbrx": PreTokenizer(None, [_split(LLAMA3_SPLIT), _bytes(False)], False),
+    "qwen2": PreTokenizer({"type": "NFC"}, [_split(QWEN2_SPLIT), _bytes(False)], False),
+}
+
+
+def metadata(layout: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path) -> Metadata:
+    """Return tokens, kinds and merges, as the converter's `gpt2` vocabulary has them; raises ToolkitError."""
+    pre = pre_tokenizer(layout, base)
+    texts, kinds = listed(layout["model"]["vocab"], added, rows, base)
+    values: Metadata = {
+        Keys.Tokenizer.MODEL: ("gpt2", GGUFValueType.STRING),
+        Keys.Tokenizer.PRE: (pre, GGUFValueType.STRING),
+        Keys.Tokenizer.LIST: (texts, GGUFValueType.ARRAY),
+        Keys.Tokenizer.TOKEN_TYPE: (kinds, GGUFValueType.ARRAY),
+    }
+    merges = _merges(layout["model"].get("merges"), base)
+    if merges:
+        values[Keys.Tokenizer.MERGES] = (merges, GGUFValueType.ARRAY)
+    return values
+
+
+def pre_tokenizer(layout: dict[str, Any], base: Path) -> str:
+    """Return llama.cpp's name for the pre-tokenizer in a tokenizer.json; raises ToolkitError if it has none."""
+    model = checked_bpe(layout, base)
+    found = PreTokenizer(
+        plain(layout.get("normalizer"), "normalizers"),
+        _steps(layout.get("pre_tokenizer")),
+        bool(model.get("ignore_merges")),
+    )
+    for name, known in PRE_TOKENIZERS.items():
+        if found == known:
+            return name
+    kinds = ", ".join(str(step.get("type")) for step in found.steps) or "none"
+    raise ToolkitError(
+        f"the pre-tokenizer in `{base / 'tokenizer.json'}` ({kinds}) is none that llama.cpp is known to share",
+        hint=SUPPORTED,
+    )
+
+
+SUPPORTED = f"SentencePiece BPE and byte-level BPE of these kinds can be exported: {', '.join(PRE_TOKENIZERS)}"
+
+
+def checked_bpe(layout: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Return the model of a tokenizer.json if it is BPE that llama.cpp can have; raises ToolkitError."""
+    model = layout.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise ToolkitError(f"the tokenizer in `{base}` is {kind}, not BPE, not supported yet", hint=SUPPORTED)
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise ToolkitError(f"the tokenizer in `{base}` has a {key}, which llama.cpp has not", hint=SUPPORTED)
+    return model
+
+
+def plain(step: Any, inner: str) -> dict[str, Any] | None:
+    """An empty Sequence is nothing, and a Sequence of one is that one."""
+    if isinstance(step, dict) and step.get("type") == "Sequence" and len(step.get(inner) or []) < 2:
+        return plain((step.get(inner) or [None])[0], inner)
+    return step if isinstance(step, dict) else None
+
+
+def _steps(stated: Any) -> list[dict[str, Any]]:
+    """The steps of a pre-tokenizer, without `trim_offsets`, which plays no part in the tokens."""
+    stated = plain(stated, "pretokenizers")
+    if stated is None:
+        return []
+    steps = stated.get("pretokenizers") if stated.get("type") == "Sequence" else [stated]
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        return [{"type": "damaged"}]
+    cleaned = [{key: value for key, value in step.items() if key != "trim_offsets"} for step in steps]
+    for step in cleaned:
+        if step.get("type") == "ByteLevel":
+            step.setdefault("use_regex", True)  # absent in files older than the setting
+    return cleaned
+
+
+def listed(
+    vocabulary: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path
+) -> tuple[list[str], list[int]]:
+    """Return text and type of each token; rows of the embedding without a token get `[PADn]`. Raises ToolkitError."""
+    texts = [f"[PAD{index}]" for index in range(rows)]
+    kinds = [int(TokenType.UNUSED)] * rows
+    for text, index in vocabulary.items():
+        check_index(text, index, rows, base)
+        texts[index], kinds[index] = text, int(TokenType.NORMAL)
+    for index, (text, kind) in added.items():
+        texts[index], kinds[index] = text, int(kind)
+    return texts, kinds
+
+
+def check_index(text: str, index: Any, rows: int, base: Path) -> None:
+    """Raise ToolkitError unless a token's id is a row of the embedding."""
+    if type(index) is not int or not 0 <= index < rows:
+        raise ToolkitError(
+            f"token `{text}` in `{base / 'tokenizer.json'}` has the id {index}, the embedding has {rows} rows",
+            hint="the tokenizer belongs to another model, or tokens were added without resize_token_embeddings",
+        )
+
+
+def pairs(stated: Any) -> list[list[str]] | None:
+    """Return merges as pairs, from either way that tokenizer.json writes them; None if they are damaged."""
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in stated or []]
+    valid = all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in merges
+    )
+    return merges if valid else None
+
+
+def _merges(stated: Any, base: Path) -> list[str]:
+    merges = pairs(stated)
+    if merges is None or any(" " in part for pair in merges for part in pair):
+        raise ToolkitError(f"`{base / 'tokenizer.json'}` holds merges that are not byte-level BPE", hint=SUPPORTED)
+    return [f"{left} {right}" for left, right in merges]

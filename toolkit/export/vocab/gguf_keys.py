@@ -1,0 +1,100 @@
+"""The vocabulary of a base model as GGUF metadata, from tokenizer.json and, for SentencePiece, tokenizer.model.
+
+The two kinds that llama.cpp has for these families stand in modules of their own: byte-level BPE (`gpt2`) in bytelevel,
+SentencePiece (`llama`) in sentencepiece. What is neither is refused, never guessed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFValueType, Keys, TokenType
+
+from toolkit.core.errors import ToolkitError
+from toolkit.export.families import Metadata
+from toolkit.export.vocab import bpe, sentencepiece
+from toolkit.export.vocab.bpe import WHOLE_BASE
+from toolkit.export.vocab.tokenizer_source import eos as trained_eos
+from toolkit.formats.checkpoint import read_json
+from toolkit.prompt.tokenizer import load_tokenizer, looks_special
+
+_SPECIAL_KEYS = {
+    "bos": Keys.Tokenizer.BOS_ID,
+    "eos": Keys.Tokenizer.EOS_ID,
+    "unk": Keys.Tokenizer.UNK_ID,
+    "sep": Keys.Tokenizer.SEP_ID,
+    "pad": Keys.Tokenizer.PAD_ID,
+    "mask": Keys.Tokenizer.MASK_ID,
+}
+
+
+def metadata(
+    folder: Path,
+    rows: int,
+    base: Path | None = None,
+    *,
+    special_by_flag: bool = False,
+    adapter: Path | None = None,
+) -> Metadata:
+    """Return the tokenizer's key-value pairs for a model whose embedding has `rows` rows.
+
+    The tokenizer is that in `folder`; the config.json of `base`, if that is another folder, fills in special tokens
+    that it does not name.
+    BOS and EOS are those of `prompt.tokenizer`, so the runtime sees what training saw, but an `adapter` may name
+    another EOS that it was trained with; EOS is never added to a prompt.
+    `special_by_flag`: whether an added token is a control token is said by its flag alone, not by its looks as well.
+    Raises ToolkitError for a tokenizer that is neither byte-level BPE of a known kind nor SentencePiece BPE, or that
+    has more tokens than the embedding has rows.
+    """
+    tokenizer = load_tokenizer(folder)
+    layout = read_json(folder / "tokenizer.json", WHOLE_BASE)
+    added = _added(layout, rows, folder, special_by_flag)
+    if sentencepiece.is_one(layout):
+        values = sentencepiece.metadata(layout, added, rows, folder)
+    else:
+        values = bpe.metadata(layout, added, rows, folder)
+    known = _special_ids(folder, base or folder, tokenizer.encoder, rows)
+    special = {
+        **known,
+        "eos": trained_eos(adapter, tokenizer),
+        **({} if tokenizer.bos is None else {"bos": tokenizer.bos}),
+    }
+    for name, index in special.items():
+        if index >= rows:
+            raise ToolkitError(f"{name} is token {index}, the embedding has {rows} rows", hint=WHOLE_BASE)
+        values[_SPECIAL_KEYS[name]] = (index, GGUFValueType.UINT32)
+    values[Keys.Tokenizer.ADD_BOS] = (tokenizer.bos is not None, GGUFValueType.BOOL)
+    values[Keys.Tokenizer.ADD_EOS] = (False, GGUFValueType.BOOL)
+    return values
+
+
+def _added(layout: dict[str, Any], rows: int, base: Path, by_flag: bool) -> dict[int, tuple[str, TokenType]]:
+    """Return text and kind of each added token. llama.cpp finds user-defined ones in the text as it was written."""
+    added = {}
+    try:
+        for entry in layout.get("added_tokens") or []:
+            text, index = entry["content"], entry["id"]
+            bpe.check_index(text, index, rows, base)
+            if entry.get("special") or (not by_flag and looks_special(text)):
+                added[index] = text, TokenType.CONTROL
+            else:
+                added[index] = text if by_flag else text.replace("▁", " "), TokenType.USER_DEFINED
+    except (TypeError, KeyError, AttributeError):
+        raise ToolkitError(f"`{base / 'tokenizer.json'}` holds damaged added_tokens", hint=WHOLE_BASE) from None
+    return added
+
+
+def _special_ids(folder: Path, base: Path, encoder: Any, rows: int) -> dict[str, int]:
+    """Return the ids of the special tokens that tokenizer_config.json names by text or config.json by number."""
+    path = folder / "tokenizer_config.json"
+    named = read_json(path, WHOLE_BASE) if path.is_file() else {}
+    config = read_json(base / "config.json", WHOLE_BASE)
+    ids = {}
+    for name in _SPECIAL_KEYS:
+        entry = named.get(f"{name}_token")
+        text = entry.get("content") if isinstance(entry, dict) else entry
+        index = encoder.token_to_id(text) if isinstance(text, str) else None
+        if index is None:
+            index = config.get(f"{name}_token_id")
+        if type(index) is int and 0 <= index < rows:
+            ids[name] = index
+    return ids

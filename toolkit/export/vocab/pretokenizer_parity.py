@@ -1,0 +1,103 @@
+"""Where llama.cpp splits text into words otherwise than a base model's tokenizer, and which texts that changes.
+
+llama.cpp's patterns `tekken` and `gpt-4o` know no combining marks, and take every letter beyond a-z and A-Z for an
+upper and a lower case one at once; `qwen2` does not compose characters (NFC). No name that a GGUF could state instead
+means what these tokenizers do. Facts: llama.cpp's src/llama-vocab.cpp and src/unicode.cpp.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import console
+from toolkit.core.errors import ToolkitError
+from toolkit.export.vocab import bpe
+from toolkit.formats.checkpoint import read_json
+from toolkit.prompt.tokenizer import load_tokenizer
+
+_UPPER, _LOWER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+_WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
+# Pre-tokenizer → the pattern that llama.cpp splits by, if it is not the tokenizer's, and what is different about it.
+_OTHER_PATTERNS = {
+    "tekken": "|".join([*_WORDS, r"\p{N}", _REST]),
+    "gpt-4o": "|".join([*(word + _SHORT for word in _WORDS), r"\p{N}{1,3}", _REST]),
+}
+_WHAT = {
+    **dict.fromkeys(_OTHER_PATTERNS, "words with combining marks or with capitals beyond A-Z"),
+    "qwen2": "characters that Unicode can also write composed (NFC)",
+}
+
+
+def say(folder: Path, texts: Sequence[str] | None) -> None:
+    """Warn if llama.cpp reads some of the texts that a model was trained on as other tokens, and say how many.
+
+    `texts` is None where nobody knows them: the warning then names the kind of text. Nothing is said of a vocabulary
+    that llama.cpp splits alike, or cannot have at all (that is said by whoever exports it).
+    """
+    pre = _named(folder)
+    if pre not in _WHAT:
+        return
+    what = f"llama.cpp's `{pre}` splits {_WHAT[pre]} otherwise than this tokenizer"
+    if texts is None:
+        console.warn(f"{what}: prompts with such text get other tokens than in training")
+        return
+    found = unequal(folder, texts)
+    if found:
+        console.warn(
+            f"{what}: {len(found):,} of {len(texts):,} records get other tokens than in training, "
+            f"the first at `{found[0]}`; `toolkit validate` counts those that are held out"
+        )
+
+
+def unequal(folder: Path, texts: Sequence[str]) -> list[str]:
+    """Return, of each text that llama.cpp reads as other tokens, the word where they begin to differ."""
+    encoder, runtime = load_tokenizer(folder).encoder, as_in_llama_cpp(folder)
+    if runtime is None:
+        return []
+    # Plain ASCII has neither marks nor other capitals.
+    suspects = [text for text in texts if not text.isascii()]
+    words = []
+    for start in range(0, len(suspects), 256):
+        batch = suspects[start : start + 256]
+        ways = [each.encode_batch(batch, add_special_tokens=False) for each in (encoder, runtime)]
+        for text, ours, theirs in zip(batch, *ways, strict=True):
+            if ours.ids != theirs.ids:
+                pairs = zip(ours.ids, theirs.ids, strict=False)
+                first = next((n for n, (one, other) in enumerate(pairs) if one != other), len(ours.ids) - 1)
+                words.append(_word(text, ours.offsets[first][0]))
+    return words
+
+
+def as_in_llama_cpp(folder: Path) -> Any:
+    """Return a `tokenizers.Tokenizer` that gives llama.cpp's ids; None where the folder's own one does."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    pre = _named(folder)
+    if pre not in _WHAT:
+        return None
+    encoder = Tokenizer.from_str(load_tokenizer(folder).encoder.to_str())
+    encoder.encode_special_tokens = True
+    encoder.normalizer = None
+    if pre in _OTHER_PATTERNS:
+        split = pre_tokenizers.Split(Regex(_OTHER_PATTERNS[pre]), behavior="isolated")
+        encoder.pre_tokenizer = pre_tokenizers.Sequence(
+            [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+    return encoder
+
+
+def _named(folder: Path) -> str:
+    try:
+        return bpe.pre_tokenizer(read_json(folder / "tokenizer.json", bpe.WHOLE_BASE), folder)
+    except ToolkitError:
+        return ""
+
+
+def _word(text: str, place: int) -> str:
+    """Return the word at a place, or the next one if there is white space, cut to what fits a line."""
+    behind = text[place:]
+    place += len(behind) - len(behind.lstrip())
+    start = max((at + 1 for at, character in enumerate(text[:place]) if character.isspace()), default=0)
+    return next(iter(text[start:].split(maxsplit=1)), "")[:40]

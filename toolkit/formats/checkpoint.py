@@ -1,0 +1,322 @@
+"""Read a checkpoint of safetensors files: headers first, then one tensor at a time as float32.
+
+Format: https://github.com/huggingface/safetensors#format. Nothing is mapped into memory, so a file that shrinks while
+it is read gives an error, not a SIGBUS.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.core.errors import ToolkitError
+from toolkit.formats import bnb_4bit
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: bfloat16, its bits
+
+ITEM_SIZES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1,
+    "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+READABLE = ("F32", "F16", "BF16")
+FOUR_BIT = ("NF4", "FP4")
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+SLAB = 1 << 22  # weights that one thread reads, checks or quantizes at a time
+BLOCK = 1 << 19  # weights that one thread takes their whole way at a time: they stay in its cache
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+AGAIN = "copy or download it again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a safetensors file: its dtype, shape, and bytes `offset` to `offset + size` of the file.
+
+    A weight of bitsandbytes' 4 bits has the dtype NF4 or FP4, the shape it stands for, and its `scales`.
+    """
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size: int
+    scales: "Scales | None" = None
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a 4-bit weight needs besides its own bytes; `nested` are the scales of the scales and their map."""
+
+    state: bnb_4bit.State
+    absmax: Stored
+    nested: tuple[Stored, Stored] | None
+
+
+def read_json(path: Path, hint: str) -> dict[str, Any]:
+    """Return the object in a JSON file; raises ToolkitError with `hint` if there is none."""
+    try:
+        values = json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise ToolkitError(f"no `{path.name}` in `{path.parent}`", hint=hint) from None
+    except (ValueError, RecursionError) as exc:
+        raise ToolkitError(f"`{path}` is not JSON: {exc}", hint=AGAIN) from None
+    if not isinstance(values, dict):
+        raise ToolkitError(f"`{path}` holds no JSON object", hint=AGAIN)
+    return values
+
+
+def open_folder(folder: Path) -> dict[str, Stored]:
+    """List the tensors of a model folder: `model.safetensors`, or the shards that its index names.
+
+    Only headers are read. Raises ToolkitError for absent or truncated shards and for an index that names absent
+    tensors. Pickled weights (`.bin`) are never read.
+    """
+    if (folder / SINGLE).is_file():
+        return _with_four_bit(read_header(folder / SINGLE))
+    if (folder / INDEX).is_file():
+        return _with_four_bit(_open_shards(folder))
+    if any(folder.glob("*.bin")):
+        raise ToolkitError(
+            f"the base model in `{folder}` holds pickled weights only",
+            hint="nothing is unpickled here: save it with transformers, model.save_pretrained(…), as safetensors",
+        )
+    raise ToolkitError(f"no `{SINGLE}` and no `{INDEX}` in `{folder}`", hint="give a folder with a whole base model")
+
+
+def _open_shards(folder: Path) -> dict[str, Stored]:
+    index = folder / INDEX
+    places = read_json(index, AGAIN).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ToolkitError(f"`{index}` has no weight_map", hint=AGAIN)
+    shards: dict[str, dict[str, Stored]] = {}
+    tensors = {}
+    for name, file in places.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ToolkitError(f"`{index}` places tensor `{name}` outside the folder: {file!r}", hint=AGAIN)
+        if file not in shards:
+            if not (folder / file).is_file():
+                raise ToolkitError(f"shard `{file}` is missing from `{folder}`", hint="copy or download the base again")
+            shards[file] = read_header(folder / file)
+        if name not in shards[file]:
+            raise ToolkitError(f"`{index}` names tensor `{name}`, which `{file}` does not hold", hint=AGAIN)
+        tensors[name] = shards[file][name]
+    return tensors
+
+
+def _with_four_bit(tensors: dict[str, Stored]) -> dict[str, Stored]:
+    """Put the parts of each weight in bitsandbytes' 4 bits together as one tensor."""
+    for key in [key for key in tensors if bnb_4bit.STATE in key]:
+        name, _, kind = key.partition(bnb_4bit.STATE)
+        state = bnb_4bit.parse_state(_bytes(tensors.pop(key)), kind, name)
+        parts = {part: tensors.pop(f"{name}.{part}", None) for part in bnb_4bit.PARTS}
+        weight, absmax, inner, code = (
+            tensors.get(name),
+            parts["absmax"],
+            parts["nested_absmax"],
+            parts["nested_quant_map"],
+        )
+        if weight is None or absmax is None:
+            raise ToolkitError(f"the 4-bit weight `{name}` lacks {'its bytes' if absmax else 'absmax'}", hint=AGAIN)
+        for part in (absmax, inner, code):
+            if part and part.dtype not in ("F32", "U8" if part is absmax else "F32"):
+                raise ToolkitError(f"`{part.name}` in `{part.path}` is stored as {part.dtype}", hint=AGAIN)
+        nested = (inner, code) if inner and code else None
+        sizes = (prod(inner.shape), prod(code.shape)) if inner and code else None
+        bnb_4bit.check_parts(state, name, weight.size, (absmax.dtype, prod(absmax.shape)), sizes)
+        scales = Scales(state, absmax, nested)
+        tensors[name] = replace(weight, dtype=state.kind.upper(), shape=state.shape, scales=scales)
+    return tensors
+
+
+def _bytes(tensor: Stored) -> bytes:
+    with tensor.path.open("rb") as file:
+        file.seek(tensor.offset)
+        return file.read(tensor.size)
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """List the tensors of one safetensors file, every field checked against the file's real size.
+
+    Raises ToolkitError if the header is damaged or the file is shorter or longer than it says.
+    """
+
+    def damaged(reason: str) -> ToolkitError:
+        return ToolkitError(f"`{path}` is damaged or truncated: {reason}", hint=AGAIN)
+
+    actual = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise damaged(f"it has {actual} bytes")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(LONGEST_HEADER, actual - 8):
+            raise damaged(f"it states a header of {length} bytes, the file has {actual}")
+        text = file.read(length)
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as exc:
+        raise damaged(f"its header is not JSON ({exc})") from None
+    if not isinstance(entries, dict):
+        raise damaged("its header is no JSON object")
+    entries.pop("__metadata__", None)
+    start = 8 + length
+    tensors = {name: _entry(path, name, entry, start, damaged) for name, entry in entries.items()}
+    end = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.size)):
+        if tensor.offset != end:
+            raise damaged(f"tensor `{tensor.name}` starts at byte {tensor.offset}, expected {end}")
+        end += tensor.size
+    if end != actual:
+        raise damaged(f"its tensors end at byte {end}, the file has {actual}")
+    return tensors
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return values
+
+
+def _entry(path: Path, name: str, entry: Any, start: int, damaged: Callable[[str], ToolkitError]) -> Stored:
+    values = entry if isinstance(entry, dict) else {}
+    dtype, shape, span = values.get("dtype"), values.get("shape"), values.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
+        raise damaged(f"tensor `{name}` has the unknown dtype {dtype!r}")
+    if not _counts(shape):
+        raise damaged(f"tensor `{name}` has no valid shape")
+    if not _counts(span) or len(span) != 2:
+        raise damaged(f"tensor `{name}` has no valid offsets")
+    size = span[1] - span[0]
+    if size != prod(shape) * ITEM_SIZES[dtype]:
+        raise damaged(f"tensor `{name}` has {size} bytes for shape {shape} in {dtype}")
+    return Stored(name, path, dtype, tuple(shape), start + span[0], size)
+
+
+def _counts(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def check_readable(tensor: Stored) -> None:
+    """Raise ToolkitError if a tensor's dtype is none of float32, float16, bfloat16 and bitsandbytes' 4 bits."""
+    if tensor.dtype not in (*READABLE, *FOUR_BIT):
+        raise ToolkitError(
+            f"tensor `{tensor.name}` in `{tensor.path}` is stored as {tensor.dtype}, not as {', '.join(READABLE)}",
+            hint="of quantized checkpoints only bitsandbytes' 4 bits can be exported: use the 16-bit base model",
+        )
+
+
+def read(tensor: Stored, pool: ThreadPoolExecutor) -> Floats:
+    """Return one tensor as float32 in its own shape, read in slabs by the pool's threads.
+
+    Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
+    """
+    check_readable(tensor)
+    values = np.empty(prod(tensor.shape), np.float32)
+    slab, scales = SLAB, None
+    if tensor.scales:
+        scales = _block_scales(tensor.scales, pool)
+        slab = -(-SLAB // bnb_4bit.BLOCK_SIZES[-1]) * bnb_4bit.BLOCK_SIZES[-1]  # whole blocks, whole bytes
+    descriptor = os.open(tensor.path, os.O_RDONLY)
+    try:
+        starts = range(0, values.size, slab)
+        read_slab = partial(_read_slab, tensor, descriptor, scales)
+        list(pool.map(lambda start: read_slab(start, values[start : start + slab]), starts))
+    finally:
+        os.close(descriptor)
+    return values.reshape(tensor.shape)
+
+
+def read_rows(tensor: Stored, start: int, end: int) -> Rows:
+    """Return some rows of a matrix: bfloat16 as its bits (uint16), everything else as float32; 4 bits are not for this.
+
+    Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
+    """
+    columns = prod(tensor.shape[1:])
+    size = ITEM_SIZES[tensor.dtype]
+    rows = np.empty((end - start, columns), {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}[tensor.dtype])
+    descriptor = os.open(tensor.path, os.O_RDONLY)
+    try:
+        if hasattr(os, "posix_fadvise"):  # what later blocks need comes from the disk meanwhile
+            later = tensor.offset + end * columns * size + 7 * rows.nbytes
+            os.posix_fadvise(descriptor, later, rows.nbytes, os.POSIX_FADV_WILLNEED)
+        _fill(tensor, descriptor, start * columns * size, rows)
+    finally:
+        os.close(descriptor)
+    if tensor.dtype == "BF16":
+        if rows.size and np.bitwise_and(rows, 0x7FFF).max() >= 0x7F80:
+            raise _not_finite(tensor)
+        return rows
+    if not np.isfinite(rows).all():
+        raise _not_finite(tensor)
+    return rows.astype(np.float32, copy=False)
+
+
+def _not_finite(tensor: Stored) -> ToolkitError:
+    return ToolkitError(
+        f"tensor `{tensor.name}` in `{tensor.path}` holds NaN or infinite values",
+        hint="these weights are damaged: copy the model again, or train again with a lower learning rate",
+    )
+
+
+def _block_scales(parts: Scales, pool: ThreadPoolExecutor) -> Floats:
+    if parts.nested is None:
+        return bnb_4bit.block_scales(parts.state, read(parts.absmax, pool).reshape(-1), None)
+    absmax, code = (read(part, pool).reshape(-1) for part in parts.nested)
+    return bnb_4bit.block_scales(parts.state, np.frombuffer(_bytes(parts.absmax), np.uint8), (absmax, code))
+
+
+def _read_slab(tensor: Stored, descriptor: int, scales: Floats | None, start: int, out: Floats) -> None:
+    if tensor.scales and scales is not None:
+        packed = np.empty(-(-out.size // 2), np.uint8)
+        _fill(tensor, descriptor, start // 2, packed)
+        out[:] = bnb_4bit.dequantize(tensor.scales.state, packed, scales, start, out.size)
+    elif tensor.dtype == "F32":
+        _fill(tensor, descriptor, 4 * start, out)
+    else:
+        raw = np.empty(out.size, np.uint16)
+        _fill(tensor, descriptor, 2 * start, raw)
+        if tensor.dtype == "BF16":
+            np.left_shift(raw, 16, out=out.view(np.uint32), dtype=np.uint32)
+        else:
+            out[:] = raw.view(np.float16)
+    if not np.isfinite(out).all():
+        raise _not_finite(tensor)
+
+
+def _fill(tensor: Stored, descriptor: int, offset: int, out: npt.NDArray[Any]) -> None:
+    """Read the tensor's bytes from `offset` on until `out` is full."""
+    view = out.data.cast("B")
+    done = 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], tensor.offset + offset + done)
+        if count == 0:
+            raise ToolkitError(f"`{tensor.path}` ends in the middle of tensor `{tensor.name}`", hint=AGAIN)
+        done += count
+
+
+def same(one: Stored, other: Stored) -> bool:
+    """Tell whether two tensors hold the same bytes; 4-bit ones, whose scales may differ, never do."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape) or one.scales or other.scales:
+        return False
+    with one.path.open("rb") as left, other.path.open("rb") as right:
+        left.seek(one.offset)
+        right.seek(other.offset)
+        remaining = one.size
+        while remaining:
+            count = min(remaining, SLAB)
+            if left.read(count) != right.read(count):
+                return False
+            remaining -= count
+    return True

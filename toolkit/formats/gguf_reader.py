@@ -1,0 +1,120 @@
+"""Read the header of a GGUF file, every count and length checked against the file's real size.
+
+The `gguf` package's reader trusts them, and takes ten seconds for a vocabulary of 128,256 tokens.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from toolkit.core.errors import ToolkitError
+
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+LONGEST_HEADER = 256 << 20  # bytes; a vocabulary of 256,000 tokens takes about 10 MB
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor: its shape in numpy's order, type, and bytes `offset` to `offset + size` of the file."""
+
+    shape: tuple[int, ...]
+    kind: GGMLQuantizationType
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class GgufData:
+    """What the header of a GGUF file says."""
+
+    metadata: dict[str, Any]
+    tensors: dict[str, GgufTensor]
+
+
+class _Cursor:
+    """A place in the header's bytes; reading past their end is an error, whatever a length says."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.place = 0
+
+    def take(self, count: int) -> bytes:
+        if count > len(self.data) - self.place:
+            raise ValueError(f"it ends in its header, at byte {len(self.data)}")
+        self.place += count
+        return self.data[self.place - count : self.place]
+
+    def scalars(self, code: str, count: int) -> tuple[Any, ...]:
+        return struct.unpack(f"<{count}{code}", self.take(struct.calcsize(f"<{code}") * count))
+
+    def text(self) -> str:
+        return self.take(self.scalars("Q", 1)[0]).decode("utf-8")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind in SCALARS:
+            return self.scalars(SCALARS[kind], 1)[0]
+        if kind == STRING:
+            return self.text()
+        if kind != ARRAY or depth > 3:
+            raise ValueError(f"a value has the unknown type {kind}")
+        (inner,), (count,) = self.scalars("I", 1), self.scalars("Q", 1)
+        if inner in SCALARS:
+            return list(self.scalars(SCALARS[inner], min(count, len(self.data) + 1)))
+        return [self.value(inner, depth + 1) for _ in range(count)]
+
+
+def open_gguf(path: Path) -> GgufData:
+    """Return metadata and tensors of a GGUF file (version 2 or 3, little-endian); raises ToolkitError if damaged."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            return _parse(_Cursor(file.read(min(size, LONGEST_HEADER))), size)
+    except FileNotFoundError:
+        raise ToolkitError(f"no GGUF file `{path}`") from None
+    except (ValueError, struct.error) as exc:
+        raise ToolkitError(f"`{path}` cannot be read as GGUF: {exc}", hint="copy or write it again") from None
+
+
+def _parse(cursor: _Cursor, size: int) -> GgufData:
+    if cursor.take(4) != b"GGUF":
+        raise ValueError("it does not start with GGUF")
+    (version,) = cursor.scalars("I", 1)
+    if version not in (2, 3):
+        raise ValueError(f"its version is {version}")
+    count, keys = cursor.scalars("Q", 2)
+    metadata = {}
+    for _ in range(keys):
+        key = cursor.text()
+        metadata[key] = cursor.value(cursor.scalars("I", 1)[0])
+    stated = []
+    for _ in range(count):
+        name, (dimensions,) = cursor.text(), cursor.scalars("I", 1)
+        if dimensions > 4:
+            raise ValueError(f"tensor `{name}` has {dimensions} dimensions")
+        shape = tuple(reversed(cursor.scalars("Q", dimensions)))
+        stated.append((name, shape, *cursor.scalars("I", 1), *cursor.scalars("Q", 1)))
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1:
+        raise ValueError("its alignment is not a number")
+    start = -(-cursor.place // alignment) * alignment
+    tensors = {name: _tensor(name, shape, kind, start + offset, size) for name, shape, kind, offset in stated}
+    if len(tensors) != len(stated):
+        raise ValueError("a tensor's name occurs twice")
+    return GgufData(metadata, tensors)
+
+
+def _tensor(name: str, shape: tuple[int, ...], number: int, offset: int, file_size: int) -> GgufTensor:
+    kind = GGMLQuantizationType(number)
+    weights, block = GGML_QUANT_SIZES[kind]
+    if shape and shape[-1] % weights:
+        raise ValueError(f"tensor `{name}` has rows of {shape[-1]} values, {kind.name} has blocks of {weights}")
+    size = prod(shape) // weights * block
+    if offset + size > file_size:
+        raise ValueError(f"tensor `{name}` ends at byte {offset + size}, the file at {file_size}")
+    return GgufTensor(shape, kind, offset, size)

@@ -1,0 +1,127 @@
+"""Write GGUF files as streams: the header first, then each tensor's bytes as they come, hashed on the way.
+
+The `gguf` package lays out the header; its own data section is not used, because one stream of bytes goes to several
+files at once here. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import hashlib
+import io
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFWriter
+from gguf.gguf_writer import WriterState
+
+from toolkit.core import run_folder
+from toolkit.export.families import Metadata
+from toolkit.formats.ggml_types import stored_size
+
+AHEAD = 8  # chunks that wait to be written, at most
+
+
+def padded(size: int) -> int:
+    """Round a number of bytes up to GGUF's alignment."""
+    alignment: int = GGUF_DEFAULT_ALIGNMENT
+    return -(-size // alignment) * alignment
+
+
+def header(
+    architecture: str | None, metadata: Metadata, tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]]
+) -> bytes:
+    """Return all that stands before the first tensor: metadata, then name, shape (out, in), type and place of each.
+
+    The data section is to hold the tensors in this order, each padded to the alignment. Files that belong to no
+    architecture (importance matrices) name none.
+    """
+    writer = GGUFWriter(None, architecture or "")
+    if architecture is None:
+        writer.kv_data[0].clear()
+    for key, (value, kind) in metadata.items():
+        writer.add_key_value(key, value, kind)
+    for name, shape, kind in tensors:
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), stored_size(kind, shape), raw_dtype=kind)
+    buffer = io.BytesIO()
+    # The writer opens files by path only; given its open file, it goes on from there.
+    writer.fout, writer.state = [buffer], WriterState.EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    return buffer.getvalue().ljust(padded(buffer.tell()), b"\0")
+
+
+class GgufFile:
+    """One output in the making, written and hashed by a thread of its own; `size` covers what was given so far."""
+
+    def __init__(self, file: IO[bytes], path: Path, thread: ThreadPoolExecutor) -> None:
+        self.path = path
+        self.size = 0
+        self.failed = False
+        self._file = file
+        self._thread = thread
+        self._hash = hashlib.sha256()
+        self._waiting: deque[Future[None]] = deque()
+
+    def write(self, data: Any) -> None:
+        """Append bytes, which nobody changes from now on; an OSError, perhaps of a call before, names the target."""
+        self.size += len(data)
+        self._waiting.append(self._thread.submit(self._write, data))
+        while len(self._waiting) > AHEAD:
+            self._waiting.popleft().result()
+
+    def pad(self) -> None:
+        """Fill up to the alignment, as after every tensor."""
+        if self.size % padded(1):
+            self.write(b"\0" * (padded(self.size) - self.size))
+
+    def sync(self) -> None:
+        """Bring everything to the disk, where the last of it may still find no room."""
+        self.finish()
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as exc:
+            raise OSError(exc.errno, exc.strerror, str(self.path)) from None
+
+    def finish(self) -> None:
+        """Wait until everything given is written; an OSError names the target, not its temporary file."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of what was given, in hexadecimal."""
+        self.finish()
+        return self._hash.hexdigest()
+
+    def _write(self, data: Any) -> None:
+        try:
+            self._file.write(data)
+        except OSError as exc:
+            self.failed = True
+            raise OSError(exc.errno, exc.strerror, str(self.path)) from None
+        self._hash.update(data)
+
+
+@contextmanager
+def gguf_file(path: Path) -> Iterator[GgufFile]:
+    """Open an output that appears under its name only if the block succeeds."""
+    made = None
+    try:
+        with run_folder.writing(path) as file, ThreadPoolExecutor(1) as thread:
+            made = GgufFile(file, path, thread)
+            try:
+                yield made
+                made.finish()
+            except BaseException:
+                thread.shutdown(cancel_futures=True)
+                raise
+    except OSError as exc:
+        if made and made.failed and exc.filename is None:  # closing the file met it again
+            raise OSError(exc.errno, exc.strerror, str(path)) from None
+        raise

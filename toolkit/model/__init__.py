@@ -1,0 +1,1 @@
+"""The base model: where it is, its shape, and the memory that training it takes."""

@@ -1,0 +1,165 @@
+"""Memory of a training step and of an export, computed from the base's shape; all sizes are bytes.
+
+What was measured rather than derived is a constant in capitals with the measurement beside it.
+"""
+
+from collections.abc import Mapping
+
+from toolkit.core.config import TrainSettings
+from toolkit.model.shape import Shape
+
+Parts = dict[str, int]
+
+# Resident after a training step of a model of 0.1 M parameters (2 cores, Linux, glibc 2.36, torch 2.14, transformers
+# 5.17, peft 0.21, TRL 1.15).
+LIBRARIES = 1_050_000_000
+CUDA_CONTEXT = 700_000_000  # on the GPU: context, cuBLAS and kernels; from NVIDIA's and bitsandbytes' users
+# glibc cannot reuse every hole between the aligned blocks that torch asks for. The holes come to this much of what all
+# layers keep, by the bytes of a number, without and with checkpointing. Measured on SmolLM2-135M's shape, 512 to 2,048
+# tokens a micro-batch, two vocabularies: these sums are within 5 % of 24 peaks. They are within 18 % of two other
+# shapes; float32 comes out too high there, because blocks of more than 32 MB leave no holes.
+HOLES = {(2, False): 0.68, (4, False): 0.83, (2, True): 0.33, (4, True): 0.83}
+# Bytes a logit on a CPU, where transformers' loss has those of all positions at once: float32 log-softmax and two
+# gradients. Measured as the difference between vocabularies of 49,152 and 2,048: 11.6 to 12.9 in bf16, 6.5 to 13.5 in
+# float32.
+LOGIT_CPU = 12.5
+# What is left of Unsloth's published longest contexts (Llama-3.1-8B, rank 32, batch 1, GPUs of 8 to 80 GB) after all
+# that is computed here; their 227 kB a token are `layer_activations` of one layer.
+UNSLOTH_LOGITS = 600_000_000
+# An export of 1.5 and of 8.0 billion weights with a vocabulary of 128,256 tokens to three quantizations took 761 MB on
+# two cores (benchmarks/export.py): this much, and blocks in work.
+EXPORT = 680_000_000
+EXPORT_BLOCKS = 1 << 24
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
+LOGIT_TOKENS, LOGIT_COLUMNS = 4096, 32768  # of a tile of TRL's loss on CUDA
+# A layer's backward pass takes this much of what the layer keeps, beside it: an H100 with PEFT took 12.6 GB (12,076
+# tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
+BACKWARD = 0.25
+GATHERED = 3  # layers that a GPU holds whole where FSDP divides them: at work, being fetched, and being put together
+
+
+def total(parts: Mapping[str, int]) -> int:
+    """Add the parts up."""
+    return sum(parts.values())
+
+
+def export(whole: int, cores: int) -> Parts:
+    """Return the peak of an export; `whole` are the bytes of the largest tensor that does not go in blocks of rows."""
+    return {"libraries": EXPORT, "blocks": EXPORT_BLOCKS * (2 * cores + 1), "whole tensor": whole}
+
+
+def layer_activations(shape: Shape, targets: list[str], width: int, *, copied: bool) -> int:
+    """Return what one layer of transformers + PEFT keeps for the backward pass, per token.
+
+    `width` is 2 under bf16 or f16 autocast, else 4. Two float32 residuals (each RMSNorm keeps its input); queries, keys
+    and values repeated to all heads, and the attention's output; gate, its activation, and up; and the input of each
+    LoRA pair: autocast copies it for each that is in float32, while without it (`copied` is False) pairs behind the
+    same norm share it. Rank-wide tensors are left out.
+    """
+    inputs = {name: size[0] for name, size in shape.linears().items() if name in targets}
+    if not copied:
+        after_norms = [name for name in inputs if name not in ("o_proj", "down_proj")]
+        shared = {"gate" if name.startswith(("gate", "up")) else "attention" for name in after_norms}
+        adapters = width * (len(shared) * shape.hidden + inputs.get("down_proj", 0))
+    else:
+        adapters = width * sum(inputs.values())
+    return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters
+
+
+def unsloth_activations(shape: Shape) -> int:
+    """Return what one layer of Unsloth keeps for the backward pass without checkpointing, per token, in 16 bits.
+
+    The residual and two inputs of norms; queries before and after their rotation and the attention's output, keys and
+    values; gate and up, of which the rest is computed again. Measured: Llama-3.1-8B takes 3.585 MB a token with one
+    attention kernel for all records (60.77 less 33.42 GiB for 8,192 tokens more); these are 3.539.
+    """
+    return 2 * (3 * shape.hidden + 3 * shape.query + 2 * shape.key_value + 2 * shape.intermediate)
+
+
+def adapter(shape: Shape, settings: TrainSettings, moments: int) -> int:
+    """Return float32 weights, gradients and Adam's moments (`moments` bytes a parameter) of the adapter."""
+    return shape.trainable(settings.lora_targets, settings.lora_r) * (4 + 4 + moments)
+
+
+def logits_cuda(shape: Shape, count: int) -> int:
+    """Return the tile of 16-bit logits that TRL's loss holds at once; read in trl/kernels/chunked_logprob.py."""
+    return 2 * min(count, LOGIT_TOKENS) * min(shape.vocab, LOGIT_COLUMNS)
+
+
+def training_cpu(
+    shape: Shape, settings: TrainSettings, *, bf16: bool, tokens: int | None = None, checkpointing: bool | None = None
+) -> Parts:
+    """Return the peak of one step on a CPU: float32 base weights, adapter, and `tokens` in a forward pass.
+
+    Autocast keeps a bf16 copy of each frozen weight until the backward pass has used it. The mask that keeps a row's
+    records apart has a byte for each pair of tokens; torch's attention keeps it once more in each layer, as numbers. By
+    default the tokens are `batch_size` records of `max_length`, and checkpointing is as set.
+    """
+    count = settings.batch_size * settings.max_length if tokens is None else tokens
+    width = 2 if bf16 else 4
+    layer = layer_activations(shape, settings.lora_targets, width, copied=bf16) * count
+    recomputed = settings.gradient_checkpointing is True if checkpointing is None else checkpointing
+    # With checkpointing: each layer's input, and one layer at a time in full, with as much again for its gradients.
+    kept = shape.layers * 4 * shape.hidden * count + 2 * layer if recomputed else shape.layers * layer
+    at_once = 1 if recomputed else shape.layers
+    return {
+        "libraries": LIBRARIES,
+        "weights": 4 * shape.parameters(),
+        "bf16 copies": 2 * (at_once * shape.linear_weights() // shape.layers + shape.table()) if bf16 else 0,
+        "adapter": adapter(shape, settings, 8),
+        "activations": int(kept + HOLES[width, recomputed] * shape.layers * layer),
+        "attention masks": (1 + at_once * width) * count**2,
+        "logits": int(LOGIT_CPU * count * shape.vocab),
+    }
+
+
+def weights_cuda(shape: Shape, *, four_bit: bool, offloaded: bool = False) -> int:
+    """Return the base's weights on a GPU: nf4 with double quantization for the layers, else 16 bits.
+
+    `offloaded`: the input embeddings stand in the machine's memory, where no output head shares them.
+    """
+    rest = shape.parameters() - shape.linear_weights()
+    away = 2 * shape.table() if offloaded and not shape.tied else 0
+    return (int(NF4 * shape.linear_weights()) if four_bit else 2 * shape.linear_weights()) + 2 * rest - away
+
+
+def training_cuda(
+    shape: Shape,
+    settings: TrainSettings,
+    *,
+    four_bit: bool,
+    unsloth: bool,
+    tokens: int | None = None,
+    checkpointing: bool | None = None,
+    offloaded: bool = False,
+    shards: int = 1,
+) -> Parts:
+    """Return the peak of one step on a CUDA GPU in 16-bit autocast, for `tokens` in a forward pass.
+
+    With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
+    full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, and each
+    holds a few layers whole, or the output head. By default the tokens are `batch_size` records of `max_length`, and
+    checkpointing is as set, on where it is left to the plan.
+    """
+    count = settings.batch_size * settings.max_length if tokens is None else tokens
+    layer = layer_activations(shape, settings.lora_targets, 2, copied=unsloth) * count
+    recomputed = settings.gradient_checkpointing is not False if checkpointing is None else checkpointing
+    dequantized = 2 * max(inputs * outputs for inputs, outputs in shape.linears().values()) if four_bit else 0
+    moments = 2 if settings.optimizer.endswith("8bit") and shards == 1 else 8
+    parts = {
+        "context": CUDA_CONTEXT,
+        "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) // shards,
+        "adapter": adapter(shape, settings, moments) // shards,
+    }
+    if shards > 1:
+        parts["whole layers"] = int(GATHERED * shape.linear_weights() // shape.layers * (NF4 if four_bit else 2))
+    if unsloth:
+        kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
+        return {**parts, "activations": kept + dequantized, "logits": UNSLOTH_LOGITS}
+    backward = int((1 + BACKWARD if recomputed else BACKWARD) * layer) + dequantized
+    head = logits_cuda(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)
+    return {
+        **parts,
+        "activations": shape.layers * (2 * shape.hidden * count if recomputed else layer),
+        "backward pass of a layer, or logits": max(backward, head),
+    }

@@ -1,0 +1,1 @@
+"""The Ollama server: asking it, its tags and blobs, and the Modelfile."""

@@ -1,0 +1,1 @@
+"""The one prompt format: its renderings, and the tokenizer that must read them alike."""

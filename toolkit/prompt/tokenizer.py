@@ -1,0 +1,251 @@
+"""From text to token ids, the same for prepare, train and validate.
+
+Text from users and records is always text: a `<|end_of_text|>` in it is encoded as characters, never as the control
+token. Control tokens come from the prompt format alone; BOS and EOS are added here by id, where they belong.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.prompt.format import Prompt, PromptFormat, render
+
+# Tokens that llama.cpp stops at and never finds in text, whatever their kind is in the file (src/llama-vocab.cpp).
+STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A base model's vocabulary, with the ids that begin and end every record.
+
+    `bos` is None where the model's tokenizer adds none. `encoder` is a `tokenizers.Tokenizer`; `inner` is another for
+    text that stands behind other text, where the first one puts a space before every text (SentencePiece, as Llama-2).
+    `controls` are the control tokens: id by text.
+    """
+
+    encoder: Any
+    bos: int | None
+    eos: int
+    eos_text: str
+    inner: Any = None
+    controls: dict[str, int] = field(default_factory=dict)
+    _cut: dict[str, list[str | int]] = field(default_factory=dict, compare=False, repr=False)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of text, without BOS or EOS."""
+        ids: list[int] = self.encoder.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def segments(self, prompt: Prompt | str) -> list[str | int]:
+        """Cut a prompt at its control tokens: runs of text, and ids. A plain text is one run."""
+        runs: list[str | int] = [""]
+        parts = [(prompt, False)] if isinstance(prompt, str) else [(part.text, part.ours) for part in prompt.parts]
+        for text, ours in parts:
+            for piece in self._pieces(text) if ours else [text]:
+                last = runs[-1]
+                if isinstance(piece, str) and isinstance(last, str):
+                    runs[-1] = last + piece
+                else:
+                    runs.append(piece)
+        return [run for run in runs if run != ""]
+
+    def _pieces(self, text: str) -> list[str | int]:
+        """Cut text of the format at control tokens, the longest first, as every runtime does; the cuts are kept."""
+        if text not in self._cut:
+            found = sorted((token for token in self.controls if token in text), key=len, reverse=True)
+            pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text) if found else [text]
+            self._cut[text] = [self.controls.get(piece, piece) for piece in pieces if piece]
+        return self._cut[text]
+
+    def prompt_ids(self, prompt: Prompt | str) -> list[int]:
+        """Return the ids that a runtime must see for a prompt: BOS where the model has one, then the text."""
+        ids = [] if self.bos is None else [self.bos]
+        for run in self.segments(prompt):
+            ids += [run] if isinstance(run, int) else self.encode(run)
+        return ids
+
+    def record_ids(self, prompt: Prompt | str, answer: str) -> tuple[list[int], int]:
+        """Return the ids of prompt, answer and EOS, and how many of them are the prompt's.
+
+        The prompt's ids are always those of the prompt alone, as in serving. The answer's are those it has behind the
+        prompt, unless that would change the prompt's.
+        """
+        start = self.prompt_ids(prompt)
+        whole = self.prompt_ids(prompt + answer)
+        if whole[: len(start)] != start:
+            whole = start + list((self.inner or self.encoder).encode(answer, add_special_tokens=False).ids)
+        return [*whole, self.eos], len(start)
+
+    def shorten(self, prompt: Prompt | str, answer: str, length: int) -> str | None:
+        """Cut the end of an answer so that its record has at most `length` tokens, EOS included.
+
+        Return None if the prompt leaves no room for a single token of an answer.
+        """
+        ids, start = self.record_ids(prompt, answer)
+        room = length - start - 1
+        while len(ids) > length:
+            if room < 1 or not answer:
+                return None
+            offsets = self.encoder.encode(answer, add_special_tokens=False).offsets
+            answer = answer[: offsets[room][0]].rstrip() if room < len(offsets) else answer
+            room -= 1
+            ids, _ = self.record_ids(prompt, answer)
+        return answer or None
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of ids, control tokens included."""
+        text: str = self.encoder.decode(ids, skip_special_tokens=False)
+        return text
+
+
+def load_tokenizer(folder: Path, form: PromptFormat | None = None) -> Tokenizer:
+    """Load `tokenizer.json` of a model folder; EOS is the prompt format's, else what the folder's settings name.
+
+    Raises ToolkitError if the folder has no fast tokenizer or names no EOS; exit 2 if the format cannot be written in
+    its vocabulary.
+    """
+    from tokenizers import Tokenizer as Encoder
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ToolkitError(
+            f"the base model in `{folder}` has no tokenizer.json",
+            hint="save its tokenizer there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+        )
+    try:
+        layout = with_space_always(json.loads(path.read_bytes()))
+        with_space = prefixed(layout)
+        for entry in layout.get("added_tokens") or []:
+            text = entry["content"]
+            entry["special"] = bool(entry.get("special")) or looks_special(text) or text in STOPS
+        encoder = Encoder.from_str(json.dumps(layout))
+        inner = Encoder.from_str(json.dumps(_without_prefix(layout))) if with_space else None
+    except Exception as exc:  # the library raises a bare Exception for every kind of damage
+        raise ToolkitError(f"`{path}` cannot be read: {exc}", hint="copy the base model again") from None
+    for each in (encoder, inner or encoder):
+        each.no_truncation()
+        each.no_padding()
+    with_specials = encoder.encode("x", add_special_tokens=True).ids
+    plain = encoder.encode("x", add_special_tokens=False).ids
+    bos = with_specials[0] if with_specials[: len(plain)] != plain else None
+    for each in (encoder, inner or encoder):
+        each.encode_special_tokens = True
+    controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
+    if form is not None:
+        _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
+    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder)
+    text = encoder.id_to_token(eos)
+    if text is None:
+        raise ToolkitError(f"the base model in `{folder}` names EOS {eos}, which its tokenizer does not have")
+    return Tokenizer(encoder, bos, eos, text, inner, controls)
+
+
+def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder: Path) -> None:
+    """Raise ToolkitError (exit 2) if a vocabulary cannot write a prompt format, or servers would read it otherwise."""
+    missing = [token for token in form.controls if token not in controls]
+    if missing:
+        raise ToolkitError(
+            f"the vocabulary of `{folder}` has no control token {', '.join(f'`{token}`' for token in missing)}, which "
+            "the prompt format needs",
+            hint='choose a base that has it, or `prompt.preset = "alpaca"`, which is plain text and needs none',
+            exit_code=USAGE,
+        )
+    text = render(form, "").text
+    if bos and text.startswith(bos):
+        raise ToolkitError(
+            f"the prompt format begins with `{bos}`, which every runtime puts there itself: it would stand twice",
+            hint="leave it out of `prompt.start` or `prompt.turn`",
+            exit_code=USAGE,
+        )
+    held = [token for token in controls if token in form.instruction]
+    if held:
+        raise ToolkitError(
+            f"`prompt.instruction` holds the control token `{held[0]}`: it trains as text, and a server would take it "
+            "for the token in every prompt",
+            hint="write the instruction without it",
+            exit_code=USAGE,
+        )
+
+
+def looks_special(text: str) -> bool:
+    """Tell whether llama.cpp's converter takes an added token for a control token, whatever its flag says."""
+    bars = (text.startswith("<|") and text.endswith("|>")) or (text.startswith("<｜") and text.endswith("｜>"))
+    unused = text.startswith("<unused") and text.endswith(">")
+    return bars or unused or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
+
+
+def with_space_always(layout: dict[str, Any]) -> dict[str, Any]:
+    """Return a tokenizer.json that puts a space before a text even if it begins with one, as SentencePiece does.
+
+    Metaspace leaves it out there, llama.cpp does not: training has to see what the runtime will.
+    """
+    step = layout.get("pre_tokenizer")
+    if not isinstance(step, dict) or step.get("type") != "Metaspace" or layout.get("normalizer"):
+        return layout
+    if (
+        step.get("prepend_scheme", "always") == "never"
+        or step.get("split", True)
+        or not step.get("add_prefix_space", True)
+    ):
+        return layout
+    mark = step.get("replacement", "▁")
+    steps = [{"type": "Prepend", "prepend": mark}, {"type": "Replace", "pattern": {"String": " "}, "content": mark}]
+    return {**layout, "pre_tokenizer": None, "normalizer": {"type": "Sequence", "normalizers": steps}}
+
+
+def prefixed(layout: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer.json puts a space before every text, by its normalizer or its pre-tokenizer."""
+    return _without_prefix(layout) != layout
+
+
+def _without_prefix(layout: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **layout,
+        "normalizer": _plain_step(layout.get("normalizer"), "normalizers"),
+        "pre_tokenizer": _plain_step(layout.get("pre_tokenizer"), "pretokenizers"),
+    }
+
+
+def _plain_step(step: Any, inner: str) -> Any:
+    """Return a step of a tokenizer.json, or a sequence of them, without what prepends a space."""
+    if not isinstance(step, dict):
+        return step
+    if step.get("type") == "Sequence":
+        steps = [_plain_step(each, inner) for each in step.get(inner) or []]
+        return {**step, inner: [each for each in steps if each is not None]}
+    if step.get("type") == "Prepend":
+        return None
+    if step.get("type") == "Metaspace":
+        plain = {key: value for key, value in step.items() if key != "add_prefix_space"}
+        return step if step.get("prepend_scheme") == "never" else {**plain, "prepend_scheme": "never"}
+    return step
+
+
+def _eos_id(folder: Path, encoder: Any) -> int:
+    token = _read(folder / "tokenizer_config.json").get("eos_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    if isinstance(token, str):
+        found: int | None = encoder.token_to_id(token)
+        if found is not None:
+            return found
+    for name in ("generation_config.json", "config.json"):
+        named = _read(folder / name).get("eos_token_id")
+        first = named[0] if isinstance(named, list) and named else named
+        if isinstance(first, int):
+            return first
+    raise ToolkitError(
+        f"the base model in `{folder}` names no end-of-sequence token",
+        hint="without EOS a model never stops: add eos_token to its tokenizer_config.json",
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    return values if isinstance(values, dict) else {}

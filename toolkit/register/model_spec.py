@@ -1,0 +1,161 @@
+"""What the model in Ollama is meant to be: its name, template, system message, parameters and licence."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import run_folder
+from toolkit.core.config import Config, check_model_name
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.run_folder import RunFolder
+from toolkit.ollama import modelfile
+from toolkit.ollama.modelfile import Modelfile
+from toolkit.prompt.format import PromptFormat, go_template, prompt_format
+
+# The first line of our models' licence, by which a model on a server is known to be ours: /api/show reveals it.
+MARKER = "Made with toolkit, run "
+
+# What the models of the recipe are under, by a part of their name; others are named without a licence.
+LICENCES = {
+    "llama-3.1": "the Llama 3.1 Community License; Built with Llama",
+    "llama-3.2": "the Llama 3.2 Community License; Built with Llama",
+    "mistral-7b": "Apache-2.0",
+    "mistral-nemo": "Apache-2.0",
+    "phi-3": "MIT",
+    "gemma-2": "the Gemma Terms of Use",
+    "smollm": "Apache-2.0",
+}
+
+
+def model_name(config: Config) -> str:
+    """Return the model's name without a tag; raises ToolkitError (exit 2) for one that Ollama would refuse."""
+    try:
+        return check_model_name(config.ollama.name or config.run.name)
+    except ValueError as exc:
+        raise ToolkitError(str(exc), hint="choose another `ollama.name`", exit_code=USAGE) from None
+
+
+def parameters(config: Config, eos_text: str, form: PromptFormat) -> dict[str, Any]:
+    """Return every sampling parameter with its API type; none is left to the server's defaults, which change."""
+    settings = config.ollama
+    return {
+        "num_ctx": settings.num_ctx or config.train.max_length + settings.num_predict,
+        "num_predict": settings.num_predict,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p,
+        "top_k": settings.top_k,
+        "repeat_penalty": settings.repeat_penalty,
+        "seed": settings.seed,
+        "stop": list(dict.fromkeys([eos_text, *form.stops])),
+    }
+
+
+def licence(config: Config, folder: RunFolder) -> str:
+    """Return the licence text: our marker with the run's id, base and data with their hash, then the terms.
+
+    The terms are the user's, or a line about the base model. What the manifest does not hold is left out.
+    """
+    lines = [f"{MARKER}{folder.name}", f"Base model: {config.model.base}"]
+    if folder.manifest.exists():
+        manifest = run_folder.read_manifest(folder)
+        lines[0] += f" {manifest.run_id}"
+        prepared = manifest.stages.get("prepare")
+        if prepared and prepared.inputs:
+            source = prepared.inputs[0]
+            lines.append(f"Data: {Path(source.path).name}, SHA-256 {source.sha256}")
+    base = config.model.base
+    known = next((terms for part, terms in LICENCES.items() if part in base.lower()), "")
+    terms = config.ollama.license or f"Fine-tuned from {base}" + (f", which is under {known}" if known else "") + "."
+    return "\n".join(lines) + f"\n\n{terms}"
+
+
+def maker(licence_text: str) -> str:
+    """Return the run (name and id) that a model's licence names, or an empty string if this toolkit did not make it."""
+    first, _, _ = licence_text.partition("\n")
+    return first.removeprefix(MARKER).strip() if first.startswith(MARKER) else ""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the model is meant to be, and its Modelfile; `unwritable` says why that cannot hold it."""
+
+    text: str
+    spec: Modelfile
+    unwritable: tuple[str, ...]
+
+
+def describe(config: Config, folder: RunFolder, eos: str) -> Description:
+    """Render the Modelfile of the default quantization, and say what it means.
+
+    `eos` is the EOS token's text. A value that no Modelfile can hold is replaced by a word while the user's template
+    is filled, and put back into what it means: the API takes it. The text is then a comment that says why. Raises
+    ToolkitError (exit 2) if the user's template is wrong or changes what was trained.
+    """
+    form = prompt_format(config.prompt)
+    gguf = folder.gguf(config.export.default)
+    meant = Modelfile(
+        from_=f"./{gguf.relative_to(folder.path).as_posix()}",
+        template=go_template(form, eos),
+        system=form.instruction,
+        parameters=parameters(config, eos, form),
+        licenses=(licence(config, folder),),
+    )
+    stand_ins: dict[str, str] = {}
+    reasons: list[str] = []
+
+    def quoted(value: str, what: str) -> str:
+        try:
+            return modelfile.quote(value, what)
+        except ToolkitError as exc:
+            stand_in = f"toolkit-stands-in-{len(stand_ins)}"
+            stand_ins[stand_in] = value
+            reasons.append(exc.message)
+            return modelfile.quote(stand_in, what)
+
+    pairs = [(name, item) for name, value in meant.parameters.items() for item in _each(value)]
+    values = {
+        "name": model_name(config),
+        "from_": modelfile.bare(meant.from_, "the GGUF file's name"),
+        "template": quoted(meant.template, "the prompt template"),
+        "system": quoted(meant.system, "`prompt.instruction`"),
+        "parameters": [
+            (name, quoted(item, f"stop text {item!r}") if isinstance(item, str) else repr(item)) for name, item in pairs
+        ],
+        "license": quoted(meant.licenses[0], "`ollama.license`"),
+    }
+    source, where = modelfile.template_text(config.ollama.template)
+    text = modelfile.render(values, source, where)
+    found = _put_back(modelfile.meaning(modelfile.read(text, f"what {where} makes"), where), stand_ins)
+    modelfile.check(found, meant, where)
+    return Description(_comment(reasons, text) if reasons else text, found, tuple(reasons))
+
+
+def _put_back(found: Modelfile, stand_ins: dict[str, str]) -> Modelfile:
+    """Replace the words that stood in for values by the values."""
+    parameters = {
+        name: [stand_ins.get(item, item) for item in value] if isinstance(value, list) else value
+        for name, value in found.parameters.items()
+    }
+    return replace(
+        found,
+        template=stand_ins.get(found.template, found.template),
+        system=stand_ins.get(found.system, found.system),
+        parameters=parameters,
+        licenses=tuple(stand_ins.get(text, text) for text in found.licenses),
+    )
+
+
+def _comment(reasons: list[str], text: str) -> str:
+    """Say in a Modelfile why it cannot hold the model; without a FROM, so that `ollama create` refuses it."""
+    lines = [
+        "This model cannot be written as a Modelfile:",
+        *reasons,
+        "`toolkit register` makes it through the server's API, which takes every text. The rest of it would be:",
+        "",
+        *text.splitlines(),
+    ]
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+
+
+def _each(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,139 @@
+"""The chain from a record to the server's tokens: text, chat template, vocabulary, and greedy answers.
+
+What is proven for which prompts stands in `prove`.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from toolkit import llamacpp
+from toolkit.core.errors import ToolkitError
+from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.prompt.tokenizer import Tokenizer
+from toolkit.register import parity, verify
+
+COUNT_SECONDS = 20.0  # as long as prompts are run to have them counted, beyond the first ones
+COUNTED = 10
+
+
+def prove(
+    http: httpx.Client,
+    model: str,
+    path: Path,
+    form: PromptFormat,
+    tokenizer: Tokenizer,
+    held_out: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Prove that a model on the server reads and answers prompts as the trained one.
+
+    For every held-out prompt: the server's rendering by /api/generate and /api/chat is the training text, byte for
+    byte, and llama.cpp makes the trained tokenizer's ids of it with the file's own vocabulary, with one BOS where the
+    model has one. For as many as can be run in twenty seconds, spread over them and ten at least: the server counts as
+    many tokens and gives the same ids back. For ten: 64 tokens of a greedy answer are those of llama.cpp (`parity`).
+
+    Returns the figures. Raises ToolkitError at the first difference.
+    """
+    if not held_out:
+        raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
+    rows = [(str(row["input"]), str(row.get("instruction") or form.instruction)) for row in held_out]
+    seen, plain, answered = _in_llamacpp(path, form, tokenizer, rows)
+    verify.every_prompt(http, model, form, tokenizer.eos_text, rows)
+    counted = _count(http, model, rows, seen, tokenizer.bos)
+    greedy = parity.prove(http, model, path, [rows[index] for index in answered], list(answered.values()))
+    return {
+        "prompts_verified": len(rows),
+        "prompts_tokenized": len(rows),
+        "prompts_counted": counted,
+        "control_like_prompts": len(rows) - len(plain),
+        "greedy": greedy,
+    }
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    """Choose at most `count` items evenly over a list."""
+    return [items[index * len(items) // count] for index in range(count)] if count < len(items) else items
+
+
+def _in_llamacpp(
+    path: Path, form: PromptFormat, tokenizer: Tokenizer, rows: list[tuple[str, str]]
+) -> tuple[list[list[int]], list[int], dict[int, list[llamacpp.Step]]]:
+    """Tokenize every prompt as a server does, and answer ten; the file is closed before the server loads its own.
+
+    Returns the ids that a server makes of each prompt, the numbers of the prompts whose ids are the trained ones, and
+    the answers by number.
+
+    A prompt whose data looks like a control token has other ids on a server than in training; it is counted, and the
+    trained ids are compared with those of llama.cpp told to take data for text.
+    """
+    prompts = [render(form, *row) for row in rows]
+    trained = [tokenizer.prompt_ids(prompt) for prompt in prompts]
+    context = max(map(len, trained)) + parity.TOKENS + 1
+    with llamacpp.opened(path, context) as llm:
+        _same_in_jinja(llm, form, tokenizer.eos_text, rows, prompts)
+        served = []
+        for prompt, ids, (question, _) in zip(prompts, trained, rows, strict=True):
+            if llamacpp.tokenize(llm, prompt) != ids or ids[1:].count(-1 if tokenizer.bos is None else tokenizer.bos):
+                raise ToolkitError(
+                    f"`{path.name}` reads a prompt otherwise than the trained model, asked {question[:60]!r}",
+                    hint="write it again with `toolkit export --force`; `toolkit validate` shows both lists of ids",
+                )
+            served.append(llamacpp.served(llm, prompt.text))
+            spoilt = served[-1] != ids
+            if spoilt and not any(
+                token in part.text for part in prompt.parts if not part.ours for token in tokenizer.controls
+            ):
+                raise ToolkitError(
+                    f"a server would read a prompt otherwise than the trained model, asked {question[:60]!r}",
+                    hint="report it with the base model's name: its vocabulary has unmarked control tokens",
+                )
+        plain = [index for index, ids in enumerate(served) if ids == trained[index]]
+        answered = {
+            index: llamacpp.greedy(llm, trained[index], parity.TOKENS) for index in spread(plain, parity.QUESTIONS)
+        }
+    return served, plain, answered
+
+
+def _same_in_jinja(llm: Any, form: PromptFormat, eos: str, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:
+    """Render every prompt by the chat template in the file, in the Jinja that transformers runs, and compare."""
+    import llama_cpp
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    raw = llama_cpp.llama_model_chat_template(llm.model, None)
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((raw or b"").decode("utf-8"))
+    for (question, instruction), prompt in zip(rows, prompts, strict=True):
+        system = [{"role": "system", "content": instruction}] if instruction else []
+        found = template.render(messages=[*system, {"role": "user", "content": question}], eos_token=eos)
+        if found != prompt.text:
+            raise ToolkitError(
+                f"the GGUF's chat template renders another prompt: {verify.difference(prompt.text, found)}",
+                hint="write the file again with `toolkit export --force`",
+            )
+
+
+def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: list[list[int]], bos: int | None) -> int:
+    """Have prompts run for one token; the server must count their ids, and give them back as its context.
+
+    The last id may merge with the answer's first token and is left out of the second comparison. Returns how many.
+    """
+    started = time.monotonic()
+    order = spread(list(range(len(rows))), COUNTED)
+    order += [index for index in range(len(rows)) if index not in set(order)]
+    for done, index in enumerate(order):
+        if done >= COUNTED and time.monotonic() - started > COUNT_SECONDS:
+            return done
+        (question, instruction), ids = rows[index], seen[index]
+        body = {"model": model, "prompt": question, "system": instruction, "stream": False}
+        found = verify.asked(http, {**body, "options": parity.parameters(tokens=1)})
+        text_ids = ids if bos is None else ids[1:]
+        given = [int(index) for index in found.get("context") or []]
+        if found.get("prompt_eval_count") != len(ids) or given[: len(text_ids) - 1] != text_ids[:-1]:
+            raise ToolkitError(
+                f"the server reads a prompt otherwise than llama.cpp: {found.get('prompt_eval_count')} tokens instead "
+                f"of {len(ids)}, asked {question[:60]!r}",
+                hint="let prompts fit in `ollama.num_ctx`, or update the server: it reads the file otherwise",
+            )
+    return len(order)

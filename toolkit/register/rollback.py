@@ -1,0 +1,72 @@
+"""The way back: `latest` and `previous` change places."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import httpx
+
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.ollama import blobs, server, transaction
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
+from toolkit.register import model_spec as specs
+from toolkit.register import verify
+
+
+def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
+    """Give `name:latest` the model that `name:previous` holds, and the other way round; a second call undoes it.
+
+    The former model must answer first. A quantization's tag that held the same model as `latest` follows it where the
+    former model is of that quantization too. Returns name, and for each changed tag its digest and the run that made
+    it; with `dry_run` what they would be.
+    Raises ToolkitError, exit 3, if there is no former model or server, and for a `latest` that is not ours unless
+    `force`; then nothing has changed.
+    """
+    name = specs.model_name(config)
+    server.require(config.ollama)
+    doing = server.talking(config.ollama, f"rolling back `{name}`")
+    with server.http(config.ollama) as http, doing, _begun(http, name, config.ollama.timeout, dry_run) as work:
+        before = transaction.real(work.held())
+        if PREVIOUS not in before:
+            raise ToolkitError(
+                f"the Ollama server holds no former model `{name}:{PREVIOUS}`",
+                hint="there is one once a second version is registered",
+                exit_code=MISSING,
+            )
+        if LATEST in before and not force:
+            blobs.refuse_foreign(http, name, [LATEST])
+        answered: dict[str, Any] = {}
+        with server.talking(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
+            if not dry_run:
+                answered = verify.smoke(http, f"{name}:{PREVIOUS}", config.validation, unload=False)
+        sources = {LATEST: f"{name}:{PREVIOUS}"}
+        if LATEST in before:
+            sources[PREVIOUS] = f"{name}:{LATEST}"
+            if _file_type(http, f"{name}:{PREVIOUS}") == _file_type(http, f"{name}:{LATEST}"):
+                same = [tag for tag, digest in before.items() if digest == before[LATEST] and tag not in sources]
+                sources |= {tag: f"{name}:{PREVIOUS}" for tag in same}
+
+        def guard(held: dict[str, str]) -> None:
+            if held != before:
+                raise ToolkitError(
+                    f"another program changed `{name}` meanwhile", hint="look with `toolkit status`, then try again"
+                )
+
+        runs = {tag: blobs.made_by(http, source) for tag, source in sources.items()}
+        listed = {tag: before[source.rpartition(":")[2]] for tag, source in sources.items()}
+        if not dry_run:
+            transaction.commit(work, sources, keep=False, guard=guard)
+        tags = {tag: {"digest": listed[tag], "run": runs[tag]} for tag in sources}
+    where = {"name": name, "server": server.address(config.ollama), "dry_run": dry_run}
+    return {**where, "tags": tags, "answer": answered.get("answer", "")}
+
+
+def _begun(http: httpx.Client, name: str, patience: float, dry_run: bool) -> AbstractContextManager[Work]:
+    if dry_run:  # not even what a dead call left is cleared away
+        return nullcontext(Work(http, name, "", patience))
+    return transaction.begun(http, name, patience)
+
+
+def _file_type(http: httpx.Client, model: str) -> object:
+    """Return the number of a GGUF's quantization; the name beside it is `unknown` for many in 0.24."""
+    return (server.call(http, "/api/show", {"model": model}).get("model_info") or {}).get("general.file_type")
