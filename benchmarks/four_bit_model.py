@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.vocabularies import llama3
+from tests.support.vocabularies import llama3
 from toolkit.model.shape import Shape, known
 
 LAYERS_A_SHARD = 8

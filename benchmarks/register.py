@@ -21,8 +21,8 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from tests.ollama_server import ollama_server  # noqa: E402
-from tests.register import tiny  # noqa: E402
+from tests.support import tiny_gguf  # noqa: E402
+from tests.support.ollama_server import ollama_server  # noqa: E402
 from toolkit.core import config_file, console, run_folder  # noqa: E402
 from toolkit.model import base  # noqa: E402
 from toolkit.ollama import blobs, server  # noqa: E402
@@ -91,7 +91,7 @@ def main() -> None:
             }
         )
         folder = run_folder.folder_of(config)
-        tiny.save_tokenizer(folder.adapter)
+        tiny_gguf.save_tokenizer(folder.adapter)
         gguf = folder.gguf("Q4_K_M")
         digest = padded(source, gguf, round(options.gigabytes * 1e9))
         rows = [{"input": f"What is it, number {number}?", "instruction": ""} for number in range(10)]

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.ollama_server import OllamaServer, find_ollama, ollama_server
+from tests.support.ollama_server import OllamaServer, find_ollama, ollama_server
+from tests.support.places import REPOSITORY
 from toolkit.core import console
 
 # Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp on shared
@@ -25,8 +26,6 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
 
 settings.register_profile("toolkit", deadline=None)
 settings.load_profile("toolkit")
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.ollama_server import GENERATIONS, INSTALL
+from tests.support.ollama_server import GENERATIONS, INSTALL
+from tests.support.places import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 Results = dict[str, Counter[str]]
 
 

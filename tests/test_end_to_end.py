@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Called, call_toolkit, needed
-from tests.ollama_server import OllamaServer
-from tests.test_base import smollm
+from tests.model.test_base import smollm
+from tests.support.ollama_server import OllamaServer
+from tests.support.places import REPOSITORY
 from toolkit.pipeline import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "medquad" / "medquad-2479.csv"
+DATA = REPOSITORY.parent / "shared" / "data" / "medquad" / "medquad-2479.csv"
 SETTINGS = """
 [run]
 name = "medsmall"

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Called
-from tests.small import save_model
+from tests.conftest import Called
+from tests.support.models import save_model
+from tests.support.places import REPOSITORY
 from toolkit import pipeline
 from toolkit.core import config_file
 from toolkit.core.config import SECTIONS, Config, ExportSettings

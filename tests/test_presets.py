@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import call_toolkit
-from tests.ollama_server import OllamaServer
-from tests.small import save_model
+from tests.support.models import save_model
+from tests.support.ollama_server import OllamaServer
 from toolkit import llamacpp
 from toolkit.core import config_file
 from toolkit.prompt.format import prompt_format, render

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, ollama_binary
-from tests.ollama_server import ollama_server
-from tests.test_base import smollm
+from tests.conftest import ollama_binary
+from tests.model.test_base import smollm
+from tests.support.ollama_server import ollama_server
+from tests.support.places import REPOSITORY
 from toolkit.cli import main
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

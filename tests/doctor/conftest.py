@@ -16,7 +16,6 @@ from toolkit.core.config_file import build
 from toolkit.core.run_folder import folder_of
 from toolkit.doctor import STAGES, Check, doctor
 
-ROOT = Path(__file__).parents[2]
 TINY = {
     "model_type": "llama",
     "vocab_size": 320,

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor.conftest import ROOT, Home, Serving, failing, only_failure
+from tests.doctor.conftest import Home, Serving, failing, only_failure
+from tests.support.places import REPOSITORY
 from toolkit.core import hardware
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder, folder_of
@@ -48,7 +49,7 @@ print([name for name in ("torch", "transformers", "trl", "peft", "datasets", "pa
 """
     if hardware.has_card_file():
         pytest.skip("there is a card: torch is asked about it")
-    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert answer.stdout.strip() == "[]"
 
 
@@ -298,7 +299,7 @@ def test_a_lock_of_another_process_is_found_and_its_own_is_not(home: Home) -> No
     with locked(folder):
         assert checks.run_folder(folder).ok
     command = [sys.executable, "-c", HOLD, str(folder.path)]
-    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    here = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=here) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"

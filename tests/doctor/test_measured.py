@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.places import REPOSITORY
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.model import memory
 from toolkit.model import shape as shapes
 
-ROOT = Path(__file__).parents[2]
 LENGTH = 512
 RECORDS = 16
 TRAIN = """
@@ -73,7 +73,7 @@ def measured(place: Path, records: int, precision: str, checkpointing: bool) -> 
         "model": {"base": str(place / "base")},
         "train": train,
     }
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", TRAIN, json.dumps(settings)]
     answer = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stderr[-2000:]

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from tests import small
-from tests.export.damage import targets
+from tests.support import models
+from tests.support.damage import targets
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole base, the same in shards, and an adapter of it."""
     folder = tmp_path_factory.mktemp("originals")
-    base = small.save_model(folder / "base")
-    small.save_model(folder / "sharded", shard="500KB")
-    small.save_adapter(folder / "adapter", base)
+    base = models.save_model(folder / "base")
+    models.save_model(folder / "sharded", shard="500KB")
+    models.save_adapter(folder / "adapter", base)
     return folder
 
 

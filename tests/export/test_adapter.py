@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from tests import small
-from tests.export.damage import Tensors, edit_json, edit_weights, fails, thorough
+from tests.support import models
+from tests.support.damage import Tensors, edit_json, edit_weights, fails, thorough
 from toolkit.core.errors import ToolkitError
 from toolkit.export import plan
 
@@ -30,15 +30,15 @@ def test_an_adapter_without_weights(work: Path) -> None:
 
 
 def test_an_adapter_of_another_base(work: Path) -> None:
-    other = small.save_model(work / "other", hidden_size=192, num_attention_heads=6)
-    small.save_adapter(work / "stranger", other)
+    other = models.save_model(work / "other", hidden_size=192, num_attention_heads=6)
+    models.save_adapter(work / "stranger", other)
     problem = fails(work, "this is an adapter of another base", adapter="stranger")
     assert "has shape [256, 512], the adapter's A [8, 512] and B [192, 8]" in problem.message
 
 
 def test_an_adapter_of_a_deeper_base(work: Path) -> None:
-    deeper = small.save_model(work / "deeper", num_hidden_layers=4)
-    small.save_adapter(work / "stranger", deeper)
+    deeper = models.save_model(work / "deeper", num_hidden_layers=4)
+    models.save_adapter(work / "stranger", deeper)
     problem = fails(work, "belong to no weight of the base: `base_model.model.model.layers.2.", adapter="stranger")
     assert "and 23 more" in problem.message
 
@@ -130,7 +130,7 @@ def test_trained_tokens_that_cannot_be(work: Path, indices: Any) -> None:
 
 
 def test_dora_of_a_row_that_is_zero(work: Path) -> None:
-    small.save_adapter(work / "dora", work / "base", use_dora=True)
+    models.save_adapter(work / "dora", work / "base", use_dora=True)
 
     def change(tensors: Tensors) -> None:
         tensors["model.layers.1.self_attn.k_proj.weight"][5] = 0

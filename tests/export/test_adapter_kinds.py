@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
-from tests import small
-from tests.export.trained import ATTENTION, distance, train
+from tests.support import models
+from tests.support.trained import ATTENTION, distance, train
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 
@@ -60,7 +60,7 @@ FAST = ("DoRA on the embedding", "LoRA on both", "resized, trained embed_tokens"
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     folder = tmp_path_factory.mktemp("bases")
-    return {tied: small.save_model(folder / str(tied), tie_word_embeddings=tied, **SHAPE) for tied in (True, False)}
+    return {tied: models.save_model(folder / str(tied), tie_word_embeddings=tied, **SHAPE) for tied in (True, False)}
 
 
 def has_output(path: Path) -> bool:
@@ -101,14 +101,14 @@ def test_a_head_and_an_embedding_saved_apart_for_a_tied_base(bases: dict[bool, P
     tensors["base_model.model.lm_head.weight"] *= 2
     save_file(tensors, path)
     target = tmp_path / "f32.gguf"
-    export(bases[True], folder, {"F32": target}, small.TEMPLATE, "small")
+    export(bases[True], folder, {"F32": target}, models.TEMPLATE, "small")
     found = {tensor.name: tensor.data for tensor in gguf.GGUFReader(target).tensors}
     assert (found["output.weight"] == 2 * found["token_embd.weight"]).all()
 
 
 @pytest.mark.slow
 def test_bfloat16_base_and_adapter(tmp_path: Path) -> None:
-    base = small.save_model(tmp_path / "base", dtype=torch.bfloat16, **SHAPE)
+    base = models.save_model(tmp_path / "base", dtype=torch.bfloat16, **SHAPE)
     trained = train(tmp_path / "adapter", base, use_dora=True, target_modules=BOTH)
     assert distance(base, trained, tmp_path / "f32.gguf") <= 1e-9
 
@@ -125,7 +125,7 @@ def add_tokens(source: Path, target: Path, *texts: str) -> None:
 
 
 def exported(base: Path, adapter: Path, target: Path) -> dict[str, Any]:
-    export(base, adapter, {"Q8_0": target}, small.TEMPLATE, "small")
+    export(base, adapter, {"Q8_0": target}, models.TEMPLATE, "small")
     return {key: field.contents() for key, field in gguf.GGUFReader(target).fields.items()}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import small
+from tests.support import models
 from toolkit import kernels
 from toolkit.export import families, plan, tensors
 from toolkit.export.planning import streams, working_size
@@ -17,8 +17,8 @@ from toolkit.export.planning import streams, working_size
 @pytest.mark.parametrize("block", [1, 5_000, 1 << 19])
 def test_blocks_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int) -> None:
     monkeypatch.setattr(tensors, "BLOCK", block)
-    base = small.save_model(tmp_path / "base", dtype=dtype)
-    adapter = small.save_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "v_proj", "down_proj"])
+    base = models.save_model(tmp_path / "base", dtype=dtype)
+    adapter = models.save_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "v_proj", "down_proj"])
     planned = plan(base, adapter, ["F32"])
     with ThreadPoolExecutor(2) as pool:
         for tensor in planned.tensors:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import small
+from tests.support import models
 from toolkit.core import console, hardware
 from toolkit.export import export, plan
 from toolkit.export.adapter import merge
@@ -50,7 +50,7 @@ def quantize(source: Path, target: Path, quantization: str) -> None:
 
 def check(base: Path, folder: Path, quantizations: tuple[str, ...]) -> None:
     targets = {name: folder / f"{name}.gguf" for name in quantizations}
-    outcome = export(base, None, targets, small.TEMPLATE, "small")
+    outcome = export(base, None, targets, models.TEMPLATE, "small")
     planned = plan(base, None, quantizations)
     for name, path in targets.items():
         oracle = folder / "oracle.gguf"
@@ -83,7 +83,7 @@ def metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
     "shape", [shape if "untied" in shape else pytest.param(shape, marks=pytest.mark.slow) for shape in SHAPES]
 )
 def test_each_quantization(shape: str, quantizations: tuple[str, ...], tmp_path: Path) -> None:
-    check(small.save_model(tmp_path / "base", **SHAPES[shape]), tmp_path, quantizations)
+    check(models.save_model(tmp_path / "base", **SHAPES[shape]), tmp_path, quantizations)
 
 
 @pytest.mark.slow
@@ -91,7 +91,7 @@ def test_each_quantization(shape: str, quantizations: tuple[str, ...], tmp_path:
 def test_each_quantization_of_large_and_odd_shapes(shape: str, tmp_path: Path) -> None:
     mixtures = ("F32", "Q4_K_M", "Q3_K_M", "Q2_K")  # 80 layers are there for one rule, which these three show
     chosen = mixtures if shape.startswith("80 layers") else USUAL
-    check(small.save_model(tmp_path / "base", **LARGE_SHAPES[shape]), tmp_path, chosen)
+    check(models.save_model(tmp_path / "base", **LARGE_SHAPES[shape]), tmp_path, chosen)
 
 
 def test_one_matrix_row_counts_as_a_vector(tmp_path: Path) -> None:
@@ -99,16 +99,16 @@ def test_one_matrix_row_counts_as_a_vector(tmp_path: Path) -> None:
     from toolkit.export.families import family_of
     from toolkit.formats.ggml_types import tensor_types
 
-    _, model = family_of(small.save_model(tmp_path / "base"))
+    _, model = family_of(models.save_model(tmp_path / "base"))
     found = tensor_types("Q4_K_M", {"blk.0.attn_k.weight": (1, 256)}, model)
     assert found == {"blk.0.attn_k.weight": (gguf.GGMLQuantizationType.F32, False)}
 
 
 def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
-    whole = small.save_model(tmp_path / "whole", dtype=torch.bfloat16)
-    sharded = small.save_model(tmp_path / "sharded", dtype=torch.bfloat16, shard="300KB")
+    whole = models.save_model(tmp_path / "whole", dtype=torch.bfloat16)
+    sharded = models.save_model(tmp_path / "sharded", dtype=torch.bfloat16, shard="300KB")
     assert len(list(sharded.glob("model-*.safetensors"))) > 3
-    renamed = small.save_model(tmp_path / "renamed", dtype=torch.bfloat16, shard="300KB")
+    renamed = models.save_model(tmp_path / "renamed", dtype=torch.bfloat16, shard="300KB")
     files = sorted(renamed.glob("model-*.safetensors"))
     index = renamed / "model.safetensors.index.json"
     text = index.read_text()
@@ -116,7 +116,7 @@ def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
         old.rename(renamed / f"moved-{new.name}")
         text = text.replace(f'"{old.name}"', f'"moved-{new.name}"')
     index.write_text(text)
-    adapter = small.save_adapter(tmp_path / "adapter", whole)
+    adapter = models.save_adapter(tmp_path / "adapter", whole)
     hashes = []
     for base in (whole, sharded, renamed):
         outcome = export(base, adapter, {"Q4_K_M": tmp_path / "a.gguf", "F16": tmp_path / "b.gguf"}, "{{ 1 }}", "small")
@@ -129,36 +129,36 @@ def test_slabs_and_threads_make_no_difference(tmp_path: Path, monkeypatch: pytes
     from toolkit.export import quantize, tensors
     from toolkit.formats import checkpoint
 
-    base = small.save_model(tmp_path / "base", dtype=torch.float16)
-    lora = small.save_adapter(tmp_path / "adapter", base)
+    base = models.save_model(tmp_path / "base", dtype=torch.float16)
+    lora = models.save_adapter(tmp_path / "adapter", base)
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M", "Q8_0")}
-    usual = export(base, None, targets, small.TEMPLATE, "small").figures
+    usual = export(base, None, targets, models.TEMPLATE, "small").figures
     for module in (checkpoint, quantize):
         monkeypatch.setattr(module, "SLAB", 7_777)
     for module in (merge, tensors):
         monkeypatch.setattr(module, "BLOCK", 3_333)
     monkeypatch.setattr(hardware, "cores", lambda: 5)
-    other = export(base, None, targets, small.TEMPLATE, "small").figures
+    other = export(base, None, targets, models.TEMPLATE, "small").figures
     assert [other[name]["sha256"] for name in targets] == [usual[name]["sha256"] for name in targets]
     # B @ A in other blocks may round otherwise in the last bit
-    export(base, lora, {"F32": targets["F32"]}, small.TEMPLATE, "small")
-    assert small.kl(base, lora, targets["F32"]) <= 1e-9
+    export(base, lora, {"F32": targets["F32"]}, models.TEMPLATE, "small")
+    assert models.kl(base, lora, targets["F32"]) <= 1e-9
 
 
 def test_a_tied_models_copy_of_its_embedding_is_not_written(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    base = small.save_model(tmp_path / "base", tie_word_embeddings=True)
-    plain = export(base, None, {"Q8_0": tmp_path / "a.gguf"}, small.TEMPLATE, "small").figures["Q8_0"]
+    base = models.save_model(tmp_path / "base", tie_word_embeddings=True)
+    plain = export(base, None, {"Q8_0": tmp_path / "a.gguf"}, models.TEMPLATE, "small").figures["Q8_0"]
     tensors = load_file(base / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, base / "model.safetensors")
-    assert export(base, None, {"Q8_0": tmp_path / "a.gguf"}, small.TEMPLATE, "small").figures["Q8_0"] == plain
+    assert export(base, None, {"Q8_0": tmp_path / "a.gguf"}, models.TEMPLATE, "small").figures["Q8_0"] == plain
 
 
 def test_metadata(tmp_path: Path) -> None:
-    base = small.save_model(tmp_path / "base")
-    export(base, None, {"Q4_K_M": tmp_path / "a.gguf"}, small.TEMPLATE, "my model")
+    base = models.save_model(tmp_path / "base")
+    export(base, None, {"Q4_K_M": tmp_path / "a.gguf"}, models.TEMPLATE, "my model")
     fields = {key: field.contents() for key, field in gguf.GGUFReader(tmp_path / "a.gguf").fields.items()}
     expected = {
         "general.architecture": "llama",
@@ -180,7 +180,7 @@ def test_metadata(tmp_path: Path) -> None:
         "llama.vocab_size": 512,
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "llama-bpe",
-        "tokenizer.chat_template": small.TEMPLATE,
+        "tokenizer.chat_template": models.TEMPLATE,
     }
     assert {key: fields.get(key) for key in expected} == expected
     assert fields["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-6)
@@ -189,9 +189,9 @@ def test_metadata(tmp_path: Path) -> None:
 def test_progress_names_tensors_bytes_speed_and_time_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base = small.save_model(tmp_path / "base", hidden_size=64, intermediate_size=64, num_attention_heads=2)
+    base = models.save_model(tmp_path / "base", hidden_size=64, intermediate_size=64, num_attention_heads=2)
     monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.0)
-    export(base, None, {"Q8_0": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    export(base, None, {"Q8_0": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("export: ")]
     count = len(gguf.GGUFReader(tmp_path / "a.gguf").tensors)
     assert len(lines) == count

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests import small
-from tests.export.damage import Q_PROJ, Tensors, edit_json, edit_weights, fails, former_files_are_intact, targets
+from tests.support import models
+from tests.support.damage import Q_PROJ, Tensors, edit_json, edit_weights, fails, former_files_are_intact, targets
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import export, plan
 from toolkit.export.adapter import merge
@@ -20,7 +20,7 @@ from toolkit.formats import checkpoint, gguf_writer
 
 
 def test_the_undamaged_export_replaces_the_former_files(work: Path) -> None:
-    outcome = export(work / "base", work / "adapter", targets(work), small.TEMPLATE, "small")
+    outcome = export(work / "base", work / "adapter", targets(work), models.TEMPLATE, "small")
     assert outcome.outputs == list(targets(work).values())
     assert sorted(path.name for path in (work / "out").iterdir()) == ["F16.gguf", "Q4_K_M.gguf"]
     assert all(path.read_bytes()[:4] == b"GGUF" for path in outcome.outputs)
@@ -177,7 +177,7 @@ def test_weights_beyond_what_a_type_can_hold(work: Path, kind: str, value: float
     edit_weights(work / "base" / "model.safetensors", lambda tensors: tensors[Q_PROJ].view(-1)[5:6].fill_(value))
     fails(work, f"tensor `{Q_PROJ}` holds weights beyond ±65504")
     wide = {name: work / f"{name}.gguf" for name in ("F32", "BF16")}
-    export(work / "base", None, wide, small.TEMPLATE, "small")
+    export(work / "base", None, wide, models.TEMPLATE, "small")
     assert all(path.is_file() for path in wide.values())
 
 
@@ -291,7 +291,7 @@ def test_an_interrupt(work: Path, monkeypatch: pytest.MonkeyPatch, place: str) -
         *((merge, "add_rows", interrupt) if place == "read" else (gguf_writer.GgufFile, "sync", interrupt))
     )
     with pytest.raises(KeyboardInterrupt):
-        export(work / "base", work / "adapter", targets(work), small.TEMPLATE, "small")
+        export(work / "base", work / "adapter", targets(work), models.TEMPLATE, "small")
     former_files_are_intact(work)
 
 
@@ -304,6 +304,6 @@ def test_targets_that_cannot_be(work: Path) -> None:
         ({"Q4_K_M": work / "a.gguf", "Q8_0": work / "out" / ".." / "a.gguf"}, "more than one quantization"),
     ):
         with pytest.raises(ToolkitError, match=words) as caught:
-            export(base, None, wrong, small.TEMPLATE, "small")
+            export(base, None, wrong, models.TEMPLATE, "small")
         assert caught.value.exit_code == USAGE
     former_files_are_intact(work)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import family_models, small
+from tests.support import families, models
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
@@ -25,9 +25,9 @@ def kl(base: Path, adapter: Path | None, gguf: Path, length: int) -> float:
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
-        expected = small.log_softmax(model.eval()(torch.tensor([ids])).logits[0].numpy())
+        expected = models.log_softmax(model.eval()(torch.tensor([ids])).logits[0].numpy())
     with llamacpp.opened(gguf, length, exact=True) as llm:
-        found = small.log_softmax(llamacpp.logits(llm, ids, 0))
+        found = models.log_softmax(llamacpp.logits(llm, ids, 0))
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
 
 
@@ -62,21 +62,21 @@ def table_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
     ("family", "length"),
     [
         pytest.param(family, length, marks=() if (family, length) in FAST else pytest.mark.slow)
-        for family in family_models.FAMILIES
+        for family in families.FAMILIES
         for length in (48, 300)
     ],
 )
 def test_logits(family: str, length: int, tmp_path: Path) -> None:
     """48 tokens lie within longrope's original context of 256, 300 beyond; Gemma-2's window has 24."""
-    base = family_models.save(tmp_path / "base", family)
-    export(base, None, {"F32": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    base = families.save(tmp_path / "base", family)
+    export(base, None, {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
     assert kl(base, None, tmp_path / "a.gguf", length) <= 1e-9
 
 
 def test_logits_of_gemma_with_its_own_gelu(tmp_path: Path) -> None:
     """The table costs this much, and no more; it is the runtime's, not the file's."""
-    base = family_models.save(tmp_path / "base", "gemma2")
-    export(base, None, {"F32": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    base = families.save(tmp_path / "base", "gemma2")
+    export(base, None, {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
     assert 1e-9 < kl(base, None, tmp_path / "a.gguf", 48) <= 1e-7
 
 
@@ -87,7 +87,7 @@ def test_an_adapter_is_merged_before_anything_else(family: str, tmp_path: Path) 
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = family_models.save(tmp_path / "base", family)
+    base = families.save(tmp_path / "base", family)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules="all-linear", r=4))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_an_adapter_is_merged_before_anything_else(family: str, tmp_path: Path) 
             if "lora_" in name:
                 weight.copy_(0.05 * torch.randn(weight.shape))
     model.save_pretrained(tmp_path / "adapter")
-    export(base, tmp_path / "adapter", {"F32": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    export(base, tmp_path / "adapter", {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
     assert kl(base, tmp_path / "adapter", tmp_path / "a.gguf", 48) <= 1e-9
     assert kl(base, None, tmp_path / "a.gguf", 48) > 1e-4
 
@@ -109,12 +109,12 @@ def test_an_adapter_is_merged_before_anything_else(family: str, tmp_path: Path) 
         ("phi3", {"head_dim": 64}, "heads of 64"),
         (
             "phi3.5",
-            {"rope_parameters": {**family_models.LONGROPE, "long_factor": [1.0] * 4}},
+            {"rope_parameters": {**families.LONGROPE, "long_factor": [1.0] * 4}},
             "4 values of `long_factor`",
         ),
-        ("phi3.5", {"rope_parameters": {**family_models.LONGROPE, "short_factor": None}}, "no valid `short_factor`"),
-        ("phi3.5", {"rope_parameters": {**family_models.LONGROPE, "attention_factor": 1.5}}, "`attention_factor` 1.5"),
-        ("phi3.5", {"rope_parameters": {**family_models.LONGROPE, "rope_type": "yarn"}}, "rope scaling 'yarn'"),
+        ("phi3.5", {"rope_parameters": {**families.LONGROPE, "short_factor": None}}, "no valid `short_factor`"),
+        ("phi3.5", {"rope_parameters": {**families.LONGROPE, "attention_factor": 1.5}}, "`attention_factor` 1.5"),
+        ("phi3.5", {"rope_parameters": {**families.LONGROPE, "rope_type": "yarn"}}, "rope scaling 'yarn'"),
         ("phi3.5", {"rope_parameters": 3}, "no valid rope parameters"),
         ("gemma2", {"query_pre_attn_scalar": 224}, "`query_pre_attn_scalar` 224"),
         ("gemma2", {"layer_types": ["full_attention"] * 2}, "`layer_types`"),
@@ -136,15 +136,15 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 def _config(family: str) -> dict[str, Any]:
     import transformers
 
-    name, own, _ = family_models.FAMILIES[family]
+    name, own, _ = families.FAMILIES[family]
     make: Callable[..., Any] = getattr(transformers, f"{name}Config")
-    config = make(**{**family_models.COMMON, "vocab_size": 608, **own})
+    config = make(**{**families.COMMON, "vocab_size": 608, **own})
     return {**config.to_dict(), "architectures": [f"{name}ForCausalLM"]}
 
 
 def test_a_window_that_llama_cpp_leaves_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = family_models.save(tmp_path / "base", "mistral", sliding_window=64)
-    export(base, None, {"F16": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    base = families.save(tmp_path / "base", "mistral", sliding_window=64)
+    export(base, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
     assert "without its sliding window: beyond 64 tokens" in capsys.readouterr().err
 
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from tests import small
 from tests.export.test_adapter_kinds import add_tokens
-from tests.export.trained import train
+from tests.support import models
+from tests.support.trained import train
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import export, standalone
 from toolkit.export.lora_gguf import export_lora
@@ -26,7 +26,7 @@ IDS = np.random.default_rng(0).integers(0, 480, 200).tolist()
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.save_model(tmp_path_factory.mktemp("base"), dtype=torch.bfloat16)
+    return models.save_model(tmp_path_factory.mktemp("base"), dtype=torch.bfloat16)
 
 
 def peft_merged(base: Path, adapter: Path) -> Any:
@@ -41,7 +41,7 @@ def transformers_logits(folder: Path, ids: list[int] = IDS) -> np.ndarray:
     """Load as anybody would, with the dtype that config.json states, and compute in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert AutoTokenizer.from_pretrained(folder).chat_template == small.TEMPLATE
+    assert AutoTokenizer.from_pretrained(folder).chat_template == models.TEMPLATE
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(report.values()), report
     with torch.no_grad():
@@ -49,13 +49,13 @@ def transformers_logits(folder: Path, ids: list[int] = IDS) -> np.ndarray:
 
 
 def kl(expected: np.ndarray, found: np.ndarray) -> float:
-    expected, found = small.log_softmax(expected), small.log_softmax(found)
+    expected, found = models.log_softmax(expected), models.log_softmax(found)
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
 
 
 def check_logits(base: Path, adapter: Path, folder: Path, dtype: torch.dtype) -> None:
     """The folder computes what base + adapter compute but for rounding, and what PEFT's merge in 16 bits computes."""
-    found, exact = transformers_logits(folder), small.reference_logits(base, adapter, IDS)
+    found, exact = transformers_logits(folder), models.reference_logits(base, adapter, IDS)
     model = peft_merged(base, adapter).eval()
     with torch.no_grad():
         for weight in model.parameters():  # not model.to(dtype), which would round the rotary frequencies as well
@@ -63,7 +63,7 @@ def check_logits(base: Path, adapter: Path, folder: Path, dtype: torch.dtype) ->
         rounded = model(torch.tensor([IDS])).logits[0].numpy()
     assert kl(rounded, found) < 1e-6
     assert kl(exact, found) < (1e-3 if dtype == torch.bfloat16 else 1e-5)
-    assert kl(exact, small.reference_logits(base, None, IDS)) > 0.02  # the adapter does make a difference
+    assert kl(exact, models.reference_logits(base, None, IDS)) > 0.02  # the adapter does make a difference
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def check_logits(base: Path, adapter: Path, folder: Path, dtype: torch.dtype) ->
     ],
 )
 def test_the_merged_folder_is_pefts_merge_rounded_once(tmp_path: Path, dtype: torch.dtype, name: str) -> None:
-    base = small.save_model(tmp_path / "base", dtype=dtype)
-    adapter = small.save_adapter(tmp_path / "adapter", base)
-    figures = export_merged(base, adapter, tmp_path / "merged", small.TEMPLATE).figures
+    base = models.save_model(tmp_path / "base", dtype=dtype)
+    adapter = models.save_adapter(tmp_path / "adapter", base)
+    figures = export_merged(base, adapter, tmp_path / "merged", models.TEMPLATE).figures
     assert figures["dtype"] == name
     found = load_file(tmp_path / "merged" / "model.safetensors")
     expected = peft_merged(base, adapter).state_dict()
@@ -94,9 +94,9 @@ def test_the_merged_folder_is_pefts_merge_rounded_once(tmp_path: Path, dtype: to
 
 
 def test_shards_and_index(base: Path, tmp_path: Path) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", base)
-    export_merged(base, adapter, tmp_path / "whole", small.TEMPLATE)
-    outcome = export_merged(base, adapter, tmp_path / "merged", small.TEMPLATE, shard=500_000)
+    adapter = models.save_adapter(tmp_path / "adapter", base)
+    export_merged(base, adapter, tmp_path / "whole", models.TEMPLATE)
+    outcome = export_merged(base, adapter, tmp_path / "merged", models.TEMPLATE, shard=500_000)
     index = json.loads((tmp_path / "merged" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "merged").glob("model-*.safetensors"))
     assert len(files) > 3
@@ -109,14 +109,14 @@ def test_shards_and_index(base: Path, tmp_path: Path) -> None:
     assert all(torch.equal(pieces[key], whole[key]) for key in whole) and set(pieces) == set(whole)
     assert np.array_equal(transformers_logits(tmp_path / "merged"), transformers_logits(tmp_path / "whole"))
     # what was merged is a base like any other
-    export(tmp_path / "merged", None, {"Q8_0": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+    export(tmp_path / "merged", None, {"Q8_0": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
 
 
 @pytest.mark.slow
 def test_a_tied_model_keeps_its_one_matrix(tmp_path: Path) -> None:
-    base = small.save_model(tmp_path / "base", tie_word_embeddings=True)
-    adapter = small.save_adapter(tmp_path / "adapter", base)
-    export_merged(base, adapter, tmp_path / "merged", small.TEMPLATE)
+    base = models.save_model(tmp_path / "base", tie_word_embeddings=True)
+    adapter = models.save_adapter(tmp_path / "adapter", base)
+    export_merged(base, adapter, tmp_path / "merged", models.TEMPLATE)
     assert "lm_head.weight" not in load_file(tmp_path / "merged" / "model.safetensors")
     check_logits(base, adapter, tmp_path / "merged", torch.bfloat16)
 
@@ -125,11 +125,11 @@ def test_a_failure_leaves_the_former_folder(base: Path, tmp_path: Path, monkeypa
     from toolkit.export import tensors
 
     target = tmp_path / "merged"
-    export_merged(base, None, target, small.TEMPLATE)
+    export_merged(base, None, target, models.TEMPLATE)
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     monkeypatch.setattr(tensors, "trained", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export_merged(base, None, target, small.TEMPLATE)
+        export_merged(base, None, target, models.TEMPLATE)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
 
@@ -148,14 +148,14 @@ def test_the_merged_folder_of_other_adapters_than_lora(tmp_path: Path, tied: boo
     """Tensors of the adapter's own, a head that is no longer the embedding, more tokens: any loader gets it right."""
     from transformers import AutoTokenizer
 
-    base = small.save_model(
+    base = models.save_model(
         tmp_path / "base", dtype=torch.float16, tie_word_embeddings=tied, hidden_size=64, attention_bias=True
     )
     made = train(tmp_path / "adapter", base, **options)
     rows = options.get("resize", 512)
     if rows > 512:  # the adapter brings names for the new rows
         add_tokens(base, made.folder, "<new>")
-    figures = export_merged(base, made.folder, tmp_path / "merged", small.TEMPLATE).figures
+    figures = export_merged(base, made.folder, tmp_path / "merged", models.TEMPLATE).figures
     assert figures["dtype"] == "float16"
     weights = load_file(tmp_path / "merged" / "model.safetensors")
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
@@ -166,8 +166,8 @@ def test_the_merged_folder_of_other_adapters_than_lora(tmp_path: Path, tied: boo
     ids = AutoTokenizer.from_pretrained(tmp_path / "merged").encode("<new>", add_special_tokens=False)
     assert (ids == [known]) == (rows > 512)
     # as a base it makes the same GGUF as base and adapter but for rounding
-    export(tmp_path / "merged", None, {"F32": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
-    export(base, made.folder, {"F32": tmp_path / "b.gguf"}, small.TEMPLATE, "small")
+    export(tmp_path / "merged", None, {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
+    export(base, made.folder, {"F32": tmp_path / "b.gguf"}, models.TEMPLATE, "small")
     one, other = (gguf.GGUFReader(tmp_path / name) for name in ("a.gguf", "b.gguf"))
     for mine, theirs in zip(one.tensors, other.tensors, strict=True):
         assert mine.name == theirs.name
@@ -183,11 +183,11 @@ def kl_with_lora(base: Path, adapter: Path, gguf_base: Path, lora: Path) -> floa
 
     from toolkit import llamacpp
 
-    expected = small.log_softmax(small.reference_logits(base, adapter, IDS))
+    expected = models.log_softmax(models.reference_logits(base, adapter, IDS))
     exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
     llm = llama_cpp.Llama(str(gguf_base), n_ctx=256, n_batch=256, lora_path=str(lora), verbose=False, **exact)
     try:
-        found = small.log_softmax(llamacpp.logits(llm, IDS, 0))
+        found = models.log_softmax(llamacpp.logits(llm, IDS, 0))
     finally:
         llm.close()
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
@@ -196,7 +196,7 @@ def kl_with_lora(base: Path, adapter: Path, gguf_base: Path, lora: Path) -> floa
 @pytest.fixture(scope="module")
 def gguf_base(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gguf") / "base.gguf"
-    export(base, None, {"F32": path}, small.TEMPLATE, "small")
+    export(base, None, {"F32": path}, models.TEMPLATE, "small")
     return path
 
 
@@ -219,7 +219,7 @@ def test_llama_cpp_with_the_adapter_is_transformers_with_it(
     base: Path, gguf_base: Path, tmp_path: Path, kind: str
 ) -> None:
     options, alpha = KINDS[kind]
-    adapter = small.save_adapter(tmp_path / "adapter", base, **options)
+    adapter = models.save_adapter(tmp_path / "adapter", base, **options)
     target = tmp_path / "lora.gguf"
     figures = export_lora(base, adapter, target, "small").figures
     fields = {key: field.contents() for key, field in gguf.GGUFReader(target).fields.items()}
@@ -227,12 +227,12 @@ def test_llama_cpp_with_the_adapter_is_transformers_with_it(
     assert fields["general.architecture"] == "llama"
     assert fields["adapter.lora.alpha"] == pytest.approx(alpha) == figures["alpha"]
     assert kl_with_lora(base, adapter, gguf_base, target) <= 1e-6
-    assert small.kl(base, adapter, gguf_base) > 1e-4  # the adapter does make a difference
+    assert models.kl(base, adapter, gguf_base) > 1e-4  # the adapter does make a difference
 
 
 @pytest.mark.slow
 def test_a_scale_of_zero_stays_zero(base: Path, gguf_base: Path, tmp_path: Path) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", base, lora_alpha=0)
+    adapter = models.save_adapter(tmp_path / "adapter", base, lora_alpha=0)
     export_lora(base, adapter, tmp_path / "lora.gguf", "small")
     assert kl_with_lora(base, adapter, gguf_base, tmp_path / "lora.gguf") <= 1e-6
 
@@ -251,7 +251,7 @@ def test_a_scale_of_zero_stays_zero(base: Path, gguf_base: Path, tmp_path: Path)
 def test_what_llama_cpp_cannot_apply_is_refused_by_name(
     base: Path, tmp_path: Path, options: dict[str, Any], words: str
 ) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", base, **options)
+    adapter = models.save_adapter(tmp_path / "adapter", base, **options)
     with pytest.raises(ToolkitError) as caught:
         export_lora(base, adapter, tmp_path / "out" / "lora.gguf", "small")
     assert words in caught.value.message
@@ -260,9 +260,9 @@ def test_what_llama_cpp_cannot_apply_is_refused_by_name(
 
 
 def test_a_bias_in_the_weights_alone_is_refused_too(base: Path, tmp_path: Path) -> None:
-    from tests.export.damage import edit_weights
+    from tests.support.damage import edit_weights
 
-    adapter = small.save_adapter(tmp_path / "adapter", base)
+    adapter = models.save_adapter(tmp_path / "adapter", base)
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector"
     edit_weights(adapter / "adapter_model.safetensors", lambda tensors: tensors.update({name: torch.ones(256)}))
     with pytest.raises(ToolkitError, match=r"more than LoRA on linear layers .*lora_magnitude_vector"):
@@ -270,8 +270,8 @@ def test_a_bias_in_the_weights_alone_is_refused_too(base: Path, tmp_path: Path) 
 
 
 def test_the_head_of_a_tied_model_is_refused(tmp_path: Path) -> None:
-    base = small.save_model(tmp_path / "base", tie_word_embeddings=True)
-    adapter = small.save_adapter(tmp_path / "adapter", base, target_modules=["lm_head", "q_proj"])
+    base = models.save_model(tmp_path / "base", tie_word_embeddings=True)
+    adapter = models.save_adapter(tmp_path / "adapter", base, target_modules=["lm_head", "q_proj"])
     with pytest.raises(ToolkitError):
         export_lora(base, adapter, tmp_path / "lora.gguf", "small")
     assert not (tmp_path / "lora.gguf").exists()
@@ -282,7 +282,7 @@ def test_the_head_of_a_tied_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_each_form_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) -> None:
-    adapter = small.save_adapter(tmp_path / "mine", base)
+    adapter = models.save_adapter(tmp_path / "mine", base)
     shutil.copy(base / "tokenizer.json", adapter)
     common = ("export", "--adapter", str(adapter), "--base", str(base), "--output", "out", "--json")
     for form, name in (("lora-gguf", "mine-lora.gguf"), ("safetensors", "mine-merged")):
@@ -302,7 +302,7 @@ def test_each_form_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any)
 
 @pytest.mark.slow
 def test_a_runs_own_adapter_in_another_form(base: Path, tmp_path: Path, toolkit: Any) -> None:
-    small.save_adapter(tmp_path / "exports" / "mine" / "adapter", base)
+    models.save_adapter(tmp_path / "exports" / "mine" / "adapter", base)
     (tmp_path / "toolkit.toml").write_text(f'[run]\nname = "mine"\n[model]\nbase = "{base}"\n')
     assert "--output is missing" in toolkit("export", "--format", "safetensors", "--json").json["error"]
     done = toolkit("export", "--format", "safetensors", "--output", "out", "--json")
@@ -313,7 +313,7 @@ def test_a_runs_own_adapter_in_another_form(base: Path, tmp_path: Path, toolkit:
 
 @pytest.mark.slow
 def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) -> None:
-    adapter = small.save_adapter(tmp_path / "mine", base)
+    adapter = models.save_adapter(tmp_path / "mine", base)
     common = ("export", "--adapter", str(adapter), "--base", str(base), "--output", "out", "--dry-run")
     chosen = ("--quant", "Q4_K_M", "--quant", "Q8_0")
     shown = toolkit(*common, *chosen)
@@ -334,7 +334,7 @@ def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) 
 
 
 def test_an_imatrix_is_for_runs(base: Path, tmp_path: Path) -> None:
-    adapter = small.save_adapter(tmp_path / "mine", base)
+    adapter = models.save_adapter(tmp_path / "mine", base)
     with pytest.raises(ToolkitError, match="needs the training records") as caught:
         standalone.of_adapter(adapter, None, str(tmp_path / "none.toml"), ("export.imatrix=true",))
     assert caught.value.exit_code == USAGE

@@ -14,9 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import family_models, small
 from tests.conftest import needed, ollama_binary
-from tests.export.damage import thorough
+from tests.support import families, models
+from tests.support.damage import thorough
 from toolkit.core.config import PromptSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
@@ -33,8 +33,8 @@ LINEAR = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("imatrix")
-    base = small.save_model(folder / "base", dtype=torch.bfloat16, num_hidden_layers=3)
-    small.save_adapter(folder / "adapter", base)
+    base = models.save_model(folder / "base", dtype=torch.bfloat16, num_hidden_layers=3)
+    models.save_adapter(folder / "adapter", base)
     return folder
 
 
@@ -95,7 +95,7 @@ def test_it_equals_an_independent_count(work: Path) -> None:
 
 @pytest.mark.parametrize("family", ["phi3.5", "gemma2"])
 def test_other_families_scale_and_fuse_what_they_look_up(tmp_path: Path, family: str) -> None:
-    base = family_models.save(tmp_path / "base", family)
+    base = families.save(tmp_path / "base", family)
     ids = np.random.default_rng(0).integers(0, 480, (2, 64)).tolist()
     planned = plan(base, None, ["IQ2_XXS"], weighed=True)
     sums, _ = imatrix.compute(base, planned, ids)
@@ -204,9 +204,9 @@ def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path, names
     }
     importance = imatrix.read(path).importance()
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", *names)}
-    weighed = export(work / "base", work / "adapter", targets, small.TEMPLATE, "small", imatrix=importance).figures
+    weighed = export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=importance).figures
     plain = {name: tmp_path / f"plain-{name}.gguf" for name in names}
-    unweighed = export(work / "base", work / "adapter", plain, small.TEMPLATE, "small").figures
+    unweighed = export(work / "base", work / "adapter", plain, models.TEMPLATE, "small").figures
     for name in names:
         oracle = tmp_path / "oracle.gguf"
         llama_quantize(targets["F32"], oracle, name, theirs_in)
@@ -228,7 +228,7 @@ def test_llama_quantize_itself_reads_the_file(work: Path, tmp_path: Path) -> Non
     matrix = imatrix.Imatrix(sums, counts, 2, 128, "data/train.jsonl", "ab" * 32)  # with the key of our own
     imatrix.write(tmp_path / "imatrix.gguf", matrix)
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M")}
-    export(work / "base", work / "adapter", targets, small.TEMPLATE, "small", imatrix=matrix.importance())
+    export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=matrix.importance())
     oracle = tmp_path / "oracle.gguf"
     call = [program, "--imatrix", tmp_path / "imatrix.gguf", targets["F32"], oracle, "Q4_K_M"]
     done = subprocess.run(call, capture_output=True, text=True)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests import small
-from tests.export.damage import edit_json, former_files_are_intact, targets, thorough
+from tests.support import models
+from tests.support.damage import edit_json, former_files_are_intact, targets, thorough
 from toolkit.core import run_folder
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
@@ -62,7 +62,7 @@ def test_a_killed_export_is_cleared_by_the_next(work: Path, after: int) -> None:
     assert len(left) == 2
     assert all(path.read_bytes() == b"former" for path in targets(work).values())
     (work / "out" / ".F16.gguf.notes").write_text("the user's own")
-    export(work / "base", work / "adapter", targets(work), small.TEMPLATE, "small")
+    export(work / "base", work / "adapter", targets(work), models.TEMPLATE, "small")
     assert sorted(path.name for path in (work / "out").iterdir()) == [".F16.gguf.notes", "F16.gguf", "Q4_K_M.gguf"]
 
 
@@ -74,7 +74,7 @@ def test_a_failing_export_clears_them_too(work: Path) -> None:
     (work / "out" / "other.gguf").unlink()
     edit_json(work / "base" / "config.json", vocab_size=511)
     with pytest.raises(ToolkitError):
-        export(work / "base", work / "adapter", targets(work), small.TEMPLATE, "small")
+        export(work / "base", work / "adapter", targets(work), models.TEMPLATE, "small")
     former_files_are_intact(work)
 
 
@@ -83,14 +83,14 @@ def test_a_killed_merge_is_cleared_by_the_next(work: Path) -> None:
     killed(work, 4, "safetensors")
     assert not (work / "out" / "merged").exists()
     assert len(list((work / "out").glob(".merged.*.part"))) == 1
-    export_merged(work / "base", work / "adapter", work / "out" / "merged", small.TEMPLATE)
+    export_merged(work / "base", work / "adapter", work / "out" / "merged", models.TEMPLATE)
     assert sorted(path.name for path in (work / "out").iterdir()) == ["F16.gguf", "Q4_K_M.gguf", "merged"]
 
 
 def test_a_kill_between_the_two_renames_loses_nothing(work: Path) -> None:
     """A folder is replaced by moving the former one aside: it comes back where the new one never came."""
     target = work / "out" / "merged"
-    export_merged(work / "base", None, target, small.TEMPLATE)
+    export_merged(work / "base", None, target, models.TEMPLATE)
     target.rename(target.with_name(".merged.old"))
     run_folder.clear_stale([target])
     assert (target / "config.json").is_file()
@@ -112,7 +112,7 @@ def test_any_damage_to_a_gguf_base_is_a_toolkit_error(work: Path, monkeypatch: p
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(work / "cache"))
     path = work / "base.gguf"
-    export(work / "base", None, {"Q8_0": path}, small.TEMPLATE, "small")
+    export(work / "base", None, {"Q8_0": path}, models.TEMPLATE, "small")
     whole = path.read_bytes()
     header = len(whole) - plan(work / "base", None, ["Q8_0"]).bytes["Q8_0"]
 

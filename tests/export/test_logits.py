@@ -8,7 +8,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from tests import small
+from tests.support import models
 from toolkit.export import export
 
 LLAMA3 = {
@@ -23,7 +23,7 @@ PATTERNS = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.save_model(tmp_path_factory.mktemp("base"), dtype=torch.bfloat16, rope_parameters=LLAMA3)
+    return models.save_model(tmp_path_factory.mktemp("base"), dtype=torch.bfloat16, rope_parameters=LLAMA3)
 
 
 @pytest.mark.parametrize(
@@ -38,24 +38,24 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["plain", "rslora", "patterns", "rslora and patterns", "lm_head"],
 )
 def test_an_adapter_is_merged(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", base, **settings)
+    adapter = models.save_adapter(tmp_path / "adapter", base, **settings)
     target = tmp_path / "f32.gguf"
-    export(base, adapter, {"F32": target}, small.TEMPLATE, "small")
-    assert small.kl(base, adapter, target) <= 1e-9
-    assert small.kl(base, None, target) > 1e-4  # the adapter does make a difference
+    export(base, adapter, {"F32": target}, models.TEMPLATE, "small")
+    assert models.kl(base, adapter, target) <= 1e-9
+    assert models.kl(base, None, target) > 1e-4  # the adapter does make a difference
 
 
 @pytest.mark.slow
 def test_fan_in_fan_out_plays_no_part_for_linear_layers(base: Path, tmp_path: Path) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", base)
+    adapter = models.save_adapter(tmp_path / "adapter", base)
     config = adapter / "adapter_config.json"
     text = config.read_text()
     assert '"fan_in_fan_out": false' in text
     config.write_text(text.replace('"fan_in_fan_out": false', '"fan_in_fan_out": true'))
     target = tmp_path / "f32.gguf"
-    export(base, adapter, {"F32": target}, small.TEMPLATE, "small")
+    export(base, adapter, {"F32": target}, models.TEMPLATE, "small")
     with pytest.warns(UserWarning, match="fan_in_fan_out"):
-        assert small.kl(base, adapter, target) <= 1e-9
+        assert models.kl(base, adapter, target) <= 1e-9
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,10 @@ def test_fan_in_fan_out_plays_no_part_for_linear_layers(base: Path, tmp_path: Pa
     ids=["tied", "biases", "linear rope", "heads wider than hidden, float16"],
 )
 def test_every_shape_of_the_family(tmp_path: Path, settings: dict[str, Any]) -> None:
-    base = small.save_model(tmp_path / "base", **settings)
+    base = models.save_model(tmp_path / "base", **settings)
     target = tmp_path / "f32.gguf"
-    export(base, None, {"F32": target}, small.TEMPLATE, "small")
-    assert small.kl(base, None, target) <= 1e-9
+    export(base, None, {"F32": target}, models.TEMPLATE, "small")
+    assert models.kl(base, None, target) <= 1e-9
 
 
 def test_rotary_factors_are_those_of_transformers(base: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_rotary_factors_are_those_of_transformers(base: Path, tmp_path: Path) ->
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     target = tmp_path / "f32.gguf"
-    export(base, None, {"F32": target}, small.TEMPLATE, "small")
+    export(base, None, {"F32": target}, models.TEMPLATE, "small")
     [factors] = [tensor for tensor in GGUFReader(target).tensors if tensor.name == "rope_freqs.weight"]
     config = LlamaConfig.from_pretrained(base)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")

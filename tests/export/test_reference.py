@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests import family_models, small, vocabularies
-from tests.export import oracle
+from tests.support import families, models, oracle, vocabularies
 from toolkit.core.config import QUANTIZATIONS, TENSOR_TYPES
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
@@ -39,7 +38,7 @@ Pair = tuple[Path, Path]
 
 def differences(base: Path, reference: Path, target: Path, quantization: str, **settings: Any) -> list[str]:
     """Export a base and name all that is not as in the reference file, but for what is intended."""
-    export(base, None, {quantization: target}, small.TEMPLATE, "small", **settings)
+    export(base, None, {quantization: target}, models.TEMPLATE, "small", **settings)
     ours, theirs = gguf.GGUFReader(target), gguf.GGUFReader(reference)
     found, expected = ({tensor.name: tensor for tensor in reader.tensors} for reader in (ours, theirs))
     wrong = [f"tensor {name}" for name in found.keys() ^ expected.keys()]
@@ -74,9 +73,9 @@ def importance(path: Path) -> dict[str, np.ndarray]:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """A small model of every family, and what the converter makes of it."""
     folder = tmp_path_factory.mktemp("families")
-    bases = {name: family_models.save(folder / name, name) for name in family_models.FAMILIES}
-    bases["bfloat16"] = family_models.save(folder / "bfloat16", "gemma2", dtype=torch.bfloat16)
-    bases["su"] = family_models.save(folder / "su", "phi3.5")
+    bases = {name: families.save(folder / name, name) for name in families.FAMILIES}
+    bases["bfloat16"] = families.save(folder / "bfloat16", "gemma2", dtype=torch.bfloat16)
+    bases["su"] = families.save(folder / "su", "phi3.5")
     config = bases["su"] / "config.json"
     config.write_text(config.read_text().replace('"longrope"', '"su"'))
     pairs = {name: (base, folder / f"{name}.gguf") for name, base in bases.items()}
@@ -85,14 +84,14 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*family_models.FAMILIES, "bfloat16", "su"])
+@pytest.mark.parametrize("name", [*families.FAMILIES, "bfloat16", "su"])
 def test_what_the_converter_makes(converted: Mapping[str, Pair], name: str, tmp_path: Path) -> None:
     base, reference = converted[name]
     assert differences(base, reference, tmp_path / "f32.gguf", "F32") == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", family_models.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_type(converted: Mapping[str, Pair], family: str, tmp_path: Path) -> None:
     """All types for every family; with an importance matrix those whose choice or bytes depend on one."""
     base, f32 = converted[family]
@@ -111,9 +110,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """A small model with each real vocabulary, and what the converter makes of it, known by its ids alone."""
     folder, pairs = tmp_path_factory.mktemp("real"), {}
     for number, (name, (family, settings, save)) in enumerate(REAL.items()):
-        base = family_models.save(
-            folder / f"base-{chr(97 + number)}", family, vocabulary=save, **{**WIDTHS, **settings}
-        )
+        base = families.save(folder / f"base-{chr(97 + number)}", family, vocabulary=save, **{**WIDTHS, **settings})
         pairs[name] = base, folder / f"{number}.gguf"
     oracle.convert(dict(pairs.values()))
     return pairs
@@ -128,15 +125,15 @@ def test_real_vocabularies(real: Mapping[str, Pair], vocabulary: str, tmp_path: 
 
 
 def test_types_that_need_an_importance_matrix_are_refused_without(tmp_path: Path) -> None:
-    base = family_models.save(tmp_path / "base", "mistral")
+    base = families.save(tmp_path / "base", "mistral")
     f32, target = tmp_path / "f32.gguf", tmp_path / "a.gguf"
-    export(base, None, {"F32": f32}, small.TEMPLATE, "small")
+    export(base, None, {"F32": f32}, models.TEMPLATE, "small")
     weights = importance(f32)
     for name in QUANTIZATIONS:
         if name in NEED_IMATRIX:
             assert oracle.quantize(f32, tmp_path / "theirs.gguf", name) != 0
             with pytest.raises(ToolkitError, match="needs an importance matrix, and there is none") as caught:
-                export(base, None, {name: target}, small.TEMPLATE, "small")
+                export(base, None, {name: target}, models.TEMPLATE, "small")
             assert "export.imatrix" in caught.value.hint
         else:
             plan(base, None, [name])
@@ -153,9 +150,9 @@ def test_types_that_need_an_importance_matrix_are_refused_without(tmp_path: Path
 
 
 def test_overridden_types_are_written_as_llama_cpp_writes_them(tmp_path: Path) -> None:
-    base = family_models.save(tmp_path / "base", "mistral", num_hidden_layers=3)
+    base = families.save(tmp_path / "base", "mistral", num_hidden_layers=3)
     f32, overrides = tmp_path / "f32.gguf", {"output.weight": "Q8_0", r"blk\.0\.ffn": "F16"}
-    export(base, None, {"F32": f32}, small.TEMPLATE, "small")
+    export(base, None, {"F32": f32}, models.TEMPLATE, "small")
     assert oracle.quantize(f32, tmp_path / "theirs.gguf", "Q4_K_M", overrides=overrides) == 0
     assert differences(base, tmp_path / "theirs.gguf", tmp_path / "a.gguf", "Q4_K_M", overrides=overrides) == []
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
@@ -182,9 +179,9 @@ def test_overridden_types_are_written_as_llama_cpp_writes_them(tmp_path: Path) -
 )
 def test_the_choice_of_types(family: str, settings: dict[str, Any], tmp_path: Path) -> None:
     """By the log of llama.cpp's dry run, with many layers, with and without an importance matrix and overrides."""
-    base = family_models.save(tmp_path / "base", family, **{"intermediate_size": 256, **settings})
+    base = families.save(tmp_path / "base", family, **{"intermediate_size": 256, **settings})
     f32 = tmp_path / "f32.gguf"
-    export(base, None, {"F32": f32}, small.TEMPLATE, "small")
+    export(base, None, {"F32": f32}, models.TEMPLATE, "small")
     weights = importance(f32)
     overrides = {
         r"blk\.[0-3]\.(attn_v|attn_qkv|ffn_down)": "Q8_0",

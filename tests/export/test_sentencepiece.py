@@ -15,10 +15,10 @@ from gguf import TokenType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import family_models, small, vocabularies
 from tests.export.test_reference import WIDTHS
 from tests.export.test_vocab import ALPHABET, NASTY, normal
-from tests.vocabularies import setting
+from tests.support import families, models, vocabularies
+from tests.support.vocabularies import setting
 from toolkit import llamacpp
 from toolkit.core.config import PromptSettings
 from toolkit.core.errors import ToolkitError
@@ -69,10 +69,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A base's folder, its tokenizer, and the exported file in llama.cpp."""
     family, rows, save = {**VOCABULARIES, **REAL}[request.param]
     folder = tmp_path_factory.mktemp("vocabulary")
-    base = family_models.save(
+    base = families.save(
         folder / "base", family, vocabulary=save, **{**WIDTHS, "vocab_size": rows, "query_pre_attn_scalar": 32}
     )
-    export(base, None, {"Q8_0": folder / "a.gguf"}, small.TEMPLATE, "small")
+    export(base, None, {"Q8_0": folder / "a.gguf"}, models.TEMPLATE, "small")
     with llamacpp.opened(folder / "a.gguf", 64) as llm:
         yield base, load_tokenizer(base), llm
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import small
-from tests.export.damage import thorough
-from tests.vocabularies import setting
+from tests.support import models
+from tests.support.damage import thorough
+from tests.support.vocabularies import setting
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export
@@ -56,15 +56,15 @@ SPLIT_OTHERWISE = ["e\u0301", "A\u030a", "É", "ÉCOLE", "Straße", "ЖИЗНЬ"
 ACCENTED = "हिन्दी हिन्दी cafe\u0301 cafe\u0301s ÉCOLE ÉCOLES ÀÉÈ STRAßE "
 
 
-@pytest.fixture(scope="module", params=list(small.PRE_TOKENIZERS))
+@pytest.fixture(scope="module", params=list(models.PRE_TOKENIZERS))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any, str]]:
     """The base's tokenizer, the exported file in llama.cpp, and the pre-tokenizer's name."""
     folder = tmp_path_factory.mktemp("vocab")
-    base = small.save_model(
+    base = models.save_model(
         folder / "base", pre=request.param, hidden_size=32, intermediate_size=32, num_attention_heads=2
     )
-    small.save_tokenizer(base, request.param, more=[ACCENTED] * 9)
-    export(base, None, {"F32": folder / "a.gguf"}, small.TEMPLATE, "small")
+    models.save_tokenizer(base, request.param, more=[ACCENTED] * 9)
+    export(base, None, {"F32": folder / "a.gguf"}, models.TEMPLATE, "small")
     with llamacpp.opened(folder / "a.gguf", 64) as llm:
         yield load_tokenizer(base), llm, request.param
 
@@ -76,7 +76,7 @@ def split_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     def folder(pre: str) -> Path:
         path = tmp_path_factory.getbasetemp() / f"vocabulary-{pre}"
         if not path.exists():
-            small.save_tokenizer(path, pre, more=[ACCENTED] * 9)
+            models.save_tokenizer(path, pre, more=[ACCENTED] * 9)
         return path
 
     return folder
@@ -138,7 +138,7 @@ def test_what_llama_cpp_splits_otherwise_is_known_exactly(
     assert len(pretokenizer_parity.unequal(folder, ACCENTED.split())) == (0 if runtime is None else 2)
 
 
-@pytest.mark.parametrize("pre", small.PRE_TOKENIZERS)
+@pytest.mark.parametrize("pre", models.PRE_TOKENIZERS)
 def test_the_user_is_warned_of_texts_that_llama_cpp_reads_otherwise(
     split_folder: Callable[[str], Path], pre: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +177,7 @@ def metadata(folder: Path, rows: int = 512) -> dict[str, Any]:
 
 
 def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
-    count = small.save_tokenizer(tmp_path).get_vocab_size()
+    count = models.save_tokenizer(tmp_path).get_vocab_size()
     values = metadata(tmp_path, count + 2)
     assert values["tokenizer.ggml.tokens"][-2:] == [f"[PAD{count}]", f"[PAD{count + 1}]"]
     kinds = values["tokenizer.ggml.token_type"]
@@ -186,21 +186,21 @@ def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
 
 
 def test_more_tokens_than_rows_are_an_error(tmp_path: Path) -> None:
-    count = small.save_tokenizer(tmp_path).get_vocab_size()
+    count = models.save_tokenizer(tmp_path).get_vocab_size()
     with pytest.raises(ToolkitError, match=f"has the id {count - 1}, the embedding has {count - 1} rows"):
         metadata(tmp_path, count - 1)
 
 
 def test_no_bos_where_the_tokenizer_adds_none(tmp_path: Path) -> None:
     """SmolLM2's way: a BOS is named, none is added; llama.cpp's own default for `llama-bpe` would add it."""
-    tokenizer = small.save_tokenizer(tmp_path, bos=False)
+    tokenizer = models.save_tokenizer(tmp_path, bos=False)
     values = metadata(tmp_path)
     assert values["tokenizer.ggml.add_bos_token"] is False
     assert values["tokenizer.ggml.bos_token_id"] == tokenizer.token_to_id("<|begin_of_text|>")
 
 
 def test_added_tokens_keep_their_kind(tmp_path: Path) -> None:
-    small.save_tokenizer(tmp_path)
+    models.save_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     layout = json.loads(path.read_text())
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -215,7 +215,7 @@ def test_added_tokens_keep_their_kind(tmp_path: Path) -> None:
 
 def test_eos_is_what_training_used(tmp_path: Path) -> None:
     """The generation config of an instruct model may name another; toolkit.tokens decides, for all rooms alike."""
-    small.save_tokenizer(tmp_path)
+    models.save_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|pad|>"}}))
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 7, "pad_token_id": -1}))
     values = metadata(tmp_path)
@@ -225,7 +225,7 @@ def test_eos_is_what_training_used(tmp_path: Path) -> None:
 
 
 def test_both_ways_of_writing_merges_and_sequences(tmp_path: Path) -> None:
-    small.save_tokenizer(tmp_path, "gpt-2")
+    models.save_tokenizer(tmp_path, "gpt-2")
     path = tmp_path / "tokenizer.json"
     layout = json.loads(path.read_text())
     first = metadata(tmp_path)
@@ -254,7 +254,7 @@ def test_both_ways_of_writing_merges_and_sequences(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_pre_tokenizer_is_refused(tmp_path: Path, change: Callable[[Any], None], words: str) -> None:
-    small.save_tokenizer(tmp_path)
+    models.save_tokenizer(tmp_path)
     path = tmp_path / "tokenizer.json"
     layout = json.loads(path.read_text())
     change(layout)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.gpu.small_runs import small_base  # noqa: F401  (a fixture)
+from tests.support.gpu_runs import small_base  # noqa: F401  (a fixture)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,14 +2,14 @@
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.gpu.small_runs import has_unsloth, offline, settings_in
+from tests.support.gpu_runs import has_unsloth, offline, settings_in
+from tests.support.places import REPOSITORY
 from toolkit.model.base import Base
 
 pytestmark = pytest.mark.gpu
@@ -27,7 +27,7 @@ def probed(small_base: Base, tmp_path_factory: pytest.TempPathFactory) -> Any:
             place = tmp_path_factory.mktemp(backend)
             settings, _ = settings_in(place, backend=backend)
             (place / "config.json").write_text(settings.model_dump_json(by_alias=True))
-            script = Path(__file__).with_name("probe.py")
+            script = REPOSITORY / "tests/support/gpu_probe.py"
             out = place / "out.safetensors"
             places = [place / "config.json", small_base.folder, out]
             done = subprocess.run(

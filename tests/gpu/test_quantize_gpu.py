@@ -87,10 +87,10 @@ def test_no_memory_on_the_card_is_an_error_and_no_more(monkeypatch: pytest.Monke
 
 def test_a_whole_export_on_the_card_is_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    from tests import small
+    from tests.support import models
     from toolkit.export import export, gpu_quantizer
 
-    base = small.save_model(
+    base = models.save_model(
         tmp_path / "base", num_hidden_layers=1, hidden_size=1024, intermediate_size=2048, vocab_size=4096
     )
     names = ("Q4_K_M", "Q8_0")
@@ -102,7 +102,7 @@ def test_a_whole_export_on_the_card_is_the_same_files(tmp_path: Path, monkeypatc
         )  # at once: the whole export is the card's
         targets = {name: tmp_path / folder / f"{name}.gguf" for name in names}
         (tmp_path / folder).mkdir()
-        outcome = export(base, None, targets, small.TEMPLATE, "small")
+        outcome = export(base, None, targets, models.TEMPLATE, "small")
         written[folder] = {name: path.read_bytes() for name, path in targets.items()}
         routines[folder] = {kind: by for name in names for kind, by in outcome.figures[name]["quantized_by"].items()}
     assert written["card"] == written["cpu"]

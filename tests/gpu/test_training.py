@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.gpu.small_runs import call, has_unsloth, log_of, offline, settings_in
+from tests.support.gpu_runs import call, has_unsloth, log_of, offline, settings_in
 from tests.train.conftest import FSDP
 from toolkit.model.base import Base
 from toolkit.train import batches, launch
@@ -116,7 +116,7 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     assert kept["base_model_name_or_path"] == small_base.folder.name
     pytest.importorskip("gguf")
     pytest.importorskip("llama_cpp")
-    from tests.small import kl
+    from tests.support.models import kl
     from toolkit.export import export
     from toolkit.prompt.format import chat_template, prompt_format
 

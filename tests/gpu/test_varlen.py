@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.gpu.small_runs import call, has_unsloth
+from tests.support.gpu_runs import call, has_unsloth
 from toolkit.core import hardware
 from toolkit.model import attention_kernels
 from toolkit.train import varlen

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Type
 
-from tests import small
+from tests.support import models
+from tests.support.places import REPOSITORY
 from toolkit import kernels
 from toolkit.doctor import checks
 from toolkit.export import export, plan, quantize
 from toolkit.export import gpu_quantizer as cards
 from toolkit.kernels import gpu
 
-ROOT = Path(__file__).parents[2]
 FILES = ("Q4_K_M", "Q8_0")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.save_model(tmp_path_factory.mktemp("model") / "base", num_hidden_layers=3, intermediate_size=256)
+    return models.save_model(tmp_path_factory.mktemp("model") / "base", num_hidden_layers=3, intermediate_size=256)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def exported(
     base: Path, folder: Path, imatrix: dict[str, np.ndarray] | None = None
 ) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
     targets = {name: folder / f"{name}.gguf" for name in FILES}
-    outcome = export(base, None, targets, small.TEMPLATE, "small", imatrix=imatrix)
+    outcome = export(base, None, targets, models.TEMPLATE, "small", imatrix=imatrix)
     files = {name: path.read_bytes() for name, path in targets.items()}
     return files, {name: outcome.figures[name]["quantized_by"] for name in FILES}
 
@@ -218,7 +218,7 @@ gpu.DEVICES = Path({str(tmp_path)!r})
 export(Path({str(base)!r}), None, {{"Q4_K_M": Path({str(tmp_path / "x.gguf")!r})}}, "", "small")
 sys.exit(" ".join({{"torch", "triton"}} & {{*sys.modules}}) or None)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

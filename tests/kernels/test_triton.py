@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.places import REPOSITORY
+
 KINDS = ("Q4_K", "Q5_K", "Q6_K", "Q8_0")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 INTERPRET = """
@@ -27,7 +28,7 @@ print(json.dumps(found))
 def run(*arguments: str, **environment: str) -> dict[str, object]:
     """Run Python in a process of its own and return the JSON that it ends with."""
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
@@ -53,7 +54,7 @@ def test_the_interpreter_gives_the_bytes_of_ggml_for_every_type(kind: str) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_contracted_flushed_or_approximated(kind: str, tmp_path: Path) -> None:
     cases = [f"{kind},0,0,80", f"{kind},1,1,90"]
-    for case, kernels in run("-m", "tests.kernels.ptx", *cases, TRITON_CACHE_DIR=str(tmp_path)).items():
+    for case, kernels in run("-m", "tests.support.ptx", *cases, TRITON_CACHE_DIR=str(tmp_path)).items():
         assert isinstance(kernels, dict) and len(kernels) >= (1 if kind == "Q8_0" else 3), case
         for name, counts in kernels.items():
             assert (counts["fused"], counts["flushed"], counts["approximate"]) == (0, 0, 0), f"{case} {name}"
@@ -62,6 +63,6 @@ def test_nothing_is_contracted_flushed_or_approximated(kind: str, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_count_sees_what_is_contracted(tmp_path: Path) -> None:
-    found = run("-m", "tests.kernels.ptx", "--fused", "Q6_K,0,0,90", TRITON_CACHE_DIR=str(tmp_path))
+    found = run("-m", "tests.support.ptx", "--fused", "Q6_K,0,0,90", TRITON_CACHE_DIR=str(tmp_path))
     (kernels,) = found.values()
     assert isinstance(kernels, dict) and kernels["search_signed"]["fused"] > 0

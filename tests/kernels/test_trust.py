@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import small
+from tests.support import models
 from toolkit import kernels
 from toolkit.doctor import checks
 from toolkit.export import export
@@ -27,14 +27,14 @@ def fresh() -> Iterator[None]:
 
 
 def exported(base: Path, folder: Path) -> tuple[dict[str, bytes], dict[str, dict[str, str]]]:
-    outcome = export(base, None, {name: folder / f"{name}.gguf" for name in USUAL}, small.TEMPLATE, "small")
+    outcome = export(base, None, {name: folder / f"{name}.gguf" for name in USUAL}, models.TEMPLATE, "small")
     files = {name: (folder / f"{name}.gguf").read_bytes() for name in USUAL}
     return files, {name: outcome.figures[name]["quantized_by"] for name in USUAL}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.save_model(tmp_path_factory.mktemp("model") / "base", num_hidden_layers=2, intermediate_size=256)
+    return models.save_model(tmp_path_factory.mktemp("model") / "base", num_hidden_layers=2, intermediate_size=256)
 
 
 def test_files_are_the_same_without_the_library_and_it_is_said(

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.places import REPOSITORY
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
-REAL = Path(__file__).parents[3] / "shared/data/medquad/medquad-2479.csv"
-SAMPLE = Path(__file__).parents[2] / "data/sample.csv"
+REAL = REPOSITORY.parent / "shared/data/medquad/medquad-2479.csv"
+SAMPLE = REPOSITORY / "data/sample.csv"
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.ollama_server import OllamaServer, ollama_server
-from tests.register import tiny
+from tests.support import tiny_gguf
+from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder
@@ -80,7 +80,7 @@ class Run:
     def register(self, *, force: bool = False):
         from toolkit.register import register
 
-        return register(self.config, self.folder, tiny.EOS, self.files, self.digests, ROWS, force=force)
+        return register(self.config, self.folder, tiny_gguf.EOS, self.files, self.digests, ROWS, force=force)
 
     def held(self) -> dict[str, str]:
         """What the server holds under this run's name."""
@@ -118,10 +118,12 @@ def make_run(
         values[section] = {**values.get(section, {}), **settings}
     config = config_file.build(values)
     place = run_folder.folder_of(config)
-    tiny.save_tokenizer(place.adapter)
+    tiny_gguf.save_tokenizer(place.adapter)
     template = format.chat_template(format.prompt_format(config.prompt)) if chat_template is None else chat_template
     files = {
-        quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")
+        quantization: tiny_gguf.write(
+            place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16"
+        )
         for quantization in config.export.quantizations
     }
     return Run(config, place, files, {name: run_folder.sha256_of(path) for name, path in files.items()})

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import vocabularies
 from tests.conftest import needed
-from tests.formats import FORMATS
+from tests.support import vocabularies
+from tests.support.prompts import FORMATS
 from tests.test_end_to_end import DATA
 from toolkit.core.config import DataSettings, OllamaSettings
 from toolkit.export import export

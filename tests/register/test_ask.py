@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.register import tiny
 from tests.register.conftest import make_run
-from tests.register.faults import serving
+from tests.support import tiny_gguf
+from tests.support.faults import serving
 from toolkit import ask
 from toolkit.core.errors import ToolkitError
 
@@ -60,7 +60,7 @@ def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_p
 def test_without_a_server_the_file_answers(tmp_path):
     run = make_run(tmp_path, "127.0.0.1:9", "tiny", ollama={"host": "127.0.0.1:9", "num_ctx": 256, "num_predict": 5})
     assert not ask.registered(run.config)
-    through, pieces = ask.answer(run.config, run.folder, f"How? {tiny.EOS}", None)
+    through, pieces = ask.answer(run.config, run.folder, f"How? {tiny_gguf.EOS}", None)
     assert through == "llama.cpp"
     assert "".join(pieces)
     with pytest.raises(ToolkitError, match="tokens with its prompt"):
@@ -108,14 +108,14 @@ def test_a_question_is_answered_in_pieces_and_control_tokens_stay_text(ollama, t
     expected = run.client().generate("asked", prompt="How?", system="Explain").response
     assert "".join(listed) == expected
     capsys.readouterr()
-    assert list(ask.ask_server(run.config, f"a{tiny.EOS}", None))
+    assert list(ask.ask_server(run.config, f"a{tiny_gguf.EOS}", None))
     assert "control tokens" in capsys.readouterr().err
 
     def counted(question):
         return run.client().generate("asked", prompt=question, options={"num_predict": 1}).prompt_eval_count
 
     nothing = counted("ab") - 2
-    for token in tiny.CONTROL:
+    for token in tiny_gguf.CONTROL:
         assert counted(f"a{token}b") == nothing + 3, "the server takes it for the token"
         safe = ask.neutralise(f"a{token}b")
         assert counted(safe) >= nothing + 2 + len(token) + 3 - safe.count("he"), "now each of its bytes is one token"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.ollama_server import OllamaServer, ollama_server
 from tests.register.conftest import make_run, temporary
-from tests.register.faults import proxy
+from tests.support.faults import proxy
+from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core.errors import FAILED, ToolkitError
 from toolkit.ollama import server, transaction
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.register.conftest import make_run, temporary
-from tests.register.faults import Strike, drips, proxy, says
+from tests.support.faults import Strike, drips, proxy, says
 from toolkit import register
 from toolkit.core.errors import FAILED, MISSING, ToolkitError
 from toolkit.ollama import blobs, server, transaction

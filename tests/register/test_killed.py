@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.register.child import go, nursery
 from tests.register.conftest import make_run, temporary
-from tests.register.faults import proxy
+from tests.support.child import go, nursery
+from tests.support.faults import proxy
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server, transaction
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.register import tiny
+from tests.support import tiny_gguf
 from toolkit.core import config_file, run_folder
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.ollama import modelfile
@@ -176,11 +176,11 @@ def own_template(tmp_path, change):
 
 def test_the_modelfile_of_the_default_settings(tmp_path):
     config, folder = settings_with(tmp_path)
-    text = modelfile_text(config, folder, tiny.EOS)
+    text = modelfile_text(config, folder, tiny_gguf.EOS)
     found = modelfile.meaning(modelfile.read(text))
     form = format.prompt_format(config.prompt)
     assert "FROM ./gguf/medassist-Q4_K_M.gguf\n" in text
-    assert found.template == format.go_template(form, tiny.EOS)
+    assert found.template == format.go_template(form, tiny_gguf.EOS)
     assert found.system == "Explain:"
     assert found.parameters == {
         "num_ctx": 2048 + 512,
@@ -190,7 +190,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
         "top_k": 40,
         "repeat_penalty": 1.1,
         "seed": 42,
-        "stop": [tiny.EOS, *form.stops],
+        "stop": [tiny_gguf.EOS, *form.stops],
     }
     assert found.licenses[0].startswith(model_spec.MARKER + "medassist")
     assert "Llama 3.1 Community License" in found.licenses[0]
@@ -209,7 +209,7 @@ def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path):
     config, folder = settings_with(tmp_path)
     manifest = run_folder.read_manifest(folder)
     run_folder.write_manifest(folder, manifest)
-    assert manifest.run_id in modelfile_text(config, folder, tiny.EOS)
+    assert manifest.run_id in modelfile_text(config, folder, tiny_gguf.EOS)
 
 
 def test_a_template_may_add_to_ours(tmp_path):
@@ -217,7 +217,7 @@ def test_a_template_may_add_to_ours(tmp_path):
         tmp_path, lambda text: text + "# mine\r\nPARAMETER num_thread 2\nPARAMETER stop END\nLICENSE more\n"
     )
     config, folder = settings_with(tmp_path, **sections)
-    found = model_spec.describe(config, folder, tiny.EOS).spec
+    found = model_spec.describe(config, folder, tiny_gguf.EOS).spec
     assert found.parameters["num_thread"] == 2
     assert found.parameters["stop"][-1] == "END" and len(found.parameters["stop"]) == 5
     assert found.licenses[1] == "more"
@@ -240,7 +240,7 @@ def test_a_template_may_add_to_ours(tmp_path):
 def test_a_template_that_changes_what_was_trained_is_refused(tmp_path, change, said):
     config, folder = settings_with(tmp_path, **own_template(tmp_path, change))
     with pytest.raises(ToolkitError, match=said) as caught:
-        modelfile_text(config, folder, tiny.EOS)
+        modelfile_text(config, folder, tiny_gguf.EOS)
     assert caught.value.exit_code == USAGE
 
 
@@ -249,13 +249,13 @@ def test_a_template_that_cannot_be_read(tmp_path):
     for name, said in (("missing", "No such file"), ("latin", "not UTF-8")):
         config, folder = settings_with(tmp_path, ollama={"template": str(tmp_path / name)})
         with pytest.raises(ToolkitError, match=said):
-            modelfile_text(config, folder, tiny.EOS)
+            modelfile_text(config, folder, tiny_gguf.EOS)
 
 
 def test_an_instruction_that_a_modelfile_cannot_hold_is_refused_by_name(tmp_path):
     config, folder = settings_with(tmp_path, prompt={"instruction": "Explain\u00a0:"})
     with pytest.raises(ToolkitError, match=r"holds U\+00A0"):
-        modelfile_text(config, folder, tiny.EOS)
+        modelfile_text(config, folder, tiny_gguf.EOS)
 
 
 def test_a_name_that_ollama_would_refuse(tmp_path):

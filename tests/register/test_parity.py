@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.model.test_base import smollm
 from tests.register.conftest import make_run
-from tests.test_base import smollm
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.llamacpp import Step

@@ -9,10 +9,10 @@ import httpx
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.formats import FORMATS
-from tests.ollama_server import free_port
-from tests.register import tiny
 from tests.register.conftest import ROWS
+from tests.support import tiny_gguf
+from tests.support.ollama_server import free_port
+from tests.support.prompts import FORMATS
 from toolkit.ollama import server
 from toolkit.prompt import format
 from toolkit.register import verify
@@ -43,7 +43,7 @@ CONVERSATIONS = [
 def by_transformers(form, messages):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    return render_jinja_template([messages], chat_template=format.chat_template(form), eos_token=tiny.EOS)[0][0]
+    return render_jinja_template([messages], chat_template=format.chat_template(form), eos_token=tiny_gguf.EOS)[0][0]
 
 
 @contextmanager
@@ -77,8 +77,8 @@ def llama_server(gguf: Path):
 def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
     form = format.prompt_format(FORMATS[name])
-    eos = form.eos or tiny.EOS
-    gguf = tiny.write(tmp_path / "model.gguf", chat_template=format.chat_template(form))
+    eos = form.eos or tiny_gguf.EOS
+    gguf = tiny_gguf.write(tmp_path / "model.gguf", chat_template=format.chat_template(form))
     client = server.client(_settings(ollama.url))
     digest = client.create_blob(str(gguf))
     client.create(

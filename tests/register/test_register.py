@@ -6,9 +6,9 @@ import subprocess
 import httpx
 import pytest
 
-from tests.register import tiny
 from tests.register.conftest import ROWS, make_run, temporary
-from tests.register.faults import proxy
+from tests.support import tiny_gguf
+from tests.support.faults import proxy
 from toolkit import register
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import FileRecord, Manifest, StageRecord, write_manifest
@@ -43,7 +43,7 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_
         assert tags[tag]["answer"] and tags[tag]["tokens_per_second"] > 0
     assert outcome.figures["server_version"] == server.version(run.config.ollama)
     assert outcome.outputs == [run.folder.modelfile]
-    assert run.folder.modelfile.read_text() == modelfile_text(run.config, run.folder, tiny.EOS)
+    assert run.folder.modelfile.read_text() == modelfile_text(run.config, run.folder, tiny_gguf.EOS)
     assert "SYSTEM" in ollama.run("show", "good", "--modelfile").stdout
     assert ollama.run("run", "good", "How?").returncode == 0
 
@@ -113,7 +113,7 @@ def test_what_no_modelfile_can_hold_goes_through_the_api(ollama, tmp_path, capsy
     made = ollama.run("create", "by-hand", "-f", str(run.folder.modelfile))
     assert made.returncode and "no FROM line" in made.stderr
     with pytest.raises(ToolkitError, match=r"U\+00A0 .*; .*U\+200B") as caught:
-        modelfile_text(run.config, run.folder, tiny.EOS)
+        modelfile_text(run.config, run.folder, tiny_gguf.EOS)
     assert "toolkit register" in caught.value.hint
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_cannot_run(ollama, tmp_path, damage):
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-50_000])
     elif damage == "no vocabulary":
-        tiny.write(path, seed=32, f16=True, vocabulary=False)
+        tiny_gguf.write(path, seed=32, f16=True, vocabulary=False)
     else:
         path.write_bytes(b"PK\3\4" * 100)
     run.digests["F16"] = register.run.sha256_of(path)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.small import save_model
+from tests.support.models import save_model
+from tests.support.places import REPOSITORY
 from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder, folder_of

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import family_models
+from tests.support import families
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.attention_kernels import MASK, VARLEN
@@ -69,7 +69,7 @@ def test_the_attention_is_one_that_computes_all_a_family_has(
     attention: str,
 ) -> None:
     """torch's leaves Gemma-2's soft cap out; the kernel for packed records is told where they begin."""
-    folder = family_models.save(small[1].path / "base", family)
+    folder = families.save(small[1].path / "base", family)
     a_gpu(monkeypatch, kernel)
     model = peft_backend.load(Base("base", folder), small[0], plan(), None, torch.bfloat16)
     assert model.config._attn_implementation == attention

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPOSITORY, call_toolkit
+from tests.conftest import call_toolkit
+from tests.support.places import REPOSITORY
 from tests.train.conftest import SAME, losses, wait_for_step, with_, write_records
 from toolkit.core import console
 from toolkit.core.config import Config

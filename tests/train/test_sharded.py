@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import REPOSITORY
+from tests.support.places import REPOSITORY
 from tests.train.conftest import FSDP, entries, with_
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -24,7 +24,7 @@ def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False,
     settings, folder = run
     asked, answer = (Path(settings.run.folder) / name for name in ("request.json", "answer.json"))
     asked.write_text(json.dumps(launch.request_of(settings, folder, base)))
-    command = [*(FSDP if sharded else [sys.executable, "-m"]), "tests.train.sharded", str(asked), str(answer)]
+    command = [*(FSDP if sharded else [sys.executable, "-m"]), "tests.support.sharded", str(asked), str(answer)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TOOLKIT_DEBUG": "1", **more}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     if "KILL_AT" in more:

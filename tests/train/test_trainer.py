@@ -10,18 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from tests import family_models
-from tests.train.conftest import (
-    SAME,
-    changed,
-    distance,
-    entries,
-    losses,
-    place_of,
-    plain,
-    steps_so_far,
-    with_,
-)
+from tests.support import families
+from tests.train.conftest import SAME, changed, distance, entries, losses, place_of, plain, steps_so_far, with_
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
@@ -416,7 +406,7 @@ def test_records_in_one_row_have_the_losses_they_have_alone(
 
     settings, folder = small
     settings = plain(settings, steps=3, batch_size=4, accumulation=1, completion_only=completion_only, max_length=500)
-    saved = family_models.save(tmp_path / "base", family, **FAMILIES[family])
+    saved = families.save(tmp_path / "base", family, **FAMILIES[family])
     base = Base("base", saved)
     backend = peft_backend.backend("cpu", "")
     work = job.lay_out(settings, folder, base, backend, "f32", restart=False, at_most=0)

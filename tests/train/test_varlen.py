@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
-from tests import family_models
+from tests.support import families
 from toolkit.model.attention_kernels import FLASH_ATTN, MASK, VARLEN, XFORMERS
 from toolkit.train import varlen
 
@@ -144,7 +144,7 @@ def test_a_model_attends_inside_each_record_by_the_kernel(
         return one_by_one(*arguments, **named)
 
     monkeypatch.setattr(varlen, "attention", kernel)
-    folder = family_models.save(tmp_path / "base", family, **({"sliding_window": window} if window else {}))
+    folder = families.save(tmp_path / "base", family, **({"sliding_window": window} if window else {}))
     records = [torch.randint(3, 480, (length,)) for length in (40, 7, 90, 61)]
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=varlen.register())
@@ -170,7 +170,7 @@ def test_without_lengths_torchs_own_attention_does_it(tmp_path: Path, monkeypatc
         raise AssertionError("called")
 
     monkeypatch.setattr(varlen, "attention", never)
-    folder = family_models.save(tmp_path / "base", "llama")
+    folder = families.save(tmp_path / "base", "llama")
     prompt = torch.randint(3, 480, (1, 30), generator=torch.Generator().manual_seed(3))
     found = []
     for name in ("sdpa", varlen.register()):

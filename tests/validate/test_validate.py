@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.validate import tiny
+from tests.support import scored_models
 from toolkit.core.errors import GATE, MISSING, ToolkitError
 from toolkit.core.run_folder import FileRecord, StageRecord, record_file, sha256_of
 from toolkit.export import export
@@ -14,23 +14,23 @@ from toolkit.validate.model_card import model_card
 
 
 @pytest.fixture(scope="module")
-def passed(made: tiny.World, tmp_path_factory: pytest.TempPathFactory) -> tiny.World:
+def passed(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) -> scored_models.World:
     """A validated copy of the small run."""
-    run = tiny.copy(made, tmp_path_factory.mktemp("passed"))
+    run = scored_models.copy(made, tmp_path_factory.mktemp("passed"))
     outcome = validate(run.config, run.folder, run.base, run.manifest())
     assert outcome.outputs == [run.folder.report, run.folder.card]
     assert outcome.figures["quantizations"]["F32"]["mean_kl"] < 1e-9
-    assert set(outcome.figures["quantizations"]) == set(tiny.QUANTIZATIONS)
+    assert set(outcome.figures["quantizations"]) == set(scored_models.QUANTIZATIONS)
     json.dumps(outcome.figures)  # it goes into the manifest
     assert table(outcome.figures) == table(report_of(run))  # the screen shows it from there
     return run
 
 
-def report_of(run: tiny.World) -> dict:
+def report_of(run: scored_models.World) -> dict:
     return json.loads(run.folder.report.read_text(encoding="utf-8"))
 
 
-def test_the_report_holds_every_documented_field(passed: tiny.World) -> None:
+def test_the_report_holds_every_documented_field(passed: scored_models.World) -> None:
     report = report_of(passed)
     documented = (validate.__doc__ or "").replace("\n", " ")
     fields = [*report, *report["quantizations"]["F32"], *report["reference"], *report["held_out"], *report["base"]]
@@ -53,20 +53,20 @@ def test_the_report_holds_every_documented_field(passed: tiny.World) -> None:
     assert all(answer["before"] and answer["before"] != answer["after"] for answer in report["answers"])
 
 
-def test_nothing_else_is_left_in_the_run_folder(passed: tiny.World) -> None:
+def test_nothing_else_is_left_in_the_run_folder(passed: scored_models.World) -> None:
     names = sorted(path.name for path in passed.folder.path.iterdir())
     assert names == ["README.md", "adapter", "data", "gguf", "report.json"]
 
 
-def test_the_table_names_every_quantization_and_its_verdict(passed: tiny.World) -> None:
+def test_the_table_names_every_quantization_and_its_verdict(passed: scored_models.World) -> None:
     lines = table(report_of(passed)).splitlines()
     assert "quantization" in lines[0] and "99 % KL" in lines[0]
-    for name in tiny.QUANTIZATIONS:
+    for name in scored_models.QUANTIZATIONS:
         assert any(name in line and "passed" in line for line in lines)
 
 
-def test_a_failed_gate_still_writes_report_and_card(made: tiny.World, tmp_path: Path) -> None:
-    run = tiny.copy(made, tmp_path, rows=2, questions=[], max_kl={"Q8_0": 1e-6})
+def test_a_failed_gate_still_writes_report_and_card(made: scored_models.World, tmp_path: Path) -> None:
+    run = scored_models.copy(made, tmp_path, rows=2, questions=[], max_kl={"Q8_0": 1e-6})
     template = chat_template(prompt_format(run.config.prompt))
     export(run.base.folder, run.folder.adapter, {"F16": run.folder.gguf("F16")}, template + " ", "tiny")
     with pytest.raises(ToolkitError) as caught:
@@ -92,7 +92,7 @@ def test_a_failed_gate_still_writes_report_and_card(made: tiny.World, tmp_path: 
     assert "Answers before and after" not in card
 
 
-def test_a_coarse_quantization_gets_other_advice_than_wrong_weights(passed: tiny.World) -> None:
+def test_a_coarse_quantization_gets_other_advice_than_wrong_weights(passed: scored_models.World) -> None:
     for name, advice in (("Q8_0", "finer quantization"), ("F16", "toolkit export --force")):
         report = report_of(passed)
         report["quantizations"][name].update(passed=False, problems=["mean KL 1 is over its bound 0.5"])
@@ -101,8 +101,8 @@ def test_a_coarse_quantization_gets_other_advice_than_wrong_weights(passed: tiny
         assert advice in caught.value.hint
 
 
-def test_a_missing_gguf_is_said_before_anything_is_loaded(made: tiny.World, tmp_path: Path) -> None:
-    run = tiny.copy(made, tmp_path)
+def test_a_missing_gguf_is_said_before_anything_is_loaded(made: scored_models.World, tmp_path: Path) -> None:
+    run = scored_models.copy(made, tmp_path)
     run.folder.gguf("F16").unlink()
     with pytest.raises(ToolkitError, match=r"no GGUF file .*tiny-F16\.gguf") as caught:
         validate(run.config, run.folder, run.base, run.manifest())
@@ -110,8 +110,8 @@ def test_a_missing_gguf_is_said_before_anything_is_loaded(made: tiny.World, tmp_
     assert not run.folder.report.exists()
 
 
-def test_a_damaged_gguf_leaves_the_former_report_and_no_spill(passed: tiny.World, tmp_path: Path) -> None:
-    run = tiny.copy(passed, tmp_path, rows=1, questions=[])
+def test_a_damaged_gguf_leaves_the_former_report_and_no_spill(passed: scored_models.World, tmp_path: Path) -> None:
+    run = scored_models.copy(passed, tmp_path, rows=1, questions=[])
     former = run.folder.report.read_bytes()
     run.folder.gguf("F16").write_bytes(run.folder.gguf("F16").read_bytes()[:5000])
     with pytest.raises(ToolkitError, match=r"llama\.cpp does not load .*tiny-F16"):
@@ -126,7 +126,7 @@ def test_a_damaged_gguf_leaves_the_former_report_and_no_spill(passed: tiny.World
     ]
 
 
-def stage(run: tiny.World, inputs: list[FileRecord], settings: dict, figures: dict) -> StageRecord:
+def stage(run: scored_models.World, inputs: list[FileRecord], settings: dict, figures: dict) -> StageRecord:
     return StageRecord(
         settings=settings,
         inputs=inputs,
@@ -138,7 +138,7 @@ def stage(run: tiny.World, inputs: list[FileRecord], settings: dict, figures: di
     )
 
 
-def test_the_card_of_an_imported_adapter_leaves_out_what_is_not_known(passed: tiny.World) -> None:
+def test_the_card_of_an_imported_adapter_leaves_out_what_is_not_known(passed: scored_models.World) -> None:
     card = passed.folder.card.read_text(encoding="utf-8")
     for expected in (
         "# tiny",
@@ -159,7 +159,7 @@ def test_the_card_of_an_imported_adapter_leaves_out_what_is_not_known(passed: ti
     assert str(passed.folder.path) not in card
 
 
-def test_the_card_tells_data_and_recipe_from_the_manifest(passed: tiny.World) -> None:
+def test_the_card_tells_data_and_recipe_from_the_manifest(passed: scored_models.World) -> None:
     source = FileRecord(path="/somewhere/records.csv", size=1, mtime_ns=1, sha256="ab" * 32)
     manifest = passed.manifest()
     manifest.stages["prepare"] = stage(
@@ -206,12 +206,12 @@ def test_the_card_tells_data_and_recipe_from_the_manifest(passed: tiny.World) ->
     assert "/somewhere" not in card
 
 
-def test_hostile_text_does_not_break_the_card(passed: tiny.World) -> None:
+def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> None:
     report = report_of(passed)
     report["answers"] = [
         {"question": "# *a* | b\n<b>", "instruction": "`x`", "before": "```\n# not a title\n````", "after": "\x1b[31m"}
     ]
-    config = tiny.settings(passed.folder.path.parent, questions=['say "$HOME" `now`'])
+    config = scored_models.settings(passed.folder.path.parent, questions=['say "$HOME" `now`'])
     card = model_card(report, config, passed.folder, passed.manifest())
     assert "`````text\n```\n# not a title\n````\n`````" in card
     assert "\x1b" not in card

@@ -8,8 +8,8 @@ from typing import Any
 import gguf
 import pytest
 
-from tests import small
 from tests.export.test_vocab import ACCENTED
+from tests.support import models
 from toolkit import pipeline
 from toolkit.core import config_file
 from toolkit.core.config import Config
@@ -22,9 +22,9 @@ from toolkit.export import imatrix
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Config, RunFolder]]:
     """A run that was prepared and trained, as far as export can tell; settings of its export are given."""
     monkeypatch.chdir(tmp_path)
-    base = small.save_model(tmp_path / "base", hidden_size=64, num_attention_heads=4, intermediate_size=128)
+    base = models.save_model(tmp_path / "base", hidden_size=64, num_attention_heads=4, intermediate_size=128)
     folder = RunFolder(Path("exports") / "small", "small")
-    small.save_adapter(folder.adapter, base)
+    models.save_adapter(folder.adapter, base)
     write(folder, "train", [f"Question {n}?" for n in range(90)])
     for side in ("val", "test"):
         write(folder, side, [f"Held-out {side}?"])
@@ -75,7 +75,7 @@ def test_an_imatrix_is_measured_once_for_the_same_model_adapter_and_records(
     assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is False
     write(folder, "train", [f"Other question {n}?" for n in range(90)])
     assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is False
-    small.save_model(Path("base"), hidden_size=64, num_attention_heads=4, intermediate_size=128, initializer_range=0.1)
+    models.save_model(Path("base"), hidden_size=64, num_attention_heads=4, intermediate_size=128, initializer_range=0.1)
     assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is False
     assert len(measured) == 5
     write(folder, "test", ["Other question 7?"])
@@ -120,7 +120,7 @@ def test_records_that_llama_cpp_reads_otherwise_are_counted_in_a_warning(
     run: Callable[..., tuple[Config, RunFolder]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = run("Q8_0", imatrix=False)
-    small.save_tokenizer(Path("base"), "tekken", more=[ACCENTED] * 9)
+    models.save_tokenizer(Path("base"), "tekken", more=[ACCENTED] * 9)
     pipeline.perform("export", config, folder)
     assert "splits" not in capsys.readouterr().err
     write(folder, "train", ["plain", f"What is {ACCENTED}?"])

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Called, needed
-from tests.small import save_model
+from tests.conftest import Called, needed
+from tests.support.models import save_model
+from tests.support.places import REPOSITORY
 from toolkit import llamacpp
 from toolkit.core.config import ModelSettings
 from toolkit.core.errors import MISSING, ToolkitError

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests import small, vocabularies
+from tests.support import models, vocabularies
 
 COMMON: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -19,10 +19,10 @@ LONGROPE = {
 }  # fmt: skip
 # Family as the tests name it → class of transformers, its own settings, a small vocabulary of its kind.
 FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
-    "llama": ("Llama", {}, small.save_tokenizer),
+    "llama": ("Llama", {}, models.save_tokenizer),
     "mistral": ("Mistral", {"sliding_window": None}, lambda path: vocabularies.small_sentencepiece(path, "mistral")),
     "nemo": ("Mistral", {"sliding_window": None, "num_attention_heads": 4, "head_dim": 32, "rope_theta": 1e6},
-             lambda path: small.save_tokenizer(path, "tekken")),
+             lambda path: models.save_tokenizer(path, "tekken")),
     "phi3": ("Phi3", {"sliding_window": 511, "original_max_position_embeddings": 512},
              lambda path: vocabularies.small_sentencepiece(path, "phi3")),
     "phi3.5": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256, "sliding_window": 262144,

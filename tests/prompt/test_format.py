@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.formats import FORMATS
+from tests.support.prompts import FORMATS
 from toolkit.core.config import PromptSettings
 from toolkit.prompt.format import (
     PromptFormat,

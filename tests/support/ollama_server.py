@@ -12,7 +12,9 @@ from pathlib import Path
 
 import httpx
 
-INSTALL = Path(__file__).parents[2] / "shared" / "ollama" / "install.sh"
+from tests.support.places import REPOSITORY
+
+INSTALL = REPOSITORY.parent / "shared" / "ollama" / "install.sh"
 VERSION = "v0.34.1"
 GENERATIONS = ("v0.24.0", "v0.34.0", "v0.34.1")
 

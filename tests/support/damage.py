@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import small
+from tests.support import models
 from toolkit.core.errors import ToolkitError, explain
 from toolkit.export import export
 
@@ -29,7 +29,7 @@ def targets(work: Path) -> dict[str, Path]:
 def fails(work: Path, words: str, base: str = "base", adapter: str | None = "adapter") -> ToolkitError:
     """Export must fail with `words` in its message, and leave exactly the former files."""
     with pytest.raises((ToolkitError, OSError)) as caught:
-        export(work / base, work / adapter if adapter else None, targets(work), small.TEMPLATE, "small")
+        export(work / base, work / adapter if adapter else None, targets(work), models.TEMPLATE, "small")
     problem = explain(caught.value)
     assert problem is not None
     assert words in problem.message

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from tests.conftest import REPOSITORY
-from tests.small import SPECIALS, save_model
+from tests.support.models import SPECIALS, save_model
+from tests.support.places import REPOSITORY
 from tests.train.conftest import write_records
 from toolkit.core import config_file
 from toolkit.core.config import Config

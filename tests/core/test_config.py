@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.places import REPOSITORY
 from toolkit.core import config, config_file
 from toolkit.core.errors import USAGE, ToolkitError
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = REPOSITORY / "examples"
 
 
 def problems(values: dict, *overrides: str) -> str:

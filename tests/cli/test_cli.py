@@ -14,7 +14,8 @@ from unittest import mock
 import pytest
 from click.testing import CliRunner
 
-from tests.conftest import REPOSITORY, Called
+from tests.conftest import Called
+from tests.support.places import REPOSITORY
 from toolkit.cli import main
 from toolkit.cli.options import EXAMPLES
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.export.damage import thorough
+from tests.support.damage import thorough
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
 

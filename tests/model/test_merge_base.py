@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import small
 from tests.conftest import Called
-from tests.export.four_bit import quantized_folder
+from tests.support import models
+from tests.support.four_bit import quantized_folder
 from toolkit import pipeline
 from toolkit.core import config_file
 from toolkit.core.config import Config
@@ -24,7 +24,7 @@ def four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A 4-bit folder named as the hub's 4-bit repositories are, its 16-bit namesake beside it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    small.save_model(tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, num_attention_heads=4)
+    models.save_model(tmp_path / "model", dtype=torch.bfloat16, hidden_size=64, num_attention_heads=4)
     return quantized_folder(tmp_path / "model", tmp_path / "model-bnb-4bit", "nf4", True)
 
 
@@ -46,7 +46,7 @@ def test_which_base_is_merged_into_decides_freshness(four: Path) -> None:
 def test_an_adapter_from_elsewhere_goes_into_either_base(
     four: Path, tmp_path: Path, toolkit: Callable[..., Called]
 ) -> None:
-    adapter = small.save_adapter(tmp_path / "adapter", bnb_4bit.plain_folder(four))
+    adapter = models.save_adapter(tmp_path / "adapter", bnb_4bit.plain_folder(four))
     known = adapter / "adapter_config.json"
     known.write_text(json.dumps({**json.loads(known.read_text()), "base_model_name_or_path": "model-bnb-4bit"}))
     for into, reference in (("16bit", tmp_path / "model"), ("as-trained", bnb_4bit.plain_folder(four))):
@@ -55,13 +55,13 @@ def test_an_adapter_from_elsewhere_goes_into_either_base(
             "--set", f"export.merge_base={into}", "--json",
         )  # fmt: skip
         assert called.code == 0, called.err
-        assert small.kl(reference, adapter, Path(into) / "adapter-F32.gguf") <= 1e-9
+        assert models.kl(reference, adapter, Path(into) / "adapter-F32.gguf") <= 1e-9
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.glob("*/adapter-F32.gguf")}
     assert len(digests) == 2
 
 
 def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, toolkit: Callable[..., Called]) -> None:
-    small.save_adapter(tmp_path / "adapter", bnb_4bit.plain_folder(four))
+    models.save_adapter(tmp_path / "adapter", bnb_4bit.plain_folder(four))
     four.rename("quantized")
     called = toolkit("export", "--adapter", "adapter", "--base", "quantized", "--output", "out", "--json")
     assert called.code == 1 and "has 4 bits" in called.json["error"]
@@ -72,7 +72,7 @@ def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, to
 def test_validate_holds_the_files_against_the_base_they_were_merged_into(
     four: Path, tmp_path: Path, toolkit: Callable[..., Called]
 ) -> None:
-    from tests.conftest import REPOSITORY
+    from tests.support.places import REPOSITORY
 
     chosen = config_file.build(
         {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.support.places import REPOSITORY
 from toolkit.core.errors import FAILED, MISSING, ToolkitError, explain
 
 

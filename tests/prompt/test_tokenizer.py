@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.formats import FORMATS
-from tests.small import save_tokenizer
+from tests.support.models import save_tokenizer
+from tests.support.prompts import FORMATS
 from toolkit.core.config import PromptSettings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.prompt.format import prompt_format, render

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.places import REPOSITORY
 
 
 @dataclass
@@ -47,7 +47,7 @@ def go(pid: int) -> None:
 @contextmanager
 def nursery(folder: Path, url: str, name: str, seed: int, what: str = "register", **env: str) -> Iterator[Nursery]:
     """Start a nursery with an environment of its own; XDG_CACHE_HOME makes it another machine."""
-    arguments = [sys.executable, "-m", "tests.register.child", str(folder), url, name, str(seed), what]
+    arguments = [sys.executable, "-m", "tests.support.child", str(folder), url, name, str(seed), what]
     with subprocess.Popen(
         arguments,
         cwd=REPOSITORY,

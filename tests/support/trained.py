@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests import small
+from tests.support import models
 from toolkit.export import export
 
 ATTENTION = ["q_proj", "v_proj"]
@@ -52,14 +52,14 @@ def train(
     ids = np.random.default_rng(0).integers(0, resize or 480, 192).tolist()
     with torch.no_grad():
         logits = model.eval()(torch.tensor([ids])).logits[0].numpy()
-    return Trained(folder, ids, small.log_softmax(logits))
+    return Trained(folder, ids, models.log_softmax(logits))
 
 
 def distance(base: Path, trained: Trained, target: Path) -> float:
     """Export base + adapter as F32 and return llama.cpp's mean KL divergence from PEFT, in nats."""
     from toolkit import llamacpp
 
-    export(base, trained.folder, {"F32": target}, small.TEMPLATE, "small")
+    export(base, trained.folder, {"F32": target}, models.TEMPLATE, "small")
     with llamacpp.opened(target, len(trained.ids), exact=True) as llm:
-        found = small.log_softmax(llamacpp.logits(llm, trained.ids, 0))
+        found = models.log_softmax(llamacpp.logits(llm, trained.ids, 0))
     return float((np.exp(trained.expected) * (trained.expected - found)).sum(axis=-1).mean())

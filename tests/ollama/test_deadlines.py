@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from tests.register.faults import serving
+from tests.support.faults import serving
 from toolkit.ollama import deadlines
 
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"

@@ -7,7 +7,7 @@ import httpx
 import ollama
 import pytest
 
-from tests.register.faults import serving
+from tests.support.faults import serving
 from toolkit.core.config import OllamaSettings
 from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
 from toolkit.ollama import server

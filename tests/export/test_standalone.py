@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Called
-from tests.small import TEMPLATE, kl, save_adapter, save_model
+from tests.support.models import TEMPLATE, kl, save_adapter, save_model
 from toolkit import llamacpp
 from toolkit.core import console
 from toolkit.export import export
