@@ -24,6 +24,7 @@ sys.path.insert(0, str(REPOSITORY))
 from tests.support import tiny_gguf  # noqa: E402
 from tests.support.ollama_server import ollama_server  # noqa: E402
 from toolkit.core import config_file, console, run_folder  # noqa: E402
+from toolkit.core.files import sha256_of  # noqa: E402
 from toolkit.model import base  # noqa: E402
 from toolkit.ollama import blobs, server  # noqa: E402
 from toolkit.register import prompt_parity, register, verify  # noqa: E402
@@ -55,7 +56,7 @@ def padded(source: Path, target: Path, count: int) -> str:
         while chunk := read.read(1 << 20):
             write.write(chunk)
         write.truncate(max(count, write.tell()))
-    return run_folder.sha256_of(target)
+    return sha256_of(target)
 
 
 def hashed_copy(source: Path, target: Path) -> float:

@@ -124,7 +124,8 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     from trl import SFTConfig, SFTTrainer
 
     from toolkit.core.config import PromptSettings
-    from toolkit.prompt.format import prompt_format, prompt_text
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.renderings import prompt_text
     from toolkit.train import batches, varlen
 
     if way.kernel:

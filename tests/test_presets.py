@@ -12,7 +12,8 @@ from tests.support.models import save_model
 from tests.support.ollama_server import OllamaServer
 from toolkit import llamacpp
 from toolkit.core import config_file
-from toolkit.prompt.format import prompt_format, render
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]

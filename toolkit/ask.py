@@ -9,7 +9,8 @@ from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
-from toolkit.prompt.format import prompt_format, render
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import render
 
 WORD_JOINER = "\u2060"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from toolkit.core.config_file import starter
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.core.run_folder import write_text
+from toolkit.core.files import write_text
 
 SAMPLE = Path("data/sample.csv")
 

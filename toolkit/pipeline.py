@@ -11,25 +11,21 @@ from toolkit.core import console
 from toolkit.core.config import MEDQUAD_CSV, SECTIONS, Config
 from toolkit.core.config_file import starter
 from toolkit.core.errors import GATE, ToolkitError
-from toolkit.core.run_folder import (
-    SIDES,
-    STAGES,
+from toolkit.core.files import read_records, write_text
+from toolkit.core.manifest import (
     Manifest,
     Outcome,
-    RunFolder,
     StageRecord,
     foreign_outputs,
     installed,
     path_name,
     read_manifest,
-    read_records,
     record_file,
-    sweep,
     why_stale,
     write_manifest,
-    write_text,
 )
-from toolkit.model import base
+from toolkit.core.run_folder import SIDES, STAGES, RunFolder, sweep
+from toolkit.model import base, dequantized
 
 LIBRARIES = (
     "toolkit",
@@ -279,13 +275,12 @@ def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) 
 
 
 def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.formats import bnb_4bit
     from toolkit.model import merge_base
     from toolkit.validate import validate
 
     found = merge_base.resolve(config.model, config.export)
     other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
-    return validate(config, folder, replace(found, folder=bnb_4bit.plain_folder(found.folder)), manifest, other)
+    return validate(config, folder, replace(found, folder=dequantized.plain_folder(found.folder)), manifest, other)
 
 
 def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:

@@ -1,6 +1,5 @@
 """The command line as a user meets it: help, exit codes, JSON on failure, no traceback for bad input."""
 
-import ast
 import json
 import os
 import re
@@ -69,22 +68,6 @@ def test_heavy_libraries_are_not_imported_for_help() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "imported: []"
-
-
-def test_rooms_do_not_import_each_other() -> None:
-    rooms = {"prepare", "train", "export", "validate", "register", "doctor"}
-    for path in (REPOSITORY / "toolkit").rglob("*.py"):
-        home = path.relative_to(REPOSITORY / "toolkit").parts[0]
-        if home not in rooms:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module] + [f"{node.module}.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            used = {name.split(".")[1] for name in names if name.startswith("toolkit.")}
-            assert not (used & rooms) - {home}, f"{path} imports another room: {used & rooms}"
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("init", "ask")])

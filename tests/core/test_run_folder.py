@@ -11,7 +11,9 @@ import pytest
 
 from toolkit.core import run_folder
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import RunFolder, StageRecord
+from toolkit.core.files import read_records, writing, writing_folder
+from toolkit.core.manifest import StageRecord, foreign_outputs, read_manifest, record_file, why_stale, write_manifest
+from toolkit.core.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -23,8 +25,8 @@ def folder(tmp_path: Path) -> RunFolder:
 def record(folder: RunFolder, settings: dict, inputs: list[Path], outputs: list[Path]) -> StageRecord:
     return StageRecord(
         settings=settings,
-        inputs=[run_folder.record_file(path, folder) for path in inputs],
-        outputs=[run_folder.record_file(path, folder) for path in outputs],
+        inputs=[record_file(path, folder) for path in inputs],
+        outputs=[record_file(path, folder) for path in outputs],
         versions={},
         seconds=1.0,
         finished="",
@@ -37,19 +39,19 @@ def test_freshness_names_its_reason(folder: RunFolder, tmp_path: Path) -> None:
     source.write_text("a")
     result.write_text("b")
     kept = record(folder, {"x": 1}, [source], [result])
-    assert run_folder.why_stale(None, folder, {}, [], []) == "not run"
-    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == ""
-    assert run_folder.why_stale(kept, folder, {"x": 2}, [source], [result]) == "settings changed: x"
+    assert why_stale(None, folder, {}, [], []) == "not run"
+    assert why_stale(kept, folder, {"x": 1}, [source], [result]) == ""
+    assert why_stale(kept, folder, {"x": 2}, [source], [result]) == "settings changed: x"
     os.utime(source, ns=(1, 1))
-    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == ""  # touched, not changed
+    assert why_stale(kept, folder, {"x": 1}, [source], [result]) == ""  # touched, not changed
     source.write_text("c")
-    assert "input changed" in run_folder.why_stale(kept, folder, {"x": 1}, [source], [result])
+    assert "input changed" in why_stale(kept, folder, {"x": 1}, [source], [result])
     source.write_text("a")
     result.write_text("X")
-    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == "output changed: out.txt"
+    assert why_stale(kept, folder, {"x": 1}, [source], [result]) == "output changed: out.txt"
     result.unlink()
-    assert run_folder.why_stale(kept, folder, {"x": 1}, [source], [result]) == "output missing: out.txt"
-    assert "inputs changed" in run_folder.why_stale(kept, folder, {"x": 1}, [], [])
+    assert why_stale(kept, folder, {"x": 1}, [source], [result]) == "output missing: out.txt"
+    assert "inputs changed" in why_stale(kept, folder, {"x": 1}, [], [])
 
 
 def test_a_moved_run_folder_stays_fresh(folder: RunFolder, tmp_path: Path) -> None:
@@ -58,24 +60,24 @@ def test_a_moved_run_folder_stays_fresh(folder: RunFolder, tmp_path: Path) -> No
     kept = record(folder, {}, [inside], [inside])
     moved = RunFolder(tmp_path / "moved", "r")
     folder.path.rename(moved.path)
-    assert run_folder.why_stale(kept, moved, {}, [moved.path / "in.txt"], [moved.path / "in.txt"]) == ""
+    assert why_stale(kept, moved, {}, [moved.path / "in.txt"], [moved.path / "in.txt"]) == ""
 
 
 def test_foreign_outputs_are_found(folder: RunFolder) -> None:
     ours, theirs = folder.path / "ours", folder.path / "theirs"
     ours.write_text("1")
     kept = record(folder, {}, [], [ours])
-    assert run_folder.foreign_outputs(kept, folder, [ours, theirs]) == []
+    assert foreign_outputs(kept, folder, [ours, theirs]) == []
     theirs.write_text("2")
     ours.write_text("changed")
-    assert run_folder.foreign_outputs(kept, folder, [ours, theirs]) == ["ours", "theirs"]
+    assert foreign_outputs(kept, folder, [ours, theirs]) == ["ours", "theirs"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_failed_write_leaves_the_former_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     path.write_text("former")
-    with pytest.raises(type(error)), run_folder.writing(path) as file:
+    with pytest.raises(type(error)), writing(path) as file:
         file.write(b"half")
         raise error
     assert path.read_text() == "former"
@@ -84,13 +86,13 @@ def test_a_failed_write_leaves_the_former_file(tmp_path: Path, error: BaseExcept
 
 def test_a_failed_folder_leaves_the_former_one(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
-    with run_folder.writing_folder(target) as fresh:
+    with writing_folder(target) as fresh:
         (fresh / "a").write_text("1")
-    with pytest.raises(RuntimeError), run_folder.writing_folder(target) as fresh:
+    with pytest.raises(RuntimeError), writing_folder(target) as fresh:
         (fresh / "a").write_text("2")
         raise RuntimeError
     assert (target / "a").read_text() == "1"
-    with run_folder.writing_folder(target) as fresh:
+    with writing_folder(target) as fresh:
         (fresh / "b").write_text("3")
     assert [entry.name for entry in target.iterdir()] == ["b"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["adapter"]
@@ -109,8 +111,8 @@ def test_sweep_clears_up_after_a_kill(folder: RunFolder) -> None:
 
 def test_sweep_leaves_what_another_process_is_writing(folder: RunFolder) -> None:
     with (
-        run_folder.writing(folder.path / "a.gguf") as file,
-        run_folder.writing_folder(folder.path / "adapter") as fresh,
+        writing(folder.path / "a.gguf") as file,
+        writing_folder(folder.path / "adapter") as fresh,
     ):
         file.write(b"half")
         run_folder.sweep(folder)
@@ -120,17 +122,17 @@ def test_sweep_leaves_what_another_process_is_writing(folder: RunFolder) -> None
 
 
 def test_a_damaged_manifest_is_an_error(folder: RunFolder) -> None:
-    assert run_folder.read_manifest(folder).stages == {}
+    assert read_manifest(folder).stages == {}
     folder.manifest.write_text('{"run_id": "x", "stages": {"train"')
     with pytest.raises(ToolkitError, match="damaged"):
-        run_folder.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_the_manifest_round_trips(folder: RunFolder) -> None:
-    manifest = run_folder.read_manifest(folder)
+    manifest = read_manifest(folder)
     manifest.stages["prepare"] = record(folder, {"a.b": [1, "x"]}, [], [])
-    run_folder.write_manifest(folder, manifest)
-    assert run_folder.read_manifest(folder) == manifest
+    write_manifest(folder, manifest)
+    assert read_manifest(folder) == manifest
 
 
 def test_two_processes_do_not_share_a_run_folder(folder: RunFolder) -> None:
@@ -160,9 +162,9 @@ def test_two_processes_do_not_share_a_run_folder(folder: RunFolder) -> None:
 def test_records_end_at_newlines_alone(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     path.write_text('{"output": "a\u2028b\x85c"}\n{"output": "d"}\n', encoding="utf-8")
-    assert [record["output"] for record in run_folder.read_records(path)] == ["a\u2028b\x85c", "d"]
+    assert [record["output"] for record in read_records(path)] == ["a\u2028b\x85c", "d"]
     path.write_text('{"output": "a"}\n[1]\n')
     with pytest.raises(ToolkitError, match="line 2"):
-        run_folder.read_records(path)
+        read_records(path)
     with pytest.raises(ToolkitError, match="no prepared data"):
-        run_folder.read_records(tmp_path / "gone.jsonl")
+        read_records(tmp_path / "gone.jsonl")

@@ -12,11 +12,11 @@ import pytest
 
 from tests.doctor.conftest import Home, Serving, failing, only_failure
 from tests.support.places import REPOSITORY
-from toolkit.core import hardware
+from toolkit.core import files, hardware
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.doctor import STAGES, Check, checks, plan, table
-from toolkit.model import attention_kernels, base
+from toolkit.model import attention_kernels, base, gguf_base
 from toolkit.ollama import server
 from toolkit.prepare import source
 
@@ -351,9 +351,9 @@ def test_the_conversion_is_found_where_base_puts_it(home: Home) -> None:
     path = home.path / "some.gguf"
     path.write_bytes(b"GGUF")
     assert plan.converted(path) is None
-    from toolkit.core.run_folder import sha256_of
+    from toolkit.core.files import sha256_of
 
-    folder = base.cache_folder() / "bases" / f"some-{sha256_of(path)[:16]}-{base.CONVERSION}"
+    folder = files.cache_folder() / "bases" / f"some-{sha256_of(path)[:16]}-{gguf_base.CONVERSION}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
     (folder / "tokenizer.json").touch()

@@ -36,7 +36,8 @@ def made(path: Path, hidden: int, layers: int, vocabulary: int) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from toolkit.prompt.format import prompt_format, prompt_text
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.renderings import prompt_text
     from toolkit.prompt.tokenizer import load_tokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())

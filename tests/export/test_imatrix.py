@@ -23,7 +23,8 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.export import export, imatrix, plan
 from toolkit.formats.ggml_types import BASE
 from toolkit.formats.gguf_reader import open_gguf
-from toolkit.prompt.format import prompt_format, prompt_text
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import prompt_text
 from toolkit.prompt.tokenizer import load_tokenizer
 
 FORM = prompt_format(PromptSettings())

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.support import models
 from tests.support.damage import edit_json, former_files_are_intact, targets, thorough
-from toolkit.core import run_folder
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import clear_stale, writing, writing_folder
 from toolkit.export import export, plan
 from toolkit.export.lora_gguf import export_lora
 from toolkit.export.merged_model import export_merged
@@ -92,15 +92,15 @@ def test_a_kill_between_the_two_renames_loses_nothing(work: Path) -> None:
     target = work / "out" / "merged"
     export_merged(work / "base", None, target, models.TEMPLATE)
     target.rename(target.with_name(".merged.old"))
-    run_folder.clear_stale([target])
+    clear_stale([target])
     assert (target / "config.json").is_file()
 
 
 def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
     path, folder = tmp_path / "a.gguf", tmp_path / "merged"
-    with run_folder.writing(path) as file, run_folder.writing_folder(folder) as fresh:
+    with writing(path) as file, writing_folder(folder) as fresh:
         file.write(b"half")
-        run_folder.clear_stale([path, folder])
+        clear_stale([path, folder])
         (fresh / "x").write_text("x")
     assert path.read_bytes() == b"half"
     assert (folder / "x").read_text() == "x"

@@ -25,7 +25,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.export import export
 from toolkit.export.vocab import gguf_keys
 from toolkit.export.vocab.sentencepiece import read_model
-from toolkit.prompt.format import prompt_format, render
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import load_tokenizer
 
 # Name → family of the model, its rows, what saves the vocabulary.

@@ -16,6 +16,7 @@ from toolkit.core.config import ExportSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 from toolkit.formats import bnb_4bit, checkpoint
+from toolkit.model import dequantized, merge_base
 
 GOLDEN = Path(__file__).parent / "golden_4bit.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -81,7 +82,7 @@ def test_every_shape_against_bitsandbytes(kind: str, nested: bool) -> None:
 def test_a_four_bit_base_with_an_adapter(tmp_path: Path, kind: str, nested: bool, dtype: torch.dtype) -> None:
     base = models.save_model(tmp_path / "base", dtype=dtype)
     four = quantized_folder(base, tmp_path / "four", kind, nested, skip="layers.1.mlp.up_proj", shard=200_000)
-    plain = bnb_4bit.plain_folder(four)
+    plain = dequantized.plain_folder(four)
     adapter = models.save_adapter(tmp_path / "adapter", plain)
     target = tmp_path / "f32.gguf"
     export(four, adapter, {"F32": target}, models.TEMPLATE, "small")
@@ -112,11 +113,11 @@ def four(originals: Path, tmp_path: Path) -> Path:
 
 
 def test_a_plain_folder_is_made_once(four: Path, tmp_path: Path) -> None:
-    plain = bnb_4bit.plain_folder(four)
+    plain = dequantized.plain_folder(four)
     assert plain.parent == tmp_path / "cache" / "toolkit" / "bases"
     stamp = (plain / "config.json").stat().st_mtime_ns
-    assert bnb_4bit.plain_folder(four) == plain and (plain / "config.json").stat().st_mtime_ns == stamp
-    assert bnb_4bit.plain_folder(plain) == plain  # a folder in 16 bits is itself
+    assert dequantized.plain_folder(four) == plain and (plain / "config.json").stat().st_mtime_ns == stamp
+    assert dequantized.plain_folder(plain) == plain  # a folder in 16 bits is itself
     assert "quantization_config" not in json.loads((plain / "config.json").read_text())
     assert (plain / "tokenizer.json").read_bytes() == (four / "tokenizer.json").read_bytes()
     tensors = load_file(next(plain.glob("*.safetensors")))
@@ -201,10 +202,10 @@ def test_the_sixteen_bit_weights_are_asked_for(four: Path, tmp_path: Path) -> No
     from toolkit.model.base import resolve
 
     with pytest.raises(ToolkitError, match="has 4 bits") as caught:
-        bnb_4bit.check_merge_base(resolve(str(four)), ExportSettings())
+        merge_base.check_merge_base(resolve(str(four)), ExportSettings())
     assert "model.base_16bit" in caught.value.hint and "as-trained" in caught.value.hint
-    bnb_4bit.check_merge_base(resolve(str(four)), ExportSettings(merge_base="as-trained"))
-    bnb_4bit.check_merge_base(resolve(str(tmp_path / "base")), ExportSettings())
+    merge_base.check_merge_base(resolve(str(four)), ExportSettings(merge_base="as-trained"))
+    merge_base.check_merge_base(resolve(str(tmp_path / "base")), ExportSettings())
 
 
 def test_the_size_in_memory_and_on_disk_is_that_of_the_weights(four: Path, tmp_path: Path) -> None:

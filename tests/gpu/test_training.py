@@ -118,7 +118,8 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     pytest.importorskip("llama_cpp")
     from tests.support.models import kl
     from toolkit.export import export
-    from toolkit.prompt.format import chat_template, prompt_format
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.renderings import chat_template
 
     target = folder.gguf("F32")
     export(small_base.folder, folder.adapter, {"F32": target}, chat_template(prompt_format(settings.prompt)), "r")

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from tests.prepare.conftest import SAMPLE
-from toolkit.core import config, config_file, console, run_folder
+from toolkit.core import config, config_file, console
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import SIDES, Outcome, RunFolder
+from toolkit.core.files import sha256_of
+from toolkit.core.manifest import Outcome
+from toolkit.core.run_folder import SIDES, RunFolder
 from toolkit.prepare import prepare
 from toolkit.prepare.clean import Record
 from toolkit.prepare.fit import _lengths, fit, is_byte_level
-from toolkit.prompt import format
+from toolkit.prompt import format, renderings
 from toolkit.prompt.tokenizer import Tokenizer
 
 
@@ -55,7 +57,7 @@ def test_the_sample(folder: RunFolder, tokenizer: Tokenizer) -> None:
     assert (figures["rows"], figures["duplicates"], figures["rejected"]) == (60, 1, 0)
     assert figures["val"] >= 5 and figures["test"] >= 5 and figures["leaked_questions"] == 0
     assert figures["questions"] < figures["kept"] and figures["truncated"] == 0
-    assert figures["source_sha256"] == run_folder.sha256_of(SAMPLE)
+    assert figures["source_sha256"] == sha256_of(SAMPLE)
     for row in written(folder):
         assert list(row) == ["id", "row", "instruction", "input", "output", "group", "truncated"]
         assert row["id"] == f"SAMPLE_{row['row']:04d}" and row["instruction"] == "Explain:"
@@ -89,9 +91,7 @@ def test_real_medquad_as_in_the_notebook(val: float, folder: RunFolder, tokenize
 
 
 def test_the_same_again_is_the_same(folder: RunFolder, tokenizer: Tokenizer) -> None:
-    hashes = [
-        [run_folder.sha256_of(path) for path in prepare(build(), folder, SAMPLE, tokenizer).outputs] for _ in range(2)
-    ]
+    hashes = [[sha256_of(path) for path in prepare(build(), folder, SAMPLE, tokenizer).outputs] for _ in range(2)]
     assert hashes[0] == hashes[1]
 
 
@@ -153,13 +153,13 @@ def test_failure_keeps_former_results(
     folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, content: bytes, message: str
 ) -> None:
     outcome = prepare(build(), folder, SAMPLE, tokenizer)
-    before = [run_folder.sha256_of(path) for path in outcome.outputs]
+    before = [sha256_of(path) for path in outcome.outputs]
     source = tmp_path / "bad.jsonl"
     source.write_bytes(content)
     with pytest.raises(ToolkitError) as caught:
         prepare(build(), folder, source, tokenizer)
     assert message in caught.value.message and caught.value.hint
-    assert [run_folder.sha256_of(path) for path in outcome.outputs] == before
+    assert [sha256_of(path) for path in outcome.outputs] == before
     accounted(outcome, folder)
 
 
@@ -198,7 +198,7 @@ def test_long_records_are_cut_and_keep_eos(folder: RunFolder, tokenizer: Tokeniz
     figures = accounted(prepare(settings, folder, jsonl(tmp_path, long_rows()), tokenizer), folder)
     assert 0 < figures["truncated"] < figures["kept"] == 199 and figures["dropped_too_long"] == 0
     for row in written(folder):
-        ids, _ = tokenizer.record_ids(format.prompt_text(form, row["input"], row["instruction"]), row["output"])
+        ids, _ = tokenizer.record_ids(renderings.prompt_text(form, row["input"], row["instruction"]), row["output"])
         assert len(ids) <= 400 and ids[-1] == tokenizer.eos
         whole = ("word " * row["row"]).strip()
         assert whole.startswith(row["output"]) and (row["output"] != whole) is row["truncated"]
@@ -232,7 +232,7 @@ def record(answer: str, question: str = "q") -> Record:
 def test_lengths_are_those_of_training(tokenizer: Tokenizer, answer: str) -> None:
     settings = build()
     form = format.prompt_format(settings.prompt)
-    text = format.prompt_text(form, "q")
+    text = renderings.prompt_text(form, "q")
     ids, _ = tokenizer.record_ids(text, answer)
     assert _lengths([(text, answer)], tokenizer) == [len(ids)]
     for limit, fits in ((len(ids), True), (len(ids) - 1, False)):
@@ -255,7 +255,7 @@ def test_only_byte_level_tokenizers_are_trusted_unseen(tokenizer: Tokenizer) -> 
     assert not is_byte_level(other)
     settings = build("train.max_length=500", "data.too_long=drop")
     form = format.prompt_format(settings.prompt)
-    text = format.prompt_text(form, "q")
+    text = renderings.prompt_text(form, "q")
     for length in (10, 100, 300):
         ids, _ = other.record_ids(text, "é" * length)
         kept, _ = fit([record("é" * length)], form, other, settings)
@@ -273,7 +273,7 @@ def test_a_token_for_every_byte_is_the_worst_case(tokenizer: Tokenizer) -> None:
     form = format.prompt_format(build().prompt)
     assert is_byte_level(spelled)
     for length in range(90, 110):
-        ids, _ = spelled.record_ids(format.prompt_text(form, "q"), "x" * length)
+        ids, _ = spelled.record_ids(renderings.prompt_text(form, "q"), "x" * length)
         for limit in range(len(ids) - 3, len(ids) + 4):
             settings = build(f"train.max_length={limit}", "data.too_long=drop")
             assert bool(fit([record("x" * length)], form, spelled, settings)[0]) is (len(ids) <= limit)
@@ -290,6 +290,6 @@ def test_a_normalizer_that_lengthens_text(tokenizer: Tokenizer) -> None:
     settings = build("data.too_long=drop", "train.max_length=800")
     form = format.prompt_format(settings.prompt)
     answer = "\U0001d160" * 80
-    ids, _ = other.record_ids(format.prompt_text(form, "q"), answer)
-    assert len(ids) > 800 > len((format.prompt_text(form, "q") + answer).encode())
+    ids, _ = other.record_ids(renderings.prompt_text(form, "q"), answer)
+    assert len(ids) > 800 > len((renderings.prompt_text(form, "q") + answer).encode())
     assert fit([record(answer)], form, other, settings)[0] == []

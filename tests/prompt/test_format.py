@@ -9,16 +9,8 @@ from pydantic import ValidationError
 
 from tests.support.prompts import FORMATS
 from toolkit.core.config import PromptSettings
-from toolkit.prompt.format import (
-    PromptFormat,
-    chat_template,
-    conversation,
-    go_template,
-    prompt_format,
-    prompt_text,
-    python_function,
-    render,
-)
+from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.renderings import chat_template, conversation, go_template, prompt_text, python_function, render
 
 RECIPE = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

@@ -10,9 +10,10 @@ from tests.support import tiny_gguf
 from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
+from toolkit.core.files import sha256_of
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
-from toolkit.prompt import format
+from toolkit.prompt import format, renderings
 from toolkit.register import parity, prompt_parity
 
 ROWS = [
@@ -119,11 +120,11 @@ def make_run(
     config = config_file.build(values)
     place = run_folder.folder_of(config)
     tiny_gguf.save_tokenizer(place.adapter)
-    template = format.chat_template(format.prompt_format(config.prompt)) if chat_template is None else chat_template
+    template = renderings.chat_template(format.prompt_format(config.prompt)) if chat_template is None else chat_template
     files = {
         quantization: tiny_gguf.write(
             place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16"
         )
         for quantization in config.export.quantizations
     }
-    return Run(config, place, files, {name: run_folder.sha256_of(path) for name, path in files.items()})
+    return Run(config, place, files, {name: sha256_of(path) for name, path in files.items()})

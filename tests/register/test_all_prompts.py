@@ -16,7 +16,8 @@ from toolkit.export import export
 from toolkit.ollama import server
 from toolkit.prepare.clean import clean, find_columns, wanted_names
 from toolkit.prepare.read import read
-from toolkit.prompt.format import chat_template, go_template, prompt_format, prompt_text
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template, go_template, prompt_text
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.register import prompt_parity
 

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from tests.support import tiny_gguf
 from toolkit.core import config_file, run_folder
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.ollama import modelfile
+from toolkit.core.manifest import read_manifest, write_manifest
+from toolkit.ollama import blobs, modelfile
 from toolkit.ollama.modelfile import Command, Modelfile
-from toolkit.prompt import format
+from toolkit.prompt import format, renderings
 from toolkit.register import model_spec, modelfile_text
 
 PIECES = ['"', '"""', '""', "\n", " ", "\t", "#", "a", "{{", "}}", "SYSTEM ", "FROM x", "é", "\U0001f642", "\\n", "'"]
@@ -180,7 +181,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
     found = modelfile.meaning(modelfile.read(text))
     form = format.prompt_format(config.prompt)
     assert "FROM ./gguf/medassist-Q4_K_M.gguf\n" in text
-    assert found.template == format.go_template(form, tiny_gguf.EOS)
+    assert found.template == renderings.go_template(form, tiny_gguf.EOS)
     assert found.system == "Explain:"
     assert found.parameters == {
         "num_ctx": 2048 + 512,
@@ -192,7 +193,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
         "seed": 42,
         "stop": [tiny_gguf.EOS, *form.stops],
     }
-    assert found.licenses[0].startswith(model_spec.MARKER + "medassist")
+    assert found.licenses[0].startswith(blobs.MARKER + "medassist")
     assert "Llama 3.1 Community License" in found.licenses[0]
 
 
@@ -207,8 +208,8 @@ def test_every_parameter_of_the_settings_arrives(tmp_path):
 
 def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path):
     config, folder = settings_with(tmp_path)
-    manifest = run_folder.read_manifest(folder)
-    run_folder.write_manifest(folder, manifest)
+    manifest = read_manifest(folder)
+    write_manifest(folder, manifest)
     assert manifest.run_id in modelfile_text(config, folder, tiny_gguf.EOS)
 
 

@@ -15,7 +15,7 @@ from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.llamacpp import Step
 from toolkit.ollama import server
-from toolkit.prompt import format
+from toolkit.prompt import format, renderings
 from toolkit.register import greedy, parity
 from toolkit.register.parity import Answer, compare
 
@@ -210,7 +210,7 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
     client.create(
         "same",
         files={"same.gguf": client.create_blob(str(gguf))},
-        template=format.go_template(form, eos),
+        template=renderings.go_template(form, eos),
         system=form.instruction,
         parameters={key: value for key, value in options.items() if key != "stop"} | {"stop": [eos]},
     )
@@ -223,7 +223,7 @@ def test_every_client_gives_the_same_greedy_answer(ollama, tmp_path, capsys):
     asked = []
     with llamacpp.opened(gguf, 1024) as llm:
         for question in questions:
-            ids = llamacpp.tokenize(llm, format.render(form, question))
+            ids = llamacpp.tokenize(llm, renderings.render(form, question))
             local = llamacpp.greedy(llm, ids, parity.TOKENS)
             with server.http(run.config.ollama) as http:
                 known = parity.ask(http, "same", question, form.instruction).near

@@ -14,7 +14,7 @@ from tests.support import tiny_gguf
 from tests.support.ollama_server import free_port
 from tests.support.prompts import FORMATS
 from toolkit.ollama import server
-from toolkit.prompt import format
+from toolkit.prompt import format, renderings
 from toolkit.register import verify
 
 pytestmark = pytest.mark.ollama
@@ -43,7 +43,8 @@ CONVERSATIONS = [
 def by_transformers(form, messages):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    return render_jinja_template([messages], chat_template=format.chat_template(form), eos_token=tiny_gguf.EOS)[0][0]
+    template = renderings.chat_template(form)
+    return render_jinja_template([messages], chat_template=template, eos_token=tiny_gguf.EOS)[0][0]
 
 
 @contextmanager
@@ -78,16 +79,16 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
     form = format.prompt_format(FORMATS[name])
     eos = form.eos or tiny_gguf.EOS
-    gguf = tiny_gguf.write(tmp_path / "model.gguf", chat_template=format.chat_template(form))
+    gguf = tiny_gguf.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form))
     client = server.client(_settings(ollama.url))
     digest = client.create_blob(str(gguf))
     client.create(
-        "format", files={"model.gguf": digest}, template=format.go_template(form, eos), system=form.instruction
+        "format", files={"model.gguf": digest}, template=renderings.go_template(form, eos), system=form.instruction
     )
     with server.http(_settings(ollama.url)) as http, llama_server(gguf) as native:
-        assert server.call(http, "/api/show", {"model": "format"})["template"] == format.go_template(form, eos)
+        assert server.call(http, "/api/show", {"model": "format"})["template"] == renderings.go_template(form, eos)
         for messages in CONVERSATIONS:
-            expected = format.conversation(form, messages, eos)
+            expected = renderings.conversation(form, messages, eos)
             assert by_transformers(form, messages) == expected
             body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
             assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected

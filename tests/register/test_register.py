@@ -11,7 +11,7 @@ from tests.support import tiny_gguf
 from tests.support.faults import proxy
 from toolkit import register
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import FileRecord, Manifest, StageRecord, write_manifest
+from toolkit.core.manifest import FileRecord, Manifest, StageRecord, write_manifest
 from toolkit.ollama import blobs, server
 from toolkit.register import modelfile_text, verify
 

@@ -6,9 +6,8 @@ import pytest
 
 from tests.conftest import call_toolkit
 from tests.register.conftest import make_run, temporary
-from toolkit.core import run_folder as runs
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.run_folder import Manifest, StageRecord
+from toolkit.core.manifest import Manifest, StageRecord, read_manifest, record_file, write_manifest
 from toolkit.ollama import blobs, server
 from toolkit.register import rollback, status
 
@@ -17,14 +16,14 @@ pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
 def recorded(run, outcome):
     """Write the manifest as the pipeline would after this registration."""
-    files = [runs.record_file(path, run.folder) for path in run.files.values()]
+    files = [record_file(path, run.folder) for path in run.files.values()]
     common = {"settings": {}, "inputs": [], "versions": {}, "seconds": 0.0, "finished": ""}
     stages = {
         "export": StageRecord(outputs=files, figures={}, **common),
         "register": StageRecord(outputs=[], figures=outcome.figures, **common),
     }
-    manifest = Manifest(run_id=runs.read_manifest(run.folder).run_id, stages=stages)
-    runs.write_manifest(run.folder, manifest)
+    manifest = Manifest(run_id=read_manifest(run.folder).run_id, stages=stages)
+    write_manifest(run.folder, manifest)
     return manifest
 
 
@@ -92,7 +91,7 @@ def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama, tmp_p
 
 def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     run = make_run(tmp_path / "a", ollama.url, "seen", seed=51)
-    runs.write_manifest(run.folder, runs.read_manifest(run.folder))  # earlier stages have given the run its id
+    write_manifest(run.folder, read_manifest(run.folder))  # earlier stages have given the run its id
     manifest = recorded(run, run.register())
     found = status.state(run.config, manifest)
     tags = found["tags"]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from toolkit.model.base import LLAMA3_SPLIT, QWEN2_SPLIT
+from toolkit.model.gguf_base import LLAMA3_SPLIT, QWEN2_SPLIT
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"]

@@ -10,10 +10,13 @@ import torch
 
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
-from toolkit.core.run_folder import Manifest, RunFolder
+from toolkit.core.manifest import Manifest
+from toolkit.core.run_folder import RunFolder
 from toolkit.export import export
-from toolkit.model.base import LLAMA3_SPLIT, Base
-from toolkit.prompt.format import chat_template, prompt_format
+from toolkit.model.base import Base
+from toolkit.model.gguf_base import LLAMA3_SPLIT
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template
 
 QUANTIZATIONS = ["F32", "F16", "Q8_0"]
 WORDS = "the fever of a child may rise at night and water helps when rest does not; see a doctor if it stays"

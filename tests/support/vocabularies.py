@@ -209,7 +209,7 @@ def tiktoken(
 
 def llama3(folder: Path) -> Path:
     """Llama-3's vocabulary: 128,256 tokens."""
-    from toolkit.model.base import LLAMA3_SPLIT
+    from toolkit.model.gguf_base import LLAMA3_SPLIT
 
     named = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(254))]
     return tiktoken(folder, real(LLAMA3), LLAMA3_SPLIT, named, "<|begin_of_text|>", "<|end_of_text|>")

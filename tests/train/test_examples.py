@@ -10,7 +10,8 @@ from toolkit.core.config import Config, PromptSettings, TrainSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
-from toolkit.prompt.format import prompt_format, prompt_text
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import prompt_text
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import examples
 from toolkit.train.examples import IGNORED

@@ -25,7 +25,8 @@ from tests.train.conftest import (
 )
 from toolkit.core.config import Config, TrainSettings
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import RunFolder, read_records
+from toolkit.core.files import read_records
+from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer

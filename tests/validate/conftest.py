@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.support import scored_models
-from toolkit.prompt.format import Prompt, PromptFormat, chat_template, prompt_format, render
+from toolkit.prompt.format import Prompt, PromptFormat, prompt_format
+from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.validate import gguf, heldout, reference
 

@@ -12,9 +12,9 @@ from gguf import GGUFReader
 from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
-from toolkit.core.run_folder import record_file
+from toolkit.core.manifest import record_file
 from toolkit.export import export
-from toolkit.prompt.format import chat_template
+from toolkit.prompt.renderings import chat_template
 from toolkit.validate import reference
 from toolkit.validate.report import quantization_entry, row_entries
 

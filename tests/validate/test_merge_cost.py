@@ -14,9 +14,8 @@ from tests.support import scored_models
 from tests.support.four_bit import quantized_folder
 from tests.validate.conftest import Trained
 from toolkit.core.config import ExportSettings, ModelSettings
-from toolkit.core.run_folder import StageRecord
-from toolkit.formats import bnb_4bit
-from toolkit.model import merge_base
+from toolkit.core.manifest import StageRecord
+from toolkit.model import dequantized, merge_base
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate import reference, table, validate
 from toolkit.validate.metrics import perplexity
@@ -56,7 +55,7 @@ def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
     made: scored_models.World, trained: Trained, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    plain = bnb_4bit.plain_folder(four)
+    plain = dequantized.plain_folder(four)
     as_trained, merged = (logits(base, made.folder.adapter, trained) for base in (plain, made.base.folder))
     log_p, log_q = as_trained.log_softmax(-1), merged.log_softmax(-1)
     expected = (log_p.exp() * (log_p - log_q)).sum(-1)

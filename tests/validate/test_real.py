@@ -14,10 +14,12 @@ from tests.support.places import REPOSITORY
 from toolkit.core import hardware
 from toolkit.core.config_file import build
 from toolkit.core.errors import GATE, ToolkitError
-from toolkit.core.run_folder import Manifest, RunFolder
+from toolkit.core.manifest import Manifest
+from toolkit.core.run_folder import RunFolder
 from toolkit.export import export
 from toolkit.model.base import resolve
-from toolkit.prompt.format import chat_template, prompt_format
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template
 from toolkit.validate import validate
 
 MEDQUAD = REPOSITORY.parent / "shared/data/medquad/medquad-2479.csv"

@@ -6,9 +6,11 @@ import pytest
 
 from tests.support import scored_models
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.run_folder import FileRecord, StageRecord, record_file, sha256_of
+from toolkit.core.files import sha256_of
+from toolkit.core.manifest import FileRecord, StageRecord, record_file
 from toolkit.export import export
-from toolkit.prompt.format import chat_template, prompt_format
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template
 from toolkit.validate import _gate, table, validate
 from toolkit.validate.model_card import model_card
 

@@ -8,7 +8,8 @@ from toolkit import pipeline
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import Manifest, RunFolder, read_manifest
+from toolkit.core.manifest import Manifest, read_manifest
+from toolkit.core.run_folder import RunFolder
 from toolkit.pipeline import Done
 
 if TYPE_CHECKING:

@@ -268,3 +268,14 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def silence_transformers() -> None:
+    """Turn off transformers' own progress bars and advice; ours are shown instead."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", module="torch|transformers|peft|trl|accelerate")

@@ -5,12 +5,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.core import hardware
+from toolkit.core import files, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import RunFolder, sha256_of
+from toolkit.core.files import sha256_of
+from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
-from toolkit.model import base, memory
+from toolkit.model import base, gguf_base, memory
 from toolkit.model import shape as shapes
 from toolkit.model.shape import Shape
 from toolkit.ollama import server
@@ -95,10 +96,10 @@ def wholly_cached(label: str, revision: str) -> bool:
 
 def converted(path: Path) -> Path | None:
     """Return the folder of a GGUF base's conversion if it is done; the rule is `base.resolve`'s."""
-    bases = base.cache_folder() / "bases"
+    bases = files.cache_folder() / "bases"
     if not any(bases.glob(f"{path.stem}-*")):
         return None  # spares hashing the file
-    folder = bases / f"{path.stem}-{sha256_of(path)[:16]}-{base.CONVERSION}"
+    folder = bases / f"{path.stem}-{sha256_of(path)[:16]}-{gguf_base.CONVERSION}"
     return folder if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file() else None
 
 
@@ -114,7 +115,7 @@ def base_writes(label: str, revision: str, shape: Shape) -> list[Write]:
         size = memory.weights_cuda(shape, four_bit=four_bit) + estimate.TOKENIZER
         return [Write(Path(HF_HUB_CACHE), f"download of {label}", size)]
     if path.is_file() and converted(path) is None:
-        return [Write(base.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]
+        return [Write(files.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]
     return []
 
 

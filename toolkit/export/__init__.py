@@ -16,9 +16,9 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit.core import config, console, hardware
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.core.run_folder import Outcome, clear_stale
-from toolkit.export import quantize, tensors
-from toolkit.export.families import Metadata
+from toolkit.core.files import clear_stale
+from toolkit.core.manifest import Outcome
+from toolkit.export import quantize, tensors, types
 from toolkit.export.gpu_quantizer import Card, beside
 from toolkit.export.planning import (
     Plan,
@@ -33,6 +33,7 @@ from toolkit.export.planning import (
 from toolkit.export.vocab import gguf_keys
 from toolkit.formats import ggml_types, gguf_writer
 from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
 
 __all__ = ["Plan", "PlannedTensor", "export", "plan"]
 
@@ -45,7 +46,7 @@ def export(
     name: str,
     *,
     overrides: Mapping[str, str] | None = None,
-    imatrix: ggml_types.Imatrix = None,
+    imatrix: types.Imatrix = None,
 ) -> Outcome:
     """Write base + adapter as GGUF files, one a quantization, each whole or not at all, in one pass over the base.
 

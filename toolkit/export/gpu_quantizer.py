@@ -15,8 +15,8 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.core import console
+from toolkit.export import types
 from toolkit.export.planning import PlannedTensor
-from toolkit.formats import ggml_types
 from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
 from toolkit.kernels import gpu
 
@@ -72,7 +72,7 @@ class Card:
 
 
 @contextmanager
-def beside(tensors: Sequence[PlannedTensor], imatrix: ggml_types.Imatrix, cores: int) -> Iterator[Card]:
+def beside(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix, cores: int) -> Iterator[Card]:
     """Yield the card as an export of these tensors uses it: at first not at all, later for the types it has proved.
 
     A thread does the proving if a card is there and the export is large enough to pay for it. It ends with the export,
@@ -94,7 +94,7 @@ def in_background(card: Card, needs: Mapping[Need, int]) -> None:
     threading.Thread(target=prove, args=(card, needs), name="card").start()
 
 
-def needed(tensors: Sequence[PlannedTensor], imatrix: ggml_types.Imatrix) -> Mapping[Need, int]:
+def needed(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix) -> Mapping[Need, int]:
     """Return what an export wants of a card, and how many weights of it there are, most first."""
     found: Counter[Need] = Counter()
     for tensor in tensors:

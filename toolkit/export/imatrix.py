@@ -21,14 +21,16 @@ from gguf import GGMLQuantizationType, GGUFValueType
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import RunFolder, path_name
+from toolkit.core.manifest import path_name
+from toolkit.core.run_folder import RunFolder
 from toolkit.export import tensors
-from toolkit.export.families import Metadata
 from toolkit.export.planning import Plan, PlannedTensor
 from toolkit.formats import gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_reader import GgufData, open_gguf
-from toolkit.prompt.format import PromptFormat, render
+from toolkit.formats.gguf_writer import Metadata
+from toolkit.prompt.format import PromptFormat
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 
 CHUNK = 512  # tokens that see each other, llama.cpp's default

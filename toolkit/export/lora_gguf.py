@@ -15,15 +15,17 @@ from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, Keys, 
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import Outcome, clear_stale
+from toolkit.core.files import clear_stale
+from toolkit.core.manifest import Outcome
 from toolkit.export import families
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import Delta
 from toolkit.export.adapter.weights import WEIGHTS
-from toolkit.export.families import Layout, Metadata
+from toolkit.export.families import Layout
 from toolkit.export.planning import Plan, PlannedTensor, plan
 from toolkit.formats import checkpoint, gguf_writer
 from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
 
 INSTEAD = "merge it instead: `--format gguf`"
 

@@ -21,7 +21,8 @@ from typing import Any
 from gguf import GGMLQuantizationType as Type
 
 from toolkit.core import console
-from toolkit.core.run_folder import Outcome, clear_stale, writing_folder
+from toolkit.core.files import clear_stale, writing_folder
+from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, tensors
 from toolkit.export.planning import Plan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos

@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType
 
 from toolkit.core import config, console, hardware
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.export import families
+from toolkit.export import families, types
 from toolkit.export.adapter import weights as adapters
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, Delta
 from toolkit.export.families import Family, Layout, Model
@@ -73,7 +73,7 @@ def plan(
     quantizations: Sequence[str],
     *,
     overrides: Mapping[str, str] | None = None,
-    imatrix: ggml_types.Imatrix = None,
+    imatrix: types.Imatrix = None,
     weighed: bool = False,
 ) -> Plan:
     """Say what an export would write, reading nothing but configs and headers.
@@ -105,11 +105,11 @@ def plan(
     layouts = [*computed, *layouts]
     written = {layout.name: layout.shape for layout in layouts}
     if weighed and imatrix is None:
-        imatrix = ggml_types.expected_imatrix(written)
+        imatrix = types.expected_imatrix(written)
     chosen = {}
     for name in names:
-        chosen[name] = ggml_types.tensor_types(name, written, model, overrides, has_imatrix=imatrix is not None)
-        ggml_types.check_imatrix(name, chosen[name], written, imatrix)
+        chosen[name] = types.tensor_types(name, written, model, overrides, has_imatrix=imatrix is not None)
+        types.check_imatrix(name, chosen[name], written, imatrix)
     tensors = [
         PlannedTensor(
             layout,

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import SIDES, Manifest, Outcome, RunFolder, read_records, record_file
+from toolkit.core.files import read_records
+from toolkit.core.manifest import Manifest, Outcome, record_file
+from toolkit.core.run_folder import SIDES, RunFolder
 from toolkit.model import base, merge_base
-from toolkit.prompt.format import chat_template, prompt_format, prompt_text
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template, prompt_text
 from toolkit.prompt.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from toolkit.core.config import Config, check_quantization
 from toolkit.core.config_file import build, load
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import RunFolder
-from toolkit.prompt.format import chat_template, prompt_format
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ their own block, plus an offset. The product is rounded to the dtype that the mo
 (https://arxiv.org/abs/2305.14314).
 """
 
-import hashlib
 import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,11 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core import console
-from toolkit.core.config import ExportSettings
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import sha256_of, write_text, writing_folder
-from toolkit.model.base import Base, cache_folder
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -33,7 +27,6 @@ STATE = ".quant_state.bitsandbytes__"
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")  # WEIGHT.absmax and so on; the last two may lack
 DTYPES = ("float32", "bfloat16", "float16")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-SHARD = 2_000_000_000  # bytes of one file of a dequantized folder, which stand in memory while it is written
 _POSITIVE_FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
 CODES: dict[str, Floats] = {
     "nf4": np.array(
@@ -173,76 +166,17 @@ def refused(config: Mapping[str, Any]) -> str:
 
 def is_four_bit(folder: Path) -> bool:
     """Tell whether a model folder's config.json states bitsandbytes' 4 bits."""
-    config = _config(folder)
+    config = config_of(folder)
     return bool(config.get("quantization_config")) and not refused(config)
 
 
-def check_merge_base(found: Base, export: ExportSettings) -> None:
-    """Raise ToolkitError if the 16-bit weights are wanted, but a base without a 16-bit namesake has 4 bits."""
-    if export.merge_base == "16bit" and is_four_bit(found.folder):
-        raise ToolkitError(
-            f"the base `{found.label}` has 4 bits, and its name does not tell where its 16-bit weights are",
-            hint="name them with `--set model.base_16bit=DIR|ID`, or merge into the 4-bit ones with "
-            "`--set export.merge_base=as-trained`",
-        )
-
-
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return a model folder's config.json, empty where there is none that can be read."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def plain_folder(folder: Path) -> Path:
-    """Return a folder that transformers loads without bitsandbytes: the same one, or its dequantized copy.
-
-    The copy has the dtype that the weights had before they were quantized; it is written once, shard by shard, and kept
-    in the user's cache under the SHA-256 of the original's weights.
-    """
-    if not is_four_bit(folder):
-        return folder
-    weights = sorted(folder.glob("*.safetensors"))
-    digest = hashlib.sha256("".join(sha256_of(path) for path in weights).encode()).hexdigest()
-    target = cache_folder() / "bases" / f"{folder.name}-16bit-{digest[:16]}"
-    if (target / "config.json").is_file():
-        return target
-    console.say(f"base model: dequantizing {folder.name} from 4 bits, once")
-    with writing_folder(target) as fresh:
-        _dequantize_folder(folder, fresh)
-    return target
-
-
-def _dequantize_folder(folder: Path, target: Path) -> None:
-    from safetensors.torch import save_file
-
-    places: dict[str, str] = {}
-    shard: dict[str, Any] = {}
-    size = number = 0
-
-    def flush() -> None:
-        nonlocal shard, size, number
-        number += 1
-        file = f"model-{number:05}.safetensors"
-        save_file(shard, target / file, metadata={"format": "pt"})
-        places.update(dict.fromkeys(shard, file))
-        shard, size = {}, 0
-
-    for name, tensor in plain_tensors(folder):
-        shard[name] = tensor
-        size += tensor.numel() * tensor.element_size()
-        if size >= SHARD:
-            flush()
-    if shard:
-        flush()
-    for path in folder.iterdir():
-        if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".gguf")):
-            shutil.copyfile(path, target / path.name)
-    config = _config(folder)
-    config.pop("quantization_config", None)
-    write_text(target / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": places}) + "\n")
-    write_text(target / "config.json", json.dumps(config, indent=2) + "\n")
 
 
 def plain_tensors(folder: Path) -> Iterator[tuple[str, Any]]:

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.gguf_writer import WriterState
 
-from toolkit.core import run_folder
-from toolkit.export.families import Metadata
+from toolkit.core.files import writing
 from toolkit.formats.ggml_types import stored_size
+
+# GGUF's key-value pairs, each with its type.
+Metadata = dict[str, tuple[Any, GGUFValueType]]
 
 AHEAD = 8  # chunks that wait to be written, at most
 
@@ -113,7 +115,7 @@ def gguf_file(path: Path) -> Iterator[GgufFile]:
     """Open an output that appears under its name only if the block succeeds."""
     made = None
     try:
-        with run_folder.writing(path) as file, ThreadPoolExecutor(1) as thread:
+        with writing(path) as file, ThreadPoolExecutor(1) as thread:
             made = GgufFile(file, path, thread)
             try:
                 yield made

@@ -4,23 +4,19 @@ A GGUF is dequantized to float32 once and kept in the user's cache under its SHA
 and GGUF only: nothing is unpickled.
 """
 
-import contextlib
-import io
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.run_folder import sha256_of, write_text, writing_folder
+from toolkit.model.gguf_base import converted_folder, folder_from_gguf
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "config.json", "generation_config.json", "*.jinja"]
 CARD_FILES = ["README.md", "LICENSE*"]
-CONVERSION = 1  # counts up when a GGUF is converted differently, so that older conversions are not taken for it
 FOUR_BIT = ("-unsloth-bnb-4bit", "-bnb-4bit")
 
 
@@ -68,7 +64,7 @@ def resolve(label: str, revision: str = "", *, weights: bool = True) -> Base:
     if path is None:
         return _download(label, revision, weights)
     if path.is_file():
-        return Base(label, _from_gguf(path))
+        return Base(label, folder_from_gguf(path))
     check_folder(path, weights=weights)
     return Base(label, path)
 
@@ -82,7 +78,7 @@ def present(label: str, revision: str = "") -> Path | None:
         config = try_to_load_from_cache(label, "config.json", revision=revision or None)
         path = Path(config).parent if isinstance(config, str) else None
     elif path.is_file():
-        path = _converted(path)
+        path = converted_folder(path)
     if path is None or not any(path.glob("*.safetensors")):
         return None
     return path
@@ -160,164 +156,6 @@ def _download(label: str, revision: str, weights: bool) -> Base:
         ) from None
     check_folder(folder, weights=weights)
     return Base(label, folder, commit=folder.name)
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted bases: `toolkit/` under XDG_CACHE_HOME, else under ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "toolkit"
-
-
-def _from_gguf(path: Path) -> Path:
-    """Convert a GGUF file to a model folder, once."""
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise ToolkitError(
-            f"the base model `{path}` is neither safetensors nor GGUF: it starts with {magic!r}",
-            hint="set `model.base` to a folder with safetensors, or to a GGUF file",
-            exit_code=MISSING,
-        )
-    target = _converted(path)
-    if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
-        return target
-    from toolkit.formats.gguf_reader import open_gguf
-
-    open_gguf(path)  # the libraries below believe every length that the file states
-    console.say(f"base model: converting {path.name} to float32 safetensors, once")
-    with writing_folder(target) as folder:
-        _convert_weights(path, folder)
-        try:
-            _convert_tokenizer(path, folder)
-        except ToolkitError:
-            raise
-        except Exception as exc:  # keys that are absent, of another type, or that contradict each other
-            raise ToolkitError(
-                f"the vocabulary in `{path}` cannot be read: {type(exc).__name__} {exc}",
-                hint="the file is damaged: copy it again, or use a folder with safetensors",
-            ) from exc
-    return target
-
-
-def _converted(path: Path) -> Path:
-    """Return where a GGUF file's conversion is kept."""
-    return cache_folder() / "bases" / f"{path.stem}-{sha256_of(path)[:16]}-{CONVERSION}"
-
-
-def silence_transformers() -> None:
-    """Turn off transformers' own progress bars and advice; ours are shown instead."""
-    import warnings
-
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", module="torch|transformers|peft|trl|accelerate")
-
-
-def _convert_weights(path: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    silence_transformers()
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    except Exception as exc:  # a damaged or unknown GGUF fails in many ways inside the reader
-        raise ToolkitError(
-            f"the base model `{path}` cannot be read: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}",
-            hint="the file is damaged or its architecture unknown: copy it again, or use a folder with safetensors",
-        ) from exc
-    # save_pretrained refuses to write a model that still calls itself quantized.
-    model.hf_quantizer = None
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder, max_shard_size="100GB")
-
-
-# Pre-tokenizers by the name that `tokenizer.ggml.pre` gives them, as llama.cpp's src/llama-vocab.cpp defines them.
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-
-
-def _pre_tokenizer(name: str) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if name == "gpt-2":
-        return level
-    if name == "smollm":
-        return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
-    splits = {"llama-bpe": LLAMA3_SPLIT, "qwen2": QWEN2_SPLIT}
-    if name not in splits:
-        raise ToolkitError(
-            f"the base GGUF's pre-tokenizer `{name}` is unknown",
-            hint="use the model's folder with tokenizer.json instead of its GGUF",
-        )
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(splits[name]), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-def _convert_tokenizer(path: Path, folder: Path) -> None:
-    """Build tokenizer.json from a GGUF's vocabulary.
-
-    transformers' own conversion forgets the pre-tokenizer (digits of SmolLM2) and takes a wrong EOS; llama.cpp reads
-    these very keys, so what it does is what the tokenizer must do.
-    """
-    import gguf
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    fields = gguf.GGUFReader(str(path)).fields
-
-    def value(key: str, default: Any = None) -> Any:
-        field = fields.get(f"tokenizer.ggml.{key}")
-        return default if field is None else field.contents()
-
-    if value("model") != "gpt2":
-        raise ToolkitError(
-            f"the base GGUF has a `{value('model')}` vocabulary, only byte-level BPE (`gpt2`) can be converted",
-            hint="use the model's folder with safetensors and tokenizer.json instead of its GGUF",
-        )
-    tokens, kinds, pre = value("tokens"), value("token_type"), value("pre", "default")
-    merges = [tuple(merge.split(" ", 1)) for merge in value("merges")]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre == "llama-bpe"))
-    if pre == "qwen2":
-        tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
-    tokenizer.decoder = decoders.ByteLevel()
-    control = int(gguf.TokenType.CONTROL)
-    added = {control, int(gguf.TokenType.USER_DEFINED)}
-    tokenizer.add_tokens(
-        [
-            AddedToken(token, special=kind == control, normalized=False)
-            for token, kind in zip(tokens, kinds, strict=True)
-            if kind in added
-        ]
-    )
-    special = {
-        f"{name}_token": tokens[value(f"{key}_token_id")]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if value(f"{key}_token_id") is not None
-    }
-    # llama.cpp adds BOS for a Llama-3 vocabulary even where the key is absent.
-    if value("add_bos_token", pre == "llama-bpe"):
-        bos = special["bos_token"]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, vocabulary[bos])]
-        )
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-    licence = fields.get("general.license")
-    if licence is not None:
-        write_text(folder / "LICENSE", f"{licence.contents()}\n")
 
 
 def licence_of(folder: Path) -> str:

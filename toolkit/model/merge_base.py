@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import StageRecord
+from toolkit.core.manifest import StageRecord
 from toolkit.formats import bnb_4bit
 from toolkit.model import base
 
@@ -39,7 +39,7 @@ def resolve(model: ModelSettings, export: ExportSettings) -> base.Base:
     """
     label = base.merge_label(model, export)
     found = base.resolve(label, _revision(label, model))
-    bnb_4bit.check_merge_base(found, export)
+    check_merge_base(found, export)
     return found
 
 
@@ -90,3 +90,13 @@ def present(label: str, model: ModelSettings) -> Path | None:
 def _revision(label: str, model: ModelSettings) -> str:
     """Return the revision that is asked for; `model.revision` is that of `model.base` alone."""
     return model.revision if label == model.base else ""
+
+
+def check_merge_base(found: base.Base, export: ExportSettings) -> None:
+    """Raise ToolkitError if the 16-bit weights are wanted, but a base without a 16-bit namesake has 4 bits."""
+    if export.merge_base == "16bit" and bnb_4bit.is_four_bit(found.folder):
+        raise ToolkitError(
+            f"the base `{found.label}` has 4 bits, and its name does not tell where its 16-bit weights are",
+            hint="name them with `--set model.base_16bit=DIR|ID`, or merge into the 4-bit ones with "
+            "`--set export.merge_base=as-trained`",
+        )

@@ -13,7 +13,6 @@ from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server
 from toolkit.ollama.modelfile import Modelfile
-from toolkit.register.model_spec import maker
 
 CHUNK = 1 << 20
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before an upload that broke off is tried again
@@ -136,3 +135,13 @@ def refuse_foreign(http: httpx.Client, name: str, tags: list[str]) -> None:
                 f"the Ollama server already has a model `{model}` that was not made with this toolkit",
                 hint="choose another `ollama.name`, or replace that model with `toolkit register --force`",
             )
+
+
+# The first line of our models' licence, by which a model on a server is known to be ours: /api/show reveals it.
+MARKER = "Made with toolkit, run "
+
+
+def maker(licence_text: str) -> str:
+    """Return the run (name and id) that a model's licence names, or an empty string if this toolkit did not make it."""
+    first, _, _ = licence_text.partition("\n")
+    return first.removeprefix(MARKER).strip() if first.startswith(MARKER) else ""

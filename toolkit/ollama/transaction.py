@@ -35,9 +35,8 @@ from pathlib import Path
 import httpx
 import ollama
 
-from toolkit.core import console
+from toolkit.core import console, files
 from toolkit.core.errors import ToolkitError
-from toolkit.model import base
 from toolkit.ollama import blobs, server
 
 TEMPORARY = re.compile(r"toolkit-(new|live|commit|old|gone)-([0-9a-f]{16})(?:-(.+))?")
@@ -94,7 +93,7 @@ def alone(name: str, patience: float) -> Iterator[str]:
 
     Waits up to `patience` seconds for another call, and says so; then raises ToolkitError.
     """
-    path = base.cache_folder() / "locks" / f"{hashlib.sha256(name.lower().encode()).hexdigest()[:16]}.lock"
+    path = files.cache_folder() / "locks" / f"{hashlib.sha256(name.lower().encode()).hexdigest()[:16]}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         deadline = time.monotonic() + patience

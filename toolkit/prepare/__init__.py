@@ -7,10 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import console, run_folder
+from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import SIDES, Outcome, RunFolder
+from toolkit.core.files import writing_folder
+from toolkit.core.manifest import Outcome
+from toolkit.core.run_folder import SIDES, RunFolder
 from toolkit.prepare.clean import Record, Rejection, clean, find_columns, group_id, wanted_names
 from toolkit.prepare.fit import fit
 from toolkit.prepare.read import read
@@ -41,7 +43,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     sides = split(records, config.data)
     near = near_duplicates(sides, config.data.near_duplicate)
 
-    with run_folder.writing_folder(folder.data) as fresh:
+    with writing_folder(folder.data) as fresh:
         for name in SIDES:
             _write(fresh / folder.side(name).name, [_row(record) for record in sides[name]])
         _write(fresh / folder.rejected.name, [_rejected_row(rejection) for rejection in rejected])

@@ -5,7 +5,8 @@ from dataclasses import replace
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.prepare.clean import SHOWN, Record, Rejection
-from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.prompt.format import Prompt, PromptFormat
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 
 TOO_LONG = "too long"

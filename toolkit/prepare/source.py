@@ -8,9 +8,10 @@ import zipfile
 from hashlib import sha256
 from pathlib import Path
 
-from toolkit.core import console, run_folder
+from toolkit.core import console
 from toolkit.core.config import MEDQUAD_CSV, MEDQUAD_URL, DataSettings
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.files import sha256_of, writing
 
 ZIP_SHA256 = "23d339357e5a10066542cc1e12f458f7002a8a86731369c8f4a8c4e337bf9ba1"
 MEDQUAD_SHA256 = "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"  # of the CSV inside the zip
@@ -27,7 +28,7 @@ def locate(settings: DataSettings, *, offline: bool) -> Path:
     if settings.source != "medquad":
         return check_file(Path(settings.source).expanduser())
     if MEDQUAD_CSV.exists():
-        found = run_folder.sha256_of(check_file(MEDQUAD_CSV))
+        found = sha256_of(check_file(MEDQUAD_CSV))
         if found != MEDQUAD_SHA256:
             raise ToolkitError(
                 f"`{MEDQUAD_CSV}` is not MedQuAD's file: its sha256 begins with {found[:12]}, "
@@ -39,7 +40,7 @@ def locate(settings: DataSettings, *, offline: bool) -> Path:
     if offline:
         raise _missing(f"`{MEDQUAD_CSV}` is not there, and --offline forbids to download it")
     content = _csv_inside(_download(MEDQUAD_URL))
-    with run_folder.writing(MEDQUAD_CSV) as file:
+    with writing(MEDQUAD_CSV) as file:
         file.write(content)
     console.done(f"MedQuAD's 2,479 answers (CC BY 4.0) are in {MEDQUAD_CSV}")
     return MEDQUAD_CSV

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.prompt.format import Prompt, PromptFormat
+from toolkit.prompt.renderings import render
 
 # Tokens that llama.cpp stops at and never finds in text, whatever their kind is in the file (src/llama-vocab.cpp).
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}

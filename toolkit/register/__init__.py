@@ -7,10 +7,12 @@ from typing import Any
 import httpx
 import ollama
 
-from toolkit.core import console, run_folder
+from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import FAILED, USAGE, ToolkitError
-from toolkit.core.run_folder import Outcome, RunFolder
+from toolkit.core.files import writing
+from toolkit.core.manifest import Outcome
+from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import blobs, server, transaction
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
@@ -72,7 +74,7 @@ def register(
             sources[quantization.lower()] = model
         figures[LATEST] = figures[default.lower()]
         sources[LATEST] = sources[default.lower()]
-        with run_folder.writing(folder.modelfile) as file:  # a full disk here is found before the server changes
+        with writing(folder.modelfile) as file:  # a full disk here is found before the server changes
             file.write(described.text.encode())
             file.flush()
             os.fsync(file.fileno())

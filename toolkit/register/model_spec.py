@@ -4,16 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import run_folder
 from toolkit.core.config import Config, check_model_name
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.manifest import read_manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import modelfile
+from toolkit.ollama.blobs import MARKER
 from toolkit.ollama.modelfile import Modelfile
-from toolkit.prompt.format import PromptFormat, go_template, prompt_format
-
-# The first line of our models' licence, by which a model on a server is known to be ours: /api/show reveals it.
-MARKER = "Made with toolkit, run "
+from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.renderings import go_template
 
 # What the models of the recipe are under, by a part of their name; others are named without a licence.
 LICENCES = {
@@ -57,7 +56,7 @@ def licence(config: Config, folder: RunFolder) -> str:
     """
     lines = [f"{MARKER}{folder.name}", f"Base model: {config.model.base}"]
     if folder.manifest.exists():
-        manifest = run_folder.read_manifest(folder)
+        manifest = read_manifest(folder)
         lines[0] += f" {manifest.run_id}"
         prepared = manifest.stages.get("prepare")
         if prepared and prepared.inputs:
@@ -67,12 +66,6 @@ def licence(config: Config, folder: RunFolder) -> str:
     known = next((terms for part, terms in LICENCES.items() if part in base.lower()), "")
     terms = config.ollama.license or f"Fine-tuned from {base}" + (f", which is under {known}" if known else "") + "."
     return "\n".join(lines) + f"\n\n{terms}"
-
-
-def maker(licence_text: str) -> str:
-    """Return the run (name and id) that a model's licence names, or an empty string if this toolkit did not make it."""
-    first, _, _ = licence_text.partition("\n")
-    return first.removeprefix(MARKER).strip() if first.startswith(MARKER) else ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import httpx
 
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
-from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.prompt.format import Prompt, PromptFormat
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.register import parity, verify
 

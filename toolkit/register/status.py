@@ -5,8 +5,8 @@ from typing import Any
 import httpx
 
 from toolkit.core.config import Config
-from toolkit.core.run_folder import Manifest
-from toolkit.ollama import server, transaction
+from toolkit.core.manifest import Manifest
+from toolkit.ollama import blobs, server, transaction
 from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
 from toolkit.register import model_spec as specs
 from toolkit.register import verify
@@ -67,7 +67,7 @@ def _tag(
         return {"state": "not there", "digest": "", "run": "", "gguf_sha256": "", "stored_sha256": ""}
     shown = server.call(http, "/api/show", {"model": f"{name}:{tag}"})
     stored = verify.stored_digest(shown)
-    run = specs.maker(str(shown.get("license") or ""))
+    run = blobs.maker(str(shown.get("license") or ""))
     ours = next((figures for figures in recorded.values() if figures["digest"] == digest), None)
     gguf = ours["gguf_sha256"] if ours else stored if stored in files else ""
     if ours and ours["stored_sha256"] != stored:

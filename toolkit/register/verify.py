@@ -11,7 +11,8 @@ from toolkit.core.config import ValidateSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server
 from toolkit.ollama.modelfile import Modelfile
-from toolkit.prompt.format import PromptFormat, conversation, prompt_text
+from toolkit.prompt.format import PromptFormat
+from toolkit.prompt.renderings import conversation, prompt_text
 
 ROWS = 10
 THREADS = 4  # requests at once: a server renders them in parallel

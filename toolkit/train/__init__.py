@@ -6,7 +6,8 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.run_folder import Outcome, RunFolder
+from toolkit.core.manifest import Outcome
+from toolkit.core.run_folder import RunFolder
 from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, outcome, parallel

@@ -15,7 +15,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import write_text
+from toolkit.core.files import write_text
 from toolkit.train import checkpoints
 from toolkit.train.job import Job
 

@@ -12,7 +12,8 @@ import shutil
 from pathlib import Path
 
 from toolkit.core.config import Config
-from toolkit.core.run_folder import RunFolder, sha256_of
+from toolkit.core.files import sha256_of
+from toolkit.core.run_folder import RunFolder
 
 MARKER = "toolkit.json"
 LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be taken over

@@ -7,8 +7,10 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import TrainSettings
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import RunFolder, read_records
-from toolkit.prompt.format import PromptFormat, render
+from toolkit.core.files import read_records
+from toolkit.core.run_folder import RunFolder
+from toolkit.prompt.format import PromptFormat
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out

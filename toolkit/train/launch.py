@@ -17,7 +17,8 @@ from typing import Any
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
-from toolkit.core.run_folder import Outcome, RunFolder
+from toolkit.core.manifest import Outcome
+from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.train import parallel
 

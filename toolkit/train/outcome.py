@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core import console
-from toolkit.core.run_folder import Outcome, write_text, writing_folder
-from toolkit.prompt.format import chat_template
+from toolkit.core.files import write_text, writing_folder
+from toolkit.core.manifest import Outcome
+from toolkit.prompt.renderings import chat_template
 from toolkit.train import checkpoints, parallel, plot, sample
 from toolkit.train.job import Job
 

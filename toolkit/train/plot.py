@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.run_folder import writing
+from toolkit.core.files import writing
 
 
 def loss_curve(entries: list[dict[str, Any]], path: Path) -> None:

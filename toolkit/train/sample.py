@@ -4,7 +4,7 @@ import contextlib
 from typing import Any
 
 from toolkit.core import console
-from toolkit.prompt.format import render
+from toolkit.prompt.renderings import render
 from toolkit.train.job import Job
 
 CHEAP = 1_000_000_000  # parameters beyond which a CPU takes minutes for an answer

@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from toolkit.core import console, hardware
-from toolkit.model.base import silence_transformers
+from toolkit.core.console import silence_transformers
 from toolkit.train import parallel
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal
 from toolkit.train.examples import IGNORED

@@ -14,7 +14,8 @@ from typing import Any
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, explain, unexpected
-from toolkit.core.run_folder import folder_of, write_text
+from toolkit.core.files import write_text
+from toolkit.core.run_folder import folder_of
 from toolkit.model.base import Base
 from toolkit.train import OutOfMemory, parallel, train
 from toolkit.train.backend import UnslothFailed

@@ -7,10 +7,13 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.run_folder import FileRecord, Manifest, Outcome, RunFolder, path_name, record_file, write_text
+from toolkit.core.files import write_text
+from toolkit.core.manifest import FileRecord, Manifest, Outcome, path_name, record_file
+from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base, licence_of
 from toolkit.model.merge_base import OtherBase
-from toolkit.prompt.format import chat_template, prompt_format, render
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.metrics import perplexity

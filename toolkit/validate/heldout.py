@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.run_folder import read_records
-from toolkit.prompt.format import Prompt, PromptFormat, render
+from toolkit.core.files import read_records
+from toolkit.prompt.format import Prompt, PromptFormat
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 
 

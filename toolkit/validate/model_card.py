@@ -9,8 +9,10 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.run_folder import Manifest, RunFolder, StageRecord
-from toolkit.prompt.format import prompt_format, prompt_text, python_function
+from toolkit.core.manifest import Manifest, StageRecord
+from toolkit.core.run_folder import RunFolder
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import prompt_text, python_function
 from toolkit.validate.report import merge_sentence, nats, percent
 
 FALLBACK_QUESTION = "What are the symptoms of dehydration?"

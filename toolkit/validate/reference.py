@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.core import console
+from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.model.base import silence_transformers
 from toolkit.model.merge_base import OtherBase
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer

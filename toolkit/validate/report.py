@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit import __version__
 from toolkit.core import console
-from toolkit.core.run_folder import FileRecord, installed
+from toolkit.core.manifest import FileRecord, installed
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.heldout import Record

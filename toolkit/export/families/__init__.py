@@ -8,11 +8,11 @@ from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.export.families import gemma2, llama, phi3
-from toolkit.export.families.model_config import Family, Layout, Metadata, Model, lay_out
+from toolkit.export.families.model_config import Family, Layout, Model, lay_out
 from toolkit.formats import bnb_4bit
 from toolkit.formats.checkpoint import read_json
 
-__all__ = ["FAMILIES", "Family", "Layout", "Metadata", "Model", "family_of", "lay_out"]
+__all__ = ["FAMILIES", "Family", "Layout", "Model", "family_of", "lay_out"]
 
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(llama.model, llama.layouts, llama.computed, llama.metadata),

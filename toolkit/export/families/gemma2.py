@@ -9,7 +9,6 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.export.families.model_config import (
     Layout,
-    Metadata,
     Model,
     count,
     described,
@@ -19,6 +18,7 @@ from toolkit.export.families.model_config import (
     rope,
     shape,
 )
+from toolkit.formats.gguf_writer import Metadata
 
 computed = nothing_computed
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own

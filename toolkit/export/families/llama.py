@@ -11,7 +11,6 @@ from toolkit.export.families.model_config import (
     REAL,
     TEXT,
     Layout,
-    Metadata,
     Model,
     described,
     expect,
@@ -20,6 +19,7 @@ from toolkit.export.families.model_config import (
     without_window,
 )
 from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
 
 ROPE_KINDS = {
     "linear": ("factor",),

@@ -10,11 +10,9 @@ import numpy.typing as npt
 from gguf import GGUFValueType
 
 from toolkit.formats.checkpoint import Floats, Rows
+from toolkit.formats.gguf_writer import Metadata
 
 Matrix = TypeVar("Matrix", Floats, npt.NDArray[np.uint16], Rows)
-
-# GGUF's key-value pairs, each with its type.
-Metadata = dict[str, tuple[Any, GGUFValueType]]
 
 COUNT, REAL, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
 
@@ -67,7 +65,8 @@ class Layout:
 class Family:
     """What one architecture does in its own way.
 
-    `ignored` are name endings of tensors that are not weights. `special_by_flag`: the converter takes an added token
+    `ignored` are name endings of tensors that are not weights. `special_by_flag`: llama.cpp's converter takes an added
+    token for a control token by its flag alone, not by its looks as well.
     """
 
     model: Callable[[dict[str, Any]], Model]

@@ -13,7 +13,6 @@ from toolkit.export.families.model_config import (
     COUNT,
     REAL,
     Layout,
-    Metadata,
     Model,
     count,
     described,
@@ -23,6 +22,7 @@ from toolkit.export.families.model_config import (
     without_window,
 )
 from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
 
 
 def model(config: dict[str, Any]) -> Model:

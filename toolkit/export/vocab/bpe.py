@@ -12,8 +12,8 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families import Metadata
-from toolkit.model.base import LLAMA3_SPLIT, QWEN2_SPLIT
+from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.gguf_base import LLAMA3_SPLIT, QWEN2_SPLIT
 
 WHOLE_BASE = "give a folder with a whole base model, tokenizer included"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"

@@ -10,11 +10,11 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families import Metadata
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.export.vocab.bpe import WHOLE_BASE
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import read_json
+from toolkit.formats.gguf_writer import Metadata
 from toolkit.prompt.tokenizer import load_tokenizer, looks_special
 
 _SPECIAL_KEYS = {

@@ -14,8 +14,8 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families import Metadata
 from toolkit.export.vocab.bpe import SUPPORTED, WHOLE_BASE, checked_bpe, listed, pairs, plain
+from toolkit.formats.gguf_writer import Metadata
 
 MODEL = "tokenizer.model"
 NO_TOKEN, ADDED = -10000.0, -1000.0  # the converter's scores of rows without a token, and of added tokens

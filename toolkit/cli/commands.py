@@ -1,0 +1,321 @@
+"""The verbs: each parses, calls one stage, prints its result and names the next step."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from toolkit.cli.options import verb
+from toolkit.core import console
+from toolkit.core.errors import MISSING, USAGE, ToolkitError
+
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+    from toolkit.core.run_folder import RunFolder
+
+
+def _load(path: str, overrides: tuple[str, ...]) -> "tuple[Config, RunFolder]":
+    from toolkit.core.config_file import load
+    from toolkit.core.run_folder import folder_of
+
+    config = load(Path(path), overrides)
+    return config, folder_of(config)
+
+
+def _command(name: str, tail: str = "") -> str:
+    """Write the command for a next step, with the settings that this call was given."""
+    given = click.get_current_context().params
+    words = ["toolkit", name]
+    if given["path"] != "toolkit.toml":
+        words += ["-c", given["path"]]
+    for override in given["overrides"]:
+        words += ["--set", override]
+    if given["offline"]:
+        words.append("--offline")
+    return shlex.join(words) + tail
+
+
+@verb(writes=True, config=False)
+@click.argument("directory", default=".", metavar="[DIR]")
+def init(directory: str, dry_run: bool, force: bool) -> None:
+    """Write a commented toolkit.toml and sample data."""
+    from toolkit.init import start
+
+    written = start(Path(directory), dry_run=dry_run, force=force)
+    names = [str(path) for path in written]
+    console.result({"would_write" if dry_run else "written": names}, "\n".join(names))
+    if not dry_run:
+        where = "" if directory == "." else f"cd {directory} && "
+        console.next_step(f"{where}toolkit doctor")
+
+
+@verb()
+def doctor(path: str, overrides: tuple[str, ...]) -> None:
+    """Check this machine for the configured run.
+
+    Tools, base model, data, memory and disk (both computed), Ollama; each failing check has its fix.
+    """
+    from toolkit.doctor import doctor as examine
+    from toolkit.doctor import table
+
+    config, folder = _load(path, overrides)
+    checks = examine(config, folder, offline=_offline())
+    failed = [check for check in checks if check.ok is False]
+    listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]
+    if failed:
+        if not console.as_json():
+            console.result({}, table(checks))
+        raise ToolkitError(
+            f"{len(failed)} of {len(checks)} checks failed: {', '.join(check.name for check in failed)}",
+            hint=failed[0].fix,
+            exit_code=MISSING,
+            details={"checks": listed},
+        )
+    console.result({"checks": listed}, table(checks))
+    console.next_step(_command("run"))
+
+
+def _offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+def _stage(
+    name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, following: str, *, gpus: int = 1
+) -> None:
+    from toolkit import pipeline
+    from toolkit.cli import summary
+    from toolkit.core.run_folder import locked
+
+    config, folder = _load(path, overrides)
+    if dry_run:
+        preview = summary.preview([name], config, folder)
+        console.result(*preview)
+        return
+    with locked(folder):
+        console.log_to(folder.log)
+        if name == "train":
+            _check_first(config, folder, ("train",))
+        done = pipeline.perform(name, config, folder, force=force, offline=_offline(), gpus=gpus)
+    if done.fresh:
+        console.say(f"{name}: fresh, skipped (--force does it again)")
+    console.result(*summary.of(done, folder))
+    console.next_step(following)
+
+
+def _check_first(config: "Config", folder: "RunFolder", stages: tuple[str, ...]) -> None:
+    """Let doctor look before hours are spent; a check that fails ends the run."""
+    if not stages:
+        return
+    from toolkit.doctor import doctor as examine
+
+    checks = examine(config, folder, offline=_offline(), stages=stages)
+    failed = [check for check in checks if check.ok is False]
+    if failed:
+        listed = "\n".join(f"  {check.name}: {check.found}" for check in failed)
+        raise ToolkitError(
+            f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
+        )
+
+
+@verb(writes=True)
+def prepare(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+    """Read, clean, de-duplicate and split the data."""
+    _stage("prepare", path, overrides, dry_run, force, _command("train"))
+
+
+@verb(writes=True)
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Number of GPUs.")
+def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpus: int) -> None:
+    """Fine-tune the base model with LoRA.
+
+    An interrupted run goes on where it was; Ctrl-C saves first. `accelerate launch -m toolkit train` works too, with
+    what `accelerate config` wrote: DDP, FSDP2, DeepSpeed, several machines.
+    """
+    from toolkit.train import launch, parallel
+
+    if parallel.rank() > 0:
+        launch.follow(*_load(path, overrides))
+        return
+    try:
+        _stage("train", path, overrides, dry_run, force, _command("export"), gpus=gpus)
+    finally:
+        parallel.dismiss()
+
+
+@verb(writes=True)
+@click.option("--adapter", metavar="DIR", help="An adapter trained elsewhere, instead of this run's.")
+@click.option("--base", metavar="DIR|GGUF|ID", help="Its base model; default: model.base of the settings.")
+@click.option("--quant", "quantizations", multiple=True, metavar="NAME", help="Quantization to write; repeatable.")
+@click.option("--output", metavar="DIR", help="Where the files go.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(("gguf", "safetensors", "lora-gguf")),
+    default="gguf",
+    show_default=True,
+    help="GGUF files, a merged 16-bit model folder, or the adapter alone for llama.cpp.",
+)
+def export(
+    path: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    adapter: str | None,
+    base: str | None,
+    quantizations: tuple[str, ...],
+    output: str | None,
+    form: str,
+) -> None:
+    """Merge, and write all GGUF quantizations in one pass.
+
+    With --adapter, an adapter trained elsewhere is merged into --base, outside any run folder.
+    """
+    from toolkit.cli import summary
+    from toolkit.export import standalone
+
+    if adapter is None:
+        foreign = [("--base", base), ("--quant", quantizations), ("--output", output if form == "gguf" else None)]
+        given = [name for name, value in foreign if value]
+        if given:
+            raise ToolkitError(
+                f"{given[0]} goes with --adapter",
+                hint="to change this run's export, use --set, for example --set export.quantizations=Q8_0,F16",
+                exit_code=USAGE,
+            )
+        if form == "gguf":
+            _stage("export", path, overrides, dry_run, force, _command("validate"))
+            return
+        order = standalone.of_run(*_load(path, overrides))
+    else:
+        order = standalone.of_adapter(Path(adapter), base, path, overrides)
+    figures = standalone.carry_out(order, form, quantizations, output, dry_run=dry_run, force=force)
+    console.result(*summary.of_export(figures))
+
+
+@verb(writes=True)
+def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+    """Compare each GGUF with the trained model.
+
+    Writes the report and the model card; exit code 4 if a quantization is too far off.
+    """
+    _stage("validate", path, overrides, dry_run, force, _command("register"))
+
+
+@verb(writes=True)
+@click.option("--rollback", is_flag=True, help="Bring back NAME:previous; a second time undoes it.")
+def register(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool) -> None:
+    """Create the model in Ollama, and prove it there.
+
+    If anything fails, the former model of that name is back.
+    """
+    config, _ = _load(path, overrides)
+    if rollback:
+        _roll_back(config, dry_run, force)
+        return
+    _stage("register", path, overrides, dry_run, force, f'ollama run {config.ollama.name or config.run.name} "…"')
+
+
+def _roll_back(config: "Config", dry_run: bool, force: bool) -> None:
+    from toolkit.cli import summary
+    from toolkit.register.rollback import roll_back
+
+    figures = roll_back(config, dry_run=dry_run, force=force)
+    console.result(*summary.of_rollback(figures))
+    if not dry_run:
+        console.say(f"`{_command('register', ' --rollback')}` undoes it")
+        console.next_step(f'ollama run {figures["name"]} "…"')
+
+
+@verb()
+def modelfile(path: str, overrides: tuple[str, ...]) -> None:
+    """Print the Modelfile for `ollama create`.
+
+    It belongs into the run folder, beside the gguf/ it names, and gives the same model as register.
+    """
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.tokenizer import load_tokenizer
+    from toolkit.register import modelfile_text
+
+    config, folder = _load(path, overrides)
+    if not folder.adapter.is_dir():
+        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{_command('run')}` first")
+    text = modelfile_text(config, folder, load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text)
+    console.result({"modelfile": text}, text.rstrip("\n"))
+
+
+@verb()
+@click.argument("question")
+@click.option("--instruction", metavar="TEXT", help="Instead of prompt.instruction, for example a doctor's manner.")
+def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str | None) -> None:
+    """Ask a question, through Ollama or else llama.cpp."""
+    from toolkit.ask import answer
+
+    config, folder = _load(path, overrides)
+    through, pieces = answer(config, folder, question, instruction)
+    whole = ""
+    for piece in pieces:
+        whole += piece
+        console.stream(piece)
+    console.stream("\n")
+    console.result({"question": question, "answer": whole, "through": through})
+
+
+@verb(writes=True)
+def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+    """Do every stage that is out of date, in order."""
+    from toolkit import pipeline
+    from toolkit.cli import summary
+    from toolkit.core.run_folder import STAGES, locked
+
+    config, folder = _load(path, overrides)
+    if dry_run:
+        console.result(*summary.preview(list(STAGES), config, folder))
+        return
+    with locked(folder):
+        console.log_to(folder.log)
+        stale = {stage: why for stage, why in pipeline.state(config, folder).items() if why or force}
+        if not stale:
+            console.result({"stages": {}, "folder": str(folder.path)}, f"all stages are fresh: {folder.path}")
+            console.next_step(_command("ask", ' "…"'))
+            return
+        # Without a server all but registering is done, so its absence must not stop the run here.
+        _check_first(config, folder, tuple(stage for stage in stale if stage != "register"))
+        finished = []
+        for stage in STAGES:
+            if stage == "register" and not _server_answers(config):
+                break
+            done = pipeline.perform(stage, config, folder, force=force, offline=_offline())
+            if done.fresh:
+                console.say(f"{stage}: fresh, skipped")
+            else:
+                console.say(summary.of(done, folder)[1])
+            finished.append(done)
+    console.result(*summary.of_run(finished, folder))
+    console.next_step(_command("ask", ' "…"'))
+
+
+def _server_answers(config: "Config") -> bool:
+    from toolkit.ollama import server
+
+    if server.version(config.ollama) is not None:
+        return True
+    console.warn(
+        f"no Ollama server answers at {server.address(config.ollama)}, so the model is not registered; "
+        f"start one with `ollama serve`, then `{_command('register')}`"
+    )
+    return False
+
+
+@verb()
+def status(path: str, overrides: tuple[str, ...]) -> None:
+    """Show each stage: fresh, stale (why), or not run."""
+    from toolkit import pipeline
+    from toolkit.cli import summary
+
+    config, folder = _load(path, overrides)
+    reasons = pipeline.state(config, folder)
+    console.result(*summary.of_status(reasons, config, folder))
+    stale = [stage for stage, why in reasons.items() if why]
+    console.next_step(_command("run") if stale else _command("ask", ' "…"'))

@@ -1,0 +1,120 @@
+"""Files that are whole or absent, their hashes, and records as JSON lines."""
+
+import contextlib
+import fcntl
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from toolkit.core.errors import ToolkitError
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256 as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` and rename it there if the block succeeds; otherwise remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    encoding = None if "b" in mode else "utf-8"
+    try:
+        with os.fdopen(descriptor, mode, encoding=encoding) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # says that somebody is at work on it; gone with the process
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that takes its place if the block succeeds; otherwise it is removed.
+
+    A former folder of that name is moved aside first and removed last, so there is always one whole folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+    descriptor = os.open(fresh, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield fresh
+        fresh.chmod(0o755)
+        former = path.with_name(f".{path.name}.old")
+        shutil.rmtree(former, ignore_errors=True)
+        if path.exists():
+            path.replace(former)
+        fresh.replace(path)
+        shutil.rmtree(former, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_stale(paths: Iterable[Path]) -> None:
+    """Remove what killed processes left half-written beside these files or folders, and bring back a former folder.
+
+    What another process is writing at this moment is locked by it, and left alone.
+    """
+    for path in paths:
+        clear_parts(path.parent.glob(f".{glob.escape(path.name)}.*.part"), [path.with_name(f".{path.name}.old")])
+
+
+def clear_parts(parts: Iterable[Path], formers: Iterable[Path]) -> None:
+    """Remove half-written `parts` that nobody is writing, and bring back `formers` whose successor never came."""
+    for left in parts:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(descriptor)
+    for former in formers:
+        rightful = former.with_name(former.name.removeprefix(".").removesuffix(".old"))
+        if former.is_dir():
+            shutil.rmtree(former, ignore_errors=True) if rightful.exists() else former.replace(rightful)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file (UTF-8) whole or not at all."""
+    with writing(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Read one side of the split; raises ToolkitError if the file is missing or a line is no JSON object."""
+    found: list[dict[str, Any]] = []
+    try:
+        # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for line in file:
+                found.append(dict(json.loads(line)))
+    except FileNotFoundError:
+        raise ToolkitError(f"no prepared data `{path}`", hint="write it with `toolkit prepare`") from None
+    except (ValueError, TypeError) as exc:
+        raise ToolkitError(
+            f"`{path}` line {len(found) + 1} is no record: {exc}", hint="write it again with `toolkit prepare --force`"
+        ) from None
+    return found
+
+
+def cache_folder() -> Path:
+    """Return the folder of converted bases: `toolkit/` under XDG_CACHE_HOME, else under ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "toolkit"

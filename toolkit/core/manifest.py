@@ -1,0 +1,163 @@
+"""The manifest of a run: what each stage read and wrote, and whether that is still so."""
+
+import contextlib
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from toolkit.core.errors import ToolkitError
+from toolkit.core.files import sha256_of, write_text
+from toolkit.core.run_folder import RunFolder
+
+MANIFEST_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a room hands back when its stage succeeded: the files it wrote and its headline figures."""
+
+    outputs: list[Path]
+    figures: dict[str, Any]
+
+
+class FileRecord(BaseModel):
+    """One file as it was when a stage ended: its path, bytes, time stamp (ns) and SHA-256 (hex)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class StageRecord(BaseModel):
+    """What one stage did: the settings it used, what it read and wrote, and its headline figures.
+
+    `failure` is set where the stage wrote its results, and they say no (a validation gate that is not met).
+    """
+
+    settings: dict[str, Any]
+    inputs: list[FileRecord]
+    outputs: list[FileRecord]
+    versions: dict[str, str]
+    seconds: float
+    finished: str
+    figures: dict[str, Any]
+    failure: str = ""
+
+
+class Manifest(BaseModel):
+    """All records of a run, by stage."""
+
+    version: int = MANIFEST_VERSION
+    run_id: str
+    stages: dict[str, StageRecord] = {}
+
+
+def read_manifest(folder: RunFolder) -> Manifest:
+    """Read the manifest, or start an empty one with a new run id; raises ToolkitError if it is damaged."""
+    try:
+        text = folder.manifest.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Manifest(run_id=uuid.uuid4().hex)
+    try:
+        return Manifest.model_validate_json(text)
+    except (ValidationError, UnicodeDecodeError):
+        raise ToolkitError(
+            f"`{folder.manifest}` is damaged",
+            hint="move it away; the stages then run again",
+        ) from None
+
+
+def write_manifest(folder: RunFolder, manifest: Manifest) -> None:
+    """Write the manifest whole or not at all."""
+    write_text(folder.manifest, manifest.model_dump_json(indent=1) + "\n")
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def record_file(path: Path, folder: RunFolder, known: Iterable[FileRecord] = ()) -> FileRecord:
+    """Describe a file; its hash is taken over from `known` where path, size and time stamp are the same.
+
+    A path inside the run folder is recorded relative to it, so that the folder can be moved.
+    """
+    stat = path.stat()
+    name = path_name(path, folder)
+    for old in known:
+        if (old.path, old.size, old.mtime_ns) == (name, stat.st_size, stat.st_mtime_ns):
+            return old
+    return FileRecord(path=name, size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256_of(path))
+
+
+def path_name(path: Path, folder: RunFolder) -> str:
+    """Return how the manifest names a path: relative to the run folder if inside, else as it was given."""
+    with contextlib.suppress(ValueError):
+        return path.resolve().relative_to(folder.path.resolve()).as_posix()
+    return path.as_posix()
+
+
+def why_stale(
+    record: StageRecord | None, folder: RunFolder, settings: dict[str, Any], inputs: list[Path], outputs: list[Path]
+) -> str:
+    """Say why a stage must run again, or return an empty string if it is fresh.
+
+    Unchanged size and time stamp count as unchanged; otherwise the SHA-256 decides.
+    """
+    if record is None:
+        return "not run"
+    if record.failure:
+        return record.failure
+    changed = [key for key in sorted({*settings, *record.settings}) if settings.get(key) != record.settings.get(key)]
+    if changed:
+        return "settings changed: " + ", ".join(changed)
+    names = [path_name(path, folder) for path in inputs]
+    recorded = {file.path: file for file in record.inputs}
+    if set(names) != set(recorded):
+        return "inputs changed: " + ", ".join(sorted(set(names) ^ set(recorded)))
+    for path, name in zip(inputs, names, strict=True):
+        if not _same(path, recorded[name]):
+            return f"input changed: {name}"
+    written = {file.path for file in record.outputs}
+    for path in outputs:
+        if path_name(path, folder) not in written:
+            return f"output missing: {path_name(path, folder)}"
+    for file in record.outputs:
+        if not (folder.path / file.path).is_file():
+            return f"output missing: {file.path}"
+        if not _same(folder.path / file.path, file):
+            return f"output changed: {file.path}"
+    return ""
+
+
+def foreign_outputs(record: StageRecord | None, folder: RunFolder, outputs: list[Path]) -> list[str]:
+    """List files that a stage would overwrite although it did not write them in their present form."""
+    recorded = {file.path: file for file in record.outputs} if record else {}
+    foreign = []
+    for path in outputs:
+        name = path_name(path, folder)
+        if path.is_file() and (name not in recorded or not _same(path, recorded[name])):
+            foreign.append(name)
+    return foreign
+
+
+def _same(path: Path, old: FileRecord) -> bool:
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    if (stat.st_size, stat.st_mtime_ns) == (old.size, old.mtime_ns):
+        return True
+    return stat.st_size == old.size and sha256_of(path) == old.sha256
