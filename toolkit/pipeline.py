@@ -139,6 +139,11 @@ def state(config: Config, folder: RunFolder) -> dict[str, str]:
     return reasons
 
 
+def is_fresh(stage: str, config: Config, folder: RunFolder) -> bool:
+    """Tell whether `perform` would skip this stage; the stages before it are not looked at."""
+    return not _why(stage, config, folder, read_manifest(folder))
+
+
 def _why(stage: str, config: Config, folder: RunFolder, manifest: Manifest) -> str:
     record = manifest.stages.get(stage)
     if record is None:
