@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import console
+from toolkit import console, machine
 from toolkit.config import ExportSettings, ModelSettings
 from toolkit.errors import MISSING, ToolkitError
 from toolkit.run import sha256_of, write_text, writing_folder
@@ -40,6 +40,16 @@ def sixteen_bit(settings: ModelSettings) -> str:
     for suffix in FOUR_BIT:
         if settings.base.endswith(suffix):
             return settings.base.removesuffix(suffix)
+    return settings.base
+
+
+def training_label(settings: ModelSettings) -> str:
+    """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere.
+
+    A card is looked for by its device file: importing torch to ask takes seconds.
+    """
+    if settings.base.endswith(FOUR_BIT) and not machine.has_card_file():
+        return sixteen_bit(settings)
     return settings.base
 
 

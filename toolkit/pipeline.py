@@ -75,7 +75,7 @@ def plan(stage: str, config: Config, folder: RunFolder) -> Plan:
         outputs = [*(folder.side(side) for side in SIDES), folder.rejected]
         return Plan(settings, [data_file(config)], outputs)
     if stage == "train":
-        inputs = [folder.side("train"), folder.side("val"), *base.source_files(training_base(config))]
+        inputs = [folder.side("train"), folder.side("val"), *base.source_files(base.training_label(config.model))]
         return Plan(settings, inputs, [*adapter, folder.train_log, folder.loss_plot])
     merged = base.source_files(base.merge_label(config.model, config.export))
     if stage == "export":
@@ -115,16 +115,6 @@ def _settings(stage: str, config: Config) -> dict[str, Any]:
 def data_file(config: Config) -> Path:
     """Return where the data file is, or will be once MedQuAD is downloaded."""
     return MEDQUAD_CSV if config.data.source == "medquad" else Path(config.data.source).expanduser()
-
-
-def training_base(config: Config) -> str:
-    """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere.
-
-    A card is looked for by its device file: importing torch to ask takes seconds.
-    """
-    if config.model.base.endswith(base.FOUR_BIT) and not Path("/dev/nvidia0").exists():
-        return base.sixteen_bit(config.model)
-    return config.model.base
 
 
 def state(config: Config, folder: RunFolder) -> dict[str, str]:
@@ -264,7 +254,7 @@ def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool)
     from toolkit.prepare import prepare
     from toolkit.prompt import prompt_format
 
-    found = base.resolve(training_base(config), config.model.revision, weights=False)
+    found = base.resolve(base.training_label(config.model), config.model.revision, weights=False)
     tokenizer = tokens.load(found.folder, prompt_format(config.prompt))
     return prepare(config, folder, data_file(config), tokenizer)
 
@@ -272,7 +262,7 @@ def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool)
 def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool, gpus: int = 1) -> Outcome:
     from toolkit.train.launch import run_training
 
-    found = base.resolve(training_base(config), config.model.revision)
+    found = base.resolve(base.training_label(config.model), config.model.revision)
     return run_training(config, folder, found, restart=force, gpus=gpus)
 
 
