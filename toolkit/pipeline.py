@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import base, console
+from toolkit import __version__, base, console
 from toolkit.config import MEDQUAD_CSV, SECTIONS, Config
 from toolkit.errors import GATE, ToolkitError
 from toolkit.run import (
@@ -31,7 +31,6 @@ from toolkit.run import (
 from toolkit.toml import starter
 
 LIBRARIES = (
-    "toolkit",
     "torch",
     "transformers",
     "trl",
@@ -204,7 +203,7 @@ def perform(
         settings=todo.settings,
         inputs=[record_file(path, folder, known) for path in todo.inputs],
         outputs=[record_file(path, folder) for path in outcome.outputs],
-        versions=installed(LIBRARIES),
+        versions={"toolkit": __version__, **installed(LIBRARIES)},
         seconds=seconds,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         figures=outcome.figures,

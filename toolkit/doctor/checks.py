@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from toolkit import base, machine, packed_attention, server
+from toolkit import DISTRIBUTION, base, machine, packed_attention, server
 from toolkit.config import MEDQUAD_CSV, MEDQUAD_URL, Config
 from toolkit.doctor import plan
 from toolkit.doctor.check import Check
@@ -38,7 +38,7 @@ def python() -> Check:
 def requirements() -> list[str]:
     """Return the package's requirements as installed, or as pyproject.toml states them in a checkout."""
     try:
-        listed = metadata.requires("toolkit") or []
+        listed = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
         listed = tomllib.loads(text)["project"]["dependencies"]
