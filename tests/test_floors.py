@@ -23,7 +23,7 @@ def imports(path: Path) -> Iterator[str]:
     """The boxes that a file imports."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "toolkit":
-            yield from (alias.name for alias in node.names if alias.name != "__version__")
+            yield from (alias.name for alias in node.names if not alias.name.isupper() and alias.name != "__version__")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("toolkit."):
             yield str(node.module).split(".")[1]
         elif isinstance(node, ast.ImportFrom) and node.level:

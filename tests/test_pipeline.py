@@ -10,15 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from tests.conftest import Called
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
-from toolkit import pipeline
+from toolkit import doctor, pipeline
+from toolkit.cli import main, summary
 from toolkit.core import config_file
 from toolkit.core.config import SECTIONS, Config, ExportSettings
-from toolkit.core.errors import ToolkitError
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import folder_of
+from toolkit.doctor import Check
 
 
 @pytest.fixture
@@ -97,6 +101,34 @@ def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -
     with pytest.raises(ToolkitError):
         pipeline.perform("prepare", broken, folder)
     assert (folder.side("train").read_bytes(), folder.manifest.read_bytes()) == before
+
+
+def test_a_fresh_training_is_skipped_before_the_doctor_looks(
+    settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toolkit.toml").write_text(config_file.starter({name: settings.section(name) for name in SECTIONS}))
+    folder = folder_of(settings)
+    pipeline.perform("prepare", settings, folder)
+    files = [folder.adapter / "adapter_config.json", folder.adapter / "adapter_model.safetensors"]
+    files += [folder.train_log, folder.loss_plot]
+
+    def trained(*_: object) -> Outcome:
+        for path in files:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("trained\n")
+        return Outcome(files, {})
+
+    monkeypatch.setitem(pipeline.ROOMS, "train", trained)
+    monkeypatch.setitem(summary.TEXTS, "train", lambda figures, folder: "")
+    pipeline.perform("train", settings, folder)
+    small = Check("memory: training", False, "1.0 GB is free", "buy more")
+    monkeypatch.setattr(doctor, "doctor", lambda *_, **__: [small])
+    called = CliRunner().invoke(main.group, ["train", "--json"])
+    assert called.exit_code == 0, called.output
+    assert json.loads(called.stdout.splitlines()[-1])["fresh"] is True
+    for arguments in (["--force"], ["--set", "train.steps=3"]):
+        called = CliRunner().invoke(main.group, ["train", *arguments])
+        assert isinstance(called.exception, ToolkitError) and called.exception.exit_code == MISSING
 
 
 @pytest.mark.slow

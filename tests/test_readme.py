@@ -64,7 +64,7 @@ def test_every_verb_is_listed() -> None:
 def test_the_architecture_names_every_module() -> None:
     tree = README[README.index("## Architecture") :]
     for path in sorted((REPOSITORY / "toolkit").iterdir()):
-        if path.name.startswith("_") or path.name == "templates":
+        if path.name.startswith("_") or path.name in ("templates", "py.typed"):
             continue
         assert path.name + ("/" if path.is_dir() else "") in tree, path.name
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit import __version__
 from toolkit.core import console
 from toolkit.core.config import MEDQUAD_CSV, SECTIONS, Config
 from toolkit.core.config_file import starter
@@ -28,7 +29,6 @@ from toolkit.core.run_folder import SIDES, STAGES, RunFolder, sweep
 from toolkit.model import base, dequantized
 
 LIBRARIES = (
-    "toolkit",
     "torch",
     "transformers",
     "trl",
@@ -72,7 +72,7 @@ def plan(stage: str, config: Config, folder: RunFolder) -> Plan:
         outputs = [*(folder.side(side) for side in SIDES), folder.rejected]
         return Plan(settings, [data_file(config)], outputs)
     if stage == "train":
-        inputs = [folder.side("train"), folder.side("val"), *base.source_files(training_base(config))]
+        inputs = [folder.side("train"), folder.side("val"), *base.source_files(base.training_label(config.model))]
         return Plan(settings, inputs, [*adapter, folder.train_log, folder.loss_plot])
     merged = base.source_files(base.merge_label(config.model, config.export))
     if stage == "export":
@@ -114,16 +114,6 @@ def data_file(config: Config) -> Path:
     return MEDQUAD_CSV if config.data.source == "medquad" else Path(config.data.source).expanduser()
 
 
-def training_base(config: Config) -> str:
-    """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere.
-
-    A card is looked for by its device file: importing torch to ask takes seconds.
-    """
-    if config.model.base.endswith(base.FOUR_BIT) and not Path("/dev/nvidia0").exists():
-        return base.sixteen_bit(config.model)
-    return config.model.base
-
-
 def state(config: Config, folder: RunFolder) -> dict[str, str]:
     """Say for each stage why it must run again; an empty string means fresh. A stage behind a stale one is stale."""
     manifest = read_manifest(folder)
@@ -134,6 +124,11 @@ def state(config: Config, folder: RunFolder) -> dict[str, str]:
         if reasons[stage]:
             behind = stage
     return reasons
+
+
+def is_fresh(stage: str, config: Config, folder: RunFolder) -> bool:
+    """Tell whether `perform` would skip this stage; the stages before it are not looked at."""
+    return not _why(stage, config, folder, read_manifest(folder))
 
 
 def _why(stage: str, config: Config, folder: RunFolder, manifest: Manifest) -> str:
@@ -206,7 +201,7 @@ def perform(
         settings=todo.settings,
         inputs=[record_file(path, folder, known) for path in todo.inputs],
         outputs=[record_file(path, folder) for path in outcome.outputs],
-        versions=installed(LIBRARIES),
+        versions={"toolkit": __version__, **installed(LIBRARIES)},
         seconds=seconds,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         figures=outcome.figures,
@@ -256,7 +251,7 @@ def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool)
     from toolkit.prompt.format import prompt_format
     from toolkit.prompt.tokenizer import load_tokenizer
 
-    found = base.resolve(training_base(config), config.model.revision, weights=False)
+    found = base.resolve(base.training_label(config.model), config.model.revision, weights=False)
     tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
     return prepare(config, folder, data_file(config), tokenizer)
 
@@ -264,7 +259,7 @@ def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool)
 def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool, gpus: int = 1) -> Outcome:
     from toolkit.train.launch import run_training
 
-    found = base.resolve(training_base(config), config.model.revision)
+    found = base.resolve(base.training_label(config.model), config.model.revision)
     return run_training(config, folder, found, restart=force, gpus=gpus)
 
 

@@ -1,9 +1,15 @@
 """What is printed where: data on stdout, the rest on stderr, one JSON object on failure too."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from tests.support.places import REPOSITORY
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 
@@ -105,3 +111,83 @@ def test_progress_in_bytes_shows_speed_and_time_left() -> None:
     speed, left = line.split("  ")[-2:]
     assert speed.endswith(" kB/s") and 900 < float(speed.split()[0]) <= 1000
     assert left.endswith(" s left") and 6 <= float(left.split()[0]) < 7
+
+
+WITHOUT_RICH = """
+import importlib.abc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "rich":
+            raise ModuleNotFoundError("No module named 'rich'", name="rich")
+sys.meta_path.insert(0, Missing())
+"""
+CALL = "from toolkit.cli.main import main; main()"
+OUTPUTS = """
+from toolkit.core import console
+console.PLAIN_INTERVAL = 0
+console.say("working")
+console.done("done")
+console.warn("odd")
+console.next_step("toolkit train")
+with console.progress("training", 4, "steps") as progress:
+    progress.advance()
+table = console.table(("name", "size"), [("F16", "270.0 MB"), ("a longer name", "1.0 MB")], title="files")
+console.result({}, table)
+"""
+
+
+def without_rich(code: str, folder: Path, *arguments: str, stderr: int = subprocess.PIPE) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_RICH + code, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    return done.returncode, done.stdout, done.stderr or ""
+
+
+def test_without_rich_an_error_is_plain_text(tmp_path: Path) -> None:
+    code, out, err = without_rich(CALL, tmp_path, "train")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and "toolkit.toml" in err and "\nhint: " in err
+    assert "Traceback" not in err
+
+
+def test_without_rich_the_missing_library_is_named(tmp_path: Path) -> None:
+    broken = "from toolkit.core import config_file\ndef load(*_): import rich\nconfig_file.load = load\n"
+    code, _, err = without_rich(broken + CALL, tmp_path, "train")
+    assert code == 3
+    assert err.startswith("error: a library is missing or broken: No module named 'rich'\n\nhint: ")
+
+
+def test_without_rich_the_help_is_shown(tmp_path: Path) -> None:
+    code, out, err = without_rich(CALL, tmp_path, "--help")
+    assert (code, err) == (0, "") and "Commands:" in out
+
+
+def test_without_rich_every_output_is_plain_text(tmp_path: Path) -> None:
+    code, out, err = without_rich(OUTPUTS, tmp_path)
+    assert code == 0, err
+    assert out.splitlines() == [
+        "files",
+        "name               size",
+        "-------------  --------",
+        "F16            270.0 MB",
+        "a longer name    1.0 MB",
+    ]
+    lines = err.splitlines()
+    assert (
+        lines[0] == "working" and lines[1].endswith(" done") and lines[2:4] == ["warning: odd", "next: toolkit train"]
+    )
+    assert lines[4].startswith("training: 1/4 steps") and len(lines) == 5
+
+
+def test_without_rich_progress_on_a_terminal_is_plain_lines(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    code, _, _ = without_rich(OUTPUTS, tmp_path, stderr=theirs)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert code == 0 and "training: 1/4 steps" in shown

@@ -12,13 +12,13 @@ import pytest
 
 from tests.doctor.conftest import Home, Serving, failing, only_failure
 from tests.support.places import REPOSITORY
+from toolkit import pipeline
 from toolkit.core import files, hardware
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder, folder_of
-from toolkit.doctor import STAGES, Check, checks, plan, table
+from toolkit.doctor import Check, checks, plan, table
 from toolkit.model import attention_kernels, base, gguf_base
 from toolkit.ollama import server
-from toolkit.prepare import source
 
 
 def test_a_healthy_small_run_is_in_order(home: Home) -> None:
@@ -111,12 +111,20 @@ def test_medquad_online_must_be_downloadable(home: Home, serving: Serving, monke
     assert "404" not in gone.fix and gone.fix
 
 
-def test_what_stands_twice_is_the_same() -> None:
-    """Rooms do not import each other, so two facts of prepare's and one of the pipeline's stand here too."""
-    from toolkit import pipeline
-
-    assert (checks.MEDQUAD_CSV, checks.MEDQUAD_URL) == (source.MEDQUAD_CSV, source.MEDQUAD_URL)
-    assert STAGES == pipeline.STAGES
+@pytest.mark.parametrize("card", [True, False])
+def test_the_doctor_looks_at_the_base_that_training_loads(
+    home: Home, monkeypatch: pytest.MonkeyPatch, card: bool
+) -> None:
+    """A 4-bit repository with a card, and its 16-bit namesake without one; both are local folders here."""
+    four, sixteen = home.path / "small-bnb-4bit", home.path / "small"
+    for folder in (four, sixteen):
+        shutil.copytree(home.path / "base", folder)
+    monkeypatch.setattr(hardware, "has_card_file", lambda: card)
+    config = home.config(f"model.base={four}")
+    wanted = four if card else sixteen
+    assert plan.labels(config, ("train",)) == [str(wanted)]
+    read = pipeline.plan("train", config, folder_of(config)).inputs
+    assert {path.parent for path in read if path.suffix == ".safetensors"} == {wanted}
 
 
 def test_a_small_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from tests.conftest import Called, needed
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from toolkit import llamacpp
+from toolkit.core import hardware
 from toolkit.core.config import ModelSettings
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.model import base
@@ -40,6 +41,17 @@ def smollm() -> Path:
 def test_the_16_bit_namesake(label: str, expected: str) -> None:
     assert base.sixteen_bit(ModelSettings(base=label)) == expected
     assert base.sixteen_bit(ModelSettings(base=label, base_16bit="mine")) == "mine"
+
+
+@pytest.mark.parametrize("card", [True, False])
+def test_training_loads_four_bits_only_with_a_card(card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_card_file", lambda: card)
+    for suffix in base.FOUR_BIT:
+        four_bit = ModelSettings(base=f"owner/model{suffix}")
+        assert base.training_label(four_bit) == (four_bit.base if card else "owner/model")
+        named = four_bit.model_copy(update={"base_16bit": "mine"})
+        assert base.training_label(named) == (four_bit.base if card else "mine")
+    assert base.training_label(ModelSettings(base="owner/model")) == "owner/model"
 
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def _stage(
         return
     with locked(folder):
         console.log_to(folder.log)
-        if name == "train":
+        if name == "train" and (force or not pipeline.is_fresh(name, config, folder)):
             _check_first(config, folder, ("train",))
         done = pipeline.perform(name, config, folder, force=force, offline=_offline(), gpus=gpus)
     if done.fresh:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from toolkit.core import plain
 from toolkit.core.errors import ToolkitError
 
 
@@ -69,9 +70,12 @@ def _mark(symbol: str, plain: str) -> str:
 
 def _emit(text: str, style: str = "") -> None:
     _write_log(text)
-    from rich.console import Console
-    from rich.text import Text
-
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ImportError:  # an error that names a missing library must be printed without that library too
+        print(text, file=sys.stderr, flush=True)
+        return
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
 
 
@@ -133,15 +137,16 @@ def _print_json(payload: dict[str, Any]) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> str:
     """Lay rows out as a plain text table that reads without colour; numbers stand to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
+    try:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return plain.table(columns, rows, title)
     grid = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
-        numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
-        grid.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        grid.add_column(name, justify="right" if plain.is_numeric(rows, index) else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     width = Console(file=sys.stdout).width if sys.stdout.isatty() else 160
@@ -149,17 +154,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")
-
-
-def _is_number(cell: object) -> bool:
-    text = str(cell).strip().rstrip("%")
-    for unit in (" GB", " MB", " kB", " B", " s"):
-        text = text.removesuffix(unit)
-    try:
-        float(text.replace(",", ""))
-    except ValueError:
-        return text in ("", "-")
-    return True
 
 
 @dataclass
@@ -232,21 +226,29 @@ def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
     `unit` is a plural noun, or `B` for bytes.
     """
     tracker = Progress(label, total, unit)
-    if not sys.stderr.isatty() or _state.quiet or os.environ.get("TERM") == "dumb":
+    moving = sys.stderr.isatty() and not _state.quiet and os.environ.get("TERM") != "dumb"
+    bar = _bar(unit) if moving else None
+    if bar is None:
         yield tracker
-        _write_log(tracker.line())
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    else:
+        with bar:
+            tracker._bar = bar
+            tracker._task = bar.add_task(label, total=total, note="")
+            yield tracker
+    _write_log(tracker.line())
 
+
+def _bar(unit: str) -> Any:
+    """Return a moving bar that counts in `unit`; None without `rich`."""
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+    except ImportError:
+        return None
     count = DownloadColumn() if unit == "B" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), count, TextColumn("{task.fields[note]}"))
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        tracker._bar = bar
-        tracker._task = bar.add_task(label, total=total, note="")
-        yield tracker
-    _write_log(tracker.line())
+    return Bar(*columns, console=Console(stderr=True), transient=True)
 
 
 def size(count: float) -> str:

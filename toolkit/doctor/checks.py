@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from toolkit import DISTRIBUTION
 from toolkit.core import hardware
 from toolkit.core.config import MEDQUAD_CSV, MEDQUAD_URL, Config
 from toolkit.core.hardware import Card
@@ -40,7 +41,7 @@ def python() -> Check:
 def requirements() -> list[str]:
     """Return the package's requirements as installed, or as pyproject.toml states them in a checkout."""
     try:
-        listed = metadata.requires("toolkit") or []
+        listed = metadata.requires(DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
         listed = tomllib.loads(text)["project"]["dependencies"]

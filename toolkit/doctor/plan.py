@@ -26,16 +26,9 @@ class Write:
     size: int
 
 
-def training_base(config: Config) -> str:
-    """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere."""
-    if config.model.base.endswith(base.FOUR_BIT) and not hardware.has_card_file():
-        return base.sixteen_bit(config.model)
-    return config.model.base
-
-
 def labels(config: Config, stages: tuple[str, ...]) -> list[str]:
     """Name the bases that these stages load, each once."""
-    wanted = [training_base(config)] if {"prepare", "train"} & {*stages} else []
+    wanted = [base.training_label(config.model)] if {"prepare", "train"} & {*stages} else []
     wanted += [base.merge_label(config.model, config.export)] if {"export", "validate"} & {*stages} else []
     return list(dict.fromkeys(wanted))
 

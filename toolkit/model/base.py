@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.core import console
+from toolkit.core import console, hardware
 from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.model.gguf_base import converted_folder, folder_from_gguf
@@ -36,6 +36,16 @@ def sixteen_bit(settings: ModelSettings) -> str:
     for suffix in FOUR_BIT:
         if settings.base.endswith(suffix):
             return settings.base.removesuffix(suffix)
+    return settings.base
+
+
+def training_label(settings: ModelSettings) -> str:
+    """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere.
+
+    A card is looked for by its device file: importing torch to ask takes seconds.
+    """
+    if settings.base.endswith(FOUR_BIT) and not hardware.has_card_file():
+        return sixteen_bit(settings)
     return settings.base
 
 
