@@ -1,12 +1,11 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
 
+from tests import outside
 from toolkit import tokens
 
-REAL = Path(__file__).parents[3] / "shared/data/medquad/medquad-2479.csv"
 SAMPLE = Path(__file__).parents[2] / "data/sample.csv"
 
 
@@ -37,8 +36,4 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> tokens.Tokenizer:
 @pytest.fixture(scope="session")
 def medquad() -> Path:
     """The real 2,479 rows."""
-    if not REAL.is_file():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{REAL} is missing")
-        pytest.skip(f"{REAL} is missing")
-    return REAL
+    return outside.medquad()
