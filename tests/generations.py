@@ -2,7 +2,8 @@
 
     python -m tests.generations [--only VERSION]... [pytest's arguments]
 
-A server is TOOLKIT_TEST_OLLAMA_0_24_0=/path/to/ollama (and so on), else what shared/ollama/install.sh builds. A row is
+A server is TOOLKIT_TEST_OLLAMA_0_24_0=/path/to/ollama (and so on), else what the script
+TOOLKIT_TEST_OLLAMA_INSTALL builds (by default ollama/install.sh in the folder `shared` beside the repository). A row is
 a test module, by the first line of its docstring; a cell says how many of its tests passed. Exit status 1 if a test
 failed or a generation could not be tested.
 """
@@ -16,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.support.ollama_server import GENERATIONS, INSTALL
+from tests.support.ollama_server import GENERATIONS, install_script
 from tests.support.places import REPOSITORY
 
 Results = dict[str, Counter[str]]
@@ -27,10 +28,11 @@ def server_of(version: str) -> Path | None:
     named = os.environ.get(f"TOOLKIT_TEST_OLLAMA_{version.removeprefix('v').replace('.', '_')}")
     if named:
         return Path(named)
-    if not INSTALL.is_file():
+    script = install_script()
+    if not script.is_file():
         return None
     print(f"{version}: looking for it, building it if need be (about 10 minutes)", file=sys.stderr, flush=True)
-    built = subprocess.run(["bash", str(INSTALL), version], stdout=subprocess.PIPE, text=True, check=True)
+    built = subprocess.run(["bash", str(script), version], stdout=subprocess.PIPE, text=True, check=True)
     return Path(built.stdout.split()[-1])
 
 

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Called, call_toolkit, needed
+from tests.conftest import Called, call_toolkit
 from tests.model.test_base import smollm
+from tests.support import outside
 from tests.support.ollama_server import OllamaServer
-from tests.support.places import REPOSITORY
 from toolkit.pipeline import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
-DATA = REPOSITORY.parent / "shared" / "data" / "medquad" / "medquad-2479.csv"
 SETTINGS = """
 [run]
 name = "medsmall"
@@ -38,10 +37,10 @@ num_predict = 24
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    needed(DATA.is_file(), str(DATA))
+    data = outside.medquad()
     smollm()
     folder = tmp_path_factory.mktemp("project")
-    (folder / "toolkit.toml").write_text(SETTINGS.format(data=DATA))
+    (folder / "toolkit.toml").write_text(SETTINGS.format(data=data))
     return folder
 
 

@@ -1,13 +1,12 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.support import outside
 from tests.support.places import REPOSITORY
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
-REAL = REPOSITORY.parent / "shared/data/medquad/medquad-2479.csv"
 SAMPLE = REPOSITORY / "data/sample.csv"
 
 
@@ -38,8 +37,4 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture(scope="session")
 def medquad() -> Path:
     """The real 2,479 rows."""
-    if not REAL.is_file():
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{REAL} is missing")
-        pytest.skip(f"{REAL} is missing")
-    return REAL
+    return outside.medquad()

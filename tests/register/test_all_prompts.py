@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import needed
-from tests.support import vocabularies
+from tests.support import outside, vocabularies
 from tests.support.prompts import FORMATS
-from tests.test_end_to_end import DATA
 from toolkit.core.config import DataSettings, OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
@@ -49,8 +47,7 @@ def save_model(folder: Path, name: str) -> Path:
 def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch, capsys, preset, vocabulary):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    needed(DATA.is_file(), str(DATA))
-    table = read(DATA, wanted_names(DataSettings()))
+    table = read(outside.medquad(), wanted_names(DataSettings()))
     records, rejected = clean(table, find_columns(table, DataSettings()), "Explain:")
     rows = [{"input": record.question, "instruction": record.instruction} for record in records]
     assert len(rows) + len(rejected) == 2479 and len(rejected) < 10

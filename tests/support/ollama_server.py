@@ -12,21 +12,26 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.places import REPOSITORY
+from tests.support import outside
 
-INSTALL = REPOSITORY.parent / "shared" / "ollama" / "install.sh"
 VERSION = "v0.34.1"
 GENERATIONS = ("v0.24.0", "v0.34.0", "v0.34.1")
 
 
+def install_script() -> Path:
+    """Return the script that builds a server: `bash SCRIPT VERSION` prints the path of its `ollama` last."""
+    return outside.place("TOOLKIT_TEST_OLLAMA_INSTALL", "ollama/install.sh")
+
+
 def find_ollama() -> Path | None:
-    """TOOLKIT_TEST_OLLAMA, else what shared/ollama/install.sh built (or builds, under CI=true), else PATH."""
+    """TOOLKIT_TEST_OLLAMA, else what the install script built (or builds, under CI=true), else PATH."""
     named = os.environ.get("TOOLKIT_TEST_OLLAMA")
     if named:
         return Path(named)
     builds = Path(os.environ.get("OLLAMA_BUILDS", Path.home() / ".cache" / "ollama-builds"))
-    if INSTALL.is_file() and ((builds / VERSION / ".built").is_file() or os.environ.get("CI") == "true"):
-        answer = subprocess.run(["bash", str(INSTALL), VERSION], capture_output=True, text=True, check=True)
+    script = install_script()
+    if script.is_file() and ((builds / VERSION / ".built").is_file() or os.environ.get("CI") == "true"):
+        answer = subprocess.run(["bash", str(script), VERSION], capture_output=True, text=True, check=True)
         return Path(answer.stdout.split()[-1])
     found = shutil.which("ollama")
     return Path(found) if found else None

