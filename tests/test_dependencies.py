@@ -12,7 +12,7 @@ from packaging.utils import canonicalize_name
 
 from tests.support.places import REPOSITORY
 from toolkit import DISTRIBUTION
-from toolkit.doctor import checks
+from toolkit.core import hardware
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OTHER_NAMES = {"llama_cpp": "llama-cpp-python", "sklearn": "scikit-learn"}
@@ -53,7 +53,7 @@ def test_the_doctor_knows_the_distribution_by_its_name(monkeypatch: pytest.Monke
     assert PROJECT["name"] == DISTRIBUTION
     installed = {DISTRIBUTION: ["ours>=1", "extra>=1; extra == 'dev'"], "toolkit": ["theirs>=1"]}
     monkeypatch.setattr(metadata, "requires", installed.__getitem__)
-    assert checks.requirements() == ["ours>=1"]
+    assert hardware.requirements() == ["ours>=1"]
 
 
 def test_a_checkout_that_is_not_installed_is_read_from_pyproject(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,4 +61,4 @@ def test_a_checkout_that_is_not_installed_is_read_from_pyproject(monkeypatch: py
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", missing)
-    assert checks.requirements() == PROJECT["dependencies"]
+    assert hardware.requirements() == PROJECT["dependencies"]

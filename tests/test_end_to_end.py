@@ -53,7 +53,7 @@ def done(place: Path, server: OllamaServer) -> Called:
 def test_the_run_ends_with_a_better_model_validated_and_registered(done: Called, place: Path) -> None:
     assert done.code == 0, done.err
     stages = done.json["stages"]
-    assert tuple(stages) == STAGES
+    assert list(stages) == list(STAGES)
     prepared, trained = stages["prepare"], stages["train"]
     assert prepared["rows"] == 2479
     assert prepared["kept"] + prepared["duplicates"] + prepared["rejected"] == 2479

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ from tests.conftest import Called
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from toolkit import doctor, pipeline
-from toolkit.cli import main, summary
+from toolkit.cli import main
 from toolkit.core import config_file
 from toolkit.core.config import SECTIONS, Config, ExportSettings
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import folder_of
 from toolkit.doctor import Check
+from toolkit.train import stage as train_stage
 
 
 @pytest.fixture
@@ -118,8 +120,8 @@ def test_a_fresh_training_is_skipped_before_the_doctor_looks(
             path.write_text("trained\n")
         return Outcome(files, {})
 
-    monkeypatch.setitem(pipeline.ROOMS, "train", trained)
-    monkeypatch.setitem(summary.TEXTS, "train", lambda figures, folder: "")
+    quick = replace(pipeline.stage("train"), run=trained, summary=lambda figures, folder: "")
+    monkeypatch.setattr(train_stage, "STAGE", quick)
     pipeline.perform("train", settings, folder)
     small = Check("memory: training", False, "1.0 GB is free", "buy more")
     monkeypatch.setattr(doctor, "doctor", lambda *_, **__: [small])

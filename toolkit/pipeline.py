@@ -1,33 +1,30 @@
 """The order of the stages, what makes each one stale, and how one is performed: the manifest is kept here alone."""
 
-import functools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit import __version__
 from toolkit.core import console
-from toolkit.core.config import MEDQUAD_CSV, SECTIONS, Config
-from toolkit.core.config_file import starter
 from toolkit.core.errors import GATE, ToolkitError
-from toolkit.core.files import read_records, write_text
-from toolkit.core.manifest import (
-    Manifest,
-    Outcome,
-    StageRecord,
-    foreign_outputs,
-    installed,
-    path_name,
-    read_manifest,
-    record_file,
-    why_stale,
-    write_manifest,
-)
-from toolkit.core.run_folder import SIDES, STAGES, RunFolder, sweep
-from toolkit.model import base, dequantized
+from toolkit.core.stage import Context, Stage, StageFiles
 
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+    from toolkit.core.manifest import Manifest
+    from toolkit.core.run_folder import RunFolder
+
+# The stages in their order, each with its help on the command line and an example; the rest of its record, which takes
+# longer to load, is in `toolkit/NAME/stage.py`.
+STAGES = {
+    "prepare": ("Read, clean, de-duplicate and split the data.", "toolkit prepare --set data.source=questions.csv"),
+    "train": ("Fine-tune the base model with LoRA.", "toolkit train --set train.steps=100"),
+    "export": ("Merge, and write all GGUF quantizations.", "toolkit export --adapter DIR --base DIR --output DIR"),
+    "validate": ("Compare each GGUF with the trained model.", "toolkit validate --set validate.rows=20"),
+    "register": ("Create the model in Ollama, and prove it there.", "toolkit register --set ollama.name=medassist"),
+}
 LIBRARIES = (
     "torch",
     "transformers",
@@ -44,15 +41,6 @@ LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one stage would do: the settings that decide its result, the files it reads, and the files it writes."""
-
-    settings: dict[str, Any]
-    inputs: list[Path]
-    outputs: list[Path]
-
-
-@dataclass(frozen=True)
 class Done:
     """How a stage ended: performed now, or found fresh; `why` says why it was performed."""
 
@@ -63,143 +51,115 @@ class Done:
     seconds: float
 
 
-def plan(stage: str, config: Config, folder: RunFolder) -> Plan:
-    """Return what decides whether a stage is fresh; nothing heavy is imported and nothing is downloaded."""
-    settings = _settings(stage, config)
-    adapter = [folder.adapter / "adapter_config.json", folder.adapter / "adapter_model.safetensors"]
-    files = [folder.gguf(quantization) for quantization in config.export.quantizations]
-    if stage == "prepare":
-        outputs = [*(folder.side(side) for side in SIDES), folder.rejected]
-        return Plan(settings, [data_file(config)], outputs)
-    if stage == "train":
-        inputs = [folder.side("train"), folder.side("val"), *base.source_files(base.training_label(config.model))]
-        return Plan(settings, inputs, [*adapter, folder.train_log, folder.loss_plot])
-    merged = base.source_files(base.merge_label(config.model, config.export))
-    if stage == "export":
-        # The importance matrix is computed from the training split.
-        weighed = ([folder.side("train")], [folder.imatrix]) if config.export.imatrix else ([], [])
-        return Plan(settings, [*adapter, *merged, *weighed[0]], [*files, *weighed[1]])
-    if stage == "validate":
-        from toolkit.model import merge_base
-
-        bases = [*merged, *merge_base.other_files(config.model, config.export)]
-        return Plan(settings, [*files, *adapter, folder.side("test"), *bases], [folder.report, folder.card])
-    return Plan(settings, [*files, folder.side("test")], [folder.modelfile])
+def stage(name: str) -> Stage:
+    """Return a stage's record."""
+    found: Stage = import_module(f"toolkit.{name}.stage").STAGE
+    return found
 
 
-def _settings(stage: str, config: Config) -> dict[str, Any]:
+def records(names: "tuple[str, ...] | list[str]") -> list[Stage]:
+    """Return the records of several stages, in the order of their names."""
+    return [stage(name) for name in names]
+
+
+def settings_of(found: Stage, config: "Config") -> dict[str, Any]:
     """Flatten the settings that decide a stage's result into `section.key` → value."""
-    keys = {
-        "prepare": ("data", "prompt", "model.base", "model.revision", "train.max_length"),
-        "train": ("train", "prompt", "model.base", "model.revision", "model.load_in_4bit"),
-        "export": (
-            *("run.name", "prompt", "model", "export.quantizations"),
-            *("export.merge_base", "export.overrides", "export.imatrix"),
-        ),
-        "validate": ("validate", "prompt", "model", "export", "run.name", "ollama.name"),
-        "register": ("ollama", "prompt", "export", "run.name", "train.max_length", "validate.questions"),
-    }[stage]
     flat: dict[str, Any] = {}
-    for key in keys:
+    for key in found.settings:
         section, _, name = key.partition(".")
         values = config.section(section)
         flat.update({f"{section}.{item}": values[item] for item in ([name] if name else values)})
-    for idle in ("train.save_steps", "train.eval_steps", "train.report_to", "ollama.timeout"):
-        flat.pop(idle, None)  # these change how a stage runs, not what comes out
-    return flat
+    return {key: value for key, value in flat.items() if key not in found.idle}
 
 
-def data_file(config: Config) -> Path:
-    """Return where the data file is, or will be once MedQuAD is downloaded."""
-    return MEDQUAD_CSV if config.data.source == "medquad" else Path(config.data.source).expanduser()
-
-
-def state(config: Config, folder: RunFolder) -> dict[str, str]:
+def state(config: "Config", folder: "RunFolder") -> dict[str, str]:
     """Say for each stage why it must run again; an empty string means fresh. A stage behind a stale one is stale."""
+    from toolkit.core.manifest import read_manifest
+
     manifest = read_manifest(folder)
     reasons: dict[str, str] = {}
     behind = ""
-    for stage in STAGES:
-        reasons[stage] = _why(stage, config, folder, manifest) or (f"{behind} comes first" if behind else "")
-        if reasons[stage]:
-            behind = stage
+    for name in STAGES:
+        reasons[name] = _why(name, config, folder, manifest) or (f"{behind} comes first" if behind else "")
+        if reasons[name]:
+            behind = name
     return reasons
 
 
-def is_fresh(stage: str, config: Config, folder: RunFolder) -> bool:
+def is_fresh(name: str, config: "Config", folder: "RunFolder") -> bool:
     """Tell whether `perform` would skip this stage; the stages before it are not looked at."""
-    return not _why(stage, config, folder, read_manifest(folder))
+    from toolkit.core.manifest import read_manifest
+
+    return not _why(name, config, folder, read_manifest(folder))
 
 
-def _why(stage: str, config: Config, folder: RunFolder, manifest: Manifest) -> str:
-    record = manifest.stages.get(stage)
+def _why(name: str, config: "Config", folder: "RunFolder", manifest: "Manifest") -> str:
+    from toolkit.core.manifest import why_stale
+
+    record, found = manifest.stages.get(name), stage(name)
     if record is None:
         return "not run"
     try:
-        todo = plan(stage, config, folder)
+        files = found.files(config, folder)
     except ToolkitError as exc:  # the base went away: whoever runs the stage is told in full
         return exc.message
-    why = why_stale(record, folder, todo.settings, todo.inputs, todo.outputs)
-    return why or (_unregistered(config, record) if stage == "register" else "")
-
-
-def _unregistered(config: Config, record: StageRecord) -> str:
-    """Say that the server does not hold the model any more; where no server answers, the record is believed."""
-    from toolkit.register.status import lost
-
-    try:
-        return lost(config, record.figures)
-    except ToolkitError:
-        return ""
+    why = why_stale(record, folder, settings_of(found, config), files.inputs, files.outputs)
+    return why or found.lost(config, record)
 
 
 def perform(
-    stage: str, config: Config, folder: RunFolder, *, force: bool = False, offline: bool = False, gpus: int = 1
+    name: str, config: "Config", folder: "RunFolder", *, force: bool = False, offline: bool = False, gpus: int = 1
 ) -> Done:
     """Run one stage unless it is fresh, and record it in the manifest only when it succeeded.
 
     Raises ToolkitError if an earlier stage's files are missing, or if it would overwrite files that it did not write.
     """
+    from toolkit.core.manifest import Outcome, read_manifest
+    from toolkit.core.run_folder import sweep
+
     sweep(folder)
-    manifest = read_manifest(folder)
-    why = _why(stage, config, folder, manifest)
+    manifest, found = read_manifest(folder), stage(name)
+    why = _why(name, config, folder, manifest)
     if not why and not force:
-        return Done(stage, True, "", manifest.stages[stage].figures, 0.0)
+        return Done(name, True, "", manifest.stages[name].figures, 0.0)
     why = why or "--force"
-    if stage == "prepare":
-        from toolkit.prepare.source import locate
-
-        locate(config.data, offline=offline)
-    todo = plan(stage, config, folder)
-    _check_inputs(stage, todo, folder)
-    foreign = foreign_outputs(manifest.stages.get(stage), folder, todo.outputs)
-    if path_name(folder.imatrix, folder) in foreign:
-        from toolkit.export.stage import kept_imatrix
-
-        # An export that did not come to its end leaves this one file whole, for the next one to take up.
-        foreign = [name for name in foreign if name != path_name(folder.imatrix, folder) or not kept_imatrix(folder)]
-    if foreign and not force and not (stage == "register" and _is_our_modelfile(config, folder)):
-        raise ToolkitError(
-            f"`{folder.path}` holds files that {stage} did not write in their present form: {', '.join(foreign)}",
-            hint=f"move them away, or overwrite them with `toolkit {stage} --force`",
-        )
-    if stage == "register" and not force:
-        _check_validated(config, folder, manifest)
-    console.say(f"\n{stage} ({'first time' if why == 'not run' else why})")
+    context = Context(config, folder, manifest, force, offline, gpus)
+    found.before(context)
+    files = found.files(config, folder)
+    _check_inputs(name, files)
+    if not force:
+        _check_outputs(found, context, files)
+        _check_needs(found, context)
+    console.say(f"\n{name} ({'first time' if why == 'not run' else why})")
     started = time.monotonic()
     failed: ToolkitError | None = None
     try:
-        room = functools.partial(_train, gpus=gpus) if gpus > 1 else ROOMS[stage]
-        outcome = room(config, folder, manifest, force)
+        outcome = found.run(context)
     except ToolkitError as exc:
         if exc.exit_code != GATE:
             raise
-        failed, outcome = exc, Outcome(todo.outputs, {})  # the report is there, and it says no
+        failed, outcome = exc, Outcome(files.outputs, {})  # the report is there, and it says no
     seconds = round(time.monotonic() - started, 2)
+    _record(found, context, files, outcome, seconds, failed)
+    if failed:
+        raise failed
+    return Done(name, False, why, outcome.figures, seconds)
+
+
+def _record(
+    found: Stage, context: Context, files: StageFiles, outcome: Any, seconds: float, failed: ToolkitError | None
+) -> None:
+    """Write what a stage did into the manifest, and the settings that it ran with beside it."""
+    from toolkit.core.config import SECTIONS
+    from toolkit.core.config_file import starter
+    from toolkit.core.files import write_text
+    from toolkit.core.manifest import StageRecord, installed, record_file, write_manifest
+
+    config, folder, manifest = context.config, context.folder, context.manifest
     known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
-    manifest.stages[stage] = StageRecord(
-        settings=todo.settings,
-        inputs=[record_file(path, folder, known) for path in todo.inputs],
+    manifest.stages[found.name] = StageRecord(
+        settings=settings_of(found, config),
+        inputs=[record_file(path, folder, known) for path in files.inputs],
         outputs=[record_file(path, folder) for path in outcome.outputs],
         versions={"toolkit": __version__, **installed(LIBRARIES)},
         seconds=seconds,
@@ -208,97 +168,36 @@ def perform(
         failure=failed.message if failed else "",
     )
     write_manifest(folder, manifest)
-    write_text(folder.config, starter({name: config.section(name) for name in SECTIONS}))
-    if failed:
-        raise failed
-    return Done(stage, False, why, outcome.figures, seconds)
+    write_text(folder.config, starter({section: config.section(section) for section in SECTIONS}))
 
 
-def _is_our_modelfile(config: Config, folder: RunFolder) -> bool:
-    """Say whether the Modelfile is what register would write: `toolkit modelfile` prints it, and a kill leaves it."""
-    from toolkit.register.model_spec import describe
+def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
+    """Keep what somebody else wrote, or changed, from being overwritten."""
+    from toolkit.core.manifest import foreign_outputs
 
-    return folder.modelfile.read_bytes() == describe(config, folder, _eos(config, folder)).text.encode()
-
-
-def _check_validated(config: Config, folder: RunFolder, manifest: Manifest) -> None:
-    """Keep a file that nobody compared with the trained model from being served."""
-    why = _why("validate", config, folder, manifest)
-    if why:
+    folder, record = context.folder, context.manifest.stages.get(found.name)
+    names = foreign_outputs(record, folder, files.outputs)
+    foreign = [name for name in names if not found.may_replace(context, folder.path / name)]
+    if foreign:
         raise ToolkitError(
-            f"the GGUF files are not validated: {why}",
-            hint="run `toolkit validate` first, or register them all the same with --force",
+            f"`{folder.path}` holds files that {found.name} did not write in their present form: {', '.join(foreign)}",
+            hint=f"move them away, or overwrite them with `toolkit {found.name} --force`",
         )
 
 
-def _check_inputs(stage: str, todo: Plan, folder: RunFolder) -> None:
-    missing = [path for path in todo.inputs if not path.is_file()]
-    if not missing:
-        return
-    if stage == "prepare":
-        raise ToolkitError(
-            f"no data file `{missing[0]}`", hint="set `data.source` to your file of questions and answers"
-        )
-    writer = {"data": "prepare", "adapter": "train", "gguf": "export"}.get(missing[0].parent.name, "prepare")
-    raise ToolkitError(f"{stage} needs `{missing[0]}`, which is not there", hint=f"run `toolkit {writer}` first")
+def _check_needs(found: Stage, context: Context) -> None:
+    """Raise ToolkitError unless the stages that this one relies on are fresh."""
+    for needed, said in found.needs.items():
+        why = _why(needed, context.config, context.folder, context.manifest)
+        if why:
+            raise ToolkitError(
+                f"{said}: {why}",
+                hint=f"run `toolkit {needed}` first, or {found.name} all the same with --force",
+            )
 
 
-# One function a stage: it fetches what its room needs and calls the room.
-
-
-def _prepare(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.prepare import prepare
-    from toolkit.prompt.format import prompt_format
-    from toolkit.prompt.tokenizer import load_tokenizer
-
-    found = base.resolve(base.training_label(config.model), config.model.revision, weights=False)
-    tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
-    return prepare(config, folder, data_file(config), tokenizer)
-
-
-def _train(config: Config, folder: RunFolder, manifest: Manifest, force: bool, gpus: int = 1) -> Outcome:
-    from toolkit.train.launch import run_training
-
-    found = base.resolve(base.training_label(config.model), config.model.revision)
-    return run_training(config, folder, found, restart=force, gpus=gpus)
-
-
-def _export(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.export.stage import export_run
-
-    return export_run(config, folder, manifest, force)
-
-
-def _validate(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.model import merge_base
-    from toolkit.validate import validate
-
-    found = merge_base.resolve(config.model, config.export)
-    other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
-    return validate(config, folder, replace(found, folder=dequantized.plain_folder(found.folder)), manifest, other)
-
-
-def _register(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    from toolkit.register import register
-
-    files = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
-    known = manifest.stages["export"].outputs if "export" in manifest.stages else []
-    digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
-    held_out = read_records(folder.side("test"))
-    return register(config, folder, _eos(config, folder), files, digests, held_out, force=force)
-
-
-def _eos(config: Config, folder: RunFolder) -> str:
-    from toolkit.prompt.format import prompt_format
-    from toolkit.prompt.tokenizer import load_tokenizer
-
-    return load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text
-
-
-ROOMS: dict[str, Callable[[Config, RunFolder, Manifest, bool], Outcome]] = {
-    "prepare": _prepare,
-    "train": _train,
-    "export": _export,
-    "validate": _validate,
-    "register": _register,
-}
+def _check_inputs(name: str, files: StageFiles) -> None:
+    missing: list[Path] = [path for path in files.inputs if not path.is_file()]
+    if missing:
+        writer = {"data": "prepare", "adapter": "train", "gguf": "export"}.get(missing[0].parent.name, "prepare")
+        raise ToolkitError(f"{name} needs `{missing[0]}`, which is not there", hint=f"run `toolkit {writer}` first")

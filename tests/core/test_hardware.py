@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.core import hardware
-from toolkit.core.hardware import Card
+from toolkit.core.hardware import Gpu
 
 TORCH = """
 from types import SimpleNamespace
@@ -23,18 +23,18 @@ cuda = SimpleNamespace(
 """
 
 
-def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> Card | None:
+def asked(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: object) -> Gpu | None:
     usual = {"hip": None, "flash": True, "there": True, "capability": (9, 0)}
     (folder / "torch.py").write_text(TORCH.format(**{**usual, **values}), encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]))
-    monkeypatch.setattr(hardware, "has_card_file", lambda: True)
+    monkeypatch.setattr(hardware, "driver_offers_gpu", lambda: True)
     monkeypatch.setattr(hardware, "driver_version", lambda: "580.1")
-    return hardware.card()
+    return hardware.gpu()
 
 
 def test_a_card_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = asked(tmp_path, monkeypatch)
-    assert found == Card("a card", "580.1", 16, 15, bf16=True, capability=(9, 0), flash=True)
+    assert found == Gpu("a card", "580.1", 16, 15, bf16=True, capability=(9, 0), flash=True)
 
 
 def test_emulated_bf16_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

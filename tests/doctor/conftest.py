@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from toolkit import pipeline
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.run_folder import folder_of
-from toolkit.doctor import STAGES, Check, doctor
+from toolkit.core.stage import Check
+from toolkit.doctor import doctor
 
+ALL = tuple(pipeline.STAGES)
 TINY = {
     "model_type": "llama",
     "vocab_size": 320,
@@ -83,9 +86,11 @@ class Home(NamedTuple):
         }
         return build(values, changes)
 
-    def examine(self, *changes: str, offline: bool = True, stages: tuple[str, ...] = STAGES) -> list[Check]:
+    def examine(
+        self, *changes: str, offline: bool = True, stages: tuple[str, ...] = tuple(pipeline.STAGES)
+    ) -> list[Check]:
         config = self.config(*changes)
-        return doctor(config, folder_of(config), offline=offline, stages=stages)
+        return doctor(config, folder_of(config), offline=offline, stages=pipeline.records(stages))
 
 
 @pytest.fixture

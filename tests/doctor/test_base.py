@@ -24,7 +24,7 @@ def test_a_base_that_is_none(home: Home, content: bytes | str | None, word: str)
     assert check.fix
     assert word in check.found
     assert [check.name for check in failing(found)] == [f"base {path}"]
-    assert found[-1].name == "ollama"  # the rest is looked at all the same
+    assert found[-1].name == "run folder"  # the rest is looked at all the same
 
 
 def test_pickled_weights_are_refused(home: Home) -> None:
@@ -142,7 +142,7 @@ def test_a_hub_id_with_a_missing_shard_is_not_cached(home: Home, monkeypatch: py
 
 
 def test_the_recipe_is_judged_before_anything_is_downloaded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "has_card_file", lambda: False)
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: False)
     monkeypatch.setattr(hardware, "available_memory", lambda: int(24e9))
     found = {check.name: check for check in home.examine("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit")}
     assert found["base unsloth/Meta-Llama-3.1-8B"].ok is False  # a CPU needs the 16-bit namesake

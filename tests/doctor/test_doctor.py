@@ -14,11 +14,13 @@ from tests.doctor.conftest import Home, Serving, failing, only_failure
 from tests.support.places import REPOSITORY
 from toolkit import pipeline
 from toolkit.core import files, hardware
-from toolkit.core.config import Config
+from toolkit.core.config import MEDQUAD_CSV, Config
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.doctor import Check, checks, plan, table
+from toolkit.llamacpp import checks as library_checks
 from toolkit.model import attention_kernels, base, gguf_base
 from toolkit.ollama import server
+from toolkit.prepare import checks as data_checks
 
 
 def test_a_healthy_small_run_is_in_order(home: Home) -> None:
@@ -41,13 +43,14 @@ def test_nothing_heavy_is_imported_without_a_card() -> None:
     script = """
 import sys
 from toolkit.core.config import Config
+from toolkit import pipeline
 from toolkit.doctor import doctor
 from toolkit.core.run_folder import folder_of
 config = Config()
-doctor(config, folder_of(config), offline=True)
+doctor(config, folder_of(config), offline=True, stages=pipeline.records([*pipeline.STAGES]))
 print([name for name in ("torch", "transformers", "trl", "peft", "datasets", "pandas") if name in sys.modules])
 """
-    if hardware.has_card_file():
+    if hardware.driver_offers_gpu():
         pytest.skip("there is a card: torch is asked about it")
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert answer.stdout.strip() == "[]"
@@ -58,7 +61,7 @@ def test_stages_limit_what_is_looked_at(home: Home) -> None:
     assert {"memory: training", "backend", "disk", f"base {home.path / 'base'}"} <= train
     assert not train & {"ollama", "data", "memory: export", "memory: validation", "llama.cpp"}
     register = {check.name for check in home.examine(stages=("register",))}
-    assert register == {"python", "libraries", "run folder", "ollama"}
+    assert register == {"python", "libraries", "cpu", "gpu", "run folder", "ollama"}
 
 
 def test_a_check_that_raises_does_not_stop_the_rest(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,8 +69,8 @@ def test_a_check_that_raises_does_not_stop_the_rest(home: Home, monkeypatch: pyt
         raise RuntimeError("no\nsuch thing")
 
     usual = [check.name for check in home.examine()]
-    monkeypatch.setattr(checks, "data", broken)
-    monkeypatch.setattr(hardware, "card", lambda: 1 / 0)
+    monkeypatch.setattr(data_checks, "data", broken)
+    monkeypatch.setattr(hardware, "gpu", lambda: 1 / 0)
     found = home.examine()
     assert [check.name for check in found] == usual
     assert {check.name: check.found for check in failing(found)} == {
@@ -96,17 +99,17 @@ def test_missing_empty_or_folder_data(home: Home, content: bytes | str | None) -
 
 def test_medquad_offline_must_be_there(home: Home) -> None:
     assert "--offline" in only_failure(home.examine("data.source=medquad"), "data").found
-    checks.MEDQUAD_CSV.parent.mkdir(parents=True)
-    checks.MEDQUAD_CSV.write_text("x", encoding="utf-8")
+    MEDQUAD_CSV.parent.mkdir(parents=True)
+    MEDQUAD_CSV.write_text("x", encoding="utf-8")
     assert failing(home.examine("data.source=medquad")) == []
 
 
 def test_medquad_online_must_be_downloadable(home: Home, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "MEDQUAD_URL", serving({"/m.zip": (200, "x" * 2_000_000, {})}) + "/m.zip")
-    found = checks.data(home.config("data.source=medquad"), offline=False)
+    monkeypatch.setattr(data_checks, "MEDQUAD_URL", serving({"/m.zip": (200, "x" * 2_000_000, {})}) + "/m.zip")
+    found = data_checks.data(home.config("data.source=medquad"), offline=False)
     assert found == Check("data", True, "MedQuAD can be downloaded (2.0 MB)", "")
-    monkeypatch.setattr(checks, "MEDQUAD_URL", serving({}) + "/m.zip")
-    gone = checks.data(home.config("data.source=medquad"), offline=False)
+    monkeypatch.setattr(data_checks, "MEDQUAD_URL", serving({}) + "/m.zip")
+    gone = data_checks.data(home.config("data.source=medquad"), offline=False)
     assert gone.ok is False
     assert "404" not in gone.fix and gone.fix
 
@@ -119,11 +122,11 @@ def test_the_doctor_looks_at_the_base_that_training_loads(
     four, sixteen = home.path / "small-bnb-4bit", home.path / "small"
     for folder in (four, sixteen):
         shutil.copytree(home.path / "base", folder)
-    monkeypatch.setattr(hardware, "has_card_file", lambda: card)
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: card)
     config = home.config(f"model.base={four}")
     wanted = four if card else sixteen
     assert plan.labels(config, ("train",)) == [str(wanted)]
-    read = pipeline.plan("train", config, folder_of(config)).inputs
+    read = pipeline.stage("train").files(config, folder_of(config)).inputs
     assert {path.parent for path in read if path.suffix == ".safetensors"} == {wanted}
 
 
@@ -176,12 +179,13 @@ def test_memory_that_the_system_does_not_tell(home: Home, monkeypatch: pytest.Mo
     assert failing(home.examine()) == []
 
 
-CARD = hardware.Card("a card", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
+CARD = hardware.Gpu("a card", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
 
 
-def with_card(monkeypatch: pytest.MonkeyPatch, card: hardware.Card, *packages: str) -> None:
-    monkeypatch.setattr(hardware, "has_card_file", lambda: True)
-    monkeypatch.setattr(hardware, "card", lambda: card)
+def with_card(monkeypatch: pytest.MonkeyPatch, card: hardware.Gpu, *packages: str) -> None:
+    monkeypatch.setattr(hardware, "driver_offers_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "gpu", lambda: card)
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: True)
     monkeypatch.setattr(hardware, "installed", lambda package: package in packages)
 
 
@@ -198,7 +202,7 @@ def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -
 def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with_card(
         monkeypatch,
-        hardware.Card("a card", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
+        hardware.Gpu("a card", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
         "unsloth",
     )
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
@@ -213,7 +217,7 @@ def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: p
     with_card(monkeypatch, CARD)
     assert "bitsandbytes" in only_failure(home.examine(stages=("train",)), "backend").found
     assert "[cuda]" in only_failure(home.examine("train.backend=unsloth", stages=("train",)), "backend").fix
-    old = hardware.Card("an old card", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
+    old = hardware.Gpu("an old card", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
     with_card(monkeypatch, old, "unsloth")
     assert "an old card" in only_failure(home.examine("train.precision=bf16", stages=("train",)), "backend").found
     found = {check.name: check for check in home.examine(stages=("train",))}
@@ -254,8 +258,8 @@ def test_without_a_card_there_is_no_kernel_to_name(home: Home) -> None:
 
 
 def test_a_card_that_torch_does_not_see(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "has_card_file", lambda: True)
-    monkeypatch.setattr(hardware, "card", lambda: None)
+    monkeypatch.setattr(hardware, "driver_offers_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "gpu", lambda: None)
     check = next(check for check in home.examine() if check.name == "gpu")
     assert check.ok is None
     assert "nvidia-smi" in check.fix
@@ -326,12 +330,12 @@ def test_libraries_are_held_against_what_is_required() -> None:
     assert "<1 is needed" in found[0].found
     assert "not installed" in found[1].found
     assert all("constraints.txt" in check.fix for check in found)
-    assert "llama-cpp-python" in " ".join(checks.requirements())
-    assert not any("extra" in line for line in checks.requirements())
+    assert "llama-cpp-python" in " ".join(hardware.requirements())
+    assert not any("extra" in line for line in hardware.requirements())
 
 
 def test_a_package_that_clashes_is_a_warning() -> None:
-    check = checks.second_ggml(("pydantic", "no-such-package-here"))
+    check = library_checks.second_ggml(("pydantic", "no-such-package-here"))
     assert check.ok is None
     assert check.fix.startswith("pip uninstall pydantic && ")
 

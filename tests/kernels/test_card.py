@@ -13,8 +13,7 @@ from gguf import GGMLQuantizationType as Type
 from tests.support import models
 from tests.support.places import REPOSITORY
 from toolkit import kernels
-from toolkit.doctor import checks
-from toolkit.export import export, plan, quantize
+from toolkit.export import checks, export, plan, quantize
 from toolkit.export import gpu_quantizer as cards
 from toolkit.kernels import gpu
 

@@ -7,8 +7,7 @@ import pytest
 
 from tests.support import models
 from toolkit import kernels
-from toolkit.doctor import checks
-from toolkit.export import export
+from toolkit.export import checks, export
 
 USUAL = ("Q4_K_M", "Q8_0", "Q3_K_M")
 

@@ -45,7 +45,7 @@ def test_the_16_bit_namesake(label: str, expected: str) -> None:
 
 @pytest.mark.parametrize("card", [True, False])
 def test_training_loads_four_bits_only_with_a_card(card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "has_card_file", lambda: card)
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: card)
     for suffix in base.FOUR_BIT:
         four_bit = ModelSettings(base=f"owner/model{suffix}")
         assert base.training_label(four_bit) == (four_bit.base if card else "owner/model")

@@ -35,11 +35,12 @@ def test_which_base_is_merged_into_decides_freshness(four: Path) -> None:
     sixteen, trained = settings("16bit"), settings("as-trained")
     assert base.merge_label(sixteen.model, sixteen.export) == "model"
     assert base.merge_label(trained.model, trained.export) == "model-bnb-4bit"
-    for stage in ("export", "validate"):
-        plans = [pipeline.plan(stage, chosen, folder_of(chosen)) for chosen in (sixteen, trained)]
+    for stage in map(pipeline.stage, ("export", "validate")):
+        plans = [stage.files(chosen, folder_of(chosen)) for chosen in (sixteen, trained)]
         assert Path("model/model.safetensors") in plans[0].inputs
         assert Path("model-bnb-4bit/model.safetensors") in plans[1].inputs
-        assert plans[0].settings["export.merge_base"] != plans[1].settings["export.merge_base"]
+        found = [pipeline.settings_of(stage, chosen)["export.merge_base"] for chosen in (sixteen, trained)]
+        assert found == ["16bit", "as-trained"]
 
 
 def test_an_adapter_from_elsewhere_goes_into_either_base(
@@ -93,7 +94,7 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
     assert (merge["trained_on"], merge["instead"], merge["merged_as_trained"]) == ("model", "model-bnb-4bit", False)
     assert merge["mean_kl"] > 1e-6 and merge["perplexity"] != merge["trained_perplexity"]
     assert {"model/model.safetensors", "model-bnb-4bit/model.safetensors"} <= {
-        str(path) for path in pipeline.plan("validate", chosen, folder).inputs
+        str(path) for path in pipeline.stage("validate").files(chosen, folder).inputs
     }
     other = chosen.model_copy(update={"export": chosen.export.model_copy(update={"merge_base": "16bit"})})
     assert pipeline.state(other, folder)["export"] == "settings changed: export.merge_base"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from toolkit.cli.options import verb
+from toolkit import pipeline
+from toolkit.cli.options import as_command, verb
 from toolkit.core import console
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 
@@ -61,7 +62,7 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
     from toolkit.doctor import table
 
     config, folder = _load(path, overrides)
-    checks = examine(config, folder, offline=_offline())
+    checks = examine(config, folder, offline=_offline(), stages=pipeline.records([*pipeline.STAGES]))
     failed = [check for check in checks if check.ok is False]
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]
     if failed:
@@ -81,27 +82,34 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
-def _stage(
-    name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, following: str, *, gpus: int = 1
-) -> None:
-    from toolkit import pipeline
+def _stage(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, *, gpus: int = 1) -> None:
     from toolkit.cli import summary
     from toolkit.core.run_folder import locked
 
     config, folder = _load(path, overrides)
     if dry_run:
-        preview = summary.preview([name], config, folder)
-        console.result(*preview)
+        console.result(*summary.preview([name], config, folder))
         return
     with locked(folder):
         console.log_to(folder.log)
         if name == "train" and (force or not pipeline.is_fresh(name, config, folder)):
-            _check_first(config, folder, ("train",))
+            _check_first(config, folder, (name,))
         done = pipeline.perform(name, config, folder, force=force, offline=_offline(), gpus=gpus)
     if done.fresh:
         console.say(f"{name}: fresh, skipped (--force does it again)")
     console.result(*summary.of(done, folder))
-    console.next_step(following)
+    following = [*pipeline.STAGES, ""][[*pipeline.STAGES].index(name) + 1]
+    console.next_step(_command(following) if following else f'ollama run {config.ollama.name or config.run.name} "…"')
+
+
+def stage_verb(name: str) -> click.Command:
+    """Make the verb of a stage that needs no options of its own."""
+
+    def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+        _stage(name, path, overrides, dry_run, force)
+
+    perform.__name__, perform.__doc__ = name, pipeline.STAGES[name][0]
+    return as_command(perform, writes=True)
 
 
 def _check_first(config: "Config", folder: "RunFolder", stages: tuple[str, ...]) -> None:
@@ -110,19 +118,13 @@ def _check_first(config: "Config", folder: "RunFolder", stages: tuple[str, ...])
         return
     from toolkit.doctor import doctor as examine
 
-    checks = examine(config, folder, offline=_offline(), stages=stages)
+    checks = examine(config, folder, offline=_offline(), stages=pipeline.records(stages))
     failed = [check for check in checks if check.ok is False]
     if failed:
         listed = "\n".join(f"  {check.name}: {check.found}" for check in failed)
         raise ToolkitError(
             f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
         )
-
-
-@verb(writes=True)
-def prepare(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
-    """Read, clean, de-duplicate and split the data."""
-    _stage("prepare", path, overrides, dry_run, force, _command("train"))
 
 
 @verb(writes=True)
@@ -139,7 +141,7 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
         launch.follow(*_load(path, overrides))
         return
     try:
-        _stage("train", path, overrides, dry_run, force, _command("export"), gpus=gpus)
+        _stage("train", path, overrides, dry_run, force, gpus=gpus)
     finally:
         parallel.dismiss()
 
@@ -185,7 +187,7 @@ def export(
                 exit_code=USAGE,
             )
         if form == "gguf":
-            _stage("export", path, overrides, dry_run, force, _command("validate"))
+            _stage("export", path, overrides, dry_run, force)
             return
         order = standalone.of_run(*_load(path, overrides))
     else:
@@ -200,7 +202,7 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
     Writes the report and the model card; exit code 4 if a quantization is too far off.
     """
-    _stage("validate", path, overrides, dry_run, force, _command("register"))
+    _stage("validate", path, overrides, dry_run, force)
 
 
 @verb(writes=True)
@@ -214,7 +216,7 @@ def register(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, 
     if rollback:
         _roll_back(config, dry_run, force)
         return
-    _stage("register", path, overrides, dry_run, force, f'ollama run {config.ollama.name or config.run.name} "…"')
+    _stage("register", path, overrides, dry_run, force)
 
 
 def _roll_back(config: "Config", dry_run: bool, force: bool) -> None:
@@ -264,14 +266,13 @@ def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str |
 
 @verb(writes=True)
 def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
-    """Do every stage that is out of date, in order."""
-    from toolkit import pipeline
+    """Run all stale stages, in order."""
     from toolkit.cli import summary
-    from toolkit.core.run_folder import STAGES, locked
+    from toolkit.core.run_folder import locked
 
     config, folder = _load(path, overrides)
     if dry_run:
-        console.result(*summary.preview(list(STAGES), config, folder))
+        console.result(*summary.preview(list(pipeline.STAGES), config, folder))
         return
     with locked(folder):
         console.log_to(folder.log)
@@ -283,7 +284,7 @@ def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> No
         # Without a server all but registering is done, so its absence must not stop the run here.
         _check_first(config, folder, tuple(stage for stage in stale if stage != "register"))
         finished = []
-        for stage in STAGES:
+        for stage in pipeline.STAGES:
             if stage == "register" and not _server_answers(config):
                 break
             done = pipeline.perform(stage, config, folder, force=force, offline=_offline())
@@ -311,7 +312,6 @@ def _server_answers(config: "Config") -> bool:
 @verb()
 def status(path: str, overrides: tuple[str, ...]) -> None:
     """Show each stage: fresh, stale (why), or not run."""
-    from toolkit import pipeline
     from toolkit.cli import summary
 
     config, folder = _load(path, overrides)

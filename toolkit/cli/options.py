@@ -7,22 +7,45 @@ from typing import Any
 
 import click
 
-from toolkit import __version__
+from toolkit import __version__, pipeline
 from toolkit.core import console
 
+# Of the verbs that are no stages; the pipeline's table holds those of the stages.
 EXAMPLES = {
     "init": "toolkit init myproject",
     "doctor": "toolkit doctor -c examples/quickstart.toml",
-    "prepare": "toolkit prepare --set data.source=questions.csv",
-    "train": "toolkit train --set train.steps=100",
-    "export": "toolkit export --adapter DIR --base DIR --quant Q4_K_M --output DIR",
-    "validate": "toolkit validate --set validate.rows=20",
-    "register": "toolkit register --set ollama.name=medassist",
     "modelfile": "toolkit modelfile > exports/medassist/Modelfile",
     "ask": 'toolkit ask "How to prevent Noonan syndrome?"',
     "run": "toolkit run -c examples/quickstart.toml",
     "status": "toolkit status --json",
 }
+
+
+class Verb(click.Command):
+    """A command with an example under its help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example."""
+        name = str(self.name)
+        with formatter.section("Example"):
+            formatter.write_text(pipeline.STAGES[name][1] if name in pipeline.STAGES else EXAMPLES[name])
+
+
+class Verbs(click.Group):
+    """The verbs, in which each stage of the pipeline's table has one, whether or not it has options of its own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all verbs."""
+        return sorted({*super().list_commands(ctx), *pipeline.STAGES})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a verb; one is made of a stage that has no options of its own."""
+        found = super().get_command(ctx, cmd_name)
+        if found is None and cmd_name in pipeline.STAGES:
+            from toolkit.cli.commands import stage_verb
+
+            found = stage_verb(cmd_name)
+        return found
 
 
 def _options(writes: bool, config: bool = True) -> list[Callable[..., Any]]:
@@ -60,26 +83,34 @@ def _options(writes: bool, config: bool = True) -> list[Callable[..., Any]]:
 
 
 def verb(*, writes: bool = False, config: bool = True) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a Click command with the options that verbs share, and its example under the help."""
+    """Make a function a verb, with the options that verbs share."""
 
     def wrap(function: Callable[..., Any]) -> click.Command:
-        @functools.wraps(function)
-        def call(as_json: bool, quiet: bool, **options: Any) -> Any:
-            console.configure(as_json=as_json, quiet=quiet)
-            if options.pop("offline", False):
-                os.environ["HF_HUB_OFFLINE"] = "1"
-            return function(**options)
-
-        name = function.__name__.rstrip("_")
-        command: Any = call
-        for option in reversed(_options(writes, config)):
-            command = option(command)
-        return group.command(name, epilog=f"\b\nExample:\n  {EXAMPLES[name]}")(command)
+        command = as_command(function, writes=writes, config=config)
+        group.add_command(command)
+        return command
 
     return wrap
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def as_command(function: Callable[..., Any], *, writes: bool, config: bool = True) -> click.Command:
+    """Make a Click command of a function, with the options that verbs share."""
+
+    @functools.wraps(function)
+    def call(as_json: bool, quiet: bool, **options: Any) -> Any:
+        console.configure(as_json=as_json, quiet=quiet)
+        if options.pop("offline", False):
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        return function(**options)
+
+    command: Any = call
+    for option in reversed(_options(writes, config)):
+        command = option(command)
+    made: click.Command = click.command(function.__name__, cls=Verb)(command)
+    return made
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="toolkit")
 def group() -> None:
     """Fine-tune a model on questions and answers, and prove that what Ollama runs is what was trained.

@@ -21,7 +21,7 @@ Summary = tuple[dict[str, Any], str]
 def of(done: Done, folder: RunFolder) -> Summary:
     """Summarise one stage; its figures go into the JSON whole."""
     payload = {"stage": done.stage, "fresh": done.fresh, "why": done.why, "seconds": done.seconds, **done.figures}
-    return payload, TEXTS[done.stage](done.figures, folder)
+    return payload, pipeline.stage(done.stage).summary(done.figures, folder)
 
 
 def of_run(finished: list[Done], folder: RunFolder) -> Summary:
@@ -33,99 +33,16 @@ def of_run(finished: list[Done], folder: RunFolder) -> Summary:
     return {"stages": stages, "folder": str(folder.path)}, text
 
 
-def _prepare(figures: dict[str, Any], folder: RunFolder) -> str:
-    shares = ", ".join(f"{figures[side]:,} {side}" for side in ("train", "val", "test"))
-    parts = [
-        f"{figures['rows']:,} rows: {figures['kept']:,} kept ({shares})",
-        f"{figures['duplicates']:,} fell as exact duplicates, {figures['rejected']:,} rejected, "
-        f"{figures['truncated']:,} truncated",
-        f"{figures['questions']:,} questions, {figures['leaked_questions']:,} of them on more than one side, "
-        f"{figures['near_duplicates']:,} held-out near-duplicates of training questions",
-    ]
-    return "\n".join(parts)
-
-
-def _train(figures: dict[str, Any], folder: RunFolder) -> str:
-    before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
-    held_out = "" if after is None else f"held-out loss {before:.4f} → {after:.4f} nats per token, "
-    return (
-        f"{figures['steps']:,} steps on {figures['records']:,} records ({figures['backend']}, {figures['device']}, "
-        f"{figures['precision']}): {held_out}{figures['tokens_seen']:,} tokens in "
-        f"{console.duration(figures['seconds'])}\n{folder.adapter}, {folder.loss_plot}"
-    )
-
-
-def _export(figures: dict[str, Any], folder: RunFolder) -> str:
-    names = [name for name, value in figures.items() if isinstance(value, dict)]
-    return _files({name: {"path": str(folder.gguf(name)), **figures[name]} for name in names})
-
-
 def of_export(figures: dict[str, Any]) -> Summary:
     """Summarise an export outside a run folder: its files, or with --dry-run their sizes and the plan."""
-    text = _files(figures["files"])
+    from toolkit.export.stage import files_table
+
+    text = files_table(figures["files"])
     if "plan" in figures:
         from toolkit.export import preview
 
         text = f"{preview.table(figures['plan'])}\n{text}"
     return figures, text
-
-
-def _files(files: dict[str, dict[str, Any]]) -> str:
-    rows = [
-        (
-            name,
-            console.size(file["bytes"]),
-            file.get("bits_per_weight", "-"),
-            file["path"],
-            file["sha256"][:16] if isinstance(file.get("sha256"), str) else "-",
-        )
-        for name, file in files.items()
-    ]
-    return console.table(("quantization", "size", "bits/weight", "file", "sha256"), rows)
-
-
-def _validate(figures: dict[str, Any], folder: RunFolder) -> str:
-    from toolkit.validate.report import table
-
-    return f"{table(figures)}\n{folder.report}, {folder.card}"
-
-
-def _register(figures: dict[str, Any], folder: RunFolder) -> str:
-    from toolkit.ollama.transaction import LATEST
-
-    rows = [
-        (
-            f"{figures['name']}:{tag}",
-            values["digest"][:12],
-            values["prompts_verified"],
-            values["prompts_counted"],
-            f"{values['greedy']['agreed']} of {values['greedy']['answers']}",
-            values["done_reason"],
-        )
-        for tag, values in figures["tags"].items()
-    ]
-    heads = ("model", "id", "prompts rendered", "prompts counted", "greedy answers equal", "smoke question")
-    where = f"Ollama {figures['server_version']} at {figures['server']}"
-    apart = [
-        _apart(f"{figures['name']}:{tag}", values["greedy"])
-        for tag, values in figures["tags"].items()
-        if tag != LATEST and values["greedy"]["parted"]
-    ]
-    return "\n".join([f"registered in {where}", console.table(heads, rows), *apart])
-
-
-def _apart(model: str, greedy: dict[str, Any]) -> str:
-    """Say over how little the greedy answers of Ollama and llama.cpp part, where they do."""
-    leads = [max(one["lead"], one["server_lead"] or 0.0) for one in greedy["parted"]]
-    first, last = (pick(one["after"] for one in greedy["parted"]) for pick in (min, max))
-    return (
-        f"{model}: {len(leads)} of {greedy['answers']} answers part from llama.cpp's, after {first} to {last} equal "
-        f"tokens, over two that are at most {max(leads):.3f} logits apart (rounding makes up to "
-        f"{greedy['rounding']:.2f} in this file)"
-    )
-
-
-TEXTS = {"prepare": _prepare, "train": _train, "export": _export, "validate": _validate, "register": _register}
 
 
 def of_rollback(figures: dict[str, Any]) -> Summary:
@@ -188,7 +105,7 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
         why = reasons[stage]
         reads, writes = [], []
         try:
-            planned = pipeline.plan(stage, config, folder)
+            planned = pipeline.stage(stage).files(config, folder)
             reads, writes = [str(path) for path in planned.inputs], [str(path) for path in planned.outputs]
         except ToolkitError as exc:
             why = exc.message

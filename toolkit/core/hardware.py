@@ -1,20 +1,26 @@
-"""What this machine has: memory that is free for us, disk by file system, CPU, CUDA card."""
+"""What this machine has: memory that is free for us, disk by file system, CPU, CUDA GPU."""
 
+import functools
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+from toolkit import DISTRIBUTION
 from toolkit.core.errors import ToolkitError
+
+DEVICES = Path("/dev")  # tests look elsewhere
 
 
 @dataclass(frozen=True)
-class Card:
-    """A CUDA card: its name, driver version, total and free memory in bytes, and whether it computes in bf16.
+class Gpu:
+    """A CUDA GPU: its name, driver version, total and free memory in bytes, and whether it computes in bf16.
 
     `capability` is NVIDIA's number of its generation; `flash` tells whether torch brings its flash attention.
     """
@@ -136,9 +142,14 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def has_card_file() -> bool:
-    """Tell whether a CUDA card's device file is there; importing torch to ask takes seconds."""
-    return Path("/dev/nvidia0").exists()
+def driver_offers_gpu() -> bool:
+    """Tell whether a GPU's device file is there and not hidden; torch, whose import takes seconds, is not asked.
+
+    `/dev/dxg` is the one of Windows' Linux. A container may have any number of the machine's GPUs.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    found = [*DEVICES.glob("nvidia[0-9]*"), *DEVICES.glob("dxg")]
+    return bool(found) and not hidden
 
 
 ASK = """
@@ -151,22 +162,28 @@ if torch.cuda.is_available():
 """
 
 
-def card() -> Card | None:
-    """Ask torch for the first CUDA card; None where there is no device file or torch sees none.
+def gpu() -> Gpu | None:
+    """Ask torch for the first CUDA GPU; None where the driver offers none or torch sees none.
 
-    A process of its own asks, because whoever asks keeps some 500 MB of the card until it ends. Raises ToolkitError
+    A process of its own asks, because whoever asks keeps some 500 MB of the GPU until it ends. Raises ToolkitError
     where torch breaks down.
     """
-    if not has_card_file():
+    if not driver_offers_gpu():
         return None
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
-        raise ToolkitError(f"torch cannot be asked for the CUDA card: {said[-1] if said else done.returncode}")
+        raise ToolkitError(f"torch cannot be asked for the CUDA GPU: {said[-1] if said else done.returncode}")
     if not done.stdout.strip():
         return None
     name, total, free, bf16, capability, flash = json.loads(done.stdout.splitlines()[-1])
-    return Card(name, driver_version(), total, free, bf16, (capability[0], capability[1]), flash)
+    return Gpu(name, driver_version(), total, free, bf16, (capability[0], capability[1]), flash)
+
+
+@functools.cache
+def sees_gpu() -> bool:
+    """Tell whether torch sees a CUDA GPU, as training will; asked once. Raises what `gpu` raises."""
+    return gpu() is not None
 
 
 def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
@@ -181,3 +198,13 @@ def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str:
 def installed(package: str) -> bool:
     """Tell whether a module can be imported, without importing it."""
     return importlib.util.find_spec(package) is not None
+
+
+def requirements() -> list[str]:
+    """Return the package's requirements as installed, or as pyproject.toml states them in a checkout."""
+    try:
+        listed = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+        listed = tomllib.loads(text)["project"]["dependencies"]
+    return [line for line in listed if "extra ==" not in line]

@@ -10,7 +10,6 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_parts
 
-STAGES = ("prepare", "train", "export", "validate", "register")
 SIDES = ("train", "val", "test")
 
 
@@ -59,6 +58,11 @@ class RunFolder:
     def adapter(self) -> Path:
         """The trained adapter with its tokenizer, as PEFT saves it."""
         return self.path / "adapter"
+
+    @property
+    def adapter_files(self) -> list[Path]:
+        """The two files that an adapter is made of."""
+        return [self.adapter / "adapter_config.json", self.adapter / "adapter_model.safetensors"]
 
     @property
     def train_log(self) -> Path:

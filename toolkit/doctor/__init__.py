@@ -6,58 +6,51 @@ from collections.abc import Callable, Sequence
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError, explain
-from toolkit.core.run_folder import STAGES, RunFolder
+from toolkit.core.run_folder import RunFolder
+from toolkit.core.stage import Check, Examination, Found, Stage
 from toolkit.doctor import checks, plan, resources
-from toolkit.doctor.check import Check
 from toolkit.doctor.resources import Job
 
-__all__ = ["STAGES", "Check", "doctor", "table"]
+__all__ = ["Check", "doctor", "table"]
 
 
-def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: tuple[str, ...] = STAGES) -> list[Check]:
+def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence[Stage]) -> list[Check]:
     """Check what the given stages need: tools, base, data, memory, disk, Ollama.
 
     Every check is made, whatever the others find; one that breaks down counts as failed. Nothing is written, nothing
     but headers is read or asked for. A missing Ollama server fails only where registering is all that is to be done.
     """
-    wanted = {*stages}
+    names = tuple(stage.name for stage in stages)
     found: list[Check] = []
+    made: set[str] = set()
 
-    def look(name: str, check: Callable[[], Check | list[Check]]) -> None:
-        result = _guarded(name, check)
-        found.extend(result if isinstance(result, list) else [result])
+    def look(name: str, check: Callable[[], Found]) -> None:
+        if name not in made:  # two stages may ask the same
+            made.add(name)
+            result = _guarded(name, check)
+            found.extend(result if isinstance(result, list) else [result])
 
     look("python", checks.python)
     look("libraries", checks.libraries)
-    if wanted & {"export", "validate"}:
-        look("one libggml", checks.second_ggml)
-        look("llama.cpp", checks.llama_cpp)
-    if "export" in wanted:
-        look("quantizer", lambda: checks.quantizer(config.export.quantizations))
-    card = None
-    if wanted & {"train", "validate"}:
-        look("cpu", checks.cpu)
-        try:
-            card = hardware.card()
-        except Exception as exc:  # a broken driver or torch: said here, and the CPU is what remains
-            found.append(_broken("gpu", exc))
-        else:
-            look("gpu", lambda: checks.gpu(card))
-    if "train" in wanted:
-        look("backend", lambda: checks.backend(config, card))
-        if card is not None:
-            look("attention", lambda: checks.attention(config, card))
-    if "prepare" in wanted:
-        look("data", lambda: checks.data(config, offline=offline))
-    labels = plan.labels(config, stages)
+    look("cpu", checks.cpu)
+    gpu = None
+    try:
+        gpu = hardware.gpu()
+    except Exception as exc:  # a broken driver or torch: said here, and the CPU is what remains
+        found.append(_broken("gpu", exc))
+    else:
+        look("gpu", lambda: checks.gpu(gpu))
+    there = Examination(config, gpu, offline, alone=len(stages) == 1)
+    for stage in stages:
+        for name, check in stage.checks(there):
+            look(name, check)
+    labels = plan.labels(config, names)
     for label in labels:
         revision = config.model.revision if label == config.model.base else ""
         look(f"base {label}", lambda: checks.base_model(label, revision, offline=offline))  # noqa: B023 (called at once)
     if labels:
-        _look_at_resources(config, folder, stages, labels[0], card, look)
+        _look_at_resources(config, folder, names, labels[0], gpu, look)
     look("run folder", lambda: checks.run_folder(folder))
-    if "register" in wanted:
-        look("ollama", lambda: checks.ollama(config, needed=wanted == {"register"}))
     return found
 
 
@@ -66,22 +59,22 @@ def _look_at_resources(
     folder: RunFolder,
     stages: tuple[str, ...],
     label: str,
-    card: hardware.Card | None,
-    look: Callable[[str, Callable[[], Check | list[Check]]], None],
+    gpu: hardware.Gpu | None,
+    look: Callable[[str, Callable[[], Found]], None],
 ) -> None:
     revision = config.model.revision if label == config.model.base else ""
     shape = resources.shape_or_none(label, revision)
     if shape is None:
         look("memory", lambda: resources.least_memory(label, revision))
         return
-    job = Job(config, folder, stages, shape, card)
+    job = Job(config, folder, stages, shape, gpu)
     if "train" in stages:
         look("adapter", lambda: resources.adapter(config, shape))
     look("memory", lambda: resources.memory(job))
     look("disk", lambda: resources.disk(job))
 
 
-def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> Check | list[Check]:
+def _guarded(name: str, check: Callable[[], Found]) -> Found:
     """Make a check; an exception inside it becomes a failed one."""
     try:
         return check()

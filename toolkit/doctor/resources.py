@@ -6,15 +6,15 @@ from toolkit.core import hardware
 from toolkit.core.config import Config
 from toolkit.core.console import size
 from toolkit.core.errors import ToolkitError
-from toolkit.core.hardware import Card
+from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.stage import Check
 from toolkit.doctor import estimate, plan
-from toolkit.doctor.check import Check
-from toolkit.doctor.checks import precision_of, uses_unsloth
 from toolkit.doctor.plan import Write
 from toolkit.model import base, memory_plan
 from toolkit.model.memory import Parts, total
 from toolkit.model.memory_plan import Device
+from toolkit.model.precision import precision_of, uses_unsloth
 from toolkit.model.shape import Shape
 
 
@@ -26,7 +26,7 @@ class Job:
     folder: RunFolder
     stages: tuple[str, ...]
     shape: Shape
-    card: Card | None
+    card: Gpu | None
 
 
 def adapter(config: Config, shape: Shape) -> Check:
@@ -139,7 +139,7 @@ def least_memory(label: str, revision: str) -> Check:
     if not count:
         fix = f"fetch its configuration, then ask again: hf download {label} config.json"
         return Check("memory", None, f"cannot be told: the shape of {label} is not known here", fix)
-    if free is not None and 4 * count > free and not hardware.has_card_file():
+    if free is not None and 4 * count > free and not hardware.sees_gpu():
         return Check("memory", False, f"the float32 weights alone take {size(4 * count)}, {size(free)} are free", MORE)
     found = f"{count:,} parameters of a kind whose activations cannot be computed: weights {size(4 * count)} in float32"
     return Check("memory", None, found, "watch the first steps")

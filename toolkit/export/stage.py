@@ -1,93 +1,83 @@
-"""The export stage of a run: what the export room needs besides base and adapter comes from the run's own records."""
+"""The stage `export`."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from toolkit.core import console
-from toolkit.core.config import Config
-from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records
-from toolkit.core.manifest import Manifest, Outcome, record_file
-from toolkit.core.run_folder import SIDES, RunFolder
-from toolkit.model import base, merge_base
-from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template, prompt_text
-from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.core.stage import Checks, Context, Examination, Stage, StageFiles
 
 if TYPE_CHECKING:
-    from toolkit.export.imatrix import Imatrix
+    from toolkit.core.config import Config
+    from toolkit.core.manifest import Outcome
+    from toolkit.core.run_folder import RunFolder
 
 
-def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    """Write a run's GGUF files, and its importance matrix if one is wanted; warn of records that are read otherwise.
+def _files(config: "Config", folder: "RunFolder") -> StageFiles:
+    from toolkit.model import base
 
-    An importance matrix of the same model, adapter and records is taken up again unless `force`.
-    """
-    from toolkit.export import export
-    from toolkit.export.vocab import pretokenizer_parity
-
-    wanted = config.export
-    targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
-    template, name = chat_template(prompt_format(config.prompt)), config.run.name
-    start = merge_base.resolve(config.model, wanted)
-    pretokenizer_parity.say(start.folder, _texts(config, folder))
-    if not wanted.imatrix:
-        return export(start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides)
-    matrix, reused = _imatrix(config, folder, manifest, start, force)
-    outcome = export(
-        start.folder,
-        folder.adapter,
-        targets,
-        template,
-        name,
-        overrides=wanted.overrides,
-        imatrix=matrix.importance(),
-    )
-    figures = {
-        "imatrix_tokens": matrix.chunks * matrix.chunk_size,
-        "imatrix_matrices": len(matrix.sums),
-        "imatrix_reused": reused,
-    }
-    return Outcome([*outcome.outputs, folder.imatrix], {**outcome.figures, **figures})
+    inputs = [*folder.adapter_files, *base.source_files(base.merge_label(config.model, config.export))]
+    outputs = [folder.gguf(quantization) for quantization in config.export.quantizations]
+    if config.export.imatrix:  # it is computed from the training split
+        inputs.append(folder.side("train"))
+        outputs.append(folder.imatrix)
+    return StageFiles(inputs, outputs)
 
 
-def kept_imatrix(folder: RunFolder) -> "Imatrix | None":
-    """Return the importance matrix in a run folder if it is one that a run measured, whole and with its inputs."""
-    from toolkit.export import imatrix
+def _run(context: Context) -> "Outcome":
+    from toolkit.export.of_run import export_run
 
-    try:
-        found = imatrix.read(folder.imatrix)
-    except ToolkitError:
-        return None
-    return found if found.inputs else None
+    return export_run(context.config, context.folder, context.manifest, context.force)
 
 
-def _imatrix(
-    config: Config, folder: RunFolder, manifest: Manifest, start: base.Base, force: bool
-) -> tuple["Imatrix", bool]:
-    """Measure the trained model on its training split and keep the result beside the GGUF files, or take that up."""
-    from toolkit.export import imatrix, plan
+def _may_replace(context: Context, path: Path) -> bool:
+    """Tell whether this is an importance matrix that an export which did not come to its end left whole."""
+    from toolkit.export.of_run import kept_imatrix
 
-    wanted, form = config.export, prompt_format(config.prompt)
-    # What these quantizations would refuse is found before the model is measured.
-    planned = plan(start.folder, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
-    chunks = imatrix.of_run(folder, planned, form, load_tokenizer(planned.vocabulary, form))
-    known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
-    paths = [folder.adapter / "adapter_config.json", folder.adapter / "adapter_model.safetensors"]
-    paths += base.source_files(start.label)
-    inputs = imatrix.digest(chunks, [start.commit, *(record_file(path, folder, known).sha256 for path in paths)])
-    kept = None if force else kept_imatrix(folder)
-    if kept and kept.inputs == inputs:
-        console.say(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
-        return kept, True
-    matrix = imatrix.measure(start.folder, planned, chunks, inputs)
-    imatrix.write(folder.imatrix, matrix)
-    return matrix, False
+    return path == context.folder.imatrix and kept_imatrix(context.folder) is not None
 
 
-def _texts(config: Config, folder: RunFolder) -> list[str] | None:
-    """Return the whole records of a run as the model reads them; None for an adapter that came without its records."""
-    form = prompt_format(config.prompt)
-    sides = [folder.side(side) for side in SIDES if folder.side(side).is_file()]
-    records = [record for side in sides for record in read_records(side)]
-    parts = [[str(each.get(key, "")) for key in ("input", "instruction", "output")] for each in records]
-    return [prompt_text(form, question, instruction) + answer for question, instruction, answer in parts] or None
+def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
+    names = [name for name, value in figures.items() if isinstance(value, dict)]
+    return files_table({name: {"path": str(folder.gguf(name)), **figures[name]} for name in names})
+
+
+def files_table(files: dict[str, dict[str, Any]]) -> str:
+    """Lay exported files out as a table: quantization, size, bits a weight, path, hash."""
+    from toolkit.core import console
+
+    rows = [
+        (
+            name,
+            console.size(file["bytes"]),
+            file.get("bits_per_weight", "-"),
+            file["path"],
+            file["sha256"][:16] if isinstance(file.get("sha256"), str) else "-",
+        )
+        for name, file in files.items()
+    ]
+    return console.table(("quantization", "size", "bits/weight", "file", "sha256"), rows)
+
+
+def _checks(there: Examination) -> Checks:
+    from toolkit.export import checks
+    from toolkit.llamacpp import checks as library
+
+    quantizations = there.config.export.quantizations
+    return [
+        ("one libggml", library.second_ggml),
+        ("llama.cpp", library.llama_cpp),
+        ("quantizer", lambda: checks.quantizer(quantizations)),
+    ]
+
+
+STAGE = Stage(
+    name="export",
+    settings=(
+        *("run.name", "prompt", "model", "export.quantizations"),
+        *("export.merge_base", "export.overrides", "export.imatrix"),
+    ),
+    files=_files,
+    run=_run,
+    summary=_summary,
+    checks=_checks,
+    may_replace=_may_replace,
+)

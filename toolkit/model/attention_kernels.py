@@ -1,7 +1,7 @@
 """Attention of the records in a packed row on a CUDA GPU: which kernels there are, and which one training will take."""
 
 from toolkit.core import hardware
-from toolkit.core.hardware import Card
+from toolkit.core.hardware import Gpu
 
 FLASH_ATTN = "flash-attn, one kernel for all records"
 VARLEN = "torch's flash attention, one kernel for all records"
@@ -10,7 +10,7 @@ MASK = "torch's attention over the whole row under a mask, which is slow"
 CAPABILITY = (8, 0)  # torch's kernel is built for Ampere and later, flash-attn's too
 
 
-def expected(card: Card, *, unsloth: bool) -> str:
+def expected(card: Gpu, *, unsloth: bool) -> str:
     """Return the name of the kernel that training on this card will take; Unsloth knows more of them than PEFT."""
     recent = card.capability >= CAPABILITY
     if unsloth and recent and hardware.installed("flash_attn"):

@@ -44,7 +44,7 @@ def training_label(settings: ModelSettings) -> str:
 
     A card is looked for by its device file: importing torch to ask takes seconds.
     """
-    if settings.base.endswith(FOUR_BIT) and not hardware.has_card_file():
+    if settings.base.endswith(FOUR_BIT) and not hardware.sees_gpu():
         return sixteen_bit(settings)
     return settings.base
 

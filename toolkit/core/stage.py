@@ -1,0 +1,102 @@
+"""What a stage is. Each stage's folder holds one record of it in its `stage.py`; the pipeline asks nothing else.
+
+A record is made without heavy imports: what `run` and `checks` need they import themselves.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+    from toolkit.core.hardware import Gpu
+    from toolkit.core.manifest import Manifest, Outcome, StageRecord
+    from toolkit.core.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """The files that a stage reads, and those that it writes."""
+
+    inputs: list[Path]
+    outputs: list[Path]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage is performed with; `gpus` is the number of GPUs that were asked for."""
+
+    config: "Config"
+    folder: "RunFolder"
+    manifest: "Manifest"
+    force: bool = False
+    offline: bool = False
+    gpus: int = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `ok` is None where it is not applicable or only worth knowing; `fix` is a command or a setting."""
+
+    name: str
+    ok: bool | None
+    found: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What a stage's checks are made with; `alone` where no other stage is to be performed."""
+
+    config: "Config"
+    gpu: "Gpu | None"
+    offline: bool
+    alone: bool
+
+
+Found = Check | list[Check]
+Checks = list[tuple[str, Callable[[], Found]]]
+
+
+def no_checks(_: Examination) -> Checks:
+    """Check nothing."""
+    return []
+
+
+def nothing(_: Context) -> None:
+    """Do nothing."""
+
+
+def never(_: Context, __: Path) -> bool:
+    """Replace no file that the stage did not write."""
+    return False
+
+
+def still_there(_: "Config", __: "StageRecord") -> str:
+    """Say that nothing was lost outside the run folder."""
+    return ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    `settings` are the sections and keys that decide its result, without `idle` ones, which only change how it runs.
+    `files` says what it reads and writes, and downloads nothing. `summary` tells its figures as text. `checks` lists
+    the doctor's checks, each with its name. `before` may fetch what `files` names. `needs` are stages that must be
+    fresh, each with what is said where it is not. `may_replace` tells whether a file that it did not write may be
+    replaced. `lost` says why its result is gone although its files are there.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    files: "Callable[[Config, RunFolder], StageFiles]"
+    run: "Callable[[Context], Outcome]"
+    summary: "Callable[[dict[str, Any], RunFolder], str]"
+    checks: Callable[[Examination], Checks] = no_checks
+    idle: tuple[str, ...] = ()
+    before: Callable[[Context], None] = nothing
+    needs: Mapping[str, str] = field(default_factory=dict)
+    may_replace: Callable[[Context, Path], bool] = never
+    lost: "Callable[[Config, StageRecord], str]" = still_there

@@ -1,0 +1,26 @@
+"""What the doctor asks about exporting."""
+
+from collections.abc import Sequence
+
+from toolkit.core.stage import Check
+
+
+def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
+    """Say what quantizes: the compiled kernels, proven against libggml (a quarter of a second), or libggml itself.
+
+    Beside them the CUDA card, for these quantizations' own types; it compiles what it never compiled (seconds a type).
+    """
+    from toolkit import kernels
+    from toolkit.kernels import gpu
+
+    sound, found = kernels.state()
+    fix = "install a C++ compiler (Debian: apt install g++), then install the toolkit again; no other change is needed"
+    checks = [Check("quantizer", True if sound else None, found, "" if sound else fix)]
+    mixtures = {name[:4] for name in quantizations}
+    kinds = sorted(mixtures | ({"Q6_K"} if any(name.endswith("_K") for name in mixtures) else set()))
+    card = gpu.state([kind for kind in kinds if kind in gpu.NAMES])
+    if card is not None:
+        sound, found = card
+        fix = "nothing need be done: the CPU does it, to the same bytes; another version of PyTorch may mend the card's"
+        checks.append(Check("quantizer, card", True if sound else None, found, "" if sound else fix))
+    return checks

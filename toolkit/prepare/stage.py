@@ -1,0 +1,76 @@
+"""The stage `prepare`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.core.stage import Checks, Context, Examination, Stage, StageFiles
+
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+    from toolkit.core.manifest import Outcome
+    from toolkit.core.run_folder import RunFolder
+
+
+def data_file(config: "Config") -> Path:
+    """Return where the data file is, or will be once MedQuAD is downloaded."""
+    from toolkit.core.config import MEDQUAD_CSV
+
+    return MEDQUAD_CSV if config.data.source == "medquad" else Path(config.data.source).expanduser()
+
+
+def _files(config: "Config", folder: "RunFolder") -> StageFiles:
+    from toolkit.core.run_folder import SIDES
+
+    return StageFiles([data_file(config)], [*(folder.side(side) for side in SIDES), folder.rejected])
+
+
+def _before(context: Context) -> None:
+    from toolkit.core.errors import ToolkitError
+    from toolkit.prepare.source import locate
+
+    locate(context.config.data, offline=context.offline)
+    path = data_file(context.config)
+    if not path.is_file():
+        raise ToolkitError(f"no data file `{path}`", hint="set `data.source` to your file of questions and answers")
+
+
+def _run(context: Context) -> "Outcome":
+    from toolkit.model import base
+    from toolkit.prepare import prepare
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.tokenizer import load_tokenizer
+
+    config = context.config
+    found = base.resolve(base.training_label(config.model), config.model.revision, weights=False)
+    tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
+    return prepare(config, context.folder, data_file(config), tokenizer)
+
+
+def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
+    shares = ", ".join(f"{figures[side]:,} {side}" for side in ("train", "val", "test"))
+    return "\n".join(
+        [
+            f"{figures['rows']:,} rows: {figures['kept']:,} kept ({shares})",
+            f"{figures['duplicates']:,} dropped as exact duplicates, {figures['rejected']:,} rejected, "
+            f"{figures['truncated']:,} truncated",
+            f"{figures['questions']:,} questions, {figures['leaked_questions']:,} of them in more than one split, "
+            f"{figures['near_duplicates']:,} held-out near-duplicates of training questions",
+        ]
+    )
+
+
+def _checks(there: Examination) -> Checks:
+    from toolkit.prepare import checks
+
+    return [("data", lambda: checks.data(there.config, offline=there.offline))]
+
+
+STAGE = Stage(
+    name="prepare",
+    settings=("data", "prompt", "model.base", "model.revision", "train.max_length"),
+    files=_files,
+    before=_before,
+    run=_run,
+    summary=_summary,
+    checks=_checks,
+)

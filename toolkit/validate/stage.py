@@ -1,0 +1,53 @@
+"""The stage `validate`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from toolkit.core.stage import Checks, Context, Examination, Stage, StageFiles
+
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+    from toolkit.core.manifest import Outcome
+    from toolkit.core.run_folder import RunFolder
+
+
+def _files(config: "Config", folder: "RunFolder") -> StageFiles:
+    from toolkit.model import base, merge_base
+
+    merged = base.source_files(base.merge_label(config.model, config.export))
+    bases = [*merged, *merge_base.other_files(config.model, config.export)]
+    files = [folder.gguf(quantization) for quantization in config.export.quantizations]
+    return StageFiles([*files, *folder.adapter_files, folder.side("test"), *bases], [folder.report, folder.card])
+
+
+def _run(context: Context) -> "Outcome":
+    from toolkit.model import dequantized, merge_base
+    from toolkit.validate import validate
+
+    config, manifest = context.config, context.manifest
+    found = merge_base.resolve(config.model, config.export)
+    other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
+    plain = replace(found, folder=dequantized.plain_folder(found.folder))
+    return validate(config, context.folder, plain, manifest, other)
+
+
+def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
+    from toolkit.validate.report import table
+
+    return f"{table(figures)}\n{folder.report}, {folder.card}"
+
+
+def _checks(there: Examination) -> Checks:
+    from toolkit.llamacpp import checks
+
+    return [("one libggml", checks.second_ggml), ("llama.cpp", checks.llama_cpp)]
+
+
+STAGE = Stage(
+    name="validate",
+    settings=("validate", "prompt", "model", "export", "run.name", "ollama.name"),
+    files=_files,
+    run=_run,
+    summary=_summary,
+    checks=_checks,
+)
