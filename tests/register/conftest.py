@@ -34,23 +34,15 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def _short_proof(request, monkeypatch):
-    """Registrations here prove little of the answers, unless they are what a test is about: there are hundreds."""
-    if "whole_proof" not in request.keywords:
-        monkeypatch.setattr(parity, "QUESTIONS", 2)
-        monkeypatch.setattr(parity, "TOKENS", 8)
+def _short_answers(monkeypatch):
+    """Registrations here record short answers: there are hundreds."""
+    monkeypatch.setattr(parity, "TOKENS", 8)
 
 
 @pytest.fixture
 def no_proof(monkeypatch):
-    """The proof of prompts and answers only reads: what is about names, disks and kills does without."""
+    """The proof of prompts only reads: what is about names, disks and kills does without."""
     monkeypatch.setattr(chain, "prove", lambda *arguments: {})
-
-
-@pytest.fixture
-def no_parity(monkeypatch):
-    """Prove prompts and token counts, but no greedy answers."""
-    monkeypatch.setattr(parity, "prove", lambda *arguments: {"answers": 0})
 
 
 @pytest.fixture(scope="session")

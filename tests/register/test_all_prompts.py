@@ -17,13 +17,13 @@ from toolkit.export import export
 from toolkit.prepare.clean import clean, find_columns, wanted_names
 from toolkit.prepare.read import read
 from toolkit.prompt import chat_template, go_template, prompt_format, prompt_text
-from toolkit.register import chain
+from toolkit.register import chain, parity
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
 
 def save_model(folder: Path, name: str) -> Path:
-    """Save one layer of random weights over a real vocabulary; it answers in printable ASCII, which all show alike."""
+    """Save one layer of random weights over a real vocabulary."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     getattr(vocabularies, name)(folder)
@@ -34,15 +34,10 @@ def save_model(folder: Path, name: str) -> Path:
         max_position_embeddings=4096, initializer_range=0.1, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    texts = tokenizer.batch_decode([[index] for index in range(len(tokenizer))])
-    quiet = [index for index, text in enumerate(texts) if not (text.isascii() and text.isprintable())]
-    with torch.no_grad():
-        model.lm_head.weight[quiet] = 0
     model.to(torch.float16).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.whole_proof
 @pytest.mark.parametrize(("preset", "vocabulary"), [("alpaca", "llama3"), ("chatml", "smollm2")])
 def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch, capsys, preset, vocabulary):
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -90,4 +85,4 @@ def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch,
     assert found["prompts_verified"] == found["prompts_tokenized"] == len(rows)
     assert found["prompts_counted"] == len(rows) or (slow and found["prompts_counted"] > chain.COUNTED)
     assert found["control_like_prompts"] == 0
-    assert found["greedy"]["answers"] == 10
+    assert len(found["greedy"]) == parity.QUESTIONS

@@ -11,7 +11,7 @@ from toolkit import register, server
 from toolkit.errors import FAILED, MISSING, ToolkitError
 from toolkit.register import store, transaction
 
-pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_parity")]
+pytestmark = pytest.mark.ollama
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,6 @@ def show(url, model):
         return server.call(http, "/api/show", {"model": model})
 
 
-@pytest.mark.whole_proof
 def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_path):
     run = make_run(tmp_path, ollama.url, "Good")
     outcome = run.register()
@@ -37,7 +36,8 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_
         assert tags[tag]["gguf_sha256"] == run.digests[quantization]
         assert (tags[tag]["stored_sha256"] != run.digests[quantization]) == server.rewrites(ollama.version)
         assert tags[tag]["prompts_verified"] == tags[tag]["prompts_counted"] == len(ROWS)
-        assert tags[tag]["control_like_prompts"] == 3 and tags[tag]["greedy"]["answers"] == 10
+        assert tags[tag]["control_like_prompts"] == 3
+        assert len(tags[tag]["greedy"]) == 3 and all(one["ollama"] for one in tags[tag]["greedy"])
         assert tags[tag]["done_reason"] in ("stop", "length")
         assert tags[tag]["answer"] and tags[tag]["tokens_per_second"] > 0
     assert outcome.figures["server_version"] == server.version(run.config.ollama)
