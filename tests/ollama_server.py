@@ -14,7 +14,7 @@ import httpx
 
 INSTALL = Path(__file__).parents[2] / "shared" / "ollama" / "install.sh"
 VERSION = "v0.34.1"
-GENERATIONS = ("v0.24.0", "v0.34.0", "v0.34.1")
+GENERATIONS = ("v0.34.0", "v0.34.1", "v0.34.4")
 
 
 def find_ollama() -> Path | None:

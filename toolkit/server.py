@@ -20,7 +20,7 @@ from toolkit import console, deadlines
 from toolkit.config import OllamaSettings
 from toolkit.errors import FAILED, MISSING, USAGE, ToolkitError
 
-MINIMUM = (0, 17, 1)  # older servers leak their memory to whoever may create a model (CVE-2026-7482)
+MINIMUM = (0, 30, 0)  # from here on a server runs llama.cpp's own
 CONNECT_SECONDS = 2.0
 QUICK_SECONDS = 10.0
 
@@ -77,7 +77,8 @@ def is_loopback(url: str) -> bool:
 def version(settings: OllamaSettings) -> str | None:
     """Ask the server for its version; None where nothing answers, within two seconds.
 
-    Raises ToolkitError (exit 3) if what answers is not Ollama.
+    Raises ToolkitError (exit 3) if what answers is not Ollama, or is older than 0.30. A build from source says 0.0.0
+    whatever its age: it is accepted, since whoever builds a server knows what was built.
     """
     url = address(settings)
     try:
@@ -102,9 +103,16 @@ def version(settings: OllamaSettings) -> str | None:
             exit_code=MISSING,
         )
     found = answer.get("version") if isinstance(answer, dict) else None
-    if reply.status_code != 200 or not isinstance(found, str) or parse_version(found) is None:
+    numbers = parse_version(found) if isinstance(found, str) else None
+    if reply.status_code != 200 or not isinstance(found, str) or numbers is None:
         kind = reply.headers.get("content-type", "no content type").partition(";")[0]
         raise _not_ollama(url, f"HTTP {reply.status_code}, {kind}")
+    if (0, 0, 0) < numbers < MINIMUM:
+        raise ToolkitError(
+            f"the Ollama server at {url} is version {found}; {'.'.join(map(str, MINIMUM))} or later is needed",
+            hint="upgrade Ollama, then run the same command again",
+            exit_code=MISSING,
+        )
     return found
 
 
@@ -123,24 +131,12 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 
 
 def require(settings: OllamaSettings) -> str:
-    """Return the version of a server that can be used.
-
-    Raises ToolkitError (exit 3) if none answers or it is older than 0.17.1. A build from source says 0.0.0 whatever
-    its age: it is accepted, since whoever builds a server knows what was built.
-    """
+    """Return the version of a server that can be used; raises ToolkitError (exit 3) if none answers, as `version`."""
     found = version(settings)
-    url = address(settings)
     if found is None:
         raise ToolkitError(
-            f"no Ollama server answers at {url}",
+            f"no Ollama server answers at {address(settings)}",
             hint="start one with `ollama serve`, or say where it runs with OLLAMA_HOST or `ollama.host`",
-            exit_code=MISSING,
-        )
-    numbers = parse_version(found)
-    if numbers is None or (0, 0, 0) < numbers < MINIMUM:
-        raise ToolkitError(
-            f"the Ollama server at {url} is version {found}; {'.'.join(map(str, MINIMUM))} is the oldest that is safe",
-            hint="update Ollama (older ones leak memory, CVE-2026-7482), then run the same command again",
             exit_code=MISSING,
         )
     return found
@@ -149,10 +145,10 @@ def require(settings: OllamaSettings) -> str:
 def rewrites(found: str) -> bool | None:
     """Say whether a server of this version stores a GGUF rewritten, under another digest; None where it is not known.
 
-    0.30 to 0.34.0 run `llama-quantize COPY` at create; a build from source does not say what it is.
+    Up to 0.34.0 it runs `llama-quantize COPY` at create; a build from source does not say what it is.
     """
     numbers = parse_version(found)
-    return None if numbers is None or numbers == (0, 0, 0) else (0, 30, 0) <= numbers < (0, 34, 1)
+    return None if numbers is None or numbers == (0, 0, 0) else numbers < (0, 34, 1)
 
 
 def client(settings: OllamaSettings) -> ollama.Client:
@@ -203,7 +199,7 @@ def settled(ask: Callable[[], Answer]) -> Answer:
 
     To find any name Ollama lists its manifests, then looks at each. One that was deleted in between fails the call:
     with HTTP 500, 400 or `model not found`, whichever model that was and though the call's own is there. One that is
-    being written reads as EOF (manifest/manifest.go, `Manifests` and `WriteManifest`, 0.24 to 0.34.1).
+    being written reads as EOF (manifest/manifest.go, `Manifests` and `WriteManifest`).
     """
     for pause in (0.05, 0.1, 0.2, 0.4):
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ollama_binary
+from tests.conftest import needed, ollama_binary
 from tests.formats import FORMATS
 from tests.ollama_server import free_port
 from tests.register import tiny
@@ -47,11 +47,9 @@ def by_transformers(form, messages):
 
 @contextmanager
 def llama_server(gguf: Path):
-    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja; None beside an Ollama without it."""
+    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja."""
     program = ollama_binary().parents[1] / "lib" / "ollama" / "llama-server"
-    if not program.is_file():
-        yield None
-        return
+    needed(program.is_file(), str(program))
     port = free_port()
     options = ["--jinja", "--port", str(port), "--host", "127.0.0.1", "-c", "512", "-np", "1", "-t", "1", "--offline"]
     process = subprocess.Popen(
@@ -90,8 +88,7 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
             assert by_transformers(form, messages) == expected
             body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
             assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected
-            if native is not None:
-                assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
+            assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
         rows = [(row["input"], row["instruction"]) for row in ROWS]
         verify.every_prompt(http, "format", form, eos, rows)
 

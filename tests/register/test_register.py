@@ -173,10 +173,7 @@ def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
 def test_a_gguf_whose_own_template_would_win(ollama, tmp_path):
     jinja = "{% if tools %}{{ tools }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     run = make_run(tmp_path, ollama.url, "takeover", chat_template=jinja)
-    # Before 0.30 a server's Go template always counts: there the proof finds that llama.cpp's users get another prompt.
-    later = server.parse_version(ollama.version) >= (0, 30, 0)
-    said = "would not use our prompt template" if later else "the GGUF's chat template renders another prompt"
-    with pytest.raises(ToolkitError, match=said) as caught:
+    with pytest.raises(ToolkitError, match="would not use our prompt template") as caught:
         run.register()
     assert "toolkit export" in caught.value.hint
     assert run.held() == {}

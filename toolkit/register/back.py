@@ -68,5 +68,5 @@ def _begun(http: httpx.Client, name: str, patience: float, dry_run: bool) -> Abs
 
 
 def _file_type(http: httpx.Client, model: str) -> object:
-    """Return the number of a GGUF's quantization; the name beside it is `unknown` for many in 0.24."""
+    """Return the number of a GGUF's quantization."""
     return (server.call(http, "/api/show", {"model": model}).get("model_info") or {}).get("general.file_type")
