@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -155,9 +154,7 @@ def client(settings: OllamaSettings) -> ollama.Client:
     """Make an `ollama.Client` for the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
     url = address(settings)
     _warn_if_open(url)
-    made = ollama.Client(url, timeout=_timeout(settings), trust_env=not is_loopback(url), verify=_trusted(url))
-    deadlines.enforce(made._client)
-    return made
+    return ollama.Client(url, timeout=_timeout(settings), **_options(url))
 
 
 def http(settings: OllamaSettings) -> httpx.Client:
@@ -174,17 +171,17 @@ def _timeout(settings: OllamaSettings) -> httpx.Timeout:
 def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
     key = os.environ.get("OLLAMA_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # A proxy from the environment must not stand between us and our own machine.
-    return deadlines.enforce(
-        httpx.Client(
-            base_url=url, timeout=timeout, headers=headers, trust_env=not is_loopback(url), verify=_trusted(url)
-        )
-    )
+    return httpx.Client(base_url=url, timeout=timeout, headers=headers, **_options(url))
 
 
-def _trusted(url: str) -> ssl.SSLContext | bool:
-    """Say whose certificates count: SSL_CERT_FILE and SSL_CERT_DIR name them for loopback too."""
-    return httpx.create_ssl_context() if url.startswith("https://") else True
+def _options(url: str) -> dict[str, Any]:
+    """Return what both clients share."""
+    return {
+        "trust_env": not is_loopback(url),  # no proxy of the environment between us and our own machine
+        # SSL_CERT_FILE and SSL_CERT_DIR name whose certificates count for loopback too.
+        "verify": httpx.create_ssl_context() if url.startswith("https://") else True,
+        "event_hooks": {"response": [deadlines.enforce]},
+    }
 
 
 def _warn_if_open(url: str) -> None:
