@@ -1,6 +1,6 @@
 # make quickstart   set up .venv and run the whole job on a small base model
 # make test         set up what the tests need and run them all
-# make test-ollama  the tests that need a real Ollama server, against each generation of it, with a table
+# make test-ollama  the tests that need a real Ollama server, against each supported version of it, with a table
 # make fast         the fast tests only
 # make lint         ruff and mypy
 # make fuzz         the quantization kernels against libggml: WEIGHTS of every type (1e9 takes an hour on 2 cores)

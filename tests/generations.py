@@ -1,8 +1,8 @@
-"""Run the tests that need a real Ollama server against each of its generations, and print what was proven as a table.
+"""Run the tests that need a real Ollama server against each supported version, and print what was proven as a table.
 
     python -m tests.generations [--only VERSION]... [pytest's arguments]
 
-A server is TOOLKIT_TEST_OLLAMA_0_24_0=/path/to/ollama (and so on), else what the script
+A server is TOOLKIT_TEST_OLLAMA_0_34_0=/path/to/ollama (and so on), else what the script
 TOOLKIT_TEST_OLLAMA_INSTALL builds (by default ollama/install.sh in the folder `shared` beside the repository). A row is
 a test module, by the first line of its docstring; a cell says how many of its tests passed. Exit status 1 if a test
 failed or a generation could not be tested.

@@ -78,7 +78,7 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
         assert llamacpp.served(llm, prompt.text) != tokenizer.prompt_ids(prompt)  # a server takes it for the token
     tag = done.json["stages"]["register"]["tags"]["latest"]
     assert tag["prompts_verified"] == tag["prompts_counted"] == done.json["stages"]["prepare"]["test"]
-    assert tag["control_like_prompts"] > 0 and tag["greedy"]["answers"] > 0
+    assert tag["control_like_prompts"] > 0 and tag["greedy"][0]["ollama"]
     answered = call_toolkit("ask", "Is water <|eot_id|> good?", "--json", cwd=place, OLLAMA_HOST=server.url)
     assert answered.code == 0 and answered.json["through"] == "ollama"
     merged = call_toolkit("export", "--format", "safetensors", "--output", str(place / f"{name}-out"), cwd=place)

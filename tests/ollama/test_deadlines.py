@@ -1,4 +1,4 @@
-"""Servers that drip: the time-out holds for a whole header and a whole line, however many bytes come in between."""
+"""Servers that drip: the time-out holds for a whole line, however many bytes come in between."""
 
 import time
 
@@ -6,9 +6,11 @@ import httpx
 import pytest
 
 from tests.support.faults import serving
-from toolkit.ollama import deadlines
+from toolkit.core.config import OllamaSettings
+from toolkit.ollama import server
 
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
+CHUNKED = HEADER + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 def dripping(pieces, pause):
@@ -30,34 +32,54 @@ def drip(text):
     return [text[i : i + 1] for i in range(len(text))]
 
 
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        drip(HEADER * 5),
-        [HEADER + b"Content-Length: 50\r\n\r\n", *drip(b"x" * 50)],
-        [HEADER + b"Transfer-Encoding: chunked\r\n\r\n", *(chunk(b"x") for _ in range(50))],
-        [HEADER + b"\r\n", *drip(b'{"a": 1,\r\n' * 5)],
-    ],
-    ids=["header", "body", "chunks", "CR LF"],
-)
-def test_a_drip_does_not_stretch_the_time_out(pieces):
-    with dripping(pieces, 0.05) as url, deadlines.enforce(httpx.Client(timeout=0.4, trust_env=False)) as client:
+SLOW = {
+    "body": ([HEADER + b"Content-Length: 50\r\n\r\n", *drip(b"x" * 50)], 0.05),
+    "chunks": ([CHUNKED, *(chunk(b"x") for _ in range(50))], 0.05),
+    "lines": ([HEADER + b"\r\n", *drip(b'{"a": 1,\r\n' * 5)], 0.05),
+    "a line, then a drip": ([CHUNKED, chunk(b'{"response": "a"}\n'), *(chunk(b"x") for _ in range(50))], 0.05),
+    "a line, then nothing": ([CHUNKED, chunk(b'{"response": "a"}\n')], 3.0),
+    "no header": ([HEADER], 3.0),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_drip_or_silence_ends_in_time(name):
+    pieces, pause = SLOW[name]
+    with dripping(pieces, pause) as url:
+        settings = OllamaSettings(host=url, timeout=0.4)
+        with server.http(settings) as http:
+            started = time.monotonic()
+            with pytest.raises(httpx.ReadTimeout):
+                server.call(http, "/api/show", {})
+            with pytest.raises(httpx.ReadTimeout), http.stream("POST", "/api/create") as reply:
+                list(reply.iter_lines())
         with pytest.raises(httpx.ReadTimeout):
-            client.get(url)
-        with pytest.raises(httpx.ReadTimeout), client.stream("GET", url) as reply:
-            list(reply.iter_lines())
+            list(server.client(settings).generate("m", prompt="How?", stream=True))
+        assert time.monotonic() - started < 3 * 2 * 0.4
 
 
 def test_a_long_answer_of_timely_lines_is_read_to_its_end():
-    pieces = [HEADER + b"Transfer-Encoding: chunked\r\n\r\n", *(chunk(b'{"n": 1}\n') for _ in range(12)), chunk(b"")]
-    with dripping(pieces, 0.1) as url, deadlines.enforce(httpx.Client(timeout=0.5, trust_env=False)) as client:
+    pieces = [CHUNKED, *(chunk(b'{"n": 1}\n') for _ in range(12)), chunk(b"")]
+    with dripping(pieces, 0.1) as url, server.http(OllamaSettings(host=url, timeout=0.5)) as http:
         for _ in range(2):  # a second request has its own time
-            with client.stream("GET", url) as reply:
+            with http.stream("GET", "/") as reply:
                 assert list(reply.iter_lines()) == ['{"n": 1}'] * 12
 
 
+def test_a_slow_reader_is_not_held_against_the_server():
+    pieces = [CHUNKED, chunk(b'{"n": '), chunk(b"1}"), chunk(b"\n"), chunk(b"")]
+    with (
+        dripping(pieces, 0.05) as url,
+        server.http(OllamaSettings(host=url, timeout=0.5)) as http,
+        http.stream("GET", "/") as reply,
+    ):
+        for _ in reply.iter_raw():
+            time.sleep(0.6)
+
+
 def test_a_proxy_of_the_environment_is_no_way_around_it(monkeypatch):
-    with dripping(drip(HEADER * 5), 0.05) as url:
+    with dripping(*SLOW["body"]) as url:
         monkeypatch.setenv("HTTP_PROXY", url)
-        with deadlines.enforce(httpx.Client(timeout=0.3)) as client, pytest.raises(httpx.ReadTimeout):
-            client.get("http://192.0.2.1/")
+        settings = OllamaSettings(host="http://192.0.2.1", timeout=0.3)
+        with server.http(settings) as http, pytest.raises(httpx.ReadTimeout):
+            http.get("/")

@@ -7,6 +7,7 @@ import httpx
 import ollama
 import pytest
 
+from tests.conftest import call_toolkit
 from tests.support.faults import serving
 from toolkit.core.config import OllamaSettings
 from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
@@ -88,18 +89,26 @@ def answering(body, status=200, kind="application/json"):
 
 @pytest.mark.parametrize(
     ("found", "usable"),
-    [("0.17.0", False), ("0.9.9", False), ("0.17.1", True), ("0.34.1", True), ("1.0.0", True), ("0.0.0", True)],
+    [("0.24.0", False), ("0.9.9", False), ("0.30.0", True), ("0.34.1", True), ("1.0.0", True), ("0.0.0", True)],
 )
-def test_servers_older_than_the_fix_are_refused(found, usable):
+def test_servers_before_0_30_are_refused_wherever_the_version_is_asked(found, usable):
     with answering(json.dumps({"version": found})) as url:
         settings = OllamaSettings(host=url)
-        assert server.version(settings) == found
-        if usable:
-            assert server.require(settings) == found
-        else:
-            with pytest.raises(ToolkitError, match=f"is version {found}") as caught:
-                server.require(settings)
-            assert caught.value.exit_code == MISSING
+        for ask in (server.version, server.require):
+            if usable:
+                assert ask(settings) == found
+                continue
+            with pytest.raises(ToolkitError, match=f"is version {found}; 0.30.0 or later is needed") as caught:
+                ask(settings)
+            assert caught.value.exit_code == MISSING and "upgrade Ollama" in caught.value.hint
+
+
+@pytest.mark.parametrize("verb", [["register", "--rollback"], ["ask", "How?"], ["status"], ["doctor"]], ids=" ".join)
+def test_verbs_say_that_a_server_is_too_old(verb, tmp_path):
+    (tmp_path / "toolkit.toml").write_text('[model]\nbase = "x"\n[data]\nsource = "none.csv"\n')
+    with answering('{"version": "0.24.0"}') as url:
+        done = call_toolkit(*verb, cwd=tmp_path, OLLAMA_HOST=url)
+    assert "is version 0.24.0; 0.30.0 or later is needed" in " ".join((done.out + done.err).split())
 
 
 @pytest.mark.parametrize(

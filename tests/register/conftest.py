@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.support import tiny_gguf
+from tests.support import tiny_gguf as tiny
 from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
@@ -14,7 +14,7 @@ from toolkit.core.files import sha256_of
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
 from toolkit.prompt import format, renderings
-from toolkit.register import parity, prompt_parity
+from toolkit.register import greedy, prompt_parity
 
 ROWS = [
     {"instruction": f"Explain as doctor {i % 3}", "input": text, "output": "x"}
@@ -37,23 +37,15 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def _short_proof(request, monkeypatch):
-    """Registrations here prove little of the answers, unless they are what a test is about: there are hundreds."""
-    if "whole_proof" not in request.keywords:
-        monkeypatch.setattr(parity, "QUESTIONS", 2)
-        monkeypatch.setattr(parity, "TOKENS", 8)
+def _short_answers(monkeypatch):
+    """Registrations here record short answers: there are hundreds."""
+    monkeypatch.setattr(greedy, "TOKENS", 8)
 
 
 @pytest.fixture
 def no_proof(monkeypatch):
-    """The proof of prompts and answers only reads: what is about names, disks and kills does without."""
+    """The proof of prompts only reads: what is about names, disks and kills does without."""
     monkeypatch.setattr(prompt_parity, "prove", lambda *arguments: {})
-
-
-@pytest.fixture
-def no_parity(monkeypatch):
-    """Prove prompts and token counts, but no greedy answers."""
-    monkeypatch.setattr(parity, "prove", lambda *arguments: {"answers": 0})
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +73,7 @@ class Run:
     def register(self, *, force: bool = False):
         from toolkit.register import register
 
-        return register(self.config, self.folder, tiny_gguf.EOS, self.files, self.digests, ROWS, force=force)
+        return register(self.config, self.folder, tiny.EOS, self.files, self.digests, ROWS, force=force)
 
     def held(self) -> dict[str, str]:
         """What the server holds under this run's name."""
@@ -119,12 +111,10 @@ def make_run(
         values[section] = {**values.get(section, {}), **settings}
     config = config_file.build(values)
     place = run_folder.folder_of(config)
-    tiny_gguf.save_tokenizer(place.adapter)
+    tiny.save_tokenizer(place.adapter)
     template = renderings.chat_template(format.prompt_format(config.prompt)) if chat_template is None else chat_template
     files = {
-        quantization: tiny_gguf.write(
-            place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16"
-        )
+        quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")
         for quantization in config.export.quantizations
     }
     return Run(config, place, files, {name: sha256_of(path) for name, path in files.items()})

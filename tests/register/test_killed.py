@@ -13,6 +13,7 @@ from tests.support.child import go, nursery
 from tests.support.faults import proxy
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server, transaction
+from toolkit.register.rollback import roll_back
 
 pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
@@ -131,19 +132,22 @@ def test_two_registrations_at_once_end_as_one_of_them(ollama, tmp_path, machines
                 pids = first.begin(), second.begin()
                 for pid in pids:
                     go(pid)
-                assert (first.end(), second.end()) == (0, 0)
+                ends = first.end(), second.end()
+                # On one machine the second waits; on two it may be refused.
+                assert set(ends) <= ({0} if machines == "one" else {0, 1})
                 assert not temporary(run)
                 last.add(whole(run, expected))
                 assert run.held()["previous"] in {digests["latest"] for digests in expected.values()}
     assert last
 
 
-def test_another_machine_that_dies_is_undone_once_its_time_is_over(ollama, tmp_path, monkeypatch):
-    former = make_run(tmp_path / "former", ollama.url, "elsewhere", seed=21)
+def kill_elsewhere(ollama, folder, name, seed):
+    """Register `name` on another machine and kill it once `latest` is changed; returns what the name held before."""
+    former = make_run(folder / "former", ollama.url, name, seed=seed)
     former.register()
     before = former.held()
-    away = {"XDG_CACHE_HOME": str(tmp_path / "away")}
-    with proxy(ollama.url) as (url, passing), nursery(tmp_path / "b", url, "elsewhere", 22, **away) as child:
+    away = {"XDG_CACHE_HOME": str(folder / "away")}
+    with proxy(ollama.url) as (url, passing), nursery(folder / "b", url, name, seed + 1, **away) as child:
         pid = child.begin()
 
         def strike(handler):
@@ -155,23 +159,34 @@ def test_another_machine_that_dies_is_undone_once_its_time_is_over(ollama, tmp_p
         passing.then = strike
         go(pid)
         assert child.end() == -signal.SIGKILL
-    left = set(temporary(former))
-    assert any("commit" in tag for tag in left) and former.held()["latest"] != before["latest"]
-    recover(former)  # for all we know it is alive
-    assert set(temporary(former)) == left
-    with (
-        server.http(former.config.ollama) as http,
-        pytest.raises(ToolkitError, match="another machine is registering"),
-        transaction.begun(http, "elsewhere", 1.0) as work,
-    ):
-        transaction.commit(work, {"latest": "elsewhere:latest"}, keep=False)
-    monkeypatch.setattr(transaction, "LEASE", 1.0)
-    time.sleep(2)
-    recover(former)
-    assert former.held() == before
+    return before
 
 
-def test_another_machine_that_only_slept_changes_nothing_more(ollama, tmp_path, monkeypatch):
+def test_what_another_machine_left_is_refused_and_force_puts_former_models_back(ollama, tmp_path):
+    before = kill_elsewhere(ollama, tmp_path, "elsewhere", 21)
+    newer = make_run(tmp_path / "newer", ollama.url, "elsewhere", seed=23)
+    left = newer.held()
+    assert left["latest"] != before["latest"]
+    for refused in (newer.register, lambda: roll_back(newer.config)):
+        with pytest.raises(ToolkitError, match=r"another machine .*`elsewhere:toolkit-commit-[0-9a-f]{16}`") as caught:
+            refused()
+        assert "`toolkit register` with `--force`" in caught.value.hint
+        assert newer.held() == left
+    tags = newer.register(force=True).figures["tags"]
+    assert newer.held() == {**{tag: values["digest"] for tag, values in tags.items()}, "previous": before["latest"]}
+
+
+def test_what_another_machine_left_is_cleared_by_the_same_command_there(ollama, tmp_path):
+    before = kill_elsewhere(ollama, tmp_path, "back-there", 26)
+    away = {"XDG_CACHE_HOME": str(tmp_path / "away")}
+    with nursery(tmp_path / "b", ollama.url, "back-there", 27, **away) as child:
+        go(child.begin())
+        assert child.end() == 0
+    run = make_run(tmp_path / "reader", ollama.url, "back-there", seed=26)
+    assert run.held()["previous"] == before["latest"] and not temporary(run)
+
+
+def test_another_machine_that_only_slept_changes_nothing_more(ollama, tmp_path):
     former = make_run(tmp_path / "former", ollama.url, "sleeper", seed=31)
     former.register()
     before = former.held()
@@ -190,32 +205,10 @@ def test_another_machine_that_only_slept_changes_nothing_more(ollama, tmp_path, 
         go(pid)
         assert slept.wait(30)
         passing.then = lambda handler: False
-        monkeypatch.setattr(transaction, "LEASE", 1.0)
-        time.sleep(2)
         newer = make_run(tmp_path / "newer", ollama.url, "sleeper", seed=33)
-        newer.register()
+        newer.register(force=True)
         held = newer.held()
         os.kill(pid, signal.SIGCONT)
         assert child.end() == 1
     assert newer.held() == held
     assert held["previous"] == before["latest"] and not temporary(newer)
-
-
-def test_a_call_that_lives_keeps_its_temporary_names_young(ollama, tmp_path, monkeypatch):
-    monkeypatch.setattr(transaction, "BEAT", 0.2)
-    run = make_run(tmp_path, ollama.url, "alive", seed=41)
-    with server.http(run.config.ollama) as http:
-        with transaction.begun(http, "alive", 30) as work:
-            from toolkit.ollama import blobs
-            from toolkit.register import model_spec
-
-            blobs.upload(http, run.files["F32"], run.digests["F32"])
-            described = model_spec.describe(run.config, run.folder, "</s>").spec
-            blobs.create(http, work.temporary("new", "x"), "x.gguf", run.digests["F32"], described)
-            time.sleep(3)
-            held = work.held()
-            ages = {tag: entry.age for tag, entry in held.items()}
-        assert (
-            ages[work.temporary("live").partition(":")[2]] < 2 < ages[work.temporary("new", "x").partition(":")[2]] + 1
-        )
-        assert run.held() == {}

@@ -8,9 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ollama_binary
+from tests.conftest import needed, ollama_binary
 from tests.register.conftest import ROWS
-from tests.support import tiny_gguf
+from tests.support import tiny_gguf as tiny
 from tests.support.ollama_server import free_port
 from tests.support.prompts import FORMATS
 from toolkit.ollama import server
@@ -43,17 +43,14 @@ CONVERSATIONS = [
 def by_transformers(form, messages):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    template = renderings.chat_template(form)
-    return render_jinja_template([messages], chat_template=template, eos_token=tiny_gguf.EOS)[0][0]
+    return render_jinja_template([messages], chat_template=renderings.chat_template(form), eos_token=tiny.EOS)[0][0]
 
 
 @contextmanager
 def llama_server(gguf: Path):
-    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja; None beside an Ollama without it."""
+    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja."""
     program = ollama_binary().parents[1] / "lib" / "ollama" / "llama-server"
-    if not program.is_file():
-        yield None
-        return
+    needed(program.is_file(), str(program))
     port = free_port()
     options = ["--jinja", "--port", str(port), "--host", "127.0.0.1", "-c", "512", "-np", "1", "-t", "1", "--offline"]
     process = subprocess.Popen(
@@ -78,8 +75,8 @@ def llama_server(gguf: Path):
 def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
     form = format.prompt_format(FORMATS[name])
-    eos = form.eos or tiny_gguf.EOS
-    gguf = tiny_gguf.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form))
+    eos = form.eos or tiny.EOS
+    gguf = tiny.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form))
     client = server.client(_settings(ollama.url))
     digest = client.create_blob(str(gguf))
     client.create(
@@ -92,8 +89,7 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
             assert by_transformers(form, messages) == expected
             body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
             assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected
-            if native is not None:
-                assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
+            assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
         rows = [(row["input"], row["instruction"]) for row in ROWS]
         verify.every_prompt(http, "format", form, eos, rows)
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.register.conftest import ROWS, make_run, temporary
-from tests.support import tiny_gguf
+from tests.support import tiny_gguf as tiny
 from tests.support.faults import proxy
 from toolkit import register
 from toolkit.core.errors import ToolkitError
@@ -25,7 +25,6 @@ def show(url, model):
         return server.call(http, "/api/show", {"model": model})
 
 
-@pytest.mark.whole_proof
 def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_path):
     run = make_run(tmp_path, ollama.url, "Good")
     outcome = run.register()
@@ -38,12 +37,13 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_
         assert tags[tag]["gguf_sha256"] == run.digests[quantization]
         assert (tags[tag]["stored_sha256"] != run.digests[quantization]) == server.rewrites(ollama.version)
         assert tags[tag]["prompts_verified"] == tags[tag]["prompts_counted"] == len(ROWS)
-        assert tags[tag]["control_like_prompts"] == 3 and tags[tag]["greedy"]["answers"] == 10
+        assert tags[tag]["control_like_prompts"] == 3
+        assert len(tags[tag]["greedy"]) == 3 and all(one["ollama"] for one in tags[tag]["greedy"])
         assert tags[tag]["done_reason"] in ("stop", "length")
         assert tags[tag]["answer"] and tags[tag]["tokens_per_second"] > 0
     assert outcome.figures["server_version"] == server.version(run.config.ollama)
     assert outcome.outputs == [run.folder.modelfile]
-    assert run.folder.modelfile.read_text() == modelfile_text(run.config, run.folder, tiny_gguf.EOS)
+    assert run.folder.modelfile.read_text() == modelfile_text(run.config, run.folder, tiny.EOS)
     assert "SYSTEM" in ollama.run("show", "good", "--modelfile").stdout
     assert ollama.run("run", "good", "How?").returncode == 0
 
@@ -113,7 +113,7 @@ def test_what_no_modelfile_can_hold_goes_through_the_api(ollama, tmp_path, capsy
     made = ollama.run("create", "by-hand", "-f", str(run.folder.modelfile))
     assert made.returncode and "no FROM line" in made.stderr
     with pytest.raises(ToolkitError, match=r"U\+00A0 .*; .*U\+200B") as caught:
-        modelfile_text(run.config, run.folder, tiny_gguf.EOS)
+        modelfile_text(run.config, run.folder, tiny.EOS)
     assert "toolkit register" in caught.value.hint
 
 
@@ -174,10 +174,7 @@ def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
 def test_a_gguf_whose_own_template_would_win(ollama, tmp_path):
     jinja = "{% if tools %}{{ tools }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     run = make_run(tmp_path, ollama.url, "takeover", chat_template=jinja)
-    # Before 0.30 a server's Go template always counts: there the proof finds that llama.cpp's users get another prompt.
-    later = server.parse_version(ollama.version) >= (0, 30, 0)
-    said = "would not use our prompt template" if later else "the GGUF's chat template renders another prompt"
-    with pytest.raises(ToolkitError, match=said) as caught:
+    with pytest.raises(ToolkitError, match="would not use our prompt template") as caught:
         run.register()
     assert "toolkit export" in caught.value.hint
     assert run.held() == {}
@@ -190,7 +187,7 @@ def test_a_file_that_cannot_run(ollama, tmp_path, damage):
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-50_000])
     elif damage == "no vocabulary":
-        tiny_gguf.write(path, seed=32, f16=True, vocabulary=False)
+        tiny.write(path, seed=32, f16=True, vocabulary=False)
     else:
         path.write_bytes(b"PK\3\4" * 100)
     run.digests["F16"] = register.run.sha256_of(path)

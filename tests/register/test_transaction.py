@@ -1,6 +1,5 @@
 """Names change together or not at all: every place to die, over a store of names in memory, and the machine's lock."""
 
-import datetime
 import json
 import multiprocessing
 import time
@@ -27,19 +26,12 @@ class Names:
 
     def __init__(self, tags, lives=10**6):
         self.tags, self.lives, self.changes = dict(tags), lives, 0
-        self.written = {}
-        self.clock = 1e9
 
     def respond(self, request):
-        self.clock += 0.01
         body = json.loads(request.content or b"{}")
         if request.url.path == "/api/tags":
-            listed = [
-                {"model": f"m:{tag}", "digest": digest, "modified_at": self._time(self.written.get(tag, 0))}
-                for tag, digest in self.tags.items()
-            ]
-            date = datetime.datetime.fromtimestamp(self.clock, datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
-            return httpx.Response(200, json={"models": listed}, headers={"Date": date})
+            listed = [{"model": f"m:{tag}", "digest": digest} for tag, digest in self.tags.items()]
+            return httpx.Response(200, json={"models": listed})
         if self.changes >= self.lives:
             raise Died
         self.changes += 1
@@ -48,13 +40,9 @@ class Names:
             if source not in self.tags:
                 return httpx.Response(404, json={"error": "not found"})
             self.tags[target] = self.tags[source]
-            self.written[target] = self.clock
             return httpx.Response(200)
         tag = body["model"].partition(":")[2]
         return httpx.Response(200 if self.tags.pop(tag, None) else 404, json={})
-
-    def _time(self, seconds):
-        return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()
 
     def client(self):
         return httpx.Client(base_url="http://names", transport=httpx.MockTransport(self.respond))
@@ -65,10 +53,9 @@ class Names:
 
 def change(names, token, made, keep):
     """Do what a registration does, by hand, without the way back."""
-    work = Work(names.client(), "m", token, 1)
+    work = Work(names.client(), "m", token)
     for tag, digest in made.items():
         names.tags[f"toolkit-new-{token}-{tag}"] = digest
-        names.written[f"toolkit-new-{token}-{tag}"] = names.clock
     sources = {tag: work.temporary("new", tag) for tag in made}
     transaction.commit(work, sources, keep=keep)
     transaction.undo(work, token)
@@ -97,23 +84,55 @@ def test_dying_anywhere_is_undone_or_done(before, made, keep, data):
     for token, lives in ((SECOND, data.draw(st.integers(0, 20))), (THIRD, 10**6)):
         names.lives = names.changes + lives  # the next call may die as well, while it undoes
         with suppress(Died):
-            transaction.recover(Work(names.client(), "m", token, 1))
+            transaction.recover(Work(names.client(), "m", token))
     assert names.tags in (before, after)
 
 
-def test_a_call_of_another_machine_is_left_alone_until_it_is_silent_for_long():
-    names = Names({LATEST: "a" * 64})
-    elsewhere = "f" * 16
-    names.lives = 6
+ELSEWHERE = "f" * 16
+
+
+def test_another_machines_commit_is_refused_until_it_is_forced():
+    names = Names({LATEST: "a" * 64}, lives=5)
     with pytest.raises(Died):
-        change(names, elsewhere, {LATEST: "b" * 64}, True)
+        change(names, ELSEWHERE, {LATEST: "b" * 64}, True)
     names.lives, left = 10**6, dict(names.tags)
-    assert len(left) > 3
-    work = Work(names.client(), "m", MINE, 0.1)
-    assert not transaction.recover(work) and names.tags == left
-    names.clock += transaction.LEASE + 2
-    transaction.recover(work)
+    work = Work(names.client(), "m", MINE)
+    with pytest.raises(ToolkitError, match=f"another machine .*`m:toolkit-commit-{ELSEWHERE}`") as caught:
+        transaction.recover(work)
+    assert "`--force`" in caught.value.hint and names.tags == left
+    assert transaction.recover(work, force=True), "`previous` had been made"
     assert names.tags == {LATEST: "a" * 64}
+
+
+@pytest.mark.parametrize("lives", range(12))
+def test_a_forced_recovery_brings_former_models_back_from_wherever_it_stopped(lives):
+    names = Names({LATEST: "a" * 64, "f16": "c" * 64}, lives)
+    with suppress(Died):
+        change(names, ELSEWHERE, {LATEST: "b" * 64, "q4_k_m": "b" * 64}, True)
+    names.lives = 10**6
+    whole = names.real() if f"toolkit-commit-{ELSEWHERE}" not in names.tags else {LATEST: "a" * 64, "f16": "c" * 64}
+    transaction.recover(Work(names.client(), "m", MINE), force=True)
+    assert names.real() == whole
+
+
+def test_of_two_machines_that_commit_at_once_none_or_one_does():
+    """The other's flag goes up between our look at the beginning and our own flag."""
+    names = Names({LATEST: "a" * 64})
+    work = Work(names.client(), "m", MINE)
+    transaction.recover(work)
+    names.tags |= {f"toolkit-commit-{ELSEWHERE}": "a" * 64, f"toolkit-new-{MINE}-latest": "b" * 64}
+    with pytest.raises(ToolkitError, match="another machine is registering"):
+        transaction.commit(work, {LATEST: work.temporary("new", LATEST)}, keep=True)
+    transaction.undo(work, MINE)
+    assert names.tags == {LATEST: "a" * 64, f"toolkit-commit-{ELSEWHERE}": "a" * 64}
+
+
+def test_what_another_machine_is_still_proving_is_left_alone():
+    names = Names({LATEST: "a" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64})
+    for force in (False, True):
+        transaction.recover(Work(names.client(), "m", MINE), force=force)
+    change(names, MINE, {LATEST: "c" * 64}, False)
+    assert names.tags == {LATEST: "c" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64}
 
 
 def _hold(folder, ready):

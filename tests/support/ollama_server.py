@@ -15,7 +15,7 @@ import httpx
 from tests.support import outside
 
 VERSION = "v0.34.1"
-GENERATIONS = ("v0.24.0", "v0.34.0", "v0.34.1")
+GENERATIONS = ("v0.34.0", "v0.34.1", "v0.34.4")
 
 
 def install_script() -> Path:

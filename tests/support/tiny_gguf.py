@@ -49,7 +49,7 @@ def write(path: Path, *, seed: int = 0, chat_template: str = "", f16: bool = Fal
 
     def tensor(name: str, *shape: int, scale: float) -> None:
         values = (random.standard_normal(shape) * scale).astype(np.float32)
-        if name == "output.weight":  # answers of printable characters: halves of others are shown in many ways
+        if name == "output.weight":  # answers of printable characters: a server leaves others out
             values[[index for index, text in enumerate(tokens[:256]) if not " " <= text <= "~"]] = 0
         writer.add_tensor(name, values.astype(np.float16) if f16 else values)
 

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from toolkit.core.config import OllamaSettings
 from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
 from toolkit.ollama import deadlines
 
-MINIMUM = (0, 17, 1)  # older servers leak their memory to whoever may create a model (CVE-2026-7482)
+MINIMUM = (0, 30, 0)  # from here on a server runs llama.cpp's own
 CONNECT_SECONDS = 2.0
 QUICK_SECONDS = 10.0
 
@@ -78,7 +77,8 @@ def is_loopback(url: str) -> bool:
 def version(settings: OllamaSettings) -> str | None:
     """Ask the server for its version; None where nothing answers, within two seconds.
 
-    Raises ToolkitError (exit 3) if what answers is not Ollama.
+    Raises ToolkitError (exit 3) if what answers is not Ollama, or is older than 0.30. A build from source says 0.0.0
+    whatever its age: it is accepted, since whoever builds a server knows what was built.
     """
     url = address(settings)
     try:
@@ -103,9 +103,16 @@ def version(settings: OllamaSettings) -> str | None:
             exit_code=MISSING,
         )
     found = answer.get("version") if isinstance(answer, dict) else None
-    if reply.status_code != 200 or not isinstance(found, str) or parse_version(found) is None:
+    numbers = parse_version(found) if isinstance(found, str) else None
+    if reply.status_code != 200 or not isinstance(found, str) or numbers is None:
         kind = reply.headers.get("content-type", "no content type").partition(";")[0]
         raise _not_ollama(url, f"HTTP {reply.status_code}, {kind}")
+    if (0, 0, 0) < numbers < MINIMUM:
+        raise ToolkitError(
+            f"the Ollama server at {url} is version {found}; {'.'.join(map(str, MINIMUM))} or later is needed",
+            hint="upgrade Ollama, then run the same command again",
+            exit_code=MISSING,
+        )
     return found
 
 
@@ -124,24 +131,12 @@ def parse_version(text: str) -> tuple[int, int, int] | None:
 
 
 def require(settings: OllamaSettings) -> str:
-    """Return the version of a server that can be used.
-
-    Raises ToolkitError (exit 3) if none answers or it is older than 0.17.1. A build from source says 0.0.0 whatever
-    its age: it is accepted, since whoever builds a server knows what was built.
-    """
+    """Return the version of a server that can be used; raises ToolkitError (exit 3) if none answers, as `version`."""
     found = version(settings)
-    url = address(settings)
     if found is None:
         raise ToolkitError(
-            f"no Ollama server answers at {url}",
+            f"no Ollama server answers at {address(settings)}",
             hint="start one with `ollama serve`, or say where it runs with OLLAMA_HOST or `ollama.host`",
-            exit_code=MISSING,
-        )
-    numbers = parse_version(found)
-    if numbers is None or (0, 0, 0) < numbers < MINIMUM:
-        raise ToolkitError(
-            f"the Ollama server at {url} is version {found}; {'.'.join(map(str, MINIMUM))} is the oldest that is safe",
-            hint="update Ollama (older ones leak memory, CVE-2026-7482), then run the same command again",
             exit_code=MISSING,
         )
     return found
@@ -150,19 +145,17 @@ def require(settings: OllamaSettings) -> str:
 def rewrites(found: str) -> bool | None:
     """Say whether a server of this version stores a GGUF rewritten, under another digest; None where it is not known.
 
-    0.30 to 0.34.0 run `llama-quantize COPY` at create; a build from source does not say what it is.
+    Up to 0.34.0 it runs `llama-quantize COPY` at create; a build from source does not say what it is.
     """
     numbers = parse_version(found)
-    return None if numbers is None or numbers == (0, 0, 0) else (0, 30, 0) <= numbers < (0, 34, 1)
+    return None if numbers is None or numbers == (0, 0, 0) else numbers < (0, 34, 1)
 
 
 def client(settings: OllamaSettings) -> ollama.Client:
     """Make an `ollama.Client` for the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
     url = address(settings)
     _warn_if_open(url)
-    made = ollama.Client(url, timeout=_timeout(settings), trust_env=not is_loopback(url), verify=_trusted(url))
-    deadlines.enforce(made._client)
-    return made
+    return ollama.Client(url, timeout=_timeout(settings), **_options(url))
 
 
 def http(settings: OllamaSettings) -> httpx.Client:
@@ -179,17 +172,17 @@ def _timeout(settings: OllamaSettings) -> httpx.Timeout:
 def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
     key = os.environ.get("OLLAMA_API_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    # A proxy from the environment must not stand between us and our own machine.
-    return deadlines.enforce(
-        httpx.Client(
-            base_url=url, timeout=timeout, headers=headers, trust_env=not is_loopback(url), verify=_trusted(url)
-        )
-    )
+    return httpx.Client(base_url=url, timeout=timeout, headers=headers, **_options(url))
 
 
-def _trusted(url: str) -> ssl.SSLContext | bool:
-    """Say whose certificates count: SSL_CERT_FILE and SSL_CERT_DIR name them for loopback too."""
-    return httpx.create_ssl_context() if url.startswith("https://") else True
+def _options(url: str) -> dict[str, Any]:
+    """Return what both clients share."""
+    return {
+        "trust_env": not is_loopback(url),  # no proxy of the environment between us and our own machine
+        # SSL_CERT_FILE and SSL_CERT_DIR name whose certificates count for loopback too.
+        "verify": httpx.create_ssl_context() if url.startswith("https://") else True,
+        "event_hooks": {"response": [deadlines.enforce]},
+    }
 
 
 def _warn_if_open(url: str) -> None:
@@ -204,7 +197,7 @@ def settled(ask: Callable[[], Answer]) -> Answer:
 
     To find any name Ollama lists its manifests, then looks at each. One that was deleted in between fails the call:
     with HTTP 500, 400 or `model not found`, whichever model that was and though the call's own is there. One that is
-    being written reads as EOF (manifest/manifest.go, `Manifests` and `WriteManifest`, 0.24 to 0.34.1).
+    being written reads as EOF (manifest/manifest.go, `Manifests` and `WriteManifest`).
     """
     for pause in (0.05, 0.1, 0.2, 0.4):
         try:

@@ -126,7 +126,7 @@ def _sum(
     return f"{space}+ ".join(terms) if terms else quote("")
 
 
-# Ollama >= 0.30 prefers a GGUF's chat template that has these words over TEMPLATE (server/images.go).
+# Ollama prefers a GGUF's chat template that has these words over TEMPLATE (server/images.go).
 _TELLING = re.compile("(?<=tool)(?=s|_call)|(?<=<)(?=/?think>)")
 
 

@@ -35,7 +35,8 @@ def register(
     """Register each quantization as `name:quantization` and `export.default` as `name:latest` too, or change nothing.
 
     `eos` is the EOS token's text; `files` and `digests` (SHA-256, hex) are by quantization; `held_out` holds rows with
-    instruction and input. The former `latest` stays as `name:previous`. `force` replaces a model that is not ours.
+    instruction and input. The former `latest` stays as `name:previous`. `force` replaces a model that is not ours,
+    and undoes what another machine has not finished.
     Raises ToolkitError: exit 3 without a usable server, 2 for settings, 1 for what fails on the way; then, as after
     Ctrl-C, every name holds what it held before.
     """
@@ -50,7 +51,11 @@ def register(
 
     version = server.require(config.ollama)
     doing = server.talking(config.ollama, f"registering `{name}`")
-    with server.http(config.ollama) as http, doing, transaction.begun(http, name, config.ollama.timeout) as work:
+    with (
+        server.http(config.ollama) as http,
+        doing,
+        transaction.begun(http, name, config.ollama.timeout, force=force) as work,
+    ):
         former = transaction.real(work.held())
         if not force:
             blobs.refuse_foreign(http, name, [tag for tag in tags if tag in former])

@@ -1,83 +1,49 @@
-"""How Ollama shows the tokens of an answer: broken characters, control tokens and candidates, by generation.
+"""Greedy answers of llama.cpp and of the server from the same GGUF file, beside each other.
 
-From 0.30 it sends what llama.cpp's own server makes of the bytes. 0.24 shows control tokens by name and drops broken
-bytes, with what stands behind them in the same piece (runner/ollamarunner/runner.go, `flushPending`).
+They are recorded and shown; a difference fails nothing. Both programs add up the same numbers in another order, so two
+tokens that are almost equally likely may change places. Prompts, token ids and the file's digest prove what is served.
 """
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from toolkit import llamacpp
+from toolkit.ollama import server
+
+QUESTIONS = 3
+TOKENS = 64
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a server shows of an answer's first tokens, and where its candidates for the next one stand, if they do."""
-
-    text: str
-    following: int | None
-
-
-Manner = Callable[[list[bytes]], Shown]
-
-
-def replaced(texts: list[bytes]) -> Shown:
-    """Show tokens as 0.30 and later do: whole characters, a mark for broken ones; candidates come with such pieces."""
-    raw, entries = b"", 0
-    for text in texts:
-        raw += text
-        entries += bool(text) and complete(raw) == raw
-    shown = one_mark(complete(raw).decode("utf-8", errors="replace"))
-    return Shown(shown, entries if complete(raw) == raw else None)
+def parameters(tokens: int) -> dict[str, Any]:
+    """Return the options of a greedy answer, each one explicit: no penalty, no stop text, the most likely token."""
+    return {
+        "temperature": 0.0,
+        "top_k": 1,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repeat_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "seed": 42,
+        "num_predict": tokens,
+        "stop": [],
+    }
 
 
-def dropped(texts: list[bytes]) -> Shown:
-    """Show tokens as 0.24 does: it waits for whole characters, then sends a piece up to its first broken byte.
-
-    Candidates come with every token of a piece, unless nothing of it is left.
-    """
-    shown, entries = "", 0
-    pending: list[bytes] = []
-    for text in texts:
-        pending.append(text.replace(b"\0", b""))
-        piece = b"".join(pending)
-        if not _waits(piece):
-            valid = _valid(piece)
-            shown += valid
-            entries += len(pending) if valid else 0
-            pending = []
-    return Shown(one_mark(shown + _valid(b"".join(pending))), entries + len(pending))
+def local(llm: Any, ids: list[int]) -> str:
+    """Return llama.cpp's greedy answer to a tokenized prompt."""
+    return "".join(llamacpp.generate(llm, ids, TOKENS, (), llamacpp.Sampling()))
 
 
-def _waits(raw: bytes) -> bool:
-    """Say whether 0.24 waits for the rest of a character (runner/common/stop.go, `IncompleteUnicode`)."""
-    for index, byte in enumerate(reversed(raw[-4:]), 1):
-        if byte & 0xC0 != 0x80:  # the first that continues nothing decides
-            return _leads_further(byte, index)
-    return False
+def beside(http: httpx.Client, model: str, asked: list[tuple[str, str]], answers: list[str]) -> list[dict[str, str]]:
+    """Ask the server the same (question, instruction) pairs; return each question with both answers."""
+    return [
+        {"question": question, "llama.cpp": answer, "ollama": _asked(http, model, question, instruction)}
+        for (question, instruction), answer in zip(asked, answers, strict=True)
+    ]
 
 
-def _leads_further(byte: int, count: int) -> bool:
-    """Say whether a byte begins a character of more than `count` bytes."""
-    leads = ((0xE0, 0xC0, 2), (0xF0, 0xE0, 3), (0xF8, 0xF0, 4))
-    return any(byte & mask == lead and count < length for mask, lead, length in leads)
-
-
-def _valid(raw: bytes) -> str:
-    """Return the longest beginning that is UTF-8."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        return raw[: exc.start].decode("utf-8")
-
-
-def one_mark(text: str) -> str:
-    """Write one replacement character for each run of them, none at the end: programs differ in how many they make."""
-    return re.sub("\ufffd+", "\ufffd", text).rstrip("\ufffd")
-
-
-def complete(raw: bytes) -> bytes:
-    """Cut off a last character that is not whole, as llama.cpp's server judges it (validate_utf8, tools/server)."""
-    for index, byte in enumerate(reversed(raw[-4:]), 1):
-        if _leads_further(byte, index):
-            return raw[:-index]
-    return raw
+def _asked(http: httpx.Client, model: str, question: str, instruction: str) -> str:
+    body = {"model": model, "prompt": question, "system": instruction, "stream": False, "options": parameters(TOKENS)}
+    return str(server.call(http, "/api/generate", body).get("response", ""))

@@ -1,4 +1,4 @@
-"""The chain from a record to the server's tokens: text, chat template, vocabulary, and greedy answers.
+"""The chain from a record to the server's tokens: text, chat template and vocabulary.
 
 What is proven for which prompts stands in `prove`.
 """
@@ -14,7 +14,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
-from toolkit.register import parity, verify
+from toolkit.register import greedy, verify
 
 COUNT_SECONDS = 20.0  # as long as prompts are run to have them counted, beyond the first ones
 COUNTED = 10
@@ -28,28 +28,28 @@ def prove(
     tokenizer: Tokenizer,
     held_out: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Prove that a model on the server reads and answers prompts as the trained one.
+    """Prove that a model on the server reads prompts as the trained one; record a few greedy answers (`greedy`).
 
     For every held-out prompt: the server's rendering by /api/generate and /api/chat is the training text, byte for
     byte, and llama.cpp makes the trained tokenizer's ids of it with the file's own vocabulary, with one BOS where the
     model has one. For as many as can be run in twenty seconds, spread over them and ten at least: the server counts as
-    many tokens and gives the same ids back. For ten: 64 tokens of a greedy answer are those of llama.cpp (`parity`).
+    many tokens and gives the same ids back.
 
     Returns the figures. Raises ToolkitError at the first difference.
     """
     if not held_out:
         raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
     rows = [(str(row["input"]), str(row.get("instruction") or form.instruction)) for row in held_out]
-    seen, plain, answered = _in_llamacpp(path, form, tokenizer, rows)
+    seen, plain, answers = _in_llamacpp(path, form, tokenizer, rows)
     verify.every_prompt(http, model, form, tokenizer.eos_text, rows)
     counted = _count(http, model, rows, seen, tokenizer.bos)
-    greedy = parity.prove(http, model, path, [rows[index] for index in answered], list(answered.values()))
+    asked = [rows[index] for index in spread(plain, greedy.QUESTIONS)]
     return {
         "prompts_verified": len(rows),
         "prompts_tokenized": len(rows),
         "prompts_counted": counted,
         "control_like_prompts": len(rows) - len(plain),
-        "greedy": greedy,
+        "greedy": greedy.beside(http, model, asked, answers),
     }
 
 
@@ -60,18 +60,18 @@ def spread(items: list[Any], count: int) -> list[Any]:
 
 def _in_llamacpp(
     path: Path, form: PromptFormat, tokenizer: Tokenizer, rows: list[tuple[str, str]]
-) -> tuple[list[list[int]], list[int], dict[int, list[llamacpp.Step]]]:
-    """Tokenize every prompt as a server does, and answer ten; the file is closed before the server loads its own.
+) -> tuple[list[list[int]], list[int], list[str]]:
+    """Tokenize every prompt as a server does, and answer a few; the file is closed before the server loads its own.
 
     Returns the ids that a server makes of each prompt, the numbers of the prompts whose ids are the trained ones, and
-    the answers by number.
+    the answers to those that `spread` chooses of them.
 
     A prompt whose data looks like a control token has other ids on a server than in training; it is counted, and the
     trained ids are compared with those of llama.cpp told to take data for text.
     """
     prompts = [render(form, *row) for row in rows]
     trained = [tokenizer.prompt_ids(prompt) for prompt in prompts]
-    context = max(map(len, trained)) + parity.TOKENS + 1
+    context = max(map(len, trained)) + greedy.TOKENS + 1
     with llamacpp.opened(path, context) as llm:
         _same_in_jinja(llm, form, tokenizer.eos_text, rows, prompts)
         served = []
@@ -91,10 +91,8 @@ def _in_llamacpp(
                     hint="report it with the base model's name: its vocabulary has unmarked control tokens",
                 )
         plain = [index for index, ids in enumerate(served) if ids == trained[index]]
-        answered = {
-            index: llamacpp.greedy(llm, trained[index], parity.TOKENS) for index in spread(plain, parity.QUESTIONS)
-        }
-    return served, plain, answered
+        answers = [greedy.local(llm, trained[index]) for index in spread(plain, greedy.QUESTIONS)]
+    return served, plain, answers
 
 
 def _same_in_jinja(llm: Any, form: PromptFormat, eos: str, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:
@@ -128,7 +126,7 @@ def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: li
             return done
         (question, instruction), ids = rows[index], seen[index]
         body = {"model": model, "prompt": question, "system": instruction, "stream": False}
-        found = verify.asked(http, {**body, "options": parity.parameters(tokens=1)})
+        found = verify.asked(http, {**body, "options": greedy.parameters(tokens=1)})
         text_ids = ids if bos is None else ids[1:]
         given = [int(index) for index in found.get("context") or []]
         if found.get("prompt_eval_count") != len(ids) or given[: len(text_ids) - 1] != text_ids[:-1]:

@@ -19,13 +19,13 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
     The former model must answer first. A quantization's tag that held the same model as `latest` follows it where the
     former model is of that quantization too. Returns name, and for each changed tag its digest and the run that made
     it; with `dry_run` what they would be.
-    Raises ToolkitError, exit 3, if there is no former model or server, and for a `latest` that is not ours unless
-    `force`; then nothing has changed.
+    Raises ToolkitError, exit 3, if there is no former model or server; unless `force`, for a `latest` that is not ours
+    and another machine's unfinished registration. Then nothing has changed.
     """
     name = specs.model_name(config)
     server.require(config.ollama)
     doing = server.talking(config.ollama, f"rolling back `{name}`")
-    with server.http(config.ollama) as http, doing, _begun(http, name, config.ollama.timeout, dry_run) as work:
+    with server.http(config.ollama) as http, doing, _begun(http, name, config, dry_run, force) as work:
         before = transaction.real(work.held())
         if PREVIOUS not in before:
             raise ToolkitError(
@@ -61,12 +61,12 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
     return {**where, "tags": tags, "answer": answered.get("answer", "")}
 
 
-def _begun(http: httpx.Client, name: str, patience: float, dry_run: bool) -> AbstractContextManager[Work]:
+def _begun(http: httpx.Client, name: str, config: Config, dry_run: bool, force: bool) -> AbstractContextManager[Work]:
     if dry_run:  # not even what a dead call left is cleared away
-        return nullcontext(Work(http, name, "", patience))
-    return transaction.begun(http, name, patience)
+        return nullcontext(Work(http, name, ""))
+    return transaction.begun(http, name, config.ollama.timeout, force=force)
 
 
 def _file_type(http: httpx.Client, model: str) -> object:
-    """Return the number of a GGUF's quantization; the name beside it is `unknown` for many in 0.24."""
+    """Return the number of a GGUF's quantization."""
     return (server.call(http, "/api/show", {"model": model}).get("model_info") or {}).get("general.file_type")

@@ -1,5 +1,6 @@
 """The stage `register`."""
 
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,29 +72,30 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
             values["digest"][:12],
             values["prompts_verified"],
             values["prompts_counted"],
-            f"{values['greedy']['agreed']} of {values['greedy']['answers']}",
+            f"{sum(one['llama.cpp'] == one['ollama'] for one in values['greedy'])} of {len(values['greedy'])}",
             values["done_reason"],
         )
         for tag, values in figures["tags"].items()
     ]
     heads = ("model", "id", "prompts rendered", "prompts counted", "greedy answers equal", "smoke question")
     where = f"Ollama {figures['server_version']} at {figures['server']}"
-    apart = [
-        _apart(f"{figures['name']}:{tag}", values["greedy"])
+    parted = [
+        _parted(f"{figures['name']}:{tag}", one)
         for tag, values in figures["tags"].items()
-        if tag != LATEST and values["greedy"]["parted"]
+        for one in values["greedy"]
+        if tag != LATEST and one["llama.cpp"] != one["ollama"]
     ]
-    return "\n".join([f"registered in {where}", console.table(heads, rows), *apart])
+    return "\n".join([f"registered in {where}", console.table(heads, rows), *parted])
 
 
-def _apart(model: str, greedy: dict[str, Any]) -> str:
-    """Say over how little the greedy answers of Ollama and llama.cpp part, where they do."""
-    leads = [max(one["lead"], one["server_lead"] or 0.0) for one in greedy["parted"]]
-    first, last = (pick(one["after"] for one in greedy["parted"]) for pick in (min, max))
+def _parted(model: str, one: dict[str, str]) -> str:
+    """Show where the greedy answers of llama.cpp and Ollama part, both beside each other."""
+    pairs = zip(one["llama.cpp"], one["ollama"], strict=False)
+    equal = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    ours, theirs = (one[who][equal : equal + 40] for who in ("llama.cpp", "ollama"))
     return (
-        f"{model}: {len(leads)} of {greedy['answers']} answers part from llama.cpp's, after {first} to {last} equal "
-        f"tokens, over two that are at most {max(leads):.3f} logits apart (rounding makes up to "
-        f"{greedy['rounding']:.2f} in this file)"
+        f"{model} asked {one['question'][:60]!r}: after {equal} equal characters llama.cpp says {ours!r}, "
+        f"Ollama {theirs!r}"
     )
 
 

@@ -22,7 +22,7 @@ def lost(config: Config, figures: dict[str, Any]) -> str:
         return ""
     name = specs.model_name(config)
     with server.http(config.ollama) as http, server.talking(config.ollama, "looking for the model"):
-        held = transaction.real(Work(http, name, "", 0).held())
+        held = transaction.real(Work(http, name, "").held())
     registered = figures["tags"][LATEST]["digest"]
     if LATEST not in held:
         return "the server does not hold the model"
@@ -47,7 +47,7 @@ def state(config: Config, manifest: Manifest) -> dict[str, Any]:
     recorded = record.figures.get("tags", {}) if record else {}
     files = {file.sha256 for file in export.outputs if file.path.endswith(".gguf")} if export else set()
     with server.http(config.ollama) as http, server.talking(config.ollama, "looking at its models"):
-        held = transaction.real(Work(http, name, "", 0).held())
+        held = transaction.real(Work(http, name, "").held())
         expected = [LATEST, *(quantization.lower() for quantization in config.export.quantizations)]
         for tag in dict.fromkeys([*expected, *recorded, *held]):
             found["tags"][tag] = _tag(http, name, tag, held, recorded, files)

@@ -22,7 +22,7 @@ def shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
     """Check that the server shows our template, system message and parameters; return the stored GGUF's SHA-256 (hex).
 
     The server shows the template it will use: a GGUF whose own chat template mentions tools takes its place
-    (server/images.go, 0.30 and later). Raises ToolkitError for any difference.
+    (server/images.go). Raises ToolkitError for any difference.
     """
     found = server.call(http, "/api/show", {"model": model})
     if found.get("template") != spec.template:
