@@ -38,9 +38,9 @@ def test_the_peak_of_a_validation_is_the_larger_of_reference_and_gguf() -> None:
 
 
 def test_checkpoints_count_only_what_will_be_saved() -> None:
-    one = estimate.checkpoints(SMOLLM2, TrainSettings(steps=5, save_steps=20))
-    assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=60, save_steps=20)) == 3 * one
-    assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=6000, save_steps=20)) == 4 * one
+    one = estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=5, save_steps=20))
+    assert estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=60, save_steps=20)) == 3 * one
+    assert estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=6000, save_steps=20)) == 4 * one
 
 
 def system(root: Path, files: dict[str, str]) -> Path:

@@ -14,7 +14,7 @@ EXAMPLES = {
     "init": "toolkit init myproject",
     "doctor": "toolkit doctor -c examples/quickstart.toml",
     "prepare": "toolkit prepare --set data.source=questions.csv",
-    "train": "toolkit train --set train.steps=100",
+    "train": "toolkit train --set train.max_steps=100",
     "export": "toolkit export --adapter DIR --base DIR --quant Q4_K_M --output DIR",
     "validate": "toolkit validate --set validate.rows=20",
     "register": "toolkit register --set ollama.name=medassist",

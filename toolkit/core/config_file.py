@@ -61,7 +61,7 @@ def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not equals or not dot or not name:
-        problems.append(f"--set {override}: write it as section.key=value, for example --set train.steps=100")
+        problems.append(f"--set {override}: write it as section.key=value, for example --set train.max_steps=100")
         return
     annotation = None
     if section in SECTIONS and name in SECTIONS[section].model_fields:

@@ -77,13 +77,13 @@ def gguf_file(shape: Shape, quantization: str) -> int:
 
 def adapter_folder(shape: Shape, settings: TrainSettings) -> int:
     """Return the size of the saved adapter (float32) with its tokenizer."""
-    return 4 * shape.trainable(settings.lora_targets, settings.lora_r) + TOKENIZER
+    return 4 * shape.trainable(settings.target_modules, settings.lora_r) + TOKENIZER
 
 
 def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8) -> int:
     """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once."""
-    trained = shape.trainable(settings.lora_targets, settings.lora_r)
-    saves = min(CHECKPOINTS, math.ceil(settings.steps / settings.save_steps))
+    trained = shape.trainable(settings.target_modules, settings.lora_r)
+    saves = min(CHECKPOINTS, math.ceil(settings.max_steps / settings.save_steps))
     return saves * (adapter_folder(shape, settings) + moments * trained)
 
 

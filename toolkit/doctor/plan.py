@@ -119,7 +119,7 @@ def stage_writes(config: Config, folder: RunFolder, shape: Shape, stages: tuple[
     if "prepare" in stages:
         writes.append(Write(folder.path, "records", 2 * _source_size(config)))
     if "train" in stages:
-        moments = 2 if config.train.optimizer.endswith("8bit") and hardware.has_card_file() else 8
+        moments = 2 if config.train.optim.endswith("8bit") and hardware.has_card_file() else 8
         writes.append(Write(folder.path, "adapter", estimate.adapter_folder(shape, config.train)))
         writes.append(Write(folder.path, "checkpoints", estimate.checkpoints(shape, config.train, moments=moments)))
     if "export" in stages:

@@ -50,8 +50,8 @@ def train(
             raise OutOfMemory(job.plan) from exc
         raise
     step = trainer.state.global_step
-    if job.stopped and step < config.train.steps:
-        console.say(f"stopped after step {step} of {config.train.steps}; the same command goes on from there")
+    if job.stopped and step < config.train.max_steps:
+        console.say(f"stopped after step {step} of {config.train.max_steps}; the same command goes on from there")
         raise KeyboardInterrupt
     done = outcome.finish(job, trainer)
     done.figures["seconds"] = round(time.monotonic() - started, 1)
@@ -85,7 +85,7 @@ def _fit(job: Job) -> Any:
     job.trainable, job.total = outcome.parameters(model)  # now: FSDP hides which weights have 4 bits
     console.say(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
     if job.resume:
-        console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.settings.steps}")
+        console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.settings.max_steps}")
 
     from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
 

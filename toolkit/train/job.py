@@ -82,8 +82,8 @@ def lay_out(
     resume = _checkpoint(checkpoints.place(folder, run), run, backend, restart=restart)
     settings, device = config.train, _device(config, base, backend, precision)
     lengths = np.array([len(record.input_ids) for record in splits["train"]])
-    per_step = settings.batch_size * settings.accumulation
-    steps = batches.step_records(len(lengths), per_step, settings.steps, settings.seed)
+    per_step = settings.batch_size * settings.gradient_accumulation_steps
+    steps = batches.step_records(len(lengths), per_step, settings.max_steps, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
     padded = device.unsloth and unsloth_backend.pads(base.folder)
 
