@@ -83,6 +83,49 @@ def test_all_problems_are_reported_at_once() -> None:
     assert "run.name" in text
 
 
+def length(**train: object) -> config.TrainSettings:
+    return config_file.build({"train": train}).train
+
+
+@pytest.mark.parametrize(
+    ("epochs", "records", "steps"),
+    [
+        (1, 80, 10),
+        (1, 81, 11),
+        (3.0, 1736, 651),
+        (0.5, 80, 5),
+        (0.51, 80, 6),
+        (0.7, 80, 7),
+        (0.001, 80, 1),
+        (1.1, 80, 11),
+    ],
+)
+def test_epochs_are_rounded_up_to_whole_steps(epochs: float, records: int, steps: int) -> None:
+    assert length(num_train_epochs=epochs).steps_for(records) == steps
+    assert length(max_steps=7).steps_for(records) == 7
+
+
+@pytest.mark.parametrize("epochs", [0, -1.0, float("inf"), float("nan"), "1"])
+def test_epochs_are_a_number_above_nothing(epochs: object) -> None:
+    assert "train.num_train_epochs" in problems({"train": {"num_train_epochs": epochs}})
+
+
+def test_steps_and_epochs_are_not_both_set() -> None:
+    both = problems({"train": {"max_steps": 60, "num_train_epochs": 1.0}})
+    assert "max_steps and num_train_epochs are both set" in both
+
+
+@pytest.mark.parametrize("train", [{}, {"max_steps": 5}, {"num_train_epochs": 1.5}])
+def test_settings_with_either_length_can_be_written_and_read_again(train: dict) -> None:
+    """As JSON for the process that trains, and as the run's config.toml."""
+    settings = config_file.build({"train": train})
+    again = config.Config.model_validate_json(settings.model_dump_json(by_alias=True))
+    text = config_file.starter({"train": settings.section("train")})
+    assert again == settings == config_file.build(tomllib.loads(text))
+    assert {"max_steps", "num_train_epochs"} & {*settings.section("train")} == {*train} or not train
+    assert "#num_train_epochs = 1.0" in text or "#max_steps = 60" in text
+
+
 def test_a_key_of_another_section_is_pointed_there() -> None:
     assert "it belongs under [train]" in problems({"model": {"learning_rate": 1e-4}})
 

@@ -253,6 +253,20 @@ def test_no_step_is_short_and_epochs_are_counted_over_the_records(small: tuple[C
     assert [entry["tokens"] for entry in log] == [sum(counts[:step]) for step in range(1, 7)]
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 6), (1.6, 10), (0.01, 1)])
+def test_epochs_decide_the_steps(
+    epochs: float, steps: int, small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """24 records, 4 a step: the trainer, its schedule and the progress line go by the number that comes out."""
+    settings, folder = plain(small[0], num_train_epochs=epochs, warmup_steps=0), small[1]
+    assert train(settings, folder, base).figures["steps"] == steps
+    log = [entry for entry in entries(folder) if "loss" in entry]
+    assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3 * (1 - n / steps) for n in range(steps)])
+    said = " ".join(capfd.readouterr().err.split())
+    share = f"{4 * steps} of 24 records" if 4 * steps < 24 else "24 records"
+    assert f"{steps} step{'s' * (steps > 1)} of 4 records: {share}, {4 * steps / 24:.2f} epochs" in said
+
+
 @pytest.fixture
 def tiny(small: tuple[Config, RunFolder]) -> tuple[Config, RunFolder]:
     """Settings of a run of six steps of a record, with no held-out ones."""

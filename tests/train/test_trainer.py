@@ -55,9 +55,9 @@ def laid_out(settings: Config, records: list[examples.Example], micro_batches: i
     """The indices of the records of every step's micro-batches."""
     values = settings.train
     lengths = np.array([len(record.input_ids) for record in records])
-    per_step = values.batch_size * values.gradient_accumulation_steps
+    steps = values.steps_for(len(records))
     return batches.lay_out(
-        batches.step_records(len(records), per_step, values.max_steps, values.seed), lengths, micro_batches
+        batches.step_records(len(records), values.records_a_step, steps, values.seed), lengths, micro_batches
     )
 
 

@@ -5,11 +5,21 @@ writes it as a comment.
 """
 
 import difflib
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 QUANTIZATIONS = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -151,7 +161,9 @@ class TrainSettings(Section):
     max_length: int = Field(2048, ge=16)
     """Longest record in tokens, prompt and EOS included."""
     max_steps: int = Field(60, ge=1)
-    """Optimizer steps."""
+    """Optimizer steps, unless num_train_epochs says how many."""
+    num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """In place of max_steps: passes over the training records, parts of one too; the last step is always whole."""
     batch_size: int = Field(2, ge=1)
     """batch_size × gradient_accumulation_steps is the records of a step over all GPUs, however they are laid out."""
     gradient_accumulation_steps: int = Field(4, ge=1)
@@ -211,6 +223,31 @@ class TrainSettings(Section):
         if self.early_stopping_patience and not self.eval_steps:
             raise ValueError("early_stopping_patience watches the held-out loss: set eval_steps too")
         return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSettings":
+        if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError("max_steps and num_train_epochs are both set: leave one of them out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_idle_length(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the one of max_steps and num_train_epochs that does not count, so that reading works again."""
+        values: dict[str, Any] = written(self)
+        values.pop("num_train_epochs" if self.num_train_epochs is None else "max_steps", None)
+        return values
+
+    @property
+    def records_a_step(self) -> int:
+        """The records of a step over all GPUs."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps_for(self, records: int) -> int:
+        """Return the optimizer steps of a run with so many training records."""
+        if self.num_train_epochs is None:
+            return self.max_steps
+        # As it is written: 0.7 epochs of 10 records are 7, and not the float that is a little more.
+        return math.ceil(Fraction(str(self.num_train_epochs)) * records / self.records_a_step)
 
 
 class ExportSettings(Section):

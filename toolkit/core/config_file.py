@@ -119,8 +119,10 @@ def starter(values: dict[str, dict[str, Any]] | None = None) -> str:
     for name, section in SECTIONS.items():
         lines += ["", f"# {(section.__doc__ or '').strip()}", f"[{name}]"]
         for key, info in section.model_fields.items():
-            default = values.get(name, {}).get(key, info.get_default())
-            lines += [f"# {info.description}", f"{key} = {_toml(default)}"]
+            value = values.get(name, {}).get(key, info.get_default())
+            unset = value is None or (key == "max_steps" and bool(values.get(name, {}).get("num_train_epochs")))
+            shown = f"{key} = {_toml(1.0 if value is None else value)}"
+            lines += [f"# {info.description}", f"#{shown}" if unset else shown]
     return "\n".join(lines) + "\n"
 
 

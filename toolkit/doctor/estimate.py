@@ -80,10 +80,14 @@ def adapter_folder(shape: Shape, settings: TrainSettings) -> int:
     return 4 * shape.trainable(settings.target_modules, settings.lora_r) + TOKENIZER
 
 
-def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8) -> int:
-    """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once."""
+def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8, records: int = 0) -> int:
+    """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once.
+
+    `records` are those to train on, 0 where they are unknown: they decide the steps of `num_train_epochs`.
+    """
     trained = shape.trainable(settings.target_modules, settings.lora_r)
-    saves = min(CHECKPOINTS, math.ceil(settings.max_steps / settings.save_steps))
+    known = records or settings.num_train_epochs is None
+    saves = min(CHECKPOINTS, math.ceil(settings.steps_for(records) / settings.save_steps)) if known else CHECKPOINTS
     return saves * (adapter_folder(shape, settings) + moments * trained)
 
 

@@ -144,7 +144,7 @@ def plan(
 
 def share_of(settings: TrainSettings, processes: int) -> int:
     """Return the records of a step that each process takes; raises ToolkitError where they cannot be shared evenly."""
-    records = settings.batch_size * settings.gradient_accumulation_steps
+    records = settings.records_a_step
     if records % processes:
         multiple = processes // math.gcd(processes, settings.batch_size)
         nearest = multiple * max(1, round(settings.gradient_accumulation_steps / multiple))

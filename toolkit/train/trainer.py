@@ -176,7 +176,7 @@ def arguments(job: Job) -> SFTConfig:
     evaluates = bool(job.splits["val"]) and settings.eval_steps > 0
     return SFTConfig(
         output_dir=str(job.place),
-        max_steps=settings.max_steps,
+        max_steps=job.steps,
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,

@@ -175,7 +175,7 @@ def _training(report: dict[str, Any], folder: RunFolder, record: StageRecord | N
         recipe = {
             key.removeprefix("train."): value for key, value in record.settings.items() if key.startswith("train.")
         }
-        shown = ("max_steps", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        shown = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
         rest = (
             "warmup_steps",
             "lr_scheduler_type",
