@@ -89,9 +89,9 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     settings.write_text(
         f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
         f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
-        f"accumulation = {way.accumulation}\nsteps = {steps_of(way, steps)}\nsave_steps = 1000\n"
-        f'optimizer = "{way.optimizer}"\n'
-        "completion_only = false\n[validate]\nquestions = []\n",
+        f"gradient_accumulation_steps = {way.accumulation}\nmax_steps = {steps_of(way, steps)}\nsave_steps = 1000\n"
+        f'optim = "{way.optimizer}"\n'
+        "completion_only_loss = false\n[validate]\nquestions = []\n",
         encoding="utf-8",
     )
     for verb in (["prepare"], ["train", "--gpus", str(way.gpus)]):

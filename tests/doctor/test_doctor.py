@@ -79,7 +79,7 @@ def test_a_check_that_raises_does_not_stop_the_rest(home: Home, monkeypatch: pyt
 
 
 def test_a_target_that_no_layer_has(home: Home) -> None:
-    check = only_failure(home.examine("train.lora_targets=q_proj,query_key_value"), "adapter")
+    check = only_failure(home.examine("train.target_modules=q_proj,query_key_value"), "adapter")
     assert "query_key_value" in check.found
     assert "gate_proj" in check.fix
 

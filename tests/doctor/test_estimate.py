@@ -38,9 +38,12 @@ def test_the_peak_of_a_validation_is_the_larger_of_reference_and_gguf() -> None:
 
 
 def test_checkpoints_count_only_what_will_be_saved() -> None:
-    one = estimate.checkpoints(SMOLLM2, TrainSettings(steps=5, save_steps=20))
-    assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=60, save_steps=20)) == 3 * one
-    assert estimate.checkpoints(SMOLLM2, TrainSettings(steps=6000, save_steps=20)) == 4 * one
+    one = estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=5, save_steps=20))
+    assert estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=60, save_steps=20)) == 3 * one
+    assert estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=6000, save_steps=20)) == 4 * one
+    epochs = TrainSettings(num_train_epochs=1.0, save_steps=20)
+    assert estimate.checkpoints(SMOLLM2, epochs, records=40 * 8) == 2 * one
+    assert estimate.checkpoints(SMOLLM2, epochs) == 4 * one  # not prepared yet
 
 
 def system(root: Path, files: dict[str, str]) -> Path:

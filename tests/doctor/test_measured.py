@@ -67,8 +67,14 @@ def made(path: Path, hidden: int, layers: int, vocabulary: int) -> Path:
 
 def measured(place: Path, records: int, precision: str, checkpointing: bool) -> tuple[int, Config]:
     """Take one step in a process of its own; return the most memory it ever held, in bytes, and its config."""
-    train = {"max_length": LENGTH, "batch_size": records, "accumulation": 1, "steps": 1, "precision": precision}
-    train |= {"gradient_checkpointing": checkpointing, "optimizer": "adamw_torch", "backend": "peft"}
+    train = {
+        "max_length": LENGTH,
+        "batch_size": records,
+        "gradient_accumulation_steps": 1,
+        "max_steps": 1,
+        "precision": precision,
+    }
+    train |= {"gradient_checkpointing": checkpointing, "optim": "adamw_torch", "backend": "peft"}
     settings = {
         "run": {"name": "run", "folder": str(place)},
         "model": {"base": str(place / "base")},

@@ -255,7 +255,7 @@ def test_control_tokens_of_a_prompt_format_are_found_by_both(pair: tuple[Path, A
     found = [token for token in usual if token in tokenizer.controls]
     first, last = found[0], found[-1]
     turn = f"{first} {{instruction}}\n\n{{input}} {last}\n{first}{last}A:"
-    form = prompt_format(PromptSettings(preset="custom", turn=turn, eos=last))
+    form = prompt_format(PromptSettings(preset="custom", user_turn=turn, eos=last))
     tokenizer = load_tokenizer(base, form)
     for text in [normal(text, _pre(base)) for text in (*NASTY, *MORE)]:
         prompt = render(form, text)

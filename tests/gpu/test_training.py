@@ -144,7 +144,7 @@ def test_two_gpus_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> No
 def test_fsdp_over_two_gpus_gives_the_same_files(small_base: Base, tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("there is one CUDA GPU")
-    settings, folder = settings_in(tmp_path / "one", backend="peft", optimizer="adamw_torch")
+    settings, folder = settings_in(tmp_path / "one", backend="peft", optim="adamw_torch")
     launch.run_training(settings, folder, small_base)
     alone = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "two", backend="peft")  # whose 8 bits cannot be sharded

@@ -119,7 +119,7 @@ def test_more_of_anything_takes_more_memory() -> None:
     assert need() < need(max_length=4096)
     assert need() < need(lora_r=64)
     assert need() > need(gradient_checkpointing=True)
-    assert need() > need(lora_targets=["q_proj"])
+    assert need() > need(target_modules=["q_proj"])
 
 
 def test_nf4_weights_of_llama_8b() -> None:
@@ -143,7 +143,7 @@ def test_the_recipe_fits_a_16_gb_gpu_and_not_an_8_gb_one(unsloth: bool) -> None:
 def test_unsloths_published_contexts_take_just_their_gpu(gigabytes: int, tokens: int) -> None:
     """https://unsloth.ai/docs/basics/unsloth-benchmarks: Llama 3.1 8B, QLoRA, rank 32, batch 1, longest context."""
     assert LLAMA_8B is not None
-    settings = TrainSettings(lora_r=32, batch_size=1, max_length=tokens, optimizer="adamw_8bit")
+    settings = TrainSettings(lora_r=32, batch_size=1, max_length=tokens, optim="adamw_8bit")
     need = memory.total(memory.training_cuda(LLAMA_8B, settings, four_bit=True, unsloth=True))
     assert need / 2**30 == pytest.approx(gigabytes, rel=0.03)
 
@@ -155,7 +155,7 @@ def test_unsloths_published_contexts_take_just_their_gpu(gigabytes: int, tokens:
 def test_unsloth_on_an_h100_took_what_is_computed(tokens: int, checkpointing: bool, gib: float) -> None:
     """Llama-3.1-8B, QLoRA of rank 16, one packed row, one attention kernel: torch's peak, without CUDA."""
     assert LLAMA_8B is not None
-    settings = TrainSettings(optimizer="adamw_8bit")
+    settings = TrainSettings(optim="adamw_8bit")
     parts = memory.training_cuda(
         LLAMA_8B, settings, four_bit=True, unsloth=True, tokens=tokens, checkpointing=checkpointing
     )
@@ -203,6 +203,6 @@ def test_peft_on_a_gpu_took_what_is_computed(
     assert shape is not None
     four_bit = checkpointing  # in the others the weights were dequantized once
     device = Device(None, True, False, four_bit, True, shards)
-    settings = TrainSettings(optimizer="adamw_8bit")
+    settings = TrainSettings(optim="adamw_8bit")
     parts = peak(shape, settings, device, tokens, Strategy(checkpointing))
     assert memory.total(parts) / 1e9 == pytest.approx(gigabytes, rel=0.1)

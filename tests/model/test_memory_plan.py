@@ -128,7 +128,7 @@ def test_a_cpu_takes_no_more_at_once_than_the_settings_call_a_batch() -> None:
     small = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
     device = Device(10**12, False, False, False, True)
     assert plan(small, TrainSettings(), device).micro_batch == 2
-    assert plan(small, TrainSettings(batch_size=4, accumulation=2), device).micro_batch == 4
+    assert plan(small, TrainSettings(batch_size=4, gradient_accumulation_steps=2), device).micro_batch == 4
 
 
 @given(
@@ -151,7 +151,9 @@ def test_a_step_sees_the_same_records_whatever_the_plan(
     kinds: tuple[bool, bool, bool, bool],
     at_most: int,
 ) -> None:
-    settings = TrainSettings(batch_size=batch_size, accumulation=accumulation, packing=packing, max_length=max_length)
+    settings = TrainSettings(
+        batch_size=batch_size, gradient_accumulation_steps=accumulation, packing=packing, max_length=max_length
+    )
     cuda, unsloth, known, told = kinds
     free = int(gigabytes * 2**30) if told else None
     device = Device(free, cuda, cuda and unsloth, True, True, processes=processes)
@@ -162,7 +164,10 @@ def test_a_step_sees_the_same_records_whatever_the_plan(
         settings = settings.model_copy(update={name: int(value) for name, value in options.items()})
         assert {**options} and settings.batch_size == batch_size
     chosen = plan(LLAMA_8B if known else None, settings, device, at_most=at_most)
-    assert chosen.micro_batch * chosen.accumulation * processes == settings.batch_size * settings.accumulation
+    assert (
+        chosen.micro_batch * chosen.accumulation * processes
+        == settings.batch_size * settings.gradient_accumulation_steps
+    )
     assert (
         chosen.processes == processes and chosen.micro_batch >= 1 and chosen.tokens == chosen.micro_batch * max_length
     )
@@ -174,7 +179,7 @@ def test_a_step_sees_the_same_records_whatever_the_plan(
 
 
 def test_without_packing_a_micro_batch_is_batch_size_at_most() -> None:
-    loose = TrainSettings(packing=False, batch_size=3, accumulation=4)
+    loose = TrainSettings(packing=False, batch_size=3, gradient_accumulation_steps=4)
     assert plan(LLAMA_8B, loose, gpu(141)).micro_batch == 3
     assert plan(LLAMA_8B, loose.model_copy(update={"packing": True}), gpu(141)).micro_batch == 6
     assert plan(LLAMA_8B, loose, replace(gpu(141), processes=4)).micro_batch == 3
@@ -187,8 +192,8 @@ def test_records_that_cannot_be_shared_evenly_are_refused_with_a_way_out(process
     settings, device = TrainSettings(), replace(gpu(80), processes=processes)
     with pytest.raises(ToolkitError, match="the 8 records of a step") as caught:
         plan(LLAMA_8B, settings, device)
-    assert f"--set train.accumulation={accumulation}" in (caught.value.hint or "")
-    chosen = plan(LLAMA_8B, settings.model_copy(update={"accumulation": accumulation}), device)
+    assert f"--set train.gradient_accumulation_steps={accumulation}" in (caught.value.hint or "")
+    chosen = plan(LLAMA_8B, settings.model_copy(update={"gradient_accumulation_steps": accumulation}), device)
     assert chosen.micro_batch * chosen.accumulation * processes == 2 * accumulation
 
 

@@ -79,7 +79,7 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
             "run": {"name": "small"},
             "data": {"source": str(REPOSITORY / "data" / "sample.csv")},
             "model": {"base": "model-bnb-4bit"},
-            "train": {"steps": 2, "max_length": 512, "gradient_checkpointing": False},
+            "train": {"max_steps": 2, "max_length": 512, "gradient_checkpointing": False},
             "export": {"quantizations": ["F32"], "default": "F32", "merge_base": "as-trained"},
             "validate": {"rows": 2, "answer_tokens": 4},
         }

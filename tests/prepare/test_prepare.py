@@ -208,7 +208,7 @@ def test_long_records_are_cut_and_keep_eos(folder: RunFolder, tokenizer: Tokeniz
 def test_long_records_are_dropped(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = jsonl(tmp_path, long_rows())
     cut = prepare(build("train.max_length=400"), folder, source, tokenizer).figures
-    settings = build("train.max_length=400", "data.too_long=drop")
+    settings = build("train.max_length=400", "data.on_too_long=drop")
     figures = accounted(prepare(settings, folder, source, tokenizer), folder)
     assert figures["dropped_too_long"] == cut["truncated"] > 0 and figures["truncated"] == 0
     assert figures["reasons"] == {"too long": cut["truncated"]}
@@ -237,7 +237,7 @@ def test_lengths_are_those_of_training(tokenizer: Tokenizer, answer: str) -> Non
     assert _lengths([(text, answer)], tokenizer) == [len(ids)]
     for limit, fits in ((len(ids), True), (len(ids) - 1, False)):
         kept, rejected = fit(
-            [record(answer)], form, tokenizer, build(f"train.max_length={limit}", "data.too_long=drop")
+            [record(answer)], form, tokenizer, build(f"train.max_length={limit}", "data.on_too_long=drop")
         )
         assert (len(kept), len(rejected)) == ((1, 0) if fits else (0, 1))
 
@@ -253,7 +253,7 @@ def test_only_byte_level_tokenizers_are_trusted_unseen(tokenizer: Tokenizer) -> 
     spelled.pre_tokenizer = pre_tokenizers.Metaspace()
     other = dataclasses.replace(tokenizer, encoder=spelled, bos=None, eos=0)
     assert not is_byte_level(other)
-    settings = build("train.max_length=500", "data.too_long=drop")
+    settings = build("train.max_length=500", "data.on_too_long=drop")
     form = format.prompt_format(settings.prompt)
     text = renderings.prompt_text(form, "q")
     for length in (10, 100, 300):
@@ -275,7 +275,7 @@ def test_a_token_for_every_byte_is_the_worst_case(tokenizer: Tokenizer) -> None:
     for length in range(90, 110):
         ids, _ = spelled.record_ids(renderings.prompt_text(form, "q"), "x" * length)
         for limit in range(len(ids) - 3, len(ids) + 4):
-            settings = build(f"train.max_length={limit}", "data.too_long=drop")
+            settings = build(f"train.max_length={limit}", "data.on_too_long=drop")
             assert bool(fit([record("x" * length)], form, spelled, settings)[0]) is (len(ids) <= limit)
 
 
@@ -287,7 +287,7 @@ def test_a_normalizer_that_lengthens_text(tokenizer: Tokenizer) -> None:
     encoder = Encoder.from_str(tokenizer.encoder.to_str())
     encoder.normalizer = normalizers.NFC()
     other = dataclasses.replace(tokenizer, encoder=encoder)
-    settings = build("data.too_long=drop", "train.max_length=800")
+    settings = build("data.on_too_long=drop", "train.max_length=800")
     form = format.prompt_format(settings.prompt)
     answer = "\U0001d160" * 80
     ids, _ = other.record_ids(renderings.prompt_text(form, "q"), answer)

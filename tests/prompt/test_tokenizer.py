@@ -140,8 +140,8 @@ def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(wi
     ("changes", "said"),
     [
         ({"preset": "chatml"}, "no control token `<|im_start|>`, `<|im_end|>`"),
-        ({"preset": "custom", "turn": "{instruction}{input}", "eos": "</s>"}, "no control token `</s>`"),
-        ({"preset": "custom", "turn": "<|begin_of_text|>{instruction}{input}"}, "it would stand twice"),
+        ({"preset": "custom", "user_turn": "{instruction}{input}", "eos": "</s>"}, "no control token `</s>`"),
+        ({"preset": "custom", "user_turn": "<|begin_of_text|>{instruction}{input}"}, "it would stand twice"),
         ({"instruction": "End with <|end_of_text|>"}, "holds the control token `<|end_of_text|>`"),
     ],
 )

@@ -38,8 +38,8 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def settings_in(place: Path, **train: Any) -> tuple[Config, RunFolder]:
     """Settings of a short run on the GPU, with its records."""
     values = {
-        "steps": 8, "batch_size": 2, "accumulation": 4, "max_length": 512, "save_steps": 3, "learning_rate": 1e-3,
-        "warmup_steps": 2,
+        "max_steps": 8, "batch_size": 2, "gradient_accumulation_steps": 4, "max_length": 512, "save_steps": 3,
+        "learning_rate": 1e-3, "warmup_steps": 2,
     }  # fmt: skip
     settings = config_file.build({"run": {"name": "r", "folder": str(place)}, "train": {**values, **train}})
     folder = folder_of(settings)

@@ -13,17 +13,17 @@ FORMATS = {
     "chatml, bare": PromptSettings(preset="chatml", instruction=""),
     "llama3": PromptSettings(preset="llama3", instruction="Be brief"),
     "custom, inst": PromptSettings(
-        preset="custom", turn="[INST] {instruction}\n\n{input} [/INST]", after=" ", stops=["[INST]"]
+        preset="custom", user_turn="[INST] {instruction}\n\n{input} [/INST]", suffix=" ", stops=["[INST]"]
     ),
     "custom, start": PromptSettings(
         preset="custom",
-        start="<|system|>\n{instruction}<|end|>\n",
-        turn="<|user|>\n{input}<|end|>\n<|assistant|>\n",
-        after="\n",
+        prefix="<|system|>\n{instruction}<|end|>\n",
+        user_turn="<|user|>\n{input}<|end|>\n<|assistant|>\n",
+        suffix="\n",
         eos="<|end|>",
     ),
     "custom, braces": PromptSettings(
-        preset="custom", turn='{"q": "{{input}}", "tool_call": "{instruction}\\{"} {%- x -%} {#\t', after="}} {{"
+        preset="custom", user_turn='{"q": "{{input}}", "tool_call": "{instruction}\\{"} {%- x -%} {#\t', suffix="}} {{"
     ),
-    "custom, behind": PromptSettings(preset="custom", turn="{input}", start="{instruction}", after="{"),
+    "custom, behind": PromptSettings(preset="custom", user_turn="{input}", prefix="{instruction}", suffix="{"),
 }

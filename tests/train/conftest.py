@@ -198,9 +198,9 @@ def small(tmp_path: Path) -> tuple[Config, RunFolder]:
         {
             "run": {"name": "small", "folder": str(tmp_path)},
             "train": {
-                "steps": 8,
+                "max_steps": 8,
                 "batch_size": 2,
-                "accumulation": 2,
+                "gradient_accumulation_steps": 2,
                 "max_length": 256,
                 "save_steps": 3,
                 "lora_dropout": 0.1,  # so that resuming must bring back the random state too

@@ -32,7 +32,9 @@ def test_only_the_answer_and_eos_are_learned(base: Base, tmp_path: Path) -> None
     assert tokenizer.decode(learned) == "That.<|end_of_text|>"
     ignored = example.input_ids[: len(example.input_ids) - len(learned)]
     assert tokenizer.decode(ignored) == "<|begin_of_text|>" + prompt_text(FORM, "What?", "Explain:")
-    whole = one(tmp_path / "x", tokenizer, {"input": "What?", "output": "That."}, TrainSettings(completion_only=False))
+    whole = one(
+        tmp_path / "x", tokenizer, {"input": "What?", "output": "That."}, TrainSettings(completion_only_loss=False)
+    )
     assert whole.labels == whole.input_ids == example.input_ids
 
 

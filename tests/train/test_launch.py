@@ -96,7 +96,13 @@ def test_unsloth_that_fails_gives_way_to_peft(
 def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], base: Base) -> None:
     """gloo on a CPU. One process has all four held-out records, the other copies that do not count."""
     settings, folder = small
-    values = {"precision": "f32", "lora_dropout": 0.0, "batch_size": 4, "accumulation": 2, "eval_steps": 4}
+    values = {
+        "precision": "f32",
+        "lora_dropout": 0.0,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "eval_steps": 4,
+    }
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
     one = train(settings, folder, base)
     alone = folder.train_log.read_text().splitlines()
@@ -123,7 +129,7 @@ source = "{REPOSITORY / "data" / "sample.csv"}"
 [model]
 base = "{base.folder}"
 [train]
-steps = 3
+max_steps = 3
 max_length = 320
 """
     (tmp_path / "toolkit.toml").write_text(settings)
@@ -149,7 +155,7 @@ name = "small"
 [model]
 base = "{base.folder}"
 [train]
-steps = 400
+max_steps = 400
 max_length = 256
 save_steps = 1000
 """
@@ -174,7 +180,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused(
 ) -> None:
     """And the hint's own words make it work."""
     settings, folder = small
-    values = {"batch_size": 3, "accumulation": 1, "steps": 2}
+    values = {"batch_size": 3, "gradient_accumulation_steps": 1, "max_steps": 2}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
     with pytest.raises(ToolkitError, match="2 processes cannot share the 3 records") as caught:
         launch.run_training(settings, folder, base, gpus=2)
@@ -186,7 +192,7 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused(
 
 def test_two_machines_train_as_one_process_does(tmp_path: Path, base: Base) -> None:
     """`accelerate launch` on each, as its own documentation has it; the folder is shared."""
-    values = 'steps = 3\nmax_length = 320\nlora_dropout = 0.0\nprecision = "f32"\n'
+    values = 'max_steps = 3\nmax_length = 320\nlora_dropout = 0.0\nprecision = "f32"\n'
     settings = '[run]\nname = "NAME"\n[data]\nsource = "DATA"\n[model]\nbase = "BASE"\n[train]\n' + values
     settings = settings.replace("DATA", str(REPOSITORY / "data" / "sample.csv")).replace("BASE", str(base.folder))
     for name in ("one", "two"):

@@ -113,9 +113,18 @@ def test_the_fingerprint_covers_what_decides_the_weights(small: tuple[Config, Ru
     def with_train(**values: object) -> str:
         return checkpoints.fingerprint(changed(settings, **values), folder)
 
-    assert with_train(save_steps=5, eval_steps=2, early_stopping=1, packing=False, report_to=["wandb"]) == first
+    assert (
+        with_train(save_steps=5, eval_steps=2, early_stopping_patience=1, packing=False, report_to=["wandb"]) == first
+    )
     assert with_train(gradient_checkpointing=True) == first
-    for values in ({"learning_rate": 5e-5}, {"optimizer": "sgd"}, {"batch_size": 4}, {"seed": 1}, {"steps": 9}):
+    for values in (
+        {"learning_rate": 5e-5},
+        {"optim": "sgd"},
+        {"batch_size": 4},
+        {"seed": 1},
+        {"max_steps": 9},
+        {"num_train_epochs": 2.0},
+    ):
         assert with_train(**values) != first
     folder.side("val").write_text("")
     assert checkpoints.fingerprint(settings, folder) == first

@@ -56,7 +56,7 @@ def two_runs(small: tuple[Config, RunFolder], **train: Any) -> list[tuple[Config
 @pytest.mark.slow
 def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
     """Killed and gone on with; the best checkpoint is brought back at the end."""
-    options = {"precision": "f32", "batch_size": 2, "accumulation": 2, "steps": 6, "eval_steps": 2}
+    options = {"precision": "f32", "batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "eval_steps": 2}
     one, two = two_runs(small, **options, learning_rate=0.1)
     alone, together = one[1], two[1]
     whole = trained(one, base)
@@ -80,8 +80,8 @@ def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder]
 @pytest.mark.slow
 def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
     """QLoRA: weights are divided as the hub's 4-bit repositories store them."""
-    options = {"precision": "bf16", "batch_size": 2, "accumulation": 1, "gradient_checkpointing": True}
-    one, two = two_runs(small, **options, steps=4, eval_steps=0)
+    options = {"precision": "bf16", "batch_size": 2, "gradient_accumulation_steps": 1, "gradient_checkpointing": True}
+    one, two = two_runs(small, **options, max_steps=4, eval_steps=0)
     alone, together = one[1], two[1]
     whole = trained(one, base, FOUR_BIT="uint8")
     figures = trained(two, base, sharded=True, FOUR_BIT="uint8")

@@ -101,7 +101,7 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
     from transformers import AutoModelForCausalLM
 
     settings, folder = small
-    settings = plain(settings, learning_rate=1e-2, steps=3, warmup_steps=0, max_length=320)
+    settings = plain(settings, learning_rate=1e-2, max_steps=3, warmup_steps=0, max_length=320)
     records = read_records(folder.side("val"))
     records = [{**record, "output": "Rest. " * 12 if place < 2 else "No."} for place, record in enumerate(records)]
     records.append(records[0])  # five records in batches of two
@@ -241,7 +241,7 @@ def test_the_log_is_the_trainers_own_in_its_checkpoint_and_in_tensorboard(
 def test_no_step_is_short_and_epochs_are_counted_over_the_records(small: tuple[Config, RunFolder], base: Base) -> None:
     """24 records, 10 a step: an epoch ends inside the third step."""
     settings, folder = small
-    settings = plain(settings, batch_size=5, steps=6)
+    settings = plain(settings, batch_size=5, max_steps=6)
     train(settings, folder, base)
     log = [entry for entry in entries(folder) if "loss" in entry]
     assert [entry["epoch"] for entry in log] == pytest.approx([step * 10 / 24 for step in range(1, 7)])
@@ -253,23 +253,39 @@ def test_no_step_is_short_and_epochs_are_counted_over_the_records(small: tuple[C
     assert [entry["tokens"] for entry in log] == [sum(counts[:step]) for step in range(1, 7)]
 
 
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 6), (1.6, 10), (0.01, 1)])
+def test_epochs_decide_the_steps(
+    epochs: float, steps: int, small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """24 records, 4 a step: the trainer, its schedule and the progress line go by the number that comes out."""
+    settings, folder = plain(small[0], num_train_epochs=epochs, warmup_steps=0), small[1]
+    assert train(settings, folder, base).figures["steps"] == steps
+    log = [entry for entry in entries(folder) if "loss" in entry]
+    assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3 * (1 - n / steps) for n in range(steps)])
+    said = " ".join(capfd.readouterr().err.split())
+    share = f"{4 * steps} of 24 records" if 4 * steps < 24 else "24 records"
+    assert f"{steps} step{'s' * (steps > 1)} of 4 records: {share}, {4 * steps / 24:.2f} epochs" in said
+
+
 @pytest.fixture
 def tiny(small: tuple[Config, RunFolder]) -> tuple[Config, RunFolder]:
     """Settings of a run of six steps of a record, with no held-out ones."""
     settings, folder = small
     write_records(folder, 6)
     folder.side("val").write_text("")
-    return plain(settings, steps=6, batch_size=1, accumulation=1, warmup_steps=2, save_steps=100), folder
+    return plain(
+        settings, max_steps=6, batch_size=1, gradient_accumulation_steps=1, warmup_steps=2, save_steps=100
+    ), folder
 
 
-@pytest.mark.parametrize("name", get_args(TrainSettings.model_fields["scheduler"].annotation))
+@pytest.mark.parametrize("name", get_args(TrainSettings.model_fields["lr_scheduler_type"].annotation))
 def test_every_course_of_the_learning_rate_is_transformers_own(
     tiny: tuple[Config, RunFolder], base: Base, name: str
 ) -> None:
     from transformers import get_scheduler
 
     settings, folder = tiny
-    train(changed(settings, scheduler=name), folder, base)
+    train(changed(settings, lr_scheduler_type=name), folder, base)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=2, num_training_steps=6)
     expected = []
@@ -280,7 +296,7 @@ def test_every_course_of_the_learning_rate_is_transformers_own(
     assert [entry["learning_rate"] for entry in entries(folder)] == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", get_args(TrainSettings.model_fields["optimizer"].annotation))
+@pytest.mark.parametrize("name", get_args(TrainSettings.model_fields["optim"].annotation))
 def test_every_optimizer_trains(
     tiny: tuple[Config, RunFolder], base: Base, name: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -296,7 +312,7 @@ def test_every_optimizer_trains(
 
     monkeypatch.setattr(outcome, "finish", noted)
     rate = 1.0 if name == "sgd" else 1e-2
-    train(changed(settings, optimizer=name, learning_rate=rate, scheduler="constant"), folder, base)
+    train(changed(settings, optim=name, learning_rate=rate, lr_scheduler_type="constant"), folder, base)
     found = losses(folder)
     assert len(found) == 6 and found[-1] < found[0]
     falls_back = name.endswith("bit")

@@ -55,9 +55,9 @@ def laid_out(settings: Config, records: list[examples.Example], micro_batches: i
     """The indices of the records of every step's micro-batches."""
     values = settings.train
     lengths = np.array([len(record.input_ids) for record in records])
-    per_step = values.batch_size * values.accumulation
+    steps = values.steps_for(len(records))
     return batches.lay_out(
-        batches.step_records(len(records), per_step, values.steps, values.seed), lengths, micro_batches
+        batches.step_records(len(records), values.records_a_step, steps, values.seed), lengths, micro_batches
     )
 
 
@@ -65,7 +65,7 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_result(
     small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings, folder = small
-    settings = plain(settings, batch_size=8, accumulation=1)
+    settings = plain(settings, batch_size=8, gradient_accumulation_steps=1)
     train(settings, folder, base)
     undisturbed = losses(folder)
     settings, folder = with_(settings, Path(settings.run.folder) / "tight")
@@ -86,7 +86,7 @@ def test_one_record_that_does_not_fit_is_the_end(
     small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, folder = small
-    settings = plain(settings, batch_size=1, accumulation=4)
+    settings = plain(settings, batch_size=1, gradient_accumulation_steps=4)
     tighten(monkeypatch, folder.path / "site", 0)
     with pytest.raises(ToolkitError, match="out of memory with a single record of up to 249 tokens") as caught:
         launch.run_training(settings, folder, base)
@@ -104,7 +104,7 @@ def test_want_of_memory_says_what_to_try_next(
     monkeypatch.setattr(ToolkitTrainer, "training_step", full)
     settings, folder = small
     with pytest.raises(OutOfMemory) as caught:
-        train(changed(settings, batch_size=batch_size, accumulation=1), folder, base)
+        train(changed(settings, batch_size=batch_size, gradient_accumulation_steps=1), folder, base)
     assert caught.value.smaller == smaller
 
 
@@ -175,7 +175,7 @@ def test_early_stopping_keeps_the_best_adapter(
     save_steps: int,
 ) -> None:  # fmt: skip
     settings, folder = small
-    settings = plain(settings, steps=20, eval_steps=2, early_stopping=2, save_steps=save_steps)
+    settings = plain(settings, max_steps=20, eval_steps=2, early_stopping_patience=2, save_steps=save_steps)
     tell(monkeypatch, TOLD)
     outcome = train(settings, folder, base)
     assert outcome.figures["steps"] == 8 and outcome.figures["kept_step"] == 4
@@ -198,7 +198,7 @@ def test_a_resumed_run_stops_where_one_go_does(
 ) -> None:
     """The best loss and the count of those that were no better come back with the checkpoint, wherever it lies now."""
     settings, folder = small
-    settings = plain(settings, steps=20, eval_steps=2, early_stopping=2, save_steps=6)
+    settings = plain(settings, max_steps=20, eval_steps=2, early_stopping_patience=2, save_steps=6)
     tell(monkeypatch, TOLD)
     real = ToolkitTrainer.training_step
 
@@ -236,7 +236,7 @@ def test_early_stopping_may_be_switched_on_for_a_resumed_run(
         patch.setattr(ToolkitTrainer, "training_step", killed)
         train(settings, folder, base)
     tell(monkeypatch, {4: 2.0, 6: 3.0})
-    outcome = train(changed(settings, eval_steps=2, early_stopping=1), folder, base)
+    outcome = train(changed(settings, eval_steps=2, early_stopping_patience=1), folder, base)
     assert outcome.figures["resumed_at_step"] == 3
     assert [entry["step"] for entry in entries(folder) if "eval_loss" in entry] == [0, 4, 6]
     assert (outcome.figures["steps"], outcome.figures["kept_step"]) == (6, 4)
@@ -245,7 +245,7 @@ def test_early_stopping_may_be_switched_on_for_a_resumed_run(
 def test_without_held_out_records_nothing_stops_early(small: tuple[Config, RunFolder], base: Base) -> None:
     settings, folder = small
     folder.side("val").write_text("")
-    outcome = train(changed(settings, steps=3, eval_steps=1, early_stopping=1), folder, base)
+    outcome = train(changed(settings, max_steps=3, eval_steps=1, early_stopping_patience=1), folder, base)
     assert outcome.figures["steps"] == outcome.figures["kept_step"] == 3
     assert outcome.figures["held_out_loss_after"] is None
 
@@ -261,7 +261,7 @@ def test_the_hub_is_not_told_of_a_training(
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(_telemetry, "_start_telemetry_thread", lambda: told.append("told"))
-    train(plain(small[0], steps=1), small[1], base)
+    train(plain(small[0], max_steps=1), small[1], base)
     assert not told
 
 
@@ -275,13 +275,13 @@ def test_the_losses_are_those_of_trls_trainer(small: tuple[Config, RunFolder], b
 
     settings, folder = small
     how: dict[str, Any] = {
-        "in one row": {"batch_size": 4, "accumulation": 1},
-        "of one record": {"batch_size": 1, "accumulation": 4},
+        "in one row": {"batch_size": 4, "gradient_accumulation_steps": 1},
+        "of one record": {"batch_size": 1, "gradient_accumulation_steps": 4},
         "recomputed": {"gradient_checkpointing": True},
     }[layout]
     settings = plain(settings, warmup_steps=2, weight_decay=0.1, **how)
     outcome = train(settings, folder, base)
-    assert outcome.figures["plan"]["accumulation"] == settings.train.accumulation
+    assert outcome.figures["plan"]["accumulation"] == settings.train.gradient_accumulation_steps
     assert outcome.figures["plan"]["checkpointing"] == (layout == "recomputed")
     ours = [entry for entry in entries(folder) if "loss" in entry]
 
@@ -304,15 +304,15 @@ def test_the_losses_are_those_of_trls_trainer(small: tuple[Config, RunFolder], b
     theirs: list[dict[str, float]] = []
     values = settings.train
     records = records_of(settings, folder, base)
-    order = laid_out(settings, records, values.accumulation).reshape(-1)
+    order = laid_out(settings, records, values.gradient_accumulation_steps).reshape(-1)
     data = Dataset.from_dict(
         {"input_ids": [records[i].input_ids for i in order], "labels": [records[i].labels for i in order]}
     )
     model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
     torch.manual_seed(values.seed)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules=values.lora_targets)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=16, target_modules=values.target_modules)
     arguments = SFTConfig(
-        output_dir=str(folder.path / "trl"), max_steps=values.steps, per_device_train_batch_size=2,
+        output_dir=str(folder.path / "trl"), max_steps=values.max_steps, per_device_train_batch_size=2,
         gradient_accumulation_steps=2, learning_rate=values.learning_rate, warmup_steps=2, weight_decay=0.1,
         lr_scheduler_type="linear", optim="adamw_torch", max_length=values.max_length, packing=False, bf16=False,
         use_cpu=True, save_strategy="no", logging_steps=1, disable_tqdm=True, report_to="none", seed=values.seed,
@@ -341,7 +341,7 @@ def test_the_operations_are_counted_as_transformers_counts_them(
         return seen[-1][0]
 
     monkeypatch.setattr(ToolkitTrainer, "floating_point_ops", counted)
-    train(*with_(small[0], Path(small[0].run.folder) / "counted", steps=2), base)
+    train(*with_(small[0], Path(small[0].run.folder) / "counted", max_steps=2), base)
     assert seen and all(one == other > 0 for one, other in seen)
 
 
@@ -377,7 +377,7 @@ def test_the_adapter_of_a_four_bit_base_stays_in_float32(
         return real_step(self, *arguments, **named)
 
     monkeypatch.setattr(ToolkitTrainer, "__init__", made)
-    runs = [with_(small[0], Path(small[0].run.folder) / name, steps=6) for name in ("once", "killed")]
+    runs = [with_(small[0], Path(small[0].run.folder) / name, max_steps=6) for name in ("once", "killed")]
     train(*runs[0], four_bit)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(ToolkitTrainer, "training_step", killed)
@@ -405,7 +405,14 @@ def test_records_in_one_row_have_the_losses_they_have_alone(
     from transformers import AutoModelForCausalLM
 
     settings, folder = small
-    settings = plain(settings, steps=3, batch_size=4, accumulation=1, completion_only=completion_only, max_length=500)
+    settings = plain(
+        settings,
+        max_steps=3,
+        batch_size=4,
+        gradient_accumulation_steps=1,
+        completion_only_loss=completion_only,
+        max_length=500,
+    )
     saved = families.save(tmp_path / "base", family, **FAMILIES[family])
     base = Base("base", saved)
     backend = peft_backend.backend("cpu", "")

@@ -184,7 +184,7 @@ def test_the_card_tells_data_and_recipe_from_the_manifest(passed: scored_models.
     manifest.stages["train"] = stage(
         passed,
         [],
-        {"train.steps": 60, "train.learning_rate": 2e-4},
+        {"train.max_steps": 60, "train.learning_rate": 2e-4},
         {
             "backend": "peft",
             "device": "cpu",

@@ -5,11 +5,21 @@ writes it as a comment.
 """
 
 import difflib
+import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 QUANTIZATIONS = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
@@ -70,7 +80,7 @@ class DataSettings(Section):
     """Share of the rows that only validation sees."""
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the split."""
-    too_long: Literal["truncate", "drop"] = "truncate"
+    on_too_long: Literal["truncate", "drop"] = "truncate"
     """A record longer than train.max_length: cut the end of its answer (EOS is kept), or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Questions on two sides whose words overlap at least this much (Jaccard) are counted and shown."""
@@ -91,11 +101,11 @@ class PromptSettings(Section):
     """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
     instruction: str = "Explain:"
     """Instruction of records that bring none, and the system message in Ollama; alpaca and custom need one."""
-    start: str = ""
+    prefix: str = ""
     """custom: what stands once in front, for example "<|system|>\\n{instruction}<|end|>\\n"; may be empty."""
-    turn: str = ""
-    """custom: a question up to where its answer starts, with {input}, and {instruction} if `start` has none."""
-    after: str = ""
+    user_turn: str = ""
+    """custom: a question up to where its answer starts, with {input}, and {instruction} if `prefix` has none."""
+    suffix: str = ""
     """custom: what stands behind a past answer and its EOS, in front of the next question."""
     eos: str = ""
     """custom: the control token that ends an answer; empty: the base's EOS."""
@@ -113,7 +123,7 @@ class PromptSettings(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> "PromptSettings":
-        own = {"start": self.start, "turn": self.turn, "after": self.after, "eos": self.eos, "stops": self.stops}
+        own = {name: getattr(self, name) for name in ("prefix", "user_turn", "suffix", "eos", "stops")}
         if self.preset in ("alpaca", "custom") and not self.instruction.strip():
             raise ValueError("instruction must not be empty: it fills the Instruction part of every prompt")
         if self.preset != "custom":
@@ -121,10 +131,10 @@ class PromptSettings(Section):
             if given:
                 raise ValueError(f'{", ".join(given)}: only for preset = "custom", the others bring their own')
             return self
-        if self.turn.count("{input}") != 1 or "{input}" in self.start + self.after:
-            raise ValueError("turn must hold {input} exactly once, and nothing else may: the question goes there")
-        if (self.start + self.turn).count("{instruction}") != 1 or "{instruction}" in self.after:
-            raise ValueError("start or turn must hold {instruction} exactly once: a system message goes there")
+        if self.user_turn.count("{input}") != 1 or "{input}" in self.prefix + self.suffix:
+            raise ValueError("user_turn must hold {input} exactly once, and nothing else may: the question goes there")
+        if (self.prefix + self.user_turn).count("{instruction}") != 1 or "{instruction}" in self.suffix:
+            raise ValueError("prefix or user_turn must hold {instruction} exactly once: a system message goes there")
         if "" in self.stops:
             raise ValueError("stops: an empty text would end every answer")
         return self
@@ -150,23 +160,25 @@ class TrainSettings(Section):
     """auto: Unsloth where there is a CUDA card and Unsloth is installed, else plain PEFT."""
     max_length: int = Field(2048, ge=16)
     """Longest record in tokens, prompt and EOS included."""
-    steps: int = Field(60, ge=1)
-    """Optimizer steps."""
+    max_steps: int = Field(60, ge=1)
+    """Optimizer steps, unless num_train_epochs says how many."""
+    num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """In place of max_steps: passes over the training records, parts of one too; the last step is always whole."""
     batch_size: int = Field(2, ge=1)
-    """Records per forward pass where nothing is packed; a step sees batch_size × accumulation records in any case."""
-    accumulation: int = Field(4, ge=1)
-    """See batch_size; with packing the step's records go into as few forward passes as memory allows."""
+    """batch_size × gradient_accumulation_steps is the records of a step over all GPUs, however they are laid out."""
+    gradient_accumulation_steps: int = Field(4, ge=1)
+    """See batch_size: memory decides into how many forward passes the records of a step go."""
     packing: bool = True
-    """Pack records into one row, attention kept inside each; false: batch_size records a pass, without padding too."""
+    """Records of a pass are always laid into one row, unpadded. true: as many as memory allows; false: batch_size."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(5, ge=0)
     """Steps over which the learning rate rises from zero."""
-    scheduler: Literal[
+    lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "linear"
     """Course of the learning rate after the warm-up, by transformers' names."""
-    optimizer: Literal[
+    optim: Literal[
         "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused", "adafactor", "sgd"
     ] = "adamw_torch_fused"
     """By transformers' names. Those ending in 8bit or 32bit need CUDA and bitsandbytes, else adamw_torch is taken."""
@@ -175,14 +187,14 @@ class TrainSettings(Section):
     lora_r: int = Field(16, ge=1)
     """Rank of the adapter."""
     lora_alpha: int = Field(16, ge=1)
-    """Scale of the adapter: alpha / r, or alpha / sqrt(r) with rslora."""
+    """Scale of the adapter: alpha / r, or alpha / sqrt(r) with use_rslora."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout inside the adapter."""
-    lora_targets: list[str] = LORA_TARGETS
+    target_modules: list[str] = LORA_TARGETS
     """Linear layers that get an adapter."""
-    rslora: bool = False
+    use_rslora: bool = False
     """Rank-stabilized scale."""
-    completion_only: bool = True
+    completion_only_loss: bool = True
     """Loss on the answer alone; false: on the whole text, as the notebook does."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
@@ -190,7 +202,7 @@ class TrainSettings(Section):
     """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU; each trains in those only."""
     eval_steps: int = Field(0, ge=0)
     """Held-out loss every so many steps, and the best adapter is what is kept; 0: before and after only."""
-    early_stopping: int = Field(0, ge=0)
+    early_stopping_patience: int = Field(0, ge=0)
     """Stop after so many held-out losses in a row that are no better; 0: never. Needs eval_steps."""
     save_steps: int = Field(20, ge=1)
     """A checkpoint every so many steps; an interrupted run goes on from the last one."""
@@ -199,7 +211,7 @@ class TrainSettings(Section):
     report_to: list[str] = []
     """Where the trainer reports its log too, by transformers' names: tensorboard, wandb, mlflow, …"""
 
-    @field_validator("lora_targets")
+    @field_validator("target_modules")
     @classmethod
     def _some_targets(cls, value: list[str]) -> list[str]:
         if not value:
@@ -208,9 +220,34 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _stopping_needs_losses(self) -> "TrainSettings":
-        if self.early_stopping and not self.eval_steps:
-            raise ValueError("early_stopping watches the held-out loss: set eval_steps too")
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("early_stopping_patience watches the held-out loss: set eval_steps too")
         return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSettings":
+        if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError("max_steps and num_train_epochs are both set: leave one of them out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_idle_length(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the one of max_steps and num_train_epochs that does not count, so that reading works again."""
+        values: dict[str, Any] = written(self)
+        values.pop("num_train_epochs" if self.num_train_epochs is None else "max_steps", None)
+        return values
+
+    @property
+    def records_a_step(self) -> int:
+        """The records of a step over all GPUs."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps_for(self, records: int) -> int:
+        """Return the optimizer steps of a run with so many training records."""
+        if self.num_train_epochs is None:
+            return self.max_steps
+        # As it is written: 0.7 epochs of 10 records are 7, and not the float that is a little more.
+        return math.ceil(Fraction(str(self.num_train_epochs)) * records / self.records_a_step)
 
 
 class ExportSettings(Section):

@@ -10,6 +10,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from toolkit.core import aliases, console
 from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import USAGE, ToolkitError
 
@@ -41,8 +42,11 @@ def load(path: Path, overrides: Iterable[str] = ()) -> Config:
 def build(values: dict[str, Any], overrides: Iterable[str] = (), *, where: str = "the settings") -> Config:
     """Check settings that are already parsed, after applying overrides; raises ToolkitError (exit 2) as `load` does."""
     problems: list[str] = []
+    changes: dict[str, Any] = {}
     for override in overrides:
-        _apply(values, override, problems)
+        _apply(changes, override, problems)
+    renamed = aliases.rename(values, problems) + aliases.rename(changes, problems)
+    _merge(values, changes)
     try:
         config = Config.model_validate(values)
     except ValidationError as exc:
@@ -54,21 +58,33 @@ def build(values: dict[str, Any], overrides: Iterable[str] = (), *, where: str =
             hint="`toolkit init` writes a file in which every key is explained",
             exit_code=USAGE,
         )
+    if renamed:
+        console.warn(f"{', '.join(dict.fromkeys(renamed))}; the next release refuses the old name")
     return config
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Lay overrides over a file's settings; the one of max_steps and num_train_epochs drops the file's other one."""
+    for section, table in changes.items():
+        there = values.setdefault(section, {})
+        if isinstance(there, dict):
+            for one, other in (("max_steps", "num_train_epochs"), ("num_train_epochs", "max_steps")):
+                if section == "train" and one in table and other not in table:
+                    there.pop(other, None)
+            there.update(table)
 
 
 def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not equals or not dot or not name:
-        problems.append(f"--set {override}: write it as section.key=value, for example --set train.steps=100")
+        problems.append(f"--set {override}: write it as section.key=value, for example --set train.max_steps=100")
         return
     annotation = None
-    if section in SECTIONS and name in SECTIONS[section].model_fields:
-        annotation = SECTIONS[section].model_fields[name].annotation
-    table = values.setdefault(section, {})
-    if isinstance(table, dict):
-        table[name] = _parse_value(text.strip(), annotation)
+    present = aliases.FORMER.get(section, {}).get(name, name)
+    if section in SECTIONS and present in SECTIONS[section].model_fields:
+        annotation = SECTIONS[section].model_fields[present].annotation
+    values.setdefault(section, {})[name] = _parse_value(text.strip(), annotation)
 
 
 def _parse_value(text: str, annotation: Any) -> Any:
@@ -97,16 +113,19 @@ def _describe(problem: Any) -> str:
 
 
 def _did_you_mean(location: list[str]) -> str:
-    if len(location) == 1:
-        close = difflib.get_close_matches(location[0], SECTIONS, n=1)
-        return f"; did you mean [{close[0]}]?" if close else f"; sections are {', '.join(SECTIONS)}"
     section, name = location[0], location[-1]
+    known, _, key = aliases.FOREIGN.get(name, "").partition(".")
+    if known:
+        return f'; did you mean "{key}"?' if known == section else f'; did you mean "{key}" under [{known}]?'
+    if len(location) == 1:
+        close = difflib.get_close_matches(name, SECTIONS, n=1)
+        return f"; did you mean [{close[0]}]?" if close else f"; sections are {', '.join(SECTIONS)}"
+    elsewhere = [other for other, fields in SECTIONS.items() if name in fields.model_fields]
+    if elsewhere:
+        return f"; it belongs under [{elsewhere[0]}]"
     here = list(SECTIONS[section].model_fields) if section in SECTIONS else []
     close = difflib.get_close_matches(name, here, n=1, cutoff=0.5)
-    if close:
-        return f'; did you mean "{close[0]}"?'
-    elsewhere = [other for other, fields in SECTIONS.items() if name in fields.model_fields]
-    return f"; it belongs under [{elsewhere[0]}]" if elsewhere else ""
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def starter(values: dict[str, dict[str, Any]] | None = None) -> str:
@@ -119,8 +138,10 @@ def starter(values: dict[str, dict[str, Any]] | None = None) -> str:
     for name, section in SECTIONS.items():
         lines += ["", f"# {(section.__doc__ or '').strip()}", f"[{name}]"]
         for key, info in section.model_fields.items():
-            default = values.get(name, {}).get(key, info.get_default())
-            lines += [f"# {info.description}", f"{key} = {_toml(default)}"]
+            value = values.get(name, {}).get(key, info.get_default())
+            unset = value is None or (key == "max_steps" and bool(values.get(name, {}).get("num_train_epochs")))
+            shown = f"{key} = {_toml(1.0 if value is None else value)}"
+            lines += [f"# {info.description}", f"#{shown}" if unset else shown]
     return "\n".join(lines) + "\n"
 
 

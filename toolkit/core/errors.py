@@ -71,7 +71,7 @@ _HUB_UNREACHABLE = (
 )
 _OUT_OF_MEMORY = (
     "out of memory",
-    "halve `train.batch_size` and double `train.accumulation`, or lower `train.max_length`",
+    "halve `train.batch_size` and double `train.gradient_accumulation_steps`, or lower `train.max_length`",
     FAILED,
 )
 _NO_SERVER = (

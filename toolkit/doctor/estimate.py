@@ -77,13 +77,17 @@ def gguf_file(shape: Shape, quantization: str) -> int:
 
 def adapter_folder(shape: Shape, settings: TrainSettings) -> int:
     """Return the size of the saved adapter (float32) with its tokenizer."""
-    return 4 * shape.trainable(settings.lora_targets, settings.lora_r) + TOKENIZER
+    return 4 * shape.trainable(settings.target_modules, settings.lora_r) + TOKENIZER
 
 
-def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8) -> int:
-    """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once."""
-    trained = shape.trainable(settings.lora_targets, settings.lora_r)
-    saves = min(CHECKPOINTS, math.ceil(settings.steps / settings.save_steps))
+def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8, records: int = 0) -> int:
+    """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once.
+
+    `records` are those to train on, 0 where they are unknown: they decide the steps of `num_train_epochs`.
+    """
+    trained = shape.trainable(settings.target_modules, settings.lora_r)
+    known = records or settings.num_train_epochs is None
+    saves = min(CHECKPOINTS, math.ceil(settings.steps_for(records) / settings.save_steps)) if known else CHECKPOINTS
     return saves * (adapter_folder(shape, settings) + moments * trained)
 
 

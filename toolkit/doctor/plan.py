@@ -119,9 +119,10 @@ def stage_writes(config: Config, folder: RunFolder, shape: Shape, stages: tuple[
     if "prepare" in stages:
         writes.append(Write(folder.path, "records", 2 * _source_size(config)))
     if "train" in stages:
-        moments = 2 if config.train.optimizer.endswith("8bit") and hardware.sees_gpu() else 8
+        moments = 2 if config.train.optim.endswith("8bit") and hardware.sees_gpu() else 8
         writes.append(Write(folder.path, "adapter", estimate.adapter_folder(shape, config.train)))
-        writes.append(Write(folder.path, "checkpoints", estimate.checkpoints(shape, config.train, moments=moments)))
+        saved = estimate.checkpoints(shape, config.train, moments=moments, records=_training_records(folder))
+        writes.append(Write(folder.path, "checkpoints", saved))
     if "export" in stages:
         writes.append(Write(folder.path, "GGUF files", sum(files.values())))
     if "validate" in stages:
@@ -136,6 +137,12 @@ def stage_writes(config: Config, folder: RunFolder, shape: Shape, stages: tuple[
 def _source_size(config: Config) -> int:
     path = Path(config.data.source).expanduser()
     return path.stat().st_size if path.is_file() else 3_500_005  # MedQuAD's
+
+
+def _training_records(folder: RunFolder) -> int:
+    """Count the prepared records to train on, 0 where there are none yet."""
+    path = folder.side("train")
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def answer_bytes(folder: RunFolder, rows: int, max_length: int) -> int:

@@ -31,12 +31,12 @@ class Job:
 
 def adapter(config: Config, shape: Shape) -> Check:
     """Count the trainable parameters, and check that every target names a layer of this base."""
-    unknown = shape.unknown_targets(config.train.lora_targets)
+    unknown = shape.unknown_targets(config.train.target_modules)
     layers = ", ".join(shape.linears())
     if unknown:
-        found = f"train.lora_targets names what this base has not: {', '.join(unknown)}"
+        found = f"train.target_modules names what this base has not: {', '.join(unknown)}"
         return Check("adapter", False, found, f"choose among its layers: {layers}")
-    count = shape.trainable(config.train.lora_targets, config.train.lora_r)
+    count = shape.trainable(config.train.target_modules, config.train.lora_r)
     return Check("adapter", True, f"{count:,} trainable of {shape.parameters() + count:,} parameters", "")
 
 

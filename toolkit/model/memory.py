@@ -78,7 +78,7 @@ def unsloth_activations(shape: Shape) -> int:
 
 def adapter(shape: Shape, settings: TrainSettings, moments: int) -> int:
     """Return float32 weights, gradients and Adam's moments (`moments` bytes a parameter) of the adapter."""
-    return shape.trainable(settings.lora_targets, settings.lora_r) * (4 + 4 + moments)
+    return shape.trainable(settings.target_modules, settings.lora_r) * (4 + 4 + moments)
 
 
 def logits_cuda(shape: Shape, count: int) -> int:
@@ -97,7 +97,7 @@ def training_cpu(
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
     width = 2 if bf16 else 4
-    layer = layer_activations(shape, settings.lora_targets, width, copied=bf16) * count
+    layer = layer_activations(shape, settings.target_modules, width, copied=bf16) * count
     recomputed = settings.gradient_checkpointing is True if checkpointing is None else checkpointing
     # With checkpointing: each layer's input, and one layer at a time in full, with as much again for its gradients.
     kept = shape.layers * 4 * shape.hidden * count + 2 * layer if recomputed else shape.layers * layer
@@ -142,10 +142,10 @@ def training_cuda(
     checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
-    layer = layer_activations(shape, settings.lora_targets, 2, copied=unsloth) * count
+    layer = layer_activations(shape, settings.target_modules, 2, copied=unsloth) * count
     recomputed = settings.gradient_checkpointing is not False if checkpointing is None else checkpointing
     dequantized = 2 * max(inputs * outputs for inputs, outputs in shape.linears().values()) if four_bit else 0
-    moments = 2 if settings.optimizer.endswith("8bit") and shards == 1 else 8
+    moments = 2 if settings.optim.endswith("8bit") and shards == 1 else 8
     parts = {
         "context": CUDA_CONTEXT,
         "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) // shards,

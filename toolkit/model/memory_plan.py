@@ -54,9 +54,9 @@ class Strategy:
 class MemoryPlan:
     """How a step is computed: `micro_batch` records on each of `processes` at once, `accumulation` times.
 
-    The records of a step stay batch_size × accumulation of the settings, so the plan changes memory and speed, not the
-    result. `tokens` are those of the largest micro-batch. `estimate` is the computed peak of the device's memory,
-    without the CUDA context; None where it is unknown.
+    The records of a step are the settings' own, so the plan changes memory and speed, not the result. `tokens` are
+    those of the largest micro-batch. `estimate` is the computed peak of the device's memory, without the CUDA context;
+    None where it is unknown.
     """
 
     micro_batch: int
@@ -144,14 +144,14 @@ def plan(
 
 def share_of(settings: TrainSettings, processes: int) -> int:
     """Return the records of a step that each process takes; raises ToolkitError where they cannot be shared evenly."""
-    records = settings.batch_size * settings.accumulation
+    records = settings.records_a_step
     if records % processes:
         multiple = processes // math.gcd(processes, settings.batch_size)
-        nearest = multiple * max(1, round(settings.accumulation / multiple))
+        nearest = multiple * max(1, round(settings.gradient_accumulation_steps / multiple))
         raise ToolkitError(
             f"{processes} processes cannot share the {records} records of a step evenly",
-            hint=f"set train.accumulation so that batch_size × accumulation is a multiple of {processes}, for example "
-            f"--set train.accumulation={nearest}",
+            hint=f"batch_size × gradient_accumulation_steps must be a multiple of {processes}, for example with "
+            f"--set train.gradient_accumulation_steps={nearest}",
         )
     return records // processes
 

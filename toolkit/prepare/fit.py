@@ -21,7 +21,7 @@ def fit(
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
-    With `data.too_long = "truncate"` longer ones are cut at the end of the answer, so that EOS still follows it.
+    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer, so that EOS still follows it.
     """
     limit = config.train.max_length
     prompts = [render(form, record.question, record.instruction) for record in records]
@@ -38,13 +38,13 @@ def fit(
             continue
         record = records[index]
         answer = None
-        if config.data.too_long == "truncate":
+        if config.data.on_too_long == "truncate":
             answer = tokenizer.shorten(prompts[index], record.answer, limit)
         if answer is not None:
             fitted[index] = replace(record, answer=answer, truncated=True)
             continue
         fitted[index] = None
-        reason = TOO_LONG if config.data.too_long == "drop" else NO_ROOM
+        reason = TOO_LONG if config.data.on_too_long == "drop" else NO_ROOM
         detail = f"{tokens:,} tokens, train.max_length is {limit:,}"
         text = f"{record.question} | {record.answer}"[:SHOWN]
         rejected.append(Rejection(record.number, record.line, reason, text, detail))

@@ -144,9 +144,9 @@ def _custom(settings: PromptSettings) -> PromptFormat:
 
     controls = (settings.eos,) if settings.eos else ()
     return PromptFormat(
-        pieces(settings.start),
-        pieces(settings.turn),
-        settings.after,
+        pieces(settings.prefix),
+        pieces(settings.user_turn),
+        settings.suffix,
         settings.eos,
         settings.instruction,
         controls,

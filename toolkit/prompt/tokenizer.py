@@ -158,7 +158,7 @@ def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder
     if bos and text.startswith(bos):
         raise ToolkitError(
             f"the prompt format begins with `{bos}`, which every runtime puts there itself: it would stand twice",
-            hint="leave it out of `prompt.start` or `prompt.turn`",
+            hint="leave it out of `prompt.prefix` or `prompt.user_turn`",
             exit_code=USAGE,
         )
     held = [token for token in controls if token in form.instruction]

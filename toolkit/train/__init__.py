@@ -12,7 +12,7 @@ from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, outcome, parallel
 from toolkit.train.backend import Backend, choose
-from toolkit.train.job import Job, lay_out, process_state
+from toolkit.train.job import Job, describe_steps, lay_out, process_state
 
 
 class OutOfMemory(ToolkitError):
@@ -40,6 +40,7 @@ def train(
     started = time.monotonic()
     backend, precision = _backend(config, avoid)
     job = lay_out(config, folder, base, backend, precision, restart=restart, at_most=at_most)
+    console.say(describe_steps(job.steps, job.settings.records_a_step, len(job.splits["train"])))
     console.say(memory_plan.describe(job.plan))
     if not job.plan.fits:
         console.warn(f"{job.plan.reason}; it is tried all the same")
@@ -50,8 +51,8 @@ def train(
             raise OutOfMemory(job.plan) from exc
         raise
     step = trainer.state.global_step
-    if job.stopped and step < config.train.steps:
-        console.say(f"stopped after step {step} of {config.train.steps}; the same command goes on from there")
+    if job.stopped and step < job.steps:
+        console.say(f"stopped after step {step} of {job.steps}; the same command goes on from there")
         raise KeyboardInterrupt
     done = outcome.finish(job, trainer)
     done.figures["seconds"] = round(time.monotonic() - started, 1)
@@ -85,7 +86,7 @@ def _fit(job: Job) -> Any:
     job.trainable, job.total = outcome.parameters(model)  # now: FSDP hides which weights have 4 bits
     console.say(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
     if job.resume:
-        console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.settings.steps}")
+        console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.steps}")
 
     from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
 

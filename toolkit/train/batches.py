@@ -1,6 +1,6 @@
 """Which records each step sees, and how they are laid into micro-batches.
 
-Both are pure functions of the settings and the records' lengths. A step sees batch_size × accumulation records,
+Both are pure functions of the settings and the records' lengths. A step sees as many records as the settings say,
 whatever the memory plan and however many GPUs there are. A resumed run goes on with the records that would have come.
 """
 

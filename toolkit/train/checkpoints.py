@@ -18,7 +18,7 @@ from toolkit.core.run_folder import RunFolder
 MARKER = "toolkit.json"
 LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be taken over
 # These do not change what the weights become.
-NOT_DECISIVE = {"save_steps", "eval_steps", "early_stopping", "packing", "gradient_checkpointing", "report_to"}
+NOT_DECISIVE = {"save_steps", "eval_steps", "early_stopping_patience", "packing", "gradient_checkpointing", "report_to"}
 
 
 def fingerprint(config: Config, folder: RunFolder) -> str:

@@ -34,7 +34,7 @@ class Example:
 def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings) -> list[Example]:
     """Read one split and turn each record into ids and labels.
 
-    With `completion_only` the prompt's labels are ignored. Raises ToolkitError for a record that is longer than
+    With `completion_only_loss` the prompt's labels are ignored. Raises ToolkitError for a record that is longer than
     `max_length`: prepare should have cut it.
     """
     found = []
@@ -46,7 +46,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
                 f"row {record['row']} has {len(ids)} tokens, train.max_length is {settings.max_length}",
                 hint="run `toolkit prepare` again: it fits every record to the context",
             )
-        labels = [IGNORED] * start + ids[start:] if settings.completion_only else list(ids)
+        labels = [IGNORED] * start + ids[start:] if settings.completion_only_loss else list(ids)
         found.append(Example(ids, labels, record["row"], record["truncated"]))
     return found
 

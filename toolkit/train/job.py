@@ -58,6 +58,11 @@ class Job:
         return self.config.train
 
     @property
+    def steps(self) -> int:
+        """The steps of the whole run."""
+        return len(self.order)
+
+    @property
     def place(self) -> Path:
         """The folder of this run's checkpoints."""
         return checkpoints.place(self.folder, self.fingerprint)
@@ -82,8 +87,8 @@ def lay_out(
     resume = _checkpoint(checkpoints.place(folder, run), run, backend, restart=restart)
     settings, device = config.train, _device(config, base, backend, precision)
     lengths = np.array([len(record.input_ids) for record in splits["train"]])
-    per_step = settings.batch_size * settings.accumulation
-    steps = batches.step_records(len(lengths), per_step, settings.steps, settings.seed)
+    count = settings.steps_for(len(lengths))
+    steps = batches.step_records(len(lengths), settings.records_a_step, count, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
     padded = device.unsloth and unsloth_backend.pads(base.folder)
 
@@ -100,6 +105,14 @@ def lay_out(
     return Job(
         config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens
     )  # fmt: skip
+
+
+def describe_steps(steps: int, per_step: int, records: int) -> str:
+    """Say in one line how long a run is, and how much of its training records it sees."""
+    seen = steps * per_step
+    share = f"{seen:,} of {records:,} records" if seen < records else f"{records:,} records"
+    count = f"{steps:,} step{'s' if steps > 1 else ''} of {per_step:,} record{'s' if per_step > 1 else ''}"
+    return f"{count}: {share}, {seen / records:.2f} epochs"
 
 
 def process_state(backend: Backend) -> Any:

@@ -64,10 +64,9 @@ def _kept_step(job: Job, trainer: Any) -> int:
     """Return the step of the adapter that is kept, and say so where it is not the last one."""
     state, settings = trainer.state, job.settings
     step: int = state.global_step
-    if step < settings.steps:
-        console.say(
-            f"early stopping after step {step}: {settings.early_stopping} held-out losses in a row are no better"
-        )
+    if step < job.steps:
+        patience = settings.early_stopping_patience
+        console.say(f"early stopping after step {step}: {patience} held-out losses in a row are no better")
     if not settings.eval_steps or not state.best_global_step or state.best_global_step == step:
         return step
     best = int(state.best_global_step)

@@ -59,8 +59,8 @@ def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=settings.lora_targets,
-            use_rslora=settings.rslora,
+            target_modules=settings.target_modules,
+            use_rslora=settings.use_rslora,
             bias="none",
         ),
     )

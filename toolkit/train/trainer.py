@@ -116,8 +116,8 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
     stack = ExitStack()
     report = Report(job, stack)
     callbacks = [report, Keep(job), StopOnSignal(job, stack)]
-    if job.settings.early_stopping and held_out is not None:
-        callbacks.append(StopEarly(job.settings.early_stopping))
+    if job.settings.early_stopping_patience and held_out is not None:
+        callbacks.append(StopEarly(job.settings.early_stopping_patience))
     trainer = ToolkitTrainer(
         model=model,
         args=arguments(job),
@@ -176,16 +176,16 @@ def arguments(job: Job) -> SFTConfig:
     evaluates = bool(job.splits["val"]) and settings.eval_steps > 0
     return SFTConfig(
         output_dir=str(job.place),
-        max_steps=settings.steps,
+        max_steps=job.steps,
         per_device_train_batch_size=plan.micro_batch,
         per_device_eval_batch_size=plan.micro_batch,
         gradient_accumulation_steps=plan.accumulation,
         gradient_checkpointing=plan.strategy.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.scheduler,
+        lr_scheduler_type=settings.lr_scheduler_type,
         warmup_steps=settings.warmup_steps,
-        optim=_optimizer(settings.optimizer, cuda=cuda),
+        optim=_optimizer(settings.optim, cuda=cuda),
         weight_decay=settings.weight_decay,
         max_grad_norm=MAX_GRAD_NORM,
         seed=settings.seed,

@@ -69,11 +69,11 @@ def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=settings.lora_targets,
+            target_modules=settings.target_modules,
             bias="none",
             use_gradient_checkpointing="unsloth" if plan.strategy.checkpointing else False,
             random_state=settings.seed,
-            use_rslora=settings.rslora,
+            use_rslora=settings.use_rslora,
             loftq_config=None,
         )
 

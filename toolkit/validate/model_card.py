@@ -175,8 +175,16 @@ def _training(report: dict[str, Any], folder: RunFolder, record: StageRecord | N
         recipe = {
             key.removeprefix("train."): value for key, value in record.settings.items() if key.startswith("train.")
         }
-        shown = ("steps", "batch_size", "accumulation", "learning_rate", "warmup_steps", "scheduler", "weight_decay")
-        rest = ("lora_dropout", "max_length", "completion_only", "seed")
+        shown = ("max_steps", "num_train_epochs", "batch_size", "gradient_accumulation_steps", "learning_rate")
+        rest = (
+            "warmup_steps",
+            "lr_scheduler_type",
+            "weight_decay",
+            "lora_dropout",
+            "max_length",
+            "completion_only_loss",
+            "seed",
+        )
         lines.append(", ".join(f"{_label(key)} {recipe[key]}" for key in (*shown, *rest) if key in recipe))
         figures = record.figures
         where = [str(figures[key]) for key in ("backend", "device", "precision") if figures.get(key)]
