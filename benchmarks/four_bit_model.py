@@ -40,7 +40,7 @@ def config(shape: Shape) -> dict[str, object]:
 
 
 def random(*shape: int) -> torch.Tensor:
-    """Return normal weights of the usual first size, bf16 on the card."""
+    """Return normal weights of the usual first size, bf16 on the GPU."""
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16) * 0.02
 
 

@@ -1,9 +1,9 @@
-"""Quantize on this machine's card and on its CPU with ggml: are the bytes the same, and how fast is each?
+"""Quantize on this machine's GPU and on its CPU with ggml: are the bytes the same, and how fast is each?
 
     python benchmarks/quantize_gpu.py [--weights 134217728] [--types Q4_K,Q6_K] [--plain]
 
-Prints how fast bytes get to the card and back; then, type by type: the self-test; how many blocks differ between card
-and ggml, over ordinary weights, hard rows of many seeds and rows with infinities and NaN; the speed on the card from
+Prints how fast bytes get to the GPU and back; then, type by type: the self-test; how many blocks differ between GPU
+and ggml, over ordinary weights, hard rows of many seeds and rows with infinities and NaN; the speed on the GPU from
 float32 and from bfloat16, from and to the computer's memory (in slabs and threads, as an export does it), and that of
 the CPU: our kernels and ggml on all cores. Ends with exit code 1 if a block differs. `--plain` is float32 without an
 importance matrix alone: one compilation a type instead of four.
@@ -30,7 +30,7 @@ STEP = lanes.PIECE // COLUMNS  # rows of a slab
 ROUNDS = 5
 # Weights of Llama-3.1-8B as Q4_K_M stores them.
 EIGHT_B = {Type.Q4_K: 6.50e9, Type.Q6_K: 1.53e9}
-CARD = "cpu" if launch.INTERPRETED else "cuda"
+GPU = "cpu" if launch.INTERPRETED else "cuda"
 
 started = time.monotonic()
 
@@ -41,11 +41,11 @@ def say(text: str) -> None:
 
 
 def weights(count: int, seed: int) -> torch.Tensor:
-    """Return Student-t(5) · 0.02 as (rows, COLUMNS) in float32 on the card."""
-    generator = torch.Generator(CARD).manual_seed(seed)
+    """Return Student-t(5) · 0.02 as (rows, COLUMNS) in float32 on the GPU."""
+    generator = torch.Generator(GPU).manual_seed(seed)
     shape = (count // COLUMNS, COLUMNS)
-    normal = torch.randn(shape, generator=generator, device=CARD)
-    squares = sum(torch.randn(shape, generator=generator, device=CARD).square_() for _ in range(5))
+    normal = torch.randn(shape, generator=generator, device=GPU)
+    squares = sum(torch.randn(shape, generator=generator, device=GPU).square_() for _ in range(5))
     return normal.div_((squares / 5).sqrt_()).mul_(0.02)
 
 
@@ -63,11 +63,11 @@ def compare(
     start = time.monotonic()
     expected = by_ggml(kind, expected_from, importance, pool)
     seconds = time.monotonic() - start
-    found = gpu.quantize(kind, rows, importance, CARD)
+    found = gpu.quantize(kind, rows, importance, GPU)
     size = GGML_QUANT_SIZES[kind][1]
     different = int((found != expected).reshape(-1, size).any(axis=1).sum())
-    matrix = None if importance is None else torch.from_numpy(importance).to(CARD)
-    flagged = int((launch.quantize_rows(kind, rows[: 1 << 13].to(CARD), matrix)[1] != 0).sum())
+    matrix = None if importance is None else torch.from_numpy(importance).to(GPU)
+    flagged = int((launch.quantize_rows(kind, rows[: 1 << 13].to(GPU), matrix)[1] != 0).sum())
     say(
         f"{kind.name:5} {what:34} {rows.numel() / 1e6:8.2f} M weights, {len(found) // size} blocks: "
         f"{different} differ, {flagged} given back to ggml (first 8192 rows)"
@@ -76,15 +76,15 @@ def compare(
 
 
 def best(function: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of some rounds, the card's work included."""
+    """Return the seconds of the fastest of some rounds, the GPU's work included."""
     function()
     found = []
     for _ in range(ROUNDS):
-        if CARD == "cuda":
+        if GPU == "cuda":
             torch.cuda.synchronize()
         start = time.monotonic()
         function()
-        if CARD == "cuda":
+        if GPU == "cuda":
             torch.cuda.synchronize()
         found.append(time.monotonic() - start)
     return min(found)
@@ -95,7 +95,7 @@ def in_slabs(
 ) -> Callable[[], object]:
     """Return what quantizes rows of the computer's memory slab by slab in the pool, as an export does.
 
-    The results have their memory before: taking it anew costs more than the card does.
+    The results have their memory before: taking it anew costs more than the GPU does.
     """
     size, stored = GGML_QUANT_SIZES[kind]
     parts = [rows[start : start + STEP] for start in range(0, len(rows), STEP)]
@@ -104,35 +104,35 @@ def in_slabs(
 
 
 def speeds(kind: Type, count: int, pool: ThreadPoolExecutor, plain: bool) -> dict[str, float]:
-    """Return weights a second of the card, from memory of its own and from the computer's, and of the CPU's kernels."""
+    """Return weights a second of the GPU, from memory of its own and from the computer's, and of the CPU's kernels."""
     rows = weights(count, 9)
     found = {"float32": count / best(lambda: launch.quantize_rows(kind, rows, None))}
     there = [("float32", rows.cpu().numpy())]
     if not plain:
-        narrow, importance = rows.bfloat16(), torch.rand(COLUMNS, device=CARD)
+        narrow, importance = rows.bfloat16(), torch.rand(COLUMNS, device=GPU)
         found["bfloat16"] = count / best(lambda: launch.quantize_rows(kind, narrow, None))
         found["float32, importance matrix"] = count / best(lambda: launch.quantize_rows(kind, rows, importance))
         there.append(("bfloat16", narrow.cpu().view(torch.int16).numpy().view(np.uint16)))
     cpu = kernels.routine(int(kind))
     for name, values in there:
-        on_card = in_slabs(kind, values, pool, lambda part, out: gpu.quantize_into(kind, part, out, None, CARD))
+        on_gpu = in_slabs(kind, values, pool, lambda part, out: gpu.quantize_into(kind, part, out, None, GPU))
         on_cpu = in_slabs(kind, values, pool, lambda part, out: cpu.run(part, out, None))
-        if CARD == "cuda":  # Triton's interpreter knows one thread only
-            found[f"{name} from and to the computer"] = count / best(on_card)
+        if GPU == "cuda":  # Triton's interpreter knows one thread only
+            found[f"{name} from and to the computer"] = count / best(on_gpu)
         found[f"{name}, the CPU's own ({cpu.name})"] = count / best(on_cpu)
     return found
 
 
 def transfers() -> None:
-    """Say how many bytes a second get to the card and back, from ordinary memory and from locked memory."""
-    there = torch.empty(4 * lanes.PIECE, dtype=torch.uint8, device=CARD)
+    """Say how many bytes a second get to the GPU and back, from ordinary memory and from locked memory."""
+    there = torch.empty(4 * lanes.PIECE, dtype=torch.uint8, device=GPU)
     ordinary = torch.zeros(4 * lanes.PIECE, dtype=torch.uint8)
     locked = lanes.locked(4 * lanes.PIECE)
     for name, here in (("ordinary", ordinary), ("locked", locked)):
         to = len(here) / best(lambda here=here: there.copy_(here, non_blocking=True))
         back = len(here) / best(lambda here=here: here.copy_(there, non_blocking=True))
-        say(f"{name} memory: {to / 1e9:.1f} GB/s to the card, {back / 1e9:.1f} GB/s back, {len(here) >> 20} MiB a time")
-    say(f"locked memory is {'' if CARD == 'cuda' and locked.is_pinned() else 'not '}to be had here")
+        say(f"{name} memory: {to / 1e9:.1f} GB/s to the GPU, {back / 1e9:.1f} GB/s back, {len(here) >> 20} MiB a time")
+    say(f"locked memory is {'' if GPU == 'cuda' and locked.is_pinned() else 'not '}to be had here")
 
 
 def main() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     options = parser.parse_args()
     kinds = [Type[name] for name in options.types.split(",")]
     cores = len(os.sched_getaffinity(0))
-    name = torch.cuda.get_device_name() if CARD == "cuda" else "Triton's interpreter"
+    name = torch.cuda.get_device_name() if GPU == "cuda" else "Triton's interpreter"
     say(f"{name}, {cores} cores, torch {torch.__version__}, triton {launch.triton.__version__}")
     transfers()
     wrong = 0
@@ -153,7 +153,7 @@ def main() -> None:
     for kind in kinds:
         for weighted in either:
             for bf16 in either:
-                reason = gpu._tested(kind, weighted, bf16, CARD)
+                reason = gpu._tested(kind, weighted, bf16, GPU)
                 failed[kind, weighted, bf16] = reason
                 what = f"{kind.name:5} {'with' if weighted else 'without'} importance, {'bf16' if bf16 else 'f32'}"
                 say(f"self-test {what}: {reason or 'passed'}")

@@ -25,6 +25,11 @@ from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
 WARM_UP = 4
+# Settings' names now, and in a checkout of before 27 November 2026.
+FORMER = {
+    "gradient_accumulation_steps": "accumulation", "max_steps": "steps", "optim =": "optimizer =",
+    "completion_only_loss": "completion_only",
+}  # fmt: skip
 RANK, ALPHA, SEED, MAX_LENGTH = 16, 16, 3407, 2048
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -86,14 +91,16 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     """Train with `toolkit train` on prepared records and read its log."""
     settings = folder / "toolkit.toml"
     name = f"run-{way.backend}-{way.batch * way.accumulation}-{way.optimizer}-{way.gpus}"
-    settings.write_text(
+    text = (
         f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
         f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
         f"gradient_accumulation_steps = {way.accumulation}\nmax_steps = {steps_of(way, steps)}\nsave_steps = 1000\n"
         f'optim = "{way.optimizer}"\n'
-        "completion_only_loss = false\n[validate]\nquestions = []\n",
-        encoding="utf-8",
+        "completion_only_loss = false\n[validate]\nquestions = []\n"
     )
+    for now, former in FORMER.items() if way.checkout else ():
+        text = text.replace(now, former)
+    settings.write_text(text, encoding="utf-8")
     for verb in (["prepare"], ["train", "--gpus", str(way.gpus)]):
         command = [sys.executable, "-m", "toolkit", *verb, "-c", str(settings), "--json"]
         checkout = Path(way.checkout) if way.checkout else REPOSITORY

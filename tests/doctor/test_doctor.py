@@ -38,7 +38,7 @@ def test_nothing_is_written(home: Home) -> None:
     assert sorted(home.path.rglob("*")) == before
 
 
-def test_nothing_heavy_is_imported_without_a_card() -> None:
+def test_nothing_heavy_is_imported_without_a_gpu() -> None:
     script = """
 import sys
 from toolkit.core.config import Config
@@ -50,7 +50,7 @@ doctor(config, folder_of(config), offline=True, stages=pipeline.records([*pipeli
 print([name for name in ("torch", "transformers", "trl", "peft", "datasets", "pandas") if name in sys.modules])
 """
     if hardware.driver_offers_gpu():
-        pytest.skip("there is a card: torch is asked about it")
+        pytest.skip("there is a GPU: torch is asked about it")
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert answer.stdout.strip() == "[]"
 
@@ -113,17 +113,17 @@ def test_medquad_online_must_be_downloadable(home: Home, serving: Serving, monke
     assert "404" not in gone.fix and gone.fix
 
 
-@pytest.mark.parametrize("card", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
 def test_the_doctor_looks_at_the_base_that_training_loads(
-    home: Home, monkeypatch: pytest.MonkeyPatch, card: bool
+    home: Home, monkeypatch: pytest.MonkeyPatch, gpu: bool
 ) -> None:
-    """A 4-bit repository with a card, and its 16-bit namesake without one; both are local folders here."""
+    """A 4-bit repository with a GPU, and its 16-bit namesake without one; both are local folders here."""
     four, sixteen = home.path / "small-bnb-4bit", home.path / "small"
     for folder in (four, sixteen):
         shutil.copytree(home.path / "base", folder)
-    monkeypatch.setattr(hardware, "sees_gpu", lambda: card)
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: gpu)
     config = home.config(f"model.base={four}")
-    wanted = four if card else sixteen
+    wanted = four if gpu else sixteen
     assert plan.labels(config, ("train",)) == [str(wanted)]
     read = pipeline.stage("train").files(config, folder_of(config)).inputs
     assert {path.parent for path in read if path.suffix == ".safetensors"} == {wanted}
@@ -178,30 +178,30 @@ def test_memory_that_the_system_does_not_tell(home: Home, monkeypatch: pytest.Mo
     assert failing(home.examine()) == []
 
 
-CARD = hardware.Gpu("a card", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
+GPU = hardware.Gpu("a GPU", "570.86.15", int(16e9), int(15e9), bf16=True, capability=(8, 9), flash=True)
 
 
-def with_card(monkeypatch: pytest.MonkeyPatch, card: hardware.Gpu, *packages: str) -> None:
+def with_gpu(monkeypatch: pytest.MonkeyPatch, gpu: hardware.Gpu, *packages: str) -> None:
     monkeypatch.setattr(hardware, "driver_offers_gpu", lambda: True)
-    monkeypatch.setattr(hardware, "gpu", lambda: card)
+    monkeypatch.setattr(hardware, "gpu", lambda: gpu)
     monkeypatch.setattr(hardware, "sees_gpu", lambda: True)
     monkeypatch.setattr(hardware, "installed", lambda package: package in packages)
 
 
-def test_a_card_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(monkeypatch, CARD, "unsloth", "bitsandbytes")
+def test_a_gpu_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, GPU, "unsloth", "bitsandbytes")
     found = {check.name: check for check in home.examine("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit")}
-    assert found["gpu"].found == "a card, 15.0 of 16.0 GB free, driver 570.86.15"
+    assert found["gpu"].found == "a GPU, 15.0 of 16.0 GB free, driver 570.86.15"
     assert found["backend"].found == "Unsloth in bf16"
     assert found["gpu memory: training"].ok
     assert "base unsloth/Meta-Llama-3.1-8B-bnb-4bit" in found  # trained in 4 bits,
     assert "base unsloth/Meta-Llama-3.1-8B" in found  # merged in 16
 
 
-def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_card(
+def test_a_small_gpu(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(
         monkeypatch,
-        hardware.Gpu("a card", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
+        hardware.Gpu("a GPU", "", int(8e9), int(6.5e9), bf16=True, capability=(8, 6), flash=True),
         "unsloth",
     )
     settings = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "train.max_length=2048")
@@ -211,14 +211,14 @@ def test_a_small_card(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "a CUDA card" in only_failure(home.examine("train.backend=unsloth"), "backend").found
+    assert "a CUDA GPU" in only_failure(home.examine("train.backend=unsloth"), "backend").found
     assert "auto" in only_failure(home.examine("train.precision=f16"), "backend").fix
-    with_card(monkeypatch, CARD)
+    with_gpu(monkeypatch, GPU)
     assert "bitsandbytes" in only_failure(home.examine(stages=("train",)), "backend").found
     assert "[cuda]" in only_failure(home.examine("train.backend=unsloth", stages=("train",)), "backend").fix
-    old = hardware.Gpu("an old card", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
-    with_card(monkeypatch, old, "unsloth")
-    assert "an old card" in only_failure(home.examine("train.precision=bf16", stages=("train",)), "backend").found
+    old = hardware.Gpu("an old GPU", "", int(16e9), int(15e9), bf16=False, capability=(7, 5), flash=True)
+    with_gpu(monkeypatch, old, "unsloth")
+    assert "an old GPU" in only_failure(home.examine("train.precision=bf16", stages=("train",)), "backend").found
     found = {check.name: check for check in home.examine(stages=("train",))}
     assert found["backend"].found == "Unsloth in f16"
 
@@ -245,18 +245,18 @@ def test_the_attention_kernel_is_named_and_the_slow_one_warned_of(
     kernel: str,
     fix: str,
 ) -> None:
-    with_card(monkeypatch, dataclasses.replace(CARD, capability=capability, flash=flash), *packages)
+    with_gpu(monkeypatch, dataclasses.replace(GPU, capability=capability, flash=flash), *packages)
     check = next(check for check in home.examine(stages=("train",)) if check.name == "attention")
     assert check.found == kernel and check.ok is (None if fix else True)
     assert fix in check.fix and bool(fix) == bool(check.fix)
     assert check.fix in table([check])
 
 
-def test_without_a_card_there_is_no_kernel_to_name(home: Home) -> None:
+def test_without_a_gpu_there_is_no_kernel_to_name(home: Home) -> None:
     assert "attention" not in {check.name for check in home.examine()}
 
 
-def test_a_card_that_torch_does_not_see(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_torch_does_not_see(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "driver_offers_gpu", lambda: True)
     monkeypatch.setattr(hardware, "gpu", lambda: None)
     check = next(check for check in home.examine() if check.name == "gpu")

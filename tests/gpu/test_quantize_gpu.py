@@ -1,4 +1,4 @@
-"""The Triton kernels on a real card: ggml's bytes, whatever the weights, in pieces and from several threads.
+"""The Triton kernels on a real GPU: ggml's bytes, whatever the weights, in pieces and from several threads.
 
 Four variants are compiled, some 25 seconds; benchmarks/quantize_gpu.py proves all sixteen.
 """
@@ -19,7 +19,7 @@ VARIANTS = [("Q4_K", False, False), ("Q6_K", False, False), ("Q8_0", False, Fals
 
 
 @pytest.fixture(autouse=True)
-def _card() -> None:
+def _gpu() -> None:
     reason = gpu.available()
     if reason:
         pytest.skip(reason)
@@ -61,7 +61,7 @@ def test_pieces_and_threads_change_nothing(kind: str, monkeypatch: pytest.Monkey
     assert lanes._idle and all(lane.given.is_pinned() and lane.written.is_pinned() for lane in lanes._idle)
 
 
-def test_rows_that_lie_on_the_card_or_at_an_odd_address() -> None:
+def test_rows_that_lie_on_the_gpu_or_at_an_odd_address() -> None:
     import torch
 
     rows = ordinary(64, 512, 6)
@@ -72,7 +72,7 @@ def test_rows_that_lie_on_the_card_or_at_an_odd_address() -> None:
     assert np.array_equal(gpu.quantize(Type.Q4_K, room[1:].reshape(rows.shape)), expected)
 
 
-def test_no_memory_on_the_card_is_an_error_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory_on_the_gpu_is_an_error_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     rows = ordinary(64, 512, 7)
@@ -85,7 +85,7 @@ def test_no_memory_on_the_card_is_an_error_and_no_more(monkeypatch: pytest.Monke
     assert np.array_equal(gpu.quantize(Type.Q8_0, rows), expected)
 
 
-def test_a_whole_export_on_the_card_is_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_export_on_the_gpu_is_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     from tests.support import models
     from toolkit.export import export, gpu_quantizer
@@ -95,17 +95,17 @@ def test_a_whole_export_on_the_card_is_the_same_files(tmp_path: Path, monkeypatc
     )
     names = ("Q4_K_M", "Q8_0")
     written, routines = {}, {}
-    for folder, seconds in (("cpu", 1e9), ("card", 0.0)):
+    for folder, seconds in (("cpu", 1e9), ("gpu", 0.0)):
         monkeypatch.setattr(gpu_quantizer, "SECONDS", seconds)
         monkeypatch.setattr(
             gpu_quantizer, "in_background", gpu_quantizer.prove
-        )  # at once: the whole export is the card's
+        )  # at once: the whole export is the GPU's
         targets = {name: tmp_path / folder / f"{name}.gguf" for name in names}
         (tmp_path / folder).mkdir()
         outcome = export(base, None, targets, models.TEMPLATE, "small")
         written[folder] = {name: path.read_bytes() for name, path in targets.items()}
         routines[folder] = {kind: by for name in names for kind, by in outcome.figures[name]["quantized_by"].items()}
-    assert written["card"] == written["cpu"]
+    assert written["gpu"] == written["cpu"]
     assert "CUDA" not in str(routines["cpu"])
     for kind in ("Q4_K", "Q6_K", "Q8_0"):
-        assert f"CUDA ({gpu.card_name()})" in routines["card"][kind], routines["card"]
+        assert f"CUDA ({gpu.gpu_name()})" in routines["gpu"][kind], routines["gpu"]

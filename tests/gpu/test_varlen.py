@@ -60,8 +60,8 @@ print(dispatch.HAS_FLASH_ATTENTION or dispatch._TORCH_VARLEN_ATTN is not None)
 def test_unsloth_is_offered_the_kernel():
     if not has_unsloth():
         pytest.skip("Unsloth is not installed")
-    card = hardware.gpu()
-    assert card is not None
+    gpu = hardware.gpu()
+    assert gpu is not None
     taken, there = call(OFFER).splitlines()[-2:]
-    assert taken == attention_kernels.expected(card, unsloth=True)
+    assert taken == attention_kernels.expected(gpu, unsloth=True)
     assert there == "True"

@@ -18,7 +18,7 @@ launch = pytest.importorskip("toolkit.kernels.gpu.launch", reason="Triton is not
 
 
 @pytest.fixture(autouse=True)
-def ggml_as_card(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def ggml_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def quantize_rows(kind: Type, rows: torch.Tensor, importance: torch.Tensor | None) -> tuple[Any, Any]:
         weights = None if importance is None else importance.numpy()
         blocks = gpu.reference(kind, rows.float().numpy(), weights).reshape(-1, gpu.GGML_QUANT_SIZES[kind][1])

@@ -1,4 +1,4 @@
-"""The Triton kernels without a card: ggml's bytes in the interpreter, and no sum contracted in what is compiled."""
+"""The Triton kernels without a GPU: ggml's bytes in the interpreter, and no sum contracted in what is compiled."""
 
 import importlib.util
 import json

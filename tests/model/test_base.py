@@ -43,14 +43,14 @@ def test_the_16_bit_namesake(label: str, expected: str) -> None:
     assert base.sixteen_bit(ModelSettings(base=label, base_16bit="mine")) == "mine"
 
 
-@pytest.mark.parametrize("card", [True, False])
-def test_training_loads_four_bits_only_with_a_card(card: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "sees_gpu", lambda: card)
+@pytest.mark.parametrize("gpu", [True, False])
+def test_training_loads_four_bits_only_with_a_gpu(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: gpu)
     for suffix in base.FOUR_BIT:
         four_bit = ModelSettings(base=f"owner/model{suffix}")
-        assert base.training_label(four_bit) == (four_bit.base if card else "owner/model")
+        assert base.training_label(four_bit) == (four_bit.base if gpu else "owner/model")
         named = four_bit.model_copy(update={"base_16bit": "mine"})
-        assert base.training_label(named) == (four_bit.base if card else "mine")
+        assert base.training_label(named) == (four_bit.base if gpu else "mine")
     assert base.training_label(ModelSettings(base="owner/model")) == "owner/model"
 
 

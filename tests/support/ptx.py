@@ -1,4 +1,4 @@
-"""Compile every kernel that a type needs for a card that is not there, and say what its PTX holds.
+"""Compile every kernel that a type needs for a GPU that is not there, and say what its PTX holds.
 
 python -m tests.kernels.ptx [--fused] KIND,WEIGHTED,BF16,CAPABILITY … → one JSON object: case → kernel → counts
 """

@@ -20,7 +20,7 @@ def passed(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) 
     """A validated copy of the small run."""
     run = scored_models.copy(made, tmp_path_factory.mktemp("passed"))
     outcome = validate(run.config, run.folder, run.base, run.manifest())
-    assert outcome.outputs == [run.folder.report, run.folder.card]
+    assert outcome.outputs == [run.folder.report, run.folder.model_card]
     assert outcome.figures["quantizations"]["F32"]["mean_kl"] < 1e-9
     assert set(outcome.figures["quantizations"]) == set(scored_models.QUANTIZATIONS)
     json.dumps(outcome.figures)  # it goes into the manifest
@@ -89,7 +89,7 @@ def test_a_failed_gate_still_writes_report_and_card(made: scored_models.World, t
         "F16": False,
         "Q8_0": False,
     }
-    card = run.folder.card.read_text(encoding="utf-8")
+    card = run.folder.model_card.read_text(encoding="utf-8")
     assert "do not use one marked FAILED" in card and "- F16: its chat template" in card
     assert "Answers before and after" not in card
 
@@ -141,7 +141,7 @@ def stage(run: scored_models.World, inputs: list[FileRecord], settings: dict, fi
 
 
 def test_the_card_of_an_imported_adapter_leaves_out_what_is_not_known(passed: scored_models.World) -> None:
-    card = passed.folder.card.read_text(encoding="utf-8")
+    card = passed.folder.model_card.read_text(encoding="utf-8")
     for expected in (
         "# tiny",
         "`someone/tiny` at commit `c0ffee`",

@@ -157,7 +157,7 @@ class TrainSettings(Section):
     """LoRA and the optimizer."""
 
     backend: Literal["auto", "unsloth", "peft"] = "auto"
-    """auto: Unsloth where there is a CUDA card and Unsloth is installed, else plain PEFT."""
+    """auto: Unsloth where there is a CUDA GPU and Unsloth is installed, else plain PEFT."""
     max_length: int = Field(2048, ge=16)
     """Longest record in tokens, prompt and EOS included."""
     max_steps: int = Field(60, ge=1)

@@ -94,7 +94,7 @@ class RunFolder:
         return self.path / "report.json"
 
     @property
-    def card(self) -> Path:
+    def model_card(self) -> Path:
         """The model card."""
         return self.path / "README.md"
 

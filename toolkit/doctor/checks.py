@@ -57,16 +57,16 @@ def cpu() -> Check:
     return Check("cpu", None, ", ".join(part for part in parts if part), "")
 
 
-def gpu(card: Gpu | None) -> Check:
-    """Say which CUDA card training will use, if any."""
-    if card is not None:
-        driver = f", driver {card.driver}" if card.driver else ""
-        memory = f"{card.free / 1e9:.1f} of {card.total / 1e9:.1f} GB free"
-        return Check("gpu", True, f"{card.name}, {memory}{driver}", "")
+def gpu(gpu: Gpu | None) -> Check:
+    """Say which CUDA GPU training will use, if any."""
+    if gpu is not None:
+        driver = f", driver {gpu.driver}" if gpu.driver else ""
+        memory = f"{gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB free"
+        return Check("gpu", True, f"{gpu.name}, {memory}{driver}", "")
     if hardware.driver_offers_gpu():
         fix = "see whether `nvidia-smi` works, and install torch for your driver's CUDA version"
-        return Check("gpu", None, "there is an NVIDIA card, but torch does not see it: the CPU will train", fix)
-    return Check("gpu", None, "no CUDA card: the CPU will train", "")
+        return Check("gpu", None, "there is an NVIDIA GPU, but torch does not see it: the CPU will train", fix)
+    return Check("gpu", None, "no CUDA GPU: the CPU will train", "")
 
 
 def base_model(label: str, revision: str, *, offline: bool) -> Check:

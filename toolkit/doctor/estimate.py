@@ -28,7 +28,7 @@ def export(shape: Shape, cores: int, *, whole: bool) -> Parts:
     return memory.export(4 * largest if whole else 0, cores)
 
 
-def validation(shape: Shape, files: Mapping[str, int], context: int, *, on_card: bool = False) -> Parts:
+def validation(shape: Shape, files: Mapping[str, int], context: int, *, on_gpu: bool = False) -> Parts:
     """Return the peak of a validation with records of `context` tokens: the reference, or after it the largest GGUF.
 
     The reference is the base in float32 and one record's logits with their log-probabilities; a GGUF comes with a
@@ -36,7 +36,7 @@ def validation(shape: Shape, files: Mapping[str, int], context: int, *, on_card:
     """
     logits = 12 * context * shape.vocab
     reference = {"weights": 4 * shape.parameters(), "logits": logits}
-    if on_card:
+    if on_gpu:
         reference = {"logits": logits}
     file = max(files.values(), default=0)
     cache = 2 * shape.layers * shape.key_value * context * (4 if "F32" in files else 2)

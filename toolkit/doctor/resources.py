@@ -20,13 +20,13 @@ from toolkit.model.shape import Shape
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, on what: the settings, the stages, the base's shape, and the card if there is one."""
+    """What is to be done, on what: the settings, the stages, the base's shape, and the GPU if there is one."""
 
     config: Config
     folder: RunFolder
     stages: tuple[str, ...]
     shape: Shape
-    card: Gpu | None
+    gpu: Gpu | None
 
 
 def adapter(config: Config, shape: Shape) -> Check:
@@ -63,7 +63,7 @@ MORE = "use a machine with that much memory, or a smaller `model.base`"
 def _training(job: Job, free: int | None) -> Check:
     """Compare the plan that training will choose with what is free, and say the plan."""
     settings = job.config.train
-    name = "memory: training" if job.card is None else "gpu memory: training"
+    name = "memory: training" if job.gpu is None else "gpu memory: training"
     there = training_machine(job, free)
     chosen = memory_plan.plan(job.shape, settings, there)
     parts = memory_plan.peak(job.shape, settings, there, chosen.tokens, chosen.strategy)
@@ -76,12 +76,12 @@ def _training(job: Job, free: int | None) -> Check:
 def training_machine(job: Job, free: int | None) -> Device:
     """Return what training will run on; `free` is the machine's memory, which a CPU trains in."""
     four_bit = job.config.model.load_in_4bit or job.config.model.base.endswith(base.FOUR_BIT)
-    bf16 = precision_of(job.config, job.card) == "bf16"
-    on_card = job.card is not None
+    bf16 = precision_of(job.config, job.gpu) == "bf16"
+    on_gpu = job.gpu is not None
     return Device(
-        free=job.card.free if job.card is not None else free,
-        cuda=on_card,
-        unsloth=uses_unsloth(job.config, job.card),
+        free=job.gpu.free if job.gpu is not None else free,
+        cuda=on_gpu,
+        unsloth=uses_unsloth(job.config, job.gpu),
         four_bit=four_bit,
         bf16=bf16,
     )
@@ -107,8 +107,8 @@ def _what_fits(job: Job, there: Device) -> str:
 
 def _validation(job: Job) -> Parts:
     files = {name: estimate.gguf_file(job.shape, name) for name in job.config.export.quantizations}
-    on_card = job.card is not None and 4 * job.shape.parameters() < 0.9 * job.card.free
-    return estimate.validation(job.shape, files, job.config.train.max_length, on_card=on_card)
+    on_gpu = job.gpu is not None and 4 * job.shape.parameters() < 0.9 * job.gpu.free
+    return estimate.validation(job.shape, files, job.config.train.max_length, on_gpu=on_gpu)
 
 
 def unconverted(config: Config, stages: tuple[str, ...]) -> bool:

@@ -19,7 +19,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, tensors, types
-from toolkit.export.gpu_quantizer import Card, beside
+from toolkit.export.gpu_quantizer import GpuQuantizer, beside
 from toolkit.export.planning import (
     Plan,
     PlannedTensor,
@@ -70,15 +70,15 @@ def export(
     read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
     with ExitStack() as stack:
         files = {key: stack.enter_context(gguf_writer.gguf_file(path)) for key, path in targets.items()}
-        card = stack.enter_context(beside(planned.tensors, imatrix, hardware.cores()))
+        gpu = stack.enter_context(beside(planned.tensors, imatrix, hardware.cores()))
         pool = stack.enter_context(quantize.pool())
         for quantization, head in headers.items():
             files[quantization].write(head)
         with console.progress("export", read, "B") as progress:
-            _carry(planned, imatrix or {}, files, pool, card, progress)
+            _carry(planned, imatrix or {}, files, pool, gpu, progress)
         for file in files.values():  # renamed only when every one of them is on the disk
             file.sync()
-    figures = {key: _figures(planned, key, files[key], card) for key in targets}
+    figures = {key: _figures(planned, key, files[key], gpu) for key in targets}
     seconds = round(time.monotonic() - started, 3)
     return Outcome(list(targets.values()), {**figures, "seconds": seconds, "tensors": len(planned.tensors)})
 
@@ -88,7 +88,7 @@ def _carry(
     imatrix: Mapping[str, Floats],
     files: Mapping[str, gguf_writer.GgufFile],
     pool: ThreadPoolExecutor,
-    card: Card,
+    gpu: GpuQuantizer,
     progress: console.Progress,
 ) -> None:
     """Take every tensor its whole way, in blocks of rows: read → merge → lay out → quantize → write.
@@ -118,10 +118,10 @@ def _carry(
     for tensor, source in tensors.ahead(planned.tensors, prepare, working_size):
         name, given = tensor.layout.source or tensor.name, imatrix.get(tensor.name)
         kinds = {kind: quantize.ready(kind, tensor.shape[-1], name, given) for kind in tensor.types.values()}
-        step = source.step * card.steps(kinds)
+        step = source.step * gpu.steps(kinds)
         for start in range(0, source.rows, step):
             rows = range(start, min(start + step, source.rows))
-            waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name, card)))
+            waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name, gpu)))
             put(2 * hardware.cores())
         if source.whole:
             put(0)
@@ -130,11 +130,11 @@ def _carry(
 
 
 def _block(
-    source: tensors.Source, rows: range, kinds: Mapping[Type, Floats | None], name: str, card: Card
+    source: tensors.Source, rows: range, kinds: Mapping[Type, Floats | None], name: str, gpu: GpuQuantizer
 ) -> dict[Type, quantize.Chunk]:
     """Return some rows of a tensor in each type."""
     values = source.read(rows.start, rows.stop)
-    return {kind: quantize.slab(values, kind, name, importance, card) for kind, importance in kinds.items()}
+    return {kind: quantize.slab(values, kind, name, importance, gpu) for kind, importance in kinds.items()}
 
 
 def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, name: str) -> Metadata:
@@ -176,13 +176,13 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
             raise ToolkitError(f"output `{path}` {what}", hint="give each quantization a file", exit_code=USAGE)
 
 
-def _figures(planned: Plan, quantization: str, file: gguf_writer.GgufFile, card: Card) -> dict[str, object]:
+def _figures(planned: Plan, quantization: str, file: gguf_writer.GgufFile, gpu: GpuQuantizer) -> dict[str, object]:
     kinds = Counter(tensor.types[quantization].name for tensor in planned.tensors)
     return {
         "bytes": file.size,
         "sha256": file.sha256,
         "bits_per_weight": round(8 * planned.bytes[quantization] / planned.parameters, 3),
         "types": dict(kinds.most_common()),
-        "quantized_by": {kind: card.writers(Type[kind]) for kind, _ in kinds.most_common() if kind != "F32"},
+        "quantized_by": {kind: gpu.writers(Type[kind]) for kind, _ in kinds.most_common() if kind != "F32"},
         "fallbacks": sum(quantization in tensor.fallbacks for tensor in planned.tensors),
     }

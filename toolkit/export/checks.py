@@ -8,7 +8,7 @@ from toolkit.core.stage import Check
 def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
     """Say what quantizes: the compiled kernels, proven against libggml (a quarter of a second), or libggml itself.
 
-    Beside them the CUDA card, for these quantizations' own types; it compiles what it never compiled (seconds a type).
+    Beside them the CUDA GPU, for these quantizations' own types; it compiles what it never compiled (seconds a type).
     """
     from toolkit import kernels
     from toolkit.kernels import gpu
@@ -18,9 +18,9 @@ def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
     checks = [Check("quantizer", True if sound else None, found, "" if sound else fix)]
     mixtures = {name[:4] for name in quantizations}
     kinds = sorted(mixtures | ({"Q6_K"} if any(name.endswith("_K") for name in mixtures) else set()))
-    card = gpu.state([kind for kind in kinds if kind in gpu.NAMES])
-    if card is not None:
-        sound, found = card
-        fix = "nothing need be done: the CPU does it, to the same bytes; another version of PyTorch may mend the card's"
-        checks.append(Check("quantizer, card", True if sound else None, found, "" if sound else fix))
+    quantizer_gpu = gpu.state([kind for kind in kinds if kind in gpu.NAMES])
+    if quantizer_gpu is not None:
+        sound, found = quantizer_gpu
+        fix = "nothing need be done: the CPU does it, to the same bytes; another version of PyTorch may mend the GPU's"
+        checks.append(Check("quantizer, GPU", True if sound else None, found, "" if sound else fix))
     return checks

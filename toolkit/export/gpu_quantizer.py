@@ -1,7 +1,7 @@
-"""The CUDA card beside the CPU's kernels: it takes a type over once it has proved that it writes ggml's bytes.
+"""The CUDA GPU beside the CPU's kernels: it takes a type over once it has proved that it writes ggml's bytes.
 
 The CPU starts at once. A thread compiles and tests meanwhile what this export needs; the bytes are the same, so a file
-may well begin on the CPU and go on on the card. A card that fails is not used again, and nothing is lost.
+may well begin on the CPU and go on on the GPU. A GPU that fails is not used again, and nothing is lost.
 """
 
 import threading
@@ -20,26 +20,26 @@ from toolkit.export.planning import PlannedTensor
 from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
 from toolkit.kernels import gpu
 
-SECONDS = 4.0  # of quantizing on the CPU from which a card, seconds from its start, can still take a part
+SECONDS = 4.0  # of quantizing on the CPU from which a GPU, seconds from its start, can still take a part
 SPEEDS = (150e6, 12e6)  # weights a second and core: of the compiled kernels, of libggml
 LEAST = 1 << 20  # weights of a block; fewer are done on a core by the time that they were there and back
-STEPS = SLAB // BLOCK  # blocks that go to the card at a time: each way there and back costs the same, however short
+STEPS = SLAB // BLOCK  # blocks that go to the GPU at a time: each way there and back costs the same, however short
 
 Need = tuple[Type, bool]  # type, with an importance matrix
 
 
 @dataclass
-class Card:
-    """What an export knows of the card: which types it may do there, and who has written each type so far."""
+class GpuQuantizer:
+    """What an export knows of the GPU: which types it may do there, and who has written each type so far."""
 
     trusted: set[Need] = field(default_factory=set)
     name: str = ""
-    on_card: set[Type] = field(default_factory=set)
+    on_gpu: set[Type] = field(default_factory=set)
     on_cpu: set[Type] = field(default_factory=set)
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def takes(self, kind: Type, rows: kernels.Rows, importance: Floats | None) -> bool:
-        """Tell whether the card does some rows now."""
+        """Tell whether the GPU does some rows now."""
         ready = (kind, importance is not None) in self.trusted and not self.stopped.is_set()
         return ready and rows.size >= LEAST
 
@@ -49,7 +49,7 @@ class Card:
         return STEPS if trusted and not self.stopped.is_set() else 1
 
     def quantize(self, kind: Type, rows: kernels.Rows, out: kernels.Bytes, importance: Floats | None) -> bool:
-        """Fill `out` if the card does these rows; False if they are the CPU's, as all are once the card has failed."""
+        """Fill `out` if the GPU does these rows; False if they are the CPU's, as all are once the GPU has failed."""
         if not self.takes(kind, rows, importance):
             self.on_cpu.add(kind)
             return False
@@ -59,43 +59,43 @@ class Card:
             self.stopped.set()
             reason = gpu.first_line(exc)
             if gpu.give_up(reason):
-                console.warn(f"the CUDA card failed while it quantized ({reason}): the CPU goes on, to the same bytes")
+                console.warn(f"the CUDA GPU failed while it quantized ({reason}): the CPU goes on, to the same bytes")
             self.on_cpu.add(kind)
             return False
-        self.on_card.add(kind)
+        self.on_gpu.add(kind)
         return True
 
     def writers(self, kind: Type) -> str:
-        """Return for the manifest what wrote a type: the CPU's routine, the card, or both."""
-        names = [kernels.routine(int(kind)).name] if kind in self.on_cpu or kind not in self.on_card else []
-        return ", ".join([*names, *([f"CUDA ({self.name})"] if kind in self.on_card else [])])
+        """Return for the manifest what wrote a type: the CPU's routine, the GPU, or both."""
+        names = [kernels.routine(int(kind)).name] if kind in self.on_cpu or kind not in self.on_gpu else []
+        return ", ".join([*names, *([f"CUDA ({self.name})"] if kind in self.on_gpu else [])])
 
 
 @contextmanager
-def beside(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix, cores: int) -> Iterator[Card]:
-    """Yield the card as an export of these tensors uses it: at first not at all, later for the types it has proved.
+def beside(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix, cores: int) -> Iterator[GpuQuantizer]:
+    """Yield the GPU as an export of these tensors uses it: at first not at all, later for the types it has proved.
 
-    A thread does the proving if a card is there and the export is large enough to pay for it. It ends with the export,
+    A thread does the proving if a GPU is there and the export is large enough to pay for it. It ends with the export,
     or after the compilation that it is in the middle of.
     """
-    card = Card()
+    quantizer_gpu = GpuQuantizer()
     needs = needed(tensors, imatrix)
     speed = cores * SPEEDS[kernels.opened() is None]
     if sum(needs.values()) >= SECONDS * speed:
-        in_background(card, needs)
+        in_background(quantizer_gpu, needs)
     try:
-        yield card
+        yield quantizer_gpu
     finally:
-        card.stopped.set()
+        quantizer_gpu.stopped.set()
 
 
-def in_background(card: Card, needs: Mapping[Need, int]) -> None:
+def in_background(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
     """Start the proving in a thread of its own."""
-    threading.Thread(target=prove, args=(card, needs), name="card").start()
+    threading.Thread(target=prove, args=(quantizer_gpu, needs), name="gpu").start()
 
 
 def needed(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix) -> Mapping[Need, int]:
-    """Return what an export wants of a card, and how many weights of it there are, most first."""
+    """Return what an export wants of a GPU, and how many weights of it there are, most first."""
     found: Counter[Need] = Counter()
     for tensor in tensors:
         for kind in {*tensor.types.values()} & {*gpu.KINDS}:
@@ -103,22 +103,20 @@ def needed(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix) -> Mapping[
     return dict(found.most_common())
 
 
-def prove(card: Card, needs: Mapping[Need, int]) -> None:
-    """Let the card prove one type after the other; whatever breaks, the CPU does the export."""
+def prove(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
+    """Let the GPU prove one type after the other; whatever breaks, the CPU does the export."""
     try:
         if gpu.available():
             return
-        card.name = gpu.card_name()
+        quantizer_gpu.name = gpu.gpu_name()
     except Exception as exc:  # a torch or driver that does not start
-        console.warn(f"the CUDA card is not used: {gpu.first_line(exc)}")
+        console.warn(f"the CUDA GPU is not used: {gpu.first_line(exc)}")
         return
     for need in needs:
-        if card.stopped.is_set():
+        if quantizer_gpu.stopped.is_set():
             return
         reason = gpu.trusted(*need, False) or gpu.trusted(*need, True)
         if reason is None:
-            card.trusted.add(need)
-        elif not card.stopped.is_set():
-            console.warn(
-                f"the CUDA card does not quantize to {need[0].name}: {reason}; the CPU does, to the same bytes"
-            )
+            quantizer_gpu.trusted.add(need)
+        elif not quantizer_gpu.stopped.is_set():
+            console.warn(f"the CUDA GPU does not quantize to {need[0].name}: {reason}; the CPU does, to the same bytes")

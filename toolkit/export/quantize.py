@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from toolkit import kernels
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
-from toolkit.export.gpu_quantizer import Card
+from toolkit.export.gpu_quantizer import GpuQuantizer
 from toolkit.formats.checkpoint import SLAB, Floats, Rows
 from toolkit.formats.ggml_types import KNOWN, block_size, stored_size
 
@@ -88,10 +88,10 @@ def largest(rows: Rows) -> float:
     return float(max(rows.max(), -rows.min()))
 
 
-def slab(rows: Rows, kind: Type, name: str, importance: Floats | None, card: Card | None = None) -> Chunk:
+def slab(rows: Rows, kind: Type, name: str, importance: Floats | None, gpu: GpuQuantizer | None = None) -> Chunk:
     """Return some rows of a tensor, float32 or bfloat16 as uint16, in a ggml type, C-contiguous and finite all of them.
 
-    `ready` has looked at the type and at `importance`; what `card` takes is done there. Raises ToolkitError for weights
+    `ready` has looked at the type and at `importance`; what `GPU` takes is done there. Raises ToolkitError for weights
     beyond float16's range.
     """
     if kind == Type.F32:
@@ -104,6 +104,6 @@ def slab(rows: Rows, kind: Type, name: str, importance: Floats | None, card: Car
             hint="export F32 or BF16 instead: their range is wider",
         )
     out = np.empty(stored_size(kind, rows.shape), np.uint8)
-    if card is None or not card.quantize(kind, rows, out, importance):
+    if gpu is None or not gpu.quantize(kind, rows, out, importance):
         routine(kind).run(rows, out, importance)
     return out

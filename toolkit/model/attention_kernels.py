@@ -10,11 +10,11 @@ MASK = "torch's attention over the whole row under a mask, which is slow"
 CAPABILITY = (8, 0)  # torch's kernel is built for Ampere and later, flash-attn's too
 
 
-def expected(card: Gpu, *, unsloth: bool) -> str:
-    """Return the name of the kernel that training on this card will take; Unsloth knows more of them than PEFT."""
-    recent = card.capability >= CAPABILITY
+def expected(gpu: Gpu, *, unsloth: bool) -> str:
+    """Return the name of the kernel that training on this GPU will take; Unsloth knows more of them than PEFT."""
+    recent = gpu.capability >= CAPABILITY
     if unsloth and recent and hardware.installed("flash_attn"):
         return FLASH_ATTN
-    if recent and card.flash:
+    if recent and gpu.flash:
         return VARLEN
     return XFORMERS if unsloth and hardware.installed("xformers") else MASK

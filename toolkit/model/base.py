@@ -42,7 +42,7 @@ def sixteen_bit(settings: ModelSettings) -> str:
 def training_label(settings: ModelSettings) -> str:
     """Name the base that training loads: a 4-bit repository on CUDA, its 16-bit namesake elsewhere.
 
-    A card is looked for by its device file: importing torch to ask takes seconds.
+    A GPU is looked for by its device file: importing torch to ask takes seconds.
     """
     if settings.base.endswith(FOUR_BIT) and not hardware.sees_gpu():
         return sixteen_bit(settings)
@@ -170,9 +170,9 @@ def _download(label: str, revision: str, weights: bool) -> Base:
 
 def licence_of(folder: Path) -> str:
     """Name a base's licence where its files tell: the model card's `license`, else a licence file's first line."""
-    card = folder / "README.md"
-    if card.is_file():
-        found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    gpu = folder / "README.md"
+    if gpu.is_file():
+        found = re.search(r"^license:\s*(\S+)\s*$", gpu.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
         if found:
             return found[1]
     for path in sorted(folder.glob("LICENSE*")):

@@ -66,13 +66,15 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     from toolkit.core import console
     from toolkit.ollama.transaction import LATEST
 
+    # An older manifest holds a comparison of the answers, not the answers.
+    answers = {tag: one["greedy"] if isinstance(one["greedy"], list) else [] for tag, one in figures["tags"].items()}
     rows = [
         (
             f"{figures['name']}:{tag}",
             values["digest"][:12],
             values["prompts_verified"],
             values["prompts_counted"],
-            f"{sum(one['llama.cpp'] == one['ollama'] for one in values['greedy'])} of {len(values['greedy'])}",
+            f"{sum(one['llama.cpp'] == one['ollama'] for one in answers[tag])} of {len(answers[tag])}",
             values["done_reason"],
         )
         for tag, values in figures["tags"].items()
@@ -81,8 +83,8 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     where = f"Ollama {figures['server_version']} at {figures['server']}"
     parted = [
         _parted(f"{figures['name']}:{tag}", one)
-        for tag, values in figures["tags"].items()
-        for one in values["greedy"]
+        for tag, asked in answers.items()
+        for one in asked
         if tag != LATEST and one["llama.cpp"] != one["ollama"]
     ]
     return "\n".join([f"registered in {where}", console.table(heads, rows), *parted])

@@ -113,7 +113,7 @@ def validate(
         "sources": _sources(folder, manifest, known),
     }
     write_text(folder.report, json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    write_text(folder.card, model_card(report, config, folder, manifest))
+    write_text(folder.model_card, model_card(report, config, folder, manifest))
     _gate(report, folder)
     figures = {
         **report["held_out"],
@@ -123,7 +123,7 @@ def validate(
         "merge": report["merge"],
         "answers": report["answers"],
     }
-    return Outcome([folder.report, folder.card], figures)
+    return Outcome([folder.report, folder.model_card], figures)
 
 
 def _plain(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,16 +1,14 @@
-"""Quantize on a CUDA card, byte for byte as ggml does it on the CPU.
+"""Quantize on a CUDA GPU, byte for byte as ggml does it on the CPU.
 
-What a card computes is used only once it has passed a test of its own: hard blocks, compared with ggml's bytes. Blocks
+What a GPU computes is used only once it has passed a test of its own: hard blocks, compared with ggml's bytes. Blocks
 beyond the range in which the kernels are exact (the edges of float16 and float32, hardly found in weights) go back to
-ggml one by one. Where there is no card, neither torch nor Triton is imported.
+ggml one by one. Where there is no GPU, neither torch nor Triton is imported.
 """
 
 import importlib.util
-import os
 import threading
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
+from toolkit.core import hardware
 from toolkit.kernels.gpu import lanes, test_vectors
 
 Floats = npt.NDArray[np.float32]
@@ -29,34 +28,32 @@ KINDS = (Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0)
 NAMES = tuple(kind.name for kind in KINDS)
 # Types whose importance is scaled by the mean square of a whole row: ggml needs the row to do one of its blocks again.
 BY_ROW = (Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1)
-DEVICES = Path("/dev")  # tests look elsewhere
 
 _testing = threading.Lock()
 _given_up: list[str] = []
 
 
 def available() -> str | None:
-    """Return why no card can be used here; None if there is one to be tested.
+    """Return why no GPU can be used here; None if there is one to be tested.
 
     torch, whose import takes seconds, is only asked where the driver's device file is there.
     """
     if _given_up:
         return _given_up[0]
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
-    if hidden or not (any(DEVICES.glob("nvidia*")) or (DEVICES / "dxg").exists()):  # dxg: Windows' Linux
-        return "there is no CUDA card"
+    if not hardware.driver_offers_gpu():
+        return "there is no CUDA GPU"
     for module, name in (("torch", "PyTorch"), ("triton", "Triton")):
         if importlib.util.find_spec(module) is None:
             return f"{name} is not installed"
     import torch
 
     if not torch.cuda.is_available() or torch.version.cuda is None:
-        return "there is no CUDA card"
+        return "there is no CUDA GPU"
     return None
 
 
-def card_name() -> str:
-    """Return the card's name as torch tells it; ask `available` before."""
+def gpu_name() -> str:
+    """Return the GPU's name as torch tells it; ask `available` before."""
     import torch
 
     name: str = torch.cuda.get_device_name()
@@ -64,14 +61,14 @@ def card_name() -> str:
 
 
 def give_up(reason: str) -> bool:
-    """Use the card no more in this process; tells whether this is news."""
+    """Use the GPU no more in this process; tells whether this is news."""
     with _testing:
         _given_up.append(reason)
         return len(_given_up) == 1
 
 
 def trusted(kind: Type, weighted: bool, bf16: bool) -> str | None:
-    """Return why the card's kernel for a type must not be used; None once it gave ggml's bytes for the hard blocks.
+    """Return why the GPU's kernel for a type must not be used; None once it gave ggml's bytes for the hard blocks.
 
     `weighted` is with an importance matrix, `bf16` from bfloat16. The test runs once a process: it compiles the kernel,
     4 to 17 seconds the first time on a machine.
@@ -84,7 +81,7 @@ def trusted(kind: Type, weighted: bool, bf16: bool) -> str | None:
 
 
 def state(kinds: Sequence[str]) -> tuple[bool, str] | None:
-    """Say for `doctor` which of some types the card takes over, and whether it is as it should be; None without a card.
+    """Say for `doctor` which of some types the GPU takes over, and whether it is as it should be; None without a GPU.
 
     Compiles what was never compiled on this machine.
     """
@@ -93,8 +90,8 @@ def state(kinds: Sequence[str]) -> tuple[bool, str] | None:
     found = {kind: trusted(Type[kind], False, False) for kind in kinds}
     reasons = [reason for reason in found.values() if reason]
     if reasons:
-        return False, f"{card_name()} is not used for {', '.join(k for k, r in found.items() if r)}: {reasons[0]}"
-    return True, f"large models: {card_name()} takes over {', '.join(found)}, the same bytes too"
+        return False, f"{gpu_name()} is not used for {', '.join(k for k, r in found.items() if r)}: {reasons[0]}"
+    return True, f"large models: {gpu_name()} takes over {', '.join(found)}, the same bytes too"
 
 
 @cache
@@ -136,7 +133,7 @@ def quantize(kind: Type, rows: Any, importance: Floats | None = None, device: st
 def quantize_into(kind: Type, rows: Any, out: Chunk, importance: Floats | None = None, device: str = "cuda") -> None:
     """Fill `out`, one row of bytes, as `quantize` says.
 
-    Any number of threads may call this at a time: what one waits for, the card does while others copy.
+    Any number of threads may call this at a time: what one waits for, the GPU does while others copy.
     """
     import torch
 

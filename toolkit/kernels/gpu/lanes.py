@@ -1,4 +1,4 @@
-"""Ways to the card and back: page-locked memory that the card reads by itself, and a stream for each.
+"""Ways to the GPU and back: page-locked memory that the GPU reads by itself, and a stream for each.
 
 Copies from ordinary memory reach a tenth of what the bus can do. A lane is one thread's at a time; its memory is
 locked once and serves the whole process.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-PIECE = 1 << 22  # weights that go to the card at a time: 16 MB of float32
+PIECE = 1 << 22  # weights that go to the GPU at a time: 16 MB of float32
 COUNT = 8  # lanes at most: so many threads fill the bus
 LARGEST = 34 / 32  # bytes that a weight becomes at most (Q8_0)
 BLOCK = 32  # weights of the smallest block
@@ -75,7 +75,7 @@ def borrowed(device: str) -> Iterator[Lane]:
     with _room, ExitStack() as stack:
         lane = _take(device)
         if lane.stream is not None:
-            lane.stream.wait_stream(torch.cuda.current_stream())  # rows on the card may still be in the making
+            lane.stream.wait_stream(torch.cuda.current_stream())  # rows on the GPU may still be in the making
             stack.enter_context(torch.cuda.stream(lane.stream))
         yield lane
         _idle.append(lane)
@@ -95,7 +95,7 @@ def _take(device: str) -> Lane:
 
 
 def locked(size: int) -> Any:
-    """Return so many bytes that the card can read by itself; ordinary ones where none can be locked (or no card is)."""
+    """Return so many bytes that the GPU can read by itself; ordinary ones where none can be locked (or no GPU is)."""
     import torch
 
     try:

@@ -1,4 +1,4 @@
-"""The card beside the CPU in an export: what it takes over, and what happens when it fails; ggml plays the card."""
+"""The GPU beside the CPU in an export: what it takes over, and what happens when it fails; ggml plays the GPU."""
 
 import subprocess
 import sys
@@ -13,8 +13,9 @@ from gguf import GGMLQuantizationType as Type
 from tests.support import models
 from tests.support.places import REPOSITORY
 from toolkit import kernels
+from toolkit.core import hardware
 from toolkit.export import checks, export, plan, quantize
-from toolkit.export import gpu_quantizer as cards
+from toolkit.export import gpu_quantizer as gpus
 from toolkit.kernels import gpu
 
 FILES = ("Q4_K_M", "Q8_0")
@@ -41,7 +42,7 @@ def exported(
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Type]]:
-    """A card that is there, always right, and worth its while; yields the types that it was given, slab by slab."""
+    """A GPU that is there, always right, and worth its while; yields the types that it was given, slab by slab."""
     done: list[Type] = []
 
     def quantize_into(kind: Type, rows: np.ndarray, out: np.ndarray, importance: np.ndarray | None = None) -> None:
@@ -49,21 +50,21 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Type]]:
         out[:] = gpu.reference(kind, kernels.widened(rows), importance)
 
     monkeypatch.setattr(gpu, "available", lambda: gpu._given_up[0] if gpu._given_up else None)
-    monkeypatch.setattr(gpu, "card_name", lambda: "Fake")
+    monkeypatch.setattr(gpu, "gpu_name", lambda: "Fake")
     monkeypatch.setattr(gpu, "trusted", lambda kind, weighted, bf16: None)
     monkeypatch.setattr(gpu, "quantize_into", quantize_into)
     monkeypatch.setattr(gpu, "_given_up", [])
-    monkeypatch.setattr(cards, "SECONDS", 0.0)
-    monkeypatch.setattr(cards, "LEAST", 1)
+    monkeypatch.setattr(gpus, "SECONDS", 0.0)
+    monkeypatch.setattr(gpus, "LEAST", 1)
     yield done
 
 
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the card prove all its types before the first tensor is quantized."""
-    monkeypatch.setattr(cards, "in_background", cards.prove)
+    """Let the GPU prove all its types before the first tensor is quantized."""
+    monkeypatch.setattr(gpus, "in_background", gpus.prove)
 
 
-def test_the_card_writes_the_same_files(
+def test_the_gpu_writes_the_same_files(
     fake: list[Type], base: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once(monkeypatch)
@@ -79,19 +80,19 @@ def test_with_an_importance_matrix_too(
     planned = plan(base, None, list(FILES)).tensors
     random = np.random.default_rng(1)
     imatrix = {t.name: random.random(t.shape[1], np.float32) for t in planned if t.name.startswith("blk.0.ffn_d")}
-    monkeypatch.setattr(cards, "SECONDS", 1e9)
+    monkeypatch.setattr(gpus, "SECONDS", 1e9)
     (tmp_path / "cpu").mkdir()
     expected, _ = exported(base, tmp_path / "cpu", imatrix)
     assert not fake
-    monkeypatch.setattr(cards, "SECONDS", 0.0)
-    needs = cards.needed(planned, imatrix)
+    monkeypatch.setattr(gpus, "SECONDS", 0.0)
+    needs = gpus.needed(planned, imatrix)
     assert {weighted for kind, weighted in needs if kind == Type.Q4_K} == {True, False}
     assert list(needs.values()) == sorted(needs.values(), reverse=True)
     at_once(monkeypatch)
     assert exported(base, tmp_path, imatrix)[0] == expected and fake
 
 
-def test_the_card_takes_over_in_the_middle_of_a_file(
+def test_the_gpu_takes_over_in_the_middle_of_a_file(
     fake: list[Type], base: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, proved = threading.Event(), threading.Event()
@@ -120,7 +121,7 @@ def test_the_card_takes_over_in_the_middle_of_a_file(
     assert names["Q8_0"]["Q8_0"] == f"{cpu}, CUDA (Fake)"
 
 
-def test_a_card_that_fails_in_the_middle_loses_nothing(
+def test_a_gpu_that_fails_in_the_middle_loses_nothing(
     fake: list[Type],
     base: Path,
     expected: dict[str, bytes],
@@ -141,7 +142,7 @@ def test_a_card_that_fails_in_the_middle_loses_nothing(
     files, names = exported(base, tmp_path)
     assert files == expected
     said = capsys.readouterr().err
-    assert said.count("the CUDA card failed while it quantized") == 1 and "more of it" not in said
+    assert said.count("the CUDA GPU failed while it quantized") == 1 and "more of it" not in said
     assert any(name.endswith(", CUDA (Fake)") for name in (*names["Q4_K_M"].values(), *names["Q8_0"].values()))
     done = len(fake)
     again, names = exported(base, tmp_path)  # the next export in this process leaves it alone, and says nothing
@@ -193,27 +194,27 @@ def test_the_self_test_finds_one_wrong_bit_and_any_failure(monkeypatch: pytest.M
                 assert gpu._tested.__wrapped__(Type.Q4_K, weighted, bf16, "cuda") == reason
 
 
-def test_small_exports_and_small_slabs_leave_the_card_alone(
+def test_small_exports_and_small_slabs_leave_the_gpu_alone(
     fake: list[Type], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cards, "LEAST", 1 << 19)
+    monkeypatch.setattr(gpus, "LEAST", 1 << 19)
     at_once(monkeypatch)
     exported(base, tmp_path)
     assert not fake
     monkeypatch.undo()
-    monkeypatch.setattr(gpu, "available", lambda: pytest.fail("a small export asked for a card"))
+    monkeypatch.setattr(gpu, "available", lambda: pytest.fail("a small export asked for a GPU"))
     at_once(monkeypatch)
     exported(base, tmp_path)
 
 
-def test_without_a_card_neither_torch_nor_triton_is_imported(base: Path, tmp_path: Path) -> None:
+def test_without_a_gpu_neither_torch_nor_triton_is_imported(base: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from toolkit.core import hardware
 from toolkit.export import export, gpu_quantizer
-from toolkit.kernels import gpu
 gpu_quantizer.SECONDS = 0
-gpu.DEVICES = Path({str(tmp_path)!r})
+hardware.DEVICES = Path({str(tmp_path)!r})
 export(Path({str(base)!r}), None, {{"Q4_K_M": Path({str(tmp_path / "x.gguf")!r})}}, "", "small")
 sys.exit(" ".join({{"torch", "triton"}} & {{*sys.modules}}) or None)
 """
@@ -221,12 +222,12 @@ sys.exit(" ".join({{"torch", "triton"}} & {{*sys.modules}}) or None)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_hidden_card_is_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hidden_gpu_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(gpu, "DEVICES", tmp_path)
+    monkeypatch.setattr(hardware, "DEVICES", tmp_path)
     monkeypatch.setattr(gpu, "_given_up", [])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert gpu.available() == "there is no CUDA card"
+    assert gpu.available() == "there is no CUDA GPU"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
     assert gpu.available() == "PyTorch is not installed"
