@@ -204,7 +204,7 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
     folder = folder_of(settings)
     for stage in ("prepare", "train", "export"):
         done = pipeline.perform(stage, settings, folder)
-    matrix = imatrix.read(folder.imatrix)
+    matrix = imatrix.read_imatrix(folder.imatrix)
     assert matrix.dataset == "data/train.jsonl"
     assert len(matrix.sums) == done.figures["imatrix_matrices"] == 14
     assert matrix.chunks * matrix.chunk_size == done.figures["imatrix_tokens"] > 1000

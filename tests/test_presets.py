@@ -62,7 +62,7 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
     (place / "toolkit.toml").write_text(config_file.starter(values))
     done = call_toolkit("run", "--json", cwd=place, OLLAMA_HOST=server.url)
     assert done.code == 0, done.err
-    config = config_file.load(place / "toolkit.toml")
+    config = config_file.load_config(place / "toolkit.toml")
     form = prompt_format(config.prompt)
     run = place / "exports" / name
     tokenizer = load_tokenizer(run / "adapter", form)

@@ -203,12 +203,12 @@ def test_starter_round_trips_any_text(text: str, number: float, questions: list[
 
 @pytest.mark.parametrize("name", ["quickstart", "medassist"])
 def test_examples_parse(name: str) -> None:
-    settings = config_file.load(EXAMPLES / f"{name}.toml")
+    settings = config_file.load_config(EXAMPLES / f"{name}.toml")
     assert settings.run.name == name
 
 
 def test_medassist_example_is_the_recipe() -> None:
-    example, recipe = config_file.load(EXAMPLES / "medassist.toml"), config_file.build({})
+    example, recipe = config_file.load_config(EXAMPLES / "medassist.toml"), config_file.build({})
     assert example.model_copy(update={"model": recipe.model}) == recipe
     assert example.model.base == recipe.model.base
 
@@ -222,7 +222,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, said: str) -> N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ToolkitError, match=said) as caught:
-        config_file.load(path)
+        config_file.load_config(path)
     assert caught.value.exit_code == USAGE
     assert str(path) in caught.value.message
 
@@ -238,4 +238,4 @@ def test_types_of_single_tensors_are_checked() -> None:
 def test_patterns_survive_being_written(tmp_path: Path) -> None:
     overrides = {r"blk\.0\.": "Q6_K", "output.weight": "Q8_0"}
     (tmp_path / "toolkit.toml").write_text(config_file.starter({"export": {"overrides": overrides}}))
-    assert config_file.load(tmp_path / "toolkit.toml").export.overrides == overrides
+    assert config_file.load_config(tmp_path / "toolkit.toml").export.overrides == overrides

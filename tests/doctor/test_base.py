@@ -5,7 +5,7 @@ import pytest
 
 from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure
 from toolkit.core import hardware
-from toolkit.doctor import Check, table
+from toolkit.doctor import Check, checks_table
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_hub_that_does_not_answer(home: Home, monkeypatch: pytest.MonkeyPatch)
 def test_a_token_is_never_shown(home: Home, hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_aSecretThatMustNotBeSeen")
     hub(gated=True, access=403, files=("a.safetensors",))
-    assert "hf_aSecret" not in table(home.examine("model.base=some/model", offline=False))
+    assert "hf_aSecret" not in checks_table(home.examine("model.base=some/model", offline=False))
 
 
 def cache_hub(home: Home, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:

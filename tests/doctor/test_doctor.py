@@ -16,7 +16,7 @@ from toolkit import pipeline
 from toolkit.core import files, hardware
 from toolkit.core.config import MEDQUAD_CSV, Config
 from toolkit.core.run_folder import RunFolder, folder_of
-from toolkit.doctor import Check, checks, plan, table
+from toolkit.doctor import Check, checks, checks_table, plan
 from toolkit.llamacpp import checks as library_checks
 from toolkit.model import attention_kernels, base, gguf_base
 from toolkit.prepare import checks as data_checks
@@ -249,7 +249,7 @@ def test_the_attention_kernel_is_named_and_the_slow_one_warned_of(
     check = next(check for check in home.examine(stages=("train",)) if check.name == "attention")
     assert check.found == kernel and check.ok is (None if fix else True)
     assert fix in check.fix and bool(fix) == bool(check.fix)
-    assert check.fix in table([check])
+    assert check.fix in checks_table([check])
 
 
 def test_without_a_gpu_there_is_no_kernel_to_name(home: Home) -> None:
@@ -348,14 +348,14 @@ def test_a_llama_cpp_that_does_not_load(home: Home, monkeypatch: pytest.MonkeyPa
 def test_the_table_has_marks_and_every_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [Check("a", True, "fine", "never shown"), Check("b", False, "bad", "mend b"), Check("c", None, "so", "")]
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    text = table(found)
+    text = checks_table(found)
     assert all(mark in text for mark in "✓✗–")
     assert "✗ b: mend b" in text
     assert "never shown" not in text
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    plain = table(found)
+    plain = checks_table(found)
     assert "FAIL b: mend b" in plain
-    assert "What to do" not in table(found[:1])
+    assert "What to do" not in checks_table(found[:1])
 
 
 def test_the_conversion_is_found_where_base_puts_it(home: Home) -> None:

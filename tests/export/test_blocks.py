@@ -24,7 +24,7 @@ def test_blocks_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, d
         for tensor in planned.tensors:
             if tensor.stored is None:
                 continue
-            expected = families.lay_out(tensors.trained(tensor, pool), tensor.layout)
+            expected = families.to_ggml_layout(tensors.trained(tensor, pool), tensor.layout)
             source = tensors.source(tensor, None, pool)
             parts = [
                 source.read(start, min(start + source.step, source.rows))

@@ -61,7 +61,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Type]]:
 
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the GPU prove all its types before the first tensor is quantized."""
-    monkeypatch.setattr(gpus, "in_background", gpus.prove)
+    monkeypatch.setattr(gpus, "in_background", gpus.prove_types)
 
 
 def test_the_gpu_writes_the_same_files(
@@ -147,7 +147,7 @@ def test_a_gpu_that_fails_in_the_middle_loses_nothing(
     done = len(fake)
     again, names = exported(base, tmp_path)  # the next export in this process leaves it alone, and says nothing
     assert again == expected and len(fake) == done and "CUDA" not in str(names) and not capsys.readouterr().err
-    assert gpu.state(["Q4_K"]) is None
+    assert gpu.gpu_state(["Q4_K"]) is None
 
 
 def test_a_type_that_differs_is_the_cpus(

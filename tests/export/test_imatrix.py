@@ -152,7 +152,7 @@ def some_matrix(columns: dict[str, int]) -> imatrix.Imatrix:
 def test_the_file_is_llama_cpps(tmp_path: Path) -> None:
     matrix = some_matrix({"blk.0.attn_q.weight": 64, "blk.0.ffn_down.weight": 96})
     path = tmp_path / "gguf" / "small-imatrix.gguf"
-    imatrix.write(path, matrix)
+    imatrix.write_imatrix(path, matrix)
     reader = gguf.GGUFReader(path)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert fields == {
@@ -168,7 +168,7 @@ def test_the_file_is_llama_cpps(tmp_path: Path) -> None:
     assert tensors["blk.0.ffn_down.weight.in_sum2"].shape.tolist() == [96]
     assert tensors["blk.0.ffn_down.weight.counts"].data.tolist() == [1536.0]
     assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
-    again = imatrix.read(path)
+    again = imatrix.read_imatrix(path)
     assert (again.counts, again.chunks, again.chunk_size, again.dataset) == (matrix.counts, 3, 512, "data/train.jsonl")
     assert all(np.array_equal(again.sums[name], matrix.sums[name]) for name in matrix.sums)
 
@@ -196,14 +196,14 @@ def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path, names
     planned = plan(work / "base", work / "adapter", ["Q4_K_M"])
     sums, counts = imatrix.compute(work / "base", planned, ids)
     path = tmp_path / "imatrix.gguf"
-    imatrix.write(path, imatrix.Imatrix(sums, counts, 2, 128, "x", "ab" * 32))
+    imatrix.write_imatrix(path, imatrix.Imatrix(sums, counts, 2, 128, "x", "ab" * 32))
     stored = {tensor.name: tensor.data.reshape(-1) for tensor in gguf.GGUFReader(path).tensors}
     theirs_in = {
         name.removesuffix(".in_sum2"): np.ascontiguousarray(values / stored[name.replace(".in_sum2", ".counts")])
         for name, values in stored.items()
         if name.endswith(".in_sum2")
     }
-    importance = imatrix.read(path).importance()
+    importance = imatrix.read_imatrix(path).importance()
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", *names)}
     weighed = export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=importance).figures
     plain = {name: tmp_path / f"plain-{name}.gguf" for name in names}
@@ -227,7 +227,7 @@ def test_llama_quantize_itself_reads_the_file(work: Path, tmp_path: Path) -> Non
     ids = np.random.default_rng(1).integers(0, 480, (2, 128)).tolist()
     sums, counts = imatrix.compute(work / "base", plan(work / "base", work / "adapter", ["Q4_K_M"]), ids)
     matrix = imatrix.Imatrix(sums, counts, 2, 128, "data/train.jsonl", "ab" * 32)  # with the key of our own
-    imatrix.write(tmp_path / "imatrix.gguf", matrix)
+    imatrix.write_imatrix(tmp_path / "imatrix.gguf", matrix)
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M")}
     export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=matrix.importance())
     oracle = tmp_path / "oracle.gguf"
@@ -249,7 +249,7 @@ def test_a_matrix_that_does_not_fit_is_refused(work: Path, tmp_path: Path, value
 @thorough(60, 1000)
 def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "imatrix.gguf"
-    imatrix.write(path, some_matrix({"blk.0.attn_q.weight": 8, "blk.1.attn_q.weight": 8}))
+    imatrix.write_imatrix(path, some_matrix({"blk.0.attn_q.weight": 8, "blk.1.attn_q.weight": 8}))
     whole = path.read_bytes()
 
     edits = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.binary(min_size=1, max_size=9)), max_size=3)
@@ -262,7 +262,7 @@ def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int
             data[place : place + len(new)] = new
         path.write_bytes(data[:length])
         try:
-            found = imatrix.read(path)
+            found = imatrix.read_imatrix(path)
         except ToolkitError:
             return
         assert all(np.isfinite(values).all() for values in found.importance().values())

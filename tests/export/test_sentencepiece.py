@@ -139,7 +139,7 @@ def test_an_answer_behind_a_prompt_gets_no_space_of_its_own(tmp_path: Path) -> N
 
 def _kinds(folder: Path, **settings: Any) -> dict[str, tuple[float, int]]:
     (folder / "config.json").write_text("{}")
-    values = {key: value for key, (value, _) in gguf_keys.metadata(folder, 608, **settings).items()}
+    values = {key: value for key, (value, _) in gguf_keys.tokenizer_metadata(folder, 608, **settings).items()}
     texts, scores = values["tokenizer.ggml.tokens"], values["tokenizer.ggml.scores"]
     kinds = values["tokenizer.ggml.token_type"]
     return {text: (score, kind) for text, score, kind in zip(texts, scores, kinds, strict=True)}

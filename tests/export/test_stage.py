@@ -104,10 +104,12 @@ def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
 ) -> None:
     config, folder = run("IQ4_NL")
     pipeline.perform("export", config, folder)
-    whole = imatrix.read(folder.imatrix)
+    whole = imatrix.read_imatrix(folder.imatrix)
     for path in (folder.manifest, folder.gguf("IQ4_NL")):
         path.unlink()
-    imatrix.write(folder.imatrix, imatrix.Imatrix(whole.sums, whole.counts, whole.chunks, whole.chunk_size, "wiki"))
+    imatrix.write_imatrix(
+        folder.imatrix, imatrix.Imatrix(whole.sums, whole.counts, whole.chunks, whole.chunk_size, "wiki")
+    )
     foreign = folder.imatrix.read_bytes()
     with pytest.raises(ToolkitError, match=r"did not write in their present form: gguf/small-imatrix\.gguf"):
         pipeline.perform("export", config, folder)

@@ -173,7 +173,7 @@ def test_special_tokens_are_known_by_id(pair: tuple[Any, Any, str]) -> None:
 
 def metadata(folder: Path, rows: int = 512) -> dict[str, Any]:
     (folder / "config.json").write_text("{}") if not (folder / "config.json").exists() else None
-    return {key: value for key, (value, _) in gguf_keys.metadata(folder, rows).items()}
+    return {key: value for key, (value, _) in gguf_keys.tokenizer_metadata(folder, rows).items()}
 
 
 def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:

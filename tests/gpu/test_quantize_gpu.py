@@ -98,7 +98,7 @@ def test_a_whole_export_on_the_gpu_is_the_same_files(tmp_path: Path, monkeypatch
     for folder, seconds in (("cpu", 1e9), ("gpu", 0.0)):
         monkeypatch.setattr(gpu_quantizer, "SECONDS", seconds)
         monkeypatch.setattr(
-            gpu_quantizer, "in_background", gpu_quantizer.prove
+            gpu_quantizer, "in_background", gpu_quantizer.prove_types
         )  # at once: the whole export is the GPU's
         targets = {name: tmp_path / folder / f"{name}.gguf" for name in names}
         (tmp_path / folder).mkdir()

@@ -60,7 +60,7 @@ def test_one_wheel_serves_every_python_of_a_platform(built: Path, tmp_path: Path
 from pathlib import Path
 from toolkit import kernels
 kernels.LIBRARY = Path({str(tmp_path / LIBRARY)!r})
-print(kernels.state())
+print(kernels.kernels_state())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("(True, 'kernels with ")

@@ -88,7 +88,7 @@ def test_a_file_that_is_no_library_counts_as_absent(tmp_path: Path, monkeypatch:
     (tmp_path / "broken.so").write_bytes(b"not a library")
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "broken.so")
     assert kernels.opened() is None
-    sound, found = kernels.state()
+    sound, found = kernels.kernels_state()
     assert not sound and "do not load here" in found
 
 

@@ -12,7 +12,7 @@ from toolkit.core.config import TrainSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.model import memory
 from toolkit.model import shape as shapes
-from toolkit.model.memory_plan import MAX_TOKENS, Device, Strategy, describe, halved, peak, plan, share_of
+from toolkit.model.memory_plan import MAX_TOKENS, Device, Strategy, describe_plan, halved, peak, plan, share_of
 from toolkit.model.shape import Shape
 
 LLAMA_8B = shapes.known("llama-3.1-8b")
@@ -45,7 +45,7 @@ def test_the_plan_of_each_gpu(gigabytes: int, strategy: Strategy, micro_batch: i
     assert (chosen.micro_batch, chosen.tokens) == (micro_batch, micro_batch * 2048) and chosen.tokens <= MAX_TOKENS
     assert chosen.estimate is not None and chosen.estimate < gigabytes * 2**30
     assert chosen.estimate / 1e9 == pytest.approx(memory_gb, abs=0.05)
-    said = describe(chosen)
+    said = describe_plan(chosen)
     assert "8 records a step" in said and f"of {micro_batch}, {chosen.tokens:,} tokens" in said and "free" in said
     assert ("main memory" in said) == strategy.offloaded and ("dequantized once" in said) == strategy.dequantized
 
@@ -121,7 +121,7 @@ def test_what_is_unknown_leaves_the_settings_own_batch(shape: Shape | None) -> N
     chosen = plan(shape, TrainSettings(), replace(gpu(80), free=None if shape else 10**11))
     assert (chosen.micro_batch, chosen.accumulation, chosen.tokens) == (2, 4, 2 * 2048)
     assert chosen.fits and chosen.estimate is None and chosen.strategy == Strategy(checkpointing=True)
-    assert ("computed" not in describe(chosen) and "unknown" in chosen.reason) or "does not tell" in chosen.reason
+    assert ("computed" not in describe_plan(chosen) and "unknown" in chosen.reason) or "does not tell" in chosen.reason
 
 
 def test_a_cpu_takes_no_more_at_once_than_the_settings_call_a_batch() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from toolkit.core.config import DataSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.prepare.clean import clean, find_columns, wanted_names
-from toolkit.prepare.read import Table, read
+from toolkit.prepare.read import Table, read_table
 from toolkit.prepare.split import drop_duplicates
 
 WANTED = wanted_names(DataSettings())
@@ -19,7 +19,7 @@ WANTED = wanted_names(DataSettings())
 def reading(tmp_path: Path, name: str, content: bytes | str) -> Table:
     path = tmp_path / name
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-    return read(path, WANTED)
+    return read_table(path, WANTED)
 
 
 def refused(tmp_path: Path, name: str, content: bytes | str) -> ToolkitError:
@@ -69,7 +69,7 @@ def test_a_stray_quote_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_real_medquad(medquad: Path) -> None:
-    table = read(medquad, WANTED)
+    table = read_table(medquad, WANTED)
     assert len(table.rows) == 2479
     assert table.sha256 == "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"
 
@@ -107,7 +107,7 @@ def test_parquet(tmp_path: Path, name: str) -> None:
         }
     )
     pq.write_table(table, tmp_path / name)
-    rows = read(tmp_path / name, WANTED).rows
+    rows = read_table(tmp_path / name, WANTED).rows
     assert [row.values["question"] for row in rows] == ["q", "r", None]
     assert [row.values["answer"] for row in rows] == ["fine", "\udcff\udcfe", "x"]
 
@@ -154,9 +154,9 @@ def test_a_truncated_parquet_file(tmp_path: Path) -> None:
 
 def test_missing_and_folder(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="no data file"):
-        read(tmp_path / "none.csv", WANTED)
+        read_table(tmp_path / "none.csv", WANTED)
     with pytest.raises(ToolkitError, match="is a folder"):
-        read(tmp_path, WANTED)
+        read_table(tmp_path, WANTED)
 
 
 def test_one_undecodable_row_is_a_rejected_row(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_no_csv_row_is_lost(
     writer.writerows([["id", "question", "answer"], *rows])
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(buffer.getvalue().encode("utf-8-sig" if bom else "utf-8"))
-    table = read(path, WANTED)
+    table = read_table(path, WANTED)
     assert [row.number for row in table.rows] == list(range(1, len(rows) + 1))
     for row, written in zip(table.rows, rows, strict=True):
         if len(written) == 3:
@@ -230,7 +230,7 @@ def test_no_jsonl_row_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: li
     rows = [{"question": "q", "answer": "a"}, *rows]
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    table = read(path, WANTED)
+    table = read_table(path, WANTED)
     records, rejected = clean(table, find_columns(table, DataSettings()), "Explain:")
     numbers = [record.number for record in records] + [item.number for item in rejected]
     assert sorted(numbers) == list(range(1, len(rows) + 1))
@@ -239,4 +239,4 @@ def test_no_jsonl_row_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: li
 def test_a_few_binary_bytes_are_called_binary(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"\x00\x01\x02binary")
     with pytest.raises(ToolkitError, match="no rows: it looks like binary data"):
-        read(tmp_path / "b.csv", {"answer"})
+        read_table(tmp_path / "b.csv", {"answer"})

@@ -45,7 +45,7 @@ def _short_answers(monkeypatch):
 @pytest.fixture
 def no_proof(monkeypatch):
     """The proof of prompts only reads: what is about names, disks and kills does without."""
-    monkeypatch.setattr(prompt_parity, "prove", lambda *arguments: {})
+    monkeypatch.setattr(prompt_parity, "prove_prompts", lambda *arguments: {})
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from toolkit.core.config import DataSettings, OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
 from toolkit.prepare.clean import clean, find_columns, wanted_names
-from toolkit.prepare.read import read
+from toolkit.prepare.read import read_table
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, go_template, prompt_text
 from toolkit.prompt.tokenizer import load_tokenizer
@@ -41,7 +41,7 @@ def save_model(folder: Path, name: str) -> Path:
 def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch, capsys, preset, vocabulary):
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    table = read(outside.medquad(), wanted_names(DataSettings()))
+    table = read_table(outside.medquad(), wanted_names(DataSettings()))
     records, rejected = clean(table, find_columns(table, DataSettings()), "Explain:")
     rows = [{"input": record.question, "instruction": record.instruction} for record in records]
     assert len(rows) + len(rejected) == 2479 and len(rejected) < 10
@@ -75,7 +75,7 @@ def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch,
     monkeypatch.setattr(prompt_parity, "COUNT_SECONDS", float("inf"))
     started = time.monotonic()
     with server.http(settings) as http:
-        found = prompt_parity.prove(http, "real", gguf, form, tokenizer, rows)
+        found = prompt_parity.prove_prompts(http, "real", gguf, form, tokenizer, rows)
     with capsys.disabled():
         print(f"\n{preset}, {vocabulary}: {len(rows)} prompts in {time.monotonic() - started:.1f} s, {found}")
     assert found["prompts_verified"] == found["prompts_tokenized"] == found["prompts_counted"] == len(rows)

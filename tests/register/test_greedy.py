@@ -51,7 +51,7 @@ def test_every_client_sends_the_same_prompt(ollama, tmp_path):
         files={"same.gguf": client.create_blob(str(gguf))},
         template=renderings.go_template(form, form.eos),
         system=form.instruction,
-        parameters={**greedy.parameters(8), "num_ctx": 1024, "num_thread": 1, "stop": [form.eos]},
+        parameters={**greedy.greedy_parameters(8), "num_ctx": 1024, "num_thread": 1, "stop": [form.eos]},
     )
     question = "How to prevent Noonan syndrome?"
     messages = [{"role": "user", "content": question}]

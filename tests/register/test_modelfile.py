@@ -22,7 +22,7 @@ hostile = st.lists(st.sampled_from(HOSTILE), max_size=12).map("".join) | st.text
 def representable(value: str) -> bool:
     """The same rule as the writer's, said in another way: what the reader gives back is the value itself."""
     try:
-        commands = modelfile.read(f'FROM x\nSYSTEM """{value}"""\nLICENSE after')
+        commands = modelfile.read_modelfile(f'FROM x\nSYSTEM """{value}"""\nLICENSE after')
     except ToolkitError:
         return False
     return commands[1:] == [Command("system", value), Command("license", "after")]
@@ -53,7 +53,7 @@ def test_what_is_written_is_read_back(values, stops):
         [f"FROM {quoted[0]}", f"TEMPLATE {quoted[1]}", *lines, f"SYSTEM {quoted[2]}", f"LICENSE {quoted[3]}", ""]
     )
     expected = Modelfile(values[0], values[1], values[2], {"stop": stops} if stops else {}, (values[3],))
-    assert modelfile.meaning(modelfile.read(text)) == expected
+    assert modelfile.meaning(modelfile.read_modelfile(text)) == expected
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_refusals_say_what_and_where(value, said):
     ],
 )
 def test_the_reader_reads_as_the_server_does(body, commands):
-    assert modelfile.read(f"\ufeffFROM x\n{body}")[1:] == [Command(*command) for command in commands]
+    assert modelfile.read_modelfile(f"\ufeffFROM x\n{body}")[1:] == [Command(*command) for command in commands]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_the_reader_reads_as_the_server_does(body, commands):
 )
 def test_the_reader_refuses_what_the_server_refuses(text, said):
     with pytest.raises(ToolkitError, match=said):
-        modelfile.read(text)
+        modelfile.read_modelfile(text)
 
 
 def test_wrong_parameters_are_listed_all_at_once():
@@ -121,7 +121,7 @@ def test_wrong_parameters_are_listed_all_at_once():
         "PARAMETER use_mmap maybe\nPARAMETER typical_p 1\nADAPTER y\nMESSAGE user hi\nPARAMETER min_p 1e-2"
     )
     with pytest.raises(ToolkitError) as caught:
-        modelfile.meaning(modelfile.read(text))
+        modelfile.meaning(modelfile.read_modelfile(text))
     said = caught.value.message.splitlines()[1:]
     assert [line.split(":")[0].strip() for line in said] == [
         "PARAMETER num_ctx",
@@ -178,7 +178,7 @@ def own_template(tmp_path, change):
 def test_the_modelfile_of_the_default_settings(tmp_path):
     config, folder = settings_with(tmp_path)
     text = modelfile_text(config, folder, tiny_gguf.EOS)
-    found = modelfile.meaning(modelfile.read(text))
+    found = modelfile.meaning(modelfile.read_modelfile(text))
     form = format.prompt_format(config.prompt)
     assert "FROM ./gguf/medassist-Q4_K_M.gguf\n" in text
     assert found.template == renderings.go_template(form, tiny_gguf.EOS)
@@ -200,7 +200,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
 def test_every_parameter_of_the_settings_arrives(tmp_path):
     mine = {"num_ctx": 333, "num_predict": 7, "temperature": 0.0, "top_p": 1.0, "top_k": 1, "repeat_penalty": 1e-7}
     config, folder = settings_with(tmp_path, ollama={**mine, "seed": 9, "license": 'MIT\n"as is"'})
-    found = modelfile.meaning(modelfile.read(modelfile_text(config, folder, "</s>")))
+    found = modelfile.meaning(modelfile.read_modelfile(modelfile_text(config, folder, "</s>")))
     assert {name: found.parameters[name] for name in mine} == mine
     assert found.parameters["seed"] == 9 and found.parameters["stop"][0] == "</s>"
     assert found.licenses[0].endswith('\n\nMIT\n"as is"')
@@ -218,7 +218,7 @@ def test_a_template_may_add_to_ours(tmp_path):
         tmp_path, lambda text: text + "# mine\r\nPARAMETER num_thread 2\nPARAMETER stop END\nLICENSE more\n"
     )
     config, folder = settings_with(tmp_path, **sections)
-    found = model_spec.describe(config, folder, tiny_gguf.EOS).spec
+    found = model_spec.describe_model(config, folder, tiny_gguf.EOS).spec
     assert found.parameters["num_thread"] == 2
     assert found.parameters["stop"][-1] == "END" and len(found.parameters["stop"]) == 5
     assert found.licenses[1] == "more"

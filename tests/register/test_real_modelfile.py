@@ -133,7 +133,7 @@ def test_the_reader_agrees_with_the_real_parser(judge, body):
     text = f"FROM x\nSYSTEM {body}"
     shown = judge(text)
     try:
-        commands = modelfile.read(text)
+        commands = modelfile.read_modelfile(text)
     except ToolkitError:
         assert isinstance(shown, str), f"the server reads it: {shown.get('system')!r}"
     else:

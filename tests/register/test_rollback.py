@@ -28,7 +28,7 @@ def recorded(run, outcome):
 
 
 def states(run, manifest):
-    return {tag: held["state"] for tag, held in status.state(run.config, manifest)["tags"].items()}
+    return {tag: held["state"] for tag, held in status.server_state(run.config, manifest)["tags"].items()}
 
 
 def test_back_and_forth(ollama, tmp_path):
@@ -93,7 +93,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     run = make_run(tmp_path / "a", ollama.url, "seen", seed=51)
     write_manifest(run.folder, read_manifest(run.folder))  # earlier stages have given the run its id
     manifest = recorded(run, run.register())
-    found = status.state(run.config, manifest)
+    found = status.server_state(run.config, manifest)
     tags = found["tags"]
     assert set(tags) == {"latest", "f16", "f32"}
     for tag, quantization in (("latest", "F32"), ("f16", "F16")):

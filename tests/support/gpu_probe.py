@@ -29,7 +29,7 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
     from toolkit.model.base import Base
     from toolkit.model.memory_plan import Strategy
     from toolkit.train.backend import choose
-    from toolkit.train.job import lay_out, process_state
+    from toolkit.train.job import lay_out_job, process_state
 
     config = Config.model_validate(json.loads(config_path.read_text()))
     backend = choose(backend_name)  # Unsloth comes before torch's other libraries
@@ -40,7 +40,7 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
     from toolkit.train import examples, trainer
 
     base, precision = Base(str(base_path), base_path), backend.precision("auto")
-    job = lay_out(config, folder_of(config), base, backend, precision, restart=False, at_most=0)
+    job = lay_out_job(config, folder_of(config), base, backend, precision, restart=False, at_most=0)
     job.plan = replace(job.plan, strategy=Strategy(False, dequantized=way == "dequantized"))
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[precision]
     model = backend.load(base, config, job.plan, process_state(backend).device, dtype)

@@ -30,7 +30,7 @@ def test_a_base_is_loaded_in_the_type_that_the_passes_compute_in(
 ) -> None:
     """Whatever the repository says: else each pass would write the frozen weights out again, in the other type."""
     a_gpu(monkeypatch, MASK)
-    model = peft_backend.load(four_bit, small[0], plan(dequantized=dequantized), None, torch.float16)
+    model = peft_backend.load_with_peft(four_bit, small[0], plan(dequantized=dequantized), None, torch.float16)
     layer = model.base_model.model.model.layers[0].mlp.up_proj.base_layer
     if dequantized:
         assert type(layer) is torch.nn.Linear
@@ -49,7 +49,7 @@ def test_a_plain_base_is_quantized_on_a_gpu_alone(
     for device in ("cpu", None):
         if device is None:
             a_gpu(monkeypatch, MASK)
-        model = peft_backend.load(base, small[0], plan(), device, torch.bfloat16)
+        model = peft_backend.load_with_peft(base, small[0], plan(), device, torch.bfloat16)
         kinds.append(model.base_model.model.model.layers[0].mlp.up_proj.base_layer)
     assert type(kinds[0]) is torch.nn.Linear and kinds[0].weight.dtype == torch.float32
     assert type(kinds[1]).__name__ == "Linear4bit" and kinds[1].compute_dtype == torch.bfloat16
@@ -71,7 +71,7 @@ def test_the_attention_is_one_that_computes_all_a_family_has(
     """torch's leaves Gemma-2's soft cap out; the kernel for packed records is told where they begin."""
     folder = families.save(small[1].path / "base", family)
     a_gpu(monkeypatch, kernel)
-    model = peft_backend.load(Base("base", folder), small[0], plan(), None, torch.bfloat16)
+    model = peft_backend.load_with_peft(Base("base", folder), small[0], plan(), None, torch.bfloat16)
     assert model.config._attn_implementation == attention
     assert (varlen.add_lengths in model._forward_pre_hooks.values()) == (kernel == VARLEN)
     assert f"attention of packed records: {kernel}" in " ".join(capsys.readouterr().err.split())

@@ -49,17 +49,17 @@ def steps_and_lengths(draw: st.DrawFn) -> tuple[batches.Rows, batches.Rows, int]
 @given(steps_and_lengths())
 def test_a_layout_only_reorders_the_records_inside_a_step(case: tuple[batches.Rows, batches.Rows, int]) -> None:
     steps, lengths, micro_batches = case
-    laid = batches.lay_out(steps, lengths, micro_batches)
+    laid = batches.pack_steps(steps, lengths, micro_batches)
     assert laid.shape == (len(steps), micro_batches, steps.shape[1] // micro_batches)
     for step, layout in zip(steps, laid, strict=True):
         assert sorted(step) == sorted(layout.reshape(-1))
-    assert (laid == batches.lay_out(steps, lengths, micro_batches)).all()
+    assert (laid == batches.pack_steps(steps, lengths, micro_batches)).all()
 
 
 @given(steps_and_lengths())
 def test_micro_batches_part_by_the_longest_record_at_most(case: tuple[batches.Rows, batches.Rows, int]) -> None:
     steps, lengths, micro_batches = case
-    for layout in lengths[batches.lay_out(steps, lengths, micro_batches)]:
+    for layout in lengths[batches.pack_steps(steps, lengths, micro_batches)]:
         tokens = layout.sum(axis=1)
         assert tokens.max() - tokens.min() <= layout.max()
         rounds = layout.T  # each deals a record to every micro-batch, the longest first
@@ -68,7 +68,7 @@ def test_micro_batches_part_by_the_longest_record_at_most(case: tuple[batches.Ro
 
 def test_rounds_go_forwards_and_backwards_in_turn() -> None:
     lengths = np.array([10, 80, 30, 60, 50, 40, 70, 20])
-    laid = batches.lay_out(np.arange(8)[None], lengths, 2)
+    laid = batches.pack_steps(np.arange(8)[None], lengths, 2)
     assert lengths[laid].tolist() == [[[80, 50, 40, 10], [70, 60, 30, 20]]]
 
 
@@ -83,7 +83,7 @@ def test_two_processes_have_about_equally_much_to_do(micro_batches: int) -> None
         shares = np.stack([lengths[laid[:, process::2]].sum(axis=(1, 2)) for process in (0, 1)])
         return float((shares.max(axis=0) / shares.mean(axis=0)).mean()) - 1
 
-    assert excess(batches.lay_out(steps, lengths, micro_batches)) < 0.02
+    assert excess(batches.pack_steps(steps, lengths, micro_batches)) < 0.02
     assert excess(steps.reshape(60, micro_batches, -1)) > 0.04
 
 

@@ -42,7 +42,7 @@ def test_only_the_answer_and_eos_are_learned(base: Base, tmp_path: Path) -> None
 def test_text_like_control_tokens_is_learned_as_text(base: Base, tmp_path: Path, text: str) -> None:
     tokenizer = load_tokenizer(base.folder)
     example = one(tmp_path / "x", tokenizer, {"input": text, "output": f"x {text} y"}, TrainSettings())
-    examples.prove([example], tokenizer)
+    examples.prove_examples([example], tokenizer)
     assert example.input_ids.count(tokenizer.eos) == 1
     assert example.input_ids.count(tokenizer.bos) == 1
 
@@ -50,7 +50,7 @@ def test_text_like_control_tokens_is_learned_as_text(base: Base, tmp_path: Path,
 def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(base.folder)
     good = one(tmp_path / "x", tokenizer, {"input": "What?", "output": "That."}, TrainSettings())
-    examples.prove([good], tokenizer)
+    examples.prove_examples([good], tokenizer)
     for bad, said in (
         (replace(good, input_ids=good.input_ids[:-1], labels=good.labels[:-1]), "EOS"),
         (replace(good, labels=[*good.labels[:-1], IGNORED]), "EOS"),
@@ -59,7 +59,7 @@ def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tm
         (replace(good, labels=[IGNORED] * (len(good.labels) - 1) + [tokenizer.eos]), "nothing of its answer"),
     ):
         with pytest.raises(ToolkitError, match=f"row 7.*{said}"):
-            examples.prove([good, bad], tokenizer)
+            examples.prove_examples([good, bad], tokenizer)
 
 
 def test_a_record_over_the_context_is_refused(base: Base, tmp_path: Path) -> None:

@@ -214,28 +214,28 @@ def test_with_a_gpu_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.M
 def test_a_gpu_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Turing and Volta do: torch counts the emulation unless told not to."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert peft_backend.backend("cuda", "").precision("auto") == "f16"
-    assert peft_backend.backend("cuda", "").precision("bf16") == "bf16"
+    assert peft_backend.make_peft_backend("cuda", "").precision("auto") == "f16"
+    assert peft_backend.make_peft_backend("cuda", "").precision("bf16") == "bf16"
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert peft_backend.backend("cuda", "").precision("auto") == "bf16"
+    assert peft_backend.make_peft_backend("cuda", "").precision("auto") == "bf16"
 
 
 def test_a_gpu_does_not_train_in_float32() -> None:
     with pytest.raises(ToolkitError, match="f32, but a GPU"):
-        peft_backend.backend("cuda", "").precision("f32")
-    assert peft_backend.backend("cpu", "").precision("f32") == "f32"
+        peft_backend.make_peft_backend("cuda", "").precision("f32")
+    assert peft_backend.make_peft_backend("cpu", "").precision("f32") == "f32"
 
 
 @pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "f32")])
 def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, has: bool, precision: str) -> None:
     monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: has)
-    assert peft_backend.backend("cpu", "").precision("auto") == precision
+    assert peft_backend.make_peft_backend("cpu", "").precision("auto") == precision
 
 
 def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it raises ImportError
     with pytest.raises(backend.UnslothFailed, match="ModuleNotFoundError") as caught:
-        unsloth_backend.backend()
+        unsloth_backend.make_unsloth_backend()
     assert 'train.backend = "peft"' in caught.value.hint and caught.value.exit_code == MISSING
 
 

@@ -56,7 +56,7 @@ def laid_out(settings: Config, records: list[examples.Example], micro_batches: i
     values = settings.train
     lengths = np.array([len(record.input_ids) for record in records])
     steps = values.steps_for(len(records))
-    return batches.lay_out(
+    return batches.pack_steps(
         batches.step_records(len(records), values.records_a_step, steps, values.seed), lengths, micro_batches
     )
 
@@ -415,8 +415,8 @@ def test_records_in_one_row_have_the_losses_they_have_alone(
     )
     saved = families.save(tmp_path / "base", family, **FAMILIES[family])
     base = Base("base", saved)
-    backend = peft_backend.backend("cpu", "")
-    work = job.lay_out(settings, folder, base, backend, "f32", restart=False, at_most=0)
+    backend = peft_backend.make_peft_backend("cpu", "")
+    work = job.lay_out_job(settings, folder, base, backend, "f32", restart=False, at_most=0)
     assert work.plan.micro_batch == 4
     model = backend.load(base, settings, work.plan, "cpu", torch.float32)
     data = examples.dataset(work.splits["train"]).select(work.order.reshape(-1))

@@ -147,7 +147,9 @@ def test_a_model_attends_inside_each_record_by_the_kernel(
     folder = families.save(tmp_path / "base", family, **({"sliding_window": window} if window else {}))
     records = [torch.randint(3, 480, (length,)) for length in (40, 7, 90, 61)]
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=varlen.register())
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=varlen.register_kernel()
+    )
     model.register_forward_pre_hook(varlen.add_lengths, with_kwargs=True)
     with torch.no_grad():
         alone = sum(float(reference(ids[None], labels=ids[None]).loss) * (len(ids) - 1) for ids in records)
@@ -173,7 +175,7 @@ def test_without_lengths_torchs_own_attention_does_it(tmp_path: Path, monkeypatc
     folder = families.save(tmp_path / "base", "llama")
     prompt = torch.randint(3, 480, (1, 30), generator=torch.Generator().manual_seed(3))
     found = []
-    for name in ("sdpa", varlen.register()):
+    for name in ("sdpa", varlen.register_kernel()):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=name)
         model.register_forward_pre_hook(varlen.add_lengths, with_kwargs=True)
         options = {"attention_mask": torch.ones_like(prompt), "do_sample": False, "max_new_tokens": 12}

@@ -57,7 +57,7 @@ def test_f32_answers_equal_the_trained_models(made: scored_models.World, trained
     from transformers import GenerationConfig
 
     answers = trained.measure(made.folder.gguf("F32"), "F32", ask=True).answers
-    model, _ = reference.load(made.base.folder, made.folder.adapter)
+    model, _ = reference.load_reference(made.base.folder, made.folder.adapter)
     model.get_base_model().generation_config = GenerationConfig()
     for prompt, answer in zip(trained.prompts, answers, strict=True):
         ids = trained.tokenizer.prompt_ids(prompt)

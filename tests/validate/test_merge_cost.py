@@ -17,7 +17,7 @@ from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.manifest import StageRecord
 from toolkit.model import dequantized, merge_base
 from toolkit.model.merge_base import OtherBase
-from toolkit.validate import reference, table, validate
+from toolkit.validate import reference, report_table, validate
 from toolkit.validate.metrics import perplexity
 
 
@@ -104,12 +104,12 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     assert outcome.figures["merge"] == entry
     documented = (validate.__doc__ or "").replace("\n", " ")
     assert [name for name in entry if f"`{name}`" not in documented] == []
-    shown, card = table(outcome.figures).splitlines()[-1], run.folder.model_card.read_text(encoding="utf-8")
+    shown, card = report_table(outcome.figures).splitlines()[-1], run.folder.model_card.read_text(encoding="utf-8")
     assert shown.startswith("merged into tiny, trained on tiny-bnb-4bit: mean KL ")
     for value in (f"{entry['perplexity']:.3f}", f"{entry['trained_perplexity']:.3f}", "part of no verdict"):
         assert value in shown and value in card
     report["merge"]["merged_as_trained"] = True
-    assert "merged into tiny-bnb-4bit, which it was trained on; into tiny instead: mean KL" in table(report)
+    assert "merged into tiny-bnb-4bit, which it was trained on; into tiny instead: mean KL" in report_table(report)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_what_cannot_be_measured_is_said_and_fails_nothing(
     report = json.loads(run.folder.report.read_text(encoding="utf-8"))
     assert report["passed"] is True and report["merge"]["mean_kl"] is None
     assert words in report["merge"]["problem"]
-    assert words in table(report) and "not measured" in capsys.readouterr().err
+    assert words in report_table(report) and "not measured" in capsys.readouterr().err
 
 
 def record(device: str, **settings: Any) -> StageRecord:

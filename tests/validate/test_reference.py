@@ -151,7 +151,7 @@ def test_bad_held_out_files(made: scored_models.World, tmp_path: Path, content: 
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(ToolkitError, match=message) as caught:
-        heldout.read(path, prompt_format(made.config.prompt), load(made.base.folder))
+        heldout.read_held_out(path, prompt_format(made.config.prompt), load(made.base.folder))
     assert caught.value.hint
 
 
@@ -163,14 +163,14 @@ def test_an_adapter_of_another_base_is_refused(made: scored_models.World, tmp_pa
     weights = {name: torch.cat([tensor, tensor], dim=1) for name, tensor in load_file(path).items()}
     save_file(weights, path)
     with pytest.raises(ToolkitError, match=r"does not fit the base .*size mismatch"):
-        reference.load(made.base.folder, tmp_path / "adapter")
+        reference.load_reference(made.base.folder, tmp_path / "adapter")
 
 
 def test_a_pickled_adapter_is_never_loaded(made: scored_models.World, tmp_path: Path) -> None:
     shutil.copytree(made.folder.adapter, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(ToolkitError, match=r"has no adapter_model\.safetensors") as caught:
-        reference.load(made.base.folder, tmp_path / "adapter")
+        reference.load_reference(made.base.folder, tmp_path / "adapter")
     assert caught.value.exit_code == MISSING
 
 

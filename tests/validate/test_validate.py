@@ -11,7 +11,7 @@ from toolkit.core.manifest import FileRecord, StageRecord, record_file
 from toolkit.export import export
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
-from toolkit.validate import _gate, table, validate
+from toolkit.validate import _gate, report_table, validate
 from toolkit.validate.model_card import model_card
 
 
@@ -24,7 +24,7 @@ def passed(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) 
     assert outcome.figures["quantizations"]["F32"]["mean_kl"] < 1e-9
     assert set(outcome.figures["quantizations"]) == set(scored_models.QUANTIZATIONS)
     json.dumps(outcome.figures)  # it goes into the manifest
-    assert table(outcome.figures) == table(report_of(run))  # the screen shows it from there
+    assert report_table(outcome.figures) == report_table(report_of(run))  # the screen shows it from there
     return run
 
 
@@ -61,7 +61,7 @@ def test_nothing_else_is_left_in_the_run_folder(passed: scored_models.World) -> 
 
 
 def test_the_table_names_every_quantization_and_its_verdict(passed: scored_models.World) -> None:
-    lines = table(report_of(passed)).splitlines()
+    lines = report_table(report_of(passed)).splitlines()
     assert "quantization" in lines[0] and "99 % KL" in lines[0]
     for name in scored_models.QUANTIZATIONS:
         assert any(name in line and "passed" in line for line in lines)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def _load(path: str, overrides: tuple[str, ...]) -> "tuple[Config, RunFolder]":
-    from toolkit.core.config_file import load
+    from toolkit.core.config_file import load_config
     from toolkit.core.run_folder import folder_of
 
-    config = load(Path(path), overrides)
+    config = load_config(Path(path), overrides)
     return config, folder_of(config)
 
 
@@ -58,8 +58,8 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
 
     Tools, base model, data, memory and disk (both computed), Ollama; each failing check has its fix.
     """
+    from toolkit.doctor import checks_table
     from toolkit.doctor import doctor as examine
-    from toolkit.doctor import table
 
     config, folder = _load(path, overrides)
     checks = examine(config, folder, offline=_offline(), stages=pipeline.records([*pipeline.STAGES]))
@@ -67,14 +67,14 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]
     if failed:
         if not console.as_json():
-            console.result({}, table(checks))
+            console.result({}, checks_table(checks))
         raise ToolkitError(
             f"{len(failed)} of {len(checks)} checks failed: {', '.join(check.name for check in failed)}",
             hint=failed[0].fix,
             exit_code=MISSING,
             details={"checks": listed},
         )
-    console.result({"checks": listed}, table(checks))
+    console.result({"checks": listed}, checks_table(checks))
     console.next_step(_command("run"))
 
 
@@ -189,7 +189,7 @@ def export(
         if form == "gguf":
             _stage("export", path, overrides, dry_run, force)
             return
-        order = standalone.of_run(*_load(path, overrides))
+        order = standalone.order_of_run(*_load(path, overrides))
     else:
         order = standalone.of_adapter(Path(adapter), base, path, overrides)
     figures = standalone.carry_out(order, form, quantizations, output, dry_run=dry_run, force=force)

@@ -41,7 +41,7 @@ def of_export(figures: dict[str, Any]) -> Summary:
     if "plan" in figures:
         from toolkit.export import preview
 
-        text = f"{preview.table(figures['plan'])}\n{text}"
+        text = f"{preview.plan_table(figures['plan'])}\n{text}"
     return figures, text
 
 
@@ -57,10 +57,10 @@ def of_rollback(figures: dict[str, Any]) -> Summary:
 
 def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
     """Say what the server holds under the run's name; a server that fails is no reason to show no status."""
-    from toolkit.register.status import state
+    from toolkit.register.status import server_state
 
     try:
-        found = state(config, manifest)
+        found = server_state(config, manifest)
     except ToolkitError as exc:
         return {"problem": exc.message}, f"Ollama: {exc.message}"
     if found["version"] is None:
@@ -123,8 +123,8 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
     if writing and stages == ["export"]:
         from toolkit.export import preview as exports
 
-        found["plan"] = exports.describe(writing)
-        text += f"\n{exports.table(found['plan'])}"
+        found["plan"] = exports.describe_export(writing)
+        text += f"\n{exports.plan_table(found['plan'])}"
     elif writing:
         listed = ", ".join(f"{name} {console.size(count)}" for name, count in writing.bytes.items())
         text += f"\nGGUF files: {listed}"

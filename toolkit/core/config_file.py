@@ -15,7 +15,7 @@ from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import USAGE, ToolkitError
 
 
-def load(path: Path, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a `toolkit.toml` and apply `section.key=value` overrides; every problem is reported in one error.
 
     Raises ToolkitError (exit 2) for a missing file, broken TOML, and unknown or ill-typed settings.

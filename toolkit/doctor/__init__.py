@@ -92,7 +92,7 @@ def _broken(name: str, exc: Exception) -> Check:
     return Check(name, False, f"the check broke down: {reason[:300]}", "see it in full with TOOLKIT_DEBUG=1")
 
 
-def table(found: Sequence[Check]) -> str:
+def checks_table(found: Sequence[Check]) -> str:
     """Lay the checks out as a table, with the fix of each that is not in order below it."""
     marks = {True: ("✓", "ok"), False: ("✗", "FAIL"), None: ("–", "-")}
     plain = not _writable("✓✗–")

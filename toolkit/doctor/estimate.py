@@ -22,10 +22,10 @@ def conversion(shape: Shape) -> Parts:
     return {"libraries": LIBRARIES, "weights": 8 * shape.parameters()}
 
 
-def export(shape: Shape, cores: int, *, whole: bool) -> Parts:
+def export_memory(shape: Shape, cores: int, *, whole: bool) -> Parts:
     """Return the peak of an export; `whole` where the base has 4 bits, whose tensors stand whole in float32."""
     largest = max(shape.table(), *(inputs * outputs for inputs, outputs in shape.linears().values()))
-    return memory.export(4 * largest if whole else 0, cores)
+    return memory.export_peak(4 * largest if whole else 0, cores)
 
 
 def validation(shape: Shape, files: Mapping[str, int], context: int, *, on_gpu: bool = False) -> Parts:

@@ -50,7 +50,7 @@ def memory(job: Job) -> list[Check]:
         checks.append(_compare("memory: conversion", estimate.conversion(job.shape), free, MORE))
     if "export" in job.stages:
         whole = base.merge_label(job.config.model, job.config.export).endswith(base.FOUR_BIT)
-        parts = estimate.export(job.shape, hardware.cores(), whole=whole)
+        parts = estimate.export_memory(job.shape, hardware.cores(), whole=whole)
         checks.append(_compare("memory: export", parts, free, MORE))
     if "validate" in job.stages:
         checks.append(_compare("memory: validation", _validation(job), free, MORE))
@@ -70,7 +70,7 @@ def _training(job: Job, free: int | None) -> Check:
     check = _compare(name, parts, there.free, "")
     if not chosen.fits:
         return Check(name, False, check.found, _what_fits(job, there))
-    return Check(name, check.ok, f"{check.found}; {memory_plan.describe(chosen)}", "")
+    return Check(name, check.ok, f"{check.found}; {memory_plan.describe_plan(chosen)}", "")
 
 
 def training_machine(job: Job, free: int | None) -> Device:

@@ -146,7 +146,7 @@ def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, na
         Keys.General.SIZE_LABEL: (label, GGUFValueType.STRING),
         **planned.family.metadata(planned.model),
         Keys.General.QUANTIZATION_VERSION: (GGML_QUANT_VERSION, GGUFValueType.UINT32),
-        **gguf_keys.metadata(
+        **gguf_keys.tokenizer_metadata(
             planned.vocabulary,
             planned.model.vocabulary,
             base,

@@ -13,12 +13,12 @@ def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
     from toolkit import kernels
     from toolkit.kernels import gpu
 
-    sound, found = kernels.state()
+    sound, found = kernels.kernels_state()
     fix = "install a C++ compiler (Debian: apt install g++), then install the toolkit again; no other change is needed"
     checks = [Check("quantizer", True if sound else None, found, "" if sound else fix)]
     mixtures = {name[:4] for name in quantizations}
     kinds = sorted(mixtures | ({"Q6_K"} if any(name.endswith("_K") for name in mixtures) else set()))
-    quantizer_gpu = gpu.state([kind for kind in kinds if kind in gpu.NAMES])
+    quantizer_gpu = gpu.gpu_state([kind for kind in kinds if kind in gpu.NAMES])
     if quantizer_gpu is not None:
         sound, found = quantizer_gpu
         fix = "nothing need be done: the CPU does it, to the same bytes; another version of PyTorch may mend the GPU's"

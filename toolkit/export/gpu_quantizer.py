@@ -91,7 +91,7 @@ def beside(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix, cores: int)
 
 def in_background(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
     """Start the proving in a thread of its own."""
-    threading.Thread(target=prove, args=(quantizer_gpu, needs), name="gpu").start()
+    threading.Thread(target=prove_types, args=(quantizer_gpu, needs), name="gpu").start()
 
 
 def needed(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix) -> Mapping[Need, int]:
@@ -103,7 +103,7 @@ def needed(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix) -> Mapping[
     return dict(found.most_common())
 
 
-def prove(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
+def prove_types(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
     """Let the GPU prove one type after the other; whatever breaks, the CPU does the export."""
     try:
         if gpu.available():

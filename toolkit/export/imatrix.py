@@ -71,7 +71,7 @@ class Chunks:
     dataset: str
 
 
-def of_run(folder: RunFolder, planned: Plan, form: PromptFormat, tokenizer: Tokenizer) -> Chunks:
+def chunks_of_run(folder: RunFolder, planned: Plan, form: PromptFormat, tokenizer: Tokenizer) -> Chunks:
     """Choose what a run's trained model is measured on: its training split, never what it is validated with.
 
     Raises ToolkitError if the training split is missing, holds a held-out record, or is too short.
@@ -240,7 +240,7 @@ def _row(value: Any, index: int, count: int) -> Any:
     return value if whole else value[index : index + 1]
 
 
-def write(path: Path, matrix: Imatrix) -> None:
+def write_imatrix(path: Path, matrix: Imatrix) -> None:
     """Write an importance matrix whole or not at all, in the layout of llama.cpp's tools/imatrix."""
     metadata: Metadata = {
         "general.type": ("imatrix", GGUFValueType.STRING),
@@ -261,7 +261,7 @@ def write(path: Path, matrix: Imatrix) -> None:
             file.pad()
 
 
-def read(path: Path) -> Imatrix:
+def read_imatrix(path: Path) -> Imatrix:
     """Read an importance matrix, ours or llama.cpp's; raises ToolkitError if it is none or damaged."""
     data = open_gguf(path)
     counts, size = data.metadata.get("imatrix.chunk_count"), data.metadata.get("imatrix.chunk_size")

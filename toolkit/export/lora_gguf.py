@@ -105,7 +105,7 @@ def scaled_b(delta: Delta, layout: Layout, alpha: float, pool: ThreadPoolExecuto
         values *= np.float32(rest)
     if not np.isfinite(values).all():
         raise ToolkitError(f"the scaled lora_B of `{layout.source}` holds infinite values", hint=INSTEAD)
-    return families.lay_out(values, layout)
+    return families.to_ggml_layout(values, layout)
 
 
 def _check(adapter: Path) -> None:

@@ -55,7 +55,7 @@ def kept_imatrix(folder: RunFolder) -> "Imatrix | None":
     from toolkit.export import imatrix
 
     try:
-        found = imatrix.read(folder.imatrix)
+        found = imatrix.read_imatrix(folder.imatrix)
     except ToolkitError:
         return None
     return found if found.inputs else None
@@ -70,7 +70,7 @@ def _imatrix(
     wanted, form = config.export, prompt_format(config.prompt)
     # What these quantizations would refuse is found before the model is measured.
     planned = plan(start.folder, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
-    chunks = imatrix.of_run(folder, planned, form, load_tokenizer(planned.vocabulary, form))
+    chunks = imatrix.chunks_of_run(folder, planned, form, load_tokenizer(planned.vocabulary, form))
     known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
     paths = folder.adapter_files
     paths += base.source_files(start.label)
@@ -80,7 +80,7 @@ def _imatrix(
         console.say(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
         return kept, True
     matrix = imatrix.measure(start.folder, planned, chunks, inputs)
-    imatrix.write(folder.imatrix, matrix)
+    imatrix.write_imatrix(folder.imatrix, matrix)
     return matrix, False
 
 

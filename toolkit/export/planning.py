@@ -131,7 +131,7 @@ def plan(
         model=model,
         tensors=tuple(tensors),
         bytes=sizes,
-        memory=memory.total(memory.export(largest, hardware.cores())),
+        memory=memory.total(memory.export_peak(largest, hardware.cores())),
         parameters=sum(prod(tensor.shape) for tensor in tensors),
         spare_head=spare_head,
         vocabulary=vocabulary,

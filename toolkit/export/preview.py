@@ -18,7 +18,7 @@ READ_RATE = 4e8  # weights a second that one core reads, merges and checks
 WRITE_RATE = 5e8  # bytes a second that one core hashes and writes
 
 
-def describe(planned: Plan) -> dict[str, Any]:
+def describe_export(planned: Plan) -> dict[str, Any]:
     """Return the plan as plain values; takes a moment, because the machine's speed is measured."""
     return {
         "tensors": [
@@ -60,7 +60,7 @@ def rate(kind: Type) -> float:
     return SAMPLE / max(time.perf_counter() - started, 1e-6)
 
 
-def table(described: dict[str, Any]) -> str:
+def plan_table(described: dict[str, Any]) -> str:
     """Lay the plan out for people, one line for each kind of tensor: layers are counted, not listed."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for tensor in described["tensors"]:

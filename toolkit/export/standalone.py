@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config, check_quantization
-from toolkit.core.config_file import build, load
+from toolkit.core.config_file import build, load_config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.prompt.format import prompt_format
@@ -33,7 +33,7 @@ def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[
     adapter itself.
     """
     present = Path(settings).is_file()
-    config = load(Path(settings), overrides) if present else build({}, overrides)
+    config = load_config(Path(settings), overrides) if present else build({}, overrides)
     if not (adapter / "adapter_config.json").is_file():
         raise ToolkitError(
             f"`{adapter}` is no adapter folder: it has no adapter_config.json",
@@ -49,7 +49,7 @@ def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[
     return Order(adapter, label, adapter.resolve().name, lambda: _template(adapter, config), config)
 
 
-def of_run(config: Config, folder: RunFolder) -> Order:
+def order_of_run(config: Config, folder: RunFolder) -> Order:
     """Order the export of a run's own adapter into another form."""
     if not (folder.adapter / "adapter_config.json").is_file():
         raise ToolkitError(f"there is no trained model in `{folder.path}`", hint="run `toolkit train` first")
@@ -116,7 +116,7 @@ def _preview(order: Order, form: str, targets: dict[str, Path], base: Path) -> d
     planned = plan(base, order.adapter, list(targets) if form == "gguf" else ["F16"], overrides=overrides)
     if form == "gguf":
         files = {key: {"path": str(path), "bytes": planned.bytes[key]} for key, path in targets.items()}
-        return {"files": files, "dry_run": True, "plan": preview.describe(planned)}
+        return {"files": files, "dry_run": True, "plan": preview.describe_export(planned)}
     if form == "safetensors":
         from toolkit.export.merged_model import size
 

@@ -53,7 +53,7 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
     """
     columns = tensor.shape[-1]
     if not streams(tensor):
-        values = families.lay_out(trained(tensor, pool) if computed is None else computed, tensor.layout)
+        values = families.to_ggml_layout(trained(tensor, pool) if computed is None else computed, tensor.layout)
         matrix = values.reshape(-1, columns)
         return Source(len(matrix), max(1, BLOCK // columns), True, lambda start, end: matrix[start:end])
     heads = tensor.layout.heads
@@ -71,7 +71,7 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
                 merge.add_rows(merged, pair[1][start:end], pair[0], change.scale)
             merge.check_finite(merged, tensor.layout.source)
             rows = merged
-        return families.lay_out(rows, replace(tensor.layout, heads=(end - start) // unit)) if heads else rows
+        return families.to_ggml_layout(rows, replace(tensor.layout, heads=(end - start) // unit)) if heads else rows
 
     return Source(tensor.shape[0], step, False, read)
 

@@ -69,10 +69,10 @@ def routine(kind: int) -> Routine:
 @cache
 def opened() -> Library | None:
     """Return the compiled kernels of this installation, or None where they are not there or do not load."""
-    return load(LIBRARY)
+    return load_library(LIBRARY)
 
 
-def load(path: Path) -> Library | None:
+def load_library(path: Path) -> Library | None:
     """Open a compiled library of kernels; None if there is none, or one for another machine."""
     try:
         handle = ctypes.CDLL(str(path))
@@ -168,7 +168,7 @@ def trusted(library: Library, level: int, kind: int) -> bool:
     return True
 
 
-def state() -> tuple[bool, str]:
+def kernels_state() -> tuple[bool, str]:
     """Say for `doctor` what quantizes here, and whether all is as it should be."""
     library = opened()
     if library is None:

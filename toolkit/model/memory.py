@@ -43,7 +43,7 @@ def total(parts: Mapping[str, int]) -> int:
     return sum(parts.values())
 
 
-def export(whole: int, cores: int) -> Parts:
+def export_peak(whole: int, cores: int) -> Parts:
     """Return the peak of an export; `whole` are the bytes of the largest tensor that does not go in blocks of rows."""
     return {"libraries": EXPORT, "blocks": EXPORT_BLOCKS * (2 * cores + 1), "whole tensor": whole}
 

@@ -189,7 +189,7 @@ def _why(device: Device, wanted: object, checkpointing: bool) -> str:
     return f"{free}: all activations fit, so none are recomputed"
 
 
-def describe(chosen: MemoryPlan) -> str:
+def describe_plan(chosen: MemoryPlan) -> str:
     """Say the plan in one line."""
     share = chosen.micro_batch * chosen.accumulation
     step = f"{share * chosen.processes} records a step"

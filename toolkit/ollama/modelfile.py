@@ -79,7 +79,7 @@ def bare(value: str, what: str) -> str:
     return value if BARE.fullmatch(value) else quote(value, what)
 
 
-def read(text: str, where: str = "the Modelfile") -> list[Command]:
+def read_modelfile(text: str, where: str = "the Modelfile") -> list[Command]:
     """Parse a Modelfile as Ollama does, rune by rune.
 
     Raises ToolkitError with the line for an unknown instruction, an unfinished value, or no FROM.

@@ -15,7 +15,7 @@ from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SIDES, RunFolder
 from toolkit.prepare.clean import Record, Rejection, clean, find_columns, group_id, wanted_names
 from toolkit.prepare.fit import fit
-from toolkit.prepare.read import read
+from toolkit.prepare.read import read_table
 from toolkit.prepare.split import Sides, drop_duplicates, leaked, near_duplicates, split
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     ToolkitError if the file cannot be used or a side of the split would be empty; former results then stay.
     """
     form = prompt_format(config.prompt)
-    table = read(source, wanted_names(config.data))
+    table = read_table(source, wanted_names(config.data))
     records, rejected = clean(table, find_columns(table, config.data), form.instruction)
     duplicates = 0
     if config.data.split == "grouped":

@@ -73,7 +73,7 @@ class Table:
     sha256: str
 
 
-def read(path: Path, wanted: Iterable[str]) -> Table:
+def read_table(path: Path, wanted: Iterable[str]) -> Table:
     """Read a data file; bytes that are not UTF-8 become lone surrogates, which clean.py rejects row by row.
 
     `wanted` are column names in lower case, by which the delimiter of a CSV is recognised. Raises ToolkitError if the

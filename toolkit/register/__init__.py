@@ -42,7 +42,7 @@ def register(
     """
     form = prompt_format(config.prompt)
     tokenizer = load_tokenizer(folder.adapter, form)
-    described = specs.describe(config, folder, eos)
+    described = specs.describe_model(config, folder, eos)
     spec = described.spec
     name, default = specs.model_name(config), config.export.default
     order = sorted(_check_files(files, default), key=lambda quantization: quantization == default)
@@ -72,7 +72,7 @@ def register(
             _put(config, work, model, path, digest, spec)
             with server.talking(config.ollama, f"proving `{name}:{quantization.lower()}`"):
                 proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
-                proof |= prompt_parity.prove(http, model, path, form, tokenizer, held_out)
+                proof |= prompt_parity.prove_prompts(http, model, path, form, tokenizer, held_out)
                 proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
             _check_stored(version, path, proof)
             figures[quantization.lower()] = proof
@@ -106,7 +106,7 @@ def modelfile_text(config: Config, folder: RunFolder, eos: str) -> str:
     `ollama create NAME -f FILE` makes the same model of it. Raises ToolkitError as `register` does for settings, and
     (exit 2) if a value cannot be written in a Modelfile.
     """
-    described = specs.describe(config, folder, eos)
+    described = specs.describe_model(config, folder, eos)
     if described.unwritable:
         raise ToolkitError(
             "; ".join(described.unwritable),

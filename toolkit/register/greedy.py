@@ -15,7 +15,7 @@ QUESTIONS = 3
 TOKENS = 64
 
 
-def parameters(tokens: int) -> dict[str, Any]:
+def greedy_parameters(tokens: int) -> dict[str, Any]:
     """Return the options of a greedy answer, each one explicit: no penalty, no stop text, the most likely token."""
     return {
         "temperature": 0.0,
@@ -45,5 +45,11 @@ def beside(http: httpx.Client, model: str, asked: list[tuple[str, str]], answers
 
 
 def _asked(http: httpx.Client, model: str, question: str, instruction: str) -> str:
-    body = {"model": model, "prompt": question, "system": instruction, "stream": False, "options": parameters(TOKENS)}
+    body = {
+        "model": model,
+        "prompt": question,
+        "system": instruction,
+        "stream": False,
+        "options": greedy_parameters(TOKENS),
+    }
     return str(server.call(http, "/api/generate", body).get("response", ""))

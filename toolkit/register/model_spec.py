@@ -34,7 +34,7 @@ def model_name(config: Config) -> str:
         raise ToolkitError(str(exc), hint="choose another `ollama.name`", exit_code=USAGE) from None
 
 
-def parameters(config: Config, eos_text: str, form: PromptFormat) -> dict[str, Any]:
+def sampling_parameters(config: Config, eos_text: str, form: PromptFormat) -> dict[str, Any]:
     """Return every sampling parameter with its API type; none is left to the server's defaults, which change."""
     settings = config.ollama
     return {
@@ -77,7 +77,7 @@ class Description:
     unwritable: tuple[str, ...]
 
 
-def describe(config: Config, folder: RunFolder, eos: str) -> Description:
+def describe_model(config: Config, folder: RunFolder, eos: str) -> Description:
     """Render the Modelfile of the default quantization, and say what it means.
 
     `eos` is the EOS token's text. A value that no Modelfile can hold is replaced by a word while the user's template
@@ -90,7 +90,7 @@ def describe(config: Config, folder: RunFolder, eos: str) -> Description:
         from_=f"./{gguf.relative_to(folder.path).as_posix()}",
         template=go_template(form, eos),
         system=form.instruction,
-        parameters=parameters(config, eos, form),
+        parameters=sampling_parameters(config, eos, form),
         licenses=(licence(config, folder),),
     )
     stand_ins: dict[str, str] = {}
@@ -118,7 +118,7 @@ def describe(config: Config, folder: RunFolder, eos: str) -> Description:
     }
     source, where = modelfile.template_text(config.ollama.template)
     text = modelfile.render(values, source, where)
-    found = _put_back(modelfile.meaning(modelfile.read(text, f"what {where} makes"), where), stand_ins)
+    found = _put_back(modelfile.meaning(modelfile.read_modelfile(text, f"what {where} makes"), where), stand_ins)
     modelfile.check(found, meant, where)
     return Description(_comment(reasons, text) if reasons else text, found, tuple(reasons))
 

@@ -20,7 +20,7 @@ COUNT_SECONDS = 20.0  # as long as prompts are run to have them counted, beyond 
 COUNTED = 10
 
 
-def prove(
+def prove_prompts(
     http: httpx.Client,
     model: str,
     path: Path,
@@ -126,7 +126,7 @@ def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: li
             return done
         (question, instruction), ids = rows[index], seen[index]
         body = {"model": model, "prompt": question, "system": instruction, "stream": False}
-        found = verify.asked(http, {**body, "options": greedy.parameters(tokens=1)})
+        found = verify.asked(http, {**body, "options": greedy.greedy_parameters(tokens=1)})
         text_ids = ids if bos is None else ids[1:]
         given = [int(index) for index in found.get("context") or []]
         if found.get("prompt_eval_count") != len(ids) or given[: len(text_ids) - 1] != text_ids[:-1]:

@@ -39,9 +39,9 @@ def _eos(config: "Config", folder: "RunFolder") -> str:
 
 def _may_replace(context: Context, path: Path) -> bool:
     """Tell whether this is the very Modelfile to be written: `toolkit modelfile` prints it, and a kill leaves it."""
-    from toolkit.register.model_spec import describe
+    from toolkit.register.model_spec import describe_model
 
-    text = describe(context.config, context.folder, _eos(context.config, context.folder)).text
+    text = describe_model(context.config, context.folder, _eos(context.config, context.folder)).text
     return path == context.folder.modelfile and path.read_bytes() == text.encode()
 
 

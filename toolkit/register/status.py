@@ -31,7 +31,7 @@ def lost(config: Config, figures: dict[str, Any]) -> str:
     return f"the server holds another model as `{name}:{LATEST}`"
 
 
-def state(config: Config, manifest: Manifest) -> dict[str, Any]:
+def server_state(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Return the server's address and version, and for each tag of the name what it holds.
 
     Per tag: `state` in words, `digest` of its manifest (empty where the server has no such tag), `run` that made it,

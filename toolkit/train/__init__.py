@@ -12,7 +12,7 @@ from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, outcome, parallel
 from toolkit.train.backend import Backend, choose
-from toolkit.train.job import Job, describe_steps, lay_out, process_state
+from toolkit.train.job import Job, describe_steps, lay_out_job, process_state
 
 
 class OutOfMemory(ToolkitError):
@@ -39,9 +39,9 @@ def train(
     """
     started = time.monotonic()
     backend, precision = _backend(config, avoid)
-    job = lay_out(config, folder, base, backend, precision, restart=restart, at_most=at_most)
+    job = lay_out_job(config, folder, base, backend, precision, restart=restart, at_most=at_most)
     console.say(describe_steps(job.steps, job.settings.records_a_step, len(job.splits["train"])))
-    console.say(memory_plan.describe(job.plan))
+    console.say(memory_plan.describe_plan(job.plan))
     if not job.plan.fits:
         console.warn(f"{job.plan.reason}; it is tried all the same")
     try:
@@ -83,7 +83,7 @@ def _fit(job: Job) -> Any:
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[job.precision]
     place = None if parallel.sharded() else process_state(job.backend).device
     model = job.backend.load(job.base, job.config, job.plan, place, dtype)
-    job.trainable, job.total = outcome.parameters(model)  # now: FSDP hides which weights have 4 bits
+    job.trainable, job.total = outcome.count_parameters(model)  # now: FSDP hides which weights have 4 bits
     console.say(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
     if job.resume:
         console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.steps}")

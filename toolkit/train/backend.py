@@ -64,7 +64,7 @@ def choose(wanted: str, avoid: str = "") -> Backend:
                 hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set train.backend = "peft"',
                 exit_code=MISSING,
             )
-        return unsloth_backend.backend()
+        return unsloth_backend.make_unsloth_backend()
     why = "plain PEFT"
     if wanted == "auto" and not cuda:
         why = "plain PEFT, because there is no CUDA GPU"
@@ -72,7 +72,7 @@ def choose(wanted: str, avoid: str = "") -> Backend:
         # Measured on an H100, by the plan: 56 % with recomputed activations, 79 % for short steps with all kept.
         cost = "the same result, at half to four fifths of Unsloth's speed"
         why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: {cost}"
-    return peft_backend.backend("cuda" if cuda else "cpu", why)
+    return peft_backend.make_peft_backend("cuda" if cuda else "cpu", why)
 
 
 def sees_gpu() -> bool:

@@ -28,7 +28,7 @@ def _epoch(epoch: int, count: int, seed: int) -> Rows:
     return np.array(order, np.int64)
 
 
-def lay_out(steps: Rows, lengths: Rows, micro_batches: int) -> Rows:
+def pack_steps(steps: Rows, lengths: Rows, micro_batches: int) -> Rows:
     """Reorder the records inside each step, so that its micro-batches hold equally many, of about equally many tokens.
 
     `steps` is as `step_records` returns it, `lengths` are the tokens of every record. Returns (steps, micro-batches,

@@ -65,19 +65,19 @@ def dataset(records: list[Example], *, multiple: int = 1) -> Any:
     return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
 
-def load(
+def load_examples(
     folder: RunFolder, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings
 ) -> dict[str, list[Example]]:
     """Return the records of the splits `train` and `val`, proven and shown; raises ToolkitError where one is bad."""
     splits = {name: tokenize(folder.side(name), tokenizer, form, settings) for name in ("train", "val")}
     if not splits["train"]:
         raise ToolkitError(f"`{folder.side('train')}` holds no records", hint="run `toolkit prepare` again")
-    prove(splits["train"] + splits["val"], tokenizer)
+    prove_examples(splits["train"] + splits["val"], tokenizer)
     show(splits["train"], tokenizer)
     return splits
 
 
-def prove(all_examples: list[Example], tokenizer: Tokenizer) -> None:
+def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
     """Check that every record's labels end in EOS and that BOS stands exactly once where the model has one.
 
     Raises ToolkitError with the row: training on such records gives a model that never stops, or that has never seen

@@ -73,7 +73,7 @@ class Job:
         return self.folder.checkpoints / "train_log.jsonl"
 
 
-def lay_out(
+def lay_out_job(
     config: Config, folder: RunFolder, base: Base, backend: Backend, precision: str, *, restart: bool, at_most: int
 ) -> Job:
     """Read and prove the records, find the checkpoint to go on from, and lay the whole run into micro-batches.
@@ -82,7 +82,7 @@ def lay_out(
     """
     form = prompt_format(config.prompt)
     tokenizer = load_tokenizer(base.folder, form)
-    splits = examples.load(folder, tokenizer, form, config.train)
+    splits = examples.load_examples(folder, tokenizer, form, config.train)
     run = checkpoints.fingerprint(config, folder)
     resume = _checkpoint(checkpoints.place(folder, run), run, backend, restart=restart)
     settings, device = config.train, _device(config, base, backend, precision)
@@ -93,7 +93,7 @@ def lay_out(
     padded = device.unsloth and unsloth_backend.pads(base.folder)
 
     def laid(records: int) -> Rows:
-        return batches.lay_out(steps, lengths, share // records * device.processes)
+        return batches.pack_steps(steps, lengths, share // records * device.processes)
 
     @functools.cache
     def tokens_of(records: int) -> int:

@@ -74,7 +74,7 @@ def _kept_step(job: Job, trainer: Any) -> int:
     return best
 
 
-def parameters(model: Any) -> tuple[int, int]:
+def count_parameters(model: Any) -> tuple[int, int]:
     """Count a model's trainable and its total parameters; a 4-bit weight counts as the weights it stands for."""
     trainable = total = 0
     for parameter in model.parameters():

@@ -13,12 +13,12 @@ from toolkit.train import varlen
 from toolkit.train.backend import Backend, dequantize
 
 
-def backend(device: str, reason: str) -> Backend:
+def make_peft_backend(device: str, reason: str) -> Backend:
     """Return this backend for a device, `cpu` or `cuda`."""
-    return Backend("peft", device, reason, load, infer)
+    return Backend("peft", device, reason, load_with_peft, infer)
 
 
-def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
+def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
     """Load the base and put a fresh adapter on it; on a CPU the weights are float32.
 
     On CUDA the base stays in 16 bits, `compute`, where it is not quantized: PEFT's own preparation would turn
@@ -38,7 +38,7 @@ def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any
     values = AutoConfig.from_pretrained(base.folder)
     kernel = varlen.choose(values, device or "cuda", compute) if cuda else ""
     if kernel == VARLEN:
-        options["attn_implementation"] = varlen.register()
+        options["attn_implementation"] = varlen.register_kernel()
     elif getattr(values, "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # transformers takes torch's, which leaves Gemma-2's soft cap out
     model = AutoModelForCausalLM.from_pretrained(base.folder, use_safetensors=True, **options)

@@ -17,12 +17,12 @@ from toolkit.train.backend import Backend, UnslothFailed, dequantize
 PACKED = ("llama", "mistral", "qwen2", "qwen3")
 
 
-def backend() -> Backend:
+def make_unsloth_backend() -> Backend:
     """Return this backend; imports Unsloth, which must come before transformers. Raises UnslothFailed."""
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would ask the hub for a file to be counted by
     with _working():
         import unsloth  # noqa: F401
-    return Backend("unsloth", "cuda", "Unsloth", load, infer)
+    return Backend("unsloth", "cuda", "Unsloth", load_with_unsloth, infer)
 
 
 @contextlib.contextmanager
@@ -39,7 +39,7 @@ def _working() -> Iterator[None]:
         raise UnslothFailed(f"{type(exc).__name__}: {lines[0][:200] if lines else 'no message'}") from exc
 
 
-def load(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
+def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
     """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it.
 
     Unsloth finds the device of this process by itself, from what its launcher said.

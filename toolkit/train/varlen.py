@@ -69,7 +69,7 @@ def choose(config: Any, device: Any, dtype: Any) -> str:
     return VARLEN if plain and supported(device, dtype, width) else MASK
 
 
-def register() -> str:
+def register_kernel() -> str:
     """Make the kernel known to transformers, and return its name for `attn_implementation`."""
     from transformers import AttentionInterface
 

@@ -18,7 +18,7 @@ from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.metrics import perplexity
 from toolkit.validate.model_card import model_card
-from toolkit.validate.report import merge_entry, quantization_entry, row_entries, table, versions
+from toolkit.validate.report import merge_entry, quantization_entry, report_table, row_entries, versions
 
 __all__ = ["table", "validate"]
 
@@ -58,7 +58,7 @@ def validate(
         raise ToolkitError(f"no GGUF file `{missing[0]}`", hint="write it with `toolkit export`", exit_code=MISSING)
     settings, form = config.validation, prompt_format(config.prompt)
     tokenizer = load(base.folder, form)
-    records = heldout.read(folder.side("test"), form, tokenizer)
+    records = heldout.read_held_out(folder.side("test"), form, tokenizer)
     scored = heldout.spread(records, settings.rows)
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
     known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
@@ -149,7 +149,7 @@ def _gate(report: dict[str, Any], folder: RunFolder) -> None:
     failed = {name: entry["problems"] for name, entry in report["quantizations"].items() if not entry["passed"]}
     if not failed:
         return
-    console.say(table(report))
+    console.say(report_table(report))
     listed = "\n".join(f"  {name}: {'; '.join(problems)}" for name, problems in failed.items())
     # An unquantized file has nothing to lose: far off, it holds other weights.
     only_distance = all(

@@ -40,7 +40,7 @@ class Record:
         return np.array(self.ids[self.start :], dtype=np.int64)
 
 
-def read(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
+def read_held_out(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
     """Read one side of the split in file order; raises ToolkitError if it is missing, damaged or empty."""
     found = []
     for number, values in enumerate(read_records(path), 1):

@@ -75,7 +75,7 @@ def measured(
     live in an unlinked file in `spill_folder` while the block runs. Raises ToolkitError if the adapter does
     not fit the base, the disk has no room, or a logit is not finite.
     """
-    model, device = load(base, adapter)
+    model, device = load_reference(base, adapter)
     with spill(spill_folder, sum(len(record.targets) for record in records), _width(model)) as logits:
         nll, base_nll = _score(model, device, records, logits)
         with model.disable_adapter():
@@ -86,7 +86,7 @@ def measured(
         yield Reference(logits, nll, base_nll, answers, device, merge)
 
 
-def load(base: Path, adapter: Path) -> tuple[Any, str]:
+def load_reference(base: Path, adapter: Path) -> tuple[Any, str]:
     """Load base and adapter in float32, on the GPU if they fit there; returns the PEFT model and its device."""
     import torch
     from peft import PeftModel

@@ -92,7 +92,7 @@ def row_entries(scored: list[Record], found: Measurement) -> list[dict[str, Any]
     return entries
 
 
-def table(report: dict[str, Any]) -> str:
+def report_table(report: dict[str, Any]) -> str:
     """Lay out a report's quantizations for the screen, and what the merge base costs; distances in nats."""
     rows = [
         (

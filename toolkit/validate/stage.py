@@ -32,9 +32,9 @@ def _run(context: Context) -> "Outcome":
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
-    from toolkit.validate.report import table
+    from toolkit.validate.report import report_table
 
-    return f"{table(figures)}\n{folder.report}, {folder.model_card}"
+    return f"{report_table(figures)}\n{folder.report}, {folder.model_card}"
 
 
 def _checks(there: Examination) -> Checks:

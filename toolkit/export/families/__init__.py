@@ -8,17 +8,19 @@ from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.export.families import gemma2, llama, phi3
-from toolkit.export.families.model_config import Family, Layout, Model, lay_out
+from toolkit.export.families.model_config import Family, Layout, Model, to_ggml_layout
 from toolkit.formats import bnb_4bit
 from toolkit.formats.checkpoint import read_json
 
-__all__ = ["FAMILIES", "Family", "Layout", "Model", "family_of", "lay_out"]
+__all__ = ["FAMILIES", "Family", "Layout", "Model", "family_of", "to_ggml_layout"]
 
 FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family(llama.model, llama.layouts, llama.computed, llama.metadata),
-    "MistralForCausalLM": Family(llama.mistral, llama.layouts, llama.computed, llama.metadata),
-    "Phi3ForCausalLM": Family(phi3.model, phi3.layouts, phi3.computed, phi3.metadata, special_by_flag=True),
-    "Gemma2ForCausalLM": Family(gemma2.model, gemma2.layouts, gemma2.computed, gemma2.metadata),
+    "LlamaForCausalLM": Family(llama.llama_model, llama.llama_layouts, llama.computed, llama.llama_metadata),
+    "MistralForCausalLM": Family(llama.mistral, llama.llama_layouts, llama.computed, llama.llama_metadata),
+    "Phi3ForCausalLM": Family(
+        phi3.phi3_model, phi3.phi3_layouts, phi3.computed, phi3.phi3_metadata, special_by_flag=True
+    ),
+    "Gemma2ForCausalLM": Family(gemma2.gemma2_model, gemma2.gemma2_layouts, gemma2.computed, gemma2.gemma2_metadata),
 }
 
 

@@ -24,7 +24,7 @@ computed = nothing_computed
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
 
 
-def model(config: dict[str, Any]) -> Model:
+def gemma2_model(config: dict[str, Any]) -> Model:
     """Read config.json; raises KeyError or ValueError for what is absent or llama.cpp computes otherwise."""
     for key in ("hidden_activation", "hidden_act"):
         expect({key: config.get(key) or "gelu_pytorch_tanh"}, key, "gelu_pytorch_tanh")
@@ -48,7 +48,7 @@ def model(config: dict[str, Any]) -> Model:
     )
 
 
-def layouts(model: Model) -> list[Layout]:
+def gemma2_layouts(model: Model) -> list[Layout]:
     """List the tensors in file order; there is no head of its own, llama.cpp takes the embedding."""
     query, key = model.heads * model.head_size, model.kv_heads * model.head_size
     matrices = (
@@ -80,7 +80,7 @@ def layouts(model: Model) -> list[Layout]:
     return layouts
 
 
-def metadata(model: Model) -> Metadata:
+def gemma2_metadata(model: Model) -> Metadata:
     """Return the key-value pairs that llama.cpp builds the model from."""
     return described(
         model,

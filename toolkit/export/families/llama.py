@@ -27,7 +27,7 @@ ROPE_KINDS = {
 }
 
 
-def model(config: dict[str, Any]) -> Model:
+def llama_model(config: dict[str, Any]) -> Model:
     """Read config.json; raises KeyError or ValueError for what is absent or cannot be."""
     expect(config, "hidden_act", "silu")
     theta, scaling = rope(config, ROPE_KINDS)
@@ -42,14 +42,14 @@ def model(config: dict[str, Any]) -> Model:
 
 def mistral(config: dict[str, Any]) -> Model:
     """Read Mistral's config.json: as Llama's, but a sliding window (7B v0.1), which llama.cpp does not compute."""
-    plain = model({**config, "attention_bias": False, "mlp_bias": False})
+    plain = llama_model({**config, "attention_bias": False, "mlp_bias": False})
     window = config.get("sliding_window")
     if not isinstance(window, int) or window >= plain.context:
         return plain
     return replace(plain, ignored=without_window(window))
 
 
-def layouts(model: Model) -> list[Layout]:
+def llama_layouts(model: Model) -> list[Layout]:
     """List the tensors in file order."""
     query, key = model.heads * model.head_size, model.kv_heads * model.head_size
     matrices = (
@@ -99,7 +99,7 @@ def computed(model: Model) -> dict[str, Floats]:
     return {"rope_freqs.weight": values}
 
 
-def metadata(model: Model) -> Metadata:
+def llama_metadata(model: Model) -> Metadata:
     """Return the key-value pairs that llama.cpp builds the model from."""
     values = described(
         model,

@@ -77,7 +77,7 @@ class Family:
     special_by_flag: bool = False
 
 
-def lay_out(values: Matrix, layout: Layout) -> Matrix:
+def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
     """Return a tensor as ggml has it: row order per head from (2, half) to (half, 2), the offset added in float32."""
     if layout.offset:
         values = values + np.float32(layout.offset)  # type: ignore[assignment]

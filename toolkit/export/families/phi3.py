@@ -25,7 +25,7 @@ from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 
 
-def model(config: dict[str, Any]) -> Model:
+def phi3_model(config: dict[str, Any]) -> Model:
     """Read config.json; raises KeyError or ValueError for what is absent or cannot be."""
     expect(config, "hidden_act", "silu")
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -69,7 +69,7 @@ def _factors(stated: dict[str, Any], key: str, length: int) -> list[float]:
     return values
 
 
-def layouts(model: Model) -> list[Layout]:
+def phi3_layouts(model: Model) -> list[Layout]:
     """List the tensors in file order."""
     rows = (model.heads + 2 * model.kv_heads) * model.head_size
     matrices = (
@@ -103,7 +103,7 @@ def computed(model: Model) -> dict[str, Floats]:
     }
 
 
-def metadata(model: Model) -> Metadata:
+def phi3_metadata(model: Model) -> Metadata:
     """Return the key-value pairs that llama.cpp builds the model from."""
     values = described(
         model,

@@ -52,7 +52,7 @@ PRE_TOKENIZERS = {
 }
 
 
-def metadata(layout: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path) -> Metadata:
+def bpe_metadata(layout: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path) -> Metadata:
     """Return tokens, kinds and merges, as the converter's `gpt2` vocabulary has them; raises ToolkitError."""
     pre = pre_tokenizer(layout, base)
     texts, kinds = listed(layout["model"]["vocab"], added, rows, base)

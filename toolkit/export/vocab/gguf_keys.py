@@ -27,7 +27,7 @@ _SPECIAL_KEYS = {
 }
 
 
-def metadata(
+def tokenizer_metadata(
     folder: Path,
     rows: int,
     base: Path | None = None,
@@ -49,9 +49,9 @@ def metadata(
     layout = read_json(folder / "tokenizer.json", WHOLE_BASE)
     added = _added(layout, rows, folder, special_by_flag)
     if sentencepiece.is_one(layout):
-        values = sentencepiece.metadata(layout, added, rows, folder)
+        values = sentencepiece.sentencepiece_metadata(layout, added, rows, folder)
     else:
-        values = bpe.metadata(layout, added, rows, folder)
+        values = bpe.bpe_metadata(layout, added, rows, folder)
     known = _special_ids(folder, base or folder, tokenizer.encoder, rows)
     special = {
         **known,

@@ -49,7 +49,9 @@ def is_one(layout: dict[str, Any]) -> bool:
     return isinstance(model, dict) and bool(model.get("byte_fallback"))
 
 
-def metadata(layout: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path) -> Metadata:
+def sentencepiece_metadata(
+    layout: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path
+) -> Metadata:
     """Return tokens, scores and kinds, as the converter's `llama` vocabulary has them.
 
     Raises ToolkitError for what llama.cpp would tokenize in another way than tokenizer.json does.

@@ -80,7 +80,7 @@ def trusted(kind: Type, weighted: bool, bf16: bool) -> str | None:
         return _tested(kind, weighted, bf16, "cuda")
 
 
-def state(kinds: Sequence[str]) -> tuple[bool, str] | None:
+def gpu_state(kinds: Sequence[str]) -> tuple[bool, str] | None:
     """Say for `doctor` which of some types the GPU takes over, and whether it is as it should be; None without a GPU.
 
     Compiles what was never compiled on this machine.
