@@ -201,3 +201,10 @@ def test_the_gguf_of_a_package_becomes_a_folder_with_the_same_ids(tmp_path: Path
             assert tokenizer.prompt_ids(text) == llamacpp.tokenize(llm, text)
             if "<|" not in text:
                 assert tokenizer.prompt_ids(text) == theirs(text)["input_ids"]
+
+
+def test_the_revision_belongs_to_the_base_alone() -> None:
+    """A CPU trains the 16-bit namesake, which knows nothing of the 4-bit repository's commits."""
+    settings = ModelSettings(base="owner/model-bnb-4bit", revision="abc")
+    assert base.revision_of("owner/model-bnb-4bit", settings) == "abc"
+    assert base.revision_of(base.sixteen_bit(settings), settings) == ""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.core.config import LORA_TARGETS
+from toolkit.core.errors import ToolkitError
 from toolkit.model import shape as shapes
 from toolkit.model.shape import Shape
 
@@ -142,7 +143,7 @@ def test_a_truncated_safetensors_file_is_found(tmp_path: Path, kept: int) -> Non
     from safetensors.numpy import save
 
     (tmp_path / "model.safetensors").write_bytes(save({"a": np.zeros((3, 5), np.float32)})[:kept])
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(ToolkitError, match="truncated"):
         shapes.stored_parameters(tmp_path)
 
 
@@ -186,7 +187,7 @@ def test_a_gguf_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for length in [*range(0, 200), *range(200, header, 97), header]:
         cut.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=r"truncated|damaged"):
+        with pytest.raises(ToolkitError, match="cannot be read as GGUF"):
             shapes.from_gguf(cut)
 
 

@@ -10,6 +10,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check, Examination, Found, Stage
 from toolkit.doctor import checks, plan, resources
 from toolkit.doctor.resources import Job
+from toolkit.model import base
 
 __all__ = ["Check", "doctor", "table"]
 
@@ -46,7 +47,7 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
             look(name, check)
     labels = plan.labels(config, names)
     for label in labels:
-        revision = config.model.revision if label == config.model.base else ""
+        revision = base.revision_of(label, config.model)
         look(f"base {label}", lambda: checks.base_model(label, revision, offline=offline))  # noqa: B023 (called at once)
     if labels:
         _look_at_resources(config, folder, names, labels[0], gpu, look)
@@ -62,7 +63,7 @@ def _look_at_resources(
     gpu: hardware.Gpu | None,
     look: Callable[[str, Callable[[], Found]], None],
 ) -> None:
-    revision = config.model.revision if label == config.model.base else ""
+    revision = base.revision_of(label, config.model)
     shape = resources.shape_or_none(label, revision)
     if shape is None:
         look("memory", lambda: resources.least_memory(label, revision))

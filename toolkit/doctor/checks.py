@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from toolkit.core import hardware
+from toolkit.core.errors import ToolkitError
 from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
@@ -82,15 +83,15 @@ def base_model(label: str, revision: str, *, offline: bool) -> Check:
                 return Check(name, False, f"`{path}` is neither a model folder nor a GGUF file", fix)
         try:
             from_gguf(path)
-        except (ValueError, KeyError, TypeError) as exc:
-            return Check(name, False, f"`{path}` is damaged: {exc}", DAMAGED)
+        except ToolkitError as exc:
+            return Check(name, False, f"damaged: {exc.message}", DAMAGED)
         ready = "converted already" if plan.converted(path) else "will be converted to float32 once"
         return Check(name, True, f"{path.name}, {ready}", "")
     base.check_folder(path)
     try:
         count = plan.parameters_of(label, revision)  # reads every header
-    except (ValueError, KeyError, TypeError) as exc:
-        return Check(name, False, f"its weights are damaged: {exc}", DAMAGED)
+    except ToolkitError as exc:
+        return Check(name, False, f"its weights are damaged: {exc.message}", DAMAGED)
     return Check(name, True, f"safetensors with {count:,} elements in {path}", "")
 
 

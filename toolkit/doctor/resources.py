@@ -149,15 +149,11 @@ def disk(job: Job) -> list[Check]:
     """Compare what will be written on each file system with what is free there."""
     writes = plan.stage_writes(job.config, job.folder, job.shape, job.stages)
     for label in plan.labels(job.config, job.stages):
-        writes += plan.base_writes(label, _revision(job.config, label), job.shape)
+        writes += plan.base_writes(label, base.revision_of(label, job.config.model), job.shape)
     systems: dict[int, list[Write]] = {}
     for write in writes:
         systems.setdefault(hardware.file_system(write.path), []).append(write)
     return [_file_system(together) for together in systems.values()]
-
-
-def _revision(config: Config, label: str) -> str:
-    return config.model.revision if label == config.model.base else ""
 
 
 def _file_system(writes: list[Write]) -> Check:

@@ -67,7 +67,7 @@ def carry_out(
     """
     from toolkit import export as room
     from toolkit.export.vocab import pretokenizer_parity
-    from toolkit.model import merge_base
+    from toolkit.model import base, merge_base
 
     config = order.config
     if output is None:
@@ -84,7 +84,7 @@ def carry_out(
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not force:
         raise ToolkitError(f"already there: {', '.join(present)}", hint="choose another --output, or use --force")
-    revision = config.model.revision if order.base == config.model.base else ""
+    revision = base.revision_of(order.base, config.model)
     model = config.model.model_copy(update={"base": order.base, "revision": revision})
     folder = merge_base.resolve(model, config.export).folder
     if dry_run:

@@ -49,6 +49,11 @@ def training_label(settings: ModelSettings) -> str:
     return settings.base
 
 
+def revision_of(label: str, settings: ModelSettings) -> str:
+    """Return the revision that a base is asked for in; `model.revision` is that of `model.base` alone."""
+    return settings.revision if label == settings.base else ""
+
+
 def merge_label(settings: ModelSettings, export: ExportSettings) -> str:
     """Name the base that the adapter is merged into: the 16-bit weights, or the very base it was trained on."""
     return settings.base if export.merge_base == "as-trained" else sixteen_bit(settings)

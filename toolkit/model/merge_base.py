@@ -38,7 +38,7 @@ def resolve(model: ModelSettings, export: ExportSettings) -> base.Base:
     Raises ToolkitError if it does not exist, or has 4 bits where 16 are wanted.
     """
     label = base.merge_label(model, export)
-    found = base.resolve(label, _revision(label, model))
+    found = base.resolve(label, base.revision_of(label, model))
     check_merge_base(found, export)
     return found
 
@@ -82,14 +82,9 @@ def _quantized_at_load(record: StageRecord) -> bool:
 def present(label: str, model: ModelSettings) -> Path | None:
     """Return the folder of a base on this machine, or None."""
     try:
-        return base.present(label, _revision(label, model))
+        return base.present(label, base.revision_of(label, model))
     except ToolkitError:
         return None
-
-
-def _revision(label: str, model: ModelSettings) -> str:
-    """Return the revision that is asked for; `model.revision` is that of `model.base` alone."""
-    return model.revision if label == model.base else ""
 
 
 def check_merge_base(found: base.Base, export: ExportSettings) -> None:

@@ -1,10 +1,14 @@
 """The shape of a base model, from its config.json, GGUF header or well-known name, and what is counted from it."""
 
 import json
-import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.formats.checkpoint import read_header
+from toolkit.formats.gguf_reader import open_gguf
 
 
 @dataclass(frozen=True)
@@ -143,103 +147,34 @@ def from_folder(folder: Path) -> Shape | None:
 
 
 def stored_parameters(folder: Path) -> int:
-    """Count the elements of all safetensors in a folder by their headers; raises ValueError for a damaged file."""
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if len(start) < 8 or length > path.stat().st_size - 8:
-                raise ValueError(f"`{path}` is truncated or not safetensors")
-            tensors = json.loads(file.read(length))
-        for name, tensor in tensors.items():
-            if name != "__metadata__":
-                total += _product(tensor["shape"])
-                end = tensor["data_offsets"][1]
-                if 8 + length + end > path.stat().st_size:
-                    raise ValueError(f"`{path}` is truncated: `{name}` ends behind the end of the file")
-    return total
-
-
-def _product(sizes: list[int]) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result
+    """Count the elements of all safetensors in a folder by their headers; raises ToolkitError for a damaged file."""
+    headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
+    return sum(prod(tensor.shape) for header in headers for tensor in header.values())
 
 
 def from_gguf(path: Path) -> Shape | None:
     """Read the shape from a GGUF file's header; None for another architecture than Llama's.
 
-    Strings in arrays are stepped over, not kept: `gguf.GGUFReader` takes seconds for a large vocabulary. Format:
-    docs/gguf.md of ggml. Raises ValueError if the file is not GGUF 2 or 3, or is truncated.
+    Raises ToolkitError for a file that is damaged, or whose header lacks what a Llama has.
     """
-    with path.open("rb") as file:
-        magic, version, tensors, pairs = _unpack(file, "<4sIQQ")
-        if magic != b"GGUF" or version not in (2, 3) or tensors > 1 << 20 or pairs > 1 << 20:
-            raise ValueError(f"`{path}` is not a GGUF file that can be read")
-        values = {}
-        for _ in range(pairs):
-            name = _string(file)
-            values[name] = _value(file, _unpack(file, "<I")[0])
-        sizes: dict[str, list[int]] = {}
-        for _ in range(tensors):
-            name = _string(file)
-            dimensions = _unpack(file, "<I")[0]
-            if dimensions > 8:
-                raise ValueError(f"`{path}` is damaged: tensor `{name}` has {dimensions} dimensions")
-            sizes[name] = list(_unpack(file, f"<{dimensions}Q"))
-            _unpack(file, "<IQ")  # its type and offset
-    if values.get("general.architecture") != "llama" or "token_embd.weight" not in sizes:
+    found = open_gguf(path)
+    values, tensors = found.metadata, found.tensors
+    if values.get("general.architecture") != "llama" or "token_embd.weight" not in tensors:
         return None
-    hidden, vocab = sizes["token_embd.weight"]
-    heads = values["llama.attention.head_count"]
-    kv_heads = values.get("llama.attention.head_count_kv", heads)
-    return Shape(
-        hidden=hidden,
-        layers=values["llama.block_count"],
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=sizes["blk.0.attn_k.weight"][1] // kv_heads,
-        intermediate=values["llama.feed_forward_length"],
-        vocab=vocab,
-        tied="output.weight" not in sizes,
-    )
-
-
-# GGUF value types by number, the fixed-size ones; 8 is a string, 9 an array.
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
-def _unpack(file: IO[bytes], layout: str) -> tuple[Any, ...]:
-    content = file.read(struct.calcsize(layout))
-    if len(content) < struct.calcsize(layout):
-        raise ValueError("the GGUF header is truncated")
-    return struct.unpack(layout, content)
-
-
-def _string(file: IO[bytes]) -> str:
-    length = _unpack(file, "<Q")[0]
-    if length > 1 << 24:
-        raise ValueError("the GGUF header is damaged: a string is longer than 16 MB")
-    return file.read(length).decode("utf-8", errors="replace")
-
-
-def _value(file: IO[bytes], kind: int) -> Any:
-    if kind in _NUMBERS:
-        return _unpack(file, "<" + _NUMBERS[kind])[0]
-    if kind == 8:
-        return _string(file)
-    if kind != 9:
-        raise ValueError(f"the GGUF header is damaged: value type {kind}")
-    item, count = _unpack(file, "<IQ")
-    if count > 1 << 26:
-        raise ValueError("the GGUF header is damaged: an array is too long")
-    if item == 8:
-        for _ in range(count):
-            _string(file)
-    elif item in _NUMBERS:
-        _unpack(file, f"<{count}{_NUMBERS[item]}")
-    else:
-        raise ValueError(f"the GGUF header is damaged: an array of type {item}")
-    return None
+    try:
+        vocab, hidden = tensors["token_embd.weight"].shape
+        heads = values["llama.attention.head_count"]
+        kv_heads = values.get("llama.attention.head_count_kv", heads)
+        return Shape(
+            hidden=hidden,
+            layers=values["llama.block_count"],
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=tensors["blk.0.attn_k.weight"].shape[0] // kv_heads,
+            intermediate=values["llama.feed_forward_length"],
+            vocab=vocab,
+            tied="output.weight" not in tensors,
+        )
+    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as exc:
+        what = f"{type(exc).__name__} {exc}"
+        raise ToolkitError(f"`{path}` is no whole Llama: {what}", hint="copy or write it again") from None

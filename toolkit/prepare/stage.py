@@ -41,7 +41,8 @@ def _run(context: Context) -> "Outcome":
     from toolkit.prompt.tokenizer import load_tokenizer
 
     config = context.config
-    found = base.resolve(base.training_label(config.model), config.model.revision, weights=False)
+    label = base.training_label(config.model)
+    found = base.resolve(label, base.revision_of(label, config.model), weights=False)
     tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
     return prepare(config, context.folder, data_file(config), tokenizer)
 

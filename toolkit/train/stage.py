@@ -23,7 +23,8 @@ def _run(context: Context) -> "Outcome":
     from toolkit.train.launch import run_training
 
     model = context.config.model
-    found = base.resolve(base.training_label(model), model.revision)
+    label = base.training_label(model)
+    found = base.resolve(label, base.revision_of(label, model))
     return run_training(context.config, context.folder, found, restart=context.force, gpus=context.gpus)
 
 
