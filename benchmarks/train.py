@@ -130,7 +130,7 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from toolkit.core.config import PromptSettings
+    from toolkit.core.input_settings import PromptSettings
     from toolkit.prompt.format import prompt_format
     from toolkit.prompt.renderings import prompt_text
     from toolkit.train import batches, varlen

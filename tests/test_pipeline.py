@@ -19,9 +19,10 @@ from tests.support.places import REPOSITORY
 from toolkit import doctor, pipeline
 from toolkit.cli import main
 from toolkit.core import config_file
-from toolkit.core.config import SECTIONS, Config, ExportSettings
+from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
+from toolkit.core.output_settings import ExportSettings
 from toolkit.core.run_folder import folder_of
 from toolkit.doctor import Check
 from toolkit.train import stage as train_stage

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.places import REPOSITORY
-from toolkit.core import config, config_file
+from toolkit.core import config, config_file, output_settings, train_settings
 from toolkit.core.errors import USAGE, ToolkitError
 
 EXAMPLES = REPOSITORY / "examples"
@@ -41,7 +41,7 @@ def test_defaults_are_the_recipe() -> None:
 
 
 def test_every_quantization_has_a_bound_of_its_class_and_coarser_ones_have_wider_ones() -> None:
-    bounds = {name: config_file.build({}).validation.bound(name) for name in config.QUANTIZATIONS}
+    bounds = {name: config_file.build({}).validation.bound(name) for name in output_settings.QUANTIZATIONS}
     assert [bounds[name] for name in ("F32", "F16", "BF16")] == [1e-6, 1e-4, 2e-3]
     assert [bounds[name] for name in ("Q8_0", "Q6_K", "Q5_K_S", "Q5_1")] == [0.02, 0.05, 0.1, 0.1]
     assert [bounds[name] for name in ("Q4_0", "IQ4_NL", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M")] == [
@@ -83,7 +83,7 @@ def test_all_problems_are_reported_at_once() -> None:
     assert "run.name" in text
 
 
-def length(**train: object) -> config.TrainSettings:
+def length(**train: object) -> train_settings.TrainSettings:
     return config_file.build({"train": train}).train
 
 
@@ -144,7 +144,7 @@ def test_model_names_that_ollama_refuses(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["medassist", "user/med_assist-1.0", "host.example:5000/user/med"])
 def test_model_names_that_ollama_takes(name: str) -> None:
-    assert config.check_model_name(name) == name
+    assert output_settings.check_model_name(name) == name
 
 
 def test_overrides_win_and_take_toml_text_and_lists() -> None:

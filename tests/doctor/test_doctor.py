@@ -14,7 +14,8 @@ from tests.doctor.conftest import Home, Serving, failing, only_failure
 from tests.support.places import REPOSITORY
 from toolkit import pipeline
 from toolkit.core import files, hardware
-from toolkit.core.config import MEDQUAD_CSV, Config
+from toolkit.core.config import Config
+from toolkit.core.input_settings import MEDQUAD_CSV
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.doctor import Check, checks, checks_table, plan
 from toolkit.llamacpp import checks as library_checks

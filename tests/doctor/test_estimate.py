@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from toolkit.core import hardware
-from toolkit.core.config import QUANTIZATIONS, TrainSettings
+from toolkit.core.output_settings import QUANTIZATIONS
+from toolkit.core.train_settings import TrainSettings
 from toolkit.doctor import estimate
 from toolkit.model import shape as shapes
 from toolkit.model.memory import total

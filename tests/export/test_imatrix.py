@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import needed, ollama_binary
 from tests.support import families, models
 from tests.support.damage import thorough
-from toolkit.core.config import PromptSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import PromptSettings
 from toolkit.core.run_folder import RunFolder
 from toolkit.export import export, imatrix, plan
 from toolkit.formats.ggml_types import BASE

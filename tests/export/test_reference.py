@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.support import families, models, oracle, vocabularies
-from toolkit.core.config import QUANTIZATIONS, TENSOR_TYPES
 from toolkit.core.errors import ToolkitError
+from toolkit.core.output_settings import QUANTIZATIONS, TENSOR_TYPES
 from toolkit.export import export, plan
 from toolkit.formats.ggml_types import BASE, KNOWN
 

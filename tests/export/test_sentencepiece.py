@@ -20,8 +20,8 @@ from tests.export.test_vocab import ALPHABET, NASTY, normal
 from tests.support import families, models, vocabularies
 from tests.support.vocabularies import setting
 from toolkit import llamacpp
-from toolkit.core.config import PromptSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import PromptSettings
 from toolkit.export import export
 from toolkit.export.vocab import gguf_keys
 from toolkit.export.vocab.sentencepiece import read_model

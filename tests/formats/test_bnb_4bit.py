@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import models
 from tests.support.four_bit import quantized_folder, state_tensor
-from toolkit.core.config import ExportSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.output_settings import ExportSettings
 from toolkit.export import export, plan
 from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.model import dequantized, merge_base

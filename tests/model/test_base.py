@@ -16,8 +16,8 @@ from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from toolkit import llamacpp
 from toolkit.core import hardware
-from toolkit.core.config import ModelSettings
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.input_settings import ModelSettings
 from toolkit.model import base
 from toolkit.prompt.tokenizer import load_tokenizer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.core.config import LORA_TARGETS, TrainSettings
+from toolkit.core.train_settings import LORA_TARGETS, TrainSettings
 from toolkit.model import memory
 from toolkit.model import shape as shapes
 from toolkit.model.memory_plan import Device, Strategy, peak

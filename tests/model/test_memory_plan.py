@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.core.config import TrainSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model import shape as shapes
 from toolkit.model.memory_plan import MAX_TOKENS, Device, Strategy, describe_plan, halved, peak, plan, share_of

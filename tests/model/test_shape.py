@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core.config import LORA_TARGETS
 from toolkit.core.errors import ToolkitError
+from toolkit.core.train_settings import LORA_TARGETS
 from toolkit.model import shape as shapes
 from toolkit.model.shape import Shape
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.support.faults import serving
-from toolkit.core.config import OllamaSettings
+from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"

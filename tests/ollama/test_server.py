@@ -9,8 +9,8 @@ import pytest
 
 from tests.conftest import call_toolkit
 from tests.support.faults import serving
-from toolkit.core.config import OllamaSettings
 from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
+from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 
 

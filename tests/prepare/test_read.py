@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from toolkit.core.config import DataSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import clean, find_columns, wanted_names
 from toolkit.prepare.read import Table, read_table
 from toolkit.prepare.split import drop_duplicates

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core.config import DataSettings
 from toolkit.core.errors import FAILED, MISSING, ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare import source
 from toolkit.prepare.source import MEDQUAD_CSV, locate
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.core.config import DataSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import Record, normalise
 from toolkit.prepare.split import Sides, drop_duplicates, leaked, near_duplicates, split
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.support.prompts import FORMATS
-from toolkit.core.config import PromptSettings
+from toolkit.core.input_settings import PromptSettings
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template, conversation, go_template, prompt_text, python_function, render
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.support.models import save_tokenizer
 from tests.support.prompts import FORMATS
-from toolkit.core.config import PromptSettings
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.input_settings import PromptSettings
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer

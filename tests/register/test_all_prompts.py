@@ -8,7 +8,8 @@ import torch
 
 from tests.support import outside, vocabularies
 from tests.support.prompts import FORMATS
-from toolkit.core.config import DataSettings, OllamaSettings
+from toolkit.core.input_settings import DataSettings
+from toolkit.core.output_settings import OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
 from toolkit.prepare.clean import clean, find_columns, wanted_names

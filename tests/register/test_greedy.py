@@ -10,7 +10,7 @@ from tests.model.test_base import smollm
 from tests.register.conftest import make_run
 from tests.support.faults import serving
 from toolkit import llamacpp
-from toolkit.core.config import OllamaSettings
+from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 from toolkit.prompt import format, renderings
 from toolkit.register import greedy

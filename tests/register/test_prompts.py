@@ -95,6 +95,6 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
 
 
 def _settings(url):
-    from toolkit.core.config import OllamaSettings
+    from toolkit.core.output_settings import OllamaSettings
 
     return OllamaSettings(host=url)

@@ -1,6 +1,6 @@
 """Prompt settings of every preset, and of formats that users might write, with what is hard to render in them."""
 
-from toolkit.core.config import PromptSettings
+from toolkit.core.input_settings import PromptSettings
 
 FORMATS = {
     "alpaca": PromptSettings(),

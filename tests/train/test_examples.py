@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core.config import Config, PromptSettings, TrainSettings
+from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import PromptSettings
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.train_settings import TrainSettings
 from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text

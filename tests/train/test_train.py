@@ -23,10 +23,11 @@ from tests.train.conftest import (
     with_,
     write_records,
 )
-from toolkit.core.config import Config, TrainSettings
+from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.train_settings import TrainSettings
 from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer

@@ -13,8 +13,9 @@ import torch
 from tests.support import scored_models
 from tests.support.four_bit import quantized_folder
 from tests.validate.conftest import Trained
-from toolkit.core.config import ExportSettings, ModelSettings
+from toolkit.core.input_settings import ModelSettings
 from toolkit.core.manifest import StageRecord
+from toolkit.core.output_settings import ExportSettings
 from toolkit.model import dequantized, merge_base
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate import reference, report_table, validate

@@ -6,7 +6,7 @@ Training's memory is `toolkit.memory`'s.
 import math
 from collections.abc import Mapping
 
-from toolkit.core.config import TrainSettings
+from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model.memory import LIBRARIES, Parts, total
 from toolkit.model.shape import Shape

@@ -14,7 +14,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION, GGUFValueType, Keys, size_label
 from gguf import GGMLQuantizationType as Type
 
-from toolkit.core import config, console, hardware
+from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
@@ -167,7 +167,7 @@ def _header(planned: Plan, common: Metadata, quantization: str) -> bytes:
 def _check_targets(targets: Mapping[str, Path]) -> None:
     if not targets:
         raise ToolkitError(
-            "no quantization to export", hint=f"known: {', '.join(config.QUANTIZATIONS)}", exit_code=USAGE
+            "no quantization to export", hint=f"known: {', '.join(output_settings.QUANTIZATIONS)}", exit_code=USAGE
         )
     paths = [path.resolve() for path in targets.values()]
     for path in paths:

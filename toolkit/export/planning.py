@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from toolkit.core import config, console, hardware
+from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import families, types
 from toolkit.export.adapter import weights as adapters
@@ -209,7 +209,7 @@ def say_vocabulary(base: Path, planned: Plan) -> None:
 def known(name: str) -> str:
     """Return a quantization's usual spelling; raises ToolkitError with the list if there is none of that name."""
     try:
-        return config.check_quantization(name)
+        return output_settings.check_quantization(name)
     except ValueError as exc:
         message, _, names = str(exc).partition(" (known: ")
         raise ToolkitError(message, hint=f"known: {names.rstrip(')')}", exit_code=USAGE) from None

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core import console
-from toolkit.core.config import Config, check_quantization
+from toolkit.core.config import Config
 from toolkit.core.config_file import build, load_config
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.output_settings import check_quantization
 from toolkit.core.run_folder import RunFolder
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.core import console, hardware
-from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.input_settings import ModelSettings
+from toolkit.core.output_settings import ExportSettings
 from toolkit.model.gguf_base import converted_folder, folder_from_gguf
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")

@@ -5,7 +5,7 @@ What was measured rather than derived is a constant in capitals with the measure
 
 from collections.abc import Mapping
 
-from toolkit.core.config import TrainSettings
+from toolkit.core.train_settings import TrainSettings
 from toolkit.model.shape import Shape
 
 Parts = dict[str, int]

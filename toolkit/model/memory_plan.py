@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from toolkit.core.config import TrainSettings
 from toolkit.core.console import size
 from toolkit.core.errors import ToolkitError
+from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model.memory import Parts, total
 from toolkit.model.shape import Shape

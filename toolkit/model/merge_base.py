@@ -4,9 +4,10 @@ import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.core.config import ExportSettings, ModelSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import ModelSettings
 from toolkit.core.manifest import StageRecord
+from toolkit.core.output_settings import ExportSettings
 from toolkit.formats import bnb_4bit
 from toolkit.model import base
 

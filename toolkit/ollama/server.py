@@ -16,8 +16,8 @@ import ollama
 from pydantic import ValidationError
 
 from toolkit.core import console
-from toolkit.core.config import OllamaSettings
 from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
+from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import deadlines
 
 MINIMUM = (0, 30, 0)  # from here on a server runs llama.cpp's own

@@ -3,7 +3,8 @@
 import urllib.request
 from pathlib import Path
 
-from toolkit.core.config import MEDQUAD_CSV, MEDQUAD_URL, Config
+from toolkit.core.config import Config
+from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_URL
 from toolkit.core.stage import Check
 
 SECONDS = 10.0  # that the server of the data has to answer

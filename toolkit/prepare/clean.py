@@ -6,8 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.core.config import DataSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.read import Row, Table
 
 NO_QUESTION_MARK = "no `Question:`"

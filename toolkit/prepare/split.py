@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from toolkit.core.config import DataSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SIDES
 from toolkit.prepare.clean import Record
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def data_file(config: "Config") -> Path:
     """Return where the data file is, or will be once MedQuAD is downloaded."""
-    from toolkit.core.config import MEDQUAD_CSV
+    from toolkit.core.input_settings import MEDQUAD_CSV
 
     return MEDQUAD_CSV if config.data.source == "medquad" else Path(config.data.source).expanduser()
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from toolkit.core.config import PromptSettings
+from toolkit.core.input_settings import PromptSettings
 
 JOINT = "\n\n"
 

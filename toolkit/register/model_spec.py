@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.config import Config, check_model_name
+from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest
+from toolkit.core.output_settings import check_model_name
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import modelfile
 from toolkit.ollama.blobs import MARKER

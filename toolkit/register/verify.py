@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from toolkit.core.config import ValidateSettings
 from toolkit.core.errors import ToolkitError
+from toolkit.core.output_settings import ValidateSettings
 from toolkit.ollama import server
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat

