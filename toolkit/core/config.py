@@ -32,6 +32,7 @@ TENSOR_TYPES = (
     "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
 )  # fmt: skip
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
+MEDQUAD_SHA256 = "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"  # of the CSV inside the zip
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
 # By bits: at least twice what the coarsest published file of Llama-3-8B has (llama.cpp's tools/perplexity/README.md),
 # and what the better mixtures of a class keep of a model of 135 million parameters (SmolLM2 on MedQuAD, measured).
