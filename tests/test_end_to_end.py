@@ -128,5 +128,5 @@ def test_a_model_that_the_server_lost_is_registered_again(done: Called, place: P
 
 def test_the_model_card_is_whole(done: Called, place: Path) -> None:
     card = (place / "exports" / "medsmall" / "README.md").read_text()
-    for said in ("Q4_K_M", "apache-2.0", "ollama run medsmall", "not", "2,479"):
+    for said in ("Q4_K_M", "license: apache-2.0", "\n- medquad\n", "ollama run medsmall", "not", "2,479"):
         assert said in card, said

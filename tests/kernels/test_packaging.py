@@ -70,6 +70,7 @@ def test_without_a_compiler_the_package_is_whole_but_for_the_kernels(tmp_path: P
     with zipfile.ZipFile(wheel(tmp_path, "no-such-compiler-here")) as archive:
         names = archive.namelist()
     assert LIBRARY not in names and "toolkit/kernels/__init__.py" in names
+    assert "toolkit/templates/model_card.md" in names
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from tests.support import scored_models
 from toolkit.core.errors import GATE, MISSING, ToolkitError
@@ -159,6 +160,14 @@ def test_the_card_of_an_imported_adapter_leaves_out_what_is_not_known(passed: sc
         assert expected in card, expected
     assert "None" not in card and "Held-out loss" not in card
     assert str(passed.folder.path) not in card
+    read = ModelCard(card)
+    assert read.text.startswith("\n# tiny\n")
+    assert read.data.to_dict() == {
+        "base_model": "someone/tiny",
+        "library_name": "llama-cpp-python",
+        "model_name": "tiny",
+        "tags": ["gguf", "llama-cpp", "lora", "ollama"],
+    }
 
 
 def test_the_card_tells_data_and_recipe_from_the_manifest(passed: scored_models.World) -> None:
@@ -213,8 +222,15 @@ def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> No
     report["answers"] = [
         {"question": "# *a* | b\n<b>", "instruction": "`x`", "before": "```\n# not a title\n````", "after": "\x1b[31m"}
     ]
+    report["base"] = {"label": "a`b\n# c", "commit": "", "licence": "<b>\n---\n{{ name }}"}
     config = scored_models.settings(passed.folder.path.parent, questions=['say "$HOME" `now`'])
-    card = model_card(report, config, passed.folder, passed.manifest())
+    manifest = passed.manifest()
+    manifest.stages["prepare"] = stage(passed, [FileRecord(path="x/`a`.csv", size=1, mtime_ns=1, sha256="ab")], {}, {})
+    card = model_card(report, config, passed.folder, manifest)
+    assert "fine-tuned with LoRA from `` a`b # c ``." in card
+    assert "The licence of the base: \\<b\\> --- {{ name }}.\n" in card
+    assert "- Source: `` `a`.csv ``, SHA-256 `ab`" in card
+    assert ModelCard(card).data.model_name == "tiny" and "base_model" not in ModelCard(card).data.to_dict()
     assert "`````text\n```\n# not a title\n````\n`````" in card
     assert "\x1b" not in card
     assert "**\\# \\*a\\* \\| b \\<b\\>**" in card

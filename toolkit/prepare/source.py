@@ -11,10 +11,9 @@ from pathlib import Path
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import sha256_of, writing
-from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_URL, DataSettings
+from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_SHA256, MEDQUAD_URL, DataSettings
 
 ZIP_SHA256 = "23d339357e5a10066542cc1e12f458f7002a8a86731369c8f4a8c4e337bf9ba1"
-MEDQUAD_SHA256 = "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"  # of the CSV inside the zip
 MAX_DOWNLOAD = 64 * 1024 * 1024  # bytes; both the zip and the CSV are far smaller
 TIMEOUT = 30.0  # seconds without an answer
 

@@ -1,0 +1,71 @@
+"""The model card's front matter: the hub reads back what is known, and nothing that is not."""
+
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from toolkit.core.input_settings import MEDQUAD_SHA256
+from toolkit.core.manifest import FileRecord, Manifest, StageRecord
+from toolkit.validate.front_matter import HUB_LICENSES, front_matter
+
+BASE = {"label": "someone/tiny", "commit": "c0ffee", "licence": "apache-2.0"}
+
+
+def read(base: dict[str, str], name: str = "tiny", manifest: Manifest | None = None) -> dict[str, Any]:
+    """What the hub's own reader finds in a card with this front matter."""
+    text = front_matter({"base": base}, name, manifest or Manifest(run_id="test"))
+    return ModelCard(f"---\n{text}\n---\n\n# {name}\n").data.to_dict()
+
+
+def run_of(sha256: str, *stages: str) -> Manifest:
+    source = FileRecord(path="somewhere/records.csv", size=1, mtime_ns=1, sha256=sha256)
+    record = StageRecord(settings={}, inputs=[source], outputs=[], versions={}, seconds=1.0, finished="now", figures={})
+    return Manifest(run_id="test", stages=dict.fromkeys(stages, record))
+
+
+def test_a_run_on_medquad_is_described_whole() -> None:
+    assert read(BASE, manifest=run_of(MEDQUAD_SHA256, "prepare", "train")) == {
+        "base_model": "someone/tiny",
+        "datasets": ["medquad"],
+        "language": "en",
+        "library_name": "llama-cpp-python",
+        "license": "apache-2.0",
+        "model_name": "tiny",
+        "tags": ["gguf", "llama-cpp", "lora", "ollama", "medical"],
+    }
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [run_of("ab" * 32, "prepare", "train"), run_of(MEDQUAD_SHA256, "prepare"), run_of(MEDQUAD_SHA256, "train")],
+    ids=["other data", "an adapter from elsewhere", "no prepared data"],
+)
+def test_data_that_is_not_known_is_left_out(manifest: Manifest) -> None:
+    found = read(BASE, manifest=manifest)
+    assert not {"datasets", "language"} & set(found) and "medical" not in found["tags"]
+
+
+def test_a_base_that_is_not_from_a_hub_is_left_out() -> None:
+    assert "base_model" not in read({**BASE, "label": "models/tiny", "commit": ""})
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ("llama3.1", "llama3.1"),
+        ("MIT", "mit"),
+        ('"gemma"', "gemma"),
+        ("Apache License", None),
+        ("other", None),
+        ("", None),
+    ],
+)
+def test_a_licence_stands_there_only_by_the_hubs_identifier(found: str, wanted: str | None) -> None:
+    assert read({**BASE, "licence": found}).get("license") == wanted
+    assert wanted is None or wanted in HUB_LICENSES
+
+
+@pytest.mark.parametrize("name", ["no", "1.0", "0x1F", "2026-11-27", "a---b", "null"])
+def test_a_name_that_yaml_could_take_for_something_else_stays_text(name: str) -> None:
+    assert read(BASE, name)["model_name"] == name
