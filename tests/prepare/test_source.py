@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core.config import DataSettings
+from toolkit.core.config import MEDQUAD_CSV, DataSettings
 from toolkit.core.errors import FAILED, MISSING, ToolkitError
 from toolkit.prepare import source
-from toolkit.prepare.source import MEDQUAD_CSV, locate
+from toolkit.prepare.source import locate
 
 CSV = b'AnswerID,Answer\nA,"Question: q ?\nAnswer: a.) \n"\n'
 Serve = Callable[..., None]

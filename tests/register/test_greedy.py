@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.model.test_base import smollm
 from tests.register.conftest import make_run
 from tests.support.faults import serving
 from tests.support.ollama_server import OllamaServer
+from tests.support.outside import smollm
 from toolkit import llamacpp
 from toolkit.core.config import OllamaSettings
 from toolkit.ollama import server

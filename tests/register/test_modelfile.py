@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import tiny_gguf
+from tests.support.modelfiles import HOSTILE, PIECES
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
@@ -19,8 +20,6 @@ from toolkit.ollama.modelfile import Command, Modelfile
 from toolkit.prompt import format, renderings
 from toolkit.register import model_spec, modelfile_text
 
-PIECES = ['"', '"""', '""', "\n", " ", "\t", "#", "a", "{{", "}}", "SYSTEM ", "FROM x", "é", "\U0001f642", "\\n", "'"]
-HOSTILE = [*PIECES, "\r", "\r\n", "\u00a0", "\u200b", "\u3000", "\x07", "\x00", "\ufeff"]
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=40)
 hostile = st.lists(st.sampled_from(HOSTILE), max_size=12).map("".join) | st.text(max_size=40)
 

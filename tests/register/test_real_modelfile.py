@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.register.conftest import make_run
-from tests.register.test_modelfile import HOSTILE, PIECES
+from tests.support.modelfiles import HOSTILE, PIECES
 from tests.support.ollama_server import OllamaServer
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import blobs, modelfile, server

@@ -1,6 +1,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,9 @@ from toolkit.core.manifest import FileRecord, StageRecord, record_file
 from toolkit.export import export
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
-from toolkit.validate import _gate, report_table, validate
+from toolkit.validate import _gate, validate
 from toolkit.validate.model_card import model_card
+from toolkit.validate.report import report_table
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +30,9 @@ def passed(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) 
     return run
 
 
-def report_of(run: scored_models.World) -> dict:
-    return json.loads(run.folder.report.read_text(encoding="utf-8"))
+def report_of(run: scored_models.World) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads(run.folder.report.read_text(encoding="utf-8"))
+    return report
 
 
 def test_the_report_holds_every_documented_field(passed: scored_models.World) -> None:
@@ -128,7 +131,9 @@ def test_a_damaged_gguf_leaves_the_former_report_and_no_spill(passed: scored_mod
     ]
 
 
-def stage(run: scored_models.World, inputs: list[FileRecord], settings: dict, figures: dict) -> StageRecord:
+def stage(
+    run: scored_models.World, inputs: list[FileRecord], settings: dict[str, Any], figures: dict[str, Any]
+) -> StageRecord:
     return StageRecord(
         settings=settings,
         inputs=inputs,
