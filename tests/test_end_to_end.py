@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Called, call_toolkit
-from tests.model.test_base import smollm
 from tests.support import outside
 from tests.support.ollama_server import OllamaServer
+from tests.support.outside import smollm
 from toolkit.pipeline import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]

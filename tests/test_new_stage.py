@@ -9,7 +9,8 @@ from click.testing import CliRunner
 
 import toolkit
 from toolkit import pipeline
-from toolkit.cli.main import group
+from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
+from toolkit.cli.options import group
 
 COUNT = """
 from toolkit.core.manifest import Outcome

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -17,11 +18,12 @@ from tests.conftest import Called
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from toolkit import doctor, pipeline
-from toolkit.cli import main
+from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
+from toolkit.cli.options import group
 from toolkit.core import config_file
 from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.manifest import Outcome
+from toolkit.core.manifest import Outcome, read_manifest
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.run_folder import folder_of
 from toolkit.doctor import Check
@@ -126,11 +128,11 @@ def test_a_fresh_training_is_skipped_before_the_doctor_looks(
     pipeline.perform("train", settings, folder)
     small = Check("memory: training", False, "1.0 GB is free", "buy more")
     monkeypatch.setattr(doctor, "doctor", lambda *_, **__: [small])
-    called = CliRunner().invoke(main.group, ["train", "--json"])
+    called = CliRunner().invoke(group, ["train", "--json"])
     assert called.exit_code == 0, called.output
     assert json.loads(called.stdout.splitlines()[-1])["fresh"] is True
     for arguments in (["--force"], ["--set", "train.max_steps=3"]):
-        called = CliRunner().invoke(main.group, ["train", *arguments])
+        called = CliRunner().invoke(group, ["train", *arguments])
         assert isinstance(called.exception, ToolkitError) and called.exception.exit_code == MISSING
 
 
@@ -200,7 +202,7 @@ def test_ctrl_c_on_the_command_line_ends_with_130_and_the_same_command_goes_on(
 def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Config, tmp_path: Path) -> None:
     from toolkit.export import imatrix
 
-    weighed = {"quantizations": ["Q8_0", "Q4_K_M"], "default": "Q8_0", "imatrix": True}
+    weighed: dict[str, Any] = {"quantizations": ["Q8_0", "Q4_K_M"], "default": "Q8_0", "imatrix": True}
     settings = settings.model_copy(update={"export": ExportSettings(**weighed)})
     folder = folder_of(settings)
     for stage in ("prepare", "train", "export"):
@@ -209,7 +211,7 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
     assert matrix.dataset == "data/train.jsonl"
     assert len(matrix.sums) == done.figures["imatrix_matrices"] == 14
     assert matrix.chunks * matrix.chunk_size == done.figures["imatrix_tokens"] > 1000
-    record = pipeline.read_manifest(folder).stages["export"]
+    record = read_manifest(folder).stages["export"]
     assert "data/train.jsonl" in [file.path for file in record.inputs]
     assert not {"data/val.jsonl", "data/test.jsonl"} & {file.path for file in record.inputs}
     assert "gguf/small-imatrix.gguf" in [file.path for file in record.outputs]

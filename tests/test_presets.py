@@ -88,7 +88,7 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
 
 def test_a_base_without_the_tokens_is_refused_before_anything_is_written(place: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "base", num_hidden_layers=1)
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "data": {"source": str(place / "data.csv")},
         "prompt": {"preset": "chatml"},
         "model": {"base": "base", "load_in_4bit": False},

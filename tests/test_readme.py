@@ -16,10 +16,11 @@ import click
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.model.test_base import smollm
 from tests.support.ollama_server import ollama_server
+from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
-from toolkit.cli import main
+from toolkit.cli import commands as verbs  # noqa: F401  (it adds the verbs to the group)
+from toolkit.cli.options import group
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"(<!-- not run in tests: [^>]*-->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
@@ -54,13 +55,13 @@ def test_every_toolkit_command_parses() -> None:
         for line in commands(block) if block.language == "sh" else []:
             words = shlex.split(line)
             if Path(words[0]).name == "toolkit":
-                verb = main.group.get_command(click.Context(main.group), words[1])
+                verb = group.get_command(click.Context(group), words[1])
                 assert verb is not None, words
                 verb.make_context(words[1], words[2:])
 
 
 def test_every_verb_is_listed() -> None:
-    for verb in main.group.list_commands(click.Context(main.group)):
+    for verb in group.list_commands(click.Context(group)):
         assert f"| `{verb}` |" in README
 
 

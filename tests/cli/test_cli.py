@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tests.conftest import Called
 from tests.support.places import REPOSITORY
 from toolkit.cli import main
+from toolkit.cli.options import group
 
 VERBS = ["init", "doctor", "prepare", "train", "export", "validate", "register", "modelfile", "ask", "run", "status"]
 WRITING = {"init", "prepare", "train", "export", "validate", "register", "run"}
@@ -42,19 +43,19 @@ def toolkit(
 
 
 def test_all_verbs_are_there() -> None:
-    assert main.group.list_commands(click.Context(main.group)) == sorted(VERBS)
+    assert group.list_commands(click.Context(group)) == sorted(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_has_one_line_an_example_that_parses_and_the_shared_options(verb: str) -> None:
-    text = CliRunner().invoke(main.group, [verb, "--help"]).output
+    text = CliRunner().invoke(group, [verb, "--help"]).output
     assert "--json" in text and "Example:" in text
     assert ("--dry-run" in text and "--force" in text) == (verb in WRITING)
     if verb != "init":
         assert "--set" in text and "-c, --config" in text and "--offline" in text
     example = shlex.split(re.sub(r" > \S+$", "", text.split("Example:")[1].strip()))
     assert example[:2] == ["toolkit", verb]
-    command = main.group.get_command(click.Context(main.group), verb)
+    command = group.get_command(click.Context(group), verb)
     assert command is not None
     command.make_context(verb, example[2:])  # raises UsageError where an option does not exist
 
@@ -169,7 +170,7 @@ def test_an_unexpected_error_shows_no_traceback_unless_asked(
     def broken(**_: object) -> None:
         raise ValueError("a defect")
 
-    monkeypatch.setattr(main.group, "main", broken)
+    monkeypatch.setattr(group, "main", broken)
     monkeypatch.delenv("TOOLKIT_DEBUG", raising=False)
     with pytest.raises(SystemExit) as ended:
         main.main()
@@ -184,7 +185,7 @@ def test_interruption_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     def interrupted(**_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.group, "main", interrupted)
+    monkeypatch.setattr(group, "main", interrupted)
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 130

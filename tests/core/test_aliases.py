@@ -1,8 +1,10 @@
 """Other names of settings: former ones are taken with a warning, those of other tools are answered with ours."""
 
+from typing import Any
+
 import pytest
 
-from tests.core.test_config import problems
+from tests.support.settings import problems
 from toolkit.core import aliases, config_file
 from toolkit.core.config import SECTIONS
 
@@ -48,7 +50,7 @@ ANSWERED = [
 ]
 
 
-def needed(key: str) -> dict:
+def needed(key: str) -> dict[str, dict[str, Any]]:
     """What must stand beside a setting for the whole to be sound."""
     custom = {"preset": "custom", "prefix": "{instruction}", "user_turn": "{input}"}
     own = {"prompt.start": "prefix", "prompt.turn": "user_turn"}.get(key)

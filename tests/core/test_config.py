@@ -2,23 +2,18 @@
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.places import REPOSITORY
+from tests.support.settings import problems
 from toolkit.core import config, config_file, output_settings, train_settings
 from toolkit.core.errors import USAGE, ToolkitError
 
 EXAMPLES = REPOSITORY / "examples"
-
-
-def problems(values: dict, *overrides: str) -> str:
-    with pytest.raises(ToolkitError) as caught:
-        config_file.build(values, overrides)
-    assert caught.value.exit_code == USAGE
-    return caught.value.message
 
 
 def test_defaults_are_the_recipe() -> None:
@@ -116,7 +111,7 @@ def test_steps_and_epochs_are_not_both_set() -> None:
 
 
 @pytest.mark.parametrize("train", [{}, {"max_steps": 5}, {"num_train_epochs": 1.5}])
-def test_settings_with_either_length_can_be_written_and_read_again(train: dict) -> None:
+def test_settings_with_either_length_can_be_written_and_read_again(train: dict[str, Any]) -> None:
     """As JSON for the process that trains, and as the run's config.toml."""
     settings = config_file.build({"train": train})
     again = config.Config.model_validate_json(settings.model_dump_json(by_alias=True))
@@ -190,7 +185,7 @@ def test_starter_round_trips_and_explains_every_key() -> None:
     st.lists(st.text(min_size=1), min_size=1),
 )
 def test_starter_round_trips_any_text(text: str, number: float, questions: list[str]) -> None:
-    given_values = {
+    given_values: dict[str, dict[str, Any]] = {
         "prompt": {"language": text},
         "ollama": {"temperature": number},
         "validate": {"questions": questions},

@@ -51,7 +51,7 @@ def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == "warning: odd\n"
 
 
-def test_the_log_keeps_what_was_printed(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_keeps_what_was_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console.log_to(tmp_path / "log.txt")
     console.say("one\ntwo")
     console.log_to(None)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "r", "r")
 
 
-def record(folder: RunFolder, settings: dict, inputs: list[Path], outputs: list[Path]) -> StageRecord:
+def record(folder: RunFolder, settings: dict[str, Any], inputs: list[Path], outputs: list[Path]) -> StageRecord:
     return StageRecord(
         settings=settings,
         inputs=[record_file(path, folder) for path in inputs],

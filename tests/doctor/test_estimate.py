@@ -120,6 +120,7 @@ def test_the_drivers_version_is_the_dotted_number(tmp_path: Path) -> None:
 
 def test_an_export_takes_blocks_of_rows_or_a_whole_tensor_of_a_four_bit_base() -> None:
     """Measured at 2 and 32 layers of Llama-3.1-8B on two cores: 761 MB (benchmarks/export.py)."""
+    assert LLAMA_8B is not None
     assert total(estimate.export_memory(LLAMA_8B, 2, whole=False)) == pytest.approx(761e6, rel=0.05)
     more = total(estimate.export_memory(LLAMA_8B, 2, whole=True)) - total(
         estimate.export_memory(LLAMA_8B, 2, whole=False)

@@ -55,9 +55,9 @@ def made(path: Path, hidden: int, layers: int, vocabulary: int) -> Path:
 
     form, known = prompt_format(build({}).prompt), load_tokenizer(path / "base")
     prompt = prompt_text(form, "What?", "Explain:")
-    record = {"instruction": "Explain:", "input": "What?", "truncated": False}
-    record["output"] = "x" * (LENGTH - 1 - len(known.prompt_ids(prompt)))
-    assert len(known.record_ids(prompt, record["output"])[0]) == LENGTH
+    output = "x" * (LENGTH - 1 - len(known.prompt_ids(prompt)))
+    record = {"instruction": "Explain:", "input": "What?", "truncated": False, "output": output}
+    assert len(known.record_ids(prompt, output)[0]) == LENGTH
     (path / "run" / "data").mkdir(parents=True)
     for side, count in (("train", RECORDS), ("val", 1)):
         lines = "".join(json.dumps({**record, "row": row}) + "\n" for row in range(count))

@@ -8,7 +8,7 @@ import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from tests.support import models
 from tests.support.trained import ATTENTION, distance, train
@@ -116,14 +116,6 @@ def test_bfloat16_base_and_adapter(tmp_path: Path) -> None:
 # The tokenizer beside the adapter
 
 
-def add_tokens(source: Path, target: Path, *texts: str) -> None:
-    """Save a base's tokenizer with tokens added, as tokenizer.save_pretrained leaves it beside an adapter."""
-    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
-    tokenizer.save(str(target / "tokenizer.json"))
-    (target / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
-
-
 def exported(base: Path, adapter: Path, target: Path) -> dict[str, Any]:
     export(base, adapter, {"Q8_0": target}, models.TEMPLATE, "small")
     return {key: field.contents() for key, field in gguf.GGUFReader(target).fields.items()}
@@ -139,7 +131,7 @@ def test_tokens_added_with_a_resized_vocabulary(
     assert fields["llama.vocab_size"] == len(fields["tokenizer.ggml.tokens"]) == 520
     assert fields["tokenizer.ggml.tokens"][-1] == "[PAD519]"
     assert "+8 rows" in capsys.readouterr().err
-    add_tokens(base, folder, "<|doctor|>", "<|patient|>")
+    models.add_tokens(base, folder, "<|doctor|>", "<|patient|>")
     fields = exported(base, folder, tmp_path / "a.gguf")
     assert fields["tokenizer.ggml.tokens"][known : known + 3] == ["<|doctor|>", "<|patient|>", f"[PAD{known + 2}]"]
     assert fields["tokenizer.ggml.token_type"][known] == int(gguf.TokenType.CONTROL)
@@ -151,7 +143,7 @@ def test_a_token_that_no_row_stands_for_is_left_out(bases: dict[bool, Path], tmp
     base = bases[True]
     folder = train(tmp_path / "adapter", base).folder
     plain = plan(base, folder, ["Q8_0"]).vocabulary
-    add_tokens(base, folder, *(f"<|{number}|>" for number in range(200)))
+    models.add_tokens(base, folder, *(f"<|{number}|>" for number in range(200)))
     assert plan(base, folder, ["Q8_0"]).vocabulary == plain == base
     assert "<|3|>" not in exported(base, folder, tmp_path / "a.gguf")["tokenizer.ggml.tokens"]
 

@@ -2,6 +2,7 @@
 
 import threading
 import weakref
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -35,7 +36,8 @@ def test_order_and_memory(sizes: list[int]) -> None:
         return values
 
     seen = []
-    for tensor, values in tensors.ahead(some(sizes), prepare):
+    pairs: Iterable[tuple[Any, Any]] = tensors.ahead(some(sizes), prepare)
+    for tensor, values in pairs:
         assert (values == tensor.index).all()
         seen.append(tensor.index)
         del values
@@ -50,7 +52,8 @@ def test_the_next_is_prepared_while_the_present_is_used() -> None:
         begun[tensor.index].set()
         return np.zeros(tensor.shape, np.float32)
 
-    for tensor, values in tensors.ahead(some([100, 10, 10, 1]), prepare):
+    pairs: Iterable[tuple[Any, Any]] = tensors.ahead(some([100, 10, 10, 1]), prepare)
+    for tensor, values in pairs:
         if tensor.index == 1:
             assert begun[2].wait(5) and begun[3].wait(5)
         if tensor.index == 0:

@@ -34,7 +34,7 @@ def kl(base: Path, adapter: Path | None, gguf: Path, length: int) -> float:
 FAST = (("nemo", 48), ("phi3.5", 300), ("gemma2", 300))  # heads of their own size, longrope, a sliding window
 
 
-class TableGelu(torch.nn.Module):
+class TableGelu(torch.nn.Module):  # type: ignore[misc]
     """GELU as llama.cpp computes it on a CPU: from a table of 65,536 float16 values."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from tests.export.test_adapter_kinds import add_tokens
 from tests.support import models
 from tests.support.trained import train
 from toolkit.core.errors import USAGE, ToolkitError
@@ -45,7 +44,8 @@ def transformers_logits(folder: Path, ids: list[int] = IDS) -> np.ndarray:
     model, report = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", output_loading_info=True)
     assert not any(report.values()), report
     with torch.no_grad():
-        return model.float().eval()(torch.tensor([ids])).logits[0].numpy()
+        logits: np.ndarray = model.float().eval()(torch.tensor([ids])).logits[0].numpy()
+    return logits
 
 
 def kl(expected: np.ndarray, found: np.ndarray) -> float:
@@ -154,7 +154,7 @@ def test_the_merged_folder_of_other_adapters_than_lora(tmp_path: Path, tied: boo
     made = train(tmp_path / "adapter", base, **options)
     rows = options.get("resize", 512)
     if rows > 512:  # the adapter brings names for the new rows
-        add_tokens(base, made.folder, "<new>")
+        models.add_tokens(base, made.folder, "<new>")
     figures = export_merged(base, made.folder, tmp_path / "merged", models.TEMPLATE).figures
     assert figures["dtype"] == "float16"
     weights = load_file(tmp_path / "merged" / "model.safetensors")

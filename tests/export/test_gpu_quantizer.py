@@ -1,5 +1,6 @@
 """The GPU beside the CPU in an export: what it takes over, and what happens when it fails; ggml plays the GPU."""
 
+import importlib.util
 import subprocess
 import sys
 import threading
@@ -229,5 +230,5 @@ def test_a_hidden_gpu_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu.available() == "there is no CUDA GPU"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert gpu.available() == "PyTorch is not installed"

@@ -231,7 +231,7 @@ def test_llama_quantize_itself_reads_the_file(work: Path, tmp_path: Path) -> Non
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M")}
     export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=matrix.importance())
     oracle = tmp_path / "oracle.gguf"
-    call = [program, "--imatrix", tmp_path / "imatrix.gguf", targets["F32"], oracle, "Q4_K_M"]
+    call: list[str | Path] = [program, "--imatrix", tmp_path / "imatrix.gguf", targets["F32"], oracle, "Q4_K_M"]
     done = subprocess.run(call, capture_output=True, text=True)
     assert done.returncode == 0 and f"loaded {len(sums)} importance matrix entries" in done.stdout + done.stderr, done
     expected = {tensor.name: tensor.data for tensor in gguf.GGUFReader(oracle).tensors}

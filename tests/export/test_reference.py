@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.support import families, models, oracle, vocabularies
+from tests.support.families import WIDTHS
 from toolkit.core.errors import ToolkitError
 from toolkit.core.output_settings import QUANTIZATIONS, TENSOR_TYPES
 from toolkit.export import export, plan
@@ -25,8 +26,6 @@ INTENDED = {
     "tokenizer.ggml.add_space_prefix": "always stated for SentencePiece, as tokenizer.json has it; no effect elsewhere",
 }
 NEED_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
-WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "num_attention_heads": 2,
-          "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
 REAL: dict[str, tuple[str, dict[str, Any], Any]] = {
     "Mistral 7B v0.3": ("mistral", {"vocab_size": 32768}, vocabularies.mistral_v3),
     "Llama-3": ("llama", {"vocab_size": 128256}, vocabularies.llama3),
@@ -189,9 +188,10 @@ def test_the_choice_of_types(family: str, settings: dict[str, Any], tmp_path: Pa
         "^output": "F16",
         "token": "IQ4_NL",
     }
+    choices: list[dict[str, Any]] = [{}, {"overrides": overrides}, {"overrides": {r"blk\.0\.": "Q5_0"}}]
     for name in [name for name in QUANTIZATIONS if BASE[name][0].name not in ("F32", "F16", "BF16")]:
         for imatrix in (None, weights):
-            for chosen in ({}, {"overrides": overrides}, {"overrides": {r"blk\.0\.": "Q5_0"}}):
+            for chosen in choices:
                 if imatrix is None and (name in NEED_IMATRIX):
                     continue
                 theirs = oracle.chosen(f32, name, imatrix=imatrix, **chosen)

@@ -15,9 +15,9 @@ from gguf import TokenType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.export.test_reference import WIDTHS
-from tests.export.test_vocab import ALPHABET, NASTY, normal
 from tests.support import families, models, vocabularies
+from tests.support.families import WIDTHS
+from tests.support.texts import ALPHABET, NASTY, normal
 from tests.support.vocabularies import setting
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
@@ -250,8 +250,8 @@ def test_scores_are_read_as_sentencepiece_reads_them(tmp_path: Path) -> None:
 def test_control_tokens_of_a_prompt_format_are_found_by_both(pair: tuple[Path, Any, Any]) -> None:
     """Those of the format's own text are, as a server finds them; those in a question are text."""
     base, tokenizer, llm = pair
-    usual = ("[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<start_of_turn>", "<|reserved_special_token_0|>")
-    usual = (*usual, "<|im_start|>", "<|im_end|>", "<unused0>")
+    usual = ["[INST]", "[/INST]", "<|user|>", "<|assistant|>", "<start_of_turn>", "<|reserved_special_token_0|>"]
+    usual += ["<|im_start|>", "<|im_end|>", "<unused0>"]
     found = [token for token in usual if token in tokenizer.controls]
     first, last = found[0], found[-1]
     turn = f"{first} {{instruction}}\n\n{{input}} {last}\n{first}{last}A:"

@@ -8,8 +8,8 @@ from typing import Any
 import gguf
 import pytest
 
-from tests.export.test_vocab import ACCENTED
 from tests.support import models
+from tests.support.texts import ACCENTED
 from toolkit import pipeline
 from toolkit.core import config_file
 from toolkit.core.config import Config
@@ -49,7 +49,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count how often a model is measured."""
     counted: list[int] = []
     compute = imatrix.compute
-    monkeypatch.setattr(imatrix, "compute", lambda *given: (counted.append(1), compute(*given))[1])
+
+    def counting(*given: Any) -> Any:
+        counted.append(1)
+        return compute(*given)
+
+    monkeypatch.setattr(imatrix, "compute", counting)
     return counted
 
 

@@ -12,7 +12,9 @@ pytestmark = pytest.mark.gpu
 LENGTHS = [1, 313, 64, 7, 2048, 129, 0, 500]
 
 
-def by_record(query, key, value, lengths, window):
+def by_record(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: list[int], window: int | None
+) -> torch.Tensor:
     groups = query.shape[1] // key.shape[1]
     outputs = []
     for one, two, three in zip(*(tensor.split(lengths) for tensor in (query, key, value)), strict=True):
@@ -30,18 +32,21 @@ def by_record(query, key, value, lengths, window):
 @pytest.mark.parametrize("window", [None, 100])
 @pytest.mark.parametrize("heads", [(32, 8), (16, 16)])
 @pytest.mark.parametrize("width", [64, 128])
-def test_forward_and_gradients_equal_attention_record_by_record(width, heads, window):
+def test_forward_and_gradients_equal_attention_record_by_record(
+    width: int, heads: tuple[int, int], window: int | None
+) -> None:
     torch.manual_seed(0)
     total = sum(LENGTHS)
     shapes = [(total, heads[0], width), (total, heads[1], width), (total, heads[1], width)]
     inputs = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
+    query, key, value = inputs
     assert varlen.supported("cuda", torch.bfloat16, width)
     ends = torch.tensor([0, *LENGTHS], device="cuda").cumsum(0).to(torch.int32)
     gradient = torch.randn(shapes[0], device="cuda", dtype=torch.bfloat16)
-    found = varlen.attention(*inputs, ends, max(LENGTHS), window=window)
+    found = varlen.attention(query, key, value, ends, max(LENGTHS), window=window)
     found.backward(gradient)
     exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    wanted = by_record(*exact, LENGTHS, window)
+    wanted = by_record(exact[0], exact[1], exact[2], LENGTHS, window)
     wanted.backward(gradient.float())
     pairs = [(found, wanted), *((one.grad, two.grad) for one, two in zip(inputs, exact, strict=True))]
     for one, two in pairs:
@@ -57,7 +62,7 @@ print(dispatch.HAS_FLASH_ATTENTION or dispatch._TORCH_VARLEN_ATTN is not None)
 """
 
 
-def test_unsloth_is_offered_the_kernel():
+def test_unsloth_is_offered_the_kernel() -> None:
     if not has_unsloth():
         pytest.skip("Unsloth is not installed")
     gpu = hardware.gpu()

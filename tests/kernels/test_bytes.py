@@ -1,5 +1,7 @@
 """Every kernel gives libggml's bytes: every type, with and without importance, every instruction set there is here."""
 
+from typing import Any, cast
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ def compare(
     """Quantize at odd addresses, with guards on both sides; returns how many blocks libggml was asked for."""
     _, weights, size = kernels.TYPES[kind]
     expected = np.empty(rows.size // weights * size, np.uint8)
-    kernels.quantize_with_ggml(kind, np.ascontiguousarray(rows), expected, importance)
+    kernels.quantize_with_ggml(kind, cast(kernels.Rows, np.ascontiguousarray(rows)), expected, importance)
     source = np.zeros(rows.nbytes + 64, np.uint8)
     source[shift : shift + rows.nbytes] = rows.reshape(-1).view(np.uint8)
     moved = source[shift : shift + rows.nbytes].view(rows.dtype).reshape(rows.shape)
@@ -112,7 +114,8 @@ def test_any_bits(library: kernels.Library, kind: int, data: st.DataObject, weig
 def test_what_does_not_fit_is_refused(library: kernels.Library) -> None:
     rows, room = np.zeros((2, 256), np.float32), np.zeros(288, np.uint8)
     kernels.quantize(library, library.level, 12, rows, room)
-    for bad in (rows[:, :200], rows.astype(np.float64), rows[:, ::2], rows[:1]):
+    bads: list[Any] = [rows[:, :200], rows.astype(np.float64), rows[:, ::2], rows[:1]]
+    for bad in bads:
         with pytest.raises(ValueError, match="Q4_K"):
             kernels.quantize(library, library.level, 12, bad, room)
     with pytest.raises(ValueError, match="Q4_K"):

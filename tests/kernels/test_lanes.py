@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
@@ -21,7 +22,7 @@ launch = pytest.importorskip("toolkit.kernels.gpu.launch", reason="Triton is not
 def ggml_as_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def quantize_rows(kind: Type, rows: torch.Tensor, importance: torch.Tensor | None) -> tuple[Any, Any]:
         weights = None if importance is None else importance.numpy()
-        blocks = gpu.reference(kind, rows.float().numpy(), weights).reshape(-1, gpu.GGML_QUANT_SIZES[kind][1])
+        blocks = gpu.reference(kind, rows.float().numpy(), weights).reshape(-1, GGML_QUANT_SIZES[kind][1])
         flags = np.arange(len(blocks)) % 5 == 2  # these are given back to ggml, whatever stands there
         blocks[flags] = 77
         return torch.from_numpy(blocks), torch.from_numpy(flags.astype(np.int8))
@@ -56,8 +57,13 @@ def test_a_row_longer_than_a_piece_gets_room(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_no_more_lanes_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    monkeypatch.setattr(lanes, "locked", lambda size: made.append(size) or torch.empty(8, dtype=torch.uint8))
+    made: list[int] = []
+
+    def locked(size: int) -> torch.Tensor:
+        made.append(size)
+        return torch.empty(8, dtype=torch.uint8)
+
+    monkeypatch.setattr(lanes, "locked", locked)
     full = threading.Barrier(lanes.COUNT + 1)
     late = threading.Event()
 

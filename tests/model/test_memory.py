@@ -99,7 +99,8 @@ def saved_for_backward(width: int, copied: bool) -> float:
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=width == 2),
     ):
         model(input_ids=ids)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / ids.numel() / shape.layers
+    held: int = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return held / int(ids.numel()) / shape.layers
 
 
 @pytest.mark.parametrize(("width", "copied"), [(2, True), (2, False), (4, False)])

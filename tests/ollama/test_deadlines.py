@@ -1,11 +1,12 @@
 """Servers that drip: the time-out holds for a whole line, however many bytes come in between."""
 
 import time
+from contextlib import AbstractContextManager
 
 import httpx
 import pytest
 
-from tests.support.faults import serving
+from tests.support.faults import Handler, serving
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 
@@ -13,8 +14,8 @@ HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: 
 CHUNKED = HEADER + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
-def dripping(pieces, pause):
-    def respond(handler):
+def dripping(pieces: list[bytes], pause: float) -> AbstractContextManager[str]:
+    def respond(handler: Handler) -> bool:
         for piece in pieces:
             handler.wfile.write(piece)
             handler.wfile.flush()
@@ -24,11 +25,11 @@ def dripping(pieces, pause):
     return serving(respond)
 
 
-def chunk(text):
+def chunk(text: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(text), text)
 
 
-def drip(text):
+def drip(text: bytes) -> list[bytes]:
     return [text[i : i + 1] for i in range(len(text))]
 
 
@@ -43,7 +44,7 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_a_drip_or_silence_ends_in_time(name):
+def test_a_drip_or_silence_ends_in_time(name: str) -> None:
     pieces, pause = SLOW[name]
     with dripping(pieces, pause) as url:
         settings = OllamaSettings(host=url, timeout=0.4)
@@ -58,7 +59,7 @@ def test_a_drip_or_silence_ends_in_time(name):
         assert time.monotonic() - started < 3 * 2 * 0.4
 
 
-def test_a_long_answer_of_timely_lines_is_read_to_its_end():
+def test_a_long_answer_of_timely_lines_is_read_to_its_end() -> None:
     pieces = [CHUNKED, *(chunk(b'{"n": 1}\n') for _ in range(12)), chunk(b"")]
     with dripping(pieces, 0.1) as url, server.http(OllamaSettings(host=url, timeout=0.5)) as http:
         for _ in range(2):  # a second request has its own time
@@ -66,7 +67,7 @@ def test_a_long_answer_of_timely_lines_is_read_to_its_end():
                 assert list(reply.iter_lines()) == ['{"n": 1}'] * 12
 
 
-def test_a_slow_reader_is_not_held_against_the_server():
+def test_a_slow_reader_is_not_held_against_the_server() -> None:
     pieces = [CHUNKED, chunk(b'{"n": '), chunk(b"1}"), chunk(b"\n"), chunk(b"")]
     with (
         dripping(pieces, 0.05) as url,
@@ -77,7 +78,7 @@ def test_a_slow_reader_is_not_held_against_the_server():
             time.sleep(0.6)
 
 
-def test_a_proxy_of_the_environment_is_no_way_around_it(monkeypatch):
+def test_a_proxy_of_the_environment_is_no_way_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with dripping(*SLOW["body"]) as url:
         monkeypatch.setenv("HTTP_PROXY", url)
         settings = OllamaSettings(host="http://192.0.2.1", timeout=0.3)

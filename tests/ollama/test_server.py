@@ -2,20 +2,22 @@
 
 import json
 import socket
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import httpx
 import ollama
 import pytest
 
 from tests.conftest import call_toolkit
-from tests.support.faults import serving
+from tests.support.faults import Handler, serving
 from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 
 
 @pytest.fixture(autouse=True)
-def _no_environment(monkeypatch):
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
     monkeypatch.setattr(server, "_warned", set())
@@ -36,7 +38,7 @@ def _no_environment(monkeypatch):
         ("http://[0001:002:003:0004::1]", "http://[0001:002:003:0004::1]:80"),
     ],
 )
-def test_an_address_is_what_the_ollama_client_makes_of_it(text, url):
+def test_an_address_is_what_the_ollama_client_makes_of_it(text: str, url: str) -> None:
     assert server.address(OllamaSettings(host=text)) == url
     assert str(ollama.Client(text)._client.base_url).rstrip("/") == str(httpx.URL(url))
 
@@ -50,19 +52,19 @@ def test_an_address_is_what_the_ollama_client_makes_of_it(text, url):
         (" localhost ", "http://localhost:11434"),
     ],
 )
-def test_an_address_to_bind_to_means_loopback(text, url):
+def test_an_address_to_bind_to_means_loopback(text: str, url: str) -> None:
     assert server.address(OllamaSettings(host=text)) == url
     assert server.is_loopback(url)
 
 
-def test_the_setting_goes_before_the_environment(monkeypatch):
+def test_the_setting_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", "10.0.0.1:1")
     assert server.address(OllamaSettings()) == "http://10.0.0.1:1"
     assert server.address(OllamaSettings(host="10.0.0.2:2")) == "http://10.0.0.2:2"
 
 
 @pytest.mark.parametrize("text", ["ftp://host", "http://host:port", "host:99999", "a b", "http://[::1", "ho<st>"])
-def test_what_is_no_address_is_refused(text):
+def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ToolkitError, match="is not the address") as caught:
         server.address(OllamaSettings(host=text))
     assert caught.value.exit_code == USAGE
@@ -79,11 +81,11 @@ def test_what_is_no_address_is_refused(text):
         ("latest", None),
     ],
 )
-def test_versions_are_compared_as_numbers(text, numbers):
+def test_versions_are_compared_as_numbers(text: str, numbers: tuple[int, int, int] | None) -> None:
     assert server.parse_version(text) == numbers
 
 
-def answering(body, status=200, kind="application/json"):
+def answering(body: str, status: int = 200, kind: str = "application/json") -> AbstractContextManager[str]:
     return serving(lambda handler: handler.answer(status, body.encode(), kind))
 
 
@@ -91,7 +93,7 @@ def answering(body, status=200, kind="application/json"):
     ("found", "usable"),
     [("0.24.0", False), ("0.9.9", False), ("0.30.0", True), ("0.34.1", True), ("1.0.0", True), ("0.0.0", True)],
 )
-def test_servers_before_0_30_are_refused_wherever_the_version_is_asked(found, usable):
+def test_servers_before_0_30_are_refused_wherever_the_version_is_asked(found: str, usable: bool) -> None:
     with answering(json.dumps({"version": found})) as url:
         settings = OllamaSettings(host=url)
         for ask in (server.version, server.require):
@@ -104,7 +106,7 @@ def test_servers_before_0_30_are_refused_wherever_the_version_is_asked(found, us
 
 
 @pytest.mark.parametrize("verb", [["register", "--rollback"], ["ask", "How?"], ["status"], ["doctor"]], ids=" ".join)
-def test_verbs_say_that_a_server_is_too_old(verb, tmp_path):
+def test_verbs_say_that_a_server_is_too_old(verb: list[str], tmp_path: Path) -> None:
     (tmp_path / "toolkit.toml").write_text('[model]\nbase = "x"\n[data]\nsource = "none.csv"\n')
     with answering('{"version": "0.24.0"}') as url:
         done = call_toolkit(*verb, cwd=tmp_path, OLLAMA_HOST=url)
@@ -123,7 +125,7 @@ def test_verbs_say_that_a_server_is_too_old(verb, tmp_path):
         ("", 302, "text/plain"),
     ],
 )
-def test_what_is_no_ollama_is_said_to_be_none(body, status, kind):
+def test_what_is_no_ollama_is_said_to_be_none(body: str, status: int, kind: str) -> None:
     raw = body.encode("utf-8", "surrogateescape")
     answers = serving(lambda handler: handler.answer(status, raw, kind))
     with answers as url, pytest.raises(ToolkitError, match="is not an Ollama server") as caught:
@@ -132,7 +134,7 @@ def test_what_is_no_ollama_is_said_to_be_none(body, status, kind):
     assert caught.value.exit_code == MISSING
 
 
-def test_a_port_where_nothing_listens_is_no_server():
+def test_a_port_where_nothing_listens_is_no_server() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         settings = OllamaSettings(host=f"127.0.0.1:{probe.getsockname()[1]}")
@@ -142,7 +144,7 @@ def test_a_port_where_nothing_listens_is_no_server():
     assert caught.value.exit_code == MISSING
 
 
-def test_a_port_that_takes_connections_but_says_nothing():
+def test_a_port_that_takes_connections_but_says_nothing() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -150,18 +152,18 @@ def test_a_port_that_takes_connections_but_says_nothing():
             server.version(OllamaSettings(host=f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.3))
 
 
-def test_a_port_of_another_protocol():
+def test_a_port_of_another_protocol() -> None:
     answers = serving(lambda handler: handler.wfile.write(b"SSH-2.0-OpenSSH_9.6\r\n") and handler.reset())
     with answers as url, pytest.raises(ToolkitError, match="is not an Ollama server"):
         server.version(OllamaSettings(host=url))
 
 
-def test_a_plain_server_behind_an_https_address():
+def test_a_plain_server_behind_an_https_address() -> None:
     with answering('{"version": "0.34.1"}') as url, pytest.raises(ToolkitError, match="no TLS connection"):
         server.version(OllamaSettings(host=url.replace("http", "https")))
 
 
-def test_no_proxy_of_the_environment_stands_before_loopback(monkeypatch):
+def test_no_proxy_of_the_environment_stands_before_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -171,11 +173,11 @@ def test_no_proxy_of_the_environment_stands_before_loopback(monkeypatch):
         assert server.held(server.client(settings)) == {}
 
 
-def test_the_key_is_sent_by_both_clients(monkeypatch):
+def test_the_key_is_sent_by_both_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "secret")
     seen = []
 
-    def respond(handler):
+    def respond(handler: Handler) -> bool:
         seen.append(handler.headers.get("Authorization"))
         return handler.answer(200, b'{"version": "0.34.1", "models": []}')
 
@@ -188,7 +190,9 @@ def test_the_key_is_sent_by_both_clients(monkeypatch):
     assert seen == ["Bearer secret"] * 3
 
 
-def test_plain_http_to_another_machine_is_warned_about_once(monkeypatch, capsys):
+def test_plain_http_to_another_machine_is_warned_about_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "secret")
     for host in ("192.0.2.1", "192.0.2.1", "https://192.0.2.1", "127.0.0.1", "localhost"):
         server.client(OllamaSettings(host=host))
@@ -208,7 +212,7 @@ def test_plain_http_to_another_machine_is_warned_about_once(monkeypatch, capsys)
         (json.JSONDecodeError("bad", "<html>", 0), "not Ollama's while testing"),
     ],
 )
-def test_failures_say_what_was_being_done(exception, message):
+def test_failures_say_what_was_being_done(exception: Exception, message: str) -> None:
     with pytest.raises(ToolkitError, match=message) as caught, server.talking(OllamaSettings(timeout=3.0), "testing"):
         raise exception
     assert caught.value.exit_code == FAILED and caught.value.hint
@@ -223,5 +227,5 @@ def test_failures_say_what_was_being_done(exception, message):
         ("user/m", "latest", "user/m:latest"),
     ],
 )
-def test_names_as_the_server_lists_them(name, tag, listed):
+def test_names_as_the_server_lists_them(name: str, tag: str, listed: str) -> None:
     assert server.listed_name(name, tag) == listed

@@ -34,7 +34,8 @@ def cleaned(row: dict[str, Any], **settings: Any) -> Record | Rejection:
     source = table(row)
     records, rejected = clean(source, find_columns(source, DataSettings(**settings)), "Explain:")
     assert len(records) + len(rejected) == 1
-    return [*records, *rejected][0]
+    found: list[Record | Rejection] = [*records, *rejected]
+    return found[0]
 
 
 def record(row: dict[str, Any], **settings: Any) -> Record:
@@ -169,7 +170,7 @@ def test_named_columns_win() -> None:
         ({"question": "x", "answer": "y"}, {"question_column": "Frage"}, "wanted `Frage`", "data.question_column"),
     ],
 )
-def test_missing_columns(row: dict[str, str], settings: dict[str, str], message: str, hint: str) -> None:
+def test_missing_columns(row: dict[str, str], settings: dict[str, Any], message: str, hint: str) -> None:
     with pytest.raises(ToolkitError) as caught:
         find_columns(table(row), DataSettings(**settings))
     assert message in caught.value.message and hint in caught.value.hint
@@ -196,6 +197,6 @@ def test_normalise(one: str, other: str, same: bool) -> None:
     assert (normalise(one) == normalise(other)) is same
 
 
-@given(st.text(st.characters(blacklist_categories=("Cs",))))
+@given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_normalise_is_stable(text: str) -> None:
     assert normalise(text) == normalise(normalise(text)) == normalise(f" {text}\n")

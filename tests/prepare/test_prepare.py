@@ -232,9 +232,9 @@ def record(answer: str, question: str = "q") -> Record:
 def test_lengths_are_those_of_training(tokenizer: Tokenizer, answer: str) -> None:
     settings = build()
     form = format.prompt_format(settings.prompt)
-    text = renderings.prompt_text(form, "q")
-    ids, _ = tokenizer.record_ids(text, answer)
-    assert _lengths([(text, answer)], tokenizer) == [len(ids)]
+    prompt = renderings.render(form, "q")
+    ids, _ = tokenizer.record_ids(prompt, answer)
+    assert _lengths([(prompt, answer)], tokenizer) == [len(ids)]
     for limit, fits in ((len(ids), True), (len(ids) - 1, False)):
         kept, rejected = fit(
             [record(answer)], form, tokenizer, build(f"train.max_length={limit}", "data.on_too_long=drop")

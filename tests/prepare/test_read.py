@@ -179,7 +179,7 @@ def test_one_undecodable_jsonl_row(tmp_path: Path) -> None:
 
 
 cells = st.text(
-    st.one_of(st.sampled_from(list(",;\t\"'\n\r ()ab")), st.characters(blacklist_categories=("Cs",))), max_size=12
+    st.one_of(st.sampled_from(list(",;\t\"'\n\r ()ab")), st.characters(exclude_categories=["Cs"])), max_size=12
 )
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.core import input_settings
 from toolkit.core.errors import FAILED, MISSING, ToolkitError
-from toolkit.core.input_settings import DataSettings
+from toolkit.core.input_settings import MEDQUAD_CSV, DataSettings
 from toolkit.prepare import source
-from toolkit.prepare.source import MEDQUAD_CSV, locate
+from toolkit.prepare.source import locate
 
 CSV = b'AnswerID,Answer\nA,"Question: q ?\nAnswer: a.) \n"\n'
 Serve = Callable[..., None]
@@ -159,5 +160,5 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_pinned_hashes_are_sha256() -> None:
-    for digest in (source.ZIP_SHA256, source.MEDQUAD_SHA256):
+    for digest in (source.ZIP_SHA256, input_settings.MEDQUAD_SHA256):
         assert len(bytes.fromhex(digest)) == 32

@@ -35,7 +35,7 @@ def jinja(messages: list[dict[str, str]], form: PromptFormat) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     rendered, _ = render_jinja_template([messages], chat_template=chat_template(form), eos_token=EOS)
-    return rendered[0]
+    return str(rendered[0])
 
 
 def eos_of(form: PromptFormat) -> str:

@@ -1,9 +1,12 @@
 """A real Ollama server for the session, and a run folder with two tiny GGUF files."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ollama import Client
 
 from tests.conftest import ollama_binary
 from tests.support import tiny_gguf as tiny
@@ -11,6 +14,7 @@ from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
 from toolkit.core.files import sha256_of
+from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
 from toolkit.prompt import format, renderings
@@ -37,25 +41,25 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def _short_answers(monkeypatch):
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registrations here record short answers: there are hundreds."""
     monkeypatch.setattr(greedy, "TOKENS", 8)
 
 
 @pytest.fixture
-def no_proof(monkeypatch):
+def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof of prompts only reads: what is about names, disks and kills does without."""
     monkeypatch.setattr(prompt_parity, "prove_prompts", lambda *arguments: {})
 
 
 @pytest.fixture(scope="session")
-def ollama(tmp_path_factory) -> OllamaServer:
+def ollama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OllamaServer]:
     with ollama_server(ollama_binary(), tmp_path_factory.mktemp("ollama")) as running:
         yield running
 
 
 @pytest.fixture
-def mortal(tmp_path) -> OllamaServer:
+def mortal(tmp_path: Path) -> Iterator[OllamaServer]:
     """A server of the test's own, to be killed."""
     with ollama_server(ollama_binary(), tmp_path / "ollama") as running:
         yield running
@@ -70,7 +74,7 @@ class Run:
     files: dict[str, Path]
     digests: dict[str, str]
 
-    def register(self, *, force: bool = False):
+    def register(self, *, force: bool = False) -> Outcome:
         from toolkit.register import register
 
         return register(self.config, self.folder, tiny.EOS, self.files, self.digests, ROWS, force=force)
@@ -84,23 +88,25 @@ class Run:
     def name(self) -> str:
         return self.folder.name
 
-    def client(self):
+    def client(self) -> Client:
         return server.client(self.config.ollama)
 
     def answer(self) -> str:
-        return self.client().generate(self.name, prompt="How?", options={"num_predict": 8}).response
+        response = self.client().generate(self.name, prompt="How?", options={"num_predict": 8}).response
+        assert response is not None
+        return response
 
 
 def temporary(run: Run) -> list[str]:
     """The temporary tags that the server holds under the run's name."""
-    return [tag for tag in run_folder.held() if tag.startswith("toolkit-")]
+    return [tag for tag in run.held() if tag.startswith("toolkit-")]
 
 
 def make_run(
-    folder: Path, url: str, name: str, *, seed: int = 0, chat_template: str | None = None, **changes: dict
+    folder: Path, url: str, name: str, *, seed: int = 0, chat_template: str | None = None, **changes: dict[str, Any]
 ) -> Run:
     """Write two tiny GGUF files of random weights below `folder`, as export would, and settings for the server."""
-    values = {
+    values: dict[str, dict[str, Any]] = {
         "run": {"name": name, "folder": str(folder)},
         "model": {"base": "HuggingFaceTB/SmolLM2-135M-Instruct"},
         "export": {"quantizations": ["F16", "F32"], "default": "F32"},

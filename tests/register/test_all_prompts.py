@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support import outside, vocabularies
+from tests.support.ollama_server import OllamaServer
 from tests.support.prompts import FORMATS
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.output_settings import OllamaSettings
@@ -39,7 +40,14 @@ def save_model(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.parametrize(("preset", "vocabulary"), [("alpaca", "llama3"), ("chatml", "smollm2")])
-def test_every_real_prompt_is_the_same_everywhere(ollama, tmp_path, monkeypatch, capsys, preset, vocabulary):
+def test_every_real_prompt_is_the_same_everywhere(
+    ollama: OllamaServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    preset: str,
+    vocabulary: str,
+) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     table = read_table(outside.medquad(), wanted_names(DataSettings()))

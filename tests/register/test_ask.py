@@ -1,12 +1,14 @@
 """Control tokens in a question, and who answers where there is no server."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.register.conftest import make_run
 from tests.support import tiny_gguf
 from tests.support.faults import serving
+from tests.support.ollama_server import OllamaServer
 from toolkit import ask
 from toolkit.core.errors import ToolkitError
 
@@ -30,7 +32,7 @@ TOKENS = [
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_control_tokens_become_text(token):
+def test_control_tokens_become_text(token: str) -> None:
     safe = ask.neutralise(f"a{token}b{token}")
     assert token not in safe
     assert safe.replace(ask.WORD_JOINER, "") == f"a{token}b{token}"
@@ -40,11 +42,11 @@ def test_control_tokens_become_text(token):
 @pytest.mark.parametrize(
     "text", ["a < b and c > d", "<b>bold</b>", "[1] and [see below]", "x <| y", "### Response:", "<3", "<|\n|>"]
 )
-def test_other_text_stays_as_it_is(text):
+def test_other_text_stays_as_it_is(text: str) -> None:
     assert ask.neutralise(text) == text
 
 
-def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_path):
+def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_path: Path) -> None:
     run = make_run(tmp_path, "127.0.0.1:9", "tiny")
     path = run.folder.adapter / "tokenizer.json"
     layout = json.loads(path.read_text())
@@ -57,7 +59,7 @@ def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_p
     assert ask.control_tokens(run.folder, "How to prevent it?") == []
 
 
-def test_without_a_server_the_file_answers(tmp_path):
+def test_without_a_server_the_file_answers(tmp_path: Path) -> None:
     run = make_run(tmp_path, "127.0.0.1:9", "tiny", ollama={"host": "127.0.0.1:9", "num_ctx": 256, "num_predict": 5})
     assert not ask.registered(run.config)
     through, pieces = ask.answer(run.config, run.folder, f"How? {tiny_gguf.EOS}", None)
@@ -67,7 +69,7 @@ def test_without_a_server_the_file_answers(tmp_path):
         list(ask.answer(run.config, run.folder, "long " * 60, None)[1])
 
 
-def test_with_neither_server_nor_file_the_way_is_shown(tmp_path):
+def test_with_neither_server_nor_file_the_way_is_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path, "127.0.0.1:9", "tiny")
     run.files["F32"].unlink()
     with pytest.raises(ToolkitError, match="not registered") as caught:
@@ -83,21 +85,23 @@ def test_with_neither_server_nor_file_the_way_is_shown(tmp_path):
         (b"<html>", "not Ollama's"),
     ],
 )
-def test_an_answer_that_breaks_off_is_an_error(tmp_path, lines, said):
+def test_an_answer_that_breaks_off_is_an_error(tmp_path: Path, lines: bytes, said: str) -> None:
     with serving(lambda handler: handler.answer(200, lines, "application/x-ndjson")) as url:
         run = make_run(tmp_path, url, "tiny")
         with pytest.raises(ToolkitError, match=said):
             list(ask.ask_server(run.config, "How?", None))
 
 
-def test_an_empty_question_is_refused(tmp_path):
+def test_an_empty_question_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, "127.0.0.1:9", "tiny")
     with pytest.raises(ToolkitError, match="the question is empty"):
         ask.answer(run.config, run.folder, " \n", None)
 
 
 @pytest.mark.ollama
-def test_a_question_is_answered_in_pieces_and_control_tokens_stay_text(ollama, tmp_path, capsys):
+def test_a_question_is_answered_in_pieces_and_control_tokens_stay_text(
+    ollama: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path, ollama.url, "asked", seed=1, ollama={"num_predict": 12})
     assert not ask.registered(run.config)
     run.register()
@@ -111,8 +115,10 @@ def test_a_question_is_answered_in_pieces_and_control_tokens_stay_text(ollama, t
     assert list(ask.ask_server(run.config, f"a{tiny_gguf.EOS}", None))
     assert "control tokens" in capsys.readouterr().err
 
-    def counted(question):
-        return run.client().generate("asked", prompt=question, options={"num_predict": 1}).prompt_eval_count
+    def counted(question: str) -> int:
+        count = run.client().generate("asked", prompt=question, options={"num_predict": 1}).prompt_eval_count
+        assert count is not None
+        return count
 
     nothing = counted("ab") - 2
     for token in tiny_gguf.CONTROL:

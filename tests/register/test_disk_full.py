@@ -1,5 +1,6 @@
 """The server's disk is full, for real: a small tmpfs under its store, filled to the last byte at every step."""
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.register.conftest import make_run, temporary
-from tests.support.faults import proxy
+from tests.register.conftest import Run, make_run, temporary
+from tests.support.faults import Handler, proxy
 from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core.errors import FAILED, ToolkitError
 from toolkit.ollama import server, transaction
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
 
 @pytest.fixture
-def small(tmp_path) -> Iterator[tuple[OllamaServer, Path]]:
+def small(tmp_path: Path) -> Iterator[tuple[OllamaServer, Path]]:
     """A server whose store is a tmpfs of 6 MB, and the store's folder."""
     store = tmp_path / "ollama" / "models"
     store.mkdir(parents=True)
@@ -40,12 +41,12 @@ def fill(store: Path) -> None:
             pass
 
 
-def recover(run):
+def recover(run: Run) -> None:
     with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
         pass
 
 
-def test_a_file_that_does_not_fit(small, tmp_path):
+def test_a_file_that_does_not_fit(small: tuple[OllamaServer, Path], tmp_path: Path) -> None:
     running, store = small
     former = make_run(tmp_path / "former", running.url, "fits", seed=1)
     former.register()
@@ -54,7 +55,7 @@ def test_a_file_that_does_not_fit(small, tmp_path):
     path = large.files["F32"]
     with path.open("ab") as file:
         file.write(os.urandom(8 << 20))
-    large.digests["F32"] = transaction.hashlib.sha256(path.read_bytes()).hexdigest()
+    large.digests["F32"] = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(ToolkitError, match="no space left on device") as caught:
         large.register()
     assert caught.value.exit_code == FAILED
@@ -62,7 +63,7 @@ def test_a_file_that_does_not_fit(small, tmp_path):
     assert sum(path.stat().st_size for path in (store / "blobs").iterdir()) < 3 << 20
 
 
-def test_full_before_any_step(small, tmp_path):
+def test_full_before_any_step(small: tuple[OllamaServer, Path], tmp_path: Path) -> None:
     """Full from the nth change on until the end of the call, for every n: the former model, or the new one, whole."""
     running, store = small
     former = make_run(tmp_path / "former", running.url, "full", seed=1, export={"quantizations": ["F32"]})
@@ -73,7 +74,7 @@ def test_full_before_any_step(small, tmp_path):
         changes = 0
         with proxy(running.url) as (url, passing):
 
-            def strike(handler, number=number):
+            def strike(handler: Handler, number: int = number) -> bool:
                 nonlocal changes
                 changes += handler.command in ("POST", "DELETE") and handler.path.startswith(
                     ("/api/blobs", "/api/create", "/api/copy", "/api/delete")

@@ -2,11 +2,14 @@
 
 import threading
 import time
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
-from tests.register.conftest import make_run, temporary
-from tests.support.faults import Strike, drips, proxy, says
+from tests.register.conftest import Run, make_run, temporary
+from tests.support.faults import Handler, Strike, drips, proxy, says
+from tests.support.ollama_server import OllamaServer
 from toolkit import register
 from toolkit.core.errors import FAILED, MISSING, ToolkitError
 from toolkit.ollama import blobs, server, transaction
@@ -15,22 +18,22 @@ pytestmark = pytest.mark.ollama
 
 
 @pytest.fixture(autouse=True)
-def _no_pauses(monkeypatch):
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "PAUSES", (0.01, 0.02, 0.04))
 
 
-def recover(run):
+def recover(run: Run) -> None:
     """What the next call does first, and nothing else."""
     with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
         pass
 
 
-def half_an_upload(handler):
+def half_an_upload(handler: Handler) -> bool:
     handler.rfile.read(1000)
     return handler.reset()
 
 
-def silence(handler):
+def silence(handler: Handler) -> bool:
     time.sleep(5)
     return handler.reset()
 
@@ -105,7 +108,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_after_any_fault_the_former_model_is_there(ollama, tmp_path, name):
+def test_after_any_fault_the_former_model_is_there(ollama: OllamaServer, tmp_path: Path, name: str) -> None:
     fault, said = FAULTS[name]
     run = make_run(tmp_path / "former", ollama.url, "faulty", seed=5)
     if "latest" not in run.held():
@@ -137,10 +140,12 @@ def test_after_any_fault_the_former_model_is_there(ollama, tmp_path, name):
     assert not fresh.folder.modelfile.exists()
 
 
-def at_the_last_step(monkeypatch, run, former, exception):
+def at_the_last_step(
+    monkeypatch: pytest.MonkeyPatch, run: Run, former: dict[str, str], exception: BaseException
+) -> None:
     """Raise when all real tags are changed, just before that becomes valid."""
 
-    def same(*args):
+    def same(*args: Any) -> None:
         check(*args)
         if run.held().get("latest") != former.get("latest"):
             raise exception
@@ -150,13 +155,15 @@ def at_the_last_step(monkeypatch, run, former, exception):
 
 
 @pytest.mark.parametrize("where", ["shown", "smoke", "last step"])
-def test_after_ctrl_c_the_former_model_is_there(ollama, tmp_path, monkeypatch, where):
+def test_after_ctrl_c_the_former_model_is_there(
+    ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
     run = make_run(tmp_path / "former", ollama.url, "interrupted", seed=5)
     if "latest" not in run.held():
         run.register()
     former, answer = run.held(), run.answer()
 
-    def interrupted(*args, **kwargs):
+    def interrupted(*args: Any, **kwargs: Any) -> NoReturn:
         raise KeyboardInterrupt
 
     if where == "last step":
@@ -168,7 +175,9 @@ def test_after_ctrl_c_the_former_model_is_there(ollama, tmp_path, monkeypatch, w
     assert run.held() == former and run.answer() == answer
 
 
-def test_a_first_registration_that_fails_leaves_nothing(ollama, tmp_path, monkeypatch):
+def test_a_first_registration_that_fails_leaves_nothing(
+    ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path, ollama.url, "first")
     at_the_last_step(monkeypatch, run, {}, OSError(28, "No space left on device"))
     with pytest.raises(OSError, match="No space"):
@@ -176,7 +185,9 @@ def test_a_first_registration_that_fails_leaves_nothing(ollama, tmp_path, monkey
     assert run.held() == {} and not run.folder.modelfile.exists()
 
 
-def test_an_upload_that_breaks_off_is_tried_again(ollama, tmp_path, capsys):
+def test_an_upload_that_breaks_off_is_tried_again(
+    ollama: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with proxy(ollama.url) as (url, passing):
         run = make_run(tmp_path, url, "stubborn", seed=200, export={"quantizations": ["F32"]})
         passing.fault = Strike("POST", "/api/blobs/", half_an_upload, times=2)
@@ -186,7 +197,9 @@ def test_an_upload_that_breaks_off_is_tried_again(ollama, tmp_path, capsys):
         assert not temporary(run)
 
 
-def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrite(ollama, tmp_path, monkeypatch):
+def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrite(
+    ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(register.verify, "shown", lambda *args: "f" * 64)
     for version, refused in (("0.34.1", True), ("0.34.4", True), ("0.34.0", False)):
         with proxy(ollama.url) as (url, passing):
@@ -202,7 +215,7 @@ def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrit
                 assert found["stored_sha256"] == "f" * 64 and found["gguf_sha256"] == run.digests["F32"]
 
 
-def test_an_upload_whose_answer_is_lost_is_not_sent_twice(ollama, tmp_path):
+def test_an_upload_whose_answer_is_lost_is_not_sent_twice(ollama: OllamaServer, tmp_path: Path) -> None:
     with proxy(ollama.url) as (url, passing):
         run = make_run(tmp_path, url, "lost", seed=201, export={"quantizations": ["F32"]})
         passing.then = Strike("POST", "/api/blobs/", lambda handler: handler.reset())
@@ -210,7 +223,7 @@ def test_an_upload_whose_answer_is_lost_is_not_sent_twice(ollama, tmp_path):
     assert passing.seen.count(f"POST /api/blobs/sha256:{run.digests['F32']}") == 1
 
 
-def test_a_lost_answer_to_the_last_step_is_no_failure(ollama, tmp_path):
+def test_a_lost_answer_to_the_last_step_is_no_failure(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "former", ollama.url, "ended", seed=5)
     run.register()
     with proxy(ollama.url) as (url, passing):
@@ -221,7 +234,9 @@ def test_a_lost_answer_to_the_last_step_is_no_failure(ollama, tmp_path):
     assert run.held()["latest"] == tags["latest"]["digest"] and not temporary(run)
 
 
-def test_names_that_cannot_be_cleared_away_are_by_the_next_call(ollama, tmp_path, capsys):
+def test_names_that_cannot_be_cleared_away_are_by_the_next_call(
+    ollama: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with proxy(ollama.url) as (url, passing):
         run = make_run(tmp_path, url, "untidy", seed=203)
         passing.fault = Strike("DELETE", "/api/delete", says(500, '{"error":"boom"}'), body=b"toolkit-new-", times=99)
@@ -236,14 +251,16 @@ def test_names_that_cannot_be_cleared_away_are_by_the_next_call(ollama, tmp_path
 KILLS = [("/api/create", b"", 0.0), ("/api/create", b"", 0.004), ("/api/generate", b'"num_predict"', 0.1)]
 
 
-def test_a_server_that_is_killed_in_create_and_under_the_question(mortal, tmp_path, capsys):
+def test_a_server_that_is_killed_in_create_and_under_the_question(
+    mortal: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     former = make_run(tmp_path / "former", mortal.url, "dying", seed=5)
     former.register()
     held, answer = former.held(), former.answer()
     for seed, (path, body, delay) in enumerate(KILLS):
         with proxy(mortal.url) as (url, passing):
 
-            def die(handler, delay=delay):
+            def die(handler: Handler, delay: float = delay) -> bool:
                 threading.Timer(delay, mortal.kill).start()
                 return False  # the server is at work on it when it dies
 

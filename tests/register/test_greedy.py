@@ -3,12 +3,15 @@
 import asyncio
 import json
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.model.test_base import smollm
 from tests.register.conftest import make_run
 from tests.support.faults import serving
+from tests.support.ollama_server import OllamaServer
+from tests.support.outside import smollm
 from toolkit import llamacpp
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
@@ -24,7 +27,7 @@ from toolkit.register import greedy
     ],
     ids=["another answer", "no answer"],
 )
-def test_an_answer_that_differs_is_recorded_and_fails_nothing(answer, recorded):
+def test_an_answer_that_differs_is_recorded_and_fails_nothing(answer: dict[str, Any], recorded: str) -> None:
     with (
         serving(lambda handler: handler.answer(200, json.dumps(answer).encode())) as url,
         server.http(OllamaSettings(host=url)) as http,
@@ -35,7 +38,7 @@ def test_an_answer_that_differs_is_recorded_and_fails_nothing(answer, recorded):
 
 @pytest.mark.slow
 @pytest.mark.ollama
-def test_every_client_sends_the_same_prompt(ollama, tmp_path):
+def test_every_client_sends_the_same_prompt(ollama: OllamaServer, tmp_path: Path) -> None:
     import ollama as library
 
     gguf = smollm()
@@ -59,8 +62,10 @@ def test_every_client_sends_the_same_prompt(ollama, tmp_path):
         wanted = len(llamacpp.tokenize(llm, renderings.render(form, question)))
         assert greedy.local(llm, llamacpp.tokenize(llm, renderings.render(form, question)))
     shown = ollama.run("run", "--verbose", "same", question).stderr
+    told = re.search(r"prompt eval count: +(\d+)", shown)
+    assert told, shown
     counted = {
-        "ollama run": int(re.search(r"prompt eval count: +(\d+)", shown)[1]),
+        "ollama run": int(told[1]),
         "chat": client.chat("same", messages=messages).prompt_eval_count,
         "generate": client.generate("same", prompt=question).prompt_eval_count,
         "stream": list(client.generate("same", prompt=question, stream=True))[-1].prompt_eval_count,

@@ -5,12 +5,15 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.register.conftest import make_run, temporary
+from tests.register.conftest import Run, make_run, temporary
 from tests.support.child import go, nursery
-from tests.support.faults import proxy
+from tests.support.faults import Handler, proxy
+from tests.support.ollama_server import OllamaServer
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server, transaction
 from toolkit.register.rollback import roll_back
@@ -21,16 +24,24 @@ CHANGES = ("POST /api/blobs", "POST /api/create", "POST /api/copy", "DELETE /api
 ENOUGH = 60
 
 
-def recover(run):
+def recover(run: Run) -> None:
     with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
         pass
 
 
-def real(run):
+def real(run: Run) -> dict[str, str]:
     return {tag: digest for tag, digest in run.held().items() if not tag.startswith("toolkit-")}
 
 
-def kill_at_every_change(ollama, folder, name, seed, what, before, once_done):
+def kill_at_every_change(
+    ollama: OllamaServer,
+    folder: Path,
+    name: str,
+    seed: int,
+    what: str,
+    before: dict[str, str],
+    once_done: Callable[[], None],
+) -> int:
     """Kill a call just after its nth change on the server, for every n; returns how many there were.
 
     After each kill the real tags must be what they were, or what the call makes of them, and after the next call one
@@ -43,7 +54,7 @@ def kill_at_every_change(ollama, folder, name, seed, what, before, once_done):
             changes = 0
             pid = children.begin()
 
-            def strike(handler, number=number, pid=pid):
+            def strike(handler: Handler, number: int = number, pid: int = pid) -> bool:
                 nonlocal changes
                 changes += f"{handler.command} {handler.path}".startswith(CHANGES)
                 if changes > number:
@@ -78,7 +89,7 @@ def kill_at_every_change(ollama, folder, name, seed, what, before, once_done):
 
 
 @pytest.mark.parametrize("what", ["a first registration", "a second registration", "a rollback"])
-def test_killed_at_any_step(ollama, tmp_path, what):
+def test_killed_at_any_step(ollama: OllamaServer, tmp_path: Path, what: str) -> None:
     name = what.rpartition(" ")[0].replace(" ", "-")
     former = make_run(tmp_path / "former", ollama.url, name, seed=5)
     if what != "a first registration":
@@ -89,7 +100,7 @@ def test_killed_at_any_step(ollama, tmp_path, what):
     for tag in before:
         client.copy(f"{name}:{tag}", f"kept-{name}:{tag}")
 
-    def again():
+    def again() -> None:
         for tag in real(former):
             client.delete(f"{name}:{tag}")
         for tag in before:
@@ -100,7 +111,7 @@ def test_killed_at_any_step(ollama, tmp_path, what):
     assert steps >= {"a first registration": 14, "a second registration": 17, "a rollback": 12}[what]
 
 
-def whole(run, others):
+def whole(run: Run, others: dict[int, dict[str, str]]) -> int:
     """Say which registration the real tags are of; all must be of one."""
     held = real(run)
     owner = next(name for name, digests in others.items() if digests["latest"] == held["latest"])
@@ -109,14 +120,14 @@ def whole(run, others):
 
 
 @pytest.mark.parametrize("machines", ["one", "two"])
-def test_two_registrations_at_once_end_as_one_of_them(ollama, tmp_path, machines):
+def test_two_registrations_at_once_end_as_one_of_them(ollama: OllamaServer, tmp_path: Path, machines: str) -> None:
     name = f"shared-{machines}"
     expected = {}
     for seed in (11, 12):
         run = make_run(tmp_path / str(seed), ollama.url, name, seed=seed)
         expected[seed] = {tag: values["digest"] for tag, values in run.register().figures["tags"].items()}
 
-    def slowly(handler):
+    def slowly(handler: Handler) -> bool:
         time.sleep(random.random() * 0.05)
         return False
 
@@ -141,7 +152,7 @@ def test_two_registrations_at_once_end_as_one_of_them(ollama, tmp_path, machines
     assert last
 
 
-def kill_elsewhere(ollama, folder, name, seed):
+def kill_elsewhere(ollama: OllamaServer, folder: Path, name: str, seed: int) -> dict[str, str]:
     """Register `name` on another machine and kill it once `latest` is changed; returns what the name held before."""
     former = make_run(folder / "former", ollama.url, name, seed=seed)
     former.register()
@@ -150,7 +161,7 @@ def kill_elsewhere(ollama, folder, name, seed):
     with proxy(ollama.url) as (url, passing), nursery(folder / "b", url, name, seed + 1, **away) as child:
         pid = child.begin()
 
-        def strike(handler):
+        def strike(handler: Handler) -> bool:
             if former.held()["latest"] == before["latest"]:
                 return False
             os.kill(pid, signal.SIGKILL)
@@ -162,7 +173,9 @@ def kill_elsewhere(ollama, folder, name, seed):
     return before
 
 
-def test_what_another_machine_left_is_refused_and_force_puts_former_models_back(ollama, tmp_path):
+def test_what_another_machine_left_is_refused_and_force_puts_former_models_back(
+    ollama: OllamaServer, tmp_path: Path
+) -> None:
     before = kill_elsewhere(ollama, tmp_path, "elsewhere", 21)
     newer = make_run(tmp_path / "newer", ollama.url, "elsewhere", seed=23)
     left = newer.held()
@@ -176,7 +189,7 @@ def test_what_another_machine_left_is_refused_and_force_puts_former_models_back(
     assert newer.held() == {**{tag: values["digest"] for tag, values in tags.items()}, "previous": before["latest"]}
 
 
-def test_what_another_machine_left_is_cleared_by_the_same_command_there(ollama, tmp_path):
+def test_what_another_machine_left_is_cleared_by_the_same_command_there(ollama: OllamaServer, tmp_path: Path) -> None:
     before = kill_elsewhere(ollama, tmp_path, "back-there", 26)
     away = {"XDG_CACHE_HOME": str(tmp_path / "away")}
     with nursery(tmp_path / "b", ollama.url, "back-there", 27, **away) as child:
@@ -186,7 +199,7 @@ def test_what_another_machine_left_is_cleared_by_the_same_command_there(ollama, 
     assert run.held()["previous"] == before["latest"] and not temporary(run)
 
 
-def test_another_machine_that_only_slept_changes_nothing_more(ollama, tmp_path):
+def test_another_machine_that_only_slept_changes_nothing_more(ollama: OllamaServer, tmp_path: Path) -> None:
     former = make_run(tmp_path / "former", ollama.url, "sleeper", seed=31)
     former.register()
     before = former.held()
@@ -195,7 +208,7 @@ def test_another_machine_that_only_slept_changes_nothing_more(ollama, tmp_path):
         pid = child.begin()
         slept = threading.Event()
 
-        def strike(handler):
+        def strike(handler: Handler) -> bool:
             if any("-commit-" in tag for tag in former.held()) and not slept.is_set():
                 os.kill(pid, signal.SIGSTOP)
                 slept.set()

@@ -1,20 +1,25 @@
 """The writer, the reader, the user's template, and the settings that become a Modelfile: no server needed."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import tiny_gguf
+from tests.support.modelfiles import HOSTILE, PIECES
 from toolkit.core import config_file, run_folder
+from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest, write_manifest
+from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import blobs, modelfile
 from toolkit.ollama.modelfile import Command, Modelfile
 from toolkit.prompt import format, renderings
 from toolkit.register import model_spec, modelfile_text
 
-PIECES = ['"', '"""', '""', "\n", " ", "\t", "#", "a", "{{", "}}", "SYSTEM ", "FROM x", "é", "\U0001f642", "\\n", "'"]
-HOSTILE = [*PIECES, "\r", "\r\n", "\u00a0", "\u200b", "\u3000", "\x07", "\x00", "\ufeff"]
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=40)
 hostile = st.lists(st.sampled_from(HOSTILE), max_size=12).map("".join) | st.text(max_size=40)
 
@@ -30,7 +35,7 @@ def representable(value: str) -> bool:
 
 @settings(max_examples=2000, deadline=None)
 @given(hostile)
-def test_the_writer_refuses_exactly_what_would_be_read_differently(value):
+def test_the_writer_refuses_exactly_what_would_be_read_differently(value: str) -> None:
     try:
         quoted = modelfile.quote(value, "it")
     except ToolkitError as exc:
@@ -43,7 +48,7 @@ def test_the_writer_refuses_exactly_what_would_be_read_differently(value):
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(texts, min_size=4, max_size=4), st.lists(texts, max_size=4))
-def test_what_is_written_is_read_back(values, stops):
+def test_what_is_written_is_read_back(values: list[str], stops: list[str]) -> None:
     try:
         quoted = [modelfile.quote(value, "it") for value in values]
         lines = [f"PARAMETER stop {modelfile.quote(stop, 'it')}" for stop in stops]
@@ -67,7 +72,7 @@ def test_what_is_written_is_read_back(values, stops):
         ('x """\r\ny', 'ends in `"""`'),
     ],
 )
-def test_refusals_say_what_and_where(value, said):
+def test_refusals_say_what_and_where(value: str, said: str) -> None:
     with pytest.raises(ToolkitError, match=said):
         modelfile.quote(value, "the system message")
 
@@ -93,7 +98,7 @@ def test_refusals_say_what_and_where(value, said):
         ("MESSAGE user hello: you", [("message:user", "hello: you")]),
     ],
 )
-def test_the_reader_reads_as_the_server_does(body, commands):
+def test_the_reader_reads_as_the_server_does(body: str, commands: list[tuple[str, str]]) -> None:
     assert modelfile.read_modelfile(f"\ufeffFROM x\n{body}")[1:] == [Command(*command) for command in commands]
 
 
@@ -110,12 +115,12 @@ def test_the_reader_reads_as_the_server_does(body, commands):
         ("", "there is no FROM"),
     ],
 )
-def test_the_reader_refuses_what_the_server_refuses(text, said):
+def test_the_reader_refuses_what_the_server_refuses(text: str, said: str) -> None:
     with pytest.raises(ToolkitError, match=said):
         modelfile.read_modelfile(text)
 
 
-def test_wrong_parameters_are_listed_all_at_once():
+def test_wrong_parameters_are_listed_all_at_once() -> None:
     text = (
         "FROM x\nPARAMETER num_ctx 32k\nPARAMETER STOP a\nPARAMETER tempreature 1\nPARAMETER top_p high\n"
         "PARAMETER use_mmap maybe\nPARAMETER typical_p 1\nADAPTER y\nMESSAGE user hi\nPARAMETER min_p 1e-2"
@@ -137,7 +142,7 @@ def test_wrong_parameters_are_listed_all_at_once():
     assert "num_thread" in caught.value.hint
 
 
-def test_undefined_names_are_named_with_their_lines():
+def test_undefined_names_are_named_with_their_lines() -> None:
     with pytest.raises(ToolkitError, match=r"mine uses .* `tempalte` \(line 2\), `sistem` \(line 4\)") as caught:
         modelfile.render({"from_": "x"}, "FROM [[ from_ ]]\n[[ tempalte ]]\n\n[[ sistem|upper ]]\n", "mine")
     assert caught.value.exit_code == USAGE and "from_" in caught.value.hint
@@ -153,29 +158,29 @@ def test_undefined_names_are_named_with_their_lines():
         ("[[ from_.__class__.__mro__ ]]", "line 1: access to attribute '__class__'"),
     ],
 )
-def test_a_broken_template_is_told_with_its_line(template, said):
+def test_a_broken_template_is_told_with_its_line(template: str, said: str) -> None:
     with pytest.raises(ToolkitError, match=said):
         modelfile.render({"from_": "x"}, template)
 
 
-def test_ollamas_own_braces_stay_untouched():
+def test_ollamas_own_braces_stay_untouched() -> None:
     text = "[# note #]FROM [[ from_ ]]\nTEMPLATE {{ .Prompt }} {% x %} {# y #}\n"
     assert modelfile.render({"from_": "x"}, text) == "FROM x\nTEMPLATE {{ .Prompt }} {% x %} {# y #}\n"
 
 
-def settings_with(tmp_path, **sections):
+def settings_with(tmp_path: Path, **sections: Any) -> tuple[Config, RunFolder]:
     config = config_file.build({"run": {"name": "medassist", "folder": str(tmp_path)}, **sections})
     return config, run_folder.folder_of(config)
 
 
-def own_template(tmp_path, change):
+def own_template(tmp_path: Path, change: Callable[[str], str]) -> dict[str, dict[str, str]]:
     text, _ = modelfile.template_text("")
     path = tmp_path / "My.template"
     path.write_text(change(text), encoding="utf-8")
     return {"ollama": {"template": str(path)}}
 
 
-def test_the_modelfile_of_the_default_settings(tmp_path):
+def test_the_modelfile_of_the_default_settings(tmp_path: Path) -> None:
     config, folder = settings_with(tmp_path)
     text = modelfile_text(config, folder, tiny_gguf.EOS)
     found = modelfile.meaning(modelfile.read_modelfile(text))
@@ -197,7 +202,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path):
     assert "Llama 3.1 Community License" in found.licenses[0]
 
 
-def test_every_parameter_of_the_settings_arrives(tmp_path):
+def test_every_parameter_of_the_settings_arrives(tmp_path: Path) -> None:
     mine = {"num_ctx": 333, "num_predict": 7, "temperature": 0.0, "top_p": 1.0, "top_k": 1, "repeat_penalty": 1e-7}
     config, folder = settings_with(tmp_path, ollama={**mine, "seed": 9, "license": 'MIT\n"as is"'})
     found = modelfile.meaning(modelfile.read_modelfile(modelfile_text(config, folder, "</s>")))
@@ -206,14 +211,14 @@ def test_every_parameter_of_the_settings_arrives(tmp_path):
     assert found.licenses[0].endswith('\n\nMIT\n"as is"')
 
 
-def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path):
+def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path: Path) -> None:
     config, folder = settings_with(tmp_path)
     manifest = read_manifest(folder)
     write_manifest(folder, manifest)
     assert manifest.run_id in modelfile_text(config, folder, tiny_gguf.EOS)
 
 
-def test_a_template_may_add_to_ours(tmp_path):
+def test_a_template_may_add_to_ours(tmp_path: Path) -> None:
     sections = own_template(
         tmp_path, lambda text: text + "# mine\r\nPARAMETER num_thread 2\nPARAMETER stop END\nLICENSE more\n"
     )
@@ -238,14 +243,16 @@ def test_a_template_may_add_to_ours(tmp_path):
         (lambda text: text + "HELLO x\n", "`HELLO` is no instruction"),
     ],
 )
-def test_a_template_that_changes_what_was_trained_is_refused(tmp_path, change, said):
+def test_a_template_that_changes_what_was_trained_is_refused(
+    tmp_path: Path, change: Callable[[str], str], said: str
+) -> None:
     config, folder = settings_with(tmp_path, **own_template(tmp_path, change))
     with pytest.raises(ToolkitError, match=said) as caught:
         modelfile_text(config, folder, tiny_gguf.EOS)
     assert caught.value.exit_code == USAGE
 
 
-def test_a_template_that_cannot_be_read(tmp_path):
+def test_a_template_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"FROM \xe9")
     for name, said in (("missing", "No such file"), ("latin", "not UTF-8")):
         config, folder = settings_with(tmp_path, ollama={"template": str(tmp_path / name)})
@@ -253,13 +260,13 @@ def test_a_template_that_cannot_be_read(tmp_path):
             modelfile_text(config, folder, tiny_gguf.EOS)
 
 
-def test_an_instruction_that_a_modelfile_cannot_hold_is_refused_by_name(tmp_path):
+def test_an_instruction_that_a_modelfile_cannot_hold_is_refused_by_name(tmp_path: Path) -> None:
     config, folder = settings_with(tmp_path, prompt={"instruction": "Explain\u00a0:"})
     with pytest.raises(ToolkitError, match=r"holds U\+00A0"):
         modelfile_text(config, folder, tiny_gguf.EOS)
 
 
-def test_a_name_that_ollama_would_refuse(tmp_path):
+def test_a_name_that_ollama_would_refuse(tmp_path: Path) -> None:
     config, _ = settings_with(tmp_path)
     bad = config.model_copy(update={"ollama": config.ollama.model_copy(update={"name": "a b"})})
     with pytest.raises(ToolkitError, match="would refuse the name"):

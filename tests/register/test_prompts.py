@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 from tests.conftest import needed, ollama_binary
 from tests.register.conftest import ROWS
 from tests.support import tiny_gguf as tiny
-from tests.support.ollama_server import free_port
+from tests.support.ollama_server import OllamaServer, free_port
 from tests.support.prompts import FORMATS
+from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 from toolkit.prompt import format, renderings
+from toolkit.prompt.format import PromptFormat
 from toolkit.register import verify
 
 pytestmark = pytest.mark.ollama
@@ -40,14 +43,15 @@ CONVERSATIONS = [
 ]
 
 
-def by_transformers(form, messages):
+def by_transformers(form: PromptFormat, messages: list[dict[str, str]]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    return render_jinja_template([messages], chat_template=renderings.chat_template(form), eos_token=tiny.EOS)[0][0]
+    rendered, _ = render_jinja_template([messages], chat_template=renderings.chat_template(form), eos_token=tiny.EOS)
+    return str(rendered[0])
 
 
 @contextmanager
-def llama_server(gguf: Path):
+def llama_server(gguf: Path) -> Iterator[httpx.Client]:
     """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja."""
     program = ollama_binary().parents[1] / "lib" / "ollama" / "llama-server"
     needed(program.is_file(), str(program))
@@ -72,7 +76,7 @@ def llama_server(gguf: Path):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
+def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path: Path, name: str) -> None:
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
     form = format.prompt_format(FORMATS[name])
     eos = form.eos or tiny.EOS
@@ -94,7 +98,7 @@ def test_every_rendering_of_a_format_is_the_same(ollama, tmp_path, name):
         verify.every_prompt(http, "format", form, eos, rows)
 
 
-def _settings(url):
+def _settings(url: str) -> OllamaSettings:
     from toolkit.core.output_settings import OllamaSettings
 
     return OllamaSettings(host=url)

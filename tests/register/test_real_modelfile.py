@@ -1,6 +1,8 @@
 """`ollama create -f` as the judge of our writer and our reader."""
 
 import unicodedata
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -8,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.register.conftest import make_run
-from tests.register.test_modelfile import HOSTILE, PIECES
+from tests.support.modelfiles import HOSTILE, PIECES
+from tests.support.ollama_server import OllamaServer
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import blobs, modelfile, server
 from toolkit.ollama.modelfile import Modelfile
@@ -16,19 +19,21 @@ from toolkit.register import verify
 
 pytestmark = pytest.mark.ollama
 
+Judge = Callable[[str], dict[str, Any] | str]
+
 printable = st.characters(exclude_categories=["C", "Z"]) | st.sampled_from(" \t\n")
 values = st.lists(st.sampled_from([*PIECES, "\r", "\r\n"]) | printable, max_size=12).map("".join)
 anything = st.lists(st.sampled_from(HOSTILE) | st.characters(exclude_categories=["Cs"]), max_size=12).map("".join)
 
 
 @pytest.fixture(scope="module")
-def judge(ollama, tmp_path_factory):
+def judge(ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory) -> Judge:
     """Create a model from a Modelfile with the real CLI; return what the server stored, or the CLI's complaint."""
     folder = tmp_path_factory.mktemp("judge")
     run = make_run(folder, ollama.url, "judge")
     path = folder / "Modelfile"
 
-    def create(text):
+    def create(text: str) -> dict[str, Any] | str:
         path.write_bytes(text.replace("FROM x", f"FROM {run.files['F32']}", 1).encode())
         made = ollama.run("create", "judged", "-f", str(path))
         if made.returncode:
@@ -40,20 +45,22 @@ def judge(ollama, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def through_the_api(ollama, tmp_path_factory):
+def through_the_api(
+    ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Modelfile], dict[str, Any]]]:
     """Create a model as `register` does; return what the server stored."""
     run = make_run(tmp_path_factory.mktemp("api"), ollama.url, "judge")
     with server.http(run.config.ollama) as http:
         blobs.upload(http, run.files["F32"], run.digests["F32"])
 
-        def create(spec):
+        def create(spec: Modelfile) -> dict[str, Any]:
             blobs.create(http, "through-api", "x.gguf", run.digests["F32"], spec)
             return server.call(http, "/api/show", {"model": "through-api"})
 
         yield create
 
 
-def writable(texts):
+def writable(texts: list[str]) -> list[str]:
     kept = []
     for text in texts:
         try:
@@ -64,14 +71,16 @@ def writable(texts):
     return kept
 
 
-def go(template):
+def go(template: str) -> str:
     """A Go template that renders this text, whatever it holds."""
     return template.replace("{", '{{ "{" }}') + "{{ .Prompt }}"
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
 @given(values, values, st.lists(values, min_size=10, max_size=10), st.lists(values, min_size=10, max_size=10))
-def test_what_the_server_stores_is_what_was_written(judge, template, system, stops, licenses):
+def test_what_the_server_stores_is_what_was_written(
+    judge: Judge, template: str, system: str, stops: list[str], licenses: list[str]
+) -> None:
     template, system = ((writable([text]) or [""])[0] for text in (go(template), system))
     stops, licenses = writable(stops), writable(licenses)
     lines = ["FROM x", f"TEMPLATE {modelfile.quote(template or '{{ .Prompt }}', 'it')}"]
@@ -86,7 +95,7 @@ def test_what_the_server_stores_is_what_was_written(judge, template, system, sto
     assert shown.get("license", "") == "\n".join(licenses)
 
 
-def test_every_character_that_the_writer_writes_is_stored(judge):
+def test_every_character_that_the_writer_writes_is_stored(judge: Judge) -> None:
     """All of Unicode as this Python knows it, 4,000 characters a licence."""
     if unicodedata.unidata_version > "15.0.0":
         pytest.skip("this Python knows characters that the server's Go 1.26 (Unicode 15) would not print")
@@ -99,7 +108,14 @@ def test_every_character_that_the_writer_writes_is_stored(judge):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(anything, anything, st.lists(anything, min_size=10, max_size=10), st.lists(anything, min_size=10, max_size=10))
-def test_the_api_stores_what_no_modelfile_can_hold(ollama, through_the_api, template, system, stops, licenses):
+def test_the_api_stores_what_no_modelfile_can_hold(
+    ollama: OllamaServer,
+    through_the_api: Callable[[Modelfile], dict[str, Any]],
+    template: str,
+    system: str,
+    stops: list[str],
+    licenses: list[str],
+) -> None:
     shown = through_the_api(Modelfile("", go(template), system, {"stop": stops}, tuple(licenses)))
     assert shown["template"] == go(template)
     assert shown.get("system", "") == system
@@ -129,7 +145,7 @@ RAW = [
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(RAW), max_size=14).map("".join))
-def test_the_reader_agrees_with_the_real_parser(judge, body):
+def test_the_reader_agrees_with_the_real_parser(judge: Judge, body: str) -> None:
     text = f"FROM x\nSYSTEM {body}"
     shown = judge(text)
     try:

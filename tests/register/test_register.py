@@ -2,15 +2,18 @@
 
 import shutil
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.register.conftest import ROWS, make_run, temporary
 from tests.support import tiny_gguf as tiny
-from tests.support.faults import proxy
-from toolkit import register
+from tests.support.faults import Handler, proxy
+from tests.support.ollama_server import OllamaServer
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import sha256_of
 from toolkit.core.manifest import FileRecord, Manifest, StageRecord, write_manifest
 from toolkit.ollama import blobs, server
 from toolkit.register import modelfile_text, verify
@@ -20,12 +23,12 @@ pytestmark = pytest.mark.ollama
 MODELFILE_KEYS = ("template", "system", "license")
 
 
-def show(url, model):
+def show(url: str, model: str) -> dict[str, Any]:
     with httpx.Client(base_url=url, trust_env=False) as http:
         return server.call(http, "/api/show", {"model": model})
 
 
-def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_path):
+def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "Good")
     outcome = run.register()
     held = {model: digest for model, digest in server.held(run.client()).items() if model.startswith("good:")}
@@ -48,7 +51,7 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama, tmp_
     assert ollama.run("run", "good", "How?").returncode == 0
 
 
-def test_the_cli_makes_the_same_model_of_the_modelfile(ollama, tmp_path):
+def test_the_cli_makes_the_same_model_of_the_modelfile(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "twin")
     digest = run.register().figures["tags"]["latest"]["digest"]
     made = ollama.run("create", "twin-cli", "-f", str(run.folder.modelfile))
@@ -60,7 +63,7 @@ def test_the_cli_makes_the_same_model_of_the_modelfile(ollama, tmp_path):
     assert server.held(run.client())["twin-cli:latest"] == digest
 
 
-def test_registering_again_uploads_nothing_and_changes_nothing(ollama, tmp_path):
+def test_registering_again_uploads_nothing_and_changes_nothing(ollama: OllamaServer, tmp_path: Path) -> None:
     with proxy(ollama.url) as (url, passing):
         run = make_run(tmp_path, url, "again", seed=304)
         run.register()
@@ -73,7 +76,7 @@ def test_registering_again_uploads_nothing_and_changes_nothing(ollama, tmp_path)
         assert not any(line.startswith("POST /api/blobs/") for line in passing.seen)
 
 
-def test_the_former_version_stays_as_previous(ollama, tmp_path):
+def test_the_former_version_stays_as_previous(ollama: OllamaServer, tmp_path: Path) -> None:
     first = make_run(tmp_path / "1", ollama.url, "versions", seed=1)
     first.register()
     former = first.held()
@@ -87,7 +90,7 @@ def test_the_former_version_stays_as_previous(ollama, tmp_path):
     assert not temporary(first)
 
 
-def test_own_parameters_reach_the_server(ollama, tmp_path):
+def test_own_parameters_reach_the_server(ollama: OllamaServer, tmp_path: Path) -> None:
     from toolkit.ollama import modelfile
 
     own = tmp_path / "Own.template"
@@ -98,7 +101,9 @@ def test_own_parameters_reach_the_server(ollama, tmp_path):
     assert shown["min_p"] == [0.05] and shown["stop"][-1] == '\nEND "x"\t'
 
 
-def test_what_no_modelfile_can_hold_goes_through_the_api(ollama, tmp_path, capsys):
+def test_what_no_modelfile_can_hold_goes_through_the_api(
+    ollama: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     instruction = 'Explain\u00a0: """\n\u3000in full'
     run = make_run(
         tmp_path, ollama.url, "unwritable", prompt={"instruction": instruction}, ollama={"license": "a\u200bb"}
@@ -117,7 +122,7 @@ def test_what_no_modelfile_can_hold_goes_through_the_api(ollama, tmp_path, capsy
     assert "toolkit register" in caught.value.hint
 
 
-def test_licence_base_data_and_run_are_shown_by_ollama(ollama, tmp_path):
+def test_licence_base_data_and_run_are_shown_by_ollama(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "credits", ollama={"license": "CC BY 4.0"})
     source = FileRecord(path="data/raw/medquad.csv", size=1, mtime_ns=1, sha256="ab" * 32)
     prepared = StageRecord(settings={}, inputs=[source], outputs=[], versions={}, seconds=0.0, finished="", figures={})
@@ -133,17 +138,31 @@ def test_licence_base_data_and_run_are_shown_by_ollama(ollama, tmp_path):
     ]
 
 
-def test_https_with_a_key_from_the_cli_on(ollama, tmp_path, monkeypatch):
+def test_https_with_a_key_from_the_cli_on(
+    ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a server on another machine stands behind a proxy: TLS with a certificate of one's own, and a bearer key."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     if not shutil.which("openssl"):
         pytest.skip("no openssl here to make a certificate with")
-    wanted = ["-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-subj", "/CN=test", "-days", "2"]
+    wanted: list[str | Path] = [
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        key,
+        "-out",
+        certificate,
+        "-subj",
+        "/CN=test",
+        "-days",
+        "2",
+    ]
     subprocess.run(
         ["openssl", "req", "-x509", *wanted, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
     )
 
-    def unauthorised(handler):
+    def unauthorised(handler: Handler) -> bool:
         if handler.headers.get("Authorization") == "Bearer secret":
             return False
         return handler.answer(401, b'{"error":"unauthorized"}')
@@ -162,7 +181,7 @@ def test_https_with_a_key_from_the_cli_on(ollama, tmp_path, monkeypatch):
         assert len(run.held()) == 3 and run.answer()
 
 
-def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
+def test_a_file_that_is_not_what_the_manifest_says(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "wrong-digest", seed=21)
     run.digests["F32"] = "0" * 64
     with pytest.raises(ToolkitError, match=r"uploading `wrong-digest-F32.gguf`: digest mismatch") as caught:
@@ -171,7 +190,7 @@ def test_a_file_that_is_not_what_the_manifest_says(ollama, tmp_path):
     assert run.held() == {}
 
 
-def test_a_gguf_whose_own_template_would_win(ollama, tmp_path):
+def test_a_gguf_whose_own_template_would_win(ollama: OllamaServer, tmp_path: Path) -> None:
     jinja = "{% if tools %}{{ tools }}{% endif %}{% for message in messages %}{{ message['content'] }}{% endfor %}"
     run = make_run(tmp_path, ollama.url, "takeover", chat_template=jinja)
     with pytest.raises(ToolkitError, match="would not use our prompt template") as caught:
@@ -181,7 +200,7 @@ def test_a_gguf_whose_own_template_would_win(ollama, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no vocabulary", "no GGUF"])
-def test_a_file_that_cannot_run(ollama, tmp_path, damage):
+def test_a_file_that_cannot_run(ollama: OllamaServer, tmp_path: Path, damage: str) -> None:
     run = make_run(tmp_path, ollama.url, "damaged", seed=31)
     path = run.files["F16"]
     if damage == "truncated":
@@ -190,13 +209,13 @@ def test_a_file_that_cannot_run(ollama, tmp_path, damage):
         tiny.write(path, seed=32, f16=True, vocabulary=False)
     else:
         path.write_bytes(b"PK\3\4" * 100)
-    run.digests["F16"] = register.run.sha256_of(path)
+    run.digests["F16"] = sha256_of(path)
     with pytest.raises(ToolkitError, match=r"refused while|does not load"):
         run.register()
     assert run.held() == {}
 
 
-def test_a_model_of_another_maker_is_not_replaced_without_force(ollama, tmp_path):
+def test_a_model_of_another_maker_is_not_replaced_without_force(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "taken", seed=41)
     client = run.client()
     with server.http(run.config.ollama) as http:
@@ -214,7 +233,7 @@ def test_a_model_of_another_maker_is_not_replaced_without_force(ollama, tmp_path
     assert not temporary(run)
 
 
-def test_a_missing_file_is_found_before_anything_is_touched(ollama, tmp_path):
+def test_a_missing_file_is_found_before_anything_is_touched(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "nothing")
     run.files["F16"].unlink()
     with pytest.raises(ToolkitError, match=r"nothing-F16.gguf` is missing") as caught:

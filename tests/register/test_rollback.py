@@ -1,20 +1,23 @@
 """The way back and its undoing, and what status says of the server, against a real one."""
 
 import json
+from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
 from tests.conftest import call_toolkit
-from tests.register.conftest import make_run, temporary
+from tests.register.conftest import Run, make_run, temporary
+from tests.support.ollama_server import OllamaServer
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.manifest import Manifest, StageRecord, read_manifest, record_file, write_manifest
+from toolkit.core.manifest import Manifest, Outcome, StageRecord, read_manifest, record_file, write_manifest
 from toolkit.ollama import blobs, server
-from toolkit.register import rollback, status
+from toolkit.register import rollback, status, verify
 
 pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
 
 
-def recorded(run, outcome):
+def recorded(run: Run, outcome: Outcome) -> Manifest:
     """Write the manifest as the pipeline would after this registration."""
     files = [record_file(path, run.folder) for path in run.files.values()]
     common = {"settings": {}, "inputs": [], "versions": {}, "seconds": 0.0, "finished": ""}
@@ -27,11 +30,11 @@ def recorded(run, outcome):
     return manifest
 
 
-def states(run, manifest):
+def states(run: Run, manifest: Manifest) -> dict[str, str]:
     return {tag: held["state"] for tag, held in status.server_state(run.config, manifest)["tags"].items()}
 
 
-def test_back_and_forth(ollama, tmp_path):
+def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
     first = make_run(tmp_path / "1", ollama.url, "swing", seed=1)
     first_outcome = first.register()
     old, old_answer = first.held(), first.answer()
@@ -60,22 +63,24 @@ def test_back_and_forth(ollama, tmp_path):
     assert set(states(second, manifests[1]).values()) >= {"this run's"}
 
 
-def test_a_former_model_that_does_not_answer_is_not_brought_back(ollama, tmp_path, monkeypatch):
+def test_a_former_model_that_does_not_answer_is_not_brought_back(
+    ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_run(tmp_path / "1", ollama.url, "mute", seed=1).register()
     run = make_run(tmp_path / "2", ollama.url, "mute", seed=2)
     run.register()
     held = run.held()
 
-    def mute(*args, **kwargs):
+    def mute(*args: Any, **kwargs: Any) -> NoReturn:
         raise ToolkitError("did not answer")
 
-    monkeypatch.setattr(rollback.verify, "smoke", mute)
+    monkeypatch.setattr(verify, "smoke", mute)
     with pytest.raises(ToolkitError, match="did not answer"):
         rollback.roll_back(run.config)
     assert run.held() == held
 
 
-def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama, tmp_path):
+def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama: OllamaServer, tmp_path: Path) -> None:
     make_run(tmp_path / "1", ollama.url, "moved", seed=1).register()
     run = make_run(tmp_path / "2", ollama.url, "moved", seed=2)
     run.register()
@@ -89,7 +94,7 @@ def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama, tmp_p
     assert (run.held()["latest"], run.held()["previous"]) == (former, theirs)
 
 
-def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
+def test_status_says_of_every_tag_what_the_server_holds(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", ollama.url, "seen", seed=51)
     write_manifest(run.folder, read_manifest(run.folder))  # earlier stages have given the run its id
     manifest = recorded(run, run.register())
@@ -123,7 +128,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama, tmp_path):
     )
 
 
-def test_an_earlier_export_of_the_same_run_is_told_apart(ollama, tmp_path):
+def test_an_earlier_export_of_the_same_run_is_told_apart(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "earlier", seed=61)
     manifest = recorded(run, run.register())
     changed = [file.model_copy(update={"sha256": "0" * 64}) for file in manifest.stages["export"].outputs]
@@ -131,7 +136,7 @@ def test_an_earlier_export_of_the_same_run_is_told_apart(ollama, tmp_path):
     assert states(run, manifest)["latest"] == "this run's, of an earlier export"
 
 
-def test_the_verbs(ollama, tmp_path):
+def test_the_verbs(ollama: OllamaServer, tmp_path: Path) -> None:
     """--rollback and status as a user calls them."""
     first = make_run(tmp_path / "exports", ollama.url, "verbs", seed=71)
     first.register()

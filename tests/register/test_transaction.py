@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import time
 from contextlib import suppress
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import httpx
 import pytest
@@ -24,10 +26,10 @@ class Died(BaseException):
 class Names:
     """Ollama's names as /api/tags, /api/copy and /api/delete know them; dies after `lives` changes."""
 
-    def __init__(self, tags, lives=10**6):
+    def __init__(self, tags: dict[str, str], lives: int = 10**6) -> None:
         self.tags, self.lives, self.changes = dict(tags), lives, 0
 
-    def respond(self, request):
+    def respond(self, request: httpx.Request) -> httpx.Response:
         body = json.loads(request.content or b"{}")
         if request.url.path == "/api/tags":
             listed = [{"model": f"m:{tag}", "digest": digest} for tag, digest in self.tags.items()]
@@ -44,14 +46,14 @@ class Names:
         tag = body["model"].partition(":")[2]
         return httpx.Response(200 if self.tags.pop(tag, None) else 404, json={})
 
-    def client(self):
+    def client(self) -> httpx.Client:
         return httpx.Client(base_url="http://names", transport=httpx.MockTransport(self.respond))
 
-    def real(self):
+    def real(self) -> dict[str, str]:
         return {tag: digest for tag, digest in self.tags.items() if not tag.startswith("toolkit-")}
 
 
-def change(names, token, made, keep):
+def change(names: Names, token: str, made: dict[str, str], keep: bool) -> None:
     """Do what a registration does, by hand, without the way back."""
     work = Work(names.client(), "m", token)
     for tag, digest in made.items():
@@ -69,7 +71,9 @@ MINE, SECOND, THIRD = ("0" * 15 + digit for digit in "123")
 
 @settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(former, wanted, st.booleans(), st.data())
-def test_dying_anywhere_is_undone_or_done(before, made, keep, data):
+def test_dying_anywhere_is_undone_or_done(
+    before: dict[str, str], made: dict[str, str], keep: bool, data: st.DataObject
+) -> None:
     whole = Names(before)
     change(whole, MINE, made, keep)
     after = {**before, **made}
@@ -91,7 +95,7 @@ def test_dying_anywhere_is_undone_or_done(before, made, keep, data):
 ELSEWHERE = "f" * 16
 
 
-def test_another_machines_commit_is_refused_until_it_is_forced():
+def test_another_machines_commit_is_refused_until_it_is_forced() -> None:
     names = Names({LATEST: "a" * 64}, lives=5)
     with pytest.raises(Died):
         change(names, ELSEWHERE, {LATEST: "b" * 64}, True)
@@ -105,7 +109,7 @@ def test_another_machines_commit_is_refused_until_it_is_forced():
 
 
 @pytest.mark.parametrize("lives", range(12))
-def test_a_forced_recovery_brings_former_models_back_from_wherever_it_stopped(lives):
+def test_a_forced_recovery_brings_former_models_back_from_wherever_it_stopped(lives: int) -> None:
     names = Names({LATEST: "a" * 64, "f16": "c" * 64}, lives)
     with suppress(Died):
         change(names, ELSEWHERE, {LATEST: "b" * 64, "q4_k_m": "b" * 64}, True)
@@ -115,7 +119,7 @@ def test_a_forced_recovery_brings_former_models_back_from_wherever_it_stopped(li
     assert names.real() == whole
 
 
-def test_of_two_machines_that_commit_at_once_none_or_one_does():
+def test_of_two_machines_that_commit_at_once_none_or_one_does() -> None:
     """The other's flag goes up between our look at the beginning and our own flag."""
     names = Names({LATEST: "a" * 64})
     work = Work(names.client(), "m", MINE)
@@ -127,7 +131,7 @@ def test_of_two_machines_that_commit_at_once_none_or_one_does():
     assert names.tags == {LATEST: "a" * 64, f"toolkit-commit-{ELSEWHERE}": "a" * 64}
 
 
-def test_what_another_machine_is_still_proving_is_left_alone():
+def test_what_another_machine_is_still_proving_is_left_alone() -> None:
     names = Names({LATEST: "a" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64})
     for force in (False, True):
         transaction.recover(Work(names.client(), "m", MINE), force=force)
@@ -135,7 +139,7 @@ def test_what_another_machine_is_still_proving_is_left_alone():
     assert names.tags == {LATEST: "c" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64}
 
 
-def _hold(folder, ready):
+def _hold(folder: str, ready: Event) -> None:
     import os
 
     os.environ["XDG_CACHE_HOME"] = folder
@@ -144,7 +148,9 @@ def _hold(folder, ready):
         time.sleep(60)
 
 
-def test_one_machine_does_one_call_a_name_and_a_killed_one_is_no_obstacle(tmp_path, monkeypatch, capsys):
+def test_one_machine_does_one_call_a_name_and_a_killed_one_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     context = multiprocessing.get_context("fork")
     ready = context.Event()

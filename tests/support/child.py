@@ -65,6 +65,7 @@ def nursery(folder: Path, url: str, name: str, seed: int, what: str = "register"
 def main(folder: str, url: str, name: str, seed: str, what: str) -> None:
     """Fork a child for every line."""
     from tests.register import conftest
+    from tests.support import tiny_gguf
     from toolkit.prompt import format
     from toolkit.prompt.tokenizer import load_tokenizer
     from toolkit.register import prompt_parity, register
@@ -82,7 +83,7 @@ def main(folder: str, url: str, name: str, seed: str, what: str) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
                 if what == "register":
                     rows = conftest.ROWS[:2]
-                    register(run.config, run.folder, conftest.tiny.EOS, run.files, run.digests, rows, force=False)
+                    register(run.config, run.folder, tiny_gguf.EOS, run.files, run.digests, rows, force=False)
                 else:
                     roll_back(run.config)
                 status = 0

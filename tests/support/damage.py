@@ -17,7 +17,7 @@ Tensors = dict[str, torch.Tensor]
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
-def thorough(examples: int, more: int) -> Any:
+def thorough(examples: int, more: int) -> pytest.MarkDecorator:
     """Give a fuzz test its number of examples: some in every run, more in the slow ones."""
     return pytest.mark.parametrize("examples", [examples, pytest.param(more, marks=pytest.mark.slow)])
 

@@ -17,6 +17,8 @@ LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
     "short_factor": [1 + 0.1 * n for n in range(16)], "long_factor": [1 + 0.7 * n for n in range(16)],
 }  # fmt: skip
+WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "num_attention_heads": 2,
+          "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
 # Family as the tests name it → class of transformers, its own settings, a small vocabulary of its kind.
 FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
     "llama": ("Llama", {}, models.save_tokenizer),

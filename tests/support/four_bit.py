@@ -69,7 +69,7 @@ def quantized_folder(
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
         return target
     (target / "model.safetensors").unlink()
-    places = {}
+    places: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05}-of-{len(parts):05}.safetensors"
         save_file(part, target / file, metadata={"format": "pt"})

@@ -86,4 +86,4 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *(Path(argument) for argument in sys.argv[3:6]))
+    main(sys.argv[1], sys.argv[2], *(Path(argument) for argument in sys.argv[3:6]))

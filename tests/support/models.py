@@ -131,11 +131,20 @@ def save_adapter(folder: Path, base: Path, **settings: Any) -> Path:
     return folder
 
 
+def add_tokens(source: Path, target: Path, *texts: str) -> None:
+    """Save a base's tokenizer with tokens added, as tokenizer.save_pretrained leaves it beside an adapter."""
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    tokenizer.save(str(target / "tokenizer.json"))
+    (target / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
+
+
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Return log probabilities in float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    logs: np.ndarray = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return logs
 
 
 def reference_logits(base: Path, adapter: Path | None, ids: list[int]) -> np.ndarray:
@@ -147,7 +156,8 @@ def reference_logits(base: Path, adapter: Path | None, ids: list[int]) -> np.nda
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():
-        return model.eval()(torch.tensor([ids])).logits[0].numpy()
+        logits: np.ndarray = model.eval()(torch.tensor([ids])).logits[0].numpy()
+    return logits
 
 
 def kl(base: Path, adapter: Path | None, gguf: Path, length: int = 256) -> float:

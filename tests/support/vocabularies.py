@@ -192,7 +192,7 @@ def tiktoken(
     """A byte-level BPE that transformers' TikTokenConverter makes of token → rank."""
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
-    class Converter(TikTokenConverter):
+    class Converter(TikTokenConverter):  # type: ignore[misc]
         """The converter, with the file read here: its own way needs the package tiktoken."""
 
         @staticmethod
@@ -237,7 +237,7 @@ def tekken(folder: Path) -> Path:
 
 def smollm2(folder: Path) -> Path:
     """SmolLM2's vocabulary: 49,152 tokens, taken from its GGUF as the toolkit takes a base that is one."""
-    from toolkit.model.base import _convert_tokenizer
+    from toolkit.model.gguf_base import _convert_tokenizer
 
     folder.mkdir(parents=True, exist_ok=True)
     _convert_tokenizer(real(SMOLLM2), folder)

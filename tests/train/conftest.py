@@ -194,9 +194,14 @@ def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) 
 @pytest.fixture
 def small(tmp_path: Path) -> tuple[Config, RunFolder]:
     """Settings of a run of eight short steps, with its records."""
+    return small_run(tmp_path)
+
+
+def small_run(path: Path) -> tuple[Config, RunFolder]:
+    """Write the records of a run of eight short steps below `path`; return its settings and its folder."""
     settings = config_file.build(
         {
-            "run": {"name": "small", "folder": str(tmp_path)},
+            "run": {"name": "small", "folder": str(path)},
             "train": {
                 "max_steps": 8,
                 "batch_size": 2,

@@ -21,7 +21,7 @@ from toolkit.train.examples import IGNORED
 FORM = prompt_format(PromptSettings())
 
 
-def one(path: Path, tokenizer: Tokenizer, record: dict, settings: TrainSettings) -> examples.Example:
+def one(path: Path, tokenizer: Tokenizer, record: dict[str, str], settings: TrainSettings) -> examples.Example:
     values = {"row": 7, "instruction": "Explain:", "truncated": False, **record}
     path.write_text(json.dumps(values) + "\n")
     return examples.tokenize(path, tokenizer, FORM, settings)[0]
@@ -45,6 +45,7 @@ def test_text_like_control_tokens_is_learned_as_text(base: Base, tmp_path: Path,
     tokenizer = load_tokenizer(base.folder)
     example = one(tmp_path / "x", tokenizer, {"input": text, "output": f"x {text} y"}, TrainSettings())
     examples.prove_examples([example], tokenizer)
+    assert tokenizer.bos is not None
     assert example.input_ids.count(tokenizer.eos) == 1
     assert example.input_ids.count(tokenizer.bos) == 1
 
@@ -53,6 +54,7 @@ def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tm
     tokenizer = load_tokenizer(base.folder)
     good = one(tmp_path / "x", tokenizer, {"input": "What?", "output": "That."}, TrainSettings())
     examples.prove_examples([good], tokenizer)
+    assert tokenizer.bos is not None
     for bad, said in (
         (replace(good, input_ids=good.input_ids[:-1], labels=good.labels[:-1]), "EOS"),
         (replace(good, labels=[*good.labels[:-1], IGNORED]), "EOS"),

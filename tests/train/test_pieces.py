@@ -86,10 +86,19 @@ def test_a_checkpoint_counts_from_its_mark_on(tmp_path: Path, monkeypatch: pytes
 
 def test_every_file_is_on_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut may not leave a mark beside files whose bytes were never written."""
-    order = []
+    order: list[str] = []
     real = checkpoints._to_disk
-    monkeypatch.setattr(checkpoints, "_to_disk", lambda path: order.append(path.name) or real(path))
-    monkeypatch.setattr(Path, "replace", lambda path, target: order.append("renamed") or path.rename(target))
+
+    def to_disk(path: Path) -> None:
+        order.append(path.name)
+        real(path)
+
+    def replace(path: Path, target: Path) -> Path:
+        order.append("renamed")
+        return path.rename(target)
+
+    monkeypatch.setattr(checkpoints, "_to_disk", to_disk)
+    monkeypatch.setattr(Path, "replace", replace)
     checkpoints.mark(save(tmp_path, 3), "a")
     files = ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"]
     assert sorted(order[:3]) == files
@@ -168,7 +177,7 @@ def test_ctrl_c_is_noted_once_and_ends_training_the_second_time() -> None:
 def test_the_plot_is_a_png_of_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool) -> None:
     from matplotlib.figure import Figure
 
-    drawn = []
+    drawn: list[tuple[Any, Any, Any]] = []
     real = Figure.savefig
 
     def savefig(figure: Any, *arguments: Any, **named: Any) -> None:

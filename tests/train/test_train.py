@@ -62,9 +62,9 @@ checkpoints.mark = mark
 @pytest.fixture(scope="module")
 def once(base: Base, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The log of the eight steps in one go."""
-    from tests.train.conftest import small
+    from tests.train.conftest import small_run
 
-    settings, folder = small.__wrapped__(tmp_path_factory.mktemp("once"))
+    settings, folder = small_run(tmp_path_factory.mktemp("once"))
     assert train(settings, folder, base).figures["resumed_at_step"] == 0
     return log_of(folder)
 

@@ -274,12 +274,12 @@ def test_the_losses_are_those_of_trls_trainer(small: tuple[Config, RunFolder], b
     from trl import SFTConfig, SFTTrainer
 
     settings, folder = small
-    how: dict[str, Any] = {
+    hows: dict[str, dict[str, Any]] = {
         "in one row": {"batch_size": 4, "gradient_accumulation_steps": 1},
         "of one record": {"batch_size": 1, "gradient_accumulation_steps": 4},
         "recomputed": {"gradient_checkpointing": True},
-    }[layout]
-    settings = plain(settings, warmup_steps=2, weight_decay=0.1, **how)
+    }
+    settings = plain(settings, warmup_steps=2, weight_decay=0.1, **hows[layout])
     outcome = train(settings, folder, base)
     assert outcome.figures["plan"]["accumulation"] == settings.train.gradient_accumulation_steps
     assert outcome.figures["plan"]["checkpointing"] == (layout == "recomputed")

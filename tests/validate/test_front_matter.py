@@ -15,7 +15,8 @@ BASE = {"label": "someone/tiny", "commit": "c0ffee", "licence": "apache-2.0"}
 def read(base: dict[str, str], name: str = "tiny", manifest: Manifest | None = None) -> dict[str, Any]:
     """What the hub's own reader finds in a card with this front matter."""
     text = front_matter({"base": base}, name, manifest or Manifest(run_id="test"))
-    return ModelCard(f"---\n{text}\n---\n\n# {name}\n").data.to_dict()
+    found = vars(ModelCard(f"---\n{text}\n---\n\n# {name}\n").data)
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def run_of(sha256: str, *stages: str) -> Manifest:

@@ -18,8 +18,9 @@ from toolkit.core.manifest import StageRecord
 from toolkit.core.output_settings import ExportSettings
 from toolkit.model import dequantized, merge_base
 from toolkit.model.merge_base import OtherBase
-from toolkit.validate import reference, report_table, validate
+from toolkit.validate import reference, validate
 from toolkit.validate.metrics import perplexity
+from toolkit.validate.report import report_table
 
 
 @pytest.fixture(scope="module")

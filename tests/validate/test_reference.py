@@ -74,9 +74,14 @@ def test_spill_survives_a_disk_that_fills_after_the_check(tmp_path: Path, monkey
 
 
 def test_spill_allocates_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    allocated = []
+    allocated: list[os.stat_result] = []
     real = os.posix_fallocate
-    monkeypatch.setattr(os, "posix_fallocate", lambda *a: (real(*a), allocated.append(os.fstat(a[0])))[0])
+
+    def allocate(file: int, offset: int, length: int) -> None:
+        real(file, offset, length)
+        allocated.append(os.fstat(file))
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate)
     with reference.spill(tmp_path, 100, 1000):
         pass
     assert allocated[0].st_size == 400_000
@@ -93,7 +98,7 @@ def test_reference_equals_transformers_over_whole_records(made: scored_models.Wo
     position = 0
     for name in ("base", "trained"):
         model = base if name == "base" else PeftModel.from_pretrained(base, made.folder.adapter).eval()
-        total = count = position = 0
+        total, count, position = 0.0, 0, 0
         for record in trained.records[:4]:
             ids = torch.tensor([record.ids])
             labels = ids.clone()
@@ -204,5 +209,6 @@ def test_nan_in_the_adapter_is_named_and_leaves_nothing(
 
 def test_scored_records_are_spread_over_the_whole_side() -> None:
     rows: list[Any] = list(range(10))
-    assert heldout.spread(rows, 4) == [0, 2, 5, 7]
+    chosen: list[Any] = heldout.spread(rows, 4)
+    assert chosen == [0, 2, 5, 7]
     assert heldout.spread(rows, 10) == heldout.spread(rows, 99) == rows

@@ -20,7 +20,7 @@ from toolkit.validate.metrics import perplexity
 from toolkit.validate.model_card import model_card
 from toolkit.validate.report import merge_entry, quantization_entry, report_table, row_entries, versions
 
-__all__ = ["table", "validate"]
+__all__ = ["report_table", "validate"]
 
 REPORT_VERSION = 1
 
