@@ -193,7 +193,7 @@ def save_bfloat16(
                 values = pool[start : start + min(left, pool.size // 2)] * np.float32(0.02)
                 if "norm" in name:
                     values = 1 + values
-                file.write(kernels.narrowed(values).data)
+                file.write(kernels.to_bf16(values).data)
                 left -= values.size
 
 

@@ -85,7 +85,7 @@ def one_seed(library: kernels.Library, kind: int, seed: int) -> Found:
     if seed % 3 == 0:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             values = values * (np.float32(10) ** np.float32(random.uniform(-20, 20)))
-    rows: kernels.Rows = kernels.narrowed(values) if seed // 2 % 2 else values
+    rows: kernels.Rows = kernels.to_bf16(values) if seed // 2 % 2 else values
     importance = importance_for(seed, columns) if seed % 2 else None
     expected, out = (np.empty(rows.size // weights * size, np.uint8) for _ in range(2))
     kernels.quantize_with_ggml(kind, rows, expected, importance)

@@ -37,7 +37,7 @@ def main() -> None:
     if library is None:
         sys.exit("the kernels are not compiled: python setup.py build_ext --inplace")
     values = (np.random.default_rng(0).standard_t(5, (arguments.rows, COLUMNS)) * 0.02).astype(np.float32)
-    narrow = kernels.narrowed(values)
+    narrow = kernels.to_bf16(values)
     values = kernels.widened(narrow)
     importance = np.abs(np.random.default_rng(1).standard_normal(COLUMNS, np.float32)) + np.float32(0.01)
     levels = list(range(library.level + 1))

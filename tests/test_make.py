@@ -60,7 +60,7 @@ def test_an_installation_that_takes_long_shows_that_it_is_alive(place: Path) -> 
     assert first.startswith("installing: ") and "minutes" in first
     assert len(lines) >= 2
     assert all(" min " in line for line in lines)
-    assert lines[-1].endswith("Building wheel for llama-cpp-python")
+    assert any(line.endswith("Building wheel for llama-cpp-python") for line in lines)
     assert (place / ".installed-run").exists() and not (place / ".installed-run.log").exists()
     assert len((place / "calls").read_text().splitlines()) == 2
 

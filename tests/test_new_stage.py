@@ -17,10 +17,10 @@ from toolkit.core.manifest import Outcome
 from toolkit.core.stage import Check, Stage, StageFiles
 
 def files(config, folder):
-    return StageFiles([folder.side("train")], [folder.path / "count.txt"])
+    return StageFiles([folder.split_file("train")], [folder.path / "count.txt"])
 
 def run(context):
-    count = len(context.folder.side("train").read_text().splitlines())
+    count = len(context.folder.split_file("train").read_text().splitlines())
     (context.folder.path / "count.txt").write_text(f"{count}\\n")
     return Outcome([context.folder.path / "count.txt"], {"count": count})
 

@@ -75,13 +75,13 @@ def test_changed_data_makes_prepare_and_all_behind_it_stale(settings: Config, tm
 def test_files_that_the_stage_did_not_write_are_not_overwritten(settings: Config) -> None:
     folder = folder_of(settings)
     folder.data.mkdir(parents=True)
-    folder.side("train").write_text("mine\n")
+    folder.split_file("train").write_text("mine\n")
     with pytest.raises(ToolkitError, match=r"train\.jsonl") as caught:
         pipeline.perform("prepare", settings, folder)
     assert "--force" in caught.value.hint
-    assert folder.side("train").read_text() == "mine\n"
+    assert folder.split_file("train").read_text() == "mine\n"
     pipeline.perform("prepare", settings, folder, force=True)
-    folder.side("val").write_text("edited by hand\n")
+    folder.split_file("val").write_text("edited by hand\n")
     with pytest.raises(ToolkitError, match=r"val\.jsonl"):
         pipeline.perform("prepare", settings, folder)
 
@@ -101,11 +101,11 @@ def test_a_stage_without_its_inputs_names_the_verb_that_makes_them(settings: Con
 def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -> None:
     folder = folder_of(settings)
     pipeline.perform("prepare", settings, folder)
-    before = folder.side("train").read_bytes(), folder.manifest.read_bytes()
+    before = folder.split_file("train").read_bytes(), folder.manifest.read_bytes()
     broken = settings.model_copy(update={"data": settings.data.model_copy(update={"question_column": "nope"})})
     with pytest.raises(ToolkitError):
         pipeline.perform("prepare", broken, folder)
-    assert (folder.side("train").read_bytes(), folder.manifest.read_bytes()) == before
+    assert (folder.split_file("train").read_bytes(), folder.manifest.read_bytes()) == before
 
 
 def test_a_fresh_training_is_skipped_before_the_doctor_looks(

@@ -53,7 +53,7 @@ def registered(config: Config, tag: str = "latest") -> bool:
     """Say whether a server answers and holds the model under this tag; raises ToolkitError if it is not Ollama."""
     if server.version(config.ollama) is None:
         return False
-    with server.talking(config.ollama, "looking for the model"):
+    with server.translate_errors(config.ollama, "looking for the model"):
         held = server.held(server.client(config.ollama))
     return server.listed_name(_name(config), tag) in held
 
@@ -72,7 +72,7 @@ def ask_server(
             "the text holds what looks like control tokens; an invisible character in each, which the model reads too, "
             "keeps Ollama from taking them for the tokens"
         )
-    with server.talking(config.ollama, "answering"):
+    with server.translate_errors(config.ollama, "answering"):
         ended: str | None = None
         for piece in server.client(config.ollama).generate(
             model=f"{_name(config)}:{tag}", prompt=safe_question, system=safe_instruction, stream=True

@@ -130,7 +130,7 @@ def perform(
     if not force:
         _check_outputs(found, context, files)
         _check_needs(found, context)
-    console.say(f"\n{name} ({'first time' if why == 'not run' else why})")
+    console.info(f"\n{name} ({'first time' if why == 'not run' else why})")
     started = time.monotonic()
     failed: ToolkitError | None = None
     try:

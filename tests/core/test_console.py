@@ -20,7 +20,7 @@ def reset() -> None:
 
 
 def test_people_get_results_on_stdout_and_the_rest_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    console.say("working")
+    console.info("working")
     console.warn("odd")
     console.result({"a": 1}, "the result")
     console.next_step("toolkit train")
@@ -31,7 +31,7 @@ def test_people_get_results_on_stdout_and_the_rest_on_stderr(capsys: pytest.Capt
 
 def test_scripts_get_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(as_json=True)
-    console.say("working")
+    console.info("working")
     console.stream("piece")
     console.result({"answer": "é"}, "text")
     out, _ = capsys.readouterr()
@@ -44,7 +44,7 @@ def test_scripts_get_one_json_object(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     console.configure(quiet=True)
-    console.say("working")
+    console.info("working")
     console.done("done")
     console.next_step("x")
     console.warn("odd")
@@ -53,9 +53,9 @@ def test_quiet_keeps_warnings_and_errors(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_log_keeps_what_was_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console.log_to(tmp_path / "log.txt")
-    console.say("one\ntwo")
+    console.info("one\ntwo")
     console.log_to(None)
-    console.say("three")
+    console.info("three")
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert [line.split("  ", 1)[1] for line in lines] == ["one", "two"]
 
@@ -125,7 +125,7 @@ CALL = "from toolkit.cli.main import main; main()"
 OUTPUTS = """
 from toolkit.core import console
 console.PLAIN_INTERVAL = 0
-console.say("working")
+console.info("working")
 console.done("done")
 console.warn("odd")
 console.next_step("toolkit train")

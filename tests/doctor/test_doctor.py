@@ -152,7 +152,7 @@ def test_disk_counts_what_validation_keeps(home: Home) -> None:
     assert plan.answer_bytes(folder, 50, 2048) == 50 * 1412
     folder.data.mkdir(parents=True)
     lines = [json.dumps({"output": "é" * 100}), json.dumps({"output": "x" * 10_000})]
-    folder.side("test").write_text("\n".join(lines), encoding="utf-8")
+    folder.split_file("test").write_text("\n".join(lines), encoding="utf-8")
     assert plan.answer_bytes(folder, 50, 1000) == 200 + 3000
     assert plan.answer_bytes(folder, 1, 1000) == 200
 

@@ -159,7 +159,7 @@ def test_no_config_no_weights_pickled_weights(work: Path) -> None:
 def test_a_file_that_shrinks_while_it_is_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_rows = checkpoint.read_rows
 
-    def cut_then_read(tensor: checkpoint.Stored, start: int, end: int) -> Any:
+    def cut_then_read(tensor: checkpoint.TensorInfo, start: int, end: int) -> Any:
         if tensor.name == Q_PROJ:
             with tensor.path.open("r+b") as file:
                 file.truncate(tensor.offset + tensor.size // 2)

@@ -52,7 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Type]]:
 
     monkeypatch.setattr(gpu, "available", lambda: gpu._given_up[0] if gpu._given_up else None)
     monkeypatch.setattr(gpu, "gpu_name", lambda: "Fake")
-    monkeypatch.setattr(gpu, "trusted", lambda kind, weighted, bf16: None)
+    monkeypatch.setattr(gpu, "self_test", lambda kind, weighted, bf16: None)
     monkeypatch.setattr(gpu, "quantize_into", quantize_into)
     monkeypatch.setattr(gpu, "_given_up", [])
     monkeypatch.setattr(gpus, "SECONDS", 0.0)
@@ -116,7 +116,7 @@ def test_the_gpu_takes_over_in_the_middle_of_a_file(
     if not cpu.startswith("kernels"):
         pytest.skip("the kernels are not compiled: python setup.py build_ext --inplace")
     monkeypatch.setattr(kernels, "quantize", slowly)
-    monkeypatch.setattr(gpu, "trusted", trusted)
+    monkeypatch.setattr(gpu, "self_test", trusted)
     files, names = exported(base, tmp_path)
     assert files == expected and fake.count(Type.Q8_0) > 0
     assert names["Q8_0"]["Q8_0"] == f"{cpu}, CUDA (Fake)"
@@ -160,7 +160,7 @@ def test_a_type_that_differs_is_the_cpus(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     wrong = "its Q4_K differs from ggml's in 3 test blocks"
-    monkeypatch.setattr(gpu, "trusted", lambda kind, weighted, bf16: wrong if kind == Type.Q4_K else None)
+    monkeypatch.setattr(gpu, "self_test", lambda kind, weighted, bf16: wrong if kind == Type.Q4_K else None)
     at_once(monkeypatch)
     files, names = exported(base, tmp_path)
     assert files == expected and Type.Q4_K not in fake and Type.Q6_K in fake

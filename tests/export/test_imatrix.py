@@ -39,13 +39,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_folder(path: Path, **sides: list[str]) -> RunFolder:
+def run_folder(path: Path, **splits: list[str]) -> RunFolder:
     """A run folder whose records have these answers."""
     folder = RunFolder(path / "run", "small")
     folder.data.mkdir(parents=True)
     for side in ("train", "val", "test"):
-        records = [{"instruction": "Explain:", "input": f"Why {text}?", "output": text} for text in sides[side]]
-        folder.side(side).write_text("".join(json.dumps(record) + "\n" for record in records))
+        records = [{"instruction": "Explain:", "input": f"Why {text}?", "output": text} for text in splits[side]]
+        folder.split_file(side).write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
 

@@ -41,7 +41,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
 def write(folder: RunFolder, side: str, questions: list[str]) -> None:
     folder.data.mkdir(parents=True, exist_ok=True)
     rows = [{"instruction": "Explain:", "input": text, "output": "Rest, and drink water."} for text in questions]
-    folder.side(side).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder.split_file(side).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @pytest.fixture

@@ -101,11 +101,11 @@ def test_the_user_is_warned_of_texts_that_llama_cpp_reads_otherwise(
 ) -> None:
     folder = split_folder(pre)
     word = "cafe\u0301" if pre == "qwen2" else "हिन्दी"
-    pretokenizer_parity.say(folder, ["plain", "Sjögren, 39.5 °C"])
+    pretokenizer_parity.warn_if_split_differs(folder, ["plain", "Sjögren, 39.5 °C"])
     assert capsys.readouterr().err == ""
-    pretokenizer_parity.say(folder, ["plain", f"the word {word} here", "Sjögren"])
+    pretokenizer_parity.warn_if_split_differs(folder, ["plain", f"the word {word} here", "Sjögren"])
     warned = capsys.readouterr().err
-    pretokenizer_parity.say(folder, None)
+    pretokenizer_parity.warn_if_split_differs(folder, None)
     general = capsys.readouterr().err
     if pre in ("tekken", "gpt-4o", "qwen2"):
         assert f"`{pre}` splits" in warned and "1 of 3 records" in warned and f"`{word}`" in warned

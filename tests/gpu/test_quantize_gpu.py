@@ -31,7 +31,7 @@ def ordinary(rows: int, columns: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("kind", "weighted", "bf16"), VARIANTS)
 def test_gives_the_bytes_of_ggml(kind: str, weighted: bool, bf16: bool) -> None:
-    assert gpu.trusted(Type[kind], weighted, bf16) is None
+    assert gpu.self_test(Type[kind], weighted, bf16) is None
     many = np.concatenate(
         [test_vectors.hard_rows(seed) for seed in range(9)] + [test_vectors.hostile_rows(seed) for seed in range(9)]
     )
@@ -42,7 +42,7 @@ def test_gives_the_bytes_of_ggml(kind: str, weighted: bool, bf16: bool) -> None:
         values = rows
         if bf16:
             rows = test_vectors.on_bfloat16_grid(rows)
-            values = kernels.narrowed(rows)
+            values = kernels.to_bf16(rows)
         found = gpu.quantize(Type[kind], values, importance)
         assert np.array_equal(found, gpu.reference(Type[kind], rows, importance))
 

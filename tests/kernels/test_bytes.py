@@ -23,7 +23,7 @@ def compare(
     importance: kernels.Floats | None,
     shift: int = 0,
 ) -> int:
-    """Quantize at odd addresses, with guards on both sides; returns how many blocks libggml was asked for."""
+    """Quantize at odd addresses, with guards on both splits; returns how many blocks libggml was asked for."""
     _, weights, size = kernels.TYPES[kind]
     expected = np.empty(rows.size // weights * size, np.uint8)
     kernels.quantize_with_ggml(kind, cast(kernels.Rows, np.ascontiguousarray(rows)), expected, importance)
@@ -45,7 +45,7 @@ def test_hard_rows(library: kernels.Library, kind: int, weighted: bool) -> None:
     importance = importance_for(1, 768) if weighted else None
     for level in range(library.level + 1):
         compare(library, level, kind, rows, importance)
-        compare(library, level, kind, kernels.narrowed(rows), importance)
+        compare(library, level, kind, kernels.to_bf16(rows), importance)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
@@ -94,7 +94,7 @@ def test_any_shape_at_any_address(
     columns = blocks * kernels.TYPES[kind][1]
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         rows = hard_rows(seed, columns)[picked] * np.float32(10**scale)
-    given: kernels.Rows = kernels.narrowed(rows) if narrow else rows
+    given: kernels.Rows = kernels.to_bf16(rows) if narrow else rows
     importance = importance_for(seed, columns) if weighted else None
     compare(library, min(level, library.level), kind, given, importance, shift)
 

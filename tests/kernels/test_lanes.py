@@ -39,7 +39,7 @@ def test_threads_and_pieces_change_nothing(kind: Type, bf16: bool, monkeypatch: 
     values: np.ndarray = rows
     if bf16:
         rows = test_vectors.on_bfloat16_grid(rows)
-        values = kernels.narrowed(rows)
+        values = kernels.to_bf16(rows)
     monkeypatch.setattr(lanes, "PIECE", 3 * test_vectors.COLUMNS)
     for importance in (None, test_vectors.importance_row()):
         expected = gpu.reference(kind, rows, importance)

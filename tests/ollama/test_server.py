@@ -213,7 +213,10 @@ def test_plain_http_to_another_machine_is_warned_about_once(
     ],
 )
 def test_failures_say_what_was_being_done(exception: Exception, message: str) -> None:
-    with pytest.raises(ToolkitError, match=message) as caught, server.talking(OllamaSettings(timeout=3.0), "testing"):
+    with (
+        pytest.raises(ToolkitError, match=message) as caught,
+        server.translate_errors(OllamaSettings(timeout=3.0), "testing"),
+    ):
         raise exception
     assert caught.value.exit_code == FAILED and caught.value.hint
 

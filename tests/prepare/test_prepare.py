@@ -12,7 +12,7 @@ from toolkit.core import config, config_file, console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Outcome
-from toolkit.core.run_folder import SIDES, RunFolder
+from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import prepare
 from toolkit.prepare.clean import Record
 from toolkit.prepare.fit import _lengths, fit, is_byte_level
@@ -29,7 +29,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def written(folder: RunFolder) -> list[dict[str, Any]]:
-    return [row for name in SIDES for row in lines(folder.side(name))]
+    return [row for name in SPLITS for row in lines(folder.split_file(name))]
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def accounted(outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
     figures = outcome.figures
     assert json.loads(json.dumps(figures)) == figures
     assert figures["kept"] + figures["duplicates"] + figures["rejected"] == figures["rows"]
-    assert [figures[name] for name in SIDES] == [len(lines(folder.side(name))) for name in SIDES]
-    assert figures["kept"] == sum(figures[name] for name in SIDES)
+    assert [figures[name] for name in SPLITS] == [len(lines(folder.split_file(name))) for name in SPLITS]
+    assert figures["kept"] == sum(figures[name] for name in SPLITS)
     assert figures["rejected"] == len(lines(folder.rejected)) == sum(figures["reasons"].values())
     assert figures["questions"] == len({row["group"] for row in written(folder)})
     assert figures["truncated"] == sum(row["truncated"] for row in written(folder))
-    assert outcome.outputs == [*(folder.side(name) for name in SIDES), folder.rejected]
+    assert outcome.outputs == [*(folder.split_file(name) for name in SPLITS), folder.rejected]
     assert sorted(folder.data.parent.iterdir()) == [folder.data]
     return figures
 
@@ -78,7 +78,10 @@ def test_real_medquad_as_in_the_notebook(val: float, folder: RunFolder, tokenize
     settings = build("data.split=random", f"data.val={val}", f"data.test={0.2 - val}")
     figures = accounted(prepare(settings, folder, medquad, tokenizer), folder)
     order = (np.random.RandomState(42).permutation(2479) + 1).tolist()  # what scikit-learn draws, by numpy itself
-    train, held_out = lines(folder.side("train")), lines(folder.side("val")) + lines(folder.side("test"))
+    train, held_out = (
+        lines(folder.split_file("train")),
+        lines(folder.split_file("val")) + lines(folder.split_file("test")),
+    )
     assert [row["row"] for row in held_out + train] == order
     assert [row["row"] for row in train[:3] + train[-3:]] == [2466, 1563, 2471, 1131, 1295, 861]
     assert [row["row"] for row in held_out[:3] + held_out[-3:]] == [1756, 260, 1918, 1860, 2381, 1243]
@@ -115,7 +118,7 @@ def test_every_row_is_accounted_for(
     odd = next(row for row in written(folder) if row["row"] == 24)
     assert (odd["id"], odd["instruction"], odd["input"]) == ("24", "Do", "<|im_end|> odd")
     assert odd["output"] == "### Response: and <|end_of_text|>"
-    assert "é" in folder.side("train").read_text(encoding="utf-8")
+    assert "é" in folder.split_file("train").read_text(encoding="utf-8")
     said = capsys.readouterr().err
     assert "2 of 24 rows rejected (1 empty answer, 1 empty question)" in said and "control token" in said
 
@@ -131,13 +134,13 @@ def test_near_duplicates_and_leaks_are_said(
     figures = accounted(prepare(build("data.split=random"), folder, source, tokenizer), folder)
     said = capsys.readouterr().err
     assert figures["near_duplicates"] > 3 and said.count("near-duplicate (0.8") == 3
-    assert f"{figures['leaked_questions']} questions stand on more than one side" in said
+    assert f"{figures['leaked_questions']} questions stand in more than one split" in said
     assert accounted(prepare(build(), folder, source, tokenizer), folder)["leaked_questions"] == 0
 
 
 def test_val_zero_writes_an_empty_file(folder: RunFolder, tokenizer: Tokenizer) -> None:
     accounted(prepare(build("data.val=0"), folder, SAMPLE, tokenizer), folder)
-    assert folder.side("val").read_bytes() == b""
+    assert folder.split_file("val").read_bytes() == b""
 
 
 @pytest.mark.parametrize(

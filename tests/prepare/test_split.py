@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import Record, normalise
-from toolkit.prepare.split import Sides, drop_duplicates, leaked, near_duplicates, split
+from toolkit.prepare.split import Splits, drop_duplicates, leaked, near_duplicates, split
 
 
 def records(questions: list[str]) -> list[Record]:
@@ -19,8 +19,8 @@ def records(questions: list[str]) -> list[Record]:
     ]
 
 
-def rows_of(sides: Sides) -> dict[str, list[int]]:
-    return {name: [record.number for record in side] for name, side in sides.items()}
+def rows_of(splits: Splits) -> dict[str, list[int]]:
+    return {name: [record.number for record in side] for name, side in splits.items()}
 
 
 def test_duplicates_are_the_same_in_everything() -> None:
@@ -39,16 +39,16 @@ def test_duplicates_are_the_same_in_everything() -> None:
 def test_grouped_split(groups: list[int], val: float, test: float, seed: int) -> None:
     settings = DataSettings(val=val, test=test, seed=seed)
     rows = records([f"question {group}?" for group, size in enumerate(groups) for _ in range(size)])
-    sides = split(rows, settings)
-    assert sorted(number for side in rows_of(sides).values() for number in side) == list(range(1, len(rows) + 1))
-    assert leaked(sides) == 0
-    assert len({r.normalised for side in sides.values() for r in side}) == len(groups)
+    splits = split(rows, settings)
+    assert sorted(number for side in rows_of(splits).values() for number in side) == list(range(1, len(rows) + 1))
+    assert leaked(splits) == 0
+    assert len({r.normalised for side in splits.values() for r in side}) == len(groups)
     for name, share in (("val", val), ("test", test)):
-        assert abs(len(sides[name]) - share * len(rows)) <= max(groups) / 2 + 0.5
+        assert abs(len(splits[name]) - share * len(rows)) <= max(groups) / 2 + 0.5
     shuffled = list(rows)
     random.Random(seed).shuffle(shuffled)
     again = split(shuffled, settings)
-    assert {name: sorted(numbers) for name, numbers in rows_of(again).items()} == rows_of(sides)
+    assert {name: sorted(numbers) for name, numbers in rows_of(again).items()} == rows_of(splits)
 
 
 def test_seeds_differ() -> None:
@@ -66,19 +66,19 @@ def test_random_split_is_scikit_learns(val: float, test: float, count: int, size
 
     share = round(val + test, 10)
     train, held_out = train_test_split(list(range(count)), test_size=share, random_state=42, shuffle=True)
-    sides = rows_of(split(records(["q"] * count), DataSettings(split="random", val=val, test=test)))
-    assert [number - 1 for number in sides["train"]] == train
-    assert [number - 1 for number in sides["val"] + sides["test"]] == held_out
-    assert (len(sides["train"]), len(sides["val"]), len(sides["test"])) == sizes
+    splits = rows_of(split(records(["q"] * count), DataSettings(split="random", val=val, test=test)))
+    assert [number - 1 for number in splits["train"]] == train
+    assert [number - 1 for number in splits["val"] + splits["test"]] == held_out
+    assert (len(splits["train"]), len(splits["val"]), len(splits["test"])) == sizes
     order = np.random.RandomState(42).permutation(count)  # a stream that numpy keeps as it is
-    assert [number - 1 for number in sides["val"] + sides["test"] + sides["train"]] == order.tolist()
+    assert [number - 1 for number in splits["val"] + splits["test"] + splits["train"]] == order.tolist()
 
 
 def test_random_split_leaks_and_says_so() -> None:
-    sides = split(records([f"q{n // 2}" for n in range(100)]), DataSettings(split="random"))
-    halves = [{r.normalised for r in side} for side in sides.values()]
+    splits = split(records([f"q{n // 2}" for n in range(100)]), DataSettings(split="random"))
+    halves = [{r.normalised for r in side} for side in splits.values()]
     both = {q for one in halves for q in one if sum(q in side for side in halves) > 1}
-    assert leaked(sides) == len(both) > 0
+    assert leaked(splits) == len(both) > 0
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_an_empty_side(questions: list[str], settings: dict[str, Any], side: str
 
 
 def test_val_may_be_left_out() -> None:
-    sides = split(records([f"q{n}" for n in range(10)]), DataSettings(val=0.0))
-    assert (len(sides["train"]), sides["val"], len(sides["test"])) == (9, [], 1)
+    splits = split(records([f"q{n}" for n in range(10)]), DataSettings(val=0.0))
+    assert (len(splits["train"]), splits["val"], len(splits["test"])) == (9, [], 1)
 
 
 def jaccard(one: str, other: str) -> float:
@@ -119,14 +119,14 @@ def jaccard(one: str, other: str) -> float:
     threshold=st.sampled_from([0.01, 0.3, 0.5, 2 / 3, 0.75, 0.8, 6 / 7, 1.0]),
 )
 def test_near_duplicates_are_exact(data: list[tuple[str, str]], threshold: float) -> None:
-    sides: Sides = {name: records([q for q, side in data if side == name]) for name in ("train", "val", "test")}
+    splits: Splits = {name: records([q for q, side in data if side == name]) for name in ("train", "val", "test")}
     expected = {
         (q, side)
         for q, side in data
         if side != "train"
         and any(side != s and normalise(q) != normalise(o) and jaccard(q, o) >= threshold for o, s in data)
     }
-    found = near_duplicates(sides, threshold)
+    found = near_duplicates(splits, threshold)
     assert {(normalise(pair.question), pair.side) for pair in found} == {(normalise(q), s) for q, s in expected}
     assert len(found) == len(expected)
     for pair in found:

@@ -42,7 +42,7 @@ def fill(store: Path) -> None:
 
 
 def recover(run: Run) -> None:
-    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
+    with server.http(run.config.ollama) as http, transaction.begin(http, run.name, 120):
         pass
 
 

@@ -24,7 +24,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def recover(run: Run) -> None:
     """What the next call does first, and nothing else."""
-    with server.http(run.config.ollama) as http, transaction.begun(http, run.name, 120):
+    with server.http(run.config.ollama) as http, transaction.begin(http, run.name, 120):
         pass
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import transaction
-from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 
 TAGS = [LATEST, "q4_k_m", "f16", PREVIOUS]
 
@@ -55,7 +55,7 @@ class Names:
 
 def change(names: Names, token: str, made: dict[str, str], keep: bool) -> None:
     """Do what a registration does, by hand, without the way back."""
-    work = Work(names.client(), "m", token)
+    work = Transaction(names.client(), "m", token)
     for tag, digest in made.items():
         names.tags[f"toolkit-new-{token}-{tag}"] = digest
     sources = {tag: work.temporary("new", tag) for tag in made}
@@ -88,7 +88,7 @@ def test_dying_anywhere_is_undone_or_done(
     for token, lives in ((SECOND, data.draw(st.integers(0, 20))), (THIRD, 10**6)):
         names.lives = names.changes + lives  # the next call may die as well, while it undoes
         with suppress(Died):
-            transaction.recover(Work(names.client(), "m", token))
+            transaction.recover(Transaction(names.client(), "m", token))
     assert names.tags in (before, after)
 
 
@@ -100,7 +100,7 @@ def test_another_machines_commit_is_refused_until_it_is_forced() -> None:
     with pytest.raises(Died):
         change(names, ELSEWHERE, {LATEST: "b" * 64}, True)
     names.lives, left = 10**6, dict(names.tags)
-    work = Work(names.client(), "m", MINE)
+    work = Transaction(names.client(), "m", MINE)
     with pytest.raises(ToolkitError, match=f"another machine .*`m:toolkit-commit-{ELSEWHERE}`") as caught:
         transaction.recover(work)
     assert "`--force`" in caught.value.hint and names.tags == left
@@ -115,14 +115,14 @@ def test_a_forced_recovery_brings_former_models_back_from_wherever_it_stopped(li
         change(names, ELSEWHERE, {LATEST: "b" * 64, "q4_k_m": "b" * 64}, True)
     names.lives = 10**6
     whole = names.real() if f"toolkit-commit-{ELSEWHERE}" not in names.tags else {LATEST: "a" * 64, "f16": "c" * 64}
-    transaction.recover(Work(names.client(), "m", MINE), force=True)
+    transaction.recover(Transaction(names.client(), "m", MINE), force=True)
     assert names.real() == whole
 
 
 def test_of_two_machines_that_commit_at_once_none_or_one_does() -> None:
     """The other's flag goes up between our look at the beginning and our own flag."""
     names = Names({LATEST: "a" * 64})
-    work = Work(names.client(), "m", MINE)
+    work = Transaction(names.client(), "m", MINE)
     transaction.recover(work)
     names.tags |= {f"toolkit-commit-{ELSEWHERE}": "a" * 64, f"toolkit-new-{MINE}-latest": "b" * 64}
     with pytest.raises(ToolkitError, match="another machine is registering"):
@@ -134,7 +134,7 @@ def test_of_two_machines_that_commit_at_once_none_or_one_does() -> None:
 def test_what_another_machine_is_still_proving_is_left_alone() -> None:
     names = Names({LATEST: "a" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64})
     for force in (False, True):
-        transaction.recover(Work(names.client(), "m", MINE), force=force)
+        transaction.recover(Transaction(names.client(), "m", MINE), force=force)
     change(names, MINE, {LATEST: "c" * 64}, False)
     assert names.tags == {LATEST: "c" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64}
 

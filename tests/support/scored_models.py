@@ -136,7 +136,7 @@ def world(root: Path) -> World:
     base.mkdir(parents=True)
     base_model(base)
     adapter(base, folder.adapter, seed=1)
-    write_rows(folder.side("test"), ROWS)
+    write_rows(folder.split_file("test"), ROWS)
     template = chat_template(prompt_format(config.prompt))
     export(base, folder.adapter, {name: folder.gguf(name) for name in QUANTIZATIONS}, template, "tiny")
     return World(config, folder, Base("someone/tiny", base, commit="c0ffee"))

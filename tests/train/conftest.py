@@ -114,7 +114,7 @@ def write_records(folder: RunFolder, count: int = 24) -> None:
             }
             for row in range(1, number + 1)
         ]
-        folder.side(side).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        folder.split_file(side).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def entries(folder: RunFolder) -> list[dict[str, Any]]:

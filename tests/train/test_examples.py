@@ -116,7 +116,7 @@ def test_examples_are_shown_as_the_model_sees_them(
 ) -> None:
     tokenizer = load_tokenizer(base.folder)
     settings, folder = small
-    examples.show(examples.tokenize(folder.side("train"), tokenizer, FORM, settings.train), tokenizer)
+    examples.show(examples.tokenize(folder.split_file("train"), tokenizer, FORM, settings.train), tokenizer)
     shown = capsys.readouterr().err
     assert shown.count("--- example") == 3
     assert "<|begin_of_text|>Below is an instruction" in shown

@@ -135,9 +135,9 @@ def test_the_fingerprint_covers_what_decides_the_weights(small: tuple[Config, Ru
         {"num_train_epochs": 2.0},
     ):
         assert with_train(**values) != first
-    folder.side("val").write_text("")
+    folder.split_file("val").write_text("")
     assert checkpoints.fingerprint(settings, folder) == first
-    folder.side("train").write_text(folder.side("train").read_text().replace("water", "tea"))
+    folder.split_file("train").write_text(folder.split_file("train").read_text().replace("water", "tea"))
     second = checkpoints.fingerprint(settings, folder)
     assert second != first
     moved = RunFolder(folder.path.with_name("moved"), "moved")

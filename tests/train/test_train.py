@@ -103,13 +103,13 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
 
     settings, folder = small
     settings = plain(settings, learning_rate=1e-2, max_steps=3, warmup_steps=0, max_length=320)
-    records = read_records(folder.side("val"))
+    records = read_records(folder.split_file("val"))
     records = [{**record, "output": "Rest. " * 12 if place < 2 else "No."} for place, record in enumerate(records)]
     records.append(records[0])  # five records in batches of two
-    folder.side("val").write_text("".join(json.dumps(record) + "\n" for record in records))
+    folder.split_file("val").write_text("".join(json.dumps(record) + "\n" for record in records))
     train(settings, folder, base)
     form = prompt_format(settings.prompt)
-    rows = examples.tokenize(folder.side("val"), load_tokenizer(base.folder, form), form, settings.train)
+    rows = examples.tokenize(folder.split_file("val"), load_tokenizer(base.folder, form), form, settings.train)
     found = {entry["step"]: entry["eval_loss"] for entry in entries(folder) if "eval_loss" in entry}
     assert sorted(found) == [0, 3]
     for step in (0, 3):
@@ -247,7 +247,7 @@ def test_no_step_is_short_and_epochs_are_counted_over_the_records(small: tuple[C
     log = [entry for entry in entries(folder) if "loss" in entry]
     assert [entry["epoch"] for entry in log] == pytest.approx([step * 10 / 24 for step in range(1, 7)])
     form = prompt_format(settings.prompt)
-    rows = examples.tokenize(folder.side("train"), load_tokenizer(base.folder, form), form, settings.train)
+    rows = examples.tokenize(folder.split_file("train"), load_tokenizer(base.folder, form), form, settings.train)
     order = batches.step_records(24, 10, 6, settings.train.seed)
     assert sorted(order.reshape(-1)[:24]) == list(range(24))
     counts = [sum(len(rows[place].input_ids) for place in step) for step in order]
@@ -273,7 +273,7 @@ def tiny(small: tuple[Config, RunFolder]) -> tuple[Config, RunFolder]:
     """Settings of a run of six steps of a record, with no held-out ones."""
     settings, folder = small
     write_records(folder, 6)
-    folder.side("val").write_text("")
+    folder.split_file("val").write_text("")
     return plain(
         settings, max_steps=6, batch_size=1, gradient_accumulation_steps=1, warmup_steps=2, save_steps=100
     ), folder

@@ -48,7 +48,7 @@ def tighten(patch: pytest.MonkeyPatch, place: Path, limit: int) -> None:
 
 def records_of(settings: Config, folder: RunFolder, base: Base, side: str = "train") -> list[examples.Example]:
     form = prompt_format(settings.prompt)
-    return examples.tokenize(folder.side(side), load_tokenizer(base.folder, form), form, settings.train)
+    return examples.tokenize(folder.split_file(side), load_tokenizer(base.folder, form), form, settings.train)
 
 
 def laid_out(settings: Config, records: list[examples.Example], micro_batches: int) -> batches.Rows:
@@ -244,7 +244,7 @@ def test_early_stopping_may_be_switched_on_for_a_resumed_run(
 
 def test_without_held_out_records_nothing_stops_early(small: tuple[Config, RunFolder], base: Base) -> None:
     settings, folder = small
-    folder.side("val").write_text("")
+    folder.split_file("val").write_text("")
     outcome = train(changed(settings, max_steps=3, eval_steps=1, early_stopping_patience=1), folder, base)
     assert outcome.figures["steps"] == outcome.figures["kept_step"] == 3
     assert outcome.figures["held_out_loss_after"] is None

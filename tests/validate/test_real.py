@@ -34,7 +34,7 @@ def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> N
     with medquad.open(encoding="utf-8", newline="") as file:
         cells = [row[1] for row in csv.reader(file)][1:]
     folder = RunFolder(tmp_path / "real", "real")
-    scored_models.write_rows(folder.side("test"), [(cell.splitlines()[0], cell[-400:]) for cell in cells])
+    scored_models.write_rows(folder.split_file("test"), [(cell.splitlines()[0], cell[-400:]) for cell in cells])
     scored_models.adapter(base.folder, folder.adapter, seed=1)
     weights = {name: tensor * 0.3 for name, tensor in load_file(folder.adapter / "adapter_model.safetensors").items()}
     save_file(weights, folder.adapter / "adapter_model.safetensors")

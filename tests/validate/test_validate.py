@@ -54,7 +54,7 @@ def test_the_report_holds_every_documented_field(passed: scored_models.World) ->
     for name, entry in report["quantizations"].items():
         assert entry["sha256"] == sha256_of(passed.folder.gguf(name))
         assert entry["bytes"] == passed.folder.gguf(name).stat().st_size
-    assert report["sources"]["data/test.jsonl"] == sha256_of(passed.folder.side("test"))
+    assert report["sources"]["data/test.jsonl"] == sha256_of(passed.folder.split_file("test"))
     assert [answer["question"] for answer in report["answers"]] == ["What is a fever?", "Does rest help?"]
     assert all(answer["before"] and answer["before"] != answer["after"] for answer in report["answers"])
 

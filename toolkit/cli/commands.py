@@ -96,7 +96,7 @@ def _stage(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, forc
             _check_first(config, folder, (name,))
         done = pipeline.perform(name, config, folder, force=force, offline=_offline(), gpus=gpus)
     if done.fresh:
-        console.say(f"{name}: fresh, skipped (--force does it again)")
+        console.info(f"{name}: fresh, skipped (--force does it again)")
     console.result(*summary.of(done, folder))
     following = [*pipeline.STAGES, ""][[*pipeline.STAGES].index(name) + 1]
     console.next_step(_command(following) if following else f'ollama run {config.ollama.name or config.run.name} "…"')
@@ -226,7 +226,7 @@ def _roll_back(config: "Config", dry_run: bool, force: bool) -> None:
     figures = roll_back(config, dry_run=dry_run, force=force)
     console.result(*summary.of_rollback(figures))
     if not dry_run:
-        console.say(f"`{_command('register', ' --rollback')}` undoes it")
+        console.info(f"`{_command('register', ' --rollback')}` undoes it")
         console.next_step(f'ollama run {figures["name"]} "…"')
 
 
@@ -289,9 +289,9 @@ def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> No
                 break
             done = pipeline.perform(stage, config, folder, force=force, offline=_offline())
             if done.fresh:
-                console.say(f"{stage}: fresh, skipped")
+                console.info(f"{stage}: fresh, skipped")
             else:
-                console.say(summary.of(done, folder)[1])
+                console.info(summary.of(done, folder)[1])
             finished.append(done)
     console.result(*summary.of_run(finished, folder))
     console.next_step(_command("ask", ' "…"'))

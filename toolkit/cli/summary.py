@@ -13,7 +13,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.pipeline import Done
 
 if TYPE_CHECKING:
-    from toolkit.export import Plan as ExportPlan
+    from toolkit.export import ExportPlan as ExportPlan
 
 Summary = tuple[dict[str, Any], str]
 

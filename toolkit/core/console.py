@@ -79,7 +79,7 @@ def _emit(text: str, style: str = "") -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
 
 
-def say(text: str) -> None:
+def info(text: str) -> None:
     """Print one line of what is going on."""
     if not _state.quiet:
         _emit(text)

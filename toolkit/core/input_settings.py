@@ -47,7 +47,7 @@ class DataSettings(Section):
     instruction_column: str = ""
     """Column with an instruction per row; empty: `instruction` where there is one, else prompt.instruction."""
     split: Literal["grouped", "random"] = "grouped"
-    """grouped: a question's rows stay on one side, duplicates fall. random: the notebook's own split, which leaks."""
+    """grouped: a question's rows stay in one split, without duplicates. random: the notebook's split, which leaks."""
     val: float = Field(0.1, ge=0, lt=1)
     """Share of the rows that training watches its loss on."""
     test: float = Field(0.1, gt=0, lt=1)
@@ -57,7 +57,7 @@ class DataSettings(Section):
     on_too_long: Literal["truncate", "drop"] = "truncate"
     """A record longer than train.max_length: cut the end of its answer (EOS is kept), or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
-    """Questions on two sides whose words overlap at least this much (Jaccard) are counted and shown."""
+    """Questions on two splits whose words overlap at least this much (Jaccard) are counted and shown."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DataSettings":

@@ -10,7 +10,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_parts
 
-SIDES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class RunFolder:
         """The folder of prepared records."""
         return self.path / "data"
 
-    def side(self, name: str) -> Path:
-        """The records of one side of the split: `train`, `val` or `test`."""
+    def split_file(self, name: str) -> Path:
+        """The records of one split: `train`, `val` or `test`."""
         return self.data / f"{name}.jsonl"
 
     @property

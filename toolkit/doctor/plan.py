@@ -141,7 +141,7 @@ def _source_size(config: Config) -> int:
 
 def _training_records(folder: RunFolder) -> int:
     """Count the prepared records to train on, 0 where there are none yet."""
-    path = folder.side("train")
+    path = folder.split_file("train")
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
@@ -149,7 +149,7 @@ def answer_bytes(folder: RunFolder, rows: int, max_length: int) -> int:
     """Return the bytes of the answers that validation scores: of the prepared test records, else of MedQuAD's mean."""
     longest = estimate.BYTES_PER_TOKEN * max_length
     try:
-        lines = folder.side("test").read_text(encoding="utf-8").splitlines()[:rows]
+        lines = folder.split_file("test").read_text(encoding="utf-8").splitlines()[:rows]
         return sum(min(longest, len(json.loads(line)["output"].encode())) for line in lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return rows * min(longest, estimate.ANSWER_BYTES)

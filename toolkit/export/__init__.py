@@ -21,7 +21,7 @@ from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, tensors, types
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
 from toolkit.export.planning import (
-    Plan,
+    ExportPlan,
     PlannedTensor,
     check_disk,
     check_head,
@@ -35,7 +35,7 @@ from toolkit.formats import ggml_types, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 
-__all__ = ["Plan", "PlannedTensor", "export", "plan"]
+__all__ = ["ExportPlan", "PlannedTensor", "export", "plan"]
 
 
 def export(
@@ -84,7 +84,7 @@ def export(
 
 
 def _carry(
-    planned: Plan,
+    planned: ExportPlan,
     imatrix: Mapping[str, Floats],
     files: Mapping[str, gguf_writer.GgufFile],
     pool: ThreadPoolExecutor,
@@ -137,7 +137,7 @@ def _block(
     return {kind: quantize.slab(values, kind, name, importance, gpu) for kind, importance in kinds.items()}
 
 
-def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, name: str) -> Metadata:
+def _metadata(base: Path, adapter: Path | None, planned: ExportPlan, template: str, name: str) -> Metadata:
     """The key-value pairs that all quantizations share, in the converter's order."""
     label = size_label(planned.parameters, planned.parameters, 0, 0)
     return {
@@ -157,7 +157,7 @@ def _metadata(base: Path, adapter: Path | None, planned: Plan, template: str, na
     }
 
 
-def _header(planned: Plan, common: Metadata, quantization: str) -> bytes:
+def _header(planned: ExportPlan, common: Metadata, quantization: str) -> bytes:
     number = int(ggml_types.BASE[quantization][1])
     metadata = {**common, Keys.General.FILE_TYPE: (number, GGUFValueType.UINT32)}
     tensors = [(tensor.name, tensor.shape, tensor.types[quantization]) for tensor in planned.tensors]
@@ -176,7 +176,9 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
             raise ToolkitError(f"output `{path}` {what}", hint="give each quantization a file", exit_code=USAGE)
 
 
-def _figures(planned: Plan, quantization: str, file: gguf_writer.GgufFile, gpu: GpuQuantizer) -> dict[str, object]:
+def _figures(
+    planned: ExportPlan, quantization: str, file: gguf_writer.GgufFile, gpu: GpuQuantizer
+) -> dict[str, object]:
     kinds = Counter(tensor.types[quantization].name for tensor in planned.tensors)
     return {
         "bytes": file.size,

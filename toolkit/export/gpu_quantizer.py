@@ -115,7 +115,7 @@ def prove_types(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
     for need in needs:
         if quantizer_gpu.stopped.is_set():
             return
-        reason = gpu.trusted(*need, False) or gpu.trusted(*need, True)
+        reason = gpu.self_test(*need, False) or gpu.self_test(*need, True)
         if reason is None:
             quantizer_gpu.trusted.add(need)
         elif not quantizer_gpu.stopped.is_set():

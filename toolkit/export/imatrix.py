@@ -24,7 +24,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.manifest import path_name
 from toolkit.core.run_folder import RunFolder
 from toolkit.export import tensors
-from toolkit.export.planning import Plan, PlannedTensor
+from toolkit.export.planning import ExportPlan, PlannedTensor
 from toolkit.formats import gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_reader import GgufData, open_gguf
@@ -71,13 +71,13 @@ class Chunks:
     dataset: str
 
 
-def chunks_of_run(folder: RunFolder, planned: Plan, form: PromptFormat, tokenizer: Tokenizer) -> Chunks:
+def chunks_of_run(folder: RunFolder, planned: ExportPlan, form: PromptFormat, tokenizer: Tokenizer) -> Chunks:
     """Choose what a run's trained model is measured on: its training split, never what it is validated with.
 
     Raises ToolkitError if the training split is missing, holds a held-out record, or is too short.
     """
     ids = chunks(folder, form, tokenizer, min(CHUNK, planned.model.context))
-    return Chunks(ids, path_name(folder.side("train"), folder))
+    return Chunks(ids, path_name(folder.split_file("train"), folder))
 
 
 def digest(chosen: Chunks, model: Sequence[str]) -> str:
@@ -86,7 +86,7 @@ def digest(chosen: Chunks, model: Sequence[str]) -> str:
     return hashlib.sha256(stated.encode()).hexdigest()
 
 
-def measure(base: Path, planned: Plan, chosen: Chunks, inputs: str) -> Imatrix:
+def measure(base: Path, planned: ExportPlan, chosen: Chunks, inputs: str) -> Imatrix:
     """Run the trained model over the chosen chunks; `inputs` is their `digest`."""
     sums, counts = compute(base, planned, chosen.ids)
     return Imatrix(sums, counts, len(chosen.ids), len(chosen.ids[0]), chosen.dataset, inputs)
@@ -97,12 +97,12 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
 
     As in llama.cpp each piece begins with BOS where the model has one, in place of the token that stood there.
     """
-    records = _records(folder.side("train"))
-    held_out = {_key(record) for side in ("val", "test") for record in _records(folder.side(side))}
+    records = _records(folder.split_file("train"))
+    held_out = {_key(record) for side in ("val", "test") for record in _records(folder.split_file(side))}
     leaked = sum(_key(record) in held_out for record in records)
     if leaked:
         raise ToolkitError(
-            f"{leaked:,} records of `{folder.side('train')}` are held out for validation as well",
+            f"{leaked:,} records of `{folder.split_file('train')}` are held out for validation as well",
             hint="an importance matrix must not see them: run `toolkit prepare --force`",
         )
     random.Random(0).shuffle(records)
@@ -113,7 +113,7 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
         ids += tokenizer.record_ids(render(form, record["input"], record["instruction"]), record["output"])[0]
     length = min(length, len(ids))  # a very small training split makes one shorter piece
     if length < 16:
-        raise ToolkitError(f"`{folder.side('train')}` has {length} tokens, too few for an importance matrix")
+        raise ToolkitError(f"`{folder.split_file('train')}` has {length} tokens, too few for an importance matrix")
     pieces = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:CHUNKS]
     return pieces if tokenizer.bos is None else [[tokenizer.bos, *piece[1:]] for piece in pieces]
 
@@ -132,7 +132,7 @@ def _key(record: dict[str, str]) -> tuple[str, str, str]:
     return record["instruction"], record["input"], record["output"]
 
 
-def compute(base: Path, planned: Plan, ids: Sequence[Sequence[int]]) -> tuple[dict[str, Floats], dict[str, int]]:
+def compute(base: Path, planned: ExportPlan, ids: Sequence[Sequence[int]]) -> tuple[dict[str, Floats], dict[str, int]]:
     """Run token ids of shape (chunks, length) through the trained model, layer by layer in float32.
 
     Returns sums of squares and token counts by GGUF name. transformers' own forward is used, with each layer's weights
@@ -172,7 +172,7 @@ def compute(base: Path, planned: Plan, ids: Sequence[Sequence[int]]) -> tuple[di
     return {name: values.astype(np.float32) for name, values in sums.items()}, dict.fromkeys(sums, count)
 
 
-def _skeleton(base: Path, planned: Plan) -> Any:
+def _skeleton(base: Path, planned: ExportPlan) -> Any:
     """Build the decoder without weights (its rotary tables are real), with nothing behind the last layer."""
     import torch
     from accelerate import init_empty_weights

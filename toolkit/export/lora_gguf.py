@@ -19,10 +19,10 @@ from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
 from toolkit.export import families
 from toolkit.export.adapter.config import CONFIG
-from toolkit.export.adapter.deltas import Delta
+from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.adapter.weights import WEIGHTS
 from toolkit.export.families import Layout
-from toolkit.export.planning import Plan, PlannedTensor, plan
+from toolkit.export.planning import ExportPlan, PlannedTensor, plan
 from toolkit.formats import checkpoint, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
@@ -41,7 +41,7 @@ BEYOND = {
 }
 
 
-def size_of(base: Path, adapter: Path, planned: Plan) -> int:
+def size_of(base: Path, adapter: Path, planned: ExportPlan) -> int:
     """Return the bytes of tensor data that `export_lora` would write; raises what it would raise."""
     _check(adapter)
     pairs = _pairs(base, adapter, planned)
@@ -87,7 +87,7 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
     return Outcome([target], {**figures, "seconds": round(time.monotonic() - started, 3)})
 
 
-def common_alpha(deltas: list[Delta]) -> float:
+def common_alpha(deltas: list[LoraDelta]) -> float:
     """Return the one alpha that llama.cpp shall divide by each rank: the adapter's own where it has one for all.
 
     rsLoRA's alpha / sqrt(rank) becomes alpha · sqrt(rank). Zero would mean no scaling at all to llama.cpp.
@@ -97,7 +97,7 @@ def common_alpha(deltas: list[Delta]) -> float:
     return float(np.float32(largest)) or 1.0
 
 
-def scaled_b(delta: Delta, layout: Layout, alpha: float, pool: ThreadPoolExecutor) -> Floats:
+def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExecutor) -> Floats:
     """Return B (out, rank) in ggml's row order, times what `alpha` / rank leaves over of the adapter's scale."""
     values = checkpoint.read(delta.b, pool)
     rest = delta.scale * delta.a.shape[0] / alpha
@@ -123,7 +123,7 @@ def _check(adapter: Path) -> None:
             raise _cannot(adapter, f"{what} (`{name}`)")
 
 
-def _pairs(base: Path, adapter: Path, planned: Plan) -> list[tuple[PlannedTensor, Delta]]:
+def _pairs(base: Path, adapter: Path, planned: ExportPlan) -> list[tuple[PlannedTensor, LoraDelta]]:
     """Return the trained weights with what LoRA adds to each; raises ToolkitError for a change of any other kind."""
     tied = families.family_of(base)[1].tied
     pairs = []
@@ -133,7 +133,7 @@ def _pairs(base: Path, adapter: Path, planned: Plan) -> list[tuple[PlannedTensor
             raise _cannot(adapter, f"a weight in place of the base's (`{source}`)")
         if change is None:
             continue
-        if not isinstance(change, Delta):
+        if not isinstance(change, LoraDelta):
             raise _cannot(adapter, f"more than LoRA on linear layers (`{source}`)")
         if change.embedding or tensor.name == "token_embd.weight":
             raise _cannot(adapter, f"LoRA on embeddings (`{source}`)")

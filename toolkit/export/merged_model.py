@@ -24,7 +24,7 @@ from toolkit.core import console
 from toolkit.core.files import clear_stale, writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, tensors
-from toolkit.export.planning import Plan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
+from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import INDEX, SINGLE
@@ -130,7 +130,9 @@ def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, 
     return digest.hexdigest()
 
 
-def _write_side_files(base: Path, adapter: Path | None, planned: Plan, folder: Path, template: str, dtype: str) -> None:
+def _write_side_files(
+    base: Path, adapter: Path | None, planned: ExportPlan, folder: Path, template: str, dtype: str
+) -> None:
     # Where the adapter brings the vocabulary, its tokenizer_config.json, if there is one, takes the base's place.
     for source, patterns in ((base, COPIED), (planned.vocabulary, VOCABULARY)):
         for path in sorted(found for pattern in patterns for found in source.glob(pattern)):

@@ -7,7 +7,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records
 from toolkit.core.manifest import Manifest, Outcome, record_file
-from toolkit.core.run_folder import SIDES, RunFolder
+from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.model import base, merge_base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, prompt_text
@@ -29,7 +29,7 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
     targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
     template, name = chat_template(prompt_format(config.prompt)), config.run.name
     start = merge_base.resolve(config.model, wanted)
-    pretokenizer_parity.say(start.folder, _texts(config, folder))
+    pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))
     if not wanted.imatrix:
         return export(start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides)
     matrix, reused = _imatrix(config, folder, manifest, start, force)
@@ -77,7 +77,7 @@ def _imatrix(
     inputs = imatrix.digest(chunks, [start.commit, *(record_file(path, folder, known).sha256 for path in paths)])
     kept = None if force else kept_imatrix(folder)
     if kept and kept.inputs == inputs:
-        console.say(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
+        console.info(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
         return kept, True
     matrix = imatrix.measure(start.folder, planned, chunks, inputs)
     imatrix.write_imatrix(folder.imatrix, matrix)
@@ -87,7 +87,7 @@ def _imatrix(
 def _texts(config: Config, folder: RunFolder) -> list[str] | None:
     """Return the whole records of a run as the model reads them; None for an adapter that came without its records."""
     form = prompt_format(config.prompt)
-    sides = [folder.side(side) for side in SIDES if folder.side(side).is_file()]
-    records = [record for side in sides for record in read_records(side)]
+    splits = [folder.split_file(side) for side in SPLITS if folder.split_file(side).is_file()]
+    records = [record for side in splits for record in read_records(side)]
     parts = [[str(each.get(key, "")) for key in ("input", "instruction", "output")] for each in records]
     return [prompt_text(form, question, instruction) + answer for question, instruction, answer in parts] or None

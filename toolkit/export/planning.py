@@ -13,11 +13,11 @@ from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import families, types
 from toolkit.export.adapter import weights as adapters
-from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, Delta
-from toolkit.export.families import Family, Layout, Model
+from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, LoraDelta
+from toolkit.export.families import Family, Layout, ModelConfig
 from toolkit.export.vocab import tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
-from toolkit.formats.checkpoint import Stored
+from toolkit.formats.checkpoint import TensorInfo
 from toolkit.model import memory
 
 
@@ -30,7 +30,7 @@ class PlannedTensor:
     """
 
     layout: Layout
-    stored: Stored | None
+    stored: TensorInfo | None
     replaced: bool
     change: Change | None
     types: dict[str, GGMLQuantizationType]
@@ -48,7 +48,7 @@ class PlannedTensor:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """What an export will write: tensors in file order, bytes of tensor data per quantization, peak memory in bytes.
 
     `spare_head` is the lm_head that a tied model's checkpoint may hold besides its embedding, with that embedding; it
@@ -57,12 +57,12 @@ class Plan:
     """
 
     family: Family
-    model: Model
+    model: ModelConfig
     tensors: tuple[PlannedTensor, ...]
     bytes: dict[str, int]
     memory: int
     parameters: int
-    spare_head: tuple[Stored, Stored] | None
+    spare_head: tuple[TensorInfo, TensorInfo] | None
     vocabulary: Path
     new_rows: int
 
@@ -75,7 +75,7 @@ def plan(
     overrides: Mapping[str, str] | None = None,
     imatrix: types.Imatrix = None,
     weighed: bool = False,
-) -> Plan:
+) -> ExportPlan:
     """Say what an export would write, reading nothing but configs and headers.
 
     `overrides` map regular expressions to ggml types (`types.tensor_types`); `imatrix` maps names in GGUF to one value
@@ -90,7 +90,7 @@ def plan(
     _check_tensors(base, family, model, stored, layouts)
     spare_head = (stored[HEAD], stored[EMBEDDING]) if model.tied and HEAD in stored else None
     changes: Mapping[str, Change] = {}
-    replaced: Mapping[str, Stored] = {}
+    replaced: Mapping[str, TensorInfo] = {}
     vocabulary, new_rows = base, 0
     if adapter is not None:
         shapes = {layout.source: layout.shape for layout in layouts}
@@ -126,7 +126,7 @@ def plan(
         for name in names
     }
     largest = max(working_size(tensor) for tensor in tensors)
-    return Plan(
+    return ExportPlan(
         family=family,
         model=model,
         tensors=tuple(tensors),
@@ -145,7 +145,7 @@ def streams(tensor: PlannedTensor) -> bool:
     Those are vectors and weights in 4 bits, and what an adapter changes other than by LoRA on a linear layer.
     """
     change = tensor.change
-    plain = change is None or (isinstance(change, Delta) and not change.embedding and change.magnitude is None)
+    plain = change is None or (isinstance(change, LoraDelta) and not change.embedding and change.magnitude is None)
     stored = tensor.stored
     return stored is not None and not stored.scales and len(tensor.shape) == 2 and plain and not tensor.layout.offset
 
@@ -155,7 +155,7 @@ def working_size(tensor: PlannedTensor) -> int:
     if not streams(tensor):
         return whole_size(tensor)
     change = tensor.change
-    return 4 * (prod(change.a.shape) + prod(change.b.shape)) if isinstance(change, Delta) else 0
+    return 4 * (prod(change.a.shape) + prod(change.b.shape)) if isinstance(change, LoraDelta) else 0
 
 
 def whole_size(tensor: PlannedTensor) -> int:
@@ -184,7 +184,7 @@ def check_disk(sizes: Mapping[Path, int]) -> None:
             )
 
 
-def check_head(base: Path, planned: Plan) -> None:
+def check_head(base: Path, planned: ExportPlan) -> None:
     """Raise ToolkitError if nobody can say which head is meant.
 
     A tied model may carry a copy of its embedding as lm_head; one that differs is no copy.
@@ -196,10 +196,10 @@ def check_head(base: Path, planned: Plan) -> None:
         )
 
 
-def say_vocabulary(base: Path, planned: Plan) -> None:
+def say_vocabulary(base: Path, planned: ExportPlan) -> None:
     """Say whose vocabulary the output gets, where that is not simply the base's."""
     if planned.vocabulary != base:
-        console.say(f"vocabulary: the adapter's own tokenizer, which has tokens added ({planned.vocabulary})")
+        console.info(f"vocabulary: the adapter's own tokenizer, which has tokens added ({planned.vocabulary})")
     elif planned.new_rows:
         console.warn(
             f"the adapter changes the vocabulary by {planned.new_rows:+} rows, but brings no tokenizer that names them"
@@ -216,7 +216,7 @@ def known(name: str) -> str:
 
 
 def _check_tensors(
-    base: Path, family: Family, model: Model, stored: Mapping[str, Stored], layouts: Sequence[Layout]
+    base: Path, family: Family, model: ModelConfig, stored: Mapping[str, TensorInfo], layouts: Sequence[Layout]
 ) -> None:
     """Every tensor of the checkpoint has its place, every place its tensor."""
     hint = "its config.json and weights do not belong together, or the files are incomplete: copy the base again"

@@ -11,14 +11,14 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit.core import console, hardware
 from toolkit.export import quantize
-from toolkit.export.planning import Plan
+from toolkit.export.planning import ExportPlan
 
 SAMPLE = 1 << 18  # weights that are quantized to see how fast this machine is
 READ_RATE = 4e8  # weights a second that one core reads, merges and checks
 WRITE_RATE = 5e8  # bytes a second that one core hashes and writes
 
 
-def describe_export(planned: Plan) -> dict[str, Any]:
+def describe_export(planned: ExportPlan) -> dict[str, Any]:
     """Return the plan as plain values; takes a moment, because the machine's speed is measured."""
     return {
         "tensors": [
@@ -39,7 +39,7 @@ def describe_export(planned: Plan) -> dict[str, Any]:
     }
 
 
-def seconds(planned: Plan) -> float:
+def seconds(planned: ExportPlan) -> float:
     """Estimate the time from how fast this machine makes each type: all cores at work, the disk no bottleneck."""
     weights: Counter[Type] = Counter()
     for tensor in planned.tensors:

@@ -17,7 +17,7 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     inputs = [*folder.adapter_files, *base.source_files(base.merge_label(config.model, config.export))]
     outputs = [folder.gguf(quantization) for quantization in config.export.quantizations]
     if config.export.imatrix:  # it is computed from the training split
-        inputs.append(folder.side("train"))
+        inputs.append(folder.split_file("train"))
         outputs.append(folder.imatrix)
     return StageFiles(inputs, outputs)
 

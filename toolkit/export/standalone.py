@@ -91,7 +91,7 @@ def carry_out(
     if dry_run:
         return _preview(order, form, targets, folder)
     if form == "gguf":
-        pretokenizer_parity.say(folder, None)
+        pretokenizer_parity.warn_if_split_differs(folder, None)
         overrides = config.export.overrides
         outcome = room.export(folder, order.adapter, targets, order.template(), order.name, overrides=overrides)
         figures = {key: outcome.figures[key] for key in targets}
@@ -145,14 +145,14 @@ def _template(adapter: Path, config: Config) -> str:
     """Take the chat template that the adapter was saved with; else the one of our settings."""
     path = adapter / "chat_template.jinja"
     if path.is_file():
-        console.say(f"chat template: the adapter's own ({path})")
+        console.info(f"chat template: the adapter's own ({path})")
         return path.read_text(encoding="utf-8")
     try:
         kept = json.loads((adapter / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         kept = None
     if isinstance(kept, str):
-        console.say("chat template: the adapter's own (tokenizer_config.json)")
+        console.info("chat template: the adapter's own (tokenizer_config.json)")
         return kept
-    console.say(f"chat template: prompt.preset = {config.prompt.preset}, since the adapter brings none")
+    console.info(f"chat template: prompt.preset = {config.prompt.preset}, since the adapter brings none")
     return chat_template(prompt_format(config.prompt))

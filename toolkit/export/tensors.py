@@ -11,7 +11,7 @@ import numpy as np
 from toolkit import kernels
 from toolkit.export import families
 from toolkit.export.adapter import merge
-from toolkit.export.adapter.deltas import Delta
+from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.planning import PlannedTensor, streams, whole_size
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import BLOCK, Floats, Rows
@@ -60,12 +60,12 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
     unit = tensor.shape[0] // heads if heads else 1  # the rows of a head stay together
     step = max(1, BLOCK // columns // unit) * unit
     change = tensor.change
-    pair = (checkpoint.read(change.a, pool), checkpoint.read(change.b, pool)) if isinstance(change, Delta) else None
+    pair = (checkpoint.read(change.a, pool), checkpoint.read(change.b, pool)) if isinstance(change, LoraDelta) else None
 
     def read(start: int, end: int) -> Rows:
         assert tensor.stored is not None
         rows = checkpoint.read_rows(tensor.stored, start, end)
-        if pair is not None and isinstance(change, Delta):
+        if pair is not None and isinstance(change, LoraDelta):
             merged = kernels.widened(rows)
             with np.errstate(over="ignore", invalid="ignore"):  # said better below
                 merge.add_rows(merged, pair[1][start:end], pair[0], change.scale)

@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.export.families import Model
+from toolkit.export.families import ModelConfig
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.ggml_types import BASE, FALLBACK, UNQUANTIZED, block_size
 
@@ -32,7 +32,7 @@ COUNTED = ("attn_v", "attn_qkv", "ffn_down", "ffn_gate", "ffn_up")
 def tensor_types(
     quantization: str,
     shapes: Mapping[str, tuple[int, ...]],
-    model: Model,
+    model: ModelConfig,
     overrides: Mapping[str, str] | None = None,
     *,
     has_imatrix: bool = False,
@@ -105,7 +105,7 @@ def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and prod(shape[:-1]) > 1 and name.endswith("weight") and not name.endswith("_norm.weight")
 
 
-def _mixture(quantization: str, part: str, columns: int, layer: int, model: Model, has_imatrix: bool) -> Type:
+def _mixture(quantization: str, part: str, columns: int, layer: int, model: ModelConfig, has_imatrix: bool) -> Type:
     """Return the type before fallbacks of one part of a layer, of the embedding (token_embd) or the head (output)."""
     base = BASE[quantization][0]
     if part == "output" or (part == "token_embd" and model.tied):
@@ -133,7 +133,7 @@ def _head(quantization: str, base: Type, columns: int) -> Type:
     return Type.Q5_K if quantization in (*SMALLEST, "IQ3_XXS") else Type.Q6_K
 
 
-def _smallest(quantization: str, base: Type, part: str, layer: int, model: Model) -> Type:
+def _smallest(quantization: str, base: Type, part: str, layer: int, model: ModelConfig) -> Type:
     better = Type.IQ3_S if quantization in ("IQ2_S", "IQ2_M") else Type.Q2_K
     if part in ("attn_v", "attn_qkv"):
         return Type.Q4_K if model.heads // model.kv_heads >= 4 else better
@@ -142,7 +142,7 @@ def _smallest(quantization: str, base: Type, part: str, layer: int, model: Model
     return Type.IQ3_S if part == "attn_output" and better == Type.IQ3_S else base
 
 
-def _attention_values(quantization: str, base: Type, layer: int, model: Model, has_imatrix: bool) -> Type:
+def _attention_values(quantization: str, base: Type, layer: int, model: ModelConfig, has_imatrix: bool) -> Type:
     grouping = model.heads // model.kv_heads
     kind = base
     if quantization == "Q2_K":

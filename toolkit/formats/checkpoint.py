@@ -39,7 +39,7 @@ AGAIN = "copy or download it again"
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """One tensor of a safetensors file: its dtype, shape, and bytes `offset` to `offset + size` of the file.
 
     A weight of bitsandbytes' 4 bits has the dtype NF4 or FP4, the shape it stands for, and its `scales`.
@@ -59,8 +59,8 @@ class Scales:
     """What a 4-bit weight needs besides its own bytes; `nested` are the scales of the scales and their map."""
 
     state: bnb_4bit.State
-    absmax: Stored
-    nested: tuple[Stored, Stored] | None
+    absmax: TensorInfo
+    nested: tuple[TensorInfo, TensorInfo] | None
 
 
 def read_json(path: Path, hint: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def read_json(path: Path, hint: str) -> dict[str, Any]:
     return values
 
 
-def open_folder(folder: Path) -> dict[str, Stored]:
+def open_folder(folder: Path) -> dict[str, TensorInfo]:
     """List the tensors of a model folder: `model.safetensors`, or the shards that its index names.
 
     Only headers are read. Raises ToolkitError for absent or truncated shards and for an index that names absent
@@ -94,12 +94,12 @@ def open_folder(folder: Path) -> dict[str, Stored]:
     raise ToolkitError(f"no `{SINGLE}` and no `{INDEX}` in `{folder}`", hint="give a folder with a whole base model")
 
 
-def _open_shards(folder: Path) -> dict[str, Stored]:
+def _open_shards(folder: Path) -> dict[str, TensorInfo]:
     index = folder / INDEX
     places = read_json(index, AGAIN).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ToolkitError(f"`{index}` has no weight_map", hint=AGAIN)
-    shards: dict[str, dict[str, Stored]] = {}
+    shards: dict[str, dict[str, TensorInfo]] = {}
     tensors = {}
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file:
@@ -114,7 +114,7 @@ def _open_shards(folder: Path) -> dict[str, Stored]:
     return tensors
 
 
-def _with_four_bit(tensors: dict[str, Stored]) -> dict[str, Stored]:
+def _with_four_bit(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     """Put the parts of each weight in bitsandbytes' 4 bits together as one tensor."""
     for key in [key for key in tensors if bnb_4bit.STATE in key]:
         name, _, kind = key.partition(bnb_4bit.STATE)
@@ -139,13 +139,13 @@ def _with_four_bit(tensors: dict[str, Stored]) -> dict[str, Stored]:
     return tensors
 
 
-def _bytes(tensor: Stored) -> bytes:
+def _bytes(tensor: TensorInfo) -> bytes:
     with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         return file.read(tensor.size)
 
 
-def read_header(path: Path) -> dict[str, Stored]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
     """List the tensors of one safetensors file, every field checked against the file's real size.
 
     Raises ToolkitError if the header is damaged or the file is shorter or longer than it says.
@@ -189,7 +189,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _entry(path: Path, name: str, entry: Any, start: int, damaged: Callable[[str], ToolkitError]) -> Stored:
+def _entry(path: Path, name: str, entry: Any, start: int, damaged: Callable[[str], ToolkitError]) -> TensorInfo:
     values = entry if isinstance(entry, dict) else {}
     dtype, shape, span = values.get("dtype"), values.get("shape"), values.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
@@ -201,14 +201,14 @@ def _entry(path: Path, name: str, entry: Any, start: int, damaged: Callable[[str
     size = span[1] - span[0]
     if size != prod(shape) * ITEM_SIZES[dtype]:
         raise damaged(f"tensor `{name}` has {size} bytes for shape {shape} in {dtype}")
-    return Stored(name, path, dtype, tuple(shape), start + span[0], size)
+    return TensorInfo(name, path, dtype, tuple(shape), start + span[0], size)
 
 
 def _counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
-def check_readable(tensor: Stored) -> None:
+def check_readable(tensor: TensorInfo) -> None:
     """Raise ToolkitError if a tensor's dtype is none of float32, float16, bfloat16 and bitsandbytes' 4 bits."""
     if tensor.dtype not in (*READABLE, *FOUR_BIT):
         raise ToolkitError(
@@ -217,7 +217,7 @@ def check_readable(tensor: Stored) -> None:
         )
 
 
-def read(tensor: Stored, pool: ThreadPoolExecutor) -> Floats:
+def read(tensor: TensorInfo, pool: ThreadPoolExecutor) -> Floats:
     """Return one tensor as float32 in its own shape, read in slabs by the pool's threads.
 
     Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
@@ -238,7 +238,7 @@ def read(tensor: Stored, pool: ThreadPoolExecutor) -> Floats:
     return values.reshape(tensor.shape)
 
 
-def read_rows(tensor: Stored, start: int, end: int) -> Rows:
+def read_rows(tensor: TensorInfo, start: int, end: int) -> Rows:
     """Return some rows of a matrix: bfloat16 as its bits (uint16), everything else as float32; 4 bits are not for this.
 
     Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
@@ -263,7 +263,7 @@ def read_rows(tensor: Stored, start: int, end: int) -> Rows:
     return rows.astype(np.float32, copy=False)
 
 
-def _not_finite(tensor: Stored) -> ToolkitError:
+def _not_finite(tensor: TensorInfo) -> ToolkitError:
     return ToolkitError(
         f"tensor `{tensor.name}` in `{tensor.path}` holds NaN or infinite values",
         hint="these weights are damaged: copy the model again, or train again with a lower learning rate",
@@ -277,7 +277,7 @@ def _block_scales(parts: Scales, pool: ThreadPoolExecutor) -> Floats:
     return bnb_4bit.block_scales(parts.state, np.frombuffer(_bytes(parts.absmax), np.uint8), (absmax, code))
 
 
-def _read_slab(tensor: Stored, descriptor: int, scales: Floats | None, start: int, out: Floats) -> None:
+def _read_slab(tensor: TensorInfo, descriptor: int, scales: Floats | None, start: int, out: Floats) -> None:
     if tensor.scales and scales is not None:
         packed = np.empty(-(-out.size // 2), np.uint8)
         _fill(tensor, descriptor, start // 2, packed)
@@ -295,7 +295,7 @@ def _read_slab(tensor: Stored, descriptor: int, scales: Floats | None, start: in
         raise _not_finite(tensor)
 
 
-def _fill(tensor: Stored, descriptor: int, offset: int, out: npt.NDArray[Any]) -> None:
+def _fill(tensor: TensorInfo, descriptor: int, offset: int, out: npt.NDArray[Any]) -> None:
     """Read the tensor's bytes from `offset` on until `out` is full."""
     view = out.data.cast("B")
     done = 0
@@ -306,7 +306,7 @@ def _fill(tensor: Stored, descriptor: int, offset: int, out: npt.NDArray[Any]) -
         done += count
 
 
-def same(one: Stored, other: Stored) -> bool:
+def same(one: TensorInfo, other: TensorInfo) -> bool:
     """Tell whether two tensors hold the same bytes; 4-bit ones, whose scales may differ, never do."""
     if (one.dtype, one.shape) != (other.dtype, other.shape) or one.scales or other.scales:
         return False

@@ -141,7 +141,7 @@ def widened(rows: Rows) -> Floats:
     return np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
 
 
-def narrowed(values: Floats) -> npt.NDArray[np.uint16]:
+def to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
     """Return the upper halves of float32 values as bfloat16 bits: cut off towards zero, not rounded.
 
     Exact for what stands on bfloat16's grid. A NaN whose bits are all in the lower half becomes infinity.
@@ -157,7 +157,7 @@ def trusted(library: Library, level: int, kind: int) -> bool:
     """
     _, weights, size = TYPES[kind]
     rows = hard_rows(0, 3 * 256)
-    narrow = narrowed(rows)
+    narrow = to_bf16(rows)
     for importance in (None, importance_for(0, rows.shape[1])):
         for given in (rows, narrow):
             ours, theirs = (np.empty(rows.size // weights * size, np.uint8) for _ in range(2))

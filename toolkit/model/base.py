@@ -158,7 +158,7 @@ def _download(label: str, revision: str, weights: bool) -> Base:
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
     patterns = [*TOKENIZER_FILES, *CARD_FILES, *(["*.safetensors", "*.safetensors.index.json"] if weights else [])]
     if not offline:
-        console.say(f"base model: {label} from the hub{'' if weights else ' (tokenizer only)'}")
+        console.info(f"base model: {label} from the hub{'' if weights else ' (tokenizer only)'}")
     try:
         folder = Path(
             snapshot_download(label, revision=revision or None, allow_patterns=patterns, local_files_only=offline)

@@ -26,7 +26,7 @@ def plain_folder(folder: Path) -> Path:
     target = cache_folder() / "bases" / f"{folder.name}-16bit-{digest[:16]}"
     if (target / "config.json").is_file():
         return target
-    console.say(f"base model: dequantizing {folder.name} from 4 bits, once")
+    console.info(f"base model: dequantizing {folder.name} from 4 bits, once")
     with writing_folder(target) as fresh:
         _dequantize_folder(folder, fresh)
     return target

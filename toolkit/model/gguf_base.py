@@ -28,7 +28,7 @@ def folder_from_gguf(path: Path) -> Path:
     if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
         return target
     open_gguf(path)  # the libraries below believe every length that the file states
-    console.say(f"base model: converting {path.name} to float32 safetensors, once")
+    console.info(f"base model: converting {path.name} to float32 safetensors, once")
     with writing_folder(target) as folder:
         _convert_weights(path, folder)
         try:

@@ -82,7 +82,7 @@ def create(http: httpx.Client, model: str, filename: str, digest: str, spec: Mod
         "license": list(spec.licenses),
         "stream": True,
     }
-    status = server.settled(lambda: _created(http, body))
+    status = server.retry_on_race(lambda: _created(http, body))
     if status != "success":
         raise ToolkitError(
             f"the Ollama server stopped at `{status or 'nothing'}` while creating `{model}`",

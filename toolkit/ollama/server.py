@@ -192,7 +192,7 @@ def _warn_if_open(url: str) -> None:
         console.warn(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")
 
 
-def settled(ask: Callable[[], Answer]) -> Answer:
+def retry_on_race(ask: Callable[[], Answer]) -> Answer:
     """Call; for about a second call again while it fails as it does beside another client's change of the store.
 
     To find any name Ollama lists its manifests, then looks at each. One that was deleted in between fails the call:
@@ -232,7 +232,7 @@ def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, meth
             raise ollama.ResponseError(str(answer["error"]), reply.status_code)
         return answer
 
-    return settled(ask)
+    return retry_on_race(ask)
 
 
 def held(client: ollama.Client) -> dict[str, str]:
@@ -247,7 +247,7 @@ def listed_name(name: str, tag: str) -> str:
 
 
 @contextmanager
-def talking(settings: OllamaSettings, doing: str) -> Iterator[None]:
+def translate_errors(settings: OllamaSettings, doing: str) -> Iterator[None]:
     """Turn every way in which a server can fail during the block into a ToolkitError that says what was being done."""
     url = address(settings)
     try:

@@ -39,7 +39,7 @@ PREVIOUS = "previous"
 
 
 @dataclass(frozen=True)
-class Work:
+class Transaction:
     """One call's hold on a name: `token` marks its temporary tags, and begins with the machine's eight digits."""
 
     http: httpx.Client
@@ -76,7 +76,7 @@ class Work:
             )
 
 
-def real(held: dict[str, str]) -> dict[str, str]:
+def user_tags(held: dict[str, str]) -> dict[str, str]:
     """Return the tags that are no temporary ones, with their digests."""
     return {tag: digest for tag, digest in held.items() if not TEMPORARY.fullmatch(tag)}
 
@@ -103,7 +103,7 @@ def alone(name: str, patience: float) -> Iterator[str]:
                         hint="wait for it to end; `--set ollama.timeout=SECONDS` says how long",
                     ) from None
                 if not waiting:
-                    console.say(f"another toolkit on this machine is registering `{name}`: waiting for it")
+                    console.info(f"another toolkit on this machine is registering `{name}`: waiting for it")
                     waiting = True
                 time.sleep(0.2)
         boot = Path("/proc/sys/kernel/random/boot_id")
@@ -114,13 +114,13 @@ def alone(name: str, patience: float) -> Iterator[str]:
 
 
 @contextmanager
-def begun(http: httpx.Client, name: str, patience: float, *, force: bool = False) -> Iterator[Work]:
+def begin(http: httpx.Client, name: str, patience: float, *, force: bool = False) -> Iterator[Transaction]:
     """Work on a name: undo dead calls first; at the end delete this call's temporary tags, and undo it if it failed.
 
     Raises ToolkitError while another machine's commit stands; `force` undoes that too.
     """
     with alone(name, patience) as machine:
-        work = Work(http, name, machine + uuid.uuid4().hex[:8])
+        work = Transaction(http, name, machine + uuid.uuid4().hex[:8])
         if recover(work, force=force):
             console.warn(f"an earlier registration of `{name}` was cut off: its former models are back")
         try:
@@ -148,7 +148,7 @@ def _of(held: dict[str, str], token: str, kind: str) -> dict[str, str]:
     return {match[3] or "": match[0] for match in matches if match and match[1] == kind and match[2] == token}
 
 
-def recover(work: Work, *, force: bool = False) -> bool:
+def recover(work: Transaction, *, force: bool = False) -> bool:
     """Undo what dead calls of this machine left; say whether former models had to be put back.
 
     Raises ToolkitError while another machine's commit stands; `force` undoes that too.
@@ -160,11 +160,11 @@ def recover(work: Work, *, force: bool = False) -> bool:
         undo(work, token)
     found = work.held() if dead else held
     work.refuse_others(found)
-    return real(found) != real(held)
+    return user_tags(found) != user_tags(held)
 
 
 def commit(
-    work: Work,
+    work: Transaction,
     sources: dict[str, str],
     *,
     keep: bool,
@@ -179,7 +179,7 @@ def commit(
     blobs.copy(work.http, sources[LATEST], work.temporary("commit"))
     held = work.held()
     work.refuse_others(held)  # of two that begin at once, one sees the other's commit at least
-    guard(real(held))
+    guard(user_tags(held))
     made = {tag: held[source.rpartition(":")[2].lower()] for tag, source in sources.items()}
     if keep and LATEST in held and held[LATEST] != made[LATEST]:
         sources = {**sources, PREVIOUS: f"{work.name}:{LATEST}"}
@@ -188,7 +188,7 @@ def commit(
     for tag in sorted(made, key=lambda tag: (tag == LATEST, tag)):
         if held.get(tag) != made[tag]:
             blobs.copy(work.http, work.temporary("new", tag), f"{work.name}:{tag}")
-    _same(work, made, real(work.held()))
+    _same(work, made, user_tags(work.held()))
     try:
         blobs.delete(work.http, work.temporary("commit"))
     except httpx.TransportError:  # it may have been done, with its answer lost: asked again, the server says so
@@ -196,7 +196,7 @@ def commit(
     return made
 
 
-def _keep(work: Work, sources: dict[str, str], made: dict[str, str], held: dict[str, str]) -> None:
+def _keep(work: Transaction, sources: dict[str, str], made: dict[str, str], held: dict[str, str]) -> None:
     """Copy what tags get and what they hold to temporary tags; what is not safe on the disk must not be overwritten."""
     for tag, source in sources.items():
         if source != work.temporary("new", tag):
@@ -210,7 +210,7 @@ def _keep(work: Work, sources: dict[str, str], made: dict[str, str], held: dict[
         _same(work, want, {tag: kept[temporary] for tag, temporary in _of(kept, work.token, kind).items()})
 
 
-def _same(work: Work, want: dict[str, str], found: dict[str, str]) -> None:
+def _same(work: Transaction, want: dict[str, str], found: dict[str, str]) -> None:
     wrong = [tag for tag, digest in want.items() if found.get(tag) != digest]
     if wrong:
         raise ToolkitError(
@@ -219,7 +219,7 @@ def _same(work: Work, want: dict[str, str], found: dict[str, str]) -> None:
         )
 
 
-def undo(work: Work, token: str) -> None:
+def undo(work: Transaction, token: str) -> None:
     """Delete a call's temporary tags; if it was in its commit, first put every real tag back to what it held."""
     held = work.held()
     tags = {kind: _of(held, token, kind) for kind in ("new", "commit", "old", "gone")}

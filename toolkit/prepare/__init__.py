@@ -12,11 +12,11 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import writing_folder
 from toolkit.core.manifest import Outcome
-from toolkit.core.run_folder import SIDES, RunFolder
+from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare.clean import Record, Rejection, clean, find_columns, group_id, wanted_names
 from toolkit.prepare.fit import fit
 from toolkit.prepare.read import read_table
-from toolkit.prepare.split import Sides, drop_duplicates, leaked, near_duplicates, split
+from toolkit.prepare.split import Splits, drop_duplicates, leaked, near_duplicates, split
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     """Write `data/{train,val,test,rejected}.jsonl` of a run from a data file, all four or none.
 
     Every row of the source is kept, counted as a duplicate, or in rejected.jsonl with its number and reason. Raises
-    ToolkitError if the file cannot be used or a side of the split would be empty; former results then stay.
+    ToolkitError if the file cannot be used or a split would be empty; former results then stay.
     """
     form = prompt_format(config.prompt)
     table = read_table(source, wanted_names(config.data))
@@ -35,17 +35,17 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     duplicates = 0
     if config.data.split == "grouped":
         records, duplicates = drop_duplicates(records)
-    # Before the split, so that its sides have the shares of what can really be trained on.
+    # Before the split, so that each split has its share of what can really be trained on.
     records, too_long = fit(records, form, tokenizer, config)
     rejected = sorted([*rejected, *too_long], key=lambda rejection: rejection.number)
     if not records:
         raise _only_rejected(source, rejected)
-    sides = split(records, config.data)
-    near = near_duplicates(sides, config.data.near_duplicate)
+    splits = split(records, config.data)
+    near = near_duplicates(splits, config.data.near_duplicate)
 
     with writing_folder(folder.data) as fresh:
-        for name in SIDES:
-            _write(fresh / folder.side(name).name, [_row(record) for record in sides[name]])
+        for name in SPLITS:
+            _write(fresh / folder.split_file(name).name, [_row(record) for record in splits[name]])
         _write(fresh / folder.rejected.name, [_rejected_row(rejection) for rejection in rejected])
 
     figures = {
@@ -56,21 +56,21 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
         "reasons": dict(Counter(rejection.reason for rejection in rejected).most_common()),
         "truncated": sum(record.truncated for record in records),
         "dropped_too_long": len(too_long),
-        **{name: len(sides[name]) for name in SIDES},
+        **{name: len(splits[name]) for name in SPLITS},
         "questions": len({record.normalised for record in records}),
         "near_duplicates": len(near),
-        "leaked_questions": leaked(sides),
+        "leaked_questions": leaked(splits),
         "instruction_as_question": sum(record.instruction_as_question for record in records),
         "control_like": _control_like(records, form, tokenizer),
         "source_sha256": table.sha256,
     }
     for pair in near[:SHOWN_PAIRS]:
-        console.say(
+        console.info(
             f"near-duplicate ({pair.overlap:.2f}): {pair.side} `{_brief(pair.question)}` "
             f"and {pair.other_side} `{_brief(pair.other)}`"
         )
-    _warn(figures, folder, sides)
-    return Outcome([*(folder.side(name) for name in SIDES), folder.rejected], figures)
+    _warn(figures, folder, splits)
+    return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)
 
 
 def _row(record: Record) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def _control_like(records: list[Record], form: PromptFormat, tokenizer: Tokenize
     return sum(any(map(found, (record.instruction, record.question, record.answer))) for record in records)
 
 
-def _warn(figures: dict[str, Any], folder: RunFolder, sides: Sides) -> None:
+def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits) -> None:
     if figures["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in figures["reasons"].items())
         console.warn(f"{figures['rejected']} of {figures['rows']} rows rejected ({reasons}), see {folder.rejected}")
@@ -129,16 +129,16 @@ def _warn(figures: dict[str, Any], folder: RunFolder, sides: Sides) -> None:
             "but a model may learn to write it"
         )
     if figures["leaked_questions"]:
-        held_out = len(sides["val"]) + len(sides["test"])
-        trained = {record.normalised for record in sides["train"]}
-        seen = sum(record.normalised in trained for name in ("val", "test") for record in sides[name])
+        held_out = len(splits["val"]) + len(splits["test"])
+        trained = {record.normalised for record in splits["train"]}
+        seen = sum(record.normalised in trained for name in ("val", "test") for record in splits[name])
         console.warn(
-            f"{figures['leaked_questions']} questions stand on more than one side: {seen} of {held_out} held-out rows "
+            f"{figures['leaked_questions']} questions stand in more than one split: {seen} of {held_out} held-out rows "
             "were seen in training; `--set data.split=grouped` keeps them apart"
         )
     if figures["near_duplicates"]:
-        console.say(
-            f"{figures['near_duplicates']} held-out questions have a near-duplicate on another side "
+        console.info(
+            f"{figures['near_duplicates']} held-out questions have a near-duplicate in another split "
             "(data.near_duplicate)"
         )
 

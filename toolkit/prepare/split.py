@@ -1,4 +1,4 @@
-"""Duplicates, question groups, the split into train, val and test, and near-duplicates across its sides."""
+"""Duplicates, question groups, the split into train, val and test, and near-duplicates across its splits."""
 
 import hashlib
 import math
@@ -9,11 +9,11 @@ from fractions import Fraction
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
-from toolkit.core.run_folder import SIDES
+from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record
 
-Sides = dict[str, list[Record]]
-# Word → (side, words in the set, words from this one on) → numbers of the items.
+Splits = dict[str, list[Record]]
+# Word → (split, words in the set, words from this one on) → numbers of the items.
 _Index = dict[str, dict[tuple[str, int, int], list[int]]]
 ROUNDING = 1e-9  # a bound that is a whole number but for floating point must not be rounded up
 
@@ -26,17 +26,17 @@ def drop_duplicates(records: list[Record]) -> tuple[list[Record], int]:
     return list(first.values()), len(records) - len(first)
 
 
-def split(records: list[Record], settings: DataSettings) -> Sides:
-    """Divide records as `data.split` says; raises ToolkitError if that leaves a side empty (val = 0 may be)."""
-    sides = random_split(records, settings) if settings.split == "random" else grouped_split(records, settings)
-    for name in SIDES:
-        if not sides[name] and not (name == "val" and settings.val == 0):
-            raise _empty(name, sides, settings)
-    return sides
+def split(records: list[Record], settings: DataSettings) -> Splits:
+    """Divide records as `data.split` says; raises ToolkitError if that leaves a split empty (val = 0 may be)."""
+    splits = random_split(records, settings) if settings.split == "random" else grouped_split(records, settings)
+    for name in SPLITS:
+        if not splits[name] and not (name == "val" and settings.val == 0):
+            raise _empty(name, splits, settings)
+    return splits
 
 
-def grouped_split(records: list[Record], settings: DataSettings) -> Sides:
-    """Keep all rows of one question on one side; the sides' sizes come as close to their shares as groups allow.
+def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
+    """Keep all rows of one question in one split; the splits' sizes come as close to their shares as groups allow.
 
     Groups are drawn in the order of a hash of seed and question, so the order of the rows does not matter, and a row
     more moves nothing else. scikit-learn's GroupShuffleSplit moves 228 of MedQuAD's 361 held-out questions then.
@@ -47,15 +47,15 @@ def grouped_split(records: list[Record], settings: DataSettings) -> Sides:
     for question in sorted(sizes, key=lambda text: hashlib.sha256(f"{settings.seed}:{text}".encode()).digest()):
         side_of[question] = "train"
         for name, left in room.items():
-            # Taken if the side then is no farther from its size than before.
+            # Taken if the split then is no farther from its size than before.
             if left > 0 and sizes[question] <= 2 * left:
                 side_of[question] = name
                 room[name] -= sizes[question]
                 break
-    return {name: [record for record in records if side_of[record.normalised] == name] for name in SIDES}
+    return {name: [record for record in records if side_of[record.normalised] == name] for name in SPLITS}
 
 
-def random_split(records: list[Record], settings: DataSettings) -> Sides:
+def random_split(records: list[Record], settings: DataSettings) -> Splits:
     """Split as the notebook does, rows of one question apart, by scikit-learn's train_test_split.
 
     The held-out rows are divided into val and test in proportion. Train rows keep the order of the permutation.
@@ -73,10 +73,10 @@ def random_split(records: list[Record], settings: DataSettings) -> Sides:
     return {"train": train, "val": held_out[:for_val], "test": held_out[for_val:]}
 
 
-def _empty(side: str, sides: Sides, settings: DataSettings) -> ToolkitError:
-    rows = sum(map(len, sides.values()))
-    questions = len({record.normalised for records in sides.values() for record in records})
-    counts = ", ".join(f"{name} {len(sides[name])}" for name in SIDES)
+def _empty(side: str, splits: Splits, settings: DataSettings) -> ToolkitError:
+    rows = sum(map(len, splits.values()))
+    questions = len({record.normalised for records in splits.values() for record in records})
+    counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
     fix = "lower data.val and data.test" if side == "train" else f"raise data.{side} (now {getattr(settings, side):g})"
     if side == "val":
         fix += ", set data.val = 0 to do without"
@@ -86,15 +86,15 @@ def _empty(side: str, sides: Sides, settings: DataSettings) -> ToolkitError:
     )
 
 
-def leaked(sides: Sides) -> int:
-    """Count the questions that stand on more than one side; a grouped split has none."""
-    seen = [{record.normalised for record in records} for records in sides.values()]
+def leaked(splits: Splits) -> int:
+    """Count the questions that stand in more than one split; a grouped split has none."""
+    seen = [{record.normalised for record in records} for records in splits.values()]
     return sum(count > 1 for count in Counter(question for side in seen for question in side).values())
 
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """A held-out question, and the question on another side that shares most of its words with it."""
+    """A held-out question, and the question in another split that shares most of its words with it."""
 
     question: str
     side: str
@@ -111,8 +111,8 @@ class _Item:
     words: list[str]
 
 
-def near_duplicates(sides: Sides, threshold: float) -> list[NearDuplicate]:
-    """Find every val or test question that nearly stands on another side: Jaccard of its words ≥ `threshold`.
+def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
+    """Find every val or test question that nearly stands in another split: Jaccard of its words ≥ `threshold`.
 
     Exact, in 0.9 s for 50,000 rows, where scikit-learn's CountVectorizer and a sparse product take 38 s. Two sets of a
     and b words reach a Jaccard of t only if they share α = ⌈t/(1+t)·(a+b)⌉ words. With words in one order for all
@@ -120,7 +120,7 @@ def near_duplicates(sides: Sides, threshold: float) -> list[NearDuplicate]:
     filter of PPJoin, Xiao et al. 2008). The index holds each word by the size of its set and the number of words from
     it on.
     """
-    items = _items(sides)
+    items = _items(splits)
     index: _Index = defaultdict(lambda: defaultdict(list))
     for number, item in enumerate(items):
         size = len(item.words)
@@ -141,9 +141,9 @@ def near_duplicates(sides: Sides, threshold: float) -> list[NearDuplicate]:
     return found
 
 
-def _items(sides: Sides) -> list[_Item]:
-    """Return each question once a side, its words rarest first."""
-    unique = {(record.normalised, name): record.question for name in SIDES for record in sides[name]}
+def _items(splits: Splits) -> list[_Item]:
+    """Return each question once a split, its words rarest first."""
+    unique = {(record.normalised, name): record.question for name in SPLITS for record in splits[name]}
     words = [set(normalised.split()) for normalised, _ in unique]
     common = Counter(word for some in words for word in some)
     return [
@@ -153,7 +153,7 @@ def _items(sides: Sides) -> list[_Item]:
 
 
 def _candidates(item: _Item, items: list[_Item], index: _Index, threshold: float) -> Iterator[int]:
-    """Yield the numbers of all items on other sides that can reach the threshold, each once."""
+    """Yield the numbers of all items in other splits that can reach the threshold, each once."""
     size = len(item.words)
     seen: set[int] = set()
     for position in range(size - math.ceil(threshold * size - ROUNDING) + 1):

@@ -19,9 +19,9 @@ def data_file(config: "Config") -> Path:
 
 
 def _files(config: "Config", folder: "RunFolder") -> StageFiles:
-    from toolkit.core.run_folder import SIDES
+    from toolkit.core.run_folder import SPLITS
 
-    return StageFiles([data_file(config)], [*(folder.side(side) for side in SIDES), folder.rejected])
+    return StageFiles([data_file(config)], [*(folder.split_file(side) for side in SPLITS), folder.rejected])
 
 
 def _before(context: Context) -> None:

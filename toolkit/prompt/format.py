@@ -14,7 +14,7 @@ from enum import Enum
 
 from toolkit.core.input_settings import PromptSettings
 
-JOINT = "\n\n"
+MESSAGE_SEPARATOR = "\n\n"
 
 
 class Slot(Enum):
@@ -25,13 +25,13 @@ class Slot(Enum):
 
 
 @dataclass(frozen=True)
-class Given:
+class IfInstruction:
     """Pieces that stand only where there is an instruction."""
 
     pieces: tuple[str | Slot, ...]
 
 
-Piece = str | Slot | Given
+Piece = str | Slot | IfInstruction
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _alpaca(settings: PromptSettings) -> PromptFormat:
         "\n\n### Response:\n",
     )
     stops = ("### Instruction:", "### Input:", "### Response:")
-    return PromptFormat((), turn, JOINT, "", settings.instruction, (), stops)
+    return PromptFormat((), turn, MESSAGE_SEPARATOR, "", settings.instruction, (), stops)
 
 
 def _alpaca_no_input(settings: PromptSettings) -> PromptFormat:
@@ -108,11 +108,13 @@ def _alpaca_no_input(settings: PromptSettings) -> PromptFormat:
     )
     turn = (
         f"{preamble}\n\n### Instruction:\n",
-        Given((Slot.INSTRUCTION, "\n\n")),
+        IfInstruction((Slot.INSTRUCTION, "\n\n")),
         Slot.INPUT,
         "\n\n### Response:\n",
     )
-    return PromptFormat((), turn, JOINT, "", settings.instruction, (), ("### Instruction:", "### Response:"))
+    return PromptFormat(
+        (), turn, MESSAGE_SEPARATOR, "", settings.instruction, (), ("### Instruction:", "### Response:")
+    )
 
 
 def _language(settings: PromptSettings) -> str:
@@ -120,7 +122,7 @@ def _language(settings: PromptSettings) -> str:
 
 
 def _chatml(settings: PromptSettings) -> PromptFormat:
-    start = (Given(("<|im_start|>system\n", Slot.INSTRUCTION, "<|im_end|>\n")),)
+    start = (IfInstruction(("<|im_start|>system\n", Slot.INSTRUCTION, "<|im_end|>\n")),)
     turn = ("<|im_start|>user\n", Slot.INPUT, "<|im_end|>\n<|im_start|>assistant\n")
     controls = ("<|im_start|>", "<|im_end|>")
     return PromptFormat(start, turn, "\n", "<|im_end|>", settings.instruction, controls, ("<|im_start|>",))
@@ -129,7 +131,7 @@ def _chatml(settings: PromptSettings) -> PromptFormat:
 def _llama3(settings: PromptSettings) -> PromptFormat:
     """Llama 3's format; Llama 3.1's own template puts dates in front of the system message, which this leaves out."""
     head, end = "<|start_header_id|>{}<|end_header_id|>\n\n", "<|eot_id|>"
-    start = (Given((head.format("system"), Slot.INSTRUCTION, end)),)
+    start = (IfInstruction((head.format("system"), Slot.INSTRUCTION, end)),)
     turn = (head.format("user"), Slot.INPUT, end + head.format("assistant"))
     controls = ("<|start_header_id|>", "<|end_header_id|>", end)
     return PromptFormat(start, turn, "", end, settings.instruction, controls, ("<|start_header_id|>",))

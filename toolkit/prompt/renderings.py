@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 
-from toolkit.prompt.format import JOINT, Given, Part, Piece, Prompt, PromptFormat, Slot
+from toolkit.prompt.format import MESSAGE_SEPARATOR, IfInstruction, Part, Piece, Prompt, PromptFormat, Slot
 
 
 def render(form: PromptFormat, question: str, instruction: str | None = None) -> Prompt:
@@ -18,13 +18,13 @@ def prompt_text(form: PromptFormat, question: str, instruction: str | None = Non
 
 def conversation(form: PromptFormat, messages: Sequence[dict[str, str]], eos: str) -> str:
     """Render messages (`role`, `content`) as the templates below do; `eos` is the EOS token's text."""
-    instruction = JOINT.join(message["content"] for message in messages if message["role"] == "system")
+    instruction = MESSAGE_SEPARATOR.join(message["content"] for message in messages if message["role"] == "system")
     text = "".join(part.text for part in _fill(form.start, form, "", instruction))
     turns: list[tuple[str, str]] = []
     for message in messages:
         role, content = message["role"], message["content"]
         if turns and turns[-1][0] == role:
-            content = turns.pop()[1] + JOINT + content
+            content = turns.pop()[1] + MESSAGE_SEPARATOR + content
         turns.append((role, content))
     for role, content in turns:
         if role == "user":
@@ -38,7 +38,7 @@ def _fill(pieces: tuple[Piece, ...], form: PromptFormat, question: str, instruct
     values = {Slot.INSTRUCTION: instruction or form.instruction, Slot.INPUT: question}
     parts: list[Part] = []
     for piece in pieces:
-        if isinstance(piece, Given):
+        if isinstance(piece, IfInstruction):
             parts += _fill(piece.pieces, form, question, instruction) if values[Slot.INSTRUCTION] else []
         else:
             parts.append(Part(piece, ours=True) if isinstance(piece, str) else Part(values[piece], ours=False))
@@ -86,7 +86,7 @@ def go_template(form: PromptFormat, eos: str) -> str:
     def written(pieces: tuple[Piece, ...]) -> str:
         text = ""
         for piece in pieces:
-            if isinstance(piece, Given):
+            if isinstance(piece, IfInstruction):
                 inner = written(piece.pieces)
                 text += inner if form.instruction else f"{{{{ if $.System }}}}{inner}{{{{ end }}}}"
             elif isinstance(piece, str):
@@ -117,7 +117,7 @@ def _sum(
     """Write pieces as a sum of texts, which is the same in Jinja and in Python; the names are the variables'."""
     terms = []
     for piece in pieces:
-        if isinstance(piece, Given):
+        if isinstance(piece, IfInstruction):
             terms.append(f"(({_sum(piece.pieces, quote, instruction, question)}) if {instruction} else '')")
         elif isinstance(piece, str):
             terms.append(quote(piece))

@@ -15,7 +15,7 @@ from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import blobs, server, transaction
 from toolkit.ollama.modelfile import Modelfile
-from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.register import model_spec as specs
@@ -50,13 +50,13 @@ def register(
     _warn_of_a_short_context(config, spec)
 
     version = server.require(config.ollama)
-    doing = server.talking(config.ollama, f"registering `{name}`")
+    doing = server.translate_errors(config.ollama, f"registering `{name}`")
     with (
         server.http(config.ollama) as http,
         doing,
-        transaction.begun(http, name, config.ollama.timeout, force=force) as work,
+        transaction.begin(http, name, config.ollama.timeout, force=force) as work,
     ):
-        former = transaction.real(work.held())
+        former = transaction.user_tags(work.held())
         if not force:
             blobs.refuse_foreign(http, name, [tag for tag in tags if tag in former])
 
@@ -70,7 +70,7 @@ def register(
             model = work.temporary("new", quantization.lower())
             path, digest = files[quantization], digests[quantization]
             _put(config, work, model, path, digest, spec)
-            with server.talking(config.ollama, f"proving `{name}:{quantization.lower()}`"):
+            with server.translate_errors(config.ollama, f"proving `{name}:{quantization.lower()}`"):
                 proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
                 proof |= prompt_parity.prove_prompts(http, model, path, form, tokenizer, held_out)
                 proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
@@ -133,14 +133,14 @@ def _warn_of_a_short_context(config: Config, spec: Modelfile) -> None:
         )
 
 
-def _put(config: Config, work: Work, model: str, path: Path, digest: str, spec: Modelfile) -> None:
+def _put(config: Config, work: Transaction, model: str, path: Path, digest: str, spec: Modelfile) -> None:
     """Upload a file where the server lacks it, and make a model of it under a temporary name."""
     for last in (False, True):
-        with server.talking(config.ollama, f"uploading `{path.name}`"):
+        with server.translate_errors(config.ollama, f"uploading `{path.name}`"):
             if not blobs.upload(work.http, path, digest):
-                console.say(f"{path.name}: the server has it already")
+                console.info(f"{path.name}: the server has it already")
         try:
-            with server.talking(config.ollama, f"creating a model from `{path.name}`"):
+            with server.translate_errors(config.ollama, f"creating a model from `{path.name}`"):
                 blobs.create(work.http, model, path.name, digest, spec)
             return
         except ToolkitError as exc:
@@ -167,4 +167,4 @@ def _check_stored(version: str, path: Path, proof: dict[str, Any]) -> None:
             hint="run the same command again; if it stays, report it with the server's version",
             exit_code=FAILED,
         )
-    console.say(f"{path.name}: this server stores it rewritten; both digests are recorded")
+    console.info(f"{path.name}: this server stores it rewritten; both digests are recorded")

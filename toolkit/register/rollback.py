@@ -8,7 +8,7 @@ import httpx
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.ollama import blobs, server, transaction
-from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 from toolkit.register import model_spec as specs
 from toolkit.register import verify
 
@@ -24,9 +24,9 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
     """
     name = specs.model_name(config)
     server.require(config.ollama)
-    doing = server.talking(config.ollama, f"rolling back `{name}`")
+    doing = server.translate_errors(config.ollama, f"rolling back `{name}`")
     with server.http(config.ollama) as http, doing, _begun(http, name, config, dry_run, force) as work:
-        before = transaction.real(work.held())
+        before = transaction.user_tags(work.held())
         if PREVIOUS not in before:
             raise ToolkitError(
                 f"the Ollama server holds no former model `{name}:{PREVIOUS}`",
@@ -36,7 +36,7 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
         if LATEST in before and not force:
             blobs.refuse_foreign(http, name, [LATEST])
         answered: dict[str, Any] = {}
-        with server.talking(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
+        with server.translate_errors(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
             if not dry_run:
                 answered = verify.smoke(http, f"{name}:{PREVIOUS}", config.validation, unload=False)
         sources = {LATEST: f"{name}:{PREVIOUS}"}
@@ -61,10 +61,12 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
     return {**where, "tags": tags, "answer": answered.get("answer", "")}
 
 
-def _begun(http: httpx.Client, name: str, config: Config, dry_run: bool, force: bool) -> AbstractContextManager[Work]:
+def _begun(
+    http: httpx.Client, name: str, config: Config, dry_run: bool, force: bool
+) -> AbstractContextManager[Transaction]:
     if dry_run:  # not even what a dead call left is cleared away
-        return nullcontext(Work(http, name, ""))
-    return transaction.begun(http, name, config.ollama.timeout, force=force)
+        return nullcontext(Transaction(http, name, ""))
+    return transaction.begin(http, name, config.ollama.timeout, force=force)
 
 
 def _file_type(http: httpx.Client, model: str) -> object:

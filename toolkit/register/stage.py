@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     files = [folder.gguf(quantization) for quantization in config.export.quantizations]
-    return StageFiles([*files, folder.side("test")], [folder.modelfile])
+    return StageFiles([*files, folder.split_file("test")], [folder.modelfile])
 
 
 def _run(context: Context) -> "Outcome":
@@ -26,7 +26,7 @@ def _run(context: Context) -> "Outcome":
     files = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
     known = stages["export"].outputs if "export" in stages else []
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
-    held_out = read_records(folder.side("test"))
+    held_out = read_records(folder.split_file("test"))
     return register(config, folder, _eos(config, folder), files, digests, held_out, force=context.force)
 
 

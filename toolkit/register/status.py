@@ -7,7 +7,7 @@ import httpx
 from toolkit.core.config import Config
 from toolkit.core.manifest import Manifest
 from toolkit.ollama import blobs, server, transaction
-from toolkit.ollama.transaction import LATEST, PREVIOUS, Work
+from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 from toolkit.register import model_spec as specs
 from toolkit.register import verify
 
@@ -21,8 +21,8 @@ def lost(config: Config, figures: dict[str, Any]) -> str:
     if server.version(config.ollama) is None:
         return ""
     name = specs.model_name(config)
-    with server.http(config.ollama) as http, server.talking(config.ollama, "looking for the model"):
-        held = transaction.real(Work(http, name, "").held())
+    with server.http(config.ollama) as http, server.translate_errors(config.ollama, "looking for the model"):
+        held = transaction.user_tags(Transaction(http, name, "").held())
     registered = figures["tags"][LATEST]["digest"]
     if LATEST not in held:
         return "the server does not hold the model"
@@ -46,8 +46,8 @@ def server_state(config: Config, manifest: Manifest) -> dict[str, Any]:
     record, export = manifest.stages.get("register"), manifest.stages.get("export")
     recorded = record.figures.get("tags", {}) if record else {}
     files = {file.sha256 for file in export.outputs if file.path.endswith(".gguf")} if export else set()
-    with server.http(config.ollama) as http, server.talking(config.ollama, "looking at its models"):
-        held = transaction.real(Work(http, name, "").held())
+    with server.http(config.ollama) as http, server.translate_errors(config.ollama, "looking at its models"):
+        held = transaction.user_tags(Transaction(http, name, "").held())
         expected = [LATEST, *(quantization.lower() for quantization in config.export.quantizations)]
         for tag in dict.fromkeys([*expected, *recorded, *held]):
             found["tags"][tag] = _tag(http, name, tag, held, recorded, files)

@@ -40,8 +40,8 @@ def train(
     started = time.monotonic()
     backend, precision = _backend(config, avoid)
     job = lay_out_job(config, folder, base, backend, precision, restart=restart, at_most=at_most)
-    console.say(describe_steps(job.steps, job.settings.records_a_step, len(job.splits["train"])))
-    console.say(memory_plan.describe_plan(job.plan))
+    console.info(describe_steps(job.steps, job.settings.records_a_step, len(job.splits["train"])))
+    console.info(memory_plan.describe_plan(job.plan))
     if not job.plan.fits:
         console.warn(f"{job.plan.reason}; it is tried all the same")
     try:
@@ -52,7 +52,7 @@ def train(
         raise
     step = trainer.state.global_step
     if job.stopped and step < job.steps:
-        console.say(f"stopped after step {step} of {job.steps}; the same command goes on from there")
+        console.info(f"stopped after step {step} of {job.steps}; the same command goes on from there")
         raise KeyboardInterrupt
     done = outcome.finish(job, trainer)
     done.figures["seconds"] = round(time.monotonic() - started, 1)
@@ -65,7 +65,7 @@ def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
     if parallel.rank():
         console.configure(quiet=True)
     backend = choose(config.train.backend, "PEFT shards the model" if parallel.sharded() else avoid)
-    console.say(f"training on {backend.device}: {backend.reason}")
+    console.info(f"training on {backend.device}: {backend.reason}")
     precision = backend.precision(config.train.precision)
     if parallel.sharded() and precision == "f16":
         raise ToolkitError(
@@ -84,9 +84,9 @@ def _fit(job: Job) -> Any:
     place = None if parallel.sharded() else process_state(job.backend).device
     model = job.backend.load(job.base, job.config, job.plan, place, dtype)
     job.trainable, job.total = outcome.count_parameters(model)  # now: FSDP hides which weights have 4 bits
-    console.say(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
+    console.info(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
     if job.resume:
-        console.say(f"going on from step {checkpoints.step_of(job.resume)} of {job.steps}")
+        console.info(f"going on from step {checkpoints.step_of(job.resume)} of {job.steps}")
 
     from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
 

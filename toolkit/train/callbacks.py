@@ -75,7 +75,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """Say the held-out loss."""
-        console.say(f"held-out loss at step {state.global_step}: {metrics['eval_loss']:.4f} nats per token")
+        console.info(f"held-out loss at step {state.global_step}: {metrics['eval_loss']:.4f} nats per token")
         self.clock = time.monotonic()
 
     def on_save(self, *_: Any, **__: Any) -> None:
@@ -167,7 +167,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         if self.job.stopped:
             raise KeyboardInterrupt
         self.job.stopped = True
-        console.say("stopping after this step, to save a checkpoint; once more stops at once")
+        console.info("stopping after this step, to save a checkpoint; once more stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Let all processes decide alike."""

@@ -25,7 +25,7 @@ def fingerprint(config: Config, folder: RunFolder) -> str:
     """Hash all that decides the weights: settings of model, prompt and training, and the training records (hex)."""
     settings = {name: config.section(name) for name in ("model", "prompt")}
     settings["train"] = {key: value for key, value in config.section("train").items() if key not in NOT_DECISIVE}
-    text = json.dumps(settings, sort_keys=True) + sha256_of(folder.side("train")) + LAYOUT
+    text = json.dumps(settings, sort_keys=True) + sha256_of(folder.split_file("train")) + LAYOUT
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 

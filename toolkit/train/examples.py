@@ -69,9 +69,9 @@ def load_examples(
     folder: RunFolder, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings
 ) -> dict[str, list[Example]]:
     """Return the records of the splits `train` and `val`, proven and shown; raises ToolkitError where one is bad."""
-    splits = {name: tokenize(folder.side(name), tokenizer, form, settings) for name in ("train", "val")}
+    splits = {name: tokenize(folder.split_file(name), tokenizer, form, settings) for name in ("train", "val")}
     if not splits["train"]:
-        raise ToolkitError(f"`{folder.side('train')}` holds no records", hint="run `toolkit prepare` again")
+        raise ToolkitError(f"`{folder.split_file('train')}` holds no records", hint="run `toolkit prepare` again")
     prove_examples(splits["train"] + splits["val"], tokenizer)
     show(splits["train"], tokenizer)
     return splits
@@ -106,6 +106,6 @@ def show(some: list[Example], tokenizer: Tokenizer, count: int = 3) -> None:
         answer = tokenizer.decode(example.input_ids[start:])
         if len(answer) > 300:
             answer = f"{answer[:200]} […] {answer[-80:]}"
-        console.say(f"--- example {number} of {len(some):,}: {len(example.input_ids)} tokens, learned from ▶ on ---")
-        console.say(f"{prompt}▶{answer}")
-    console.say("---")
+        console.info(f"--- example {number} of {len(some):,}: {len(example.input_ids)} tokens, learned from ▶ on ---")
+        console.info(f"{prompt}▶{answer}")
+    console.info("---")

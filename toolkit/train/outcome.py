@@ -66,11 +66,11 @@ def _kept_step(job: Job, trainer: Any) -> int:
     step: int = state.global_step
     if step < job.steps:
         patience = settings.early_stopping_patience
-        console.say(f"early stopping after step {step}: {patience} held-out losses in a row are no better")
+        console.info(f"early stopping after step {step}: {patience} held-out losses in a row are no better")
     if not settings.eval_steps or not state.best_global_step or state.best_global_step == step:
         return step
     best = int(state.best_global_step)
-    console.say(f"the adapter of step {best} is kept: its held-out loss is the lowest, {state.best_metric:.4f}")
+    console.info(f"the adapter of step {best} is kept: its held-out loss is the lowest, {state.best_metric:.4f}")
     return best
 
 
@@ -96,7 +96,7 @@ def _memory(job: Job, device: Any) -> dict[str, Any]:
     said = f"memory: {console.size(measured)} at the peak"
     if job.plan.estimate:
         said += f", {console.size(job.plan.estimate)} computed"
-    console.say(said)
+    console.info(said)
     return {"memory_peak": measured, "memory_estimate": job.plan.estimate}
 
 

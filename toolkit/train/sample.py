@@ -22,7 +22,7 @@ def answer(job: Job, model: Any) -> dict[str, str] | None:
     if not question:
         return None
     if job.backend.device == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > CHEAP:
-        console.say("no question is asked: a model of this size takes minutes for an answer on a CPU")
+        console.info("no question is asked: a model of this size takes minutes for an answer on a CPU")
         return None
     ids = tokenizer.prompt_ids(render(job.form, question, settings.instruction))
     try:
@@ -47,5 +47,5 @@ def answer(job: Job, model: Any) -> dict[str, str] | None:
     if new and new[-1] == tokenizer.eos:
         new.pop()
     text = tokenizer.decode(new).strip()
-    console.say(f"{question}\n▶ {text}")
+    console.info(f"{question}\n▶ {text}")
     return {"instruction": settings.instruction, "question": question, "answer": text}

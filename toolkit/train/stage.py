@@ -15,7 +15,7 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
 
     weights = base.source_files(base.training_label(config.model))
     outputs = [*folder.adapter_files, folder.train_log, folder.loss_plot]
-    return StageFiles([folder.side("train"), folder.side("val"), *weights], outputs)
+    return StageFiles([folder.split_file("train"), folder.split_file("val"), *weights], outputs)
 
 
 def _run(context: Context) -> "Outcome":

@@ -223,5 +223,5 @@ def _optimizer(name: str, *, cuda: bool) -> str:
     if cuda and not parallel.sharded() and hardware.installed("bitsandbytes"):
         return name
     lack = "cannot be sharded" if parallel.sharded() else "needs CUDA and bitsandbytes"
-    console.say(f"optimizer: adamw_torch, because {name} {lack}")
+    console.info(f"optimizer: adamw_torch, because {name} {lack}")
     return "adamw_torch"

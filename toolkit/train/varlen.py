@@ -126,7 +126,7 @@ def attend(
 
 def announce(kernel: str) -> None:
     """Say which kernel attends to packed records; the slow one with a warning."""
-    (console.warn if kernel == MASK else console.say)(f"attention of packed records: {kernel}")
+    (console.warn if kernel == MASK else console.info)(f"attention of packed records: {kernel}")
 
 
 def _as_torch_does(
@@ -161,21 +161,21 @@ def _function() -> Any:
         def forward(
             ctx: Any, query: Any, key: Any, value: Any, ends: Any, longest: int, scale: float | None, window: int | None
         ) -> Any:
-            sides = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+            splits = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
             out, sums, seed, offset, _ = torch.ops.aten._flash_attention_forward(
-                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale, **sides
+                query, key, value, ends, ends, longest, longest, 0.0, True, False, scale=scale, **splits
             )
             ctx.save_for_backward(query, key, value, ends, out, sums, seed, offset)
-            ctx.rest = longest, scale, sides
+            ctx.rest = longest, scale, splits
             return out
 
         @staticmethod
         def backward(ctx: Any, *gradients: Any) -> Any:
             query, key, value, ends, out, sums, seed, offset = ctx.saved_tensors
-            longest, scale, sides = ctx.rest
+            longest, scale, splits = ctx.rest
             found = torch.ops.aten._flash_attention_backward(
                 gradients[0].contiguous(), query, key, value, out, sums, ends, ends, longest, longest, 0.0, True,
-                seed, offset, scale=scale, **sides,
+                seed, offset, scale=scale, **splits,
             )  # fmt: skip
             return (*found, None, None, None, None)
 

@@ -36,7 +36,7 @@ def validate(
 
     - `version`, `run`, `passed`, `versions`: of this format, the run's name, all verdicts together, the libraries;
     - `base`: `label`, `commit` (empty unless from a hub), `licence` (empty if unknown);
-    - `held_out`: `rows` on the test side, `rows_scored`, `tokens_scored`;
+    - `held_out`: `rows` on the test split, `rows_scored`, `tokens_scored`;
     - `reference`: `dtype`, `device`, `perplexity` of the trained model, `base_perplexity` of the untrained one;
     - `quantizations`, by name: `file`, `bytes`, `sha256`, `bits_per_weight`; `mean_kl`, `kl_99`, `max_kl`, `top1`
       (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `bound`, `passed`,
@@ -58,7 +58,7 @@ def validate(
         raise ToolkitError(f"no GGUF file `{missing[0]}`", hint="write it with `toolkit export`", exit_code=MISSING)
     settings, form = config.validation, prompt_format(config.prompt)
     tokenizer = load(base.folder, form)
-    records = heldout.read_held_out(folder.side("test"), form, tokenizer)
+    records = heldout.read_held_out(folder.split_file("test"), form, tokenizer)
     scored = heldout.spread(records, settings.rows)
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
     known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
@@ -134,7 +134,11 @@ def _plain(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _sources(folder: RunFolder, manifest: Manifest, known: list[FileRecord]) -> dict[str, str]:
     """Collect the SHA-256 of the held-out records and the adapter, and of what export and prepare say they read."""
-    paths = [folder.side("test"), folder.adapter / "adapter_config.json", folder.adapter / "adapter_model.safetensors"]
+    paths = [
+        folder.split_file("test"),
+        folder.adapter / "adapter_config.json",
+        folder.adapter / "adapter_model.safetensors",
+    ]
     hashes = {path_name(path, folder): record_file(path, folder, known).sha256 for path in paths}
     for stage in ("prepare", "export"):
         if stage in manifest.stages:
@@ -149,7 +153,7 @@ def _gate(report: dict[str, Any], folder: RunFolder) -> None:
     failed = {name: entry["problems"] for name, entry in report["quantizations"].items() if not entry["passed"]}
     if not failed:
         return
-    console.say(report_table(report))
+    console.info(report_table(report))
     listed = "\n".join(f"  {name}: {'; '.join(problems)}" for name, problems in failed.items())
     # An unquantized file has nothing to lose: far off, it holds other weights.
     only_distance = all(

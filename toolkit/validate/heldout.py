@@ -41,7 +41,7 @@ class Record:
 
 
 def read_held_out(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
-    """Read one side of the split in file order; raises ToolkitError if it is missing, damaged or empty."""
+    """Read one split in file order; raises ToolkitError if it is missing, damaged or empty."""
     found = []
     for number, values in enumerate(read_records(path), 1):
         try:
@@ -56,7 +56,7 @@ def read_held_out(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[
 
 
 def spread(records: list[Record], count: int) -> list[Record]:
-    """Choose `count` records evenly over the whole side: a file is often sorted by source, so its head is one-sided."""
+    """Choose `count` records evenly over the whole split: a file is often sorted by its source."""
     if count >= len(records):
         return records
     return [records[index * len(records) // count] for index in range(count)]

@@ -71,7 +71,7 @@ def _prepared(config: Config, record: StageRecord | None) -> dict[str, Any] | No
         "reasons": figures.get("reasons") or {},
         "split": record.settings.get("data.split", config.data.split),
         "seed": record.settings.get("data.seed", config.data.seed),
-        "sides": _counted(figures, ("train", "val", "test")),
+        "splits": _counted(figures, ("train", "val", "test")),
         "leaks": _counted(figures, ("questions", "leaked_questions", "near_duplicates")),
     }
 

@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "llama-cpp-
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what measured: Python and the libraries on both sides of the comparison."""
+    """Return the versions of what measured: Python and the libraries on both splits of the comparison."""
     return {"toolkit": __version__, "python": python_version(), **installed(LIBRARIES)}
 
 

@@ -17,7 +17,9 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     merged = base.source_files(base.merge_label(config.model, config.export))
     bases = [*merged, *merge_base.other_files(config.model, config.export)]
     files = [folder.gguf(quantization) for quantization in config.export.quantizations]
-    return StageFiles([*files, *folder.adapter_files, folder.side("test"), *bases], [folder.report, folder.model_card])
+    return StageFiles(
+        [*files, *folder.adapter_files, folder.split_file("test"), *bases], [folder.report, folder.model_card]
+    )
 
 
 def _run(context: Context) -> "Outcome":

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families import Model
+from toolkit.export.families import ModelConfig
 from toolkit.formats import checkpoint
-from toolkit.formats.checkpoint import Stored
+from toolkit.formats.checkpoint import TensorInfo
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -14,17 +14,17 @@ OTHER_BASE = "give the base that the adapter was trained on (base_model_name_or_
 
 
 @dataclass(frozen=True)
-class Delta:
+class LoraDelta:
     """LoRA on one weight of shape (out, in): scale * B @ A, with A (rank, in) and B (out, rank).
 
     An `embedding` of shape (rows, width) has A (rank, rows) and B (width, rank), and gets the transpose. With a
     `magnitude` (DoRA) the sum is then scaled to that norm, row by row; an embedding's column by column.
     """
 
-    a: Stored
-    b: Stored
+    a: TensorInfo
+    b: TensorInfo
     scale: float
-    magnitude: Stored | None = None
+    magnitude: TensorInfo | None = None
     embedding: bool = False
 
 
@@ -32,7 +32,7 @@ class Delta:
 class Rows:
     """Trained token embeddings: these rows of the weight are replaced by `values`, one each, in this order."""
 
-    values: Stored
+    values: TensorInfo
     indices: tuple[int, ...]
 
 
@@ -40,11 +40,11 @@ class Rows:
 class Shift:
     """The bias of lora_B (`lora_bias`): scale * `bias` is added to the layer's own."""
 
-    bias: Stored
+    bias: TensorInfo
     scale: float
 
 
-Change = Delta | Rows | Shift
+Change = LoraDelta | Rows | Shift
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Adapter:
     `vocabulary` is the number of rows of the embedding, `tied` says whether it is still the output matrix too.
     """
 
-    replaced: dict[str, Stored]
+    replaced: dict[str, TensorInfo]
     changes: dict[str, Change]
     vocabulary: int
     tied: bool
 
 
-def check_shapes(adapter: Adapter, weights: Mapping[str, tuple[int, ...]], model: Model) -> None:
+def check_shapes(adapter: Adapter, weights: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:
     """Raise ToolkitError unless every tensor of an adapter fits its place; `weights` are the base's names and shapes.
 
     `fan_in_fan_out` plays no part: PEFT ignores it for linear layers, whose weights all are (out, in) here.
@@ -81,11 +81,11 @@ def check_shapes(adapter: Adapter, weights: Mapping[str, tuple[int, ...]], model
         checkpoint.check_readable(tensor)
     for name, change in adapter.changes.items():
         shape = shapes[name]
-        if isinstance(change, Delta):
+        if isinstance(change, LoraDelta):
             rank, across, down = change.a.shape[0], shape[-1], shape[0]
             if change.embedding:
                 across, down = down, across
-            wanted: list[tuple[Stored, tuple[int, ...]]] = [(change.a, (rank, across)), (change.b, (down, rank))]
+            wanted: list[tuple[TensorInfo, tuple[int, ...]]] = [(change.a, (rank, across)), (change.b, (down, rank))]
             if change.magnitude:
                 wanted.append((change.magnitude, (shape[-1] if change.embedding else shape[0],)))
             said = f"the adapter's A {list(change.a.shape)} and B {list(change.b.shape)}"

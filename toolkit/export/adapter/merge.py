@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.adapter.deltas import Change, Delta, Rows
+from toolkit.export.adapter.deltas import Change, LoraDelta, Rows
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import BLOCK, Floats
 
@@ -23,7 +23,7 @@ def merge(weight: Floats, change: Change, name: str, pool: ThreadPoolExecutor) -
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # said better below
         if isinstance(change, Rows):
             weight[list(change.indices)] = checkpoint.read(change.values, pool)
-        elif isinstance(change, Delta):
+        elif isinstance(change, LoraDelta):
             _add_product(weight, change, pool)
             if change.magnitude is not None:
                 _scale_to(weight, checkpoint.read(change.magnitude, pool), change.embedding, name)
@@ -45,7 +45,7 @@ def _slabs(weight: Floats) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
-def _add_product(weight: Floats, delta: Delta, pool: ThreadPoolExecutor) -> None:
+def _add_product(weight: Floats, delta: LoraDelta, pool: ThreadPoolExecutor) -> None:
     a, b = checkpoint.read(delta.a, pool), checkpoint.read(delta.b, pool)
     left, right = (a.T, b.T) if delta.embedding else (b, a)
     for slab in _slabs(weight):

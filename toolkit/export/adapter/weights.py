@@ -14,10 +14,20 @@ from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.export.adapter.config import CONFIG, check_config, pattern
-from toolkit.export.adapter.deltas import EMBEDDING, HEAD, OTHER_BASE, Adapter, Change, Delta, Rows, Shift, check_shapes
-from toolkit.export.families import Model
+from toolkit.export.adapter.deltas import (
+    EMBEDDING,
+    HEAD,
+    OTHER_BASE,
+    Adapter,
+    Change,
+    LoraDelta,
+    Rows,
+    Shift,
+    check_shapes,
+)
+from toolkit.export.families import ModelConfig
 from toolkit.formats import checkpoint
-from toolkit.formats.checkpoint import Stored
+from toolkit.formats.checkpoint import TensorInfo
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -36,12 +46,12 @@ _NAME = re.compile(
 class _Found:
     """An adapter's tensors by what they are: LoRA's by module and form, whole ones by the base's tensor."""
 
-    parts: dict[str, dict[str, Stored]] = field(default_factory=dict)
-    own: dict[str, Stored] = field(default_factory=dict)  # of the module alone: modules_to_save
-    base: dict[str, Stored] = field(default_factory=dict)  # the base's own, as trained or resized
+    parts: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    own: dict[str, TensorInfo] = field(default_factory=dict)  # of the module alone: modules_to_save
+    base: dict[str, TensorInfo] = field(default_factory=dict)  # the base's own, as trained or resized
 
 
-def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Model) -> Adapter:
+def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: ModelConfig) -> Adapter:
     """Return what an adapter changes; `weights` are the base's names and shapes, `model` its shape.
 
     Only headers are read. Raises ToolkitError for anything that cannot be merged, for tensors that belong to no tensor
@@ -63,7 +73,7 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     return adapter
 
 
-def _open_weights(folder: Path) -> dict[str, Stored]:
+def _open_weights(folder: Path) -> dict[str, TensorInfo]:
     path = folder / WEIGHTS
     if not path.is_file():
         if (folder / "adapter_model.bin").is_file():
@@ -80,10 +90,10 @@ def _open_weights(folder: Path) -> dict[str, Stored]:
 
 def _sort(
     folder: Path,
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, TensorInfo],
     config: Mapping[str, Any],
     weights: Mapping[str, tuple[int, ...]],
-    model: Model,
+    model: ModelConfig,
 ) -> _Found:
     """Give every tensor its one meaning; those that have none are named in the error."""
     found, strangers = _Found(), []
@@ -119,7 +129,7 @@ def _sort(
 def _changes(
     config: Mapping[str, Any],
     module: str,
-    parts: Mapping[str, Stored],
+    parts: Mapping[str, TensorInfo],
     weights: Mapping[str, tuple[int, ...]],
     folder: Path,
 ) -> list[tuple[str, Change]]:
@@ -136,7 +146,7 @@ def _changes(
                     hint=checkpoint.AGAIN,
                 )
             scale = _scale(config, module, a, folder)
-            changes.append((weight, Delta(a, b, scale, magnitude, first == "lora_embedding_A")))
+            changes.append((weight, LoraDelta(a, b, scale, magnitude, first == "lora_embedding_A")))
             if "lora_B.bias" in parts and f"{module}.bias" in weights and not magnitude and first == "lora_A":
                 changes.append((f"{module}.bias", Shift(parts.pop("lora_B.bias"), scale)))
     if "token_adapter.trainable_tokens_delta" in parts and not changes:
@@ -151,7 +161,7 @@ def _changes(
     return changes
 
 
-def _scale(config: Mapping[str, Any], module: str, a: Stored, folder: Path) -> float:
+def _scale(config: Mapping[str, Any], module: str, a: TensorInfo, folder: Path) -> float:
     rank = pattern(config.get("rank_pattern"), module, config["r"])
     alpha = pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     if not a.shape or a.shape[0] != rank:
@@ -162,7 +172,7 @@ def _scale(config: Mapping[str, Any], module: str, a: Stored, folder: Path) -> f
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
 
 
-def _indices(config: Mapping[str, Any], module: str, values: Stored, folder: Path) -> tuple[int, ...]:
+def _indices(config: Mapping[str, Any], module: str, values: TensorInfo, folder: Path) -> tuple[int, ...]:
     """The token ids whose rows were trained: one list for the embedding, or one a module by the end of its name."""
     stated: Any = config.get("trainable_token_indices")
     if isinstance(stated, dict):
@@ -177,7 +187,9 @@ def _indices(config: Mapping[str, Any], module: str, values: Stored, folder: Pat
     return tuple(ids)
 
 
-def _place(found: _Found, changes: dict[str, Change], model: Model, folder: Path) -> tuple[dict[str, Stored], bool]:
+def _place(
+    found: _Found, changes: dict[str, Change], model: ModelConfig, folder: Path
+) -> tuple[dict[str, TensorInfo], bool]:
     """Return which tensors stand in the base's place, and whether embedding and output are still one matrix."""
     replaced = {**found.base, **found.own}
     if not model.tied:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.export.families import gemma2, llama, phi3
-from toolkit.export.families.model_config import Family, Layout, Model, to_ggml_layout
+from toolkit.export.families.model_config import Family, Layout, ModelConfig, to_ggml_layout
 from toolkit.formats import bnb_4bit
 from toolkit.formats.checkpoint import read_json
 
-__all__ = ["FAMILIES", "Family", "Layout", "Model", "family_of", "to_ggml_layout"]
+__all__ = ["FAMILIES", "Family", "Layout", "ModelConfig", "family_of", "to_ggml_layout"]
 
 FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": Family(llama.llama_model, llama.llama_layouts, llama.computed, llama.llama_metadata),
@@ -24,7 +24,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(folder: Path) -> tuple[Family, Model]:
+def family_of(folder: Path) -> tuple[Family, ModelConfig]:
     """Return the family and shape of the model in a folder.
 
     Raises ToolkitError for an architecture that is not in the table, or a config that lacks what is needed.

@@ -9,7 +9,7 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.export.families.model_config import (
     Layout,
-    Model,
+    ModelConfig,
     count,
     described,
     expect,
@@ -24,7 +24,7 @@ computed = nothing_computed
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
 
 
-def gemma2_model(config: dict[str, Any]) -> Model:
+def gemma2_model(config: dict[str, Any]) -> ModelConfig:
     """Read config.json; raises KeyError or ValueError for what is absent or llama.cpp computes otherwise."""
     for key in ("hidden_activation", "hidden_act"):
         expect({key: config.get(key) or "gelu_pytorch_tanh"}, key, "gelu_pytorch_tanh")
@@ -38,7 +38,7 @@ def gemma2_model(config: dict[str, Any]) -> Model:
     expect({"layer_types": config.get("layer_types") or kinds}, "layer_types", kinds)
     scale = hidden // heads if layers == LAYERS_27B else fields["head_size"]
     expect({"query_pre_attn_scalar": config.get("query_pre_attn_scalar", 256)}, "query_pre_attn_scalar", scale)
-    return Model(
+    return ModelConfig(
         **fields,
         rope_theta=theta,
         rope={},
@@ -48,7 +48,7 @@ def gemma2_model(config: dict[str, Any]) -> Model:
     )
 
 
-def gemma2_layouts(model: Model) -> list[Layout]:
+def gemma2_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order; there is no head of its own, llama.cpp takes the embedding."""
     query, key = model.heads * model.head_size, model.kv_heads * model.head_size
     matrices = (
@@ -80,7 +80,7 @@ def gemma2_layouts(model: Model) -> list[Layout]:
     return layouts
 
 
-def gemma2_metadata(model: Model) -> Metadata:
+def gemma2_metadata(model: ModelConfig) -> Metadata:
     """Return the key-value pairs that llama.cpp builds the model from."""
     return described(
         model,

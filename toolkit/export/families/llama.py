@@ -11,7 +11,7 @@ from toolkit.export.families.model_config import (
     REAL,
     TEXT,
     Layout,
-    Model,
+    ModelConfig,
     described,
     expect,
     rope,
@@ -27,11 +27,11 @@ ROPE_KINDS = {
 }
 
 
-def llama_model(config: dict[str, Any]) -> Model:
+def llama_model(config: dict[str, Any]) -> ModelConfig:
     """Read config.json; raises KeyError or ValueError for what is absent or cannot be."""
     expect(config, "hidden_act", "silu")
     theta, scaling = rope(config, ROPE_KINDS)
-    return Model(
+    return ModelConfig(
         **shape("llama", config),
         rope_theta=theta,
         rope=scaling,
@@ -40,7 +40,7 @@ def llama_model(config: dict[str, Any]) -> Model:
     )
 
 
-def mistral(config: dict[str, Any]) -> Model:
+def mistral(config: dict[str, Any]) -> ModelConfig:
     """Read Mistral's config.json: as Llama's, but a sliding window (7B v0.1), which llama.cpp does not compute."""
     plain = llama_model({**config, "attention_bias": False, "mlp_bias": False})
     window = config.get("sliding_window")
@@ -49,7 +49,7 @@ def mistral(config: dict[str, Any]) -> Model:
     return replace(plain, ignored=without_window(window))
 
 
-def llama_layouts(model: Model) -> list[Layout]:
+def llama_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order."""
     query, key = model.heads * model.head_size, model.kv_heads * model.head_size
     matrices = (
@@ -77,7 +77,7 @@ def llama_layouts(model: Model) -> list[Layout]:
     return layouts
 
 
-def computed(model: Model) -> dict[str, Floats]:
+def computed(model: ModelConfig) -> dict[str, Floats]:
     """Return rope_freqs.weight, the factors that divide each rotary frequency under Llama-3's scaling.
 
     Formula: transformers' modeling_rope_utils (`llama3`): wavelengths below old/high stay, above old/low are divided by
@@ -99,7 +99,7 @@ def computed(model: Model) -> dict[str, Floats]:
     return {"rope_freqs.weight": values}
 
 
-def llama_metadata(model: Model) -> Metadata:
+def llama_metadata(model: ModelConfig) -> Metadata:
     """Return the key-value pairs that llama.cpp builds the model from."""
     values = described(
         model,

@@ -18,7 +18,7 @@ COUNT, REAL, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.S
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """A model's shape, as its config.json states it. `rope` is empty where rotary frequencies are not scaled.
 
     `window` is the sliding window of attention in tokens, 0 for none; `attention_cap` and `output_cap` are the soft
@@ -69,10 +69,10 @@ class Family:
     token for a control token by its flag alone, not by its looks as well.
     """
 
-    model: Callable[[dict[str, Any]], Model]
-    layouts: Callable[[Model], list[Layout]]
-    computed: Callable[[Model], dict[str, Floats]]
-    metadata: Callable[[Model], Metadata]
+    model: Callable[[dict[str, Any]], ModelConfig]
+    layouts: Callable[[ModelConfig], list[Layout]]
+    computed: Callable[[ModelConfig], dict[str, Floats]]
+    metadata: Callable[[ModelConfig], Metadata]
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     special_by_flag: bool = False
 
@@ -161,7 +161,7 @@ def rope(config: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> tuple[flo
     return theta, {"type": kind, **{key: real(stated, key) for key in kinds[kind]}}
 
 
-def described(model: Model, keys: str) -> Metadata:
+def described(model: ModelConfig, keys: str) -> Metadata:
     """Return the key-value pairs named in `keys`, each under the architecture's prefix, from the model's shape."""
     known = {
         "block_count": (model.layers, COUNT),
@@ -188,6 +188,6 @@ def without_window(window: int) -> str:
     return f"its sliding window: beyond {window} tokens it attends to more than it was trained to"
 
 
-def nothing_computed(model: Model) -> dict[str, Floats]:
+def nothing_computed(model: ModelConfig) -> dict[str, Floats]:
     """Return no tensors: those of the checkpoint are all there are."""
     return {}

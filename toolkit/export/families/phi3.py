@@ -13,7 +13,7 @@ from toolkit.export.families.model_config import (
     COUNT,
     REAL,
     Layout,
-    Model,
+    ModelConfig,
     count,
     described,
     expect,
@@ -25,7 +25,7 @@ from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 
 
-def phi3_model(config: dict[str, Any]) -> Model:
+def phi3_model(config: dict[str, Any]) -> ModelConfig:
     """Read config.json; raises KeyError or ValueError for what is absent or cannot be."""
     expect(config, "hidden_act", "silu")
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -49,9 +49,9 @@ def phi3_model(config: dict[str, Any]) -> Model:
             raise ValueError(f"`attention_factor` {given!r}, for this context it is {scaling['attention']:.6f}")
     window = config.get("sliding_window")
     if not isinstance(window, int):
-        return Model(**fields, rope_theta=theta, rope=scaling)
+        return ModelConfig(**fields, rope_theta=theta, rope=scaling)
     ignored = without_window(window) if window < fields["context"] else ""
-    return Model(**fields, rope_theta=theta, rope=scaling, window=window, ignored=ignored)
+    return ModelConfig(**fields, rope_theta=theta, rope=scaling, window=window, ignored=ignored)
 
 
 def attention_factor(context: int, original: int) -> float:
@@ -69,7 +69,7 @@ def _factors(stated: dict[str, Any], key: str, length: int) -> list[float]:
     return values
 
 
-def phi3_layouts(model: Model) -> list[Layout]:
+def phi3_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order."""
     rows = (model.heads + 2 * model.kv_heads) * model.head_size
     matrices = (
@@ -93,7 +93,7 @@ def phi3_layouts(model: Model) -> list[Layout]:
     return layouts
 
 
-def computed(model: Model) -> dict[str, Floats]:
+def computed(model: ModelConfig) -> dict[str, Floats]:
     """Return the factors that divide each rotary frequency: one set beyond the original context, one within it."""
     if "type" not in model.rope:
         return {}
@@ -103,7 +103,7 @@ def computed(model: Model) -> dict[str, Floats]:
     }
 
 
-def phi3_metadata(model: Model) -> Metadata:
+def phi3_metadata(model: ModelConfig) -> Metadata:
     """Return the key-value pairs that llama.cpp builds the model from."""
     values = described(
         model,

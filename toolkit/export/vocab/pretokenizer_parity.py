@@ -30,7 +30,7 @@ _WHAT = {
 }
 
 
-def say(folder: Path, texts: Sequence[str] | None) -> None:
+def warn_if_split_differs(folder: Path, texts: Sequence[str] | None) -> None:
     """Warn if llama.cpp reads some of the texts that a model was trained on as other tokens, and say how many.
 
     `texts` is None where nobody knows them: the warning then names the kind of text. Nothing is said of a vocabulary

@@ -67,7 +67,7 @@ def give_up(reason: str) -> bool:
         return len(_given_up) == 1
 
 
-def trusted(kind: Type, weighted: bool, bf16: bool) -> str | None:
+def self_test(kind: Type, weighted: bool, bf16: bool) -> str | None:
     """Return why the GPU's kernel for a type must not be used; None once it gave ggml's bytes for the hard blocks.
 
     `weighted` is with an importance matrix, `bf16` from bfloat16. The test runs once a process: it compiles the kernel,
@@ -87,7 +87,7 @@ def gpu_state(kinds: Sequence[str]) -> tuple[bool, str] | None:
     """
     if not kinds or available():
         return None
-    found = {kind: trusted(Type[kind], False, False) for kind in kinds}
+    found = {kind: self_test(Type[kind], False, False) for kind in kinds}
     reasons = [reason for reason in found.values() if reason]
     if reasons:
         return False, f"{gpu_name()} is not used for {', '.join(k for k, r in found.items() if r)}: {reasons[0]}"
@@ -103,7 +103,7 @@ def _tested(kind: Type, weighted: bool, bf16: bool, device: str) -> str | None:
         if bf16:
             rows = test_vectors.on_bfloat16_grid(rows)
         importance = test_vectors.importance_row() if weighted else None
-        values = kernels.narrowed(rows) if bf16 else rows
+        values = kernels.to_bf16(rows) if bf16 else rows
         found = quantize(kind, values, importance, device)
         expected = reference(kind, rows, importance)
     except Exception as exc:  # a compiler or driver that fails in whatever way: the CPU does it
