@@ -39,7 +39,8 @@ def program(path: Path, text: str) -> None:
 
 
 def make(place: Path, target: str) -> "subprocess.Popen[str]":
-    kept = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "MAKEFLAGS")}
+    ours = ("CC", "CXX", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # a make inside of make says more
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.Popen(
         ["make", target, f"PYTHON={sys.executable}"],
         cwd=place,
