@@ -40,7 +40,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def build(values: dict[str, Any], overrides: Iterable[str] = (), *, where: str = "the settings") -> Config:
-    """Check settings that are already parsed, after applying overrides; raises ToolkitError (exit 2) as `load` does."""
+    """Check settings that are already parsed, after applying overrides; raises ToolkitError as `load_config` does."""
     problems: list[str] = []
     changes: dict[str, Any] = {}
     for override in overrides:

@@ -4,17 +4,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from toolkit.core.section import Section
 
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
-
-
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
 MEDQUAD_SHA256 = "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"  # of the CSV inside the zip
 

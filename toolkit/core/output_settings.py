@@ -4,11 +4,7 @@ import difflib
 import re
 from typing import Literal
 
-from pydantic import (
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from toolkit.core.section import Section
 
@@ -17,15 +13,11 @@ QUANTIZATIONS = (
     "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_S", "IQ2_XS",
     "IQ2_XXS",
 )  # fmt: skip
-
-
 # Types that a single tensor can have; the quantizations above are mixtures of them.
 TENSOR_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
     "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
 )  # fmt: skip
-
-
 # By bits: at least twice what the coarsest published file of Llama-3-8B has (llama.cpp's tools/perplexity/README.md),
 # and what the better mixtures of a class keep of a model of 135 million parameters (SmolLM2 on MedQuAD, measured).
 MAX_KL = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.25, "Q3": 0.5, "Q2": 1.0}
@@ -80,7 +72,7 @@ class ValidateSettings(Section):
     """How close each GGUF must be to the trained model."""
 
     rows: int = Field(50, ge=1)
-    """Held-out rows to score, spread evenly over the test side; all of its prompts are compared token by token."""
+    """Held-out rows to score, spread evenly over the test split; all of its prompts are compared token by token."""
     max_kl: dict[str, float] = MAX_KL
     """Highest mean KL divergence (nats) from the trained model, by quantization, or by bits (Q4: Q4_K_M, IQ4_XS, …)."""
     questions: list[str] = [

@@ -1,4 +1,4 @@
-"""What the server's store is asked for: blobs, models, names. All raise what `server.talking` translates."""
+"""What the server's store is asked for: blobs, models, names. All raise what `server.translate_errors` translates."""
 
 import json
 import time

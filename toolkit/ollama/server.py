@@ -218,9 +218,9 @@ def request(http: httpx.Client, method: str, path: str, body: dict[str, Any] | N
 
 
 def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> dict[str, Any]:
-    """Send JSON and return the JSON object that answers, empty for no body; raises what `talking` translates.
+    """Send JSON and return the JSON object that answers, empty for no body; raises what `translate_errors` translates.
 
-    It may be sent more than once (`settled`).
+    It may be sent more than once (`retry_on_race`).
     """
 
     def ask() -> dict[str, Any]:

@@ -40,8 +40,8 @@ class PromptFormat:
 
     An answer ends in `eos`, a control token of the vocabulary, or in the base's own EOS where that is empty; `after`
     stands behind a past answer and its EOS. `instruction` fills in where nothing else does; it may be empty where its
-    pieces are `Given`. `controls` are what must be control tokens of the vocabulary. `stops` end an answer that runs on
-    into another prompt.
+    pieces are `IfInstruction`. `controls` are what must be control tokens of the vocabulary. `stops` end an answer
+    that runs on into another prompt.
     """
 
     start: tuple[Piece, ...]
