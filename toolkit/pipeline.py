@@ -1,6 +1,7 @@
 """The order of the stages, what makes each one stale, and how one is performed: the manifest is kept here alone."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -57,7 +58,7 @@ def stage(name: str) -> Stage:
     return found
 
 
-def records(names: "tuple[str, ...] | list[str]") -> list[Stage]:
+def records(names: Iterable[str]) -> list[Stage]:
     """Return the records of several stages, in the order of their names."""
     return [stage(name) for name in names]
 
@@ -156,7 +157,7 @@ def _record(
     from toolkit.core.manifest import StageRecord, installed, record_file, write_manifest
 
     config, folder, manifest = context.config, context.folder, context.manifest
-    known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
+    known = manifest.files()
     manifest.stages[found.name] = StageRecord(
         settings=settings_of(found, config),
         inputs=[record_file(path, folder, known) for path in files.inputs],

@@ -13,6 +13,7 @@ from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.files import spread
 from toolkit.export import export
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer as load
@@ -209,6 +210,6 @@ def test_nan_in_the_adapter_is_named_and_leaves_nothing(
 
 def test_scored_records_are_spread_over_the_whole_side() -> None:
     rows: list[Any] = list(range(10))
-    chosen: list[Any] = heldout.spread(rows, 4)
+    chosen: list[Any] = spread(rows, 4)
     assert chosen == [0, 2, 5, 7]
-    assert heldout.spread(rows, 10) == heldout.spread(rows, 99) == rows
+    assert spread(rows, 10) == spread(rows, 99) == rows

@@ -62,7 +62,7 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
     from toolkit.doctor import doctor as examine
 
     config, folder = _load(path, overrides)
-    checks = examine(config, folder, offline=_offline(), stages=pipeline.records([*pipeline.STAGES]))
+    checks = examine(config, folder, offline=_offline(), stages=pipeline.records(pipeline.STAGES))
     failed = [check for check in checks if check.ok is False]
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]
     if failed:

@@ -10,9 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from toolkit.core.errors import ToolkitError
+
+Item = TypeVar("Item")
 
 
 def sha256_of(path: Path) -> str:
@@ -98,7 +100,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read one side of the split; raises ToolkitError if the file is missing or a line is no JSON object."""
+    """Read one split; raises ToolkitError if the file is missing or a line is no JSON object."""
     found: list[dict[str, Any]] = []
     try:
         # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
@@ -118,3 +120,8 @@ def cache_folder() -> Path:
     """Return the folder of converted bases: `toolkit/` under XDG_CACHE_HOME, else under ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "toolkit"
+
+
+def spread(records: list[Item], count: int) -> list[Item]:
+    """Choose at most `count` items evenly over a list of records: a file is often sorted by its source."""
+    return [records[index * len(records) // count] for index in range(count)] if count < len(records) else records

@@ -59,6 +59,10 @@ class Manifest(BaseModel):
     run_id: str
     stages: dict[str, StageRecord] = {}
 
+    def files(self) -> list[FileRecord]:
+        """Return every file that a stage has read or written, whose hashes need not be taken again."""
+        return [file for record in self.stages.values() for file in (*record.inputs, *record.outputs)]
+
 
 def read_manifest(folder: RunFolder) -> Manifest:
     """Read the manifest, or start an empty one with a new run id; raises ToolkitError if it is damaged."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from toolkit.core import files, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import sha256_of
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
 from toolkit.model import base, gguf_base, memory
@@ -88,12 +87,12 @@ def wholly_cached(label: str, revision: str) -> bool:
 
 
 def converted(path: Path) -> Path | None:
-    """Return the folder of a GGUF base's conversion if it is done; the rule is `base.resolve`'s."""
+    """Return the folder of a GGUF base's conversion if it is done."""
     bases = files.cache_folder() / "bases"
     if not any(bases.glob(f"{path.stem}-*")):
         return None  # spares hashing the file
-    folder = bases / f"{path.stem}-{sha256_of(path)[:16]}-{gguf_base.CONVERSION}"
-    return folder if (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file() else None
+    folder = gguf_base.converted_folder(path)
+    return folder if gguf_base.is_whole(folder) else None
 
 
 def base_writes(label: str, revision: str, shape: Shape) -> list[Write]:

@@ -71,7 +71,7 @@ def _imatrix(
     # What these quantizations would refuse is found before the model is measured.
     planned = plan(start.folder, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
     chunks = imatrix.chunks_of_run(folder, planned, form, load_tokenizer(planned.vocabulary, form))
-    known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
+    known = manifest.files()
     paths = folder.adapter_files
     paths += base.source_files(start.label)
     inputs = imatrix.digest(chunks, [start.commit, *(record_file(path, folder, known).sha256 for path in paths)])

@@ -55,6 +55,12 @@ def revision_of(label: str, settings: ModelSettings) -> str:
     return settings.revision if label == settings.base else ""
 
 
+def resolve_training(settings: ModelSettings, *, weights: bool = True) -> Base:
+    """Return the base that training loads, or its tokenizer alone; raises what `resolve` raises."""
+    label = training_label(settings)
+    return resolve(label, revision_of(label, settings), weights=weights)
+
+
 def merge_label(settings: ModelSettings, export: ExportSettings) -> str:
     """Name the base that the adapter is merged into: the 16-bit weights, or the very base it was trained on."""
     return settings.base if export.merge_base == "as-trained" else sixteen_bit(settings)

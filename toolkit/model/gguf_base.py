@@ -25,7 +25,7 @@ def folder_from_gguf(path: Path) -> Path:
             exit_code=MISSING,
         )
     target = converted_folder(path)
-    if (target / "model.safetensors").is_file() and (target / "tokenizer.json").is_file():
+    if is_whole(target):
         return target
     open_gguf(path)  # the libraries below believe every length that the file states
     console.info(f"base model: converting {path.name} to float32 safetensors, once")
@@ -41,6 +41,11 @@ def folder_from_gguf(path: Path) -> Path:
                 hint="the file is damaged: copy it again, or use a folder with safetensors",
             ) from exc
     return target
+
+
+def is_whole(folder: Path) -> bool:
+    """Tell whether a conversion is done."""
+    return (folder / "model.safetensors").is_file() and (folder / "tokenizer.json").is_file()
 
 
 def converted_folder(path: Path) -> Path:

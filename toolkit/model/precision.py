@@ -12,8 +12,13 @@ def uses_unsloth(config: Config, gpu: Gpu | None) -> bool:
 
 def precision_of(config: Config, gpu: Gpu | None) -> str:
     """Resolve `auto` to what the device computes in."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    if gpu is None:
+    return resolve_precision(config.train.precision, None if gpu is None else gpu.bf16)
+
+
+def resolve_precision(wanted: str, gpu_bf16: bool | None) -> str:
+    """Return bf16, f16 or f32 for the setting; `gpu_bf16` tells whether the GPU has bf16, and is None without one."""
+    if wanted != "auto":
+        return wanted
+    if gpu_bf16 is None:
         return "bf16" if hardware.cpu_has_bf16() else "f32"
-    return "bf16" if gpu.bf16 else "f16"
+    return "bf16" if gpu_bf16 else "f16"

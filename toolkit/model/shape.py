@@ -1,12 +1,12 @@
 """The shape of a base model, from its config.json, GGUF header or well-known name, and what is counted from it."""
 
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
+from toolkit.formats.bnb_4bit import config_of
 from toolkit.formats.checkpoint import read_header
 from toolkit.formats.gguf_reader import open_gguf
 
@@ -139,11 +139,7 @@ def from_config(values: dict[str, Any]) -> Shape | None:
 
 def from_folder(folder: Path) -> Shape | None:
     """Read the shape from a model folder's config.json; None if it is absent, damaged or of another kind."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return from_config(values) if isinstance(values, dict) else None
+    return from_config(config_of(folder))
 
 
 def stored_parameters(folder: Path) -> int:

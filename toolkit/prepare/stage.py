@@ -41,8 +41,7 @@ def _run(context: Context) -> "Outcome":
     from toolkit.prompt.tokenizer import load_tokenizer
 
     config = context.config
-    label = base.training_label(config.model)
-    found = base.resolve(label, base.revision_of(label, config.model), weights=False)
+    found = base.resolve_training(config.model, weights=False)
     tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
     return prepare(config, context.folder, data_file(config), tokenizer)
 

@@ -1,6 +1,6 @@
 """The chain from a record to the server's tokens: text, chat template and vocabulary.
 
-What is proven for which prompts stands in `prove`.
+What is proven for which prompts stands in `prove_prompts`.
 """
 
 import time
@@ -11,6 +11,7 @@ import httpx
 
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import spread
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
@@ -51,11 +52,6 @@ def prove_prompts(
         "control_like_prompts": len(rows) - len(plain),
         "greedy": greedy.beside(http, model, asked, answers),
     }
-
-
-def spread(items: list[Any], count: int) -> list[Any]:
-    """Choose at most `count` items evenly over a list."""
-    return [items[index * len(items) // count] for index in range(count)] if count < len(items) else items
 
 
 def _in_llamacpp(

@@ -41,8 +41,10 @@ def _may_replace(context: Context, path: Path) -> bool:
     """Tell whether this is the very Modelfile to be written: `toolkit modelfile` prints it, and a kill leaves it."""
     from toolkit.register.model_spec import describe_model
 
+    if path != context.folder.modelfile:
+        return False
     text = describe_model(context.config, context.folder, _eos(context.config, context.folder)).text
-    return path == context.folder.modelfile and path.read_bytes() == text.encode()
+    return path.read_bytes() == text.encode()
 
 
 def _lost(config: "Config", record: "StageRecord") -> str:

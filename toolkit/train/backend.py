@@ -9,6 +9,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
+from toolkit.model.precision import resolve_precision
 
 
 class UnslothFailed(ToolkitError):
@@ -40,11 +41,7 @@ class Backend:
                 "train.precision is f32, but a GPU trains in 16 bits here",
                 hint="leave train.precision out, or set it to bf16 or f16",
             )
-        if wanted != "auto":
-            return wanted
-        if self.device == "cpu":
-            return "bf16" if hardware.cpu_has_bf16() else "f32"
-        return "bf16" if gpu_has_bf16() else "f16"
+        return resolve_precision(wanted, gpu_has_bf16() if self.device == "cuda" else None)
 
 
 def choose(wanted: str, avoid: str = "") -> Backend:

@@ -22,9 +22,7 @@ def _run(context: Context) -> "Outcome":
     from toolkit.model import base
     from toolkit.train.launch import run_training
 
-    model = context.config.model
-    label = base.training_label(model)
-    found = base.resolve(label, base.revision_of(label, model))
+    found = base.resolve_training(context.config.model)
     return run_training(context.config, context.folder, found, restart=context.force, gpus=context.gpus)
 
 

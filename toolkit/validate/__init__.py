@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.files import write_text
+from toolkit.core.files import spread, write_text
 from toolkit.core.manifest import FileRecord, Manifest, Outcome, path_name, record_file
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base, licence_of
@@ -59,9 +59,9 @@ def validate(
     settings, form = config.validation, prompt_format(config.prompt)
     tokenizer = load(base.folder, form)
     records = heldout.read_held_out(folder.split_file("test"), form, tokenizer)
-    scored = heldout.spread(records, settings.rows)
+    scored = spread(records, settings.rows)
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
-    known = [file for record in manifest.stages.values() for file in (*record.inputs, *record.outputs)]
+    known = manifest.files()
 
     found: dict[str, gguf.Measurement] = {}
     with reference.measured(

@@ -55,13 +55,6 @@ def read_held_out(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[
     return found
 
 
-def spread(records: list[Record], count: int) -> list[Record]:
-    """Choose `count` records evenly over the whole split: a file is often sorted by its source."""
-    if count >= len(records):
-        return records
-    return [records[index * len(records) // count] for index in range(count)]
-
-
 def _record(values: dict[str, Any], number: int, form: PromptFormat, tokenizer: Tokenizer) -> Record:
     prompt = render(form, values["input"], values["instruction"])
     ids, start = tokenizer.record_ids(prompt, values["output"])
