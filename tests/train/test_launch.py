@@ -253,3 +253,21 @@ def test_the_first_of_several_processes_shows_what_libraries_print(
     assert done.returncode == 1, done.stderr
     assert done.stdout == shown
     assert answer.is_file() == (rank == "0") and ("no GPU" in done.stderr) == (rank == "1")
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "0"), ("2,3", "2"), ("GPU-5f,GPU-6a", "GPU-5f"), ("", "")])
+def test_a_process_alone_sees_one_gpu(
+    given: str | None, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several in sight, transformers' trainer wraps the model into `nn.DataParallel`, which TRL refuses."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import json, os, sys\n"
+        "with open(sys.argv[2], 'w') as file:\n"
+        "    json.dump({'seen': os.environ['CUDA_VISIBLE_DEVICES']}, file)\n"
+    )
+    monkeypatch.setattr(launch, "WORKER", [str(child)])
+    assert launch.run_worker({}, 1) == {"seen": seen}

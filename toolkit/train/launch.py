@@ -97,7 +97,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
             called,
             stdin=subprocess.DEVNULL,
             stdout=2,
-            env=_environment(),
+            env=_environment(gpus),
             start_new_session=True,
             preexec_fn=parallel.die_with_parent,
         )
@@ -135,10 +135,17 @@ def _launcher(gpus: int) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *how, "--mixed_precision=no", "--dynamo_backend=no"]
 
 
-def _environment() -> dict[str, str]:
-    """Return this process's environment, with the package importable and torch's blocks able to grow."""
+def _environment(gpus: int) -> dict[str, str]:
+    """Return this process's environment, with the package importable and torch's blocks able to grow.
+
+    A process that trains alone sees the first GPU only: with several, transformers' trainer takes all of them for
+    `nn.DataParallel`, which TRL refuses.
+    """
     paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    found = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if gpus == 1:
+        found["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return found
 
 
 @contextmanager
