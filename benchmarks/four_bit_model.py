@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.vocabularies import llama3
-from toolkit.model.shape import Shape, known
+from toolkit.model.model_config import Shape, known
 
 LAYERS_A_SHARD = 8
 

@@ -230,7 +230,7 @@ def gpu_speed() -> tuple[str, float]:
 
 def products(base: Path) -> int:
     """Return the weights that a token is multiplied with: the linear layers and the output matrix."""
-    from toolkit.model import shape as shapes
+    from toolkit.model import model_config as shapes
 
     shape = shapes.from_folder(base)
     assert shape is not None

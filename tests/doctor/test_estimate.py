@@ -6,9 +6,9 @@ from toolkit.core import hardware
 from toolkit.core.output_settings import QUANTIZATIONS
 from toolkit.core.train_settings import TrainSettings
 from toolkit.doctor import estimate
-from toolkit.model import shape as shapes
+from toolkit.model import model_config as shapes
 from toolkit.model.memory import total
-from toolkit.model.shape import Shape
+from toolkit.model.model_config import Shape
 
 SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
 LLAMA_8B = shapes.known("llama-3.1-8b")

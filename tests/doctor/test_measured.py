@@ -12,7 +12,7 @@ from tests.support.places import REPOSITORY
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.model import memory
-from toolkit.model import shape as shapes
+from toolkit.model import model_config as shapes
 
 LENGTH = 512
 RECORDS = 16

@@ -9,8 +9,9 @@ import torch
 
 from tests.support import models
 from toolkit import kernels
-from toolkit.export import families, plan, tensors
+from toolkit.export import plan, tensors
 from toolkit.export.planning import streams, working_size
+from toolkit.model import families
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -151,7 +151,7 @@ def test_a_window_that_llama_cpp_leaves_out_is_said(tmp_path: Path, capsys: pyte
 def test_gemma_cannot_be_untied(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from toolkit.export.families import FAMILIES
+    from toolkit.model.families import FAMILIES
 
     family = FAMILIES["Gemma2ForCausalLM"]
     with pytest.raises(ToolkitError, match="Gemma-2 has none"):

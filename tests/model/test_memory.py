@@ -4,9 +4,9 @@ import pytest
 
 from toolkit.core.train_settings import LORA_TARGETS, TrainSettings
 from toolkit.model import memory
-from toolkit.model import shape as shapes
+from toolkit.model import model_config as shapes
 from toolkit.model.memory_plan import Device, Strategy, peak
-from toolkit.model.shape import Shape
+from toolkit.model.model_config import Shape
 
 SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
 LLAMA_8B = shapes.known("llama-3.1-8b")

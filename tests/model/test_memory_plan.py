@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
-from toolkit.model import shape as shapes
+from toolkit.model import model_config as shapes
 from toolkit.model.memory_plan import MAX_TOKENS, Device, Strategy, describe_plan, halved, peak, plan, share_of
-from toolkit.model.shape import Shape
+from toolkit.model.model_config import Shape
 
 LLAMA_8B = shapes.known("llama-3.1-8b")
 assert LLAMA_8B is not None

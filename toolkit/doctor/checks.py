@@ -17,7 +17,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import plan
 from toolkit.model import base
-from toolkit.model.shape import from_gguf
+from toolkit.model.model_config import from_gguf
 
 INSTALL = "pip install -c constraints.txt ."
 HUB_SECONDS = 10.0

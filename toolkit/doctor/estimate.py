@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model.memory import LIBRARIES, Parts, total
-from toolkit.model.shape import Shape
+from toolkit.model.model_config import Shape
 
 CHECKPOINTS = 4  # two are kept and the best one, and another is written before the oldest goes
 TOKENIZER = 20_000_000  # tokenizer.json of Llama 3 is 17 MB

@@ -11,8 +11,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
 from toolkit.model import base, gguf_base, memory
-from toolkit.model import shape as shapes
-from toolkit.model.shape import Shape
+from toolkit.model import model_config as shapes
+from toolkit.model.model_config import Shape
 from toolkit.ollama import server
 
 

@@ -14,8 +14,8 @@ from toolkit.doctor.plan import Write
 from toolkit.model import base, memory_plan
 from toolkit.model.memory import Parts, total
 from toolkit.model.memory_plan import Device
+from toolkit.model.model_config import Shape
 from toolkit.model.precision import precision_of, uses_unsloth
-from toolkit.model.shape import Shape
 
 
 @dataclass(frozen=True)

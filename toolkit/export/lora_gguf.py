@@ -17,15 +17,15 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
-from toolkit.export import families
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.adapter.weights import WEIGHTS
-from toolkit.export.families import Layout
 from toolkit.export.planning import ExportPlan, PlannedTensor, plan
 from toolkit.formats import checkpoint, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.model import families
+from toolkit.model.families import Layout
 
 INSTEAD = "merge it instead: `--format gguf`"
 

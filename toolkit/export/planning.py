@@ -11,14 +11,14 @@ from gguf import GGMLQuantizationType
 
 from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.export import families, types
+from toolkit.export import types
 from toolkit.export.adapter import weights as adapters
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, LoraDelta
-from toolkit.export.families import Family, Layout, ModelConfig
 from toolkit.export.vocab import tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
 from toolkit.formats.checkpoint import TensorInfo
-from toolkit.model import memory
+from toolkit.model import families, memory
+from toolkit.model.families import Family, Layout, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TypeVar
 import numpy as np
 
 from toolkit import kernels
-from toolkit.export import families
 from toolkit.export.adapter import merge
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.planning import PlannedTensor, streams, whole_size
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import BLOCK, Floats, Rows
+from toolkit.model import families
 
 Prepared = TypeVar("Prepared")
 

@@ -12,9 +12,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.export.families import ModelConfig
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.ggml_types import BASE, FALLBACK, UNQUANTIZED, block_size
+from toolkit.model.families import ModelConfig
 
 # Names of tensors in GGUF → the mean square of each input (n_per_row values, float32); None is no importance matrix.
 Imatrix = Mapping[str, Floats] | None

@@ -6,7 +6,7 @@ What was measured rather than derived is a constant in capitals with the measure
 from collections.abc import Mapping
 
 from toolkit.core.train_settings import TrainSettings
-from toolkit.model.shape import Shape
+from toolkit.model.model_config import Shape
 
 Parts = dict[str, int]
 

@@ -9,7 +9,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model.memory import Parts, total
-from toolkit.model.shape import Shape
+from toolkit.model.model_config import Shape
 
 USABLE = 0.96  # of a GPU's free memory: what torch's allocator cannot fill because of its blocks' sizes
 HEADROOM = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if computed amiss

@@ -14,7 +14,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.formats import bnb_4bit
 from toolkit.model import memory_plan
-from toolkit.model import shape as shapes
+from toolkit.model import model_config as shapes
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import Device, MemoryPlan
 from toolkit.prompt.format import PromptFormat, prompt_format

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families import ModelConfig
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
+from toolkit.model.families import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"

@@ -25,9 +25,9 @@ from toolkit.export.adapter.deltas import (
     Shift,
     check_shapes,
 )
-from toolkit.export.families import ModelConfig
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
+from toolkit.model.families import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.export.families.model_config import (
+from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.families.family import (
     COUNT,
     REAL,
     Layout,
@@ -21,8 +23,6 @@ from toolkit.export.families.model_config import (
     shape,
     without_window,
 )
-from toolkit.formats.checkpoint import Floats
-from toolkit.formats.gguf_writer import Metadata
 
 
 def phi3_model(config: dict[str, Any]) -> ModelConfig:

@@ -7,7 +7,8 @@ conversion/gemma.py and src/models/gemma2.cpp.
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families.model_config import (
+from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.families.family import (
     Layout,
     ModelConfig,
     count,
@@ -18,7 +19,6 @@ from toolkit.export.families.model_config import (
     rope,
     shape,
 )
-from toolkit.formats.gguf_writer import Metadata
 
 computed = nothing_computed
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own

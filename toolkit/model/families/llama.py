@@ -7,7 +7,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from toolkit.export.families.model_config import (
+from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.families.family import (
     REAL,
     TEXT,
     Layout,
@@ -18,8 +20,6 @@ from toolkit.export.families.model_config import (
     shape,
     without_window,
 )
-from toolkit.formats.checkpoint import Floats
-from toolkit.formats.gguf_writer import Metadata
 
 ROPE_KINDS = {
     "linear": ("factor",),

@@ -7,10 +7,10 @@ before a weight is read. Facts: llama.cpp's conversion/ and src/models/, gguf's 
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.families import gemma2, llama, phi3
-from toolkit.export.families.model_config import Family, Layout, ModelConfig, to_ggml_layout
 from toolkit.formats import bnb_4bit
 from toolkit.formats.checkpoint import read_json
+from toolkit.model.families import gemma2, llama, phi3
+from toolkit.model.families.family import Family, Layout, ModelConfig, to_ggml_layout
 
 __all__ = ["FAMILIES", "Family", "Layout", "ModelConfig", "family_of", "to_ggml_layout"]
 

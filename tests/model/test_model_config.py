@@ -6,8 +6,8 @@ import pytest
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import LORA_TARGETS
-from toolkit.model import shape as shapes
-from toolkit.model.shape import Shape
+from toolkit.model import model_config as shapes
+from toolkit.model.model_config import Shape
 
 SMALL = {
     "vocab_size": 320,
