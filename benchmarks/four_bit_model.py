@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.vocabularies import llama3
-from toolkit.model.model_config import Shape, known
+from toolkit.model.known_models import known_model
+from toolkit.model.model_config import ModelConfig
 
 LAYERS_A_SHARD = 8
 
 
-def config(shape: Shape) -> dict[str, object]:
+def config(shape: ModelConfig) -> dict[str, object]:
     """Return config.json: Llama-3.1's, quantized as Unsloth's repositories are."""
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 8192}  # fmt: skip
@@ -52,7 +53,7 @@ def four_bit(name: str, inputs: int, outputs: int) -> dict[str, torch.Tensor]:
     return {name: packed.cpu(), **{f"{name}.{key}": part.cpu() for key, part in state.as_dict(packed=True).items()}}
 
 
-def build(folder: Path, shape: Shape) -> None:
+def build(folder: Path, shape: ModelConfig) -> None:
     """Write config, tokenizer and shards into the folder."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,6 +89,6 @@ if __name__ == "__main__":
     parser.add_argument("--size", choices=("8b", "70b"), default="8b")
     parser.add_argument("--layers", type=int, help="another number of blocks")
     arguments = parser.parse_args()
-    shape = known(f"llama-3.1-{arguments.size}")
+    shape = known_model(f"llama-3.1-{arguments.size}")
     assert shape is not None
     build(arguments.folder, replace(shape, layers=arguments.layers or shape.layers))

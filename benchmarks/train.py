@@ -230,9 +230,9 @@ def gpu_speed() -> tuple[str, float]:
 
 def products(base: Path) -> int:
     """Return the weights that a token is multiplied with: the linear layers and the output matrix."""
-    from toolkit.model import model_config as shapes
+    from toolkit.model.model_config import model_config
 
-    shape = shapes.from_folder(base)
+    shape = model_config(base)
     assert shape is not None
     return shape.linear_weights() + shape.table()
 

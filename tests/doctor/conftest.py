@@ -17,9 +17,11 @@ from toolkit.core.config_file import build
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.doctor import doctor
+from toolkit.model.families import family_of
 
 ALL = tuple(pipeline.STAGES)
 TINY = {
+    "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": 320,
     "hidden_size": 64,
@@ -27,7 +29,16 @@ TINY = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
 }
+
+
+def save_weights(folder: Path, file: str = "model.safetensors") -> list[str]:
+    """Write a file with the tensors that the config.json of a folder promises, all of them zero; return their names."""
+    family, model = family_of(folder)
+    tensors = {part.source: np.zeros(part.shape, np.float16) for part in family.layouts(model)}
+    save_file(tensors, folder / file)
+    return list(tensors)
 
 
 def serve(answers: dict[str, tuple[int, str, dict[str, str]]]) -> HTTPServer:
@@ -100,7 +111,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving) -> H
         monkeypatch.setenv(name, str(tmp_path / "cache"))
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
-    save_file({"x": np.zeros((3, 4), np.float32)}, tmp_path / "base" / "model.safetensors")
+    save_weights(tmp_path / "base")
     (tmp_path / "data.csv").write_text("question,answer\na,b\n", encoding="utf-8")
     return Home(tmp_path, serving({"/api/version": (200, '{"version":"0.34.1"}', {})}))
 

@@ -1,9 +1,10 @@
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure
+from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure, save_weights
 from toolkit.core import hardware
 from toolkit.doctor import Check, checks_table
 
@@ -113,7 +114,7 @@ def test_a_token_is_never_shown(home: Home, hub: Callable[..., None], monkeypatc
     assert "hf_aSecret" not in checks_table(home.examine("model.base=some/model", offline=False))
 
 
-def cache_hub(home: Home, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
+def cache_hub(home: Home, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> Path:
     cache = home.path / "hub"
     snapshot = cache / "models--some--model" / "snapshots" / "0123456789012345678901234567890123456789"
     snapshot.mkdir(parents=True)
@@ -122,13 +123,13 @@ def cache_hub(home: Home, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
     for name, text in files.items():
         (snapshot / name).write_text(text, encoding="utf-8")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return snapshot
 
 
 def test_a_cached_hub_id_needs_no_network(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {"config.json": json.dumps(TINY), "tokenizer.json": "{}"}
-    index = json.dumps({"weight_map": {"x": "model-1.safetensors", "y": "model-2.safetensors"}})
-    files |= {"model.safetensors.index.json": index, "model-1.safetensors": "x", "model-2.safetensors": "y"}
-    cache_hub(home, monkeypatch, files)
+    snapshot = cache_hub(home, monkeypatch, {"config.json": json.dumps(TINY), "tokenizer.json": "{}"})
+    places = dict.fromkeys(save_weights(snapshot, "model-1.safetensors"), "model-1.safetensors")
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
     found = home.examine("model.base=some/model")
     assert failing(found) == []
     assert Check("base some/model", True, "in the hub's cache", "") in found
@@ -159,8 +160,29 @@ def test_a_hub_id_of_unknown_shape_says_how_to_tell(home: Home) -> None:
 
 def test_a_base_of_another_kind_is_judged_by_its_weights(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     (home.path / "base" / "config.json").write_text('{"model_type": "mamba"}', encoding="utf-8")
-    found = {check.name: check for check in home.examine()}
+    found = {check.name: check for check in home.examine(stages=("train",))}
     assert found["memory"].ok is None
-    assert found["memory"].found.startswith("12 parameters")
+    assert found["memory"].found.startswith("127,296 parameters")
+    assert only_failure(home.examine(stages=("export",)), f"base {home.path / 'base'}").fix.startswith("supported: ")
     monkeypatch.setattr(hardware, "available_memory", lambda: 40)
-    assert only_failure(home.examine(), "memory").fix
+    assert only_failure(home.examine(stages=("train",)), "memory").fix
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 10**6}, "`num_hidden_layers`: 1000000"),
+        ({"num_hidden_layers": 3}, "(`num_hidden_layers`), the weights have 2"),
+        ({"num_hidden_layers": 1}, "(`num_hidden_layers`), the weights have 2"),
+        ({"hidden_size": float("inf")}, "`hidden_size`: inf"),
+        ({"intermediate_size": 161}, "has shape [160, 64], config.json says [161, 64]"),
+        ({"architectures": ["MambaForCausalLM"]}, "architecture MambaForCausalLM, which cannot be exported"),
+        ({"hidden_act": "gelu"}, "`hidden_act` 'gelu'"),
+    ],
+)
+def test_a_config_that_its_weights_contradict(home: Home, changes: dict[str, object], words: str) -> None:
+    path = home.path / "base" / "config.json"
+    path.write_text(json.dumps({**TINY, **changes}), encoding="utf-8")
+    check = only_failure(home.examine(), f"base {home.path / 'base'}")
+    assert words in check.found
+    assert "broke down" not in check.found

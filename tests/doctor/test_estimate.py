@@ -6,12 +6,12 @@ from toolkit.core import hardware
 from toolkit.core.output_settings import QUANTIZATIONS
 from toolkit.core.train_settings import TrainSettings
 from toolkit.doctor import estimate
-from toolkit.model import model_config as shapes
+from toolkit.model.known_models import known_model
 from toolkit.model.memory import total
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 
-SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
-LLAMA_8B = shapes.known("llama-3.1-8b")
+SMOLLM2 = ModelConfig(576, 30, 9, 3, 64, 1536, 49152, tied=True)
+LLAMA_8B = known_model("llama-3.1-8b")
 assert LLAMA_8B is not None
 
 

@@ -12,7 +12,7 @@ from tests.support.places import REPOSITORY
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.model import memory
-from toolkit.model import model_config as shapes
+from toolkit.model.model_config import model_config
 
 LENGTH = 512
 RECORDS = 16
@@ -109,7 +109,7 @@ def test_training_takes_the_memory_that_was_computed(
     place: Path, libraries: int, precision: str, checkpointing: bool
 ) -> None:
     taken, config = measured(place, RECORDS, precision, checkpointing)
-    shape = shapes.from_folder(place / "base")
+    shape = model_config(place / "base")
     assert shape is not None
     computed = memory.total(memory.training_cpu(shape, config.train, bf16=precision == "bf16"))
     print(f"{precision}, checkpointing {checkpointing}: {computed / 1e6:.0f} MB computed, {taken / 1e6:.0f} measured")

@@ -129,10 +129,10 @@ def test_another_architecture_is_refused_before_anything_is_read(work: Path, arc
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"hidden_size": None}, "lacks 'hidden_size'"),
+        ({"hidden_size": None}, "`hidden_size` is missing"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
-        ({"num_key_value_heads": 3}, "8 heads of 32 on 3 key-value heads"),
+        ({"num_key_value_heads": 3}, "`num_attention_heads` 8 is no multiple of `num_key_value_heads` 3"),
         ({"hidden_act": "gelu"}, "`hidden_act` 'gelu'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, "rope scaling 'yarn'"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "low_freq_factor"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support import families, models
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
+from toolkit.model.families import family_of
 
 
 def kl(base: Path, adapter: Path | None, gguf: Path, length: int) -> float:
@@ -149,10 +151,7 @@ def test_a_window_that_llama_cpp_leaves_out_is_said(tmp_path: Path, capsys: pyte
 
 
 def test_gemma_cannot_be_untied(tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from toolkit.model.families import FAMILIES
-
-    family = FAMILIES["Gemma2ForCausalLM"]
+    (tmp_path / "config.json").write_text(json.dumps(_config("gemma2")))
+    family, model = family_of(tmp_path)
     with pytest.raises(ToolkitError, match="Gemma-2 has none"):
-        family.layouts(replace(family.model(_config("gemma2")), tied=False))
+        family.layouts(replace(model, tied=False))

@@ -4,12 +4,12 @@ import pytest
 
 from toolkit.core.train_settings import LORA_TARGETS, TrainSettings
 from toolkit.model import memory
-from toolkit.model import model_config as shapes
+from toolkit.model.known_models import known_model
 from toolkit.model.memory_plan import Device, Strategy, peak
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 
-SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
-LLAMA_8B = shapes.known("llama-3.1-8b")
+SMOLLM2 = ModelConfig(576, 30, 9, 3, 64, 1536, 49152, tied=True)
+LLAMA_8B = known_model("llama-3.1-8b")
 assert LLAMA_8B is not None
 
 
@@ -35,8 +35,8 @@ def test_training_on_a_cpu_is_within_a_fifteenth_of_what_was_measured(
     assert computed == pytest.approx(measured, rel=1 / 15)
 
 
-LONG_ROWS = Shape(128, 8, 8, 4, 16, 384, 2048, tied=True), 8192
-WIDE = Shape(2048, 4, 32, 8, 64, 8192, 8192, tied=True), 2048
+LONG_ROWS = ModelConfig(128, 8, 8, 4, 16, 384, 2048, tied=True), 8192
+WIDE = ModelConfig(2048, 4, 32, 8, 64, 8192, 8192, tied=True), 2048
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ WIDE = Shape(2048, 4, 32, 8, 64, 8192, 8192, tied=True), 2048
     ],
 )
 def test_other_shapes_on_a_cpu_are_within_a_fifth(
-    bf16: bool, checkpointing: bool, case: tuple[Shape, int], measured: int
+    bf16: bool, checkpointing: bool, case: tuple[ModelConfig, int], measured: int
 ) -> None:
     """Long rows, whose masks are most of what a step takes; and wide layers. Peak resident MB of one step."""
     shape, tokens = case
@@ -67,7 +67,7 @@ def saved_for_backward(width: int, copied: bool) -> float:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
+    shape = ModelConfig(128, 3, 4, 4, 32, 320, 64, tied=True)
     model = LlamaForCausalLM(
         LlamaConfig(
             hidden_size=shape.hidden,
@@ -105,7 +105,7 @@ def saved_for_backward(width: int, copied: bool) -> float:
 
 @pytest.mark.parametrize(("width", "copied"), [(2, True), (2, False), (4, False)])
 def test_activations_are_what_torch_keeps(width: int, copied: bool) -> None:
-    shape = Shape(128, 3, 4, 4, 32, 320, 64, tied=True)
+    shape = ModelConfig(128, 3, 4, 4, 32, 320, 64, tied=True)
     computed = memory.layer_activations(shape, LORA_TARGETS, width, copied=copied)
     # The last norm's input is a layer's no more.
     assert saved_for_backward(width, copied) == pytest.approx(computed, rel=0.06)
@@ -200,7 +200,7 @@ def test_peft_on_a_gpu_took_what_is_computed(
     base: str, tokens: int, checkpointing: bool, shards: int, gigabytes: float
 ) -> None:
     """Llama-3.1's shapes, rank 16, with the own loop of a81497a: on an H100, or divided by FSDP over two H200s."""
-    shape = shapes.known(f"llama-3.1-{base}")
+    shape = known_model(f"llama-3.1-{base}")
     assert shape is not None
     four_bit = checkpointing  # in the others the weights were dequantized once
     device = Device(None, True, False, four_bit, True, shards)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
-from toolkit.model import model_config as shapes
+from toolkit.model.known_models import known_model
 from toolkit.model.memory_plan import MAX_TOKENS, Device, Strategy, describe_plan, halved, peak, plan, share_of
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 
-LLAMA_8B = shapes.known("llama-3.1-8b")
+LLAMA_8B = known_model("llama-3.1-8b")
 assert LLAMA_8B is not None
 
 
@@ -73,7 +73,7 @@ def test_the_estimate_is_that_of_the_micro_batch() -> None:
 )
 def test_the_readmes_plans_of_several_gpus(base: str, gigabytes: int, shards: int, memory_gb: float) -> None:
     device = replace(gpu(gigabytes, unsloth=False), shards=shards, processes=shards)
-    chosen = plan(shapes.known(f"llama-3.1-{base}"), TrainSettings(), device)
+    chosen = plan(known_model(f"llama-3.1-{base}"), TrainSettings(), device)
     assert chosen.fits and chosen.estimate is not None
     assert chosen.estimate / 1e9 == pytest.approx(memory_gb, abs=0.05)
 
@@ -81,7 +81,7 @@ def test_the_readmes_plans_of_several_gpus(base: str, gigabytes: int, shards: in
 def test_more_gpus_hold_what_one_cannot() -> None:
     device = gpu(24, unsloth=False)
     found = [
-        plan(shapes.known("llama-3.1-70b"), TrainSettings(), replace(device, shards=count, processes=count))
+        plan(known_model("llama-3.1-70b"), TrainSettings(), replace(device, shards=count, processes=count))
         for count in (1, 2, 4, 8)
     ]
     assert [chosen.fits for chosen in found] == [False, False, True, True]
@@ -117,7 +117,7 @@ def test_settings_overrule_the_plan_and_what_does_not_fit_is_said() -> None:
 
 
 @pytest.mark.parametrize("shape", [None, LLAMA_8B])
-def test_what_is_unknown_leaves_the_settings_own_batch(shape: Shape | None) -> None:
+def test_what_is_unknown_leaves_the_settings_own_batch(shape: ModelConfig | None) -> None:
     chosen = plan(shape, TrainSettings(), replace(gpu(80), free=None if shape else 10**11))
     assert (chosen.micro_batch, chosen.accumulation, chosen.tokens) == (2, 4, 2 * 2048)
     assert chosen.fits and chosen.estimate is None and chosen.strategy == Strategy(checkpointing=True)
@@ -125,7 +125,7 @@ def test_what_is_unknown_leaves_the_settings_own_batch(shape: Shape | None) -> N
 
 
 def test_a_cpu_takes_no_more_at_once_than_the_settings_call_a_batch() -> None:
-    small = Shape(576, 30, 9, 3, 64, 1536, 49152, tied=True)
+    small = ModelConfig(576, 30, 9, 3, 64, 1536, 49152, tied=True)
     device = Device(10**12, False, False, False, True)
     assert plan(small, TrainSettings(), device).micro_batch == 2
     assert plan(small, TrainSettings(batch_size=4, gradient_accumulation_steps=2), device).micro_batch == 4

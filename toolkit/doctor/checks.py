@@ -16,8 +16,8 @@ from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import plan
-from toolkit.model import base
-from toolkit.model.model_config import from_gguf
+from toolkit.model import base, families
+from toolkit.model.gguf_config import gguf_config
 
 INSTALL = "pip install -c constraints.txt ."
 HUB_SECONDS = 10.0
@@ -70,19 +70,22 @@ def gpu(gpu: Gpu | None) -> Check:
     return Check("gpu", None, "no CUDA GPU: the CPU will train", "")
 
 
-def base_model(label: str, revision: str, *, offline: bool) -> Check:
-    """Check that a base can be had: whole on this machine, or on the hub with access."""
+def base_model(label: str, revision: str, *, offline: bool, exported: bool = False) -> Check:
+    """Check that a base can be had: whole on this machine, or on the hub with access.
+
+    One that is to be `exported` must be of a family that can be, with each tensor that its config.json promises.
+    """
     name = f"base {label}"
     path = plan.local(label)
     if path is None:
-        return _on_hub(label, revision, offline=offline)
+        return _on_hub(label, revision, offline=offline, exported=exported)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
                 fix = "set `model.base` to a folder with safetensors, or to a GGUF file"
                 return Check(name, False, f"`{path}` is neither a model folder nor a GGUF file", fix)
         try:
-            from_gguf(path)
+            gguf_config(path)
         except ToolkitError as exc:
             return Check(name, False, f"damaged: {exc.message}", DAMAGED)
         ready = "converted already" if plan.converted(path) else "will be converted to float32 once"
@@ -92,13 +95,16 @@ def base_model(label: str, revision: str, *, offline: bool) -> Check:
         count = plan.parameters_of(label, revision)  # reads every header
     except ToolkitError as exc:
         return Check(name, False, f"its weights are damaged: {exc.message}", DAMAGED)
+    families.check_base(path, exported=exported)
     return Check(name, True, f"safetensors with {count:,} elements in {path}", "")
 
 
-def _on_hub(label: str, revision: str, *, offline: bool) -> Check:
+def _on_hub(label: str, revision: str, *, offline: bool, exported: bool) -> Check:
     """Check a hub id: in the cache, or there with safetensors and with access. The token is used, never shown."""
     name = f"base {label}"
-    if plan.wholly_cached(label, revision):
+    config = plan.cached(label, revision, "config.json")
+    if config is not None and plan.wholly_cached(label, revision):
+        families.check_base(config.parent, exported=exported)
         return Check(name, True, "in the hub's cache", "")
     if offline:
         fix = f"fetch it where there is a network with `hf download {label}`, or set `model.base` to a local folder"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model.memory import LIBRARIES, Parts, total
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 
 CHECKPOINTS = 4  # two are kept and the best one, and another is written before the oldest goes
 TOKENIZER = 20_000_000  # tokenizer.json of Llama 3 is 17 MB
@@ -17,18 +17,18 @@ ANSWER_BYTES = 1412  # MedQuAD's mean (3,500,005 bytes in 2,479 rows), where no 
 BYTES_PER_TOKEN = 3  # of English in the recipe's vocabularies at the least; 4 is usual
 
 
-def conversion(shape: Shape) -> Parts:
+def conversion(shape: ModelConfig) -> Parts:
     """Return the peak of dequantizing a GGUF base with transformers: state dict and model, both float32."""
     return {"libraries": LIBRARIES, "weights": 8 * shape.parameters()}
 
 
-def export_memory(shape: Shape, cores: int, *, whole: bool) -> Parts:
+def export_memory(shape: ModelConfig, cores: int, *, whole: bool) -> Parts:
     """Return the peak of an export; `whole` where the base has 4 bits, whose tensors stand whole in float32."""
     largest = max(shape.table(), *(inputs * outputs for inputs, outputs in shape.linears().values()))
     return memory.export_peak(4 * largest if whole else 0, cores)
 
 
-def validation(shape: Shape, files: Mapping[str, int], context: int, *, on_gpu: bool = False) -> Parts:
+def validation(shape: ModelConfig, files: Mapping[str, int], context: int, *, on_gpu: bool = False) -> Parts:
     """Return the peak of a validation with records of `context` tokens: the reference, or after it the largest GGUF.
 
     The reference is the base in float32 and one record's logits with their log-probabilities; a GGUF comes with a
@@ -63,7 +63,7 @@ def bits(quantization: str, row: int) -> float:
     return BITS[quantization] if fits else FALLBACK_BITS.get(quantization, BITS[quantization])
 
 
-def gguf_file(shape: Shape, quantization: str) -> int:
+def gguf_file(shape: ModelConfig, quantization: str) -> int:
     """Return the size of one GGUF file from the bits a weight; a tied table is stored as a head is, in Q6_K or Q8_0."""
     size = 0.0
     for inputs, outputs in shape.linears().values():
@@ -75,12 +75,12 @@ def gguf_file(shape: Shape, quantization: str) -> int:
     return math.ceil(size) + 4 * small + 64 * shape.vocab  # the vocabulary and merges are some 60 bytes a token
 
 
-def adapter_folder(shape: Shape, settings: TrainSettings) -> int:
+def adapter_folder(shape: ModelConfig, settings: TrainSettings) -> int:
     """Return the size of the saved adapter (float32) with its tokenizer."""
     return 4 * shape.trainable(settings.target_modules, settings.lora_r) + TOKENIZER
 
 
-def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8, records: int = 0) -> int:
+def checkpoints(shape: ModelConfig, settings: TrainSettings, *, moments: int = 8, records: int = 0) -> int:
     """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once.
 
     `records` are those to train on, 0 where they are unknown: they decide the steps of `num_train_epochs`.
@@ -91,6 +91,6 @@ def checkpoints(shape: Shape, settings: TrainSettings, *, moments: int = 8, reco
     return saves * (adapter_folder(shape, settings) + moments * trained)
 
 
-def kept_logits(shape: Shape, answer_bytes: int) -> int:
+def kept_logits(shape: ModelConfig, answer_bytes: int) -> int:
     """Return the file of float32 logits that validation keeps while it runs, for answers of so many bytes in all."""
     return 4 * shape.vocab * math.ceil(answer_bytes / BYTES_PER_TOKEN)

@@ -11,8 +11,9 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
 from toolkit.model import base, gguf_base, memory
-from toolkit.model import model_config as shapes
-from toolkit.model.model_config import Shape
+from toolkit.model.gguf_config import gguf_config
+from toolkit.model.known_models import known_model
+from toolkit.model.model_config import ModelConfig, model_config, stored_parameters
 from toolkit.ollama import server
 
 
@@ -41,7 +42,7 @@ def local(label: str) -> Path | None:
     return path if files or path.exists() else None
 
 
-def shape_of(label: str, revision: str) -> Shape | None:
+def shape_of(label: str, revision: str) -> ModelConfig | None:
     """Find a base's shape: in its folder, its GGUF header, the hub's cache, or the table of well-known names.
 
     Raises ToolkitError if it does not exist, ValueError if its header is damaged.
@@ -49,8 +50,8 @@ def shape_of(label: str, revision: str) -> Shape | None:
     path = local(label)
     if path is None:
         config = cached(label, revision, "config.json")
-        return (shapes.from_folder(config.parent) if config else None) or shapes.known(label)
-    return shapes.from_gguf(path) if path.is_file() else shapes.from_folder(path)
+        return (model_config(config.parent) if config else None) or known_model(label)
+    return gguf_config(path) if path.is_file() else model_config(path)
 
 
 def parameters_of(label: str, revision: str) -> int:
@@ -59,7 +60,7 @@ def parameters_of(label: str, revision: str) -> int:
     if path is None:
         config = cached(label, revision, "config.json")
         path = config.parent if config else None
-    return shapes.stored_parameters(path) if path is not None and path.is_dir() else 0
+    return stored_parameters(path) if path is not None and path.is_dir() else 0
 
 
 def cached(label: str, revision: str, name: str) -> Path | None:
@@ -95,7 +96,7 @@ def converted(path: Path) -> Path | None:
     return folder if gguf_base.is_whole(folder) else None
 
 
-def base_writes(label: str, revision: str, shape: Shape) -> list[Write]:
+def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
     """List what fetching or converting a base writes: nothing where it is already here."""
     path = local(label)
     if path is None:
@@ -111,7 +112,7 @@ def base_writes(label: str, revision: str, shape: Shape) -> list[Write]:
     return []
 
 
-def stage_writes(config: Config, folder: RunFolder, shape: Shape, stages: tuple[str, ...]) -> list[Write]:
+def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, stages: tuple[str, ...]) -> list[Write]:
     """List what the stages themselves write; files that a stage replaces stand beside the new ones until it ends."""
     writes = []
     files = {name: estimate.gguf_file(shape, name) for name in config.export.quantizations}

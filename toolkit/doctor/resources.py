@@ -14,7 +14,7 @@ from toolkit.doctor.plan import Write
 from toolkit.model import base, memory_plan
 from toolkit.model.memory import Parts, total
 from toolkit.model.memory_plan import Device
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 from toolkit.model.precision import precision_of, uses_unsloth
 
 
@@ -25,11 +25,11 @@ class Job:
     config: Config
     folder: RunFolder
     stages: tuple[str, ...]
-    shape: Shape
+    shape: ModelConfig
     gpu: Gpu | None
 
 
-def adapter(config: Config, shape: Shape) -> Check:
+def adapter(config: Config, shape: ModelConfig) -> Check:
     """Count the trainable parameters, and check that every target names a layer of this base."""
     unknown = shape.unknown_targets(config.train.target_modules)
     layers = ", ".join(shape.linears())
@@ -182,7 +182,7 @@ def _move(writes: list[Write], missing: int) -> str:
     return f"free {size(missing)} there; or {ways.get(largest.what, hub)}"
 
 
-def shape_or_none(label: str, revision: str) -> Shape | None:
+def shape_or_none(label: str, revision: str) -> ModelConfig | None:
     """Find a base's shape; None where it is unknown or the base's own check reports what is wrong with it."""
     try:
         return plan.shape_of(label, revision)

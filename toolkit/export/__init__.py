@@ -148,7 +148,7 @@ def _metadata(base: Path, adapter: Path | None, planned: ExportPlan, template: s
         Keys.General.QUANTIZATION_VERSION: (GGML_QUANT_VERSION, GGUFValueType.UINT32),
         **gguf_keys.tokenizer_metadata(
             planned.vocabulary,
-            planned.model.vocabulary,
+            planned.model.vocab,
             base,
             special_by_flag=planned.family.special_by_flag,
             adapter=adapter,

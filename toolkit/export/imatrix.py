@@ -179,7 +179,7 @@ def _skeleton(base: Path, planned: ExportPlan) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(base)
-    config.vocab_size = planned.model.vocabulary
+    config.vocab_size = planned.model.vocab
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with init_empty_weights(include_buffers=False):

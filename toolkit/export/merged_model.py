@@ -28,6 +28,7 @@ from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import INDEX, SINGLE
+from toolkit.model.model_config import CONFIG, read_config
 from toolkit.prompt.tokenizer import load_tokenizer
 
 DTYPES = {Type.BF16: "bfloat16", Type.F16: "float16"}
@@ -137,13 +138,13 @@ def _write_side_files(
     for source, patterns in ((base, COPIED), (planned.vocabulary, VOCABULARY)):
         for path in sorted(found for pattern in patterns for found in source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-    config = checkpoint.read_json(base / "config.json", "give a folder with a whole base model")
+    config = read_config(base)
     for key in ("quantization_config", "torch_dtype", "_name_or_path"):
         config.pop(key, None)
-    config.update(dtype=dtype, vocab_size=planned.model.vocabulary, tie_word_embeddings=planned.model.tied)
+    config.update(dtype=dtype, vocab_size=planned.model.vocab, tie_word_embeddings=planned.model.tied)
     # Releases of transformers before 4.56 and other loaders know the dtype by its former name.
     config["torch_dtype"] = dtype
-    _write_json(folder / "config.json", config)
+    _write_json(folder / CONFIG, config)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     named = folder / "tokenizer_config.json"
     if named.is_file():

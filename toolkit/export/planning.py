@@ -18,7 +18,8 @@ from toolkit.export.vocab import tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
 from toolkit.formats.checkpoint import TensorInfo
 from toolkit.model import families, memory
-from toolkit.model.families import Family, Layout, ModelConfig
+from toolkit.model.families import Family, Layout
+from toolkit.model.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ def plan(
     names = [known(name) for name in quantizations]
     family, model = families.family_of(base)
     stored = checkpoint.open_folder(base)
-    layouts = family.layouts(model)
-    _check_tensors(base, family, model, stored, layouts)
+    layouts = families.checked_layouts(base, family, model, stored)
     spare_head = (stored[HEAD], stored[EMBEDDING]) if model.tied and HEAD in stored else None
     changes: Mapping[str, Change] = {}
     replaced: Mapping[str, TensorInfo] = {}
@@ -98,8 +98,8 @@ def plan(
         vocabulary = tokenizer_source.tokenizer_folder(base, adapter, adapted.vocabulary)
         # An embedding that is the output matrix no more is written twice, as it was and as it was trained.
         stored = {**stored, **({HEAD: stored[EMBEDDING]} if model.tied else {}), **adapted.replaced}
-        new_rows = adapted.vocabulary - model.vocabulary
-        model = replace(model, vocabulary=adapted.vocabulary, tied=adapted.tied)
+        new_rows = adapted.vocabulary - model.vocab
+        model = replace(model, vocab=adapted.vocabulary, tied=adapted.tied)
         layouts, changes, replaced = family.layouts(model), adapted.changes, adapted.replaced
     computed = [Layout("", name, values.shape) for name, values in family.computed(model).items()]
     layouts = [*computed, *layouts]
@@ -213,27 +213,3 @@ def known(name: str) -> str:
     except ValueError as exc:
         message, _, names = str(exc).partition(" (known: ")
         raise ToolkitError(message, hint=f"known: {names.rstrip(')')}", exit_code=USAGE) from None
-
-
-def _check_tensors(
-    base: Path, family: Family, model: ModelConfig, stored: Mapping[str, TensorInfo], layouts: Sequence[Layout]
-) -> None:
-    """Every tensor of the checkpoint has its place, every place its tensor."""
-    hint = "its config.json and weights do not belong together, or the files are incomplete: copy the base again"
-    for layout in layouts:
-        tensor = stored.get(layout.source)
-        if tensor is None:
-            raise ToolkitError(f"the base model in `{base}` lacks tensor `{layout.source}`", hint=hint)
-        checkpoint.check_readable(tensor)
-        if tensor.shape != layout.shape:
-            raise ToolkitError(
-                f"tensor `{layout.source}` in `{tensor.path}` has shape {list(tensor.shape)}, "
-                f"config.json says {list(layout.shape)}",
-                hint=hint,
-            )
-    places = {layout.source for layout in layouts}
-    head = {"lm_head.weight"} if model.tied else set()  # compared with the embedding when the export starts
-    unknown = [name for name in stored if name not in places | head and not name.endswith(family.ignored)]
-    if unknown:
-        shown = ", ".join(f"`{name}`" for name in unknown[:5])
-        raise ToolkitError(f"the base model in `{base}` holds {len(unknown)} unknown tensors: {shown}", hint=hint)

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as Type
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.ggml_types import BASE, FALLBACK, UNQUANTIZED, block_size
-from toolkit.model.families import ModelConfig
+from toolkit.model.model_config import ModelConfig
 
 # Names of tensors in GGUF → the mean square of each input (n_per_row values, float32); None is no importance matrix.
 Imatrix = Mapping[str, Floats] | None

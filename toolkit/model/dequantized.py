@@ -8,7 +8,8 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.files import cache_folder, sha256_of, write_text, writing_folder
-from toolkit.formats.bnb_4bit import config_of, is_four_bit, plain_tensors
+from toolkit.formats.bnb_4bit import plain_tensors
+from toolkit.model.model_config import CONFIG, is_four_bit, read_config
 
 SHARD = 2_000_000_000  # bytes of one file of a dequantized folder, which stand in memory while it is written
 
@@ -24,7 +25,7 @@ def plain_folder(folder: Path) -> Path:
     weights = sorted(folder.glob("*.safetensors"))
     digest = hashlib.sha256("".join(sha256_of(path) for path in weights).encode()).hexdigest()
     target = cache_folder() / "bases" / f"{folder.name}-16bit-{digest[:16]}"
-    if (target / "config.json").is_file():
+    if (target / CONFIG).is_file():
         return target
     console.info(f"base model: dequantizing {folder.name} from 4 bits, once")
     with writing_folder(target) as fresh:
@@ -57,7 +58,7 @@ def _dequantize_folder(folder: Path, target: Path) -> None:
     for path in folder.iterdir():
         if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json", ".bin", ".gguf")):
             shutil.copyfile(path, target / path.name)
-    config = config_of(folder)
+    config = read_config(folder)
     config.pop("quantization_config", None)
     write_text(target / "model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": places}) + "\n")
-    write_text(target / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text(target / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -6,7 +6,7 @@ What was measured rather than derived is a constant in capitals with the measure
 from collections.abc import Mapping
 
 from toolkit.core.train_settings import TrainSettings
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 
 Parts = dict[str, int]
 
@@ -48,7 +48,7 @@ def export_peak(whole: int, cores: int) -> Parts:
     return {"libraries": EXPORT, "blocks": EXPORT_BLOCKS * (2 * cores + 1), "whole tensor": whole}
 
 
-def layer_activations(shape: Shape, targets: list[str], width: int, *, copied: bool) -> int:
+def layer_activations(shape: ModelConfig, targets: list[str], width: int, *, copied: bool) -> int:
     """Return what one layer of transformers + PEFT keeps for the backward pass, per token.
 
     `width` is 2 under bf16 or f16 autocast, else 4. Two float32 residuals (each RMSNorm keeps its input); queries, keys
@@ -66,7 +66,7 @@ def layer_activations(shape: Shape, targets: list[str], width: int, *, copied: b
     return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters
 
 
-def unsloth_activations(shape: Shape) -> int:
+def unsloth_activations(shape: ModelConfig) -> int:
     """Return what one layer of Unsloth keeps for the backward pass without checkpointing, per token, in 16 bits.
 
     The residual and two inputs of norms; queries before and after their rotation and the attention's output, keys and
@@ -76,18 +76,23 @@ def unsloth_activations(shape: Shape) -> int:
     return 2 * (3 * shape.hidden + 3 * shape.query + 2 * shape.key_value + 2 * shape.intermediate)
 
 
-def adapter(shape: Shape, settings: TrainSettings, moments: int) -> int:
+def adapter(shape: ModelConfig, settings: TrainSettings, moments: int) -> int:
     """Return float32 weights, gradients and Adam's moments (`moments` bytes a parameter) of the adapter."""
     return shape.trainable(settings.target_modules, settings.lora_r) * (4 + 4 + moments)
 
 
-def logits_cuda(shape: Shape, count: int) -> int:
+def logits_cuda(shape: ModelConfig, count: int) -> int:
     """Return the tile of 16-bit logits that TRL's loss holds at once; read in trl/kernels/chunked_logprob.py."""
     return 2 * min(count, LOGIT_TOKENS) * min(shape.vocab, LOGIT_COLUMNS)
 
 
 def training_cpu(
-    shape: Shape, settings: TrainSettings, *, bf16: bool, tokens: int | None = None, checkpointing: bool | None = None
+    shape: ModelConfig,
+    settings: TrainSettings,
+    *,
+    bf16: bool,
+    tokens: int | None = None,
+    checkpointing: bool | None = None,
 ) -> Parts:
     """Return the peak of one step on a CPU: float32 base weights, adapter, and `tokens` in a forward pass.
 
@@ -113,7 +118,7 @@ def training_cpu(
     }
 
 
-def weights_cuda(shape: Shape, *, four_bit: bool, offloaded: bool = False) -> int:
+def weights_cuda(shape: ModelConfig, *, four_bit: bool, offloaded: bool = False) -> int:
     """Return the base's weights on a GPU: nf4 with double quantization for the layers, else 16 bits.
 
     `offloaded`: the input embeddings stand in the machine's memory, where no output head shares them.
@@ -124,7 +129,7 @@ def weights_cuda(shape: Shape, *, four_bit: bool, offloaded: bool = False) -> in
 
 
 def training_cuda(
-    shape: Shape,
+    shape: ModelConfig,
     settings: TrainSettings,
     *,
     four_bit: bool,

@@ -9,7 +9,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory
 from toolkit.model.memory import Parts, total
-from toolkit.model.model_config import Shape
+from toolkit.model.model_config import ModelConfig
 
 USABLE = 0.96  # of a GPU's free memory: what torch's allocator cannot fill because of its blocks' sizes
 HEADROOM = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if computed amiss
@@ -69,7 +69,7 @@ class MemoryPlan:
     fits: bool = True
 
 
-def peak(shape: Shape, settings: TrainSettings, device: Device, tokens: int, strategy: Strategy) -> Parts:
+def peak(shape: ModelConfig, settings: TrainSettings, device: Device, tokens: int, strategy: Strategy) -> Parts:
     """Return the peak of a step with `tokens` in one micro-batch on this device.
 
     On a GPU the CUDA context is left out: free memory is asked for when there is one, and torch does not count it.
@@ -90,7 +90,7 @@ def peak(shape: Shape, settings: TrainSettings, device: Device, tokens: int, str
 
 
 def plan(
-    shape: Shape | None,
+    shape: ModelConfig | None,
     settings: TrainSettings,
     device: Device,
     *,
@@ -156,7 +156,7 @@ def share_of(settings: TrainSettings, processes: int) -> int:
     return records // processes
 
 
-def _strategies(shape: Shape, device: Device, checkpointing: object) -> list[Strategy]:
+def _strategies(shape: ModelConfig, device: Device, checkpointing: object) -> list[Strategy]:
     """Return the ways that this device has, the fastest first; `checkpointing` as the settings have it."""
     ways = [Strategy(False), Strategy(True)] if checkpointing == "auto" else [Strategy(bool(checkpointing))]
     if device.cuda and device.four_bit and device.shards == 1:
@@ -167,7 +167,7 @@ def _strategies(shape: Shape, device: Device, checkpointing: object) -> list[Str
 
 
 def _most_tokens(
-    shape: Shape, settings: TrainSettings, device: Device, strategy: Strategy, most: int, room: int
+    shape: ModelConfig, settings: TrainSettings, device: Device, strategy: Strategy, most: int, room: int
 ) -> int:
     """Return the most tokens, up to `most`, whose forward and backward pass fits into `room` bytes."""
     low, high = 0, most

@@ -8,8 +8,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.manifest import StageRecord
 from toolkit.core.output_settings import ExportSettings
-from toolkit.formats import bnb_4bit
 from toolkit.model import base
+from toolkit.model.model_config import is_four_bit
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def other(model: ModelSettings, export: ExportSettings, record: StageRecord | No
     if trained != into:
         return OtherBase(trained, into, False, present(trained, model))
     folder = present(into, model)
-    if record is not None and _quantized_at_load(record) and folder is not None and not bnb_4bit.is_four_bit(folder):
+    if record is not None and _quantized_at_load(record) and folder is not None and not is_four_bit(folder):
         through = "float16" if record.figures.get("precision") == "f16" else "bfloat16"
         return OtherBase(f"{into} in 4 bits", into, False, folder, through)
     instead = base.sixteen_bit(model)
@@ -90,7 +90,7 @@ def present(label: str, model: ModelSettings) -> Path | None:
 
 def check_merge_base(found: base.Base, export: ExportSettings) -> None:
     """Raise ToolkitError if the 16-bit weights are wanted, but a base without a 16-bit namesake has 4 bits."""
-    if export.merge_base == "16bit" and bnb_4bit.is_four_bit(found.folder):
+    if export.merge_base == "16bit" and is_four_bit(found.folder):
         raise ToolkitError(
             f"the base `{found.label}` has 4 bits, and its name does not tell where its 16-bit weights are",
             hint="name them with `--set model.base_16bit=DIR|ID`, or merge into the 4-bit ones with "

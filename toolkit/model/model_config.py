@@ -1,19 +1,33 @@
-"""The shape of a base model, from its config.json, GGUF header or well-known name, and what is counted from it."""
+"""What a base model is made of, read once: config.json → ModelConfig, and what is counted from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.formats.bnb_4bit import config_of
-from toolkit.formats.checkpoint import read_header
-from toolkit.formats.gguf_reader import open_gguf
+from toolkit.formats import bnb_4bit
+from toolkit.formats.checkpoint import read_header, read_json
+from toolkit.model.config_values import Values, count, flag, real
+
+CONFIG = "config.json"
+WHOLE = "give a folder with a whole base model"
+AGAIN = "copy or download the base again"
+MOST_LAYERS = 10_000  # no model has a tenth of it; what is computed for each layer stays small
+LARGEST_EPSILON = 1.0  # of a norm; models have 1e-6 or 1e-5
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A decoder of Llama's kind: widths in elements, `norms` a layer, `fused` for Phi-3's joined projections."""
+class ModelConfig:
+    """A decoder of Llama's kind: its sizes, and how it computes.
+
+    Widths are in elements. `architecture` is llama.cpp's name for it. `norms` are those of one layer; `fused` says that
+    query, key and value are one matrix, and gate and up another (Phi-3). What follows `qk_norm` is known from
+    config.json alone: where only a name or a GGUF header tells of the model, it is 0 or empty. `rope` is empty where
+    rotary frequencies are not scaled. `window` is the sliding window of attention in tokens, 0 for none;
+    `attention_cap` and `output_cap` are the soft caps of logits, 0 for none. `ignored` says what llama.cpp leaves out
+    of the model, for a warning.
+    """
 
     hidden: int
     layers: int
@@ -22,6 +36,7 @@ class Shape:
     head_dim: int
     intermediate: int
     vocab: int
+    architecture: str = "llama"
     tied: bool = False
     norms: int = 2
     fused: bool = False
@@ -29,6 +44,14 @@ class Shape:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    context: int = 0
+    norm_epsilon: float = 0.0
+    rope_theta: float = 0.0
+    rope: dict[str, Any] = field(default_factory=dict)
+    window: int = 0
+    attention_cap: float = 0.0
+    output_cap: float = 0.0
+    ignored: str = field(default="", compare=False)
 
     @property
     def query(self) -> int:
@@ -79,98 +102,119 @@ class Shape:
         return [name for name in targets if name not in {*self.linears(), "lm_head", "embed_tokens"}]
 
 
-def _llama(hidden: int, layers: int, heads: int, kv_heads: int, wide: int, vocab: int, **other: Any) -> Shape:
-    head_dim = other.pop("head_dim", hidden // heads)
-    return Shape(hidden, layers, heads, kv_heads, head_dim, wide, vocab, **other)
+@dataclass(frozen=True)
+class Kind:
+    """What config.json leaves to the class of transformers, and what that class always does.
+
+    `biases`: "stated" where `attention_bias` adds them to all four projections, "qkv" where three always have them.
+    `head_dim` 0: hidden size over heads.
+    """
+
+    name: str
+    architecture: str
+    tied: bool = False
+    norms: int = 2
+    fused: bool = False
+    biases: str = ""
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    head_dim: int = 0
+    norm_epsilon: float = 1e-6
 
 
-# From the public config.json of each; a hub id is known by these words in its name, all of them. Phi-3 repositories of
-# Unsloth hold the same weights with separate projections.
-KNOWN: tuple[tuple[tuple[str, ...], Shape], ...] = (
-    (("llama-3.1", "8b"), _llama(4096, 32, 32, 8, 14336, 128256)),
-    (("llama-3.1", "70b"), _llama(8192, 80, 64, 8, 28672, 128256)),
-    (("llama-3.1", "405b"), _llama(16384, 126, 128, 8, 53248, 128256)),
-    (("mistral-7b", "v0.3"), _llama(4096, 32, 32, 8, 14336, 32768)),
-    (("mistral-nemo",), _llama(5120, 40, 32, 8, 14336, 131072, head_dim=128)),
-    (("unsloth/", "phi-3.5-mini"), _llama(3072, 32, 32, 32, 8192, 32064)),
-    (("phi-3.5-mini",), _llama(3072, 32, 32, 32, 8192, 32064, fused=True)),
-    (("unsloth/", "phi-3-medium"), _llama(5120, 40, 40, 10, 17920, 32064)),
-    (("phi-3-medium",), _llama(5120, 40, 40, 10, 17920, 32064, fused=True)),
-    (("gemma-2-9b",), _llama(3584, 42, 16, 8, 14336, 256000, head_dim=256, tied=True, norms=4)),
-    (("gemma-2-27b",), _llama(4608, 46, 32, 16, 36864, 256000, head_dim=128, tied=True, norms=4)),
-)
+KINDS = {
+    "llama": Kind("LlamaForCausalLM", "llama", biases="stated", mlp_bias=True),
+    "mistral": Kind("MistralForCausalLM", "llama"),
+    "qwen2": Kind("Qwen2ForCausalLM", "qwen2", biases="qkv"),
+    "qwen3": Kind("Qwen3ForCausalLM", "qwen3", biases="stated", qk_norm=True, head_dim=128),
+    "gemma": Kind("GemmaForCausalLM", "gemma", tied=True, biases="stated", head_dim=256),
+    "gemma2": Kind("Gemma2ForCausalLM", "gemma2", tied=True, norms=4, biases="stated", head_dim=256),
+    "phi3": Kind("Phi3ForCausalLM", "phi3", fused=True, norm_epsilon=1e-5),
+}
 
 
-def known(label: str) -> Shape | None:
-    """Return the shape of a base that is known by its name, None for others."""
-    name = label.lower()
-    return next((shape for words, shape in KNOWN if all(word in name for word in words)), None)
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a model folder's config.json holds; raises ToolkitError where it is absent or damaged."""
+    return read_json(folder / CONFIG, WHOLE)
 
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
+def model_config(folder: Path) -> ModelConfig | None:
+    """Read the sizes of the model in a folder; None for a model whose layers are not of Llama's kind.
 
-
-def from_config(values: dict[str, Any]) -> Shape | None:
-    """Read a Hugging Face config.json's values; None for a family whose layers are not of Llama's kind."""
-    family = values.get("model_type")
-    if family not in FAMILIES or values.get("num_local_experts"):
-        return None
+    Raises ToolkitError for a config.json that is absent or damaged, or that states what cannot be.
+    """
+    values = read_config(folder)
     try:
-        hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
-        return Shape(
-            hidden=hidden,
-            layers=int(values["num_hidden_layers"]),
-            heads=heads,
-            kv_heads=int(values.get("num_key_value_heads") or heads),
-            head_dim=int(values.get("head_dim") or hidden // heads),
-            intermediate=int(values["intermediate_size"]),
-            vocab=int(values["vocab_size"]),
-            tied=bool(values.get("tie_word_embeddings", family in ("gemma", "gemma2"))),
-            norms=4 if family == "gemma2" else 2,
-            fused=family == "phi3",
-            qkv_bias=bool(values.get("attention_bias", family == "qwen2")),
-            output_bias=bool(values.get("attention_bias")) and family != "qwen2",
-            mlp_bias=bool(values.get("mlp_bias")),
-            qk_norm=family == "qwen3",
-        )
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return sizes(values)
+    except ValueError as exc:
+        raise unusable(folder, exc) from None
+
+
+def unusable(folder: Path, exc: ValueError) -> ToolkitError:
+    """Return the error for a value of config.json; `exc` names the key."""
+    return ToolkitError(f"`{folder / CONFIG}` cannot be used: {exc}", hint=AGAIN)
+
+
+def sizes(values: Values) -> ModelConfig | None:
+    """Read what all decoders of Llama's kind state alike; None for other models.
+
+    Raises ValueError that names the key for what is absent or cannot be.
+    """
+    kind = _kind(values)
+    if kind is None:
         return None
+    heads, hidden = count(values, "num_attention_heads"), count(values, "hidden_size")
+    kv_heads = count(values, "num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ValueError(f"`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {kv_heads}")
+    head_dim = count(values, "head_dim", kind.head_dim or hidden // heads)
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(f"heads of {head_dim} (`head_dim`, or `hidden_size` / `num_attention_heads`): rotary "
+                         "embedding needs an even number")  # fmt: skip
+    stated = flag(values, "attention_bias")
+    return ModelConfig(
+        hidden=hidden,
+        layers=count(values, "num_hidden_layers", most=MOST_LAYERS),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=count(values, "intermediate_size"),
+        vocab=count(values, "vocab_size"),
+        architecture=kind.architecture,
+        tied=flag(values, "tie_word_embeddings", kind.tied),
+        norms=kind.norms,
+        fused=kind.fused,
+        qkv_bias=kind.biases == "qkv" or (kind.biases == "stated" and stated),
+        output_bias=kind.biases == "stated" and stated,
+        mlp_bias=kind.mlp_bias and flag(values, "mlp_bias"),
+        qk_norm=kind.qk_norm,
+        context=0 if values.get("max_position_embeddings") is None else count(values, "max_position_embeddings"),
+        norm_epsilon=real(values, "rms_norm_eps", kind.norm_epsilon, most=LARGEST_EPSILON),
+    )
 
 
-def from_folder(folder: Path) -> Shape | None:
-    """Read the shape from a model folder's config.json; None if it is absent, damaged or of another kind."""
-    return from_config(config_of(folder))
+def _kind(values: Values) -> Kind | None:
+    """Find the kind by the class in `architectures`, which is what the exporter goes by, else by `model_type`."""
+    if values.get("num_local_experts"):
+        return None
+    name, family = architecture(values), values.get("model_type")
+    named = (kind for kind in KINDS.values() if kind.name == name)
+    return next(named, KINDS.get(family) if isinstance(family, str) else None)
+
+
+def architecture(values: Values) -> str | None:
+    """Return the class of transformers that config.json names first; None where it names none."""
+    names = values.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def is_four_bit(folder: Path) -> bool:
+    """Tell whether a model folder's config.json states bitsandbytes' 4 bits; raises what `read_config` raises."""
+    values = read_config(folder)
+    return bool(values.get("quantization_config")) and not bnb_4bit.refused(values)
 
 
 def stored_parameters(folder: Path) -> int:
     """Count the elements of all safetensors in a folder by their headers; raises ToolkitError for a damaged file."""
     headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
     return sum(prod(tensor.shape) for header in headers for tensor in header.values())
-
-
-def from_gguf(path: Path) -> Shape | None:
-    """Read the shape from a GGUF file's header; None for another architecture than Llama's.
-
-    Raises ToolkitError for a file that is damaged, or whose header lacks what a Llama has.
-    """
-    found = open_gguf(path)
-    values, tensors = found.metadata, found.tensors
-    if values.get("general.architecture") != "llama" or "token_embd.weight" not in tensors:
-        return None
-    try:
-        vocab, hidden = tensors["token_embd.weight"].shape
-        heads = values["llama.attention.head_count"]
-        kv_heads = values.get("llama.attention.head_count_kv", heads)
-        return Shape(
-            hidden=hidden,
-            layers=values["llama.block_count"],
-            heads=heads,
-            kv_heads=kv_heads,
-            head_dim=tensors["blk.0.attn_k.weight"].shape[0] // kv_heads,
-            intermediate=values["llama.feed_forward_length"],
-            vocab=vocab,
-            tied="output.weight" not in tensors,
-        )
-    except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as exc:
-        what = f"{type(exc).__name__} {exc}"
-        raise ToolkitError(f"`{path}` is no whole Llama: {what}", hint="copy or write it again") from None

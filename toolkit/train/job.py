@@ -12,11 +12,10 @@ from toolkit.core import hardware
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
-from toolkit.formats import bnb_4bit
 from toolkit.model import memory_plan
-from toolkit.model import model_config as shapes
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import Device, MemoryPlan
+from toolkit.model.model_config import is_four_bit, model_config
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import batches, checkpoints, examples, parallel, unsloth_backend
@@ -100,7 +99,7 @@ def lay_out_job(
     def tokens_of(records: int) -> int:
         return batches.largest(laid(records), lengths, padded=padded)
 
-    shape = shapes.from_folder(base.folder)
+    shape = model_config(base.folder)
     plan = memory_plan.plan(shape, settings, device, tokens_of=tokens_of, at_most=at_most)
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
     return Job(
@@ -151,7 +150,7 @@ def _device(config: Config, base: Base, backend: Backend, precision: str) -> Dev
         free=min(known, default=None),
         cuda=backend.device == "cuda",
         unsloth=backend.name == "unsloth",
-        four_bit=config.model.load_in_4bit or bnb_4bit.is_four_bit(base.folder),
+        four_bit=config.model.load_in_4bit or is_four_bit(base.folder),
         bf16=precision == "bf16",
         shards=state.num_processes if parallel.sharded() else 1,
         processes=state.num_processes,

@@ -5,10 +5,10 @@ from typing import Any
 from toolkit.core import hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.formats import bnb_4bit
 from toolkit.model.attention_kernels import VARLEN
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
+from toolkit.model.model_config import is_four_bit
 from toolkit.train import varlen
 from toolkit.train.backend import Backend, dequantize
 
@@ -33,7 +33,7 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
     options: dict[str, Any] = {"dtype": torch.float32}
     if cuda:
         options = {"dtype": compute, "device_map": {"": device or "cpu"}}
-        if config.model.load_in_4bit and not bnb_4bit.is_four_bit(base.folder):
+        if config.model.load_in_4bit and not is_four_bit(base.folder):
             options["quantization_config"] = _four_bit(compute)
     values = AutoConfig.from_pretrained(base.folder)
     kernel = varlen.choose(values, device or "cuda", compute) if cuda else ""

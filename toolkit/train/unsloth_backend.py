@@ -1,7 +1,6 @@
 """Unsloth: QLoRA on CUDA with its own kernels. It patches transformers and TRL when it is imported."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from toolkit.core.config import Config
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
+from toolkit.model.model_config import read_config
 from toolkit.train.backend import Backend, UnslothFailed, dequantize
 
 # Families whose own forward pass at Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
@@ -80,8 +80,7 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
 
 def pads(folder: Path) -> bool:
     """Tell whether Unsloth pads the records of a micro-batch for this base, instead of laying them into one row."""
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return values.get("model_type") not in PACKED
+    return read_config(folder).get("model_type") not in PACKED
 
 
 def infer(model: Any) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
-from toolkit.model.families import ModelConfig
+from toolkit.model.model_config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -67,11 +67,11 @@ def check_shapes(adapter: Adapter, weights: Mapping[str, tuple[int, ...]], model
     """
     vocabulary = (adapter.vocabulary, model.hidden)
     shapes = {**weights, EMBEDDING: vocabulary, **({} if adapter.tied else {HEAD: vocabulary})}
-    if adapter.vocabulary != model.vocabulary and not adapter.tied:
+    if adapter.vocabulary != model.vocab and not adapter.tied:
         lost = [name for name in (EMBEDDING, HEAD) if name not in adapter.replaced]
         if lost:
             raise ToolkitError(
-                f"the adapter resizes the vocabulary from {model.vocabulary} to {adapter.vocabulary} tokens, "
+                f"the adapter resizes the vocabulary from {model.vocab} to {adapter.vocabulary} tokens, "
                 f"but has no `{lost[0]}` of that size",
                 hint="save it again with save_pretrained(…, save_embedding_layers=True)",
             )

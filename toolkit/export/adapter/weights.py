@@ -27,7 +27,7 @@ from toolkit.export.adapter.deltas import (
 )
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
-from toolkit.model.families import ModelConfig
+from toolkit.model.model_config import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -67,7 +67,7 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     replaced, tied = _place(found, changes, model, folder)
     embedding = replaced.get(EMBEDDING)
     resized = embedding is not None and len(embedding.shape) == 2 and embedding.shape[1] == model.hidden
-    adapter = Adapter(replaced, changes, embedding.shape[0] if embedding and resized else model.vocabulary, tied)
+    adapter = Adapter(replaced, changes, embedding.shape[0] if embedding and resized else model.vocab, tied)
     check_shapes(adapter, weights, model)
     _check_promises(config, found, folder)
     return adapter

@@ -15,6 +15,7 @@ from toolkit.export.vocab.bpe import WHOLE_BASE
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import read_json
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.model_config import read_config
 from toolkit.prompt.tokenizer import load_tokenizer, looks_special
 
 _SPECIAL_KEYS = {
@@ -87,7 +88,7 @@ def _special_ids(folder: Path, base: Path, encoder: Any, rows: int) -> dict[str,
     """Return the ids of the special tokens that tokenizer_config.json names by text or config.json by number."""
     path = folder / "tokenizer_config.json"
     named = read_json(path, WHOLE_BASE) if path.is_file() else {}
-    config = read_json(base / "config.json", WHOLE_BASE)
+    config = read_config(base)
     ids = {}
     for name in _SPECIAL_KEYS:
         entry = named.get(f"{name}_token")

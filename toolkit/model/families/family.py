@@ -1,8 +1,7 @@
-"""What every family is described with: a model's shape, the place of each tensor, what config.json states of both."""
+"""What every family is described with: the place of each tensor, and what a GGUF file states of the model."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,39 +10,12 @@ from gguf import GGUFValueType
 
 from toolkit.formats.checkpoint import Floats, Rows
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.config_values import Values, real, shown
+from toolkit.model.model_config import ModelConfig
 
 Matrix = TypeVar("Matrix", Floats, npt.NDArray[np.uint16], Rows)
 
 COUNT, REAL, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A model's shape, as its config.json states it. `rope` is empty where rotary frequencies are not scaled.
-
-    `window` is the sliding window of attention in tokens, 0 for none; `attention_cap` and `output_cap` are the soft
-    caps of logits, 0 for none. `ignored` says what llama.cpp leaves out of the model, for a warning.
-    """
-
-    architecture: str
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    vocabulary: int
-    context: int
-    norm_epsilon: float
-    rope_theta: float
-    rope: dict[str, Any]
-    tied: bool
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    window: int = 0
-    attention_cap: float = 0.0
-    output_cap: float = 0.0
-    ignored: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -65,11 +37,12 @@ class Layout:
 class Family:
     """What one architecture does in its own way.
 
+    `model` completes the sizes by the rest of config.json; it raises ValueError for what llama.cpp computes otherwise.
     `ignored` are name endings of tensors that are not weights. `special_by_flag`: llama.cpp's converter takes an added
     token for a control token by its flag alone, not by its looks as well.
     """
 
-    model: Callable[[dict[str, Any]], ModelConfig]
+    model: Callable[[Values, ModelConfig], ModelConfig]
     layouts: Callable[[ModelConfig], list[Layout]]
     computed: Callable[[ModelConfig], dict[str, Floats]]
     metadata: Callable[[ModelConfig], Metadata]
@@ -87,95 +60,47 @@ def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)  # type: ignore[return-value]
 
 
-def count(config: dict[str, Any], key: str, default: int | None = None) -> int:
-    """Return a positive integer of config.json; raises KeyError or ValueError."""
-    value = config.get(key)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise KeyError(key)
-    if type(value) is not int or value < 1:
-        raise ValueError(f"no valid `{key}`: {value!r}")
-    return value
-
-
-def real(config: dict[str, Any], key: str, default: float | None = None) -> float:
-    """Return a positive number of config.json; raises KeyError or ValueError."""
-    value = config.get(key, default)
-    if value is None:
-        raise KeyError(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"no valid `{key}`: {value!r}")
-    return float(value)
-
-
-def expect(config: dict[str, Any], key: str, value: Any) -> None:
-    """Raise ValueError if config.json states anything but the one value that llama.cpp computes with."""
-    if config.get(key, value) != value:
-        raise ValueError(f"`{key}` {config[key]!r}, llama.cpp computes with {value!r} only")
-
-
-def shape(
-    architecture: str, config: dict[str, Any], *, tied: bool = False, norm_epsilon: float = 1e-6
-) -> dict[str, Any]:
-    """Return the fields of Model that all families name alike; `tied` and `norm_epsilon` are transformers' defaults.
-
-    Raises KeyError or ValueError for what is absent or cannot be.
-    """
-    heads, hidden = count(config, "num_attention_heads"), count(config, "hidden_size")
-    kv_heads = count(config, "num_key_value_heads", heads)
-    head_size = count(config, "head_dim", hidden // heads)
-    if heads % kv_heads or head_size % 2:
-        raise ValueError(f"{heads} heads of {head_size} on {kv_heads} key-value heads")
-    return {
-        "architecture": architecture,
-        "layers": count(config, "num_hidden_layers"),
-        "hidden": hidden,
-        "feed_forward": count(config, "intermediate_size"),
-        "heads": heads,
-        "kv_heads": kv_heads,
-        "head_size": head_size,
-        "vocabulary": count(config, "vocab_size"),
-        "context": count(config, "max_position_embeddings"),
-        "norm_epsilon": real(config, "rms_norm_eps", norm_epsilon),
-        "tied": bool(config.get("tie_word_embeddings", tied)),
-    }
-
-
-def rope(config: dict[str, Any], kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict[str, Any]]:
+def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict[str, Any]]:
     """Return rotary base and scaling: {} for none, else its `type` and the numbers that `kinds` names for that type.
 
     Reads both ways that config.json states them: `rope_parameters` (transformers 5) and `rope_scaling`.
     """
-    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(stated, dict):
-        raise ValueError(f"no valid rope parameters: {stated!r}")
-    theta = real(stated, "rope_theta", config.get("rope_theta", 10000.0))
+    stated = rope_parameters(config)
+    theta = real(stated, "rope_theta", real(config, "rope_theta", 10000.0))
     kind = stated.get("rope_type", stated.get("type", "default"))
     kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 files
     if kind == "default":
         return theta, {}
     if not isinstance(kind, str) or kind not in kinds:
         known = ", ".join(["default", *kinds])
-        raise ValueError(f"rope scaling {kind!r}, which cannot be exported; known: {known}")
+        raise ValueError(f"rope scaling {shown(kind)}, which cannot be exported; known: {known}")
     return theta, {"type": kind, **{key: real(stated, key) for key in kinds[kind]}}
 
 
+def rope_parameters(config: Values) -> dict[str, Any]:
+    """Return what config.json states of the rotary embedding, {} where nothing; raises ValueError for no object."""
+    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(stated, dict):
+        key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+        raise ValueError(f"no valid rope parameters: `{key}` is {shown(stated)}")
+    return stated
+
+
 def described(model: ModelConfig, keys: str) -> Metadata:
-    """Return the key-value pairs named in `keys`, each under the architecture's prefix, from the model's shape."""
+    """Return the key-value pairs named in `keys`, each under the architecture's prefix, from the model's sizes."""
     known = {
         "block_count": (model.layers, COUNT),
         "context_length": (model.context, COUNT),
         "embedding_length": (model.hidden, COUNT),
-        "feed_forward_length": (model.feed_forward, COUNT),
+        "feed_forward_length": (model.intermediate, COUNT),
         "attention.head_count": (model.heads, COUNT),
         "attention.head_count_kv": (model.kv_heads, COUNT),
         "rope.freq_base": (model.rope_theta, REAL),
         "attention.layer_norm_rms_epsilon": (model.norm_epsilon, REAL),
-        "attention.key_length": (model.head_size, COUNT),
-        "attention.value_length": (model.head_size, COUNT),
-        "vocab_size": (model.vocabulary, COUNT),
-        "rope.dimension_count": (model.head_size, COUNT),
+        "attention.key_length": (model.head_dim, COUNT),
+        "attention.value_length": (model.head_dim, COUNT),
+        "vocab_size": (model.vocab, COUNT),
+        "rope.dimension_count": (model.head_dim, COUNT),
         "attention.sliding_window": (model.window, COUNT),
         "attn_logit_softcapping": (model.attention_cap, REAL),
         "final_logit_softcapping": (model.output_cap, REAL),

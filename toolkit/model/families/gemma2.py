@@ -4,61 +4,61 @@ The scale of the embedding, and of attention, is computed by llama.cpp and not s
 conversion/gemma.py and src/models/gemma2.cpp.
 """
 
-from typing import Any
+from dataclasses import replace
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.families.family import (
-    Layout,
-    ModelConfig,
-    count,
-    described,
-    expect,
-    nothing_computed,
-    real,
-    rope,
-    shape,
-)
+from toolkit.model.config_values import Values, count, expect, real, shown
+from toolkit.model.families.family import Layout, described, nothing_computed, rope
+from toolkit.model.model_config import ModelConfig
 
 computed = nothing_computed
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
 
 
-def gemma2_model(config: dict[str, Any]) -> ModelConfig:
-    """Read config.json; raises KeyError or ValueError for what is absent or llama.cpp computes otherwise."""
-    for key in ("hidden_activation", "hidden_act"):
-        expect({key: config.get(key) or "gelu_pytorch_tanh"}, key, "gelu_pytorch_tanh")
+def gemma2_model(config: Values, model: ModelConfig) -> ModelConfig:
+    """Complete the sizes by window and soft caps; raises ValueError for what llama.cpp computes otherwise."""
+    expect(config, "hidden_activation", "gelu_pytorch_tanh")
+    expect(config, "hidden_act", "gelu_pytorch_tanh")
     expect(config, "attention_bias", False)
     expect(config, "tie_word_embeddings", True)
     theta, _ = rope(config, {})
     expect({"rope_theta": theta}, "rope_theta", 10000.0)
-    fields = shape("gemma2", {**config, "head_dim": config.get("head_dim", 256)}, tied=True)
-    layers, heads, hidden = fields["layers"], fields["heads"], fields["hidden"]
-    kinds = ["full_attention" if layer % 2 else "sliding_attention" for layer in range(layers)]
-    expect({"layer_types": config.get("layer_types") or kinds}, "layer_types", kinds)
-    scale = hidden // heads if layers == LAYERS_27B else fields["head_size"]
-    expect({"query_pre_attn_scalar": config.get("query_pre_attn_scalar", 256)}, "query_pre_attn_scalar", scale)
-    return ModelConfig(
-        **fields,
+    _check_layer_types(config, model.layers)
+    scale = model.hidden // model.heads if model.layers == LAYERS_27B else model.head_dim
+    expect({"query_pre_attn_scalar": real(config, "query_pre_attn_scalar", 256)}, "query_pre_attn_scalar", scale)
+    return replace(
+        model,
         rope_theta=theta,
-        rope={},
         window=count(config, "sliding_window", 4096),
         attention_cap=real(config, "attn_logit_softcapping", 50.0),
         output_cap=real(config, "final_logit_softcapping", 30.0),
     )
 
 
+def _check_layer_types(config: Values, layers: int) -> None:
+    """Raise ValueError unless the window is in every other layer, from the first on."""
+    stated = config.get("layer_types")
+    if stated is None or stated == []:
+        return
+    kinds = ("sliding_attention", "full_attention")
+    if not isinstance(stated, list) or len(stated) != layers or any(
+        kind != kinds[layer % 2] for layer, kind in enumerate(stated)
+    ):  # fmt: skip
+        raise ValueError(f"`layer_types` {shown(stated)}, llama.cpp computes with {', '.join(kinds)} by turns only")
+
+
 def gemma2_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order; there is no head of its own, llama.cpp takes the embedding."""
-    query, key = model.heads * model.head_size, model.kv_heads * model.head_size
+    query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     matrices = (
         ("self_attn.q_proj", "attn_q", (query, model.hidden)),
         ("self_attn.k_proj", "attn_k", (key, model.hidden)),
         ("self_attn.v_proj", "attn_v", (key, model.hidden)),
         ("self_attn.o_proj", "attn_output", (model.hidden, query)),
-        ("mlp.gate_proj", "ffn_gate", (model.feed_forward, model.hidden)),
-        ("mlp.up_proj", "ffn_up", (model.feed_forward, model.hidden)),
-        ("mlp.down_proj", "ffn_down", (model.hidden, model.feed_forward)),
+        ("mlp.gate_proj", "ffn_gate", (model.intermediate, model.hidden)),
+        ("mlp.up_proj", "ffn_up", (model.intermediate, model.hidden)),
+        ("mlp.down_proj", "ffn_down", (model.hidden, model.intermediate)),
     )
     norms = (
         ("input_layernorm", "attn_norm"),
@@ -71,7 +71,7 @@ def gemma2_layouts(model: ModelConfig) -> list[Layout]:
             "an lm_head apart from the embedding: llama.cpp's Gemma-2 has none",
             hint="train without lm_head and without embed_tokens in modules_to_save",
         )
-    layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", (model.vocabulary, model.hidden))]
+    layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", (model.vocab, model.hidden))]
     for layer in range(model.layers):
         source, name = f"model.layers.{layer}.", f"blk.{layer}."
         layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (model.hidden,), offset=1) for a, b in norms]

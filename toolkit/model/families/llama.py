@@ -5,21 +5,12 @@ Facts: llama.cpp's conversion/llama.py.
 
 import math
 from dataclasses import replace
-from typing import Any
 
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.families.family import (
-    REAL,
-    TEXT,
-    Layout,
-    ModelConfig,
-    described,
-    expect,
-    rope,
-    shape,
-    without_window,
-)
+from toolkit.model.config_values import Values, count, expect
+from toolkit.model.families.family import REAL, TEXT, Layout, described, rope, without_window
+from toolkit.model.model_config import ModelConfig
 
 ROPE_KINDS = {
     "linear": ("factor",),
@@ -27,42 +18,39 @@ ROPE_KINDS = {
 }
 
 
-def llama_model(config: dict[str, Any]) -> ModelConfig:
-    """Read config.json; raises KeyError or ValueError for what is absent or cannot be."""
+def llama_model(config: Values, model: ModelConfig) -> ModelConfig:
+    """Complete the sizes by the rotary embedding; raises ValueError for what llama.cpp computes otherwise."""
     expect(config, "hidden_act", "silu")
     theta, scaling = rope(config, ROPE_KINDS)
-    return ModelConfig(
-        **shape("llama", config),
-        rope_theta=theta,
-        rope=scaling,
-        attention_bias=bool(config.get("attention_bias", False)),
-        mlp_bias=bool(config.get("mlp_bias", False)),
-    )
+    if scaling.get("type") == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
+        raise ValueError(
+            f"`high_freq_factor` {scaling['high_freq_factor']} is not above `low_freq_factor` "
+            f"{scaling['low_freq_factor']}"
+        )
+    return replace(model, rope_theta=theta, rope=scaling)
 
 
-def mistral(config: dict[str, Any]) -> ModelConfig:
+def mistral(config: Values, model: ModelConfig) -> ModelConfig:
     """Read Mistral's config.json: as Llama's, but a sliding window (7B v0.1), which llama.cpp does not compute."""
-    plain = llama_model({**config, "attention_bias": False, "mlp_bias": False})
-    window = config.get("sliding_window")
-    if not isinstance(window, int) or window >= plain.context:
-        return plain
-    return replace(plain, ignored=without_window(window))
+    plain = llama_model(config, model)
+    window = count(config, "sliding_window", plain.context)
+    return plain if window >= plain.context else replace(plain, ignored=without_window(window))
 
 
 def llama_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order."""
-    query, key = model.heads * model.head_size, model.kv_heads * model.head_size
+    query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     matrices = (
-        ("self_attn.q_proj", "attn_q", query, model.hidden, model.heads, model.attention_bias),
-        ("self_attn.k_proj", "attn_k", key, model.hidden, model.kv_heads, model.attention_bias),
-        ("self_attn.v_proj", "attn_v", key, model.hidden, 0, model.attention_bias),
-        ("self_attn.o_proj", "attn_output", model.hidden, query, 0, model.attention_bias),
-        ("mlp.gate_proj", "ffn_gate", model.feed_forward, model.hidden, 0, model.mlp_bias),
-        ("mlp.up_proj", "ffn_up", model.feed_forward, model.hidden, 0, model.mlp_bias),
-        ("mlp.down_proj", "ffn_down", model.hidden, model.feed_forward, 0, model.mlp_bias),
+        ("self_attn.q_proj", "attn_q", query, model.hidden, model.heads, model.qkv_bias),
+        ("self_attn.k_proj", "attn_k", key, model.hidden, model.kv_heads, model.qkv_bias),
+        ("self_attn.v_proj", "attn_v", key, model.hidden, 0, model.qkv_bias),
+        ("self_attn.o_proj", "attn_output", model.hidden, query, 0, model.output_bias),
+        ("mlp.gate_proj", "ffn_gate", model.intermediate, model.hidden, 0, model.mlp_bias),
+        ("mlp.up_proj", "ffn_up", model.intermediate, model.hidden, 0, model.mlp_bias),
+        ("mlp.down_proj", "ffn_down", model.hidden, model.intermediate, 0, model.mlp_bias),
     )
     norms = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
-    embedding = (model.vocabulary, model.hidden)
+    embedding = (model.vocab, model.hidden)
     layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", embedding)]
     for layer in range(model.layers):
         source, name = f"model.layers.{layer}.", f"blk.{layer}."
@@ -89,7 +77,7 @@ def computed(model: ModelConfig) -> dict[str, Floats]:
 
     factor, low, high = (model.rope[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
     old = model.rope["original_max_position_embeddings"]
-    steps = torch.arange(0, model.head_size, 2, dtype=torch.float32) / model.head_size
+    steps = torch.arange(0, model.head_dim, 2, dtype=torch.float32) / model.head_dim
     wavelength = 2 * math.pi / (1.0 / (model.rope_theta**steps))
     smooth = (old / wavelength - low) / (high - low)
     factors = 1 / ((1 - smooth) / factor + smooth)

