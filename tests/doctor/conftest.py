@@ -7,17 +7,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
+from tests.support.bases import save_weights
 from toolkit import pipeline
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.doctor import doctor
-from toolkit.model.families import family_of
 
 ALL = tuple(pipeline.STAGES)
 TINY = {
@@ -31,14 +29,6 @@ TINY = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
 }
-
-
-def save_weights(folder: Path, file: str = "model.safetensors") -> list[str]:
-    """Write a file with the tensors that the config.json of a folder promises, all of them zero; return their names."""
-    family, model = family_of(folder)
-    tensors = {part.source: np.zeros(part.shape, np.float16) for part in family.layouts(model)}
-    save_file(tensors, folder / file)
-    return list(tensors)
 
 
 def serve(answers: dict[str, tuple[int, str, dict[str, str]]]) -> HTTPServer:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure, save_weights
+from tests.doctor.conftest import TINY, Home, Serving, failing, only_failure
+from tests.support.bases import save_weights
 from toolkit.core import hardware
 from toolkit.doctor import Check, checks_table
 

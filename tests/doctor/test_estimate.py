@@ -2,17 +2,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.bases import CONFIGS, save_base
 from toolkit.core import hardware
-from toolkit.core.output_settings import QUANTIZATIONS
+from toolkit.core.output_settings import QUANTIZATIONS, ExportSettings
 from toolkit.core.train_settings import TrainSettings
 from toolkit.doctor import estimate
+from toolkit.export import plan
 from toolkit.model.known_models import known_model
 from toolkit.model.memory import total
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.model_config import ModelConfig, model_config
 
 SMOLLM2 = ModelConfig(576, 30, 9, 3, 64, 1536, 49152, tied=True)
 LLAMA_8B = known_model("llama-3.1-8b")
 assert LLAMA_8B is not None
+
+
+def files(model: ModelConfig, quantization: str) -> int:
+    return estimate.gguf_files(model, ExportSettings(quantizations=[quantization], default=quantization))[quantization]
 
 
 @pytest.mark.parametrize(
@@ -22,13 +28,31 @@ assert LLAMA_8B is not None
 )  # fmt: skip
 def test_gguf_sizes_of_llama_8b_are_llama_cpps(quantization: str, gib: float) -> None:
     assert LLAMA_8B is not None
-    assert estimate.gguf_file(LLAMA_8B, quantization) / 2**30 == pytest.approx(gib, rel=0.015)
+    assert files(LLAMA_8B, quantization) == pytest.approx(gib * 2**30, rel=0.002)
 
 
 def test_every_quantization_has_a_size_and_narrow_models_fall_back() -> None:
-    sizes = [estimate.gguf_file(SMOLLM2, name) for name in QUANTIZATIONS]
+    sizes = [files(SMOLLM2, name) for name in QUANTIZATIONS]
     assert all(0.5 * 134_515_008 < size < 4.2 * 134_515_008 for size in sizes)
-    assert estimate.gguf_file(SMOLLM2, "Q4_K_M") == pytest.approx(105.5e6, rel=0.03)  # llama-quantize's file
+    assert files(SMOLLM2, "Q4_K_M") == pytest.approx(105.5e6, rel=0.015)  # llama-quantize's file
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_the_sizes_are_those_that_the_exporter_plans(tmp_path: Path, family: str) -> None:
+    names = list(QUANTIZATIONS)
+    base = save_base(tmp_path, family, hidden_size=256, head_dim=64, query_pre_attn_scalar=64, rope_scaling=None)
+    model = model_config(base)
+    assert model is not None
+    found = estimate.gguf_files(model, ExportSettings(quantizations=names, imatrix=True))
+    assert found == {
+        name: size + estimate.VOCABULARY * 320 for name, size in plan(base, None, names, weighed=True).bytes.items()
+    }
+
+
+def test_overrides_count(tmp_path: Path) -> None:
+    plain = estimate.gguf_files(SMOLLM2, ExportSettings())["Q4_K_M"]
+    larger = estimate.gguf_files(SMOLLM2, ExportSettings(overrides={"ffn_up": "Q8_0"}))["Q4_K_M"]
+    assert larger - plain == pytest.approx(30 * 576 * 1536 * (8.5 - 5.5) / 8)  # rows of 576 fall back to Q5_0
 
 
 def test_the_peak_of_a_validation_is_the_larger_of_reference_and_gguf() -> None:

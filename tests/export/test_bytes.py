@@ -96,8 +96,8 @@ def test_each_quantization_of_large_and_odd_shapes(shape: str, tmp_path: Path) -
 
 def test_one_matrix_row_counts_as_a_vector(tmp_path: Path) -> None:
     """ggml drops dimensions of 1; a projection of one row is then no matrix. Only the choice of type is asked here."""
-    from toolkit.export.types import tensor_types
     from toolkit.model.families import family_of
+    from toolkit.model.tensor_types import tensor_types
 
     _, model = family_of(models.save_model(tmp_path / "base"))
     found = tensor_types("Q4_K_M", {"blk.0.attn_k.weight": (1, 256)}, model)

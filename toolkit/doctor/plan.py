@@ -115,7 +115,7 @@ def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
 def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, stages: tuple[str, ...]) -> list[Write]:
     """List what the stages themselves write; files that a stage replaces stand beside the new ones until it ends."""
     writes = []
-    files = {name: estimate.gguf_file(shape, name) for name in config.export.quantizations}
+    files = estimate.gguf_files(shape, config.export)
     if "prepare" in stages:
         writes.append(Write(folder.path, "records", 2 * _source_size(config)))
     if "train" in stages:

@@ -106,7 +106,7 @@ def _what_fits(job: Job, there: Device) -> str:
 
 
 def _validation(job: Job) -> Parts:
-    files = {name: estimate.gguf_file(job.shape, name) for name in job.config.export.quantizations}
+    files = estimate.gguf_files(job.shape, job.config.export)
     on_gpu = job.gpu is not None and 4 * job.shape.parameters() < 0.9 * job.gpu.free
     return estimate.validation(job.shape, files, job.config.train.max_length, on_gpu=on_gpu)
 

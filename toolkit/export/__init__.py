@@ -18,8 +18,9 @@ from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
-from toolkit.export import quantize, tensors, types
+from toolkit.export import quantize, tensors
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
+from toolkit.export.importance import Importance
 from toolkit.export.planning import (
     ExportPlan,
     PlannedTensor,
@@ -46,7 +47,7 @@ def export(
     name: str,
     *,
     overrides: Mapping[str, str] | None = None,
-    imatrix: types.Imatrix = None,
+    imatrix: Importance = None,
 ) -> Outcome:
     """Write base + adapter as GGUF files, one a quantization, each whole or not at all, in one pass over the base.
 

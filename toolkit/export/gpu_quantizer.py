@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as Type
 
 from toolkit import kernels
 from toolkit.core import console
-from toolkit.export import types
+from toolkit.export.importance import Importance
 from toolkit.export.planning import PlannedTensor
 from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
 from toolkit.kernels import gpu
@@ -72,7 +72,7 @@ class GpuQuantizer:
 
 
 @contextmanager
-def beside(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix, cores: int) -> Iterator[GpuQuantizer]:
+def beside(tensors: Sequence[PlannedTensor], imatrix: Importance, cores: int) -> Iterator[GpuQuantizer]:
     """Yield the GPU as an export of these tensors uses it: at first not at all, later for the types it has proved.
 
     A thread does the proving if a GPU is there and the export is large enough to pay for it. It ends with the export,
@@ -94,7 +94,7 @@ def in_background(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> Non
     threading.Thread(target=prove_types, args=(quantizer_gpu, needs), name="gpu").start()
 
 
-def needed(tensors: Sequence[PlannedTensor], imatrix: types.Imatrix) -> Mapping[Need, int]:
+def needed(tensors: Sequence[PlannedTensor], imatrix: Importance) -> Mapping[Need, int]:
     """Return what an export wants of a GPU, and how many weights of it there are, most first."""
     found: Counter[Need] = Counter()
     for tensor in tensors:

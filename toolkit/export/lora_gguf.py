@@ -25,7 +25,7 @@ from toolkit.formats import checkpoint, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model import families
-from toolkit.model.families import Layout
+from toolkit.model.families.family import Layout
 
 INSTEAD = "merge it instead: `--format gguf`"
 

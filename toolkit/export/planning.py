@@ -11,15 +11,16 @@ from gguf import GGMLQuantizationType
 
 from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.export import types
 from toolkit.export.adapter import weights as adapters
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, LoraDelta
+from toolkit.export.importance import Importance, check_importance, expected_importance
 from toolkit.export.vocab import tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
 from toolkit.formats.checkpoint import TensorInfo
 from toolkit.model import families, memory
-from toolkit.model.families import Family, Layout
+from toolkit.model.families.family import Family, Layout
 from toolkit.model.model_config import ModelConfig
+from toolkit.model.tensor_types import tensor_types
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ def plan(
     quantizations: Sequence[str],
     *,
     overrides: Mapping[str, str] | None = None,
-    imatrix: types.Imatrix = None,
+    imatrix: Importance = None,
     weighed: bool = False,
 ) -> ExportPlan:
     """Say what an export would write, reading nothing but configs and headers.
 
-    `overrides` map regular expressions to ggml types (`types.tensor_types`); `imatrix` maps names in GGUF to one value
+    `overrides` map regular expressions to ggml types (`tensor_types`); `imatrix` maps names in GGUF to one value
     an input. Both decide on types; `weighed` stands for an importance matrix that is yet to be computed.
     Raises ToolkitError for all that can be known beforehand: an architecture or adapter that is not supported, absent
     or truncated files, tensors that are missing, unknown or of another shape.
@@ -105,11 +106,11 @@ def plan(
     layouts = [*computed, *layouts]
     written = {layout.name: layout.shape for layout in layouts}
     if weighed and imatrix is None:
-        imatrix = types.expected_imatrix(written)
+        imatrix = expected_importance(written)
     chosen = {}
     for name in names:
-        chosen[name] = types.tensor_types(name, written, model, overrides, has_imatrix=imatrix is not None)
-        types.check_imatrix(name, chosen[name], written, imatrix)
+        chosen[name] = tensor_types(name, written, model, overrides, has_imatrix=imatrix is not None)
+        check_importance(name, chosen[name], written, imatrix)
     tensors = [
         PlannedTensor(
             layout,

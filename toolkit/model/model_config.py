@@ -13,7 +13,7 @@ from toolkit.model.config_values import Values, count, flag, real
 CONFIG = "config.json"
 WHOLE = "give a folder with a whole base model"
 AGAIN = "copy or download the base again"
-MOST_LAYERS = 10_000  # no model has a tenth of it; what is computed for each layer stays small
+MOST_LAYERS = 1_000  # no model has a third of it; what is computed for each layer stays small
 LARGEST_EPSILON = 1.0  # of a norm; models have 1e-6 or 1e-5
 
 

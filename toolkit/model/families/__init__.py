@@ -11,18 +11,16 @@ from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.model.config_values import count
 from toolkit.model.families import gemma2, llama, phi3
 from toolkit.model.families.checks import check_layers, checked_layouts
-from toolkit.model.families.family import Family, Layout, to_ggml_layout
+from toolkit.model.families.family import Family, to_ggml_layout
 from toolkit.model.model_config import ModelConfig, architecture, model_config, read_config, sizes, unusable
 
-__all__ = ["FAMILIES", "Family", "Layout", "check_base", "checked_layouts", "family_of", "to_ggml_layout"]
+__all__ = ["FAMILIES", "Family", "check_base", "checked_layouts", "family_of", "gguf_shapes", "to_ggml_layout"]
 
-FAMILIES: dict[str, Family] = {
-    "LlamaForCausalLM": Family(llama.llama_model, llama.llama_layouts, llama.computed, llama.llama_metadata),
-    "MistralForCausalLM": Family(llama.mistral, llama.llama_layouts, llama.computed, llama.llama_metadata),
-    "Phi3ForCausalLM": Family(
-        phi3.phi3_model, phi3.phi3_layouts, phi3.computed, phi3.phi3_metadata, special_by_flag=True
-    ),
-    "Gemma2ForCausalLM": Family(gemma2.gemma2_model, gemma2.gemma2_layouts, gemma2.computed, gemma2.gemma2_metadata),
+FAMILIES = {
+    "LlamaForCausalLM": llama.LLAMA,
+    "MistralForCausalLM": llama.MISTRAL,
+    "Phi3ForCausalLM": phi3.PHI3,
+    "Gemma2ForCausalLM": gemma2.GEMMA2,
 }
 
 
@@ -66,3 +64,12 @@ def check_base(folder: Path, *, exported: bool) -> None:
     found = model_config(folder)
     if found is not None:
         check_layers(folder, found, checkpoint.open_folder(folder))
+
+
+def gguf_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of a model's GGUF file by name, (out, in); a family that cannot be exported counts as Llama.
+
+    It holds for sizes that config.json alone tells, too: nothing is read.
+    """
+    layouts = next((family.layouts for family in FAMILIES.values() if family.architecture == model.architecture), None)
+    return {layout.name: layout.shape for layout in (layouts or llama.llama_layouts)(model)}

@@ -37,11 +37,12 @@ class Layout:
 class Family:
     """What one architecture does in its own way.
 
-    `model` completes the sizes by the rest of config.json; it raises ValueError for what llama.cpp computes otherwise.
-    `ignored` are name endings of tensors that are not weights. `special_by_flag`: llama.cpp's converter takes an added
-    token for a control token by its flag alone, not by its looks as well.
+    `architecture` is llama.cpp's name. `model` completes the sizes by the rest of config.json; it raises ValueError for
+    what llama.cpp computes otherwise. `ignored` are name endings of tensors that are not weights. `special_by_flag`:
+    llama.cpp's converter takes an added token for a control token by its flag alone, not by its looks as well.
     """
 
+    architecture: str
     model: Callable[[Values, ModelConfig], ModelConfig]
     layouts: Callable[[ModelConfig], list[Layout]]
     computed: Callable[[ModelConfig], dict[str, Floats]]

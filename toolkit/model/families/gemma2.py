@@ -9,10 +9,9 @@ from dataclasses import replace
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, count, expect, real, shown
-from toolkit.model.families.family import Layout, described, nothing_computed, rope
+from toolkit.model.families.family import Family, Layout, described, nothing_computed, rope
 from toolkit.model.model_config import ModelConfig
 
-computed = nothing_computed
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
 
 
@@ -88,3 +87,6 @@ def gemma2_metadata(model: ModelConfig) -> Metadata:
         "attention.layer_norm_rms_epsilon attention.key_length attention.value_length attn_logit_softcapping "
         "final_logit_softcapping attention.sliding_window",
     )
+
+
+GEMMA2 = Family("gemma2", gemma2_model, gemma2_layouts, nothing_computed, gemma2_metadata)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, count, expect
-from toolkit.model.families.family import REAL, TEXT, Layout, described, rope, without_window
+from toolkit.model.families.family import REAL, TEXT, Family, Layout, described, rope, without_window
 from toolkit.model.model_config import ModelConfig
 
 ROPE_KINDS = {
@@ -99,3 +99,7 @@ def llama_metadata(model: ModelConfig) -> Metadata:
         values["llama.rope.scaling.type"] = ("linear", TEXT)
         values["llama.rope.scaling.factor"] = (model.rope["factor"], REAL)
     return values
+
+
+LLAMA = Family("llama", llama_model, llama_layouts, computed, llama_metadata)
+MISTRAL = Family("llama", mistral, llama_layouts, computed, llama_metadata)

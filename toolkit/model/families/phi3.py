@@ -13,7 +13,7 @@ import numpy as np
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, count, expect, real, shown
-from toolkit.model.families.family import COUNT, REAL, Layout, described, rope, rope_parameters, without_window
+from toolkit.model.families.family import COUNT, REAL, Family, Layout, described, rope, rope_parameters, without_window
 from toolkit.model.model_config import ModelConfig
 
 
@@ -108,3 +108,6 @@ def phi3_metadata(model: ModelConfig) -> Metadata:
     if "type" in model.rope:
         values["phi3.rope.scaling.attn_factor"] = (model.rope["attention"], REAL)
     return values
+
+
+PHI3 = Family("phi3", phi3_model, phi3_layouts, computed, phi3_metadata, special_by_flag=True)

@@ -8,24 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from math import prod
 
-import numpy as np
 from gguf import GGMLQuantizationType as Type
 
-from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.formats.checkpoint import Floats
 from toolkit.formats.ggml_types import BASE, FALLBACK, UNQUANTIZED, block_size
 from toolkit.model.model_config import ModelConfig
 
-# Names of tensors in GGUF → the mean square of each input (n_per_row values, float32); None is no importance matrix.
-Imatrix = Mapping[str, Floats] | None
-
-
-GARBAGE_WITHOUT_IMATRIX = (Type.IQ3_XXS, Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XXS)
-
-
 SMALLEST = ("IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
-
-
 COUNTED = ("attn_v", "attn_qkv", "ffn_down", "ffn_gate", "ffn_up")
 
 
@@ -48,7 +36,7 @@ def tensor_types(
     seen: Counter[str] = Counter()
     types = {}
     for name, shape in shapes.items():
-        if not _is_matrix(name, shape):
+        if not is_matrix(name, shape):
             types[name] = Type.F32, False
         elif base in UNQUANTIZED:
             types[name] = base, False
@@ -62,37 +50,6 @@ def tensor_types(
     return types
 
 
-def check_imatrix(
-    quantization: str, types: Mapping[str, tuple[Type, bool]], shapes: Mapping[str, tuple[int, ...]], imatrix: Imatrix
-) -> None:
-    """Raise ToolkitError for an importance matrix of another model, and for a type that is garbage without one.
-
-    ggml aborts the process where IQ2_XXS and IQ2_XS have none; llama.cpp lets the embedding and the head do without.
-    """
-    for name, (kind, _) in types.items():
-        columns = shapes[name][-1]
-        found = (imatrix or {}).get(name)
-        if found is not None and (found.shape != (columns,) or not (np.isfinite(found) & (found >= 0)).all()):
-            raise ToolkitError(
-                f"the importance matrix has {found.shape} values for `{name}`, not {columns} finite ones from 0 up",
-                hint="it was computed from another model: compute it again",
-            )
-        head = name in ("token_embd.weight", "output.weight") and kind not in (Type.IQ2_XXS, Type.IQ2_XS)
-        if kind in GARBAGE_WITHOUT_IMATRIX and not head and name not in (imatrix or {}):
-            what = "and this importance matrix has none for it" if imatrix else "and there is none"
-            raise ToolkitError(
-                f"{quantization} makes `{name}` {kind.name}, which needs an importance matrix, {what}",
-                hint="set export.imatrix = true, or choose a type from Q2_K, IQ3_S or Q3_K_S upwards",
-                exit_code=USAGE,
-            )
-
-
-def expected_imatrix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Floats]:
-    """Return an importance matrix of ones for the matrices that one is computed of: those of the layers."""
-    matrices = {name: shape for name, shape in shapes.items() if name.startswith("blk.") and _is_matrix(name, shape)}
-    return {name: np.broadcast_to(np.float32(1), shape[-1:]) for name, shape in matrices.items()}
-
-
 def _fitting(kind: Type, columns: int) -> tuple[Type, bool]:
     if columns % block_size(kind) == 0:
         return kind, False
@@ -100,8 +57,8 @@ def _fitting(kind: Type, columns: int) -> tuple[Type, bool]:
     return (Type.F16 if columns % block_size(fallback) else fallback), True
 
 
-def _is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """ggml does not count a dimension of 1, so a matrix of one row is a vector."""
+def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
+    """Tell whether a tensor is quantized: ggml does not count a dimension of 1, so a matrix of one row is a vector."""
     return len(shape) >= 2 and prod(shape[:-1]) > 1 and name.endswith("weight") and not name.endswith("_norm.weight")
 
 
