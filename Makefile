@@ -27,7 +27,7 @@ test-ollama: .installed-dev
 	$(BIN)/python -m tests.generations
 
 fast: .installed-dev
-	$(PYTEST)
+	$(PYTEST) --hypothesis-profile fast
 
 lint: .installed-dev
 	$(BIN)/ruff check .

@@ -3,8 +3,6 @@
 import functools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support import outside
+from tests.support import outside, processes, properties  # noqa: F401  (it registers the profiles)
 from tests.support.ollama_server import OllamaServer, find_ollama, ollama_server
-from tests.support.places import REPOSITORY
 from toolkit.core import console
 
 # Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp on shared
@@ -25,8 +22,10 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(number.removeprefix("gw")) % len(cores) :: int(count)])
 
-settings.register_profile("toolkit", deadline=None)
-settings.load_profile("toolkit")
+settings.load_profile("full")  # `make fast` names the other
+
+
+HEAVY = ("run", "prepare", "train", "export", "validate")  # the verbs that import torch or transformers
 
 
 @dataclass(frozen=True)
@@ -58,16 +57,9 @@ def _clean_console() -> None:
 
 def call_toolkit(*arguments: str, cwd: Path, timeout: float = 600, **environment: str) -> Called:
     """Call `toolkit …` in a process of its own; unless OLLAMA_HOST is given, there is no Ollama server."""
-    env = {**os.environ, "OLLAMA_HOST": "127.0.0.1:9", "PYTHONPATH": str(REPOSITORY), **environment}
-    done = subprocess.run(
-        [sys.executable, "-m", "toolkit", *arguments],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    large = (*processes.LARGE, *processes.LARGE_TOO) if arguments[0] in HEAVY else ()
+    env = {"OLLAMA_HOST": "127.0.0.1:9", **environment}
+    done = processes.run("-m", "toolkit", *arguments, cwd=cwd, env=env, timeout=timeout, imports=large)
     return Called(done.returncode, done.stdout, done.stderr)
 
 

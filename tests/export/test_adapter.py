@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from tests.support import models
 from tests.support.damage import Tensors, edit_json, edit_weights, fails, thorough
+from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.export import plan
 
@@ -181,7 +182,7 @@ def test_any_adapter_config_and_any_names(work: Path, examples: int) -> None:
     changed = st.dictionaries(st.sampled_from([*sorted(config), "use_dora", "trainable_token_indices"]), values)
     whole = load_file(folder / "adapter_model.safetensors")
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(changed, added)
     def check(changes: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> None:
         (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))

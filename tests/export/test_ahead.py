@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.properties import tries
 from toolkit.export import tensors
 
 
@@ -19,7 +20,7 @@ def some(sizes: list[int]) -> list[Any]:
     return [SimpleNamespace(shape=(size,), layout=layout, index=index) for index, size in enumerate(sizes)]
 
 
-@settings(max_examples=60, derandomize=True)
+@settings(max_examples=tries(60), derandomize=True)
 @given(st.lists(st.integers(1, 100), max_size=12))
 def test_order_and_memory(sizes: list[int]) -> None:
     lock, made, most = threading.Lock(), [], 0

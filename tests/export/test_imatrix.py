@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import needed, ollama_binary
 from tests.support import families, models
 from tests.support.damage import thorough
+from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import PromptSettings
 from toolkit.core.run_folder import RunFolder
@@ -254,7 +255,7 @@ def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int
 
     edits = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.binary(min_size=1, max_size=9)), max_size=3)
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(edits, st.integers(0, len(whole)) | st.just(len(whole)))
     def check(edits: list[tuple[int, bytes]], length: int) -> None:
         data = bytearray(whole)
@@ -274,7 +275,7 @@ def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int
 def test_any_bytes_as_gguf(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "any.gguf"
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.binary(max_size=80))
     def check(data: bytes) -> None:
         for version in (2, 3):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support import models
 from tests.support.damage import edit_json, former_files_are_intact, targets, thorough
+from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_stale, writing, writing_folder
 from toolkit.export import export, plan
@@ -116,7 +117,7 @@ def test_any_damage_to_a_gguf_base_is_a_toolkit_error(work: Path, monkeypatch: p
     whole = path.read_bytes()
     header = len(whole) - plan(work / "base", None, ["Q8_0"]).bytes["Q8_0"]
 
-    @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(60), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(st.tuples(st.integers(4, header), st.binary(min_size=1, max_size=8)), min_size=1, max_size=3))
     def check(edits: list[tuple[int, bytes]]) -> None:
         data = bytearray(whole)
@@ -153,7 +154,7 @@ def test_any_adapter_config_is_understood_or_refused(work: Path, examples: int) 
 
     vast = 10**400  # more than a float can be
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @example({"lora_alpha": vast}, None)
     @example({"alpha_pattern": {"q_proj": vast}}, None)
     @example({"r": vast, "use_rslora": True}, None)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support import families, models, vocabularies
 from tests.support.families import WIDTHS
+from tests.support.properties import tries
 from tests.support.texts import ALPHABET, NASTY, normal
 from tests.support.vocabularies import setting
 from toolkit import llamacpp
@@ -104,7 +105,7 @@ def test_any_text_has_equal_tokens(pair: tuple[Path, Any, Any]) -> None:
     base, tokenizer, llm = pair
     longest = 8 if tokenizer.inner is None else 300  # the trained Gemma knows runs of eight, the real one of 31
 
-    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(150), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(ALPHABET, max_size=40).map("".join))
     def check(text: str) -> None:
         text = normal(text, _pre(base))
@@ -220,7 +221,7 @@ def test_a_damaged_or_foreign_tokenizer_model(tmp_path: Path) -> None:
     pieces = [(text.encode(), score) for text, score, _ in read_model_of(tmp_path, whole)]
     assert pieces[0] == (b"<unk>", 0.0)
 
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=tries(100), deadline=None, derandomize=True)
     @given(st.integers(0, len(whole) - 1), st.integers(0, 255), st.booleans())
     def damage(place: int, byte: int, cut: bool) -> None:
         spoilt = whole[:place] if cut else whole[:place] + bytes([byte]) + whole[place + 1 :]

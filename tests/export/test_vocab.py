@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import models
 from tests.support.damage import thorough
+from tests.support.properties import tries
 from tests.support.texts import ACCENTED, ALPHABET, NASTY, normal
 from tests.support.vocabularies import setting
 from toolkit import llamacpp
@@ -61,7 +62,7 @@ def test_nasty_text_has_equal_tokens(pair: tuple[Any, Any, str]) -> None:
 def test_any_text_has_equal_tokens(pair: tuple[Any, Any, str], examples: int) -> None:
     tokenizer, llm, pre = pair
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(ALPHABET, max_size=40).map("".join))
     def check(text: str) -> None:
         text = normal(text, pre)
@@ -80,7 +81,7 @@ def test_what_llama_cpp_splits_otherwise_is_known_exactly(
     runtime = pretokenizer_parity.as_in_llama_cpp(folder)
     assert (runtime is None) == (pre not in ("tekken", "gpt-4o", "qwen2"))
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(ALPHABET | st.sampled_from(SPLIT_OTHERWISE), max_size=40).map("".join))
     def check(text: str) -> None:
         found = llamacpp.tokenize(llm, text)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.damage import thorough
+from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
 
@@ -32,7 +33,7 @@ def test_any_bytes_as_safetensors(tmp_path: Path, examples: int) -> None:
     header = st.dictionaries(st.sampled_from(["a", "b", "__metadata__"]), entry | json_values) | json_values
     texts = header.map(lambda values: json.dumps(values).encode()) | st.binary(max_size=40)
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(texts, st.integers(-3, 3), st.binary(max_size=16))
     def check(text: bytes, wrong: int, data: bytes) -> None:
         path.write_bytes(struct.pack("<q", max(0, len(text) + wrong)) + text + data)

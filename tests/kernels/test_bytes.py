@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.properties import tries
 from toolkit import kernels
 from toolkit.kernels.test_vectors import hard_rows, importance_for
 
@@ -75,7 +76,7 @@ def test_scales_that_take_all_five_rounds(library: kernels.Library, kind: int, s
         compare(library, level, kind, rows, importance)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**32 - 1),
@@ -99,7 +100,7 @@ def test_any_shape_at_any_address(
     compare(library, min(level, library.level), kind, given, importance, shift)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=tries(60), deadline=None)
 @given(kind=st.sampled_from(KINDS), data=st.data(), weighted=st.booleans())
 def test_any_bits(library: kernels.Library, kind: int, data: st.DataObject, weighted: bool) -> None:
     """Hypothesis chooses the floats themselves, few of them so that they meet in a block."""

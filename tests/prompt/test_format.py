@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.support.prompts import FORMATS
+from tests.support.properties import tries
 from toolkit.core.input_settings import PromptSettings
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template, conversation, go_template, prompt_text, python_function, render
@@ -62,7 +63,7 @@ def test_without_a_language_the_preamble_names_none() -> None:
     assert "Write a response that appropriately" in prompt_text(prompt_format(PromptSettings(language="")), "q")
 
 
-@settings(max_examples=300)
+@settings(max_examples=tries(300))
 @given(forms, messages)
 def test_jinja_by_transformers_equals_the_plain_rendering(form: PromptFormat, messages: list[dict[str, str]]) -> None:
     assert jinja(messages, form) == conversation(form, messages, eos_of(form))

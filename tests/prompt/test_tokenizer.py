@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.models import save_tokenizer
 from tests.support.prompts import FORMATS
+from tests.support.properties import tries
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.input_settings import PromptSettings
 from toolkit.prompt.format import prompt_format
@@ -104,7 +105,7 @@ def with_controls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("preset", "controls"), [("chatml", CHATML), ("llama3", LLAMA3)])
-@settings(max_examples=30)
+@settings(max_examples=tries(30))
 @given(question=st.text(), answer=st.text(min_size=1))
 def test_control_tokens_of_the_format_are_single_tokens_and_those_in_data_are_text(
     with_controls: Path, preset: str, controls: list[str], question: str, answer: str

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support import tiny_gguf
 from tests.support.modelfiles import HOSTILE, PIECES
+from tests.support.properties import tries
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
@@ -33,7 +34,7 @@ def representable(value: str) -> bool:
     return commands[1:] == [Command("system", value), Command("license", "after")]
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=tries(2000), deadline=None)
 @given(hostile)
 def test_the_writer_refuses_exactly_what_would_be_read_differently(value: str) -> None:
     try:
@@ -46,7 +47,7 @@ def test_the_writer_refuses_exactly_what_would_be_read_differently(value: str) -
         assert representable(value)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=tries(500), deadline=None)
 @given(st.lists(texts, min_size=4, max_size=4), st.lists(texts, max_size=4))
 def test_what_is_written_is_read_back(values: list[str], stops: list[str]) -> None:
     try:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.register.conftest import make_run
 from tests.support.modelfiles import HOSTILE, PIECES
 from tests.support.ollama_server import OllamaServer
+from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import blobs, modelfile, server
 from toolkit.ollama.modelfile import Modelfile
@@ -76,7 +77,7 @@ def go(template: str) -> str:
     return template.replace("{", '{{ "{" }}') + "{{ .Prompt }}"
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=tries(400), deadline=None, suppress_health_check=list(HealthCheck))
 @given(values, values, st.lists(values, min_size=10, max_size=10), st.lists(values, min_size=10, max_size=10))
 def test_what_the_server_stores_is_what_was_written(
     judge: Judge, template: str, system: str, stops: list[str], licenses: list[str]
@@ -106,7 +107,7 @@ def test_every_character_that_the_writer_writes_is_stored(judge: Judge) -> None:
     assert shown["license"] == "\n".join(parts) and len(text) > 140_000
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=tries(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(anything, anything, st.lists(anything, min_size=10, max_size=10), st.lists(anything, min_size=10, max_size=10))
 def test_the_api_stores_what_no_modelfile_can_hold(
     ollama: OllamaServer,
@@ -143,7 +144,7 @@ RAW = [
 ]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=tries(100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(RAW), max_size=14).map("".join))
 def test_the_reader_agrees_with_the_real_parser(judge: Judge, body: str) -> None:
     text = f"FROM x\nSYSTEM {body}"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import transaction
 from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
@@ -69,7 +70,7 @@ wanted = st.fixed_dictionaries({LATEST: digests}, optional={"q4_k_m": digests, "
 MINE, SECOND, THIRD = ("0" * 15 + digit for digit in "123")
 
 
-@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(max_examples=tries(150), suppress_health_check=list(HealthCheck))
 @given(former, wanted, st.booleans(), st.data())
 def test_dying_anywhere_is_undone_or_done(
     before: dict[str, str], made: dict[str, str], keep: bool, data: st.DataObject

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.support.properties import tries
 from toolkit.validate import metrics
 from toolkit.validate.metrics import compare, negative_log_likelihood, perplexity
 
@@ -100,7 +101,7 @@ def test_shapes_must_agree() -> None:
 some_logits = arrays(np.float32, (4, 9), elements=st.floats(-200, 200, width=32))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=tries(200), deadline=None)
 @given(some_logits, some_logits)
 def test_kl_is_never_negative_and_zero_for_equals(p: np.ndarray, q: np.ndarray) -> None:
     targets = targets_of(0, 1, 2, 8)
@@ -111,7 +112,7 @@ def test_kl_is_never_negative_and_zero_for_equals(p: np.ndarray, q: np.ndarray) 
     assert (same.nll >= 0).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=tries(100), deadline=None)
 @given(some_logits, st.floats(-50, 50, width=32))
 def test_a_constant_on_all_logits_means_nothing(p: np.ndarray, constant: float) -> None:
     shifted = p + np.float32(constant)

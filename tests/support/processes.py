@@ -1,0 +1,285 @@
+"""Python processes that start warm: forks of a parent that has imported the large libraries.
+
+A process that trains imports for some eight seconds before it begins. The parent of this session imports once, and its
+children have an environment, a working directory, standard streams and an exit code of their own, as `python` has.
+What a library reads from the environment when it is imported cannot differ: such a process starts afresh.
+Tests whose point is a fresh interpreter (imports, the time of `--help`, a wheel) start one themselves.
+"""
+
+import atexit
+import functools
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from tests.support.places import REPOSITORY
+
+LARGE = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "sklearn", "matplotlib.pyplot")
+LARGE_TOO = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "llama_cpp", "gguf")
+# Read once, when Python starts or a library is imported. OMP_NUM_THREADS is not among them: see _become.
+FIXED = ("PYTHON", "HF_", "HUGGINGFACE", "TRANSFORMERS_", "XDG_", "HOME", "LD_", "LANG", "LC_", "CUDA_", "MPL", "TORCH")
+WARM_THREADS = {"jemalloc_bg_thd"}  # Arrow's allocator starts its thread again in a child
+AT_FIRST = dict(os.environ)
+LARGEST = 1 << 17
+
+
+class Process(Protocol):
+    """What tests use of a process, started afresh or warm."""
+
+    pid: int
+    stdin: IO[str] | None
+    stdout: IO[str] | None
+    stderr: IO[str] | None
+    returncode: int | Any
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, sig: int) -> None: ...
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]: ...
+
+
+class Forked:
+    """A child of the warm parent; its methods do what subprocess.Popen's do."""
+
+    def __init__(self, arguments: Sequence[str], report: int, pipes: Sequence[IO[str] | None]) -> None:
+        self.args, self._report = arguments, os.fdopen(report)
+        self.stdin, self.stdout, self.stderr = pipes
+        self.returncode: int | None = None
+        said = self._report.readline()
+        assert said, "the warm parent has ended"
+        self.pid = int(said)
+
+    def poll(self) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            with selectors.DefaultSelector() as waiting:
+                waiting.register(self._report, selectors.EVENT_READ)
+                if not waiting.select(timeout):
+                    raise subprocess.TimeoutExpired(list(self.args), timeout or 0)
+            self.returncode = int(self._report.readline())
+            self._report.close()
+        return self.returncode
+
+    def send_signal(self, sig: int) -> None:
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        if self.stdin:
+            with suppress(BrokenPipeError), self.stdin:
+                self.stdin.write(input or "")
+        with ThreadPoolExecutor(2) as pool:
+            said = [pool.submit(pipe.read) if pipe else None for pipe in (self.stdout, self.stderr)]
+            try:
+                self.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+                raise
+            out, err = (reading.result() if reading else "" for reading in said)
+        return out, err
+
+
+def start(
+    *arguments: str,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    imports: Sequence[str] = (*LARGE, *LARGE_TOO),
+) -> Process:
+    """Start `python ARGUMENTS`, which are `-m MODULE …` or `-c CODE …`; streams are PIPE, DEVNULL or None (the same).
+
+    `imports` is what the warm parent imports, if it has not yet.
+    """
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})}
+    if sys.platform != "linux" or _fixed(env) != _fixed({**AT_FIRST, "PYTHONPATH": str(REPOSITORY)}):
+        return subprocess.Popen(
+            [sys.executable, *arguments], cwd=cwd, env=env, text=True, stdin=stdin, stdout=stdout, stderr=stderr
+        )
+    theirs: list[int] = []
+    ours: list[IO[str] | None] = []
+    for number, stream in enumerate((stdin, stdout, stderr)):
+        if stream == subprocess.PIPE:
+            reading, writing = os.pipe()
+            theirs.append(writing if number else reading)
+            ours.append(os.fdopen(reading if number else writing, "r" if number else "w"))
+        else:
+            theirs.append(os.dup(number) if stream is None else os.open(os.devnull, os.O_RDWR))
+            ours.append(None)
+    report, reporting = os.pipe()
+    request = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "env": env, "imports": [*imports]}
+    message = json.dumps(request).encode()
+    assert len(message) < LARGEST, "too much to say to the warm parent"
+    socket.send_fds(_parent(), [message], [*theirs, reporting])
+    for handle in (*theirs, reporting):
+        os.close(handle)
+    return Forked(arguments, report, ours)
+
+
+def run(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 600, **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` to its end and return what it said."""
+    process = start(*arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def _fixed(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(FIXED)}
+
+
+@functools.cache
+def _parent() -> socket.socket:
+    """Start the parent of this process's children; it ends when the socket is closed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.processes", str(theirs.fileno())],
+            cwd=REPOSITORY,
+            env={**AT_FIRST, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},  # its threads start at once
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+        )
+    return ours
+
+
+def _serve(requests: socket.socket) -> dict[str, Any]:
+    """Fork a child for every request and report its end; returns in the child, with what it is to do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    events = selectors.DefaultSelector()
+    events.register(requests, selectors.EVENT_READ)
+    children: dict[int, tuple[int, int]] = {}  # by the handle that tells its end: process id and where to report
+    while True:
+        for key, _ in events.select():
+            if key.fd != requests.fileno():
+                events.unregister(key.fd)
+                child, report = children.pop(key.fd)
+                _, status = os.waitpid(child, 0)
+                with suppress(BrokenPipeError):
+                    os.write(report, b"%d\n" % os.waitstatus_to_exitcode(status))
+                os.close(report)
+                os.close(key.fd)
+                continue
+            message, handles, _, _ = socket.recv_fds(requests, LARGEST, 4)
+            if not message:  # whoever asked has ended
+                for child, _ in children.values():
+                    os.kill(child, signal.SIGKILL)
+                sys.exit()
+            request: dict[str, Any] = json.loads(message)
+            for module in request["imports"]:
+                importlib.import_module(module)
+            tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
+            others = {(task / "comm").read_text().strip() for task in tasks}
+            assert others <= WARM_THREADS, f"a fork would lose threads: {others}"
+            gc.collect()
+            gc.freeze()  # a child's collections then write to no shared page
+            child = os.fork()
+            if not child:
+                events.close()
+                requests.close()
+                for handle, (_, report) in children.items():
+                    os.close(handle)
+                    os.close(report)
+                _become(request, handles)
+                return request
+            os.write(handles[3], b"%d\n" % child)
+            ended = os.pidfd_open(child)
+            children[ended] = child, handles[3]
+            events.register(ended, selectors.EVENT_READ)
+            for handle in handles[:3]:
+                os.close(handle)
+
+
+def _become(request: dict[str, Any], handles: Sequence[int]) -> None:
+    """Take on a request's streams, folder and environment, as a new interpreter would."""
+    for number, handle in enumerate(handles):
+        if number < 3:
+            os.dup2(handle, number)
+        os.close(handle)
+    unbuffered = bool(request["env"].get("PYTHONUNBUFFERED"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = io.TextIOWrapper(
+            open(number, "wb" if number else "rb", closefd=False),  # noqa: SIM115 (it stays open)
+            encoding=sys.stdout.encoding,
+            errors="backslashreplace" if number == 2 else "strict",
+            line_buffering=number == 2 or os.isatty(number),
+            write_through=unbuffered,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].seed()
+        if "OMP_NUM_THREADS" in os.environ:
+            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _run(request: dict[str, Any]) -> None:
+    option, what, *more = request["arguments"]
+    sys.argv = [option, *more]
+    if option == "-m":
+        sys.path[0] = request["cwd"]
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = ""
+        sys.modules["__main__"] = module = types.ModuleType("__main__")
+        exec(compile(what, "<string>", "exec"), module.__dict__)
+
+
+def _main() -> None:
+    code = 0
+
+    def leave() -> None:
+        """End without taking torch apart, which takes longer than most children."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        if code == -signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit(code)
+
+    atexit.register(leave)  # the first to register is the last to be called
+    try:
+        _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException as problem:
+        code = -signal.SIGINT if isinstance(problem, KeyboardInterrupt) else 1
+        sys.excepthook(*sys.exc_info())
+
+
+if __name__ == "__main__":
+    _main()
