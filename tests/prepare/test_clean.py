@@ -14,15 +14,14 @@ from toolkit.prepare.clean import (
     NO_QUESTION_MARK,
     NOT_TEXT,
     WRONG_TYPE,
-    Columns,
     Record,
     Rejection,
     clean,
-    find_columns,
     normalise,
     split_cell,
 )
-from toolkit.prepare.read import Row, Table
+from toolkit.prepare.columns import Columns, find_columns
+from toolkit.prepare.table import Row, Table
 
 
 def table(*rows: dict[str, Any]) -> Table:
@@ -110,7 +109,7 @@ def test_the_wrapping_is_undone(answer: str) -> None:
         ({"question": "q\x1b[0m", "answer": "a"}, NOT_TEXT),
         ({"question": "q", "answer": "a\udce9"}, NOT_TEXT),
         ({"instruction": "\x02", "question": "q", "answer": "a"}, NOT_TEXT),
-        ({"question": "q", "answer": ["a"]}, WRONG_TYPE),
+        ({"question": "q", "answer": ["a", "b"]}, WRONG_TYPE),
         ({"question": {"text": "q"}, "answer": "a"}, WRONG_TYPE),
     ],
 )
@@ -145,7 +144,8 @@ def test_text_stays_as_it_is_but_for_line_ends_and_blanks() -> None:
         ({"prompt": "q", "completion": "a"}, ("Explain:", "q"), False),
         ({"prompt": "q", "response": "a"}, ("Explain:", "q"), False),
         ({"QUESTION": "q", "Answer": "a"}, ("Explain:", "q"), False),
-        ({"question": "q", "answer": "a", "input": "x"}, ("Explain:", "q"), False),
+        ({"question": "q", "answer": "a", "input": " "}, ("Explain:", "q"), False),
+        ({"question": "q", "answer": ["a"]}, ("Explain:", "q"), False),
     ],
 )
 def test_column_names(row: dict[str, str], expected: tuple[str, str], moved: bool) -> None:

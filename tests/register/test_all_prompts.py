@@ -13,7 +13,8 @@ from toolkit.core.input_settings import DataSettings
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
-from toolkit.prepare.clean import clean, find_columns, wanted_names
+from toolkit.prepare.clean import clean
+from toolkit.prepare.columns import find_columns, wanted_names
 from toolkit.prepare.read import read_table
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, go_template, prompt_text

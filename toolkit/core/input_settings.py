@@ -40,6 +40,12 @@ class DataSettings(Section):
     """Column with the answer; empty: found by its name (answer, output, response, …)."""
     instruction_column: str = ""
     """Column with an instruction per row; empty: `instruction` where there is one, else prompt.instruction."""
+    context_column: str = ""
+    """Column with a text that the question is about; it is put in front of the question, a blank line between."""
+    null_words: Literal["empty", "text"] = "empty"
+    """A cell of nothing but nan, None, N/A, -, #REF! or the like is "empty", or a "text" like any other."""
+    clean: list[Literal["html", "mojibake"]] = []
+    """Repairs: "html" takes tags and entities out, "mojibake" mends UTF-8 that was read as another encoding."""
     split: Literal["grouped", "random"] = "grouped"
     """grouped: a question's rows stay in one split, without duplicates. random: the notebook's split, which leaks."""
     val: float = Field(0.1, ge=0, lt=1)

@@ -9,14 +9,16 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.errors import ToolkitError
 from toolkit.core.files import writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SPLITS, RunFolder
-from toolkit.prepare.clean import Record, Rejection, clean, find_columns, group_id, wanted_names
+from toolkit.prepare.clean import Record, Rejection, clean, group_id
+from toolkit.prepare.columns import described, find_columns, lost_meaning, unused, wanted_names
 from toolkit.prepare.fit import fit
 from toolkit.prepare.read import read_table
+from toolkit.prepare.refusals import hints_for_some, no_usable_row
 from toolkit.prepare.split import Splits, drop_duplicates, leaked, near_duplicates, split
+from toolkit.prepare.spoiled import Damage, find_damage
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer
 
@@ -31,7 +33,16 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     """
     form = prompt_format(config.prompt)
     table = read_table(source, wanted_names(config.data))
-    records, rejected = clean(table, find_columns(table, config.data), form.instruction)
+    columns = find_columns(table, config.data)
+    left = unused(table, columns)
+    console.info(described(columns, left))
+    records, rejected = clean(
+        table, columns, form.instruction, null_words=config.data.null_words, repairs=config.data.clean
+    )
+    damage = list(
+        find_damage((record.number, (record.question, record.answer, record.instruction)) for record in records)
+    )
+    repaired = Counter(kind for record in records for kind in record.repaired)
     duplicates = 0
     if config.data.split == "grouped":
         records, duplicates = drop_duplicates(records)
@@ -39,7 +50,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     records, too_long = fit(records, form, tokenizer, config)
     rejected = sorted([*rejected, *too_long], key=lambda rejection: rejection.number)
     if not records:
-        raise _only_rejected(source, rejected)
+        raise no_usable_row(table, columns, rejected, config)
     splits = split(records, config.data)
     near = near_duplicates(splits, config.data.near_duplicate)
 
@@ -62,6 +73,10 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
         "leaked_questions": leaked(splits),
         "instruction_as_question": sum(record.instruction_as_question for record in records),
         "control_like": _control_like(records, form, tokenizer),
+        "columns": columns.taken(),
+        "unused_columns": left,
+        "damaged": {found.kind: found.count for found in damage},
+        "repaired": dict(repaired),
         "source_sha256": table.sha256,
     }
     for pair in near[:SHOWN_PAIRS]:
@@ -69,7 +84,10 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
             f"near-duplicate ({pair.overlap:.2f}): {pair.side} `{_brief(pair.question)}` "
             f"and {pair.other_side} `{_brief(pair.other)}`"
         )
-    _warn(figures, folder, splits)
+    for lost in lost_meaning(columns, left):
+        console.warn(lost)
+    _warn_of_damage(damage, repaired, len(table.rows))
+    _warn(figures, folder, splits, hints_for_some(table, columns, rejected, config))
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)
 
 
@@ -87,24 +105,13 @@ def _row(record: Record) -> dict[str, Any]:
 
 def _rejected_row(rejection: Rejection) -> dict[str, Any]:
     values = {"row": rejection.number, **asdict(rejection)}
-    del values["number"]
+    del values["number"], values["tokens"]
     return {key: value for key, value in values.items() if value is not None and (key != "detail" or value)}
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _only_rejected(source: Path, rejected: list[Rejection]) -> ToolkitError:
-    reason, count = Counter(rejection.reason for rejection in rejected).most_common(1)[0]
-    example = next(rejection for rejection in rejected if rejection.reason == reason)
-    where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
-    return ToolkitError(
-        f"`{source}` has no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: {reason}, "
-        f"first {where} `{_brief(example.text)}`",
-        hint="check that data.question_column and data.answer_column name the right columns and the file is UTF-8",
-    )
 
 
 def _control_like(records: list[Record], form: PromptFormat, tokenizer: Tokenizer) -> int:
@@ -119,10 +126,12 @@ def _control_like(records: list[Record], form: PromptFormat, tokenizer: Tokenize
     return sum(any(map(found, (record.instruction, record.question, record.answer))) for record in records)
 
 
-def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits) -> None:
+def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: list[str]) -> None:
     if figures["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in figures["reasons"].items())
         console.warn(f"{figures['rejected']} of {figures['rows']} rows rejected ({reasons}), see {folder.rejected}")
+        for hint in hints:
+            console.info(hint)
     if figures["control_like"]:
         console.warn(
             f"{figures['control_like']} rows contain text like `### Response:` or a control token; it stays text, "
@@ -141,6 +150,24 @@ def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits) -> None:
             f"{figures['near_duplicates']} held-out questions have a near-duplicate in another split "
             "(data.near_duplicate)"
         )
+
+
+def _warn_of_damage(damage: list[Damage], repaired: Counter[str], rows: int) -> None:
+    for kind, count in repaired.items():
+        console.info(f"{count} of {rows} rows repaired (data.clean {kind})")
+    clean_too = sorted({*repaired, *(found.kind for found in damage if found.kind != "lost")})
+    what = {
+        "html": "rows hold HTML tags or entities",
+        "mojibake": "rows hold UTF-8 that was read as another encoding",
+        "lost": "rows hold characters that were lost (U+FFFD)",
+    }
+    for found in damage:
+        clean = f"`--set 'data.clean={json.dumps(clean_too)}'` repairs them"
+        if found.kind == "lost":
+            clean = "nothing brings them back: export the data again from where it came"
+        elif found.kind in repaired:
+            clean = "they stayed after the repair"
+        console.warn(f"{found.count} of {rows} {what[found.kind]}, first row {found.row}: `{found.excerpt}`; {clean}")
 
 
 def _brief(text: str) -> str:

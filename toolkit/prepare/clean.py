@@ -3,12 +3,15 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.core.errors import ToolkitError
-from toolkit.core.input_settings import DataSettings
-from toolkit.prepare.read import Row, Table
+from toolkit.prepare.cells import cell_text, is_null_word, joined_text, name_key
+from toolkit.prepare.columns import INSTRUCTION, Columns
+from toolkit.prepare.spoiled import REPAIRS
+from toolkit.prepare.table import Row, Table
+from toolkit.prompt.format import MESSAGE_SEPARATOR
 
 NO_QUESTION_MARK = "no `Question:`"
 NO_ANSWER_MARK = "no `Answer:`"
@@ -16,12 +19,8 @@ EMPTY_QUESTION = "empty question"
 EMPTY_ANSWER = "empty answer"
 NOT_TEXT = "binary or undecodable text"
 WRONG_TYPE = "a list or object instead of text"
-
-# The usual names, best first; compared in lower case.
-QUESTIONS = ("question", "input", "prompt", "query", "user")
-ANSWERS = ("answer", "output", "response", "completion", "assistant")
-INSTRUCTION = "instruction"
-IDS = ("id", "answerid", "qid", "uid")
+REPEATED_HEADER = "the header again"
+NULL_WORD = "null word"
 
 SHOWN = 200  # characters of a rejected row that are kept
 
@@ -32,18 +31,11 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Which columns hold what; `question` is None for MedQuAD's cells, which hold question and answer."""
-
-    question: str | None
-    answer: str
-    instruction: str | None
-    id: str | None
-
-
-@dataclass(frozen=True)
 class Record:
-    """One question with its answer, as it will be trained on. `normalised` names the group of its question."""
+    """One question with its answer, as it will be trained on. `normalised` names the group of its question.
+
+    `question` begins with the record's context, if it has one. `repaired` names the repairs that changed its text.
+    """
 
     id: str
     number: int
@@ -54,79 +46,36 @@ class Record:
     normalised: str
     instruction_as_question: bool = False
     truncated: bool = False
+    repaired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A row that cannot be used: `reason` is what is counted, `detail` is for the reader."""
+    """A row that cannot be used: `reason` is what is counted, `detail` is for the reader.
+
+    `tokens` is the length of a record that is too long, else 0.
+    """
 
     number: int
     line: int | None
     reason: str
     text: str
     detail: str = ""
+    tokens: int = 0
 
 
-def wanted_names(settings: DataSettings) -> list[str]:
-    """Return every column name, in lower case, that a source may have."""
-    named = (settings.question_column, settings.answer_column, settings.instruction_column)
-    return [*QUESTIONS, *ANSWERS, INSTRUCTION, *IDS, *(name.casefold() for name in named if name)]
+def clean(
+    table: Table, columns: Columns, instruction: str, *, null_words: str = "empty", repairs: Collection[str] = ()
+) -> tuple[list[Record], list[Rejection]]:
+    """Turn every row into a record or a rejection, in the order of the file; `instruction` fills in where none is.
 
-
-def find_columns(table: Table, settings: DataSettings) -> Columns:
-    """Decide which columns hold question, answer and instruction; raises ToolkitError naming what was found."""
-    by_name = {name.casefold(): name for name in reversed(table.columns)}
-    answer = _named(settings.answer_column, "answer", by_name, table) or _first(ANSWERS, by_name)
-    question = _named(settings.question_column, "question", by_name, table)
-    instruction = _named(settings.instruction_column, "instruction", by_name, table) or by_name.get(INSTRUCTION)
-    question = question or _first(
-        tuple(name for name in QUESTIONS if by_name.get(name) not in (answer, instruction)), by_name
-    )
-    if instruction in (question, answer):
-        instruction = None
-    row_id = _first(IDS, by_name)
-    if answer is None:
-        raise _no_column("answer", ANSWERS, table)
-    if question is None and instruction is not None:
-        return Columns(instruction, answer, None, row_id)
-    if question is None and not any(_is_medquad(row.values.get(answer)) for row in table.rows):
-        raise _no_column("question", QUESTIONS, table)
-    return Columns(question, answer, instruction, row_id)
-
-
-def _named(name: str, role: str, by_name: dict[str, str], table: Table) -> str | None:
-    if not name:
-        return None
-    if name in table.columns:
-        return name
-    if name.casefold() not in by_name:
-        raise _no_column(role, (name,), table)
-    return by_name[name.casefold()]
-
-
-def _first(names: tuple[str, ...], by_name: dict[str, str]) -> str | None:
-    return next((by_name[name] for name in names if name in by_name), None)
-
-
-def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError:
-    found = ", ".join(f"`{name[:40]}`" for name in table.columns[:20]) or "none"
-    return ToolkitError(
-        f"`{table.path}` has no column with the {role}: wanted {' or '.join(f'`{name}`' for name in wanted)}, "
-        f"found {found}",
-        hint=f"name it with `--set data.{role}_column=NAME`",
-    )
-
-
-def _is_medquad(cell: Any) -> bool:
-    return isinstance(cell, str) and cell.lstrip().startswith("Question:")
-
-
-def clean(table: Table, columns: Columns, instruction: str) -> tuple[list[Record], list[Rejection]]:
-    """Turn every row into a record or a rejection, in the order of the file; `instruction` fills in where none is."""
+    `null_words` and `repairs` are the settings `data.null_words` and `data.clean`.
+    """
     records: list[Record] = []
     rejected: list[Rejection] = []
+    rules = _Rules(columns, instruction, null_words == "empty", frozenset(repairs))
     for row in table.rows:
-        result = _clean_row(row, columns, instruction)
+        result = _clean_row(row, rules)
         if isinstance(result, Record):
             records.append(result)
         else:
@@ -134,53 +83,112 @@ def clean(table: Table, columns: Columns, instruction: str) -> tuple[list[Record
     return records, rejected
 
 
-def _clean_row(row: Row, columns: Columns, default: str) -> Record | Rejection:
+@dataclass(frozen=True)
+class _Rules:
+    """How rows are cleaned: which columns hold what, what fills in, and what is done to their text."""
+
+    columns: Columns
+    instruction: str
+    null_is_empty: bool
+    repairs: frozenset[str]
+
+
+@dataclass
+class _Texts:
+    """The texts of a row while it is cleaned."""
+
+    question: str
+    answer: str
+    instruction: str
+    context: str
+
+    def all(self) -> tuple[str, ...]:
+        return self.question, self.answer, self.instruction, self.context
+
+
+def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     if row.problem:
         reason, _, detail = row.problem.partition(": ")
         return Rejection(row.number, row.line, reason, _show(row.text), detail)
-    names = [columns.question, columns.answer, columns.instruction]
-    cells = [_cell(row.values.get(name)) if name is not None else "" for name in names]
-    texts = [cell for cell in cells if cell is not None]
-    shown = _show(" | ".join(text for text in texts if text))
-    if len(texts) < len(cells):
-        return Rejection(row.number, row.line, WRONG_TYPE, shown)
-    question, answer, instruction = texts
-    if any(_UNUSABLE.search(text) for text in texts):
-        return Rejection(row.number, row.line, NOT_TEXT, shown)
+    columns = rules.columns
+    names = (columns.question, columns.answer, columns.instruction)
+    cells = [cell_text(row.values.get(name)) if name is not None else "" for name in names]
+    cells.append(joined_text(row.values.get(columns.context)) if columns.context is not None else "")
+    shown = _show(" | ".join(text for text in cells if text))
+
+    def rejection(reason: str, detail: str = "") -> Rejection:
+        return Rejection(row.number, row.line, reason, shown, detail)
+
+    if None in cells:
+        name = (*names, columns.context)[cells.index(None)]
+        return rejection(WRONG_TYPE, f"`{name}` is {_kind(row.values.get(name or ''))}")
+    texts = _Texts(*(text or "" for text in cells))
+    if _is_header(texts, columns):
+        return rejection(REPEATED_HEADER)
+    if any(map(_UNUSABLE.search, texts.all())):
+        return rejection(NOT_TEXT)
     if columns.question is None:
-        parted = split_cell(answer)
+        parted = split_cell(texts.answer)
         if isinstance(parted, str):
-            return Rejection(row.number, row.line, parted, shown)
-        question, answer = parted
-    moved = columns.instruction is not None and not question and bool(instruction)
+            return rejection(parted)
+        texts.question, texts.answer = parted
+    repaired = _repair(texts, rules.repairs)
+    nulls = _empty_nulls(texts) if rules.null_is_empty else {}
+    moved = columns.instruction is not None and not texts.question and bool(texts.instruction)
     if moved:
-        question, instruction = instruction, ""
-    if not question:
-        return Rejection(row.number, row.line, EMPTY_QUESTION, shown)
-    if not answer:
-        return Rejection(row.number, row.line, EMPTY_ANSWER, shown)
-    row_id = _cell(row.values.get(columns.id)) if columns.id is not None else None
+        texts.question, texts.instruction = texts.instruction, ""
+    if not texts.question:
+        return rejection(EMPTY_QUESTION, nulls.get("question", ""))
+    if not texts.answer:
+        return rejection(EMPTY_ANSWER, nulls.get("answer", ""))
+    question = f"{texts.context}{MESSAGE_SEPARATOR}{texts.question}" if texts.context else texts.question
+    row_id = cell_text(row.values.get(columns.id)) if columns.id is not None else None
     return Record(
         id=_SURROGATES.sub("\ufffd", row_id or str(row.number)),
         number=row.number,
         line=row.line,
-        instruction=instruction or default,
+        instruction=texts.instruction or rules.instruction,
         question=question,
-        answer=answer,
+        answer=texts.answer,
         normalised=normalise(question),
-        instruction_as_question=moved or (columns.question is not None and columns.question.casefold() == INSTRUCTION),
+        instruction_as_question=moved or (columns.question is not None and name_key(columns.question) == INSTRUCTION),
+        repaired=repaired,
     )
 
 
-def _cell(value: Any) -> str | None:
-    """Return a cell as text with `\\n` as the line end and without blank ends; None if it is not text or a number."""
-    if value is None or value != value:  # NaN is how data frames write an empty cell
-        return ""
-    if isinstance(value, str):
-        if "\r" in value:
-            value = value.replace("\r\n", "\n").replace("\r", "\n")
-        return str(value.strip())
-    return str(value) if isinstance(value, int | float) else None
+def _kind(cell: Any) -> str:
+    if isinstance(cell, list):
+        return f"a list of {len(cell)}"
+    return "an object" if isinstance(cell, dict) else f"a {type(cell).__name__}"
+
+
+def _is_header(texts: _Texts, columns: Columns) -> bool:
+    """Say whether the cells are the names of their columns: a header again, where files were joined."""
+    names = (columns.question or "", columns.answer, columns.instruction or "", columns.context or "")
+    return len(texts.answer) <= len(columns.answer) + 2 and all(
+        name_key(text) == name_key(name) for text, name in zip(texts.all(), names, strict=True)
+    )
+
+
+def _repair(texts: _Texts, repairs: frozenset[str]) -> tuple[str, ...]:
+    """Repair the texts in place, and return which repairs changed something."""
+    done = []
+    for kind in sorted(repairs, reverse=True):  # mojibake first: it may stand inside of entities' names
+        before = texts.all()
+        texts.question, texts.answer, texts.instruction, texts.context = (REPAIRS[kind](text) for text in before)
+        if texts.all() != before:
+            done.append(kind)
+    return tuple(done)
+
+
+def _empty_nulls(texts: _Texts) -> dict[str, str]:
+    """Empty the texts that are but a null word, in place, and return which word stood where."""
+    nulls = {}
+    for name, text in vars(texts).items():
+        if text and is_null_word(text):
+            nulls[name] = f"{NULL_WORD} `{text}`"
+            setattr(texts, name, "")
+    return nulls
 
 
 def _show(text: str) -> str:

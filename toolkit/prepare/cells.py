@@ -1,0 +1,79 @@
+"""Names and cells: which are the same, which are empty, and what a spreadsheet left behind as text."""
+
+import re
+from typing import Any
+
+# Zero-width blanks and joiners, directional marks, BOM, soft hyphen: what stands in a name and cannot be seen.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe0e\ufe0f\ufeff]"
+)
+
+# What programs write where they have no value. `na` stands apart: Na is sodium.
+_NULL_WORD = re.compile(
+    r"-?nan|none|null|nil|nat|n/a|n\.a\.|<(?:na|nan|null|none)>|[(\[](?:null|none|blank|empty)[)\]]|undefined|\\n", re.I
+)
+# Errors of spreadsheets, in whatever language: #REF!, #DIV/0!, #NAME?, #VALOR!, #¿NOMBRE?; and those without a mark.
+_SHEET_ERROR = re.compile(
+    r"#[¡¿]?(?=[^!?]*[A-Z])[A-ZÀ-ÖØ-Þ0-9/_]{2,20}[!?]|#(?:N/?A(?: N/A)?|N/D|NV|GETTING_DATA)|Err:[0-9]{3}|##+"
+)
+_NO_WORD = re.compile(r"[-‐-―−._…?*/\\~|\s]+")
+LONGEST_NULL = 24  # characters
+
+
+def tidy_name(name: str) -> str:
+    """Return a column's name without what cannot be seen: invisible characters and blanks around it."""
+    if name.isascii():
+        return " ".join(name.split())
+    return " ".join(_INVISIBLE.sub("", name).split())
+
+
+def name_key(name: str) -> str:
+    """Return what makes a name the same: its letters, case and spaces apart."""
+    return "".join(tidy_name(name).casefold().split())
+
+
+def cell_text(value: Any) -> str | None:
+    r"""Return a cell as text with `\n` as the line end and without blank ends; None if it is not text or a number.
+
+    A list of one text is that text.
+    """
+    if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
+        value = value[0]
+    if value is None or value != value:  # NaN is how data frames write an empty cell
+        return ""
+    if isinstance(value, str):
+        if "\r" in value:
+            value = value.replace("\r\n", "\n").replace("\r", "\n")
+        value = value.strip()
+        return value if value.isascii() or _INVISIBLE.sub("", value).strip() else ""
+    return str(value) if isinstance(value, int | float) else None
+
+
+def joined_text(value: Any) -> str | None:
+    """Return a cell of context as text: passages of a list under each other, an object's as `name: text`."""
+    if isinstance(value, dict):
+        parts = {name: cell_text(part) for name, part in value.items()}
+        if None in parts.values():
+            return None
+        return "\n".join(f"{name}: {text}" for name, text in parts.items() if text)
+    if not isinstance(value, list):
+        return cell_text(value)
+    passages = [cell_text(part) for part in value]
+    return None if None in passages else "\n\n".join(text for text in passages if text)
+
+
+def is_blank(value: Any) -> bool:
+    """Say whether a cell holds nothing: blanks, no value, an empty list or object."""
+    return value in ([], {}) or cell_text(value) == ""
+
+
+def is_null_word(text: str) -> bool:
+    """Say whether a whole text is but a program's word for no value, or a spreadsheet's error."""
+    if len(text) > LONGEST_NULL:
+        return False
+    return (
+        _NULL_WORD.fullmatch(text) is not None
+        or text in ("NA", "na", "#NA")
+        or _NO_WORD.fullmatch(text) is not None
+        or _SHEET_ERROR.fullmatch(text) is not None
+    )

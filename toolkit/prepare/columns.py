@@ -1,0 +1,243 @@
+"""Which columns hold what, which are left, and which of those are known to carry meaning."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
+from toolkit.prepare.cells import is_blank, name_key
+from toolkit.prepare.table import Table
+
+# The usual names, best first; compared without case and spaces.
+QUESTIONS = ("question", "input", "prompt", "query", "user")
+ANSWERS = ("answer", "output", "response", "completion", "assistant")
+INSTRUCTION = "instruction"
+IDS = ("id", "answerid", "qid", "uid")
+
+# What left columns may mean, by names without case, spaces, `_` and `-`.
+_CONTEXT = re.compile(
+    "contexts?|passages?|documents?|background|evidence|abstract|article|knowledge|vignette|sourcetext|description|input"
+)
+_HISTORY = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns")
+_SYSTEM = re.compile("system(?:prompt|message)?")
+_OPTIONS = re.compile("options?|choices?|op[a-e]|(?:option|choice)[a-e0-9]")
+_CHATS = re.compile(f"{_HISTORY.pattern}|role|content|from|value")
+SHOWN = 12  # names in one line
+LONG_NAME = 60  # characters, or
+WORDS = 8  # words, from which on a column's name looks like data
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns hold what; `question` is None for MedQuAD's cells, which hold question and answer."""
+
+    question: str | None
+    answer: str
+    instruction: str | None
+    id: str | None
+    context: str | None = None
+
+    def taken(self) -> dict[str, str]:
+        """Return role → column, for the roles that have one."""
+        roles = {
+            "instruction": self.instruction,
+            "context": self.context,
+            "question": self.question,
+            "question and answer" if self.question is None else "answer": self.answer,
+            "id": self.id,
+        }
+        return {role: name for role, name in roles.items() if name is not None}
+
+
+def wanted_names(settings: DataSettings) -> list[str]:
+    """Return the key of every column name that a source may have."""
+    named = (
+        settings.question_column,
+        settings.answer_column,
+        settings.instruction_column,
+        settings.context_column,
+    )
+    return [*QUESTIONS, *ANSWERS, INSTRUCTION, *IDS, *(name_key(name) for name in named if name)]
+
+
+def find_columns(table: Table, settings: DataSettings) -> Columns:
+    """Decide which columns hold what; raises ToolkitError naming what was found, or two columns for one role."""
+    named = {
+        role: _named(getattr(settings, f"{role}_column"), role, table)
+        for role in ("question", "answer", "instruction", "context")
+    }
+    _each_once(named, table)
+    taken = {name for name in named.values() if name}
+    answer = named["answer"] or _only(ANSWERS, "answer", table, taken)
+    question = named["question"] or _only(QUESTIONS, "question", table, taken)
+    instruction = named["instruction"]
+    alpaca = _only((INSTRUCTION,), "instruction", table, taken)
+    if alpaca and not instruction and question:
+        instruction, alpaca = alpaca, None
+    row_id = next((name for key in IDS for name in table.columns if name_key(name) == key), None)
+    if row_id in taken:
+        row_id = None
+    if answer is None:
+        raise _no_column("answer", ANSWERS, table)
+    if question is None and alpaca is not None:
+        question = alpaca
+    if question is None and instruction is not None:
+        question, instruction = instruction, None
+    if question is None and not any(_is_medquad(row.values.get(answer)) for row in table.rows):
+        raise _no_column("question", QUESTIONS, table)
+    return Columns(question, answer, instruction, row_id, named["context"])
+
+
+def _named(name: str, role: str, table: Table) -> str | None:
+    """Find the column that a setting names: as it is written, or else case and spaces apart."""
+    if not name:
+        return None
+    same = [column for column in table.columns if column == name]
+    same = same or [column for column in table.columns if name_key(column) == name_key(name)]
+    if not same:
+        raise _no_column(role, (name,), table)
+    if len(same) > 1:
+        raise _two_columns(role, same, table)
+    return same[0]
+
+
+def _each_once(named: dict[str, str | None], table: Table) -> None:
+    for role, name in named.items():
+        others = [other for other, column in named.items() if column == name and other != role]
+        if name and others:
+            raise ToolkitError(
+                f"`{table.path}`: data.{role}_column and data.{others[0]}_column both name `{name}`",
+                hint=f"name another column with one of them: {_listed(table.columns)}",
+            )
+
+
+def _only(keys: tuple[str, ...], role: str, table: Table, taken: set[str]) -> str | None:
+    """Find the one column of a role; raises ToolkitError if two hold something: a wrong guess would not be seen."""
+    found = [name for key in keys for name in table.columns if name_key(name) == key and name not in taken]
+    if len(found) > 1 and len(set(found)) == len(found):
+        filled = [name for name in found if any(not is_blank(row.values.get(name)) for row in table.rows)]
+        found = filled or found[:1]
+    if len(found) > 1:
+        raise _two_columns(role, found, table)
+    return found[0] if found else None
+
+
+def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
+    shown = " and ".join(f"`{name}`" for name in names)
+    if len(set(names)) < len(names):
+        hint = "remove one of them, or give it another name"
+    else:
+        hint = " or ".join(f"`--set {_setting(role, name)}`" for name in names)
+        hint = f"say which one is meant: {hint}"
+    return ToolkitError(f"`{table.path}` has more than one column with the {role}: {shown}", hint=hint)
+
+
+def _setting(role: str, name: str) -> str:
+    return f"data.{role}_column={name}" if name.isalnum() else f"'data.{role}_column={name}'"
+
+
+def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError:
+    return ToolkitError(
+        f"`{table.path}` has no column with the {role}: wanted {' or '.join(f'`{name}`' for name in wanted)}, "
+        f"found {_listed(table.columns)}",
+        hint=_hint_for_names(role, table),
+    )
+
+
+def _hint_for_names(role: str, table: Table) -> str:
+    """Return what to do where no column has a known name."""
+    chats = [name for name in table.columns if _CHATS.fullmatch(_meaning(name))]
+    if chats and len(table.columns) <= len(chats) + 2:
+        return (
+            "these look like chats, which cannot be read yet: write one question and one answer a row, "
+            'such as {"question": "…", "answer": "…"}'
+        )
+    if table.path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet", ".pq") and any(
+        map(_looks_like_data, table.columns)
+    ):
+        return (
+            "no header? The first row looks like data: put a first line in front that names the columns, "
+            "such as `question,answer`"
+        )
+    return f"name it with `--set data.{role}_column=NAME`"
+
+
+def _looks_like_data(name: str) -> bool:
+    return name.rstrip().endswith(("?", "？", ".")) or len(name) > LONG_NAME or len(name.split()) > WORDS
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"`{name[:40]}`" for name in names[:SHOWN]) or "none"
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _is_medquad(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.lstrip().startswith("Question:")
+
+
+def _meaning(name: str) -> str:
+    return name_key(name).replace("_", "").replace("-", "")
+
+
+def unused(table: Table, columns: Columns) -> list[str]:
+    """Return the columns that hold something and are not taken."""
+    taken = set(columns.taken().values())
+    left = [name for name in dict.fromkeys(table.columns) if name not in taken]
+    return [name for name in left if any(not is_blank(row.values.get(name)) for row in table.rows)]
+
+
+def described(columns: Columns, left: list[str]) -> str:
+    """Say in one line what is taken and what is not: `question ← Question, answer ← Answer; not used: context`."""
+    taken = ", ".join(f"{role} ← {name}" for role, name in columns.taken().items())
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    return f"{taken}; not used: {', '.join(left[:SHOWN])}{more}" if left else taken
+
+
+def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
+    """Yield a warning for each column left that is known to carry meaning, with what to do."""
+    options = []
+    for name in left:
+        key = _meaning(name)
+        if _CONTEXT.fullmatch(key):
+            done = f"`--set {_setting('context', name)}` puts it in front of the question"
+            if columns.context:
+                done = f"`{columns.context}` is the context; write both into one column to have both"
+            yield f"column `{name}` is not used: the model will not see it; {done}"
+        elif key == INSTRUCTION and columns.question:
+            settings = [_setting("question", name)] + (
+                [] if columns.context else [_setting("context", columns.question)]
+            )
+            words = " ".join(f"--set {setting}" for setting in settings)
+            yield f"column `{name}` is not used: `{words}` makes it the question, with `{columns.question}` in front"
+        elif _SYSTEM.fullmatch(key):
+            yield f"column `{name}` is not used: {_take_system(columns, name)}"
+        elif _HISTORY.fullmatch(key):
+            yield (
+                f"column `{name}` is not used: a chat's earlier turns cannot be read yet; "
+                "leave out the rows that need them, or write the turns into the question"
+            )
+        elif _OPTIONS.fullmatch(key):
+            options.append(name)
+    if len(options) == 1 and not columns.context:
+        yield (
+            f"column `{options[0]}` is not used: the model will not see the choices; "
+            f"`--set {_setting('context', options[0])}` puts them in front of the question"
+        )
+    elif options:
+        yield (
+            f"columns {_listed(options)} are not used: the model will not see the choices; "
+            "write them into the question, or into one column for data.context_column"
+        )
+
+
+def _take_system(columns: Columns, name: str) -> str:
+    settings = [_setting("instruction", name)]
+    if columns.instruction is not None and name_key(columns.instruction) == INSTRUCTION:
+        # Alpaca's question stands in `instruction`, and its input goes with it.
+        settings.append(_setting("question", columns.instruction))
+        if columns.question is not None and columns.context is None:
+            settings.append(_setting("context", columns.question))
+    words = " ".join(f"--set {setting}" for setting in settings)
+    return f"`{words}` makes it the instruction, which is the system message of a chat"

@@ -1,0 +1,215 @@
+"""What a file's bytes are: text to decode, or a container with what to do about it."""
+
+import io
+import re
+import shlex
+import zipfile
+from pathlib import Path
+
+from toolkit.core.errors import ToolkitError
+
+EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+PLAIN = "it looks like plain text"
+MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
+UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
+
+_COMPRESSED = {
+    b"\x1f\x8b": ("a gzip file", "gunzip -c"),
+    b"\x28\xb5\x2f\xfd": ("a Zstandard file", "zstd -dc"),
+    b"BZh": ("a bzip2 file", "bunzip2 -c"),
+    b"\xfd7zXZ\0": ("an xz file", "xz -dc"),
+    b"\x04\x22\x4d\x18": ("an lz4 file", "lz4 -dc"),
+}
+_SHEET = "save its sheet as CSV (Excel: `CSV UTF-8`; LibreOffice: `Text CSV`, UTF-8) and set `data.source` to that file"
+_BY_HAND = "write the questions and answers into a CSV file with a first line `question,answer`"
+_UNPACK = "unpack it and set `data.source` to the data file inside"
+# Signature → what it is and what to do.
+_OTHERS = {
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", _SHEET),
+    b"%PDF": ("a PDF", _BY_HAND),
+    b"{\\rtf": ("a rich text file", _BY_HAND),
+    b"GGUF": ("a GGUF file", "that is a model: set `data.source` to a file of questions and answers"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
+    b"Rar!": ("a RAR archive", _UNPACK),
+    b"SQLite format 3\0": ("an SQLite database", "export its table as CSV, for example with `sqlite3 -header -csv`"),
+}
+# Signature → what it is, and the Python that writes it as parquet.
+_ARROW = {
+    b"ARROW1": (
+        "an Arrow file",
+        "import pyarrow.feather, pyarrow.parquet as p; p.write_table(pyarrow.feather.read_table({0!r}), {1!r})",
+    ),
+    b"\xff\xff\xff\xff": (
+        "an Arrow file of the datasets library",
+        "from datasets import Dataset; Dataset.from_file({0!r}).to_parquet({1!r})",
+    ),
+}
+# Members of a zip, by which its programs are known, and the programs' own extensions.
+_INSIDE = {
+    "xl/": ("an Excel file", _SHEET),
+    "word/": ("a Word file", _BY_HAND),
+    "ppt/": ("a PowerPoint file", _BY_HAND),
+    "content.xml": ("an OpenDocument file", _SHEET),
+}
+_OFFICE = {".xlsx": "xl/", ".xlsm": "xl/", ".docx": "word/", ".ods": "content.xml"}
+# UTF-32 first: its little-endian mark begins with UTF-16's.
+_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
+# Encodings of data files, by Python's name; the Mac's are left out because short texts are taken for them.
+_ENCODINGS = {
+    "cp1252": "WINDOWS-1252",
+    "cp1251": "WINDOWS-1251",
+    "cp1253": "WINDOWS-1253",
+    "gb18030": "GB18030",
+    "big5": "BIG5",
+    "shift_jis": "SHIFT_JIS",
+    "cp949": "CP949",
+}
+
+
+def looks_like(content: bytes, path: Path) -> tuple[str, str]:
+    """Say what a file looks like, and what to do to read its rows; the latter is empty for text and parquet."""
+    for signature, (name, command) in _COMPRESSED.items():
+        if content.startswith(signature):
+            inner = path.with_suffix("").name if path.suffix.lower() not in EXTENSIONS else path.name
+            if inner.lower().endswith(".tar") or path.suffix.lower() in (".tgz", ".tbz", ".txz"):
+                return (
+                    f"it looks like {name}",
+                    f"`tar -xf {quoted(path)}`, then set `data.source` to the data file inside",
+                )
+            return f"it looks like {name}", _converted(f"{command} {quoted(path)}", inner)
+    if content.startswith(b"PK\x03\x04"):
+        name, hint = _zip(content, path)
+        return f"it looks like {name}", hint
+    for signature, (name, hint) in _OTHERS.items():
+        if content.startswith(signature):
+            return f"it looks like {name}", hint
+    for signature, (name, code) in _ARROW.items():
+        if content.startswith(signature):
+            target = _fresh(f"{path.stem}.parquet")
+            command = f"python -c {shlex.quote(code.format(str(path), str(target)))}"
+            return f"it looks like {name}", f"`{command}`, then `--set {quoted(f'data.source={target}')}`"
+    if content[:4] == b"PAR1":
+        return "it looks like parquet", ""
+    plain = len(content[:4096].translate(None, _CONTROLS)) == len(content[:4096])
+    return (
+        (PLAIN, "") if plain else ("it looks like binary data", f"export your records as one of {' '.join(EXTENSIONS)}")
+    )
+
+
+def _zip(content: bytes, path: Path) -> tuple[str, str]:
+    """Say which kind of zip this is, and what to do about it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        names = [_OFFICE.get(path.suffix.lower(), "")]
+    for mark, found in _INSIDE.items():
+        if any(name.startswith(mark) for name in names):
+            return found
+    data = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("__MACOSX")]
+    target = _fresh("unpacked")
+    source = target / (data[0] if len(data) == 1 else "FILE")
+    unpack = f"python -m zipfile -e {quoted(path)} {quoted(target)}"
+    return "a zip file", f"`{unpack}`, then `--set {quoted(f'data.source={source}')}`"
+
+
+def quoted(path: Path | str) -> str:
+    """Quote a path for a shell, as hints show it."""
+    return shlex.quote(str(path))
+
+
+def _converted(command: str, name: str) -> str:
+    """Return the hint that writes a command's output to a new file and takes that as the data."""
+    target = _fresh(name if Path(name).suffix.lower() in EXTENSIONS else f"{name}.csv")
+    return f"`{command} > {quoted(target)}`, then `--set {quoted(f'data.source={target}')}`"
+
+
+def _fresh(name: str) -> Path:
+    """Return a name in the current folder that no file has."""
+    path, number = Path(name), 2
+    while path.exists():
+        path, number = Path(f"{Path(name).stem}-{number}{Path(name).suffix}"), number + 1
+    return path
+
+
+def iconv(path: Path, encoding: str) -> str:
+    """Return the hint that writes a file as UTF-8 by iconv, from an encoding by its name there."""
+    return _converted(f"iconv -f {encoding} -t UTF-8 {quoted(path)}", f"{path.stem}.utf8{path.suffix}")
+
+
+def decode_text(content: bytes, path: Path) -> str:
+    """Decode UTF-8 with or without BOM; raises ToolkitError if the file as a whole is something else.
+
+    One bad line among good ones is that row's problem: its bytes become lone surrogates.
+    """
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            raise ToolkitError(
+                f"`{path}` is {encoding}, not UTF-8 (byte order mark at byte 0)", hint=iconv(path, encoding)
+            )
+    sample = content[:65536]
+    if sample.count(0) * 5 > len(sample) * 2:  # about every other byte: plain text in two bytes a character
+        first = content.index(0)
+        encoding = "UTF-16LE" if first % 2 else "UTF-16BE"
+        raise ToolkitError(f"`{path}` is UTF-16, not UTF-8 (NUL at byte {first})", hint=iconv(path, encoding))
+    controls = len(sample) - len(sample.translate(None, _CONTROLS))
+    name, hint = looks_like(content, path)
+    if (
+        controls > max(32, len(sample) // 20)
+        or (hint and name != "it looks like binary data")
+        or content[:4] == b"PAR1"
+    ):
+        hint = hint or f"give it the extension .parquet, or export your records as one of {' '.join(EXTENSIONS)}"
+        raise ToolkitError(f"`{path}` is not text: {name}", hint=hint)
+    if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ToolkitError(f"`{path}` is an HTML page, not data", hint="download the file itself")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    # A file in another encoding shows: hardly any of its characters beyond ASCII happens to be valid UTF-8.
+    foreign = [line for line in text.split("\n") if not line.isascii()]
+    bad = sum(1 for line in foreign if UNDECODABLE.search(line))
+    if bad >= MANY and bad * 2 > len(foreign):
+        spot = UNDECODABLE.search(text)
+        assert spot is not None
+        before = text[: spot.start()].encode("utf-8")
+        offset = len(before) + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        line_number = before.count(b"\n") + 1
+        raise ToolkitError(
+            f"`{path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} (line {line_number:,}), "
+            f"and {bad:,} lines like it",
+            hint=encoding_hint(path, content),
+        )
+    return text
+
+
+def encoding_hint(path: Path, content: bytes) -> str:
+    """Return what to do about a file with bytes that are not UTF-8: name its encoding, or the lines to mend."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    foreign = {number: line for number, line in enumerate(lines, start=1) if not line.isascii()}
+    bad = {
+        number: line for number, line in foreign.items() if UNDECODABLE.search(line.decode("utf-8", "surrogateescape"))
+    }
+    if len(bad) * 2 <= len(foreign):  # read in another encoding, the good lines would be spoiled
+        numbers = ", ".join(f"{number:,}" for number in list(bad)[:8])
+        return f"type the text of line {numbers} again in an editor, and save the file as UTF-8"
+    encoding = _guess(b"\n".join(list(bad.values())[:200]))
+    number, line = next(iter(bad.items()))
+    shown = " ".join(line.decode(encoding, "replace").split())[:60]
+    return (
+        f"if line {number:,} reads `{shown}`, the file is {_ENCODINGS[encoding]}: {iconv(path, _ENCODINGS[encoding])}"
+    )
+
+
+def _guess(sample: bytes) -> str:
+    from charset_normalizer import from_bytes
+
+    best = from_bytes(sample, cp_isolation=list(_ENCODINGS)).best()
+    return best.encoding if best and best.encoding in _ENCODINGS else "cp1252"

@@ -1,0 +1,161 @@
+"""From JSON to rows: a list of objects, one object a line, or columns as data frames write them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.prepare.cells import is_blank, tidy_name
+from toolkit.prepare.table import Row
+
+NOT_AN_OBJECT = "not a JSON object"
+
+_RECORDS = (
+    'write a list of objects such as [{"question": "…", "answer": "…"}] (pandas: `to_json(FILE, orient="records")`)'
+)
+
+
+class _Reader:
+    """Reads JSON values, and keeps which objects have a name twice: Python's dict would drop the first in silence."""
+
+    def __init__(self) -> None:
+        self.repeated: list[tuple[dict[str, Any], list[str]]] = []
+        self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            self.repeated.append((found, [name for name in found if names.count(name) > 1]))
+        return found
+
+    def value(self, text: str) -> Any:
+        return self.decoder.decode(text)
+
+    def values(self, text: str) -> list[tuple[int, Any]]:
+        """Read values one behind the other, with blanks or a comma between, each with the line where it begins."""
+        found: list[tuple[int, Any]] = []
+        position, line, counted = 0, 1, 0
+        while True:
+            while position < len(text) and text[position] in " \t\r\n,":
+                position += 1
+            if position == len(text):
+                return found
+            line, counted = line + text.count("\n", counted, position), position
+            value, position = self.decoder.raw_decode(text, position)
+            found.append((line, value))
+
+    def rows(self, items: list[tuple[int | None, Any]]) -> tuple[list[str], list[Row]]:
+        """Return names and rows; objects of empty values are no rows. A name is twice there if some object says so."""
+        columns: dict[str, None] = {}
+        twice: dict[str, None] = {}
+        repeated = {id(value): names for value, names in self.repeated}
+        rows = []
+        for number, (line, item) in enumerate(items, start=1):
+            if not isinstance(item, dict):
+                rows.append(Row(number, line, {}, NOT_AN_OBJECT, json.dumps(item, ensure_ascii=False)))
+            elif not all(map(is_blank, item.values())):
+                columns.update(dict.fromkeys(item))
+                twice.update(dict.fromkeys(repeated.get(id(item), ())))
+                rows.append(Row(number, line, item))
+        return tidied([*columns, *twice], rows)
+
+
+def tidied(columns: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
+    """Return names and rows with what cannot be seen taken out of the names."""
+    names = {name: tidy_name(name) for name in columns}
+    if all(raw == name for raw, name in names.items()):
+        return columns, rows
+    return [names[name] for name in columns], [
+        Row(row.number, row.line, {names[name]: cell for name, cell in row.values.items()}, row.problem, row.text)
+        for row in rows
+    ]
+
+
+def read_json(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    """Read a list of objects, an object that holds one list, columns, or one object a line."""
+    reader = _Reader()
+    try:
+        value = reader.value(text)
+    except json.JSONDecodeError as exc:
+        if exc.msg == "Extra data" and text.lstrip()[:1] in ("{", "["):
+            return read_jsonl(text, path)
+        raise ToolkitError(
+            f"`{path}` is not valid JSON: {exc.msg} at line {exc.lineno:,}, column {exc.colno:,}",
+            hint="the file is broken or truncated: export it again",
+        ) from None
+    except (RecursionError, ValueError) as exc:
+        raise ToolkitError(f"`{path}` cannot be read as JSON: {exc}", hint="export it as JSONL") from None
+    return reader.rows([(None, item) for item in _records(value, path)])
+
+
+def read_jsonl(text: str, path: Path) -> tuple[list[str], list[Row]]:
+    """Read one JSON object a line; empty lines are no rows. A list, or objects over several lines, are read too."""
+    reader = _Reader()
+    found: list[tuple[int | None, Any]] = []
+    # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found.append((number, reader.value(line)))
+        except (ValueError, RecursionError) as exc:
+            whole = _not_by_line(text, path)
+            if whole is not None:
+                return whole
+            detail = exc.msg if isinstance(exc, json.JSONDecodeError) else str(exc)
+            raise ToolkitError(
+                f"`{path}` line {number:,} is not JSON: {detail}",
+                hint="every line must be one JSON object; the last line of a truncated file breaks off",
+            ) from None
+    if len(found) == 1 and _records(found[0][1], path) != [found[0][1]]:
+        return reader.rows([(None, item) for item in _records(found[0][1], path)])
+    return reader.rows(found)
+
+
+def _not_by_line(text: str, path: Path) -> tuple[list[str], list[Row]] | None:
+    """Read what is JSON, but not a value a line; None if it is none."""
+    reader = _Reader()
+    try:
+        values = reader.values(text)
+    except (ValueError, RecursionError):
+        return None
+    if len(values) == 1:
+        return reader.rows([(None, item) for item in _records(values[0][1], path)])
+    return reader.rows([*values])
+
+
+def _records(value: Any, path: Path) -> list[Any]:
+    """Find the records in a whole file's value; raises ToolkitError if there are none."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        columns = _columns(value)
+        if columns:
+            names = list(columns)
+            return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        lists = [item for item in value.values() if isinstance(item, list) and not _is_text(item)]
+        if len(lists) == 1:
+            return lists[0]
+        if not lists:
+            return [value]
+    raise ToolkitError(f"`{path}` holds no list of records", hint=_RECORDS)
+
+
+def _is_text(items: list[Any]) -> bool:
+    """Say whether a list holds a cell's texts, not records."""
+    return bool(items) and all(isinstance(item, str | int | float) for item in items)
+
+
+def _columns(value: dict[str, Any]) -> dict[str, list[Any]] | None:
+    """Return a data frame's columns: of pandas, an object of cells by row number each; of datasets, a list each."""
+    if len(value) < 2:
+        return None
+    parts = list(value.values())
+    if all(isinstance(part, dict) and part for part in parts):
+        keys = list(parts[0])
+        if all(key.isdecimal() for key in keys) and all(list(part) == keys for part in parts):
+            return {name: list(part.values()) for name, part in value.items()}
+    if all(isinstance(part, list) and part and not isinstance(part[0], dict) for part in parts):
+        return dict(value) if len({len(part) for part in parts}) == 1 else None
+    return None

@@ -1,0 +1,113 @@
+"""Why rows were rejected, and what to do about each reason."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.prepare.clean import (
+    EMPTY_ANSWER,
+    EMPTY_QUESTION,
+    NO_ANSWER_MARK,
+    NO_QUESTION_MARK,
+    NOT_TEXT,
+    NULL_WORD,
+    REPEATED_HEADER,
+    WRONG_TYPE,
+    Rejection,
+)
+from toolkit.prepare.columns import Columns
+from toolkit.prepare.containers import encoding_hint
+from toolkit.prepare.delimited import WRONG_COLUMNS
+from toolkit.prepare.fit import NO_ROOM, TOO_LONG
+from toolkit.prepare.objects import NOT_AN_OBJECT
+from toolkit.prepare.table import Table
+
+
+def no_usable_row(table: Table, columns: Columns, rejected: list[Rejection], config: Config) -> ToolkitError:
+    """Return the error of a file whose rows are all rejected, with the hint of the commonest reason."""
+    reason, count = Counter(rejection.reason for rejection in rejected).most_common(1)[0]
+    example = next(rejection for rejection in rejected if rejection.reason == reason)
+    where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
+    shown = " ".join(example.text.split())
+    shown = shown if len(shown) <= 80 else shown[:79] + "…"
+    detail = f", {example.detail}" if example.detail else ""
+    return ToolkitError(
+        f"`{table.path}` has no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
+        f"{reason}, first {where} `{shown}`{detail}",
+        hint=_hint_for(reason, table, columns, rejected, config),
+    )
+
+
+def hints_for_some(table: Table, columns: Columns, rejected: list[Rejection], config: Config) -> list[str]:
+    """Return a line for each reason of some rejected rows, among others that are kept, that tells more than itself."""
+    hints = []
+    for reason in dict.fromkeys(rejection.reason for rejection in rejected):
+        nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
+        if nulls or reason in (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT):
+            hints.append(f"{reason}: {_hint_for(reason, table, columns, rejected, config)}")
+    return hints
+
+
+def _is_null(rejection: Rejection) -> bool:
+    return rejection.detail.startswith(NULL_WORD)
+
+
+def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Rejection], config: Config) -> str:
+    some = [rejection for rejection in rejected if rejection.reason == reason]
+    if reason in (TOO_LONG, NO_ROOM):
+        return _longer_context(some, len(table.rows), config)
+    if reason == NOT_TEXT:
+        return _not_text(table.path)
+    if reason in (EMPTY_ANSWER, EMPTY_QUESTION):
+        words = dict.fromkeys(
+            rejection.detail.removeprefix(f"{NULL_WORD} ") for rejection in some if _is_null(rejection)
+        )
+        if words:
+            shown = ", ".join(list(words)[:5]) + (" and others" if len(words) > 5 else "")
+            return f"cells of {shown} count as empty; `--set data.null_words=text` keeps them as text"
+        role = "answer" if reason == EMPTY_ANSWER else "question"
+        name = columns.answer if reason == EMPTY_ANSWER else columns.question or columns.answer
+        return f"column `{name}` is empty there: fill it in, or name another with `--set data.{role}_column=NAME`"
+    return {
+        WRONG_TYPE: "give each cell one text: write a row for each text of a list, or a column for each part of an "
+        "object",
+        NOT_AN_OBJECT: 'write each row as an object, such as {"question": "…", "answer": "…"}',
+        WRONG_COLUMNS: "give each row as many cells as the header has names; quote a cell that holds the delimiter",
+        REPEATED_HEADER: "the file has no other rows: export it again",
+        NO_QUESTION_MARK: "put `Question:` in front of the cell's text, or name the column with the question: "
+        "`--set data.question_column=NAME`",
+        NO_ANSWER_MARK: "put `Answer:` in front of the answer in the cell, or name the column with the question: "
+        "`--set data.question_column=NAME`",
+    }[reason]
+
+
+def _not_text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return encoding_hint(path, content)
+    return "the rows hold control characters or halves of characters: take them out, or export the file again"
+
+
+def _longer_context(some: list[Rejection], rows: int, config: Config) -> str:
+    """Name the lengths that would fit 90 % of the rows, and all of them."""
+    lengths = sorted(rejection.tokens for rejection in some)
+    all_fit = lengths[-1]
+    allowed = rows - math.ceil(0.9 * rows)  # rows that need not fit
+    most_fit = lengths[-1 - allowed] if allowed < len(lengths) else 0
+    if most_fit in (0, all_fit):
+        return f"`--set train.max_length={all_fit}` fits them all" + _memory(all_fit, config)
+    return f"`--set train.max_length={most_fit}` fits 90 % of the rows, {all_fit} all of them" + _memory(
+        most_fit, config
+    )
+
+
+def _memory(length: int, config: Config) -> str:
+    return (
+        f"; it needs memory: `toolkit doctor --set train.max_length={length}` says how much"
+        if length > 2 * config.train.max_length
+        else ""
+    )

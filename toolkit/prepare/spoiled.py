@@ -1,0 +1,158 @@
+"""Text that was spoiled on its way: HTML left in it, UTF-8 read as another encoding, characters that were lost."""
+
+import html
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from html.entities import html5
+
+EXCERPT = 60  # characters of an example
+
+# HTML's usual elements. `s` is left out: `<s>` is the BOS of many models.
+_BLOCKS = (
+    "address|article|aside|blockquote|body|center|dd|div|dl|dt|figure|footer|form|h[1-6]|head|header|hr|html|main|nav|"
+    "ol|p|pre|section|table|tbody|tfoot|thead|title|tr|ul"
+)
+_INLINE = (
+    "a|abbr|acronym|b|big|br|button|caption|cite|code|col|colgroup|del|em|font|i|iframe|img|input|ins|kbd|label|li|"
+    "link|mark|meta|nobr|object|option|q|samp|script|select|small|span|strike|strong|style|sub|sup|td|textarea|th|tt|"
+    "u|var"
+)
+_ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>]+)"""
+_TAG = re.compile(rf"<(?P<close>/?)(?P<name>{_BLOCKS}|{_INLINE})(?P<attributes>(?:{_ATTRIBUTE})*)\s*/?>", re.IGNORECASE)
+_DROPPED = re.compile(r"<!--.*?-->|<!doctype [^>]*>|<(script|style)\b[^>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_BREAKING = re.compile(rf"(?:{_BLOCKS}|br)\Z")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# These stand without a closing tag, too. Of others one is needed: `<title>` alone may be a place to fill in, and
+# `a<b>c` a comparison.
+_ALONE = frozenset(("br", "hr", "p", "li", "td", "th", "tr", "dd", "dt", "h1", "h2", "h3", "h4", "h5", "h6"))
+
+ROUNDS = 4  # text escaped twice has its tags in the second round
+_LOST = re.compile("\ufffd|ï¿½")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One kind of damage: in how many records, and an example with its row number."""
+
+    kind: str
+    count: int
+    row: int
+    excerpt: str
+
+
+def find_html(text: str) -> str:
+    """Return the first HTML tag or entity of a text with what stands around it; empty if there is none."""
+    if "<" in text:
+        if match := _DROPPED.search(text):
+            return _excerpt(text, match.start())
+        if tags := _tags(text):
+            return _excerpt(text, tags[0].start())
+    if "&" in text:
+        for match in _ENTITY.finditer(text):
+            if _is_entity(match[0]):
+                return _excerpt(text, match.start())
+    return ""
+
+
+def _tags(text: str) -> list[re.Match[str]]:
+    found = list(_TAG.finditer(text))
+    closed = {match["name"].lower() for match in found if match["close"]}
+    return [match for match in found if match["attributes"] or match["name"].lower() in closed | _ALONE]
+
+
+def _is_entity(entity: str) -> bool:
+    return entity[1] == "#" or entity[1:] in html5
+
+
+def remove_html(text: str) -> str:
+    """Return text without HTML: tags that break a line as line ends, others as nothing, entities as characters."""
+    for _ in range(ROUNDS):
+        if not find_html(text):
+            break
+        text = _without_entities(_without_tags(text))
+    return text
+
+
+def _without_tags(text: str) -> str:
+    if "<" not in text:
+        return text
+
+    dropped = _DROPPED.sub("", text)
+    pieces, end = [], 0
+    for match in _tags(dropped):
+        pieces += [dropped[end : match.start()], _instead(match["name"].lower(), closing=bool(match["close"]))]
+        end = match.end()
+    bare = "".join([*pieces, dropped[end:]])
+    if bare == text:
+        return text
+    lines = [line.strip() for line in bare.split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _instead(name: str, *, closing: bool) -> str:
+    """Return what stands for a tag in plain text."""
+    if name == "li":
+        return "" if closing else "\n- "
+    if name in ("td", "th"):
+        return " " if closing else ""
+    return "\n" if _BREAKING.match(name) else ""
+
+
+def _without_entities(text: str) -> str:
+    # Not html.unescape on the whole text: it takes `&para` in `?a=1&param=2` for a paragraph sign.
+    bare = _ENTITY.sub(lambda match: html.unescape(match[0]) if _is_entity(match[0]) else match[0], text)
+    return bare if bare == text else bare.replace("\xa0", " ").strip()
+
+
+def find_mojibake(text: str) -> str:
+    """Return the first words of a text that are UTF-8 read as another encoding; empty if there are none."""
+    if text.isascii():
+        return ""
+    for word in text.split():
+        if not word.isascii() and _is_mojibake(word):
+            return _excerpt(text, text.index(word)) if undo_mojibake(text) != text else ""
+    return ""
+
+
+@cache
+def _is_mojibake(word: str) -> bool:
+    from ftfy.badness import is_bad
+
+    return word.strip("\ufffd") != "" and bool(is_bad(f"{word} "))  # a blank may have been a part of the character
+
+
+def undo_mojibake(text: str) -> str:
+    """Return text with UTF-8 that was read as another encoding read right, by ftfy; other text as it is."""
+    if text.isascii() or not any(_is_mojibake(word) for word in text.split() if not word.isascii()):
+        return text
+    from ftfy import fix_encoding
+
+    fixed = fix_encoding(text)
+    # A lost character is no better than what stands for it.
+    return text if fixed.count("\ufffd") > text.count("\ufffd") else fixed
+
+
+def find_lost(text: str) -> str:
+    """Return the first place of a text where a character was lost (U+FFFD); empty if there is none."""
+    match = None if text.isascii() else _LOST.search(text)
+    return _excerpt(text, match.start()) if match else ""
+
+
+REPAIRS: dict[str, Callable[[str], str]] = {"html": remove_html, "mojibake": undo_mojibake}
+_FINDERS: dict[str, Callable[[str], str]] = {"html": find_html, "mojibake": find_mojibake, "lost": find_lost}
+
+
+def find_damage(records: Iterable[tuple[int, tuple[str, ...]]]) -> Iterator[Damage]:
+    """Yield the kinds of damage in numbered rows of texts, each with its count and first example."""
+    rows = list(records)
+    for kind, find in _FINDERS.items():
+        found = [(number, place) for number, texts in rows if (place := next(filter(None, map(find, texts)), ""))]
+        if found:
+            yield Damage(kind, len(found), *found[0])
+
+
+def _excerpt(text: str, position: int) -> str:
+    start = max(0, position - EXCERPT // 3)
+    return " ".join(text[start : start + EXCERPT].split())
