@@ -64,11 +64,15 @@ def test_the_sample(folder: RunFolder, tokenizer: Tokenizer) -> None:
         assert row["output"].endswith(".") and "URL" not in row["input"]
 
 
-def test_real_medquad(folder: RunFolder, tokenizer: Tokenizer, medquad: Path) -> None:
+def test_real_medquad(
+    folder: RunFolder, tokenizer: Tokenizer, medquad: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     figures = accounted(prepare(build(), folder, medquad, tokenizer), folder)
     assert (figures["rows"], figures["kept"], figures["duplicates"], figures["rejected"]) == (2479, 1929, 550, 0)
     assert (figures["train"], figures["val"], figures["test"]) == (1543, 193, 193)
     assert figures["questions"] == 1803 and figures["leaked_questions"] == 0 and figures["near_duplicates"] > 0
+    assert (figures["damaged"], figures["repaired"]) == ({}, {}) and "warning" not in capsys.readouterr().err
+    assert figures["columns"] == {"question and answer": "Answer", "id": "AnswerID"}
 
 
 @pytest.mark.slow
@@ -296,3 +300,71 @@ def test_a_normalizer_that_lengthens_text(tokenizer: Tokenizer) -> None:
     ids, _ = other.record_ids(renderings.prompt_text(form, "q"), answer)
     assert len(ids) > 800 > len((renderings.prompt_text(form, "q") + answer).encode())
     assert fit([record(answer)], form, other, settings)[0] == []
+
+
+def test_context_stands_in_front_of_the_question(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"context": f"Leaflet {n}.", "question": "How many?", "answer": f"{n}."} for n in range(20)]
+    rows += [
+        {"context": "", "question": "Why?", "answer": "So."},
+        {"context": "nan", "question": "When?", "answer": "Now."},
+    ]
+    source = jsonl(tmp_path, rows)
+    accounted(prepare(build("data.context_column=context"), folder, source, tokenizer), folder)
+    by_row = {row["row"]: row for row in written(folder)}
+    assert by_row[1]["input"] == "Leaflet 0.\n\nHow many?" and by_row[1]["instruction"] == "Explain:"
+    assert by_row[21]["input"] == "Why?" and by_row[22]["input"] == "When?"
+    # Two questions that differ in their context alone are two questions.
+    assert len({row["group"] for row in by_row.values()}) == 22
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [(["one", "two"], "one\n\ntwo"), ({"A": "yes", "B": "no"}, "A: yes\nB: no"), (["one"], "one")]
+)
+def test_context_of_several_texts(
+    folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, cell: object, text: str
+) -> None:
+    rows = [{"instruction": "Do", "input": f"q {n}", "context": cell, "output": "a"} for n in range(20)]
+    prepare(build("data.context_column=context"), folder, jsonl(tmp_path, rows), tokenizer)
+    row = next(row for row in written(folder) if row["row"] == 1)
+    assert (row["instruction"], row["input"]) == ("Do", f"{text}\n\nq 0")
+
+
+def test_what_is_taken_left_and_spoiled_is_said(
+    folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.configure()
+    rows = [{"context": "c", "question": f"<p>Q&amp;A {n}</p>", "answer": f"nÃ£o {n}"} for n in range(20)]
+    source = jsonl(tmp_path, rows)
+    figures = accounted(prepare(build(), folder, source, tokenizer), folder)
+    said = capsys.readouterr().err
+    assert "question ← question, answer ← answer; not used: context\n" in said
+    assert "column `context` is not used" in said and "data.context_column=context" in said
+    assert said.count("""`--set 'data.clean=["html", "mojibake"]'` repairs them""") == 2
+    assert (figures["damaged"], figures["repaired"]) == ({"html": 20, "mojibake": 20}, {})
+    assert figures["columns"] == {"question": "question", "answer": "answer"}
+    assert figures["unused_columns"] == ["context"]
+
+    figures = accounted(prepare(build('data.clean=["html", "mojibake"]'), folder, source, tokenizer), folder)
+    said = capsys.readouterr().err
+    assert (figures["damaged"], figures["repaired"]) == ({}, {"mojibake": 20, "html": 20})
+    assert "20 of 20 rows repaired (data.clean html)" in said and "repairs them" not in said
+    row = next(row for row in written(folder) if row["row"] == 1)
+    assert (row["input"], row["output"]) == ("Q&A 0", "não 0")
+
+
+def test_spreadsheet_leftovers_are_counted(
+    folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.configure()
+    source = tmp_path / "joined.csv"
+    rows = [f"What is {n}?,Answer {n} for p < 0.05 & NA in text.\n" for n in range(20)]
+    more = ["Question ,ANSWER\n", "What is N/A?,None\n", "nan,a\n", ",\n", " , \n"]
+    source.write_text("".join(["question,answer\n", *rows, *more]))
+    figures = accounted(prepare(build(), folder, source, tokenizer), folder)
+    assert (figures["rows"], figures["kept"]) == (23, 20)
+    assert figures["reasons"] == {"the header again": 1, "empty answer": 1, "empty question": 1}
+    said = capsys.readouterr().err
+    assert "empty answer: cells of `None` count as empty; `--set data.null_words=text` keeps them" in said
+    assert "the header again:" not in said
+    figures = accounted(prepare(build("data.null_words=text"), folder, source, tokenizer), folder)
+    assert (figures["kept"], figures["reasons"]) == (22, {"the header again": 1})

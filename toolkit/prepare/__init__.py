@@ -50,7 +50,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     records, too_long = fit(records, form, tokenizer, config)
     rejected = sorted([*rejected, *too_long], key=lambda rejection: rejection.number)
     if not records:
-        raise no_usable_row(table, columns, rejected, config)
+        raise no_usable_row(table, columns, rejected)
     splits = split(records, config.data)
     near = near_duplicates(splits, config.data.near_duplicate)
 
@@ -87,7 +87,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     for lost in lost_meaning(columns, left):
         console.warn(lost)
     _warn_of_damage(damage, repaired, len(table.rows))
-    _warn(figures, folder, splits, hints_for_some(table, columns, rejected, config))
+    _warn(figures, folder, splits, hints_for_some(table, columns, rejected))
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)
 
 

@@ -148,6 +148,8 @@ def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError
 
 def _hint_for_names(role: str, table: Table) -> str:
     """Return what to do where no column has a known name."""
+    if not table.columns:
+        return 'write each row as an object that names its cells, such as {"question": "…", "answer": "…"}'
     chats = [name for name in table.columns if _CHATS.fullmatch(_meaning(name))]
     if chats and len(table.columns) <= len(chats) + 2:
         return (

@@ -10,13 +10,14 @@ from toolkit.core.errors import ToolkitError
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 PLAIN = "it looks like plain text"
+BINARY = "it looks like binary data"
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
 
 _COMPRESSED = {
     b"\x1f\x8b": ("a gzip file", "gunzip -c"),
     b"\x28\xb5\x2f\xfd": ("a Zstandard file", "zstd -dc"),
-    b"BZh": ("a bzip2 file", "bunzip2 -c"),
+    b"BZh91AY&SY": ("a bzip2 file", "bunzip2 -c"),
     b"\xfd7zXZ\0": ("an xz file", "xz -dc"),
     b"\x04\x22\x4d\x18": ("an lz4 file", "lz4 -dc"),
 }
@@ -26,23 +27,17 @@ _UNPACK = "unpack it and set `data.source` to the data file inside"
 # Signature → what it is and what to do.
 _OTHERS = {
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", _SHEET),
-    b"%PDF": ("a PDF", _BY_HAND),
+    b"%PDF-": ("a PDF", _BY_HAND),
     b"{\\rtf": ("a rich text file", _BY_HAND),
     b"GGUF": ("a GGUF file", "that is a model: set `data.source` to a file of questions and answers"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
-    b"Rar!": ("a RAR archive", _UNPACK),
+    b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
     b"SQLite format 3\0": ("an SQLite database", "export its table as CSV, for example with `sqlite3 -header -csv`"),
 }
-# Signature → what it is, and the Python that writes it as parquet.
+# Signature → what it is, and the Python that reads its table.
 _ARROW = {
-    b"ARROW1": (
-        "an Arrow file",
-        "import pyarrow.feather, pyarrow.parquet as p; p.write_table(pyarrow.feather.read_table({0!r}), {1!r})",
-    ),
-    b"\xff\xff\xff\xff": (
-        "an Arrow file of the datasets library",
-        "from datasets import Dataset; Dataset.from_file({0!r}).to_parquet({1!r})",
-    ),
+    b"ARROW1": ("an Arrow file", "f.read_table({0!r})"),
+    b"\xff\xff\xff\xff": ("an Arrow file of the datasets library", "i.open_stream({0!r}).read_all()"),
 }
 # Members of a zip, by which its programs are known, and the programs' own extensions.
 _INSIDE = {
@@ -92,14 +87,15 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
     for signature, (name, code) in _ARROW.items():
         if content.startswith(signature):
             target = _fresh(f"{path.stem}.parquet")
-            command = f"python -c {shlex.quote(code.format(str(path), str(target)))}"
+            modules = "import pyarrow.feather as f, pyarrow.ipc as i, pyarrow.parquet as p"
+            code = f"{modules}; p.write_table({code.format(str(path))}, {str(target)!r})"
+            command = f"python -c {shlex.quote(code)}"
             return f"it looks like {name}", f"`{command}`, then `--set {quoted(f'data.source={target}')}`"
     if content[:4] == b"PAR1":
         return "it looks like parquet", ""
-    plain = len(content[:4096].translate(None, _CONTROLS)) == len(content[:4096])
-    return (
-        (PLAIN, "") if plain else ("it looks like binary data", f"export your records as one of {' '.join(EXTENSIONS)}")
-    )
+    if len(content[:4096].translate(None, _CONTROLS)) == len(content[:4096]):
+        return PLAIN, ""
+    return BINARY, f"export your records as one of {' '.join(EXTENSIONS)}"
 
 
 def _zip(content: bytes, path: Path) -> tuple[str, str]:
@@ -154,19 +150,16 @@ def decode_text(content: bytes, path: Path) -> str:
                 f"`{path}` is {encoding}, not UTF-8 (byte order mark at byte 0)", hint=iconv(path, encoding)
             )
     sample = content[:65536]
-    if sample.count(0) * 5 > len(sample) * 2:  # about every other byte: plain text in two bytes a character
+    found, hint = looks_like(content, path)
+    known = found not in (PLAIN, BINARY)
+    if not known and sample.count(0) * 5 > len(sample) * 2:  # about every other byte: two bytes a character
         first = content.index(0)
         encoding = "UTF-16LE" if first % 2 else "UTF-16BE"
         raise ToolkitError(f"`{path}` is UTF-16, not UTF-8 (NUL at byte {first})", hint=iconv(path, encoding))
     controls = len(sample) - len(sample.translate(None, _CONTROLS))
-    name, hint = looks_like(content, path)
-    if (
-        controls > max(32, len(sample) // 20)
-        or (hint and name != "it looks like binary data")
-        or content[:4] == b"PAR1"
-    ):
+    if known or controls > max(32, len(sample) // 20):
         hint = hint or f"give it the extension .parquet, or export your records as one of {' '.join(EXTENSIONS)}"
-        raise ToolkitError(f"`{path}` is not text: {name}", hint=hint)
+        raise ToolkitError(f"`{path}` is not text: {found}", hint=hint)
     if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise ToolkitError(f"`{path}` is an HTML page, not data", hint="download the file itself")
     try:
@@ -209,7 +202,11 @@ def encoding_hint(path: Path, content: bytes) -> str:
 
 
 def _guess(sample: bytes) -> str:
+    """Guess by how many letters are beyond ASCII: some in a Western text, most of them in another script."""
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample, cp_isolation=list(_ENCODINGS)).best()
+    ascii_letters = sum(sample.count(letter) for letter in range(65, 123))
+    if sum(byte > 127 for byte in sample) < ascii_letters:
+        return "cp1252"
+    best = from_bytes(sample, cp_isolation=[name for name in _ENCODINGS if name != "cp1252"]).best()
     return best.encoding if best and best.encoding in _ENCODINGS else "cp1252"

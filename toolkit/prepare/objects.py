@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from toolkit.core.errors import ToolkitError
 from toolkit.prepare.cells import is_blank, tidy_name
@@ -130,6 +130,9 @@ def _records(value: Any, path: Path) -> list[Any]:
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
+        names, cells = value.get("columns"), value.get("data")
+        if _is_text(names) and _is_text_rows(cells, len(names)):  # pandas: orient="split"
+            return [dict(zip(names, row, strict=True)) for row in cells]
         columns = _columns(value)
         if columns:
             names = list(columns)
@@ -142,9 +145,13 @@ def _records(value: Any, path: Path) -> list[Any]:
     raise ToolkitError(f"`{path}` holds no list of records", hint=_RECORDS)
 
 
-def _is_text(items: list[Any]) -> bool:
-    """Say whether a list holds a cell's texts, not records."""
-    return bool(items) and all(isinstance(item, str | int | float) for item in items)
+def _is_text(items: Any) -> TypeGuard[list[Any]]:
+    """Say whether a value is a list of texts or numbers, not of records."""
+    return isinstance(items, list) and bool(items) and all(isinstance(item, str | int | float) for item in items)
+
+
+def _is_text_rows(rows: Any, width: int) -> TypeGuard[list[list[Any]]]:
+    return isinstance(rows, list) and all(isinstance(row, list) and len(row) == width for row in rows)
 
 
 def _columns(value: dict[str, Any]) -> dict[str, list[Any]] | None:

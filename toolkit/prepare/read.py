@@ -72,7 +72,7 @@ def _parquet(content: bytes, path: Path) -> tuple[list[str], list[Row]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(content))
+        table = pq.ParquetFile(io.BytesIO(content)).read()  # read_table refuses two columns of one name
         columns = [_values(column, pa) for column in table.columns]
     except (pa.ArrowException, OSError) as exc:
         found, hint = looks_like(content, path)

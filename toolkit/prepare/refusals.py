@@ -1,10 +1,8 @@
 """Why rows were rejected, and what to do about each reason."""
 
-import math
 from collections import Counter
 from pathlib import Path
 
-from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.prepare.clean import (
     EMPTY_ANSWER,
@@ -25,7 +23,7 @@ from toolkit.prepare.objects import NOT_AN_OBJECT
 from toolkit.prepare.table import Table
 
 
-def no_usable_row(table: Table, columns: Columns, rejected: list[Rejection], config: Config) -> ToolkitError:
+def no_usable_row(table: Table, columns: Columns, rejected: list[Rejection]) -> ToolkitError:
     """Return the error of a file whose rows are all rejected, with the hint of the commonest reason."""
     reason, count = Counter(rejection.reason for rejection in rejected).most_common(1)[0]
     example = next(rejection for rejection in rejected if rejection.reason == reason)
@@ -36,17 +34,17 @@ def no_usable_row(table: Table, columns: Columns, rejected: list[Rejection], con
     return ToolkitError(
         f"`{table.path}` has no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
         f"{reason}, first {where} `{shown}`{detail}",
-        hint=_hint_for(reason, table, columns, rejected, config),
+        hint=_hint_for(reason, table, columns, rejected),
     )
 
 
-def hints_for_some(table: Table, columns: Columns, rejected: list[Rejection], config: Config) -> list[str]:
+def hints_for_some(table: Table, columns: Columns, rejected: list[Rejection]) -> list[str]:
     """Return a line for each reason of some rejected rows, among others that are kept, that tells more than itself."""
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
         if nulls or reason in (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT):
-            hints.append(f"{reason}: {_hint_for(reason, table, columns, rejected, config)}")
+            hints.append(f"{reason}: {_hint_for(reason, table, columns, rejected)}")
     return hints
 
 
@@ -54,10 +52,10 @@ def _is_null(rejection: Rejection) -> bool:
     return rejection.detail.startswith(NULL_WORD)
 
 
-def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Rejection], config: Config) -> str:
+def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Rejection]) -> str:
     some = [rejection for rejection in rejected if rejection.reason == reason]
     if reason in (TOO_LONG, NO_ROOM):
-        return _longer_context(some, len(table.rows), config)
+        return _longer_context(some, len(table.rows))
     if reason == NOT_TEXT:
         return _not_text(table.path)
     if reason in (EMPTY_ANSWER, EMPTY_QUESTION):
@@ -92,22 +90,10 @@ def _not_text(path: Path) -> str:
     return "the rows hold control characters or halves of characters: take them out, or export the file again"
 
 
-def _longer_context(some: list[Rejection], rows: int, config: Config) -> str:
+def _longer_context(some: list[Rejection], rows: int) -> str:
     """Name the lengths that would fit 90 % of the rows, and all of them."""
-    lengths = sorted(rejection.tokens for rejection in some)
-    all_fit = lengths[-1]
-    allowed = rows - math.ceil(0.9 * rows)  # rows that need not fit
-    most_fit = lengths[-1 - allowed] if allowed < len(lengths) else 0
-    if most_fit in (0, all_fit):
-        return f"`--set train.max_length={all_fit}` fits them all" + _memory(all_fit, config)
-    return f"`--set train.max_length={most_fit}` fits 90 % of the rows, {all_fit} all of them" + _memory(
-        most_fit, config
-    )
-
-
-def _memory(length: int, config: Config) -> str:
-    return (
-        f"; it needs memory: `toolkit doctor --set train.max_length={length}` says how much"
-        if length > 2 * config.train.max_length
-        else ""
-    )
+    lengths = sorted((rejection.tokens for rejection in some), reverse=True)
+    over = rows // 10  # rows that need not fit
+    if over >= len(lengths) or lengths[over] == lengths[0]:
+        return f"`--set train.max_length={lengths[0]}` fits them all"
+    return f"`--set train.max_length={lengths[over]}` fits 90 % of the rows, {lengths[0]} all of them"

@@ -21,7 +21,8 @@ _INLINE = (
 )
 _ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>]+)"""
 _TAG = re.compile(rf"<(?P<close>/?)(?P<name>{_BLOCKS}|{_INLINE})(?P<attributes>(?:{_ATTRIBUTE})*)\s*/?>", re.IGNORECASE)
-_DROPPED = re.compile(r"<!--.*?-->|<!doctype [^>]*>|<(script|style)\b[^>]*>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
+_DROPPED = {"<!--": "-->", "<!doctype ": ">", "<script": "</script>", "<style": "</style>"}  # with what they hold
+_OPENING = re.compile("|".join(_DROPPED), re.IGNORECASE)
 _BREAKING = re.compile(rf"(?:{_BLOCKS}|br)\Z")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 # These stand without a closing tag, too. Of others one is needed: `<title>` alone may be a place to fill in, and
@@ -45,15 +46,30 @@ class Damage:
 def find_html(text: str) -> str:
     """Return the first HTML tag or entity of a text with what stands around it; empty if there is none."""
     if "<" in text:
-        if match := _DROPPED.search(text):
-            return _excerpt(text, match.start())
-        if tags := _tags(text):
-            return _excerpt(text, tags[0].start())
+        found = [span[0] for span in _dropped(text)] + [match.start() for match in _tags(text)]
+        if found:
+            return _excerpt(text, min(found))
     if "&" in text:
         for match in _ENTITY.finditer(text):
             if _is_entity(match[0]):
                 return _excerpt(text, match.start())
     return ""
+
+
+def _dropped(text: str) -> list[tuple[int, int]]:
+    """Return where comments, scripts and styles begin and end; one that never ends is none."""
+    found: list[tuple[int, int]] = []
+    endless = set()
+    for match in _OPENING.finditer(text):
+        closing = _DROPPED[match[0].lower()]
+        if closing in endless or (found and match.start() < found[-1][1]):
+            continue
+        end = re.compile(closing, re.IGNORECASE).search(text, match.end())
+        if end is None:
+            endless.add(closing)
+        else:
+            found.append((match.start(), end.end()))
+    return found
 
 
 def _tags(text: str) -> list[re.Match[str]]:
@@ -79,12 +95,14 @@ def _without_tags(text: str) -> str:
     if "<" not in text:
         return text
 
-    dropped = _DROPPED.sub("", text)
-    pieces, end = [], 0
-    for match in _tags(dropped):
-        pieces += [dropped[end : match.start()], _instead(match["name"].lower(), closing=bool(match["close"]))]
-        end = match.end()
-    bare = "".join([*pieces, dropped[end:]])
+    places = [(start, end, "") for start, end in _dropped(text)]
+    places += [(*match.span(), _instead(match["name"].lower(), closing=bool(match["close"]))) for match in _tags(text)]
+    pieces, position = [], 0
+    for start, end, instead in sorted(places, key=lambda place: (place[0], -place[1])):
+        if start >= position:
+            pieces += [text[position:start], instead]
+            position = end
+    bare = "".join([*pieces, text[position:]])
     if bare == text:
         return text
     lines = [line.strip() for line in bare.split("\n")]

@@ -1,0 +1,176 @@
+"""What a file is said to be, and that its hint works: the commands of the hints are run."""
+
+import bz2
+import gzip
+import lzma
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
+from toolkit.prepare.columns import find_columns, wanted_names
+from toolkit.prepare.containers import encoding_hint
+from toolkit.prepare.read import read_table
+from toolkit.prepare.table import Table
+
+CSV = b"question,answer\nq,a\nr,b\n"
+FOREIGN = "question,answer\n" + "Não é febre?,É água à mesa, não há médico\n".replace(", n", " n") * 6
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of one's own, in which hints may write."""
+    folder = tmp_path / "work here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refusal(path: Path) -> ToolkitError:
+    with pytest.raises(ToolkitError) as caught:
+        read_table(path, wanted_names(DataSettings()))
+    return caught.value
+
+
+def follow(hint: str) -> Table:
+    """Run a hint's command, and read the file that its setting names."""
+    command, setting = re.findall(r"`([^`]+)`", hint)[-2:]
+    command = re.sub(r"^python\b", shlex.quote(sys.executable), command)
+    subprocess.run(command, shell=True, check=True)
+    option, assignment = shlex.split(setting)
+    assert option == "--set"
+    return read_table(Path(assignment.removeprefix("data.source=")), wanted_names(DataSettings()))
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("plain.csv.gz", gzip.compress(CSV), "a gzip file"),
+        ("it's plain.csv", gzip.compress(CSV), "a gzip file"),
+        ("data.gz", gzip.compress(CSV), "a gzip file"),
+        ("plain.csv.bz2", bz2.compress(CSV), "a bzip2 file"),
+        ("plain.csv.xz", lzma.compress(CSV), "an xz file"),
+        (
+            "plain.jsonl.gz",
+            gzip.compress(b'{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}'),
+            "a gzip",
+        ),
+    ],
+)
+def test_the_hint_unpacks(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    error = refusal(path)
+    assert said in error.message
+    assert len(follow(error.hint).rows) == 2
+
+
+def test_the_hint_overwrites_nothing(tmp_path: Path, elsewhere: Path) -> None:
+    (elsewhere / "plain.csv").write_bytes(b"mine")
+    path = tmp_path / "plain.csv.gz"
+    path.write_bytes(gzip.compress(CSV))
+    assert len(follow(refusal(path).hint).rows) == 2
+    assert (elsewhere / "plain.csv").read_bytes() == b"mine"
+
+
+def test_the_hint_unpacks_a_zip(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "data set.zip", {"in/plain.csv": CSV, "__MACOSX/in/._plain.csv": b"x", "README": b"x"})
+    error = refusal(path)
+    assert "a zip file" in error.message and len(follow(error.hint).rows) == 2
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_the_hint_converts_arrow(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+
+    path = tmp_path / "data-00000-of-00001.arrow"
+    table = pa.table({"question": ["q", "r"], "answer": ["a", "b"]})
+    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with new(str(path), table.schema) as writer:
+        writer.write_table(table)
+    error = refusal(path)
+    assert "an Arrow file" in error.message and len(follow(error.hint).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "members", "said", "hint"),
+    [
+        ("Verified Q_A.xlsx", {"xl/workbook.xml": b"<x/>"}, "an Excel file", "save its sheet as CSV"),
+        ("x.csv", {"xl/workbook.xml": b"<x/>"}, "an Excel file", "save its sheet as CSV"),
+        ("x.parquet", {"xl/workbook.xml": b"<x/>"}, "an Excel file", "save its sheet as CSV"),
+        ("x.ods", {"mimetype": b"x", "content.xml": b"<x/>"}, "an OpenDocument file", "save its sheet as CSV"),
+        ("x.docx", {"word/document.xml": b"<x/>"}, "a Word file", "question,answer"),
+    ],
+)
+def test_office_files_are_known(tmp_path: Path, name: str, members: dict[str, bytes], said: str, hint: str) -> None:
+    error = refusal(zipped(tmp_path / name, members))
+    assert said in error.message and hint in error.hint and ".parquet" not in error.hint
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+        (b"\xd0\xcf\x11\xe0", "an old Excel or Word file"),
+        (b"%PDF-1.7", "a PDF"),
+        (b"{\\rtf1", "a rich text file"),
+        (b"SQLite format 3\0", "an SQLite database"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "x.csv", "x.json"])
+def test_other_files_are_named(tmp_path: Path, start: bytes, said: str, name: str) -> None:
+    (tmp_path / name).write_bytes(start + b" rest of it" * 20)
+    error = refusal(tmp_path / name)
+    assert said in error.message and "give it the extension" not in error.hint
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", FOREIGN),
+        ("utf-16", FOREIGN),
+        ("utf-16-le", FOREIGN),
+        ("utf-16-be", FOREIGN),
+        ("utf-32", FOREIGN),
+        ("cp1251", "question,answer\n" + "Что помогает от кашля?,Отдых и вода\n" * 6),
+        ("gb18030", "question,answer\n" + "咳嗽怎么办？,多喝水，休息。\n" * 6),
+        ("cp949", "question,answer\n" + "기침에 도움이 되는 것은?,물을 마시세요\n" * 6),
+    ],
+)
+def test_the_hint_converts_the_encoding(tmp_path: Path, encoding: str, text: str) -> None:
+    path = tmp_path / "dados médicos.csv"
+    path.write_bytes(text.encode(encoding))
+    error = refusal(path)
+    assert "not UTF-8" in error.message
+    table = follow(error.hint)
+    columns = find_columns(table, DataSettings())
+    assert f"{table.rows[0].values[columns.question or '']},{table.rows[0].values[columns.answer]}" in text
+
+
+def test_a_few_lines_of_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "few.csv"
+    path.write_bytes(b"question,answer\nq,a\n" + "É gota?,Não é\n".encode("cp1252"))
+    hint = encoding_hint(path, path.read_bytes())
+    assert "line 3 reads `É gota?,Não é`" in hint
+    assert follow(hint).rows[1].values == {"question": "É gota?", "answer": "Não é"}
+
+
+def test_bad_lines_among_good_ones_are_named(tmp_path: Path) -> None:
+    content = "question,answer\né,é\nà,à\n".encode() + b"\xe9,a\n"
+    assert "line 4" in encoding_hint(tmp_path / "x.csv", content) and "iconv" not in encoding_hint(
+        tmp_path / "x", content
+    )
