@@ -36,6 +36,8 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     columns = find_columns(table, config.data)
     left = unused(table, columns)
     console.info(described(columns, left))
+    for lost in lost_meaning(columns, left):
+        console.warn(lost)
     records, rejected = clean(
         table, columns, form.instruction, null_words=config.data.null_words, repairs=config.data.clean
     )
@@ -84,8 +86,6 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
             f"near-duplicate ({pair.overlap:.2f}): {pair.side} `{_brief(pair.question)}` "
             f"and {pair.other_side} `{_brief(pair.other)}`"
         )
-    for lost in lost_meaning(columns, left):
-        console.warn(lost)
     _warn_of_damage(damage, repaired, len(table.rows))
     _warn(figures, folder, splits, hints_for_some(table, columns, rejected))
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)

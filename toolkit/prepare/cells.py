@@ -8,6 +8,9 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe0e\ufe0f\ufeff]"
 )
 
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
+_HALF = re.compile("[\ud800-\udfff]")
+
 # What programs write where they have no value. `na` stands apart: Na is sodium.
 _NULL_WORD = re.compile(
     r"-?nan|none|null|nil|nat|n/a|n\.a\.|<(?:na|nan|null|none)>|[(\[](?:null|none|blank|empty)[)\]]|undefined|\\n", re.I
@@ -21,10 +24,13 @@ LONGEST_NULL = 24  # characters
 
 
 def tidy_name(name: str) -> str:
-    """Return a column's name without what cannot be seen: invisible characters and blanks around it."""
-    if name.isascii():
-        return " ".join(name.split())
-    return " ".join(_INVISIBLE.sub("", name).split())
+    """Return a column's name without what cannot be seen: invisible characters, control characters, outer blanks.
+
+    Bytes that are no text become U+FFFD.
+    """
+    if not (name.isascii() and name.isprintable()):
+        name = _CONTROL.sub("", _HALF.sub("\ufffd", _INVISIBLE.sub("", name)))
+    return " ".join(name.split())
 
 
 def name_key(name: str) -> str:

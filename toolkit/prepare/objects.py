@@ -20,7 +20,6 @@ class _Reader:
 
     def __init__(self) -> None:
         self.repeated: list[tuple[dict[str, Any], list[str]]] = []
-        self.decoder = json.JSONDecoder(object_pairs_hook=self._object)
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -30,11 +29,12 @@ class _Reader:
         return found
 
     def value(self, text: str) -> Any:
-        return self.decoder.decode(text)
+        return json.loads(text, object_pairs_hook=self._object)
 
     def values(self, text: str) -> list[tuple[int, Any]]:
         """Read values one behind the other, with blanks or a comma between, each with the line where it begins."""
         found: list[tuple[int, Any]] = []
+        decoder = json.JSONDecoder()
         position, line, counted = 0, 1, 0
         while True:
             while position < len(text) and text[position] in " \t\r\n,":
@@ -42,8 +42,9 @@ class _Reader:
             if position == len(text):
                 return found
             line, counted = line + text.count("\n", counted, position), position
-            value, position = self.decoder.raw_decode(text, position)
-            found.append((line, value))
+            _, end = decoder.raw_decode(text, position)
+            found.append((line, self.value(text[position:end])))
+            position = end
 
     def rows(self, items: list[tuple[int | None, Any]]) -> tuple[list[str], list[Row]]:
         """Return names and rows; objects of empty values are no rows. A name is twice there if some object says so."""
@@ -72,14 +73,14 @@ def tidied(columns: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
     ]
 
 
-def read_json(text: str, path: Path) -> tuple[list[str], list[Row]]:
+def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
     """Read a list of objects, an object that holds one list, columns, or one object a line."""
     reader = _Reader()
     try:
         value = reader.value(text)
     except json.JSONDecodeError as exc:
         if exc.msg == "Extra data" and text.lstrip()[:1] in ("{", "["):
-            return read_jsonl(text, path)
+            return read_jsonl_rows(text, path)
         raise ToolkitError(
             f"`{path}` is not valid JSON: {exc.msg} at line {exc.lineno:,}, column {exc.colno:,}",
             hint="the file is broken or truncated: export it again",
@@ -89,7 +90,7 @@ def read_json(text: str, path: Path) -> tuple[list[str], list[Row]]:
     return reader.rows([(None, item) for item in _records(value, path)])
 
 
-def read_jsonl(text: str, path: Path) -> tuple[list[str], list[Row]]:
+def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
     """Read one JSON object a line; empty lines are no rows. A list, or objects over several lines, are read too."""
     reader = _Reader()
     found: list[tuple[int | None, Any]] = []

@@ -14,7 +14,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.prepare.cells import is_blank
 from toolkit.prepare.containers import EXTENSIONS, PLAIN, decode_text, looks_like
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
-from toolkit.prepare.objects import read_json, read_jsonl, tidied
+from toolkit.prepare.objects import read_json_rows, read_jsonl_rows, tidied
 from toolkit.prepare.source import check_file
 from toolkit.prepare.table import Row, Table
 
@@ -38,9 +38,9 @@ def read_table(path: Path, wanted: Iterable[str]) -> Table:
     else:
         text = decode_text(content, path)
         if kind == "json":
-            columns, rows = read_json(text, path)
+            columns, rows = read_json_rows(text, path)
         elif kind == "jsonl":
-            columns, rows = read_jsonl(text, path)
+            columns, rows = read_jsonl_rows(text, path)
         else:
             columns, rows = read_delimited(text, path, frozenset(wanted))
     if not rows:
@@ -73,14 +73,20 @@ def _parquet(content: bytes, path: Path) -> tuple[list[str], list[Row]]:
 
     try:
         table = pq.ParquetFile(io.BytesIO(content)).read()  # read_table refuses two columns of one name
+        names = list(table.column_names)
         columns = [_values(column, pa) for column in table.columns]
+    except UnicodeDecodeError as exc:
+        name = exc.object.decode("utf-8", "backslashreplace")
+        raise ToolkitError(
+            f"`{path}` has a column whose name is not UTF-8: {name}",
+            hint="rename the column and write the file again",
+        ) from None
     except (pa.ArrowException, OSError) as exc:
         found, hint = looks_like(content, path)
         raise ToolkitError(
             f"`{path}` is not a whole parquet file: {str(exc).splitlines()[0]}" + (f" ({found})" if hint else ""),
             hint=hint or "the file is broken or truncated: copy or export it again",
         ) from None
-    names = list(table.column_names)
     rows = [
         Row(number, None, dict(zip(names, cells, strict=True)))
         for number, cells in enumerate(zip(*columns, strict=True), start=1)
