@@ -175,6 +175,7 @@ def test_one_column_for_two_roles_is_refused() -> None:
             "x.csv",
             "no header?",
         ),
+        (["1", "fever", "rest"], "x.tsv", "no header?"),
         (["frage", "antwort"], "x.csv", "--set data.answer_column=NAME"),
         (["messages"], "x.jsonl", "chats, which cannot be read yet"),
         (["id", "conversations"], "x.json", "chats, which cannot be read yet"),

@@ -36,6 +36,12 @@ def test_sep_is_obeyed(tmp_path: Path, delimiter: str, first: str) -> None:
     assert table.rows[0].line == 3 and cells(table)[0][1] == "d"
 
 
+@pytest.mark.parametrize("mark", ["\ufeff\ufeff", "\u200b", "\ufeff\u2060"])
+def test_marks_in_front_of_a_file_are_none(tmp_path: Path, mark: str) -> None:
+    for name, text in (("x.csv", '"question","answer"\nq,a'), ("x.jsonl", '{"question": "q", "answer": "a"}')):
+        assert reading(tmp_path, name, mark + text).rows[0].values == {"question": "q", "answer": "a"}
+
+
 def test_a_column_called_sep_is_a_column(tmp_path: Path) -> None:
     assert reading(tmp_path, "x.csv", "sepsis,question,answer\ns,q,a\n").columns == ["sepsis", "question", "answer"]
 

@@ -167,7 +167,7 @@ def _hint_for_names(role: str, table: Table) -> str:
 
 
 def _looks_like_data(name: str) -> bool:
-    return name.rstrip().endswith(("?", "？", ".")) or len(name) > LONG_NAME or len(name.split()) > WORDS
+    return name.endswith(("?", "？", ".")) or name.isdecimal() or len(name) > LONG_NAME or len(name.split()) > WORDS
 
 
 def _listed(names: list[str]) -> str:

@@ -12,6 +12,7 @@ EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 PLAIN = "it looks like plain text"
 BINARY = "it looks like binary data"
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
+UNSEEN = "\ufeff\u200b\u2060"  # marks in front of a text, by some programs written twice
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
 
 _COMPRESSED = {
@@ -93,6 +94,11 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
             return f"it looks like {name}", f"`{command}`, then `--set {quoted(f'data.source={target}')}`"
     if content[:4] == b"PAR1":
         return "it looks like parquet", ""
+    start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<table")):
+        return "it looks like an HTML page", "download the file itself, or copy the page's table into a CSV file"
+    if start.startswith(b"<?xml"):
+        return "it looks like an XML file", f"export your records as one of {' '.join(EXTENSIONS)}"
     if len(content[:4096].translate(None, _CONTROLS)) == len(content[:4096]):
         return PLAIN, ""
     return BINARY, f"export your records as one of {' '.join(EXTENSIONS)}"
@@ -159,13 +165,12 @@ def decode_text(content: bytes, path: Path) -> str:
     controls = len(sample) - len(sample.translate(None, _CONTROLS))
     if known or controls > max(32, len(sample) // 20):
         hint = hint or f"give it the extension .parquet, or export your records as one of {' '.join(EXTENSIONS)}"
-        raise ToolkitError(f"`{path}` is not text: {found}", hint=hint)
-    if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ToolkitError(f"`{path}` is an HTML page, not data", hint="download the file itself")
+        what = "data" if found.endswith(("page", "XML file")) else "text"
+        raise ToolkitError(f"`{path}` is not {what}: {found}", hint=hint)
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8").lstrip(UNSEEN)
     except UnicodeDecodeError:
-        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+        text = content.decode("utf-8", "surrogateescape")
     # A file in another encoding shows: hardly any of its characters beyond ASCII happens to be valid UTF-8.
     foreign = [line for line in text.split("\n") if not line.isascii()]
     bad = sum(1 for line in foreign if UNDECODABLE.search(line))
@@ -173,14 +178,14 @@ def decode_text(content: bytes, path: Path) -> str:
         spot = UNDECODABLE.search(text)
         assert spot is not None
         before = text[: spot.start()].encode("utf-8")
-        offset = len(before) + (3 if content.startswith(b"\xef\xbb\xbf") else 0)
+        offset = len(before)
         line_number = before.count(b"\n") + 1
         raise ToolkitError(
             f"`{path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} (line {line_number:,}), "
             f"and {bad:,} lines like it",
             hint=encoding_hint(path, content),
         )
-    return text
+    return text.lstrip(UNSEEN)
 
 
 def encoding_hint(path: Path, content: bytes) -> str:
