@@ -1,8 +1,10 @@
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from toolkit.core import config_file
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.columns import described, find_columns, lost_meaning, unused, wanted_names
@@ -139,14 +141,16 @@ def test_two_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
         ({"question": "q", "answer": "a", "response": "b"}, "answer"),
         ({"question": "q", "prompt": "p", "answer": "a"}, "question"),
         ({"instruction": "i", "input": "q", "query": "p", "output": "a"}, "question"),
+        ({"question": "q", "An swer": "a", "re'sponse": "", "Response": "b"}, "answer"),
     ],
 )
 def test_two_columns_of_one_role_are_refused_until_one_is_named(row: dict[str, str], role: str) -> None:
     error = refusal(table(row))
     assert f"more than one column with the {role}" in error.message
     for choice in error.hint.split("`")[1::2]:
-        name = choice.removeprefix(f"--set data.{role}_column=")
-        assert getattr(find_columns(table(row), DataSettings.model_validate({f"{role}_column": name})), role) == name
+        settings = config_file.build({}, [shlex.split(choice)[1]]).data
+        name = getattr(settings, f"{role}_column")
+        assert name in row and getattr(find_columns(table(row), settings), role) == name
 
 
 def test_an_empty_column_is_no_second_one() -> None:

@@ -69,6 +69,12 @@ def test_a_quote_in_a_tsv_is_text_unless_the_file_doubles_it(
     assert cells(reading(tmp_path, "x.tsv", "question\tanswer\n" + text)) == expected
 
 
+def test_two_stray_quotes_in_a_tsv_swallow_no_rows(tmp_path: Path) -> None:
+    table = reading(tmp_path, "x.tsv", 'question\tanswer\nq\t"Rest is\nr\tb\nonly one\ns\tand sleep"\nt\tc\n')
+    assert [row.values.get("question") for row in table.rows] == ["q", "r", None, "s", "t"]
+    assert [bool(row.problem) for row in table.rows] == [False, False, True, False, False]
+
+
 def test_a_tsv_that_quotes_every_name_quotes_every_cell(tmp_path: Path) -> None:
     assert cells(reading(tmp_path, "x.tsv", '"question"\t"answer"\n"q"\t"a"\n')) == [["q", "a"]]
 

@@ -63,6 +63,11 @@ def test_each_reason_has_its_hint(preparing: Preparing, rows: list[Any], hint: s
     assert hint in found and "UTF-8" not in found
 
 
+def test_an_empty_column_names_the_filled_ones(preparing: Preparing) -> None:
+    rows = [{**row, "answer": "", "reply": "r", "note": ""} for row in ROWS]
+    assert "(with text: `reply`)" in refusal(preparing, rows).hint
+
+
 def test_rows_of_too_many_cells(preparing: Preparing) -> None:
     error = refusal(preparing, b"question,answer\nq,a, and more\nr,b, and more\n", name="x.csv")
     assert "3 instead of 2" in error.message and "quote a cell that holds the delimiter" in error.hint
@@ -73,6 +78,17 @@ def test_rows_in_another_encoding(preparing: Preparing) -> None:
         preparing, "question,answer\nO que é febre?,É água\nÉ gota?,Não é\n".encode("latin-1"), name="x.csv"
     )
     assert "iconv -f WINDOWS-1252" in error.hint
+
+
+def test_bytes_in_parquet(preparing: Preparing) -> None:
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"question": ["q", "r"], "answer": [b"\xff", b"\xe9"]}), buffer)
+    assert "write them as text" in refusal(preparing, buffer.getvalue(), name="x.parquet").hint
 
 
 @pytest.mark.parametrize("words", [["None"], ["nan", "#N/A", "-", "null", "n/a", "."]])

@@ -1,6 +1,7 @@
 """Which columns hold what, which are left, and which of those are known to carry meaning."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ _SYSTEM = re.compile("system(?:prompt|message)?")
 _OPTIONS = re.compile("options?|choices?|op[a-e]|(?:option|choice)[a-e0-9]")
 _CHATS = re.compile(f"{_HISTORY.pattern}|role|content|from|value")
 SHOWN = 12  # names in one line
+SHOWN_NAME = 40  # characters of each
 LONG_NAME = 60  # characters, or
 WORDS = 8  # words, from which on a column's name looks like data
 
@@ -109,7 +111,7 @@ def _each_once(named: dict[str, str | None], table: Table) -> None:
         if name and others:
             raise ToolkitError(
                 f"`{table.path}`: data.{role}_column and data.{others[0]}_column both name `{name}`",
-                hint=f"name another column with one of them: {_listed(table.columns)}",
+                hint=f"name another column with one of them: {listed(table.columns)}",
             )
 
 
@@ -135,13 +137,13 @@ def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
 
 
 def _setting(role: str, name: str) -> str:
-    return f"data.{role}_column={name}" if name.isalnum() else f"'data.{role}_column={name}'"
+    return shlex.quote(f"data.{role}_column={name}")
 
 
 def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError:
     return ToolkitError(
         f"`{table.path}` has no column with the {role}: wanted {' or '.join(f'`{name}`' for name in wanted)}, "
-        f"found {_listed(table.columns)}",
+        f"found {listed(table.columns)}",
         hint=_hint_for_names(role, table),
     )
 
@@ -170,8 +172,9 @@ def _looks_like_data(name: str) -> bool:
     return name.endswith(("?", "？", ".")) or name.isdecimal() or len(name) > LONG_NAME or len(name.split()) > WORDS
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(f"`{name[:40]}`" for name in names[:SHOWN]) or "none"
+def listed(names: list[str]) -> str:
+    """Return names as a message shows them, the first dozen."""
+    shown = ", ".join(f"`{name[:SHOWN_NAME]}`" for name in names[:SHOWN]) or "none"
     return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
@@ -185,16 +188,21 @@ def _meaning(name: str) -> str:
 
 def unused(table: Table, columns: Columns) -> list[str]:
     """Return the columns that hold something and are not taken."""
-    taken = set(columns.taken().values())
-    left = [name for name in dict.fromkeys(table.columns) if name not in taken]
-    return [name for name in left if any(not is_blank(row.values.get(name)) for row in table.rows)]
+    left = dict.fromkeys(name for name in table.columns if name not in columns.taken().values())
+    empty = set(left)
+    for row in table.rows:  # once over all cells: objects may have thousands of names, each in a few of them
+        empty -= {name for name in empty & row.values.keys() if not is_blank(row.values[name])}
+        if not empty:
+            break
+    return [name for name in left if name not in empty]
 
 
 def described(columns: Columns, left: list[str]) -> str:
     """Say in one line what is taken and what is not: `question ← Question, answer ← Answer; not used: context`."""
     taken = ", ".join(f"{role} ← {name}" for role, name in columns.taken().items())
     more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-    return f"{taken}; not used: {', '.join(left[:SHOWN])}{more}" if left else taken
+    names = ", ".join(name[:SHOWN_NAME] for name in left[:SHOWN])
+    return f"{taken}; not used: {names}{more}" if left else taken
 
 
 def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
@@ -229,7 +237,7 @@ def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
         )
     elif options:
         yield (
-            f"columns {_listed(options)} are not used: the model will not see the choices; "
+            f"columns {listed(options)} are not used: the model will not see the choices; "
             "write them into the question, or into one column for data.context_column"
         )
 

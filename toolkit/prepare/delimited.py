@@ -87,11 +87,18 @@ def _tabbed(text: str, path: Path, skipped: int) -> list[Cells]:
     if whole and not names_quoted and not doubled:
         return plain
     try:
-        return _quoted(text, "\t", path, skipped)
+        found = _quoted(text, "\t", path, skipped)
     except ToolkitError:
         if doubled or names_quoted:
             raise
         return plain
+    swallowed = any(_holds_rows(cell, len(header)) for _, cells in found for cell in cells)
+    return plain if swallowed and not doubled and not names_quoted else found
+
+
+def _holds_rows(cell: str, width: int) -> bool:
+    """Say whether a cell of several lines holds rows: two stray quotes are no cell."""
+    return any(line.count("\t") == width - 1 for line in re.split(r"\r\n|\r|\n", cell)[1:])
 
 
 def _fit_of_header(text: str, delimiter: str, wanted: frozenset[str]) -> tuple[int, int]:

@@ -28,7 +28,11 @@ def read_table(path: Path, wanted: Iterable[str]) -> Table:
     `wanted` are keys of column names (see `name_key`), by which the delimiter of a CSV is recognised. Raises
     ToolkitError if the file is missing, empty, binary, in another encoding, truncated or broken as a whole.
     """
-    content = check_file(path).read_bytes()
+    return parse_table(check_file(path).read_bytes(), path, wanted)
+
+
+def parse_table(content: bytes, path: Path, wanted: Iterable[str]) -> Table:
+    """Read the content of a data file, as `read_table` does; `path` names its format and stands in errors."""
     if not content.strip():
         raise ToolkitError(f"`{path}` is empty", hint=_NO_ROWS)
     kind = "parquet" if path.suffix.lower() in (".parquet", ".pq") else _KINDS.get(path.suffix.lower())

@@ -15,7 +15,7 @@ from toolkit.prepare.clean import (
     WRONG_TYPE,
     Rejection,
 )
-from toolkit.prepare.columns import Columns
+from toolkit.prepare.columns import Columns, listed, unused
 from toolkit.prepare.containers import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
@@ -67,7 +67,10 @@ def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Reject
             return f"cells of {shown} count as empty; `--set data.null_words=text` keeps them as text"
         role = "answer" if reason == EMPTY_ANSWER else "question"
         name = columns.answer if reason == EMPTY_ANSWER else columns.question or columns.answer
-        return f"column `{name}` is empty there: fill it in, or name another with `--set data.{role}_column=NAME`"
+        others = f" (with text: {listed(left)})" if (left := unused(table, columns)) else ""
+        return (
+            f"column `{name}` is empty there: fill it in, or name another with `--set data.{role}_column=NAME`{others}"
+        )
     return {
         WRONG_TYPE: "give each cell one text: write a row for each text of a list, or a column for each part of an "
         "object",
@@ -83,6 +86,8 @@ def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Reject
 
 def _not_text(path: Path) -> str:
     content = path.read_bytes()
+    if content.startswith(b"PAR1"):
+        return "the columns hold bytes that are not UTF-8: write them as text"
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
