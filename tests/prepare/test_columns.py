@@ -153,6 +153,12 @@ def test_two_columns_of_one_role_are_refused_until_one_is_named(row: dict[str, s
         assert name in row and getattr(find_columns(table(row), settings), role) == name
 
 
+def test_a_name_that_changes_from_row_to_row_is_to_be_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n{"Question": "r", "answer": "b"}\n')
+    assert "give them one name" in refusal(read_table(path, ())).hint
+
+
 def test_an_empty_column_is_no_second_one() -> None:
     assert find_columns(table({"question": "q", "prompt": " ", "answer": "a"}), DataSettings()).question == "question"
 

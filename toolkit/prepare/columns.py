@@ -130,6 +130,8 @@ def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
     shown = " and ".join(f"`{name}`" for name in names)
     if len(set(names)) < len(names):
         hint = "remove one of them, or give it another name"
+    elif not any(sum(not is_blank(row.values.get(name)) for name in names) > 1 for row in table.rows):
+        hint = "no row has more than one of them: give them one name"
     else:
         hint = " or ".join(f"`--set {_setting(role, name)}`" for name in names)
         hint = f"say which one is meant: {hint}"
