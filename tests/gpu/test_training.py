@@ -122,7 +122,13 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     from toolkit.prompt.renderings import chat_template
 
     target = folder.gguf("F32")
-    export(small_base.folder, folder.adapter, {"F32": target}, chat_template(prompt_format(settings.prompt)), "r")
+    export(
+        small_base.folder,
+        folder.adapter,
+        {"F32": target},
+        chat_template(prompt_format(settings.prompt), bos=False),
+        "r",
+    )
     found = kl(small_base.folder, folder.adapter, target)
     print(f"mean KL of the F32 export from the trained model: {found:.2e}")
     assert found < 1e-6

@@ -23,19 +23,26 @@ LLAMA3 = (
     "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-EOS = "</s>"
+BOS, EOS = "<s>", "</s>"
 
 forms = st.sampled_from([prompt_format(each) for each in FORMATS.values()])
+parts = st.lists(
+    st.one_of(st.builds(lambda text: {"type": "text", "text": text}, st.text()), st.just({"type": "image"}))
+)
 messages = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": st.text()}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["system", "developer", "user", "assistant", "tool"])},
+        optional={"content": st.one_of(st.text(), st.sampled_from(["Explain:", ""]), st.none(), parts)},
+    ),
     max_size=6,
 )
 
 
-def jinja(messages: list[dict[str, str]], form: PromptFormat) -> str:
+def jinja(messages: list[dict[str, Any]], form: PromptFormat, *, bos: bool = False, generate: bool = True) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    rendered, _ = render_jinja_template([messages], chat_template=chat_template(form), eos_token=EOS)
+    template, tokens = chat_template(form, bos=bos), {"bos_token": BOS, "eos_token": EOS}
+    rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=generate, **tokens)
     return str(rendered[0])
 
 
@@ -64,9 +71,66 @@ def test_without_a_language_the_preamble_names_none() -> None:
 
 
 @settings(max_examples=tries(300))
-@given(forms, messages)
-def test_jinja_by_transformers_equals_the_plain_rendering(form: PromptFormat, messages: list[dict[str, str]]) -> None:
-    assert jinja(messages, form) == conversation(form, messages, eos_of(form))
+@given(forms, messages, st.booleans(), st.booleans())
+def test_jinja_by_transformers_equals_the_plain_rendering(
+    form: PromptFormat, messages: list[dict[str, Any]], bos: bool, generate: bool
+) -> None:
+    plain = conversation(form, messages, eos_of(form), generate=generate)
+    assert jinja(messages, form, bos=bos, generate=generate) == BOS * bos + plain
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_begun_answer_is_left_open_and_a_whole_one_is_the_training_text(name: str) -> None:
+    form = prompt_format(FORMATS[name])
+    asked = [{"role": "user", "content": "q"}]
+    begun = [*asked, {"role": "assistant", "content": "The"}, {"role": "assistant", "content": "answer"}]
+    assert jinja(begun, form) == prompt_text(form, "q") + "The\n\nanswer"
+    assert jinja(begun, form, generate=False) == prompt_text(form, "q") + "The\n\nanswer" + eos_of(form)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("chatml", "<|im_start|>user\nq<|im_end|>\n"),
+        ("llama3", "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"),
+        ("alpaca", "### Input:\nq"),
+        ("alpaca-no-input", "Explain:\n\nq"),
+        ("custom, start", "<|user|>\nq<|end|>\n"),
+        ("custom, inst", "Explain:\n\nq"),
+    ],
+)
+def test_without_a_generation_prompt_no_answer_is_opened(name: str, ending: str) -> None:
+    form = prompt_format(FORMATS[name])
+    asked = [{"role": "user", "content": "q"}]
+    closed = jinja(asked, form, generate=False)
+    assert closed.endswith(ending) and jinja(asked, form).startswith(closed) and jinja(asked, form) != closed
+
+
+@pytest.mark.parametrize(
+    ("said", "instruction"),
+    [
+        ([("developer", "D")], "D"),
+        ([("system", "S"), ("developer", "D")], "S\n\nD"),
+        ([("developer", "D"), ("system", "S")], "D\n\nS"),
+        ([("system", "Explain:"), ("developer", "D")], "D"),  # as a server has it that puts its own in front
+        ([("system", "Explain:"), ("system", "S")], "Explain:\n\nS"),
+        ([("system", ""), ("developer", None)], "Explain:"),
+        ([("system", [{"type": "text", "text": "S"}, {"type": "text", "text": "T"}])], "S\n\nT"),
+        ([], "Explain:"),
+    ],
+)
+def test_a_developer_counts_as_system_and_the_default_gives_way(said: list[tuple[str, Any]], instruction: str) -> None:
+    form = prompt_format(FORMATS["chatml"])
+    asked = [*({"role": role, "content": content} for role, content in said), {"role": "user", "content": "q"}]
+    assert jinja(asked, form) == CHATML.format(instruction, "q")
+
+
+@pytest.mark.parametrize("content", [None, "", []])
+def test_no_content_is_empty(content: Any) -> None:
+    form = prompt_format(FORMATS["alpaca"])
+    assert (
+        jinja([{"role": "user", "content": content}], form) == jinja([{"role": "user"}], form) == prompt_text(form, "")
+    )
 
 
 @given(forms, st.text(), st.text())
@@ -111,16 +175,18 @@ def test_later_turns_keep_the_instruction_and_past_answers_end_in_eos(name: str)
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_ollama_is_given_no_reason_to_prefer_the_jinja_template(name: str) -> None:
-    text = chat_template(prompt_format(FORMATS[name]))
+    text = chat_template(prompt_format(FORMATS[name]), bos=True)
+    assert text.startswith("{{ bos_token }}") and "bos" not in chat_template(prompt_format(FORMATS[name]), bos=False)
     assert not any(word in text for word in ("tools", "tool_call", "<think>", "</think>"))
 
 
 def test_go_template_escapes_only_what_go_would_execute() -> None:
-    form = prompt_format(PromptSettings(instruction="Say {{ hi }}"))
+    form = prompt_format(PromptSettings(language="{{ hi }}", instruction="Say {{ hi }}"))
     text = go_template(form, "<|end|>")
     assert '{{ "{" }}{ hi }}' in text
     assert "{{-" not in text and "-}}" not in text
     assert text.count("### Response:\n") == 1
+    assert '$lead "Say {{ hi }}"' in text  # in quotes Go executes nothing
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def make_run(
     config = config_file.build(values)
     place = run_folder.folder_of(config)
     tiny.save_tokenizer(place.adapter)
-    template = renderings.chat_template(format.prompt_format(config.prompt)) if chat_template is None else chat_template
+    template = renderings.chat_template(format.prompt_format(config.prompt), bos=True)
+    template = template if chat_template is None else chat_template
     files = {
         quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")
         for quantization in config.export.quantizations

@@ -62,13 +62,15 @@ def test_every_real_prompt_is_the_same_everywhere(
     messages = [
         [{"role": "system", "content": row["instruction"]}, {"role": "user", "content": row["input"]}] for row in rows
     ]
-    by_transformers = render_jinja_template(messages, chat_template=chat_template(form), eos_token=tokenizer.eos_text)[
-        0
-    ]
-    assert by_transformers == [prompt_text(form, row["input"], row["instruction"]) for row in rows]
+    template, tokens = chat_template(form, bos=bool(tokenizer.bos_text)), {"eos_token": tokenizer.eos_text}
+    by_transformers, _ = render_jinja_template(
+        messages, chat_template=template, add_generation_prompt=True, bos_token=tokenizer.bos_text, **tokens
+    )
+    texts = [prompt_text(form, row["input"], row["instruction"]) for row in rows]
+    assert by_transformers == [tokenizer.bos_text + text for text in texts]
 
     gguf = tmp_path / "real.gguf"
-    export(base, None, {"F16": gguf}, chat_template(form), "real")
+    export(base, None, {"F16": gguf}, template, "real")
     settings = OllamaSettings(host=ollama.url)
     client = server.client(settings)
     client.create(

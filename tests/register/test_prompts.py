@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -22,8 +23,19 @@ from toolkit.register import verify
 
 pytestmark = pytest.mark.ollama
 
-CONVERSATIONS = [
+CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": "a"}],
+    [{"role": "developer", "content": "d"}, {"role": "user", "content": "a"}],
+    [{"role": "developer", "content": "d"}, {"role": "system", "content": "s"}, {"role": "user", "content": "a"}],
+    [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}, {"role": "user", "content": "b"}],
+    [{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is"}],
+    [
+        {"role": "system", "content": None},
+        {"role": "user", "content": None},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": " It"},
+    ],
     [{"role": "system", "content": "s\n"}, {"role": "user", "content": " {{ .System }} "}],
     [{"role": "system", "content": ""}, {"role": "user", "content": "a"}],
     [
@@ -43,10 +55,21 @@ CONVERSATIONS = [
 ]
 
 
-def by_transformers(form: PromptFormat, messages: list[dict[str, str]]) -> str:
+# Of text parts, which only /v1 takes.
+PARTS = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+IN_PARTS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": PARTS}],
+    [{"role": "system", "content": PARTS}, {"role": "user", "content": PARTS}, {"role": "assistant", "content": "c"}],
+]
+
+
+def by_transformers(form: PromptFormat, messages: list[dict[str, Any]]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    rendered, _ = render_jinja_template([messages], chat_template=renderings.chat_template(form), eos_token=tiny.EOS)
+    template = renderings.chat_template(form, bos=True)
+    rendered, _ = render_jinja_template(
+        [messages], chat_template=template, bos_token=tiny.BOS, eos_token=tiny.EOS, add_generation_prompt=True
+    )
     return str(rendered[0])
 
 
@@ -80,7 +103,7 @@ def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path:
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
     form = format.prompt_format(FORMATS[name])
     eos = form.eos or tiny.EOS
-    gguf = tiny.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form))
+    gguf = tiny.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form, bos=True))
     client = server.client(_settings(ollama.url))
     digest = client.create_blob(str(gguf))
     client.create(
@@ -90,9 +113,15 @@ def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path:
         assert server.call(http, "/api/show", {"model": "format"})["template"] == renderings.go_template(form, eos)
         for messages in CONVERSATIONS:
             expected = renderings.conversation(form, messages, eos)
-            assert by_transformers(form, messages) == expected
+            assert by_transformers(form, messages) == tiny.BOS + expected
             body = {"model": "format", "messages": messages, "stream": False, "_debug_render_only": True}
             assert server.call(http, "/api/chat", body)["_debug_info"]["rendered_template"] == expected
+            assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
+        for messages in IN_PARTS:
+            expected = renderings.conversation(form, messages, eos)
+            assert by_transformers(form, messages) == tiny.BOS + expected
+            body = {"model": "format", "messages": messages, "_debug_render_only": True}
+            assert server.call(http, "/v1/chat/completions", body)["_debug_info"]["rendered_template"] == expected
             assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
         rows = [(row["input"], row["instruction"]) for row in ROWS]
         verify.every_prompt(http, "format", form, eos, rows)

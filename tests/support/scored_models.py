@@ -137,7 +137,7 @@ def world(root: Path) -> World:
     base_model(base)
     adapter(base, folder.adapter, seed=1)
     write_rows(folder.split_file("test"), ROWS)
-    template = chat_template(prompt_format(config.prompt))
+    template = chat_template(prompt_format(config.prompt), bos=True)
     export(base, folder.adapter, {name: folder.gguf(name) for name in QUANTIZATIONS}, template, "tiny")
     return World(config, folder, Base("someone/tiny", base, commit="c0ffee"))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-EOS = "<|end_of_text|>"
-CONTROL = [EOS, "<|begin_of_text|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<start_of_turn>", "[INST]"]
+BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
+CONTROL = [EOS, BOS, "<|im_start|>", "<|im_end|>", "<s>", "</s>", "<start_of_turn>", "[INST]"]
 WIDTH, HIDDEN, HEADS, LAYERS, CONTEXT = 64, 128, 4, 2, 4096
 
 
@@ -42,7 +42,7 @@ def write(path: Path, *, seed: int = 0, chat_template: str = "", f16: bool = Fal
         writer.add_token_types(kinds)
         writer.add_token_merges(["h e"])
         writer.add_eos_token_id(tokens.index(EOS))
-        writer.add_bos_token_id(tokens.index("<|begin_of_text|>"))
+        writer.add_bos_token_id(tokens.index(BOS))
         writer.add_add_bos_token(True)
     if chat_template:
         writer.add_chat_template(chat_template)
@@ -83,11 +83,10 @@ def save_tokenizer(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in CONTROL])
-    bos = CONTROL[1]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "bos_token": bos}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS, "bos_token": BOS}))
     return folder

@@ -30,7 +30,7 @@ class Trained:
             self.records[:4],
             self.reference.logits,
             self.tokenizer,
-            chat_template(self.form),
+            chat_template(self.form, bos=True),
             self.prompts if ask else [],
             8,
             self.form.stops,

@@ -73,7 +73,7 @@ def test_f32_answers_equal_the_trained_models(made: scored_models.World, trained
 def test_another_adapter_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     scored_models.adapter(made.base.folder, tmp_path / "other", seed=2)
     path = tmp_path / "other.gguf"
-    export(made.base.folder, tmp_path / "other", {"F32": path}, chat_template(trained.form), "other")
+    export(made.base.folder, tmp_path / "other", {"F32": path}, chat_template(trained.form, bos=True), "other")
     found = entry(made, trained, path, "F32")
     assert not found["passed"]
     assert found["mean_kl"] > 0.01
@@ -85,7 +85,7 @@ def test_the_base_without_the_adapter_fails_even_at_the_coarsest_bound(
     made: scored_models.World, trained: Trained, tmp_path: Path
 ) -> None:
     path = tmp_path / "base.gguf"
-    export(made.base.folder, None, {"Q8_0": path}, chat_template(trained.form), "base")
+    export(made.base.folder, None, {"Q8_0": path}, chat_template(trained.form, bos=True), "base")
     assert not entry(made, trained, path, "Q8_0")["passed"]
 
 
@@ -167,7 +167,7 @@ def test_an_eos_behind_every_prompt_fails(made: scored_models.World, trained: Tr
 
 def test_another_chat_template_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
-    template = chat_template(trained.form)
+    template = chat_template(trained.form, bos=True)
     export(made.base.folder, made.folder.adapter, {"F32": path}, template.replace("English", "pt-BR"), "other")
     assert entry(made, trained, path, "F32")["problems"] == [
         "its chat template is not the one of these prompt settings"
@@ -194,7 +194,7 @@ def test_another_vocabulary_size_is_said_and_not_scored(
 ) -> None:
     scored_models.base_model(tmp_path, extra_rows=8)
     path = tmp_path / "wide.gguf"
-    export(tmp_path, None, {"F32": path}, chat_template(trained.form), "wide")
+    export(tmp_path, None, {"F32": path}, chat_template(trained.form, bos=True), "wide")
     found = entry(made, trained, path, "F32")
     width = trained.reference.logits.shape[1]
     assert found["problems"] == [f"its vocabulary has {width + 8} tokens, the trained model's {width}"]

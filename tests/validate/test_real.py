@@ -46,7 +46,7 @@ def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> N
             "validate": {"rows": 3, "answer_tokens": 12, "questions": ["How to prevent Noonan syndrome?"]},
         }
     )
-    template = chat_template(prompt_format(config.prompt))
+    template = chat_template(prompt_format(config.prompt), bos=False)
     export(base.folder, folder.adapter, {name: folder.gguf(name) for name in good}, template, "real")
     scored_models.adapter(base.folder, tmp_path / "other", seed=2)
     export(base.folder, tmp_path / "other", {"Q5_K_M": folder.gguf("Q5_K_M")}, template, "real")

@@ -73,7 +73,7 @@ def test_the_table_names_every_quantization_and_its_verdict(passed: scored_model
 
 def test_a_failed_gate_still_writes_report_and_card(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path, rows=2, questions=[], max_kl={"Q8_0": 1e-6})
-    template = chat_template(prompt_format(run.config.prompt))
+    template = chat_template(prompt_format(run.config.prompt), bos=True)
     export(run.base.folder, run.folder.adapter, {"F16": run.folder.gguf("F16")}, template + " ", "tiny")
     with pytest.raises(ToolkitError) as caught:
         validate(run.config, run.folder, run.base, run.manifest())

@@ -146,12 +146,15 @@ def _write_side_files(
     config["torch_dtype"] = dtype
     _write_json(folder / CONFIG, config)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    tokenizer = load_tokenizer(planned.vocabulary)
     named = folder / "tokenizer_config.json"
     if named.is_file():
         values = checkpoint.read_json(named, "copy the base again")
-        if values.pop("chat_template", None) is not None:  # two templates would contradict each other
+        changed = values.pop("chat_template", None) is not None  # two templates would contradict each other
+        if tokenizer.bos_text and not values.get("bos_token"):  # the template names it
+            values["bos_token"], changed = tokenizer.bos_text, True
+        if changed:
             _write_json(named, values)
-    tokenizer = load_tokenizer(planned.vocabulary)
     eos = trained_eos(adapter, tokenizer)
     if eos != tokenizer.eos:
         _name_eos(folder, eos, tokenizer.encoder.id_to_token(eos))

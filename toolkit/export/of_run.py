@@ -27,8 +27,8 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
 
     wanted = config.export
     targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
-    template, name = chat_template(prompt_format(config.prompt)), config.run.name
-    start = merge_base.resolve(config.model, wanted)
+    start, form, name = merge_base.resolve(config.model, wanted), prompt_format(config.prompt), config.run.name
+    template = chat_template(form, bos=bool(load_tokenizer(start.folder, form).bos_text))
     pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))
     if not wanted.imatrix:
         return export(start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides)

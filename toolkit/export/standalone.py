@@ -12,8 +12,9 @@ from toolkit.core.config_file import build, load_config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.output_settings import check_quantization
 from toolkit.core.run_folder import RunFolder
-from toolkit.prompt.format import prompt_format
+from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Order:
     adapter: Path
     base: str
     name: str
-    template: Callable[[], str]
+    template: Callable[[Path], str]  # of the base's folder
     config: Config
 
 
@@ -47,15 +48,15 @@ def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[
             exit_code=USAGE,
         )
     label = base or (config.model.base if present else _base_of(adapter))
-    return Order(adapter, label, adapter.resolve().name, lambda: _template(adapter, config), config)
+    return Order(adapter, label, adapter.resolve().name, lambda found: _template(adapter, config, found), config)
 
 
 def order_of_run(config: Config, folder: RunFolder) -> Order:
     """Order the export of a run's own adapter into another form."""
     if not (folder.adapter / "adapter_config.json").is_file():
         raise ToolkitError(f"there is no trained model in `{folder.path}`", hint="run `toolkit train` first")
-    template = chat_template(prompt_format(config.prompt))
-    return Order(folder.adapter, config.model.base, config.run.name, lambda: template, config)
+    form = prompt_format(config.prompt)
+    return Order(folder.adapter, config.model.base, config.run.name, lambda found: _preset(form, found), config)
 
 
 def carry_out(
@@ -93,12 +94,12 @@ def carry_out(
     if form == "gguf":
         pretokenizer_parity.warn_if_split_differs(folder, None)
         overrides = config.export.overrides
-        outcome = room.export(folder, order.adapter, targets, order.template(), order.name, overrides=overrides)
+        outcome = room.export(folder, order.adapter, targets, order.template(folder), order.name, overrides=overrides)
         figures = {key: outcome.figures[key] for key in targets}
     elif form == "safetensors":
         from toolkit.export.merged_model import export_merged
 
-        outcome = export_merged(folder, order.adapter, targets["safetensors"], order.template())
+        outcome = export_merged(folder, order.adapter, targets["safetensors"], order.template(folder))
         figures = {"safetensors": outcome.figures}
     else:
         from toolkit.export.lora_gguf import export_lora
@@ -141,7 +142,11 @@ def _base_of(adapter: Path) -> str:
     return named
 
 
-def _template(adapter: Path, config: Config) -> str:
+def _preset(form: PromptFormat, base: Path) -> str:
+    return chat_template(form, bos=load_tokenizer(base).bos is not None)
+
+
+def _template(adapter: Path, config: Config, base: Path) -> str:
     """Take the chat template that the adapter was saved with; else the one of our settings."""
     path = adapter / "chat_template.jinja"
     if path.is_file():
@@ -155,4 +160,4 @@ def _template(adapter: Path, config: Config) -> str:
         console.info("chat template: the adapter's own (tokenizer_config.json)")
         return kept
     console.info(f"chat template: prompt.preset = {config.prompt.preset}, since the adapter brings none")
-    return chat_template(prompt_format(config.prompt))
+    return _preset(prompt_format(config.prompt), base)

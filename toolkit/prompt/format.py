@@ -1,11 +1,12 @@
 """The prompt format, once: every rendering of it comes from here.
 
 A format is a list of literal pieces and slots. From it come the training text, the Jinja chat template inside the
-GGUF, Ollama's Go TEMPLATE, the stop list, and a Python function for scripts. None of them holds a BOS: every runtime
-adds that itself.
+GGUF, Ollama's Go TEMPLATE, the stop list, and a Python function for scripts. Only the Jinja template begins with the
+model's BOS: what renders it adds none, every other runtime does.
 
-Mapping everywhere: system messages fill the instruction (joined by a blank line, where there are several), the user
-message fills the input. Messages of one role in a row are one message, joined by a blank line, as Ollama joins them.
+Mapping everywhere: system and developer messages fill the instruction (joined by a blank line, where there are
+several), the user message fills the input. Messages of one role in a row are one message, joined by a blank line, as
+Ollama joins them. A last message of the assistant is left open for the model to go on with.
 """
 
 import re
@@ -51,6 +52,25 @@ class PromptFormat:
     instruction: str
     controls: tuple[str, ...]
     stops: tuple[str, ...]
+
+    @property
+    def head(self) -> tuple[Piece, ...]:
+        """What a turn has before its question."""
+        return self.turn[: self.turn.index(Slot.INPUT)]
+
+    @property
+    def tail(self) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
+        """What ends a question, and what opens its answer: the generation prompt.
+
+        A question ends as an answer does, in `eos` and `after`; where it does not, all of it opens the answer.
+        """
+        pieces = self.turn[self.turn.index(Slot.INPUT) + 1 :]
+        for index, piece in enumerate(pieces):
+            if self.eos and isinstance(piece, str) and self.eos in piece:
+                cut = piece.index(self.eos) + len(self.eos)
+                cut += len(self.after) if piece.startswith(self.after, cut) else 0
+                return (*pieces[:index], piece[:cut]), (piece[cut:], *pieces[index + 1 :])
+        return (), pieces
 
 
 @dataclass(frozen=True)

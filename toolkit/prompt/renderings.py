@@ -1,7 +1,8 @@
 """One prompt format written out: as text with its parts, as a Jinja and a Go template, as a Python function."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from toolkit.prompt.format import MESSAGE_SEPARATOR, IfInstruction, Part, Piece, Prompt, PromptFormat, Slot
 
@@ -16,22 +17,53 @@ def prompt_text(form: PromptFormat, question: str, instruction: str | None = Non
     return render(form, question, instruction).text
 
 
-def conversation(form: PromptFormat, messages: Sequence[dict[str, str]], eos: str) -> str:
-    """Render messages (`role`, `content`) as the templates below do; `eos` is the EOS token's text."""
-    instruction = MESSAGE_SEPARATOR.join(message["content"] for message in messages if message["role"] == "system")
-    text = "".join(part.text for part in _fill(form.start, form, "", instruction))
+Message = Mapping[str, Any]
+"""A chat message as the API has it: `role`, and `content`, which may be text, null or a list of text parts."""
+
+
+def conversation(form: PromptFormat, messages: Sequence[Message], eos: str, *, generate: bool = True) -> str:
+    """Render chat messages as the templates below do; `eos` is the EOS token's text, a BOS is left to the runtime.
+
+    With `generate` the text ends where the model goes on: behind the prompt of the last question, or behind what the
+    last answer has so far. Without it, it ends with the last question, or with the last answer and its EOS.
+    """
     turns: list[tuple[str, str]] = []
     for message in messages:
-        role, content = message["role"], message["content"]
+        role, content = str(message["role"]), message_text(message.get("content"))
         if turns and turns[-1][0] == role:
             content = turns.pop()[1] + MESSAGE_SEPARATOR + content
         turns.append((role, content))
-    for role, content in turns:
+    instruction = _instruction(form, turns)
+    closing, opening = form.tail
+    text = "".join(part.text for part in _fill(form.start, form, "", instruction))
+    spoken = [turn for turn in turns if turn[0] in ("user", "assistant")]
+    for number, (role, content) in enumerate(spoken, 1):
+        last = number == len(spoken)
         if role == "user":
-            text += "".join(part.text for part in _fill(form.turn, form, content, instruction))
-        elif role == "assistant":
-            text += content + eos + form.after
+            pieces = (*form.head, Slot.INPUT, *closing, *(opening if generate or not last else ()))
+            text += "".join(part.text for part in _fill(pieces, form, content, instruction))
+        else:
+            text += content + (eos + form.after if not last else "" if generate else eos)
     return text
+
+
+def message_text(content: Any) -> str:
+    """Return the text of a message's content: null is empty, text parts are joined as messages in a row are."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    texts = (part if isinstance(part, str) else part.get("text") for part in content)
+    return MESSAGE_SEPARATOR.join(text for text in texts if isinstance(text, str))
+
+
+def _instruction(form: PromptFormat, turns: list[tuple[str, str]]) -> str:
+    """Join what system and developer say; the format's own instruction gives way to any other.
+
+    A server puts that one in front of messages that do not begin with a system message.
+    """
+    said = [(role, text) for role, text in turns if role in ("system", "developer")]
+    if len(said) > 1 and turns[0][0] == "system" and turns[0][1] in ("", form.instruction):
+        said = said[1:]
+    return MESSAGE_SEPARATOR.join(text for _, text in said)
 
 
 def _fill(pieces: tuple[Piece, ...], form: PromptFormat, question: str, instruction: str | None) -> list[Part]:
@@ -45,32 +77,50 @@ def _fill(pieces: tuple[Piece, ...], form: PromptFormat, question: str, instruct
     return parts
 
 
-def chat_template(form: PromptFormat) -> str:
+# The text of a message's content, in Jinja: null is empty, and text parts are joined as messages in a row are. Older
+# builds of llama.cpp join them by a newline, unless they see a template look at `content[0]`.
+_MESSAGE_TEXT = (
+    "{% macro text(content) %}{% if content and (content[0] is mapping or content is not string) %}"
+    "{% set found = namespace(text='', any=false) %}"
+    "{% for part in content %}{% set piece = part if part is string else part['text'] %}{% if piece is string %}"
+    "{% set found.text = found.text + '\\n\\n' + piece if found.any else piece %}{% set found.any = true %}"
+    "{% endif %}{% endfor %}{{ found.text }}"
+    "{% elif content %}{{ content }}{% endif %}{% endmacro %}"
+)
+
+
+def chat_template(form: PromptFormat, *, bos: bool) -> str:
     """Render the format as a Jinja chat template for the GGUF and the tokenizer.
 
+    With `bos`, where the model has one, it begins with that token: what renders a chat template adds none itself.
     Everything is written as an expression, because transformers and llama.cpp trim literal text around tags. What ends
-    a message is kept in `ns.tail` until one of another role follows.
+    a message is kept in `ns.tail` until another question or answer follows, and in `ns.end` for where none does.
     """
-    cut = form.turn.index(Slot.INPUT)
-    start, head, tail = (
-        _sum(pieces, _jinja, "ns.instruction", "") for pieces in (form.start, form.turn[:cut], form.turn[cut + 1 :])
-    )
-    end = f"{_jinja(form.eos)} + {_jinja(form.after)}" if form.eos else f"eos_token + {_jinja(form.after)}"
+    parts = (form.start, form.head, *form.tail)
+    start, head, closing, opening = (_sum(each, _jinja, "ns.lead", "") for each in parts)
+    instruction, eos = _jinja(form.instruction), _jinja(form.eos) if form.eos else "eos_token"
     return (
-        "{% set ns = namespace(instruction='', seen=false, before='', tail='') %}"
-        "{% for message in messages %}{% if message['role'] == 'system' %}"
-        "{% set ns.instruction = ns.instruction + '\\n\\n' + message['content'] if ns.seen else message['content'] %}"
-        "{% set ns.seen = true %}{% endif %}{% endfor %}"
-        f"{{% if not ns.instruction %}}{{% set ns.instruction = {_jinja(form.instruction)} %}}{{% endif %}}"
+        f"{'{{ bos_token }}' if bos else ''}{_MESSAGE_TEXT}"
+        "{% set ns = namespace(lead='', rest='', more=false, before='', tail='', end='') %}"
+        "{% for message in messages %}{% set content = text(message['content']) %}"
+        "{% if message['role'] == 'system' and (loop.first or ns.before == 'leading') %}"
+        "{% set ns.lead = content if loop.first else ns.lead + '\\n\\n' + content %}{% set ns.before = 'leading' %}"
+        "{% else %}{% set ns.before = '' %}{% if message['role'] == 'system' or message['role'] == 'developer' %}"
+        "{% set ns.rest = ns.rest + '\\n\\n' + content if ns.more else content %}{% set ns.more = true %}"
+        "{% endif %}{% endif %}{% endfor %}"
+        f"{{% if ns.more and (not ns.lead or ns.lead == {instruction}) %}}{{% set ns.lead = ns.rest %}}"
+        "{% elif ns.more %}{% set ns.lead = ns.lead + '\\n\\n' + ns.rest %}{% endif %}"
+        f"{{% if not ns.lead %}}{{% set ns.lead = {instruction} %}}{{% endif %}}"
         f"{{{{ {start} }}}}"
-        "{% for message in messages %}"
+        "{% set ns.before = '' %}{% for message in messages %}{% set content = text(message['content']) %}"
         "{% if message['role'] == ns.before and (ns.before == 'user' or ns.before == 'assistant') %}"
-        "{{ '\\n\\n' + message['content'] }}"
-        "{% else %}{{ ns.tail }}{% set ns.tail = '' %}"
-        f"{{% if message['role'] == 'user' %}}{{{{ {head} + message['content'] }}}}{{% set ns.tail = {tail} %}}"
-        f"{{% elif message['role'] == 'assistant' %}}{{{{ message['content'] }}}}{{% set ns.tail = {end} %}}"
-        "{% endif %}{% endif %}"
-        "{% set ns.before = message['role'] %}{% endfor %}{{ ns.tail }}"
+        "{{ '\\n\\n' + content }}"
+        f"{{% elif message['role'] == 'user' %}}{{{{ ns.tail + {head} + content }}}}"
+        f"{{% set ns.tail = {closing} + {opening} %}}"
+        f"{{% set ns.end = {closing} + ({opening} if add_generation_prompt else '') %}}"
+        "{% elif message['role'] == 'assistant' %}{{ ns.tail + content }}"
+        f"{{% set ns.end = '' if add_generation_prompt else {eos} %}}{{% set ns.tail = {eos} + {_jinja(form.after)} %}}"
+        "{% endif %}{% set ns.before = message['role'] %}{% endfor %}{{ ns.end }}"
     )
 
 
@@ -78,26 +128,34 @@ def go_template(form: PromptFormat, eos: str) -> str:
     """Render the format as an Ollama TEMPLATE (Go text/template in messages mode).
 
     `eos` is the EOS token's text; it stands after past answers only. No `{{-` is used: it would eat the newline that
-    ends the prompt.
+    ends the prompt. Nor is `.System`: it lacks what a developer says.
     """
-    given = f"{{{{ else }}}}{_go(form.instruction)}" if form.instruction else ""
-    instruction = f"{{{{ if $.System }}}}{{{{ $.System }}}}{given}{{{{ end }}}}"
+    default = _go_string(form.instruction)
 
     def written(pieces: tuple[Piece, ...]) -> str:
         text = ""
         for piece in pieces:
             if isinstance(piece, IfInstruction):
-                inner = written(piece.pieces)
-                text += inner if form.instruction else f"{{{{ if $.System }}}}{inner}{{{{ end }}}}"
+                text += f"{{{{ if $lead }}}}{written(piece.pieces)}{{{{ end }}}}"
             elif isinstance(piece, str):
                 text += _go(piece)
             else:
-                text += instruction if piece is Slot.INSTRUCTION else "{{ .Content }}"
+                text += "{{ $lead }}" if piece is Slot.INSTRUCTION else "{{ .Content }}"
         return text
 
     return (
-        f'{written(form.start)}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{written(form.turn)}'
-        f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{_go(eos + form.after)}{{{{ end }}}}{{{{ end }}}}'
+        '{{ $lead := "" }}{{ $rest := "" }}{{ $more := false }}{{ $last := -1 }}{{ range $i, $_ := .Messages }}'
+        '{{ if or (eq .Role "user") (eq .Role "assistant") }}{{ $last = $i }}'
+        '{{ else if and (eq $i 0) (eq .Role "system") }}{{ $lead = .Content }}'
+        '{{ else if or (eq .Role "system") (eq .Role "developer") }}'
+        '{{ if $more }}{{ $rest = printf "%s\\n\\n%s" $rest .Content }}{{ else }}{{ $rest = .Content }}{{ end }}'
+        "{{ $more = true }}{{ end }}{{ end }}"
+        f'{{{{ if and $more (or (eq $lead "") (eq $lead {default})) }}}}{{{{ $lead = $rest }}}}'
+        '{{ else if $more }}{{ $lead = printf "%s\\n\\n%s" $lead $rest }}{{ end }}'
+        f'{{{{ if eq $lead "" }}}}{{{{ $lead = {default} }}}}{{{{ end }}}}'
+        f'{written(form.start)}{{{{ range $i, $_ := .Messages }}}}{{{{ if eq .Role "user" }}}}{written(form.turn)}'
+        '{{ else if eq .Role "assistant" }}{{ .Content }}'
+        f"{{{{ if ne $i $last }}}}{_go(eos + form.after)}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
     )
 
 
@@ -143,3 +201,9 @@ def _jinja(text: str) -> str:
 def _go(text: str) -> str:
     """Write text as a literal of a Go template: a `{` before another, or before what comes next, opens an action."""
     return re.sub(r"\{(?=\{|\Z)", '{{ "{" }}', text)
+
+
+def _go_string(text: str) -> str:
+    """Quote text as a string of a Go template."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{escaped}"'

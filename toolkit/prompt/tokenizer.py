@@ -35,6 +35,11 @@ class Tokenizer:
     controls: dict[str, int] = field(default_factory=dict)
     _cut: dict[str, list[str | int]] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def bos_text(self) -> str:
+        """The BOS token's text, as a chat template begins with it; empty where the model has none."""
+        return "" if self.bos is None else str(self.encoder.id_to_token(self.bos))
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of text, without BOS or EOS."""
         ids: list[int] = self.encoder.encode(text, add_special_tokens=False).ids

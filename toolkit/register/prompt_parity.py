@@ -69,7 +69,7 @@ def _in_llamacpp(
     trained = [tokenizer.prompt_ids(prompt) for prompt in prompts]
     context = max(map(len, trained)) + greedy.TOKENS + 1
     with llamacpp.opened(path, context) as llm:
-        _same_in_jinja(llm, form, tokenizer.eos_text, rows, prompts)
+        _same_in_jinja(llm, tokenizer, rows, prompts)
         served = []
         for prompt, ids, (question, _) in zip(prompts, trained, rows, strict=True):
             if llamacpp.tokenize(llm, prompt) != ids or ids[1:].count(-1 if tokenizer.bos is None else tokenizer.bos):
@@ -91,8 +91,11 @@ def _in_llamacpp(
     return served, plain, answers
 
 
-def _same_in_jinja(llm: Any, form: PromptFormat, eos: str, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:
-    """Render every prompt by the chat template in the file, in the Jinja that transformers runs, and compare."""
+def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:
+    """Render every prompt by the chat template in the file, in the Jinja that transformers runs, and compare.
+
+    Behind a chat template nothing adds a BOS, so it must begin with it.
+    """
     import llama_cpp
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -101,10 +104,16 @@ def _same_in_jinja(llm: Any, form: PromptFormat, eos: str, rows: list[tuple[str,
     template = environment.from_string((raw or b"").decode("utf-8"))
     for (question, instruction), prompt in zip(rows, prompts, strict=True):
         system = [{"role": "system", "content": instruction}] if instruction else []
-        found = template.render(messages=[*system, {"role": "user", "content": question}], eos_token=eos)
-        if found != prompt.text:
+        found = template.render(
+            messages=[*system, {"role": "user", "content": question}],
+            bos_token=tokenizer.bos_text,
+            eos_token=tokenizer.eos_text,
+            add_generation_prompt=True,
+        )
+        wanted = tokenizer.bos_text + prompt.text
+        if found != wanted:
             raise ToolkitError(
-                f"the GGUF's chat template renders another prompt: {verify.difference(prompt.text, found)}",
+                f"the GGUF's chat template renders another prompt: {verify.difference(wanted, found)}",
                 hint="write the file again with `toolkit export --force`",
             )
 

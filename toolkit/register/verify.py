@@ -104,18 +104,23 @@ def every_prompt(http: httpx.Client, model: str, form: PromptFormat, eos: str, r
 
 
 def conversations(http: httpx.Client, model: str, form: PromptFormat, eos: str, rows: list[tuple[str, str]]) -> None:
-    """Compare the server's rendering of conversations with the plain one: a second turn keeps the instruction."""
+    """Compare the server's rendering of conversations with the plain one.
+
+    A second turn keeps the instruction, a developer's counts as the system's, and a begun answer is left open.
+    """
     for (question, instruction), (following, _) in itertools.pairwise(rows):
-        messages = [
+        asked = [
             {"role": "system", "content": instruction},
             {"role": "user", "content": question},
             {"role": "assistant", "content": "An answer."},
             {"role": "user", "content": following},
             {"role": "user", "content": question},
         ]
-        body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
-        found = server.call(http, "/api/chat", body)
-        _same(conversation(form, messages, eos), {"/api/chat": _rendered(found)})
+        begun = [{"role": "developer", "content": instruction}, asked[1], {"role": "assistant", "content": "The "}]
+        for messages in (asked, begun):
+            body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
+            found = server.call(http, "/api/chat", body)
+            _same(conversation(form, messages, eos), {"/api/chat": _rendered(found)})
 
 
 def _same(want: str, found: dict[str, str]) -> None:

@@ -76,7 +76,7 @@ def validate(
                 scored,
                 trained.logits,
                 tokenizer,
-                chat_template(form),
+                chat_template(form, bos=tokenizer.bos is not None),
                 asked,
                 settings.answer_tokens,
                 form.stops,
