@@ -1,19 +1,15 @@
 """Every format on a real server: its rendering, transformers' Jinja, llama.cpp's Jinja and the training text agree."""
 
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.conftest import needed, ollama_binary
 from tests.register.conftest import ROWS
 from tests.support import tiny_gguf as tiny
-from tests.support.ollama_server import OllamaServer, free_port
+from tests.support.llama_server import llama_server, program_of
+from tests.support.ollama_server import OllamaServer
 from tests.support.prompts import FORMATS
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
@@ -73,31 +69,6 @@ def by_transformers(form: PromptFormat, messages: list[dict[str, Any]]) -> str:
     return str(rendered[0])
 
 
-@contextmanager
-def llama_server(gguf: Path) -> Iterator[httpx.Client]:
-    """llama.cpp's own server, which runs a GGUF's chat template in its own Jinja."""
-    program = ollama_binary().parents[1] / "lib" / "ollama" / "llama-server"
-    needed(program.is_file(), str(program))
-    port = free_port()
-    options = ["--jinja", "--port", str(port), "--host", "127.0.0.1", "-c", "512", "-np", "1", "-t", "1", "--offline"]
-    process = subprocess.Popen(
-        [str(program), "--model", str(gguf), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
-            for _ in range(300):
-                try:
-                    if http.get("/health").status_code == 200:
-                        break
-                except httpx.TransportError:
-                    pass
-                time.sleep(0.1)
-            yield http
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path: Path, name: str) -> None:
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
@@ -109,7 +80,9 @@ def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path:
     client.create(
         "format", files={"model.gguf": digest}, template=renderings.go_template(form, eos), system=form.instruction
     )
-    with server.http(_settings(ollama.url)) as http, llama_server(gguf) as native:
+    program = program_of(ollama_binary())
+    needed(program.is_file(), str(program))
+    with server.http(_settings(ollama.url)) as http, llama_server(program, gguf) as native:
         assert server.call(http, "/api/show", {"model": "format"})["template"] == renderings.go_template(form, eos)
         for messages in CONVERSATIONS:
             expected = renderings.conversation(form, messages, eos)

@@ -208,10 +208,13 @@ def tiktoken(
 
 
 def llama3(folder: Path) -> Path:
-    """Llama-3's vocabulary: 128,256 tokens."""
+    """Llama-3.1's vocabulary: 128,256 tokens, 256 of them special."""
     from toolkit.model.gguf_base import LLAMA3_SPLIT
 
-    named = ["<|begin_of_text|>", "<|end_of_text|>", *(f"<|reserved_special_token_{n}|>" for n in range(254))]
+    reserved = [f"<|reserved_special_token_{n}|>" for n in range(248)]
+    headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
+    pad = "<|finetune_right_pad_id|>"
+    named = ["<|begin_of_text|>", "<|end_of_text|>", *reserved[:2], pad, reserved[2], *headers, *reserved[3:]]
     return tiktoken(folder, real(LLAMA3), LLAMA3_SPLIT, named, "<|begin_of_text|>", "<|end_of_text|>")
 
 
