@@ -3,12 +3,16 @@
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
+from toolkit.ollama.failures import translate_errors
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import render
 
@@ -53,18 +57,25 @@ def registered(config: Config, tag: str = "latest") -> bool:
     """Say whether a server answers and holds the model under this tag; raises ToolkitError if it is not Ollama."""
     if server.version(config.ollama) is None:
         return False
-    with server.translate_errors(config.ollama, "looking for the model"):
-        held = server.held(server.client(config.ollama))
+    with server.http(config.ollama) as http, translate_errors(config.ollama, "looking for the model"):
+        held = server.held(http)
     return server.listed_name(_name(config), tag) in held
 
 
 def ask_server(
-    config: Config, question: str, instruction: str | None, tag: str = "latest", controls: Collection[str] = ()
+    config: Config,
+    question: str,
+    instruction: str | None,
+    tag: str = "latest",
+    controls: Collection[str] = (),
+    file: Path | None = None,
 ) -> Iterator[str]:
     """Yield the pieces of the answer as they come; `instruction` None leaves the one the model was registered with.
 
     Control tokens in the question or instruction are neutralised, with a warning; `controls` are the model's own.
-    Raises ToolkitError if the server fails, or if the answer stops without an end.
+    The vocabulary in `file`, one of the run's GGUF files, counts the prompt before the model runs; the server's own
+    count is compared behind the answer.
+    Raises ToolkitError if the server fails, if it would cut the question or did, or if the answer stops without an end.
     """
     safe_question, safe_instruction = neutralise(question, controls), neutralise(instruction or "", controls)
     if (safe_question, safe_instruction) != (question, instruction or ""):
@@ -72,19 +83,62 @@ def ask_server(
             "the text holds what looks like control tokens; an invisible character in each, which the model reads too, "
             "keeps Ollama from taking them for the tokens"
         )
-    with server.translate_errors(config.ollama, "answering"):
+    # Left to itself a server cuts a prompt that does not fit to half, and forgets its front while it answers.
+    body: dict[str, Any] = {
+        "model": f"{_name(config)}:{tag}",
+        "prompt": safe_question,
+        "truncate": False,
+        "shift": False,
+    }
+    if safe_instruction:
+        body["system"] = safe_instruction
+    with server.http(config.ollama) as http, translate_errors(config.ollama, "answering"):
+        counted = None if file is None else _count(http, body, file)
         ended: str | None = None
-        for piece in server.client(config.ollama).generate(
-            model=f"{_name(config)}:{tag}", prompt=safe_question, system=safe_instruction, stream=True
-        ):
-            if piece.response:
-                yield piece.response
-            ended = piece.done_reason or ended
+        read: Any = None
+        for piece in server.stream(http, "/api/generate", {**body, "stream": True}):
+            if piece.get("response"):
+                yield str(piece["response"])
+            ended, read = piece.get("done_reason") or ended, piece.get("prompt_eval_count", read)
         if ended is None:
             raise ToolkitError(
                 "the answer broke off before its end",
                 hint="the server's log says why; a model that repeats itself is cut off: try `ollama.repeat_penalty`",
             )
+        if counted is not None and isinstance(read, int) and read < counted:
+            raise ToolkitError(
+                f"the server read {read:,} of the prompt's {counted:,} tokens: do not rely on this answer",
+                hint="ask a shorter question, or raise `ollama.num_ctx` and run `toolkit register`",
+            )
+
+
+def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
+    """Count the tokens of the prompt that the server would run; raises ToolkitError if they leave no room to answer.
+
+    Returns None where nothing can be counted: without the file, or with a server that does not show the prompt.
+    """
+    from toolkit import llamacpp
+
+    if not file.is_file():
+        return None
+    shown = server.call(http, "/api/generate", {**body, "stream": False, "_debug_render_only": True})
+    text = (shown.get("_debug_info") or {}).get("rendered_template")
+    if not isinstance(text, str):
+        return None
+    with llamacpp.vocabulary(file) as llm:
+        count = len(llamacpp.served(llm, text))
+    parameters = str(server.call(http, "/api/show", {"model": body["model"]}).get("parameters", ""))
+    room = re.search(r"^num_ctx\s+(\d+)\s*$", parameters, re.MULTILINE)
+    if room and count >= int(room[1]):
+        raise _too_long(count, int(room[1]), " and run `toolkit register`")
+    return count
+
+
+def _too_long(count: int, room: int, then: str = "") -> ToolkitError:
+    return ToolkitError(
+        f"the question has {count:,} tokens with its prompt, and there is room for {room:,}",
+        hint=f"ask a shorter question, or raise `ollama.num_ctx`{then}",
+    )
 
 
 def _name(config: Config) -> str:
@@ -100,10 +154,10 @@ def answer(config: Config, folder: RunFolder, question: str, instruction: str | 
         raise ToolkitError(
             "the question is empty", hint='toolkit ask "How to prevent Noonan syndrome?"', exit_code=USAGE
         )
+    path = folder.gguf(config.export.default)
     if registered(config):
         controls = control_tokens(folder, question, instruction or "")
-        return "ollama", ask_server(config, question, instruction, controls=controls)
-    path = folder.gguf(config.export.default)
+        return "ollama", ask_server(config, question, instruction, controls=controls, file=path)
     if not path.is_file():
         raise ToolkitError(
             f"`{_name(config)}` is not registered in Ollama, and there is no `{path}` either",
@@ -123,8 +177,5 @@ def _ask_file(config: Config, path: Path, question: str, instruction: str | None
     with llamacpp.opened(path, context) as llm:
         ids = llamacpp.tokenize(llm, render(form, question, instruction))
         if len(ids) >= context:
-            raise ToolkitError(
-                f"the question has {len(ids):,} tokens with its prompt, and there is room for {context:,}",
-                hint="ask a shorter question, or raise `ollama.num_ctx`",
-            )
+            raise _too_long(len(ids), context)
         yield from llamacpp.generate(llm, ids, settings.num_predict, form.stops, sampling)

@@ -37,7 +37,6 @@ LIBRARIES = (
     "bitsandbytes",
     "gguf",
     "llama-cpp-python",
-    "ollama",
 )
 
 

@@ -1,73 +1,24 @@
-"""Where the server is, what answers there, and how its failures read."""
+"""What answers at an address, and asking it."""
 
 import json
 import socket
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import httpx
-import ollama
 import pytest
 
 from tests.conftest import call_toolkit
 from tests.support.faults import Handler, serving
-from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
+from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
+from toolkit.ollama.failures import ServerError
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
-    monkeypatch.setattr(server, "_warned", set())
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("", "http://127.0.0.1:11434"),
-        ("1.2.3.4", "http://1.2.3.4:11434"),
-        (":56789", "http://127.0.0.1:56789"),
-        ("1.2.3.4:56789", "http://1.2.3.4:56789"),
-        ("http://1.2.3.4", "http://1.2.3.4:80"),
-        ("https://1.2.3.4", "https://1.2.3.4:443"),
-        ("example.com/", "http://example.com:11434"),
-        ("https://example.com:56789/path/", "https://example.com:56789/path"),
-        ("[0001:002:003:0004::1]:56789", "http://[0001:002:003:0004::1]:56789"),
-        ("http://[0001:002:003:0004::1]", "http://[0001:002:003:0004::1]:80"),
-    ],
-)
-def test_an_address_is_what_the_ollama_client_makes_of_it(text: str, url: str) -> None:
-    assert server.address(OllamaSettings(host=text)) == url
-    assert str(ollama.Client(text)._client.base_url).rstrip("/") == str(httpx.URL(url))
-
-
-@pytest.mark.parametrize(
-    ("text", "url"),
-    [
-        ("0.0.0.0", "http://127.0.0.1:11434"),
-        ("0.0.0.0:8080", "http://127.0.0.1:8080"),
-        ("[::]:8080", "http://[::1]:8080"),
-        (" localhost ", "http://localhost:11434"),
-    ],
-)
-def test_an_address_to_bind_to_means_loopback(text: str, url: str) -> None:
-    assert server.address(OllamaSettings(host=text)) == url
-    assert server.is_loopback(url)
-
-
-def test_the_setting_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OLLAMA_HOST", "10.0.0.1:1")
-    assert server.address(OllamaSettings()) == "http://10.0.0.1:1"
-    assert server.address(OllamaSettings(host="10.0.0.2:2")) == "http://10.0.0.2:2"
-
-
-@pytest.mark.parametrize("text", ["ftp://host", "http://host:port", "host:99999", "a b", "http://[::1", "ho<st>"])
-def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(ToolkitError, match="is not the address") as caught:
-        server.address(OllamaSettings(host=text))
-    assert caught.value.exit_code == USAGE
 
 
 @pytest.mark.parametrize(
@@ -170,10 +121,11 @@ def test_no_proxy_of_the_environment_stands_before_loopback(monkeypatch: pytest.
     with answering('{"version": "0.34.1", "models": []}') as url:
         settings = OllamaSettings(host=url)
         assert server.version(settings) == "0.34.1"
-        assert server.held(server.client(settings)) == {}
+        with server.http(settings) as http:
+            assert server.held(http) == {}
 
 
-def test_the_key_is_sent_by_both_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "secret")
     seen = []
 
@@ -184,41 +136,9 @@ def test_the_key_is_sent_by_both_clients(monkeypatch: pytest.MonkeyPatch) -> Non
     with serving(respond) as url:
         settings = OllamaSettings(host=url)
         server.version(settings)
-        server.client(settings).list()
         with server.http(settings) as http:
             http.get("/")
-    assert seen == ["Bearer secret"] * 3
-
-
-def test_plain_http_to_another_machine_is_warned_about_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("OLLAMA_API_KEY", "secret")
-    for host in ("192.0.2.1", "192.0.2.1", "https://192.0.2.1", "127.0.0.1", "localhost"):
-        server.client(OllamaSettings(host=host))
-        server.http(OllamaSettings(host=host)).close()
-    warnings = capsys.readouterr().err
-    assert warnings.count("not encrypted") == 1
-    assert "OLLAMA_API_KEY" in warnings
-
-
-@pytest.mark.parametrize(
-    ("exception", "message"),
-    [
-        (ollama.ResponseError('{"error": "no space left"}', 500), "refused while testing: no space left"),
-        (httpx.ReadTimeout("slow"), "no whole answer within 3 s while testing"),
-        (httpx.RemoteProtocolError("gone"), "broke while testing: gone"),
-        (ConnectionError("refused"), "broke while testing: refused"),
-        (json.JSONDecodeError("bad", "<html>", 0), "not Ollama's while testing"),
-    ],
-)
-def test_failures_say_what_was_being_done(exception: Exception, message: str) -> None:
-    with (
-        pytest.raises(ToolkitError, match=message) as caught,
-        server.translate_errors(OllamaSettings(timeout=3.0), "testing"),
-    ):
-        raise exception
-    assert caught.value.exit_code == FAILED and caught.value.hint
+    assert seen == ["Bearer secret"] * 2
 
 
 @pytest.mark.parametrize(
@@ -232,3 +152,18 @@ def test_failures_say_what_was_being_done(exception: Exception, message: str) ->
 )
 def test_names_as_the_server_lists_them(name: str, tag: str, listed: str) -> None:
     assert server.listed_name(name, tag) == listed
+
+
+def test_a_list_that_is_none_is_not_ollamas() -> None:
+    with answering('{"models": {"a": 1}}') as url, server.http(OllamaSettings(host=url)) as http:
+        with pytest.raises(json.JSONDecodeError):
+            server.held(http)
+
+
+def test_a_stream_ends_with_the_servers_error() -> None:
+    lines = '{"response": "a"}\n\n{"error": "out of memory"}\n'
+    with answering(lines, kind="application/x-ndjson") as url, server.http(OllamaSettings(host=url)) as http:
+        found = server.stream(http, "/api/generate", {})
+        assert next(found) == {"response": "a"}
+        with pytest.raises(ServerError, match="out of memory"):
+            next(found)

@@ -10,7 +10,7 @@ from ollama import Client
 
 from tests.conftest import ollama_binary
 from tests.support import tiny_gguf as tiny
-from tests.support.ollama_server import OllamaServer, ollama_server
+from tests.support.ollama_server import OllamaServer, library, ollama_server
 from toolkit.core import config_file, run_folder
 from toolkit.core.config import Config
 from toolkit.core.files import sha256_of
@@ -81,7 +81,8 @@ class Run:
 
     def held(self) -> dict[str, str]:
         """What the server holds under this run's name."""
-        held = server.held(server.client(self.config.ollama))
+        with server.http(self.config.ollama) as http:
+            held = server.held(http)
         return {model.partition(":")[2]: digest for model, digest in held.items() if model.startswith(f"{self.name}:")}
 
     @property
@@ -89,7 +90,7 @@ class Run:
         return self.folder.name
 
     def client(self) -> Client:
-        return server.client(self.config.ollama)
+        return library(self.config.ollama.host)
 
     def answer(self) -> str:
         response = self.client().generate(self.name, prompt="How?", options={"num_predict": 8}).response

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support import outside, vocabularies
-from tests.support.ollama_server import OllamaServer
+from tests.support.ollama_server import OllamaServer, library
 from tests.support.prompts import FORMATS
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.output_settings import OllamaSettings
@@ -72,7 +72,7 @@ def test_every_real_prompt_is_the_same_everywhere(
     gguf = tmp_path / "real.gguf"
     export(base, None, {"F16": gguf}, template, "real")
     settings = OllamaSettings(host=ollama.url)
-    client = server.client(settings)
+    client = library(ollama.url)
     client.create(
         "real",
         files={"real.gguf": client.create_blob(str(gguf))},

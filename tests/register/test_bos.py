@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import needed, ollama_binary
 from tests.support import families, vocabularies
 from tests.support.llama_server import llama_server, program_of
-from tests.support.ollama_server import OllamaServer
+from tests.support.ollama_server import OllamaServer, library
 from tests.support.prompts import FORMATS
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.export import export
@@ -101,7 +101,7 @@ def by_ollama(
     settings = OllamaSettings(host=ollama.url)
     template = go_template(form, tokenizer.eos_text)
     assert tokenizer.bos_text not in template
-    client = server.client(settings)
+    client = library(ollama.url)
     client.create("bos", files={"model.gguf": client.create_blob(str(gguf))}, template=template, system="Explain:")
     with server.http(settings) as http:
         for (question, instruction), ids in zip(ASKED, trained, strict=True):

@@ -9,7 +9,7 @@ from tests.conftest import needed, ollama_binary
 from tests.register.conftest import ROWS
 from tests.support import tiny_gguf as tiny
 from tests.support.llama_server import llama_server, program_of
-from tests.support.ollama_server import OllamaServer
+from tests.support.ollama_server import OllamaServer, library
 from tests.support.prompts import FORMATS
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
@@ -75,7 +75,7 @@ def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path:
     form = format.prompt_format(FORMATS[name])
     eos = form.eos or tiny.EOS
     gguf = tiny.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form, bos=True))
-    client = server.client(_settings(ollama.url))
+    client = library(ollama.url)
     digest = client.create_blob(str(gguf))
     client.create(
         "format", files={"model.gguf": digest}, template=renderings.go_template(form, eos), system=form.instruction

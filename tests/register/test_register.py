@@ -31,7 +31,7 @@ def show(url: str, model: str) -> dict[str, Any]:
 def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "Good")
     outcome = run.register()
-    held = {model: digest for model, digest in server.held(run.client()).items() if model.startswith("good:")}
+    held = {f"good:{tag}": digest for tag, digest in run.held().items()}
     tags = outcome.figures["tags"]
     assert held == {f"good:{tag}": figures["digest"] for tag, figures in tags.items()}
     assert set(tags) == {"f16", "f32", "latest"}
@@ -60,7 +60,8 @@ def test_the_cli_makes_the_same_model_of_the_modelfile(ollama: OllamaServer, tmp
     for key in MODELFILE_KEYS:
         assert ours[key] == theirs[key] and ours[key]
     assert verify.shown_parameters(ours["parameters"]) == verify.shown_parameters(theirs["parameters"])
-    assert server.held(run.client())["twin-cli:latest"] == digest
+    with server.http(run.config.ollama) as http:
+        assert server.held(http)["twin-cli:latest"] == digest
 
 
 def test_registering_again_uploads_nothing_and_changes_nothing(ollama: OllamaServer, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import ollama
 
 from tests.support import outside
 
@@ -102,6 +103,11 @@ class OllamaServer:
         return subprocess.run(
             [str(self.binary), *arguments], env=self.environment, cwd=cwd, capture_output=True, text=True, timeout=120
         )
+
+
+def library(url: str) -> ollama.Client:
+    """The client that users' scripts have; no proxy of the environment stands before it."""
+    return ollama.Client(url, trust_env=False)
 
 
 def free_port() -> int:

@@ -298,13 +298,20 @@ def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> No
 
 
 def _server_answers(config: "Config") -> bool:
+    """Say whether there is a server to register with; where there is none, all else is done and that is no failure."""
     from toolkit.ollama import server
+    from toolkit.ollama.address import server_address
 
+    again = f"then `{_command('register')}`"
+    try:
+        url = server_address(config.ollama)
+    except ToolkitError as exc:
+        console.warn(f"{exc.message}, so the model is not registered; {exc.hint}, {again}")
+        return False
     if server.version(config.ollama) is not None:
         return True
     console.warn(
-        f"no Ollama server answers at {server.address(config.ollama)}, so the model is not registered; "
-        f"start one with `ollama serve`, then `{_command('register')}`"
+        f"no Ollama server answers at {url}, so the model is not registered; start one with `ollama serve`, {again}"
     )
     return False
 

@@ -14,7 +14,7 @@ from toolkit.model import base, gguf_base, memory
 from toolkit.model.gguf_config import gguf_config
 from toolkit.model.known_models import known_model
 from toolkit.model.model_config import ModelConfig, model_config, stored_parameters
-from toolkit.ollama import server
+from toolkit.ollama.address import is_loopback, server_address
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def ollama_store(config: Config) -> Path | None:
     OLLAMA_MODELS as this process sees it, else ~/.ollama: a system service may have its own.
     """
     try:
-        if not server.is_loopback(server.address(config.ollama)):
+        if not is_loopback(server_address(config.ollama)):
             return None
     except ToolkitError:
         return None  # the check of Ollama tells

@@ -66,6 +66,24 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
+def vocabulary(path: Path) -> Iterator[Any]:
+    """Load the vocabulary of a GGUF alone, to tokenize with; raises ToolkitError if it does not load."""
+    import llama_cpp
+
+    try:
+        with _quiet():
+            llm = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
+    except (ValueError, RuntimeError) as exc:
+        raise ToolkitError(
+            f"llama.cpp does not load `{path}`: {exc}", hint="write it again with `toolkit export --force`"
+        ) from None
+    try:
+        yield llm
+    finally:
+        llm.close()
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the C library's own lines off stderr; it writes to the file descriptor, below Python."""
     if os.environ.get("TOOLKIT_DEBUG"):

@@ -1,17 +1,16 @@
-"""What the server's store is asked for: blobs, models, names. All raise what `server.translate_errors` translates."""
+"""What the server's store is asked for: blobs, models, names. All raise what `translate_errors` translates."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import httpx
-import ollama
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server
+from toolkit.ollama.failures import ServerError
 from toolkit.ollama.modelfile import Modelfile
 
 CHUNK = 1 << 20
@@ -23,7 +22,7 @@ def has_blob(http: httpx.Client, digest: str) -> bool:
     """Say whether the server has a blob; `digest` is a SHA-256 in hex."""
     status = http.head(f"/api/blobs/sha256:{digest}").status_code
     if status not in (200, 404):
-        raise ollama.ResponseError(f"HTTP {status} when asked for a blob", status)
+        raise ServerError(f"HTTP {status} when asked for a blob", status)
     return status == 200
 
 
@@ -60,7 +59,7 @@ def _send(http: httpx.Client, path: Path, digest: str) -> None:
     if reply.status_code in GATEWAY:
         raise httpx.RemoteProtocolError(f"HTTP {reply.status_code}")
     if reply.status_code not in (200, 201):
-        raise ollama.ResponseError(reply.text, reply.status_code)
+        raise ServerError(reply.text, reply.status_code)
 
 
 def _chunks(file: IO[bytes], progress: console.Progress) -> Iterator[bytes]:
@@ -93,17 +92,8 @@ def create(http: httpx.Client, model: str, filename: str, digest: str, spec: Mod
 def _created(http: httpx.Client, body: dict[str, Any]) -> str:
     """Return the last status of the server's report."""
     status = ""
-    with http.stream("POST", "/api/create", json=body) as reply:
-        if reply.status_code != 200:
-            reply.read()
-            raise ollama.ResponseError(reply.text, reply.status_code)
-        for line in filter(None, reply.iter_lines()):
-            step = json.loads(line)
-            if not isinstance(step, dict):
-                raise json.JSONDecodeError("not an object", line, 0)
-            if "error" in step:
-                raise ollama.ResponseError(str(step["error"]), reply.status_code)
-            status = str(step.get("status", ""))
+    for step in server.stream(http, "/api/create", body):
+        status = str(step.get("status", ""))
     return status
 
 
@@ -116,8 +106,8 @@ def delete(http: httpx.Client, model: str) -> None:
     """Delete a name; it may be gone already."""
     try:
         server.call(http, "/api/delete", {"model": model}, method="DELETE")
-    except ollama.ResponseError as exc:
-        if exc.status_code != 404:
+    except ServerError as exc:
+        if exc.status != 404:
             raise
 
 

@@ -1,24 +1,23 @@
-"""The Ollama server: where it is, which version answers, and one table from its failures to ours."""
+"""The Ollama server: which version answers, and asking it over HTTP.
 
-import ipaddress
+The package `ollama` is not used: importing it makes a client of whatever the environment names, and fails with it.
+"""
+
 import json
 import os
 import random
 import re
 import time
-import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
-import ollama
-from pydantic import ValidationError
 
-from toolkit.core import console
-from toolkit.core.errors import FAILED, MISSING, USAGE, ToolkitError
+from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import deadlines
+from toolkit.ollama.address import is_loopback, server_address, warn_if_open
+from toolkit.ollama.failures import ServerError
 
 MINIMUM = (0, 30, 0)  # from here on a server runs llama.cpp's own
 CONNECT_SECONDS = 2.0
@@ -27,51 +26,6 @@ QUICK_SECONDS = 10.0
 Answer = TypeVar("Answer")
 
 _RACED = re.compile(r"no such file|cannot find the (file|path)|not found|^(unexpected )?EOF$", re.IGNORECASE)
-_warned: set[str] = set()
-
-
-def address(settings: OllamaSettings) -> str:
-    """Return the server's address as `scheme://host:port[/path]`.
-
-    `ollama.host`, else OLLAMA_HOST, else 127.0.0.1:11434, in the grammar of the `ollama` client: without a scheme the
-    port is 11434, with one it is the scheme's own. The unspecified addresses that a server binds to mean loopback here.
-    Raises ToolkitError (exit 2) for what is no address.
-    """
-    text = (settings.host or os.environ.get("OLLAMA_HOST", "")).strip()
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        scheme, rest = "http", text
-    default_port = {"http": 80 if separator else 11434, "https": 443}.get(scheme)
-    try:
-        parts = urllib.parse.urlsplit(f"{scheme}://{rest}")
-        host, port, path = parts.hostname or "127.0.0.1", parts.port, parts.path.strip("/")
-    except ValueError:
-        host, port, path, default_port = "", None, "", None
-    if default_port is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
-        raise ToolkitError(
-            f"`{text}` is not the address of an Ollama server",
-            hint="write `ollama.host` or OLLAMA_HOST as host, host:port, http://host:port or https://host",
-            exit_code=USAGE,
-        )
-    try:
-        number = ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        if number.is_unspecified:
-            host = "127.0.0.1" if number.version == 4 else "::1"
-        if number.version == 6:
-            host = f"[{host}]"
-    return f"{scheme}://{host}:{port or default_port}" + (f"/{path}" if path else "")
-
-
-def is_loopback(url: str) -> bool:
-    """Say whether an address is this machine's own."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def version(settings: OllamaSettings) -> str | None:
@@ -80,7 +34,7 @@ def version(settings: OllamaSettings) -> str | None:
     Raises ToolkitError (exit 3) if what answers is not Ollama, or is older than 0.30. A build from source says 0.0.0
     whatever its age: it is accepted, since whoever builds a server knows what was built.
     """
-    url = address(settings)
+    url = server_address(settings)
     try:
         with _http(url, httpx.Timeout(min(QUICK_SECONDS, settings.timeout), connect=CONNECT_SECONDS)) as http:
             reply = http.get("/api/version")
@@ -135,7 +89,7 @@ def require(settings: OllamaSettings) -> str:
     found = version(settings)
     if found is None:
         raise ToolkitError(
-            f"no Ollama server answers at {address(settings)}",
+            f"no Ollama server answers at {server_address(settings)}",
             hint="start one with `ollama serve`, or say where it runs with OLLAMA_HOST or `ollama.host`",
             exit_code=MISSING,
         )
@@ -151,17 +105,10 @@ def rewrites(found: str) -> bool | None:
     return None if numbers is None or numbers == (0, 0, 0) else numbers < (0, 34, 1)
 
 
-def client(settings: OllamaSettings) -> ollama.Client:
-    """Make an `ollama.Client` for the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
-    url = address(settings)
-    _warn_if_open(url)
-    return ollama.Client(url, timeout=_timeout(settings), **_options(url))
-
-
 def http(settings: OllamaSettings) -> httpx.Client:
-    """Make a plain HTTP client for what the `ollama` client does not offer, with the same address and key."""
-    url = address(settings)
-    _warn_if_open(url)
+    """Make a client of the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
+    url = server_address(settings)
+    warn_if_open(url)
     return _http(url, _timeout(settings))
 
 
@@ -171,25 +118,15 @@ def _timeout(settings: OllamaSettings) -> httpx.Timeout:
 
 def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
     key = os.environ.get("OLLAMA_API_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.Client(base_url=url, timeout=timeout, headers=headers, **_options(url))
-
-
-def _options(url: str) -> dict[str, Any]:
-    """Return what both clients share."""
-    return {
-        "trust_env": not is_loopback(url),  # no proxy of the environment between us and our own machine
+    return httpx.Client(
+        base_url=url,
+        timeout=timeout,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        trust_env=not is_loopback(url),  # no proxy of the environment between us and our own machine
         # SSL_CERT_FILE and SSL_CERT_DIR name whose certificates count for loopback too.
-        "verify": httpx.create_ssl_context() if url.startswith("https://") else True,
-        "event_hooks": {"response": [deadlines.enforce]},
-    }
-
-
-def _warn_if_open(url: str) -> None:
-    if url.startswith("http://") and not is_loopback(url) and url not in _warned:
-        _warned.add(url)
-        what = "model, prompts and OLLAMA_API_KEY" if os.environ.get("OLLAMA_API_KEY") else "model and prompts"
-        console.warn(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")
+        verify=httpx.create_ssl_context() if url.startswith("https://") else True,
+        event_hooks={"response": [deadlines.enforce]},
+    )
 
 
 def retry_on_race(ask: Callable[[], Answer]) -> Answer:
@@ -202,18 +139,18 @@ def retry_on_race(ask: Callable[[], Answer]) -> Answer:
     for pause in (0.05, 0.1, 0.2, 0.4):
         try:
             return ask()
-        except ollama.ResponseError as exc:
-            if not _RACED.search(exc.error.strip()):
+        except ServerError as exc:
+            if not _RACED.search(exc.text):
                 raise
         time.sleep(pause * random.uniform(0.5, 1.5))
     return ask()
 
 
 def request(http: httpx.Client, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-    """Send JSON once and return the reply; raises ResponseError for one that is not HTTP 200."""
+    """Send JSON once and return the reply; raises ServerError for one that is not HTTP 200."""
     reply = http.request(method, path, json=body)
     if reply.status_code != 200:
-        raise ollama.ResponseError(reply.text, reply.status_code)
+        raise ServerError(reply.text, reply.status_code)
     return reply
 
 
@@ -229,51 +166,37 @@ def call(http: httpx.Client, path: str, body: dict[str, Any] | None = None, meth
         if not isinstance(answer, dict):
             raise json.JSONDecodeError("not an object", reply.text, 0)
         if "error" in answer:
-            raise ollama.ResponseError(str(answer["error"]), reply.status_code)
+            raise ServerError(str(answer["error"]), reply.status_code)
         return answer
 
     return retry_on_race(ask)
 
 
-def held(client: ollama.Client) -> dict[str, str]:
+def stream(http: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Send JSON and yield the JSON objects that answer, one a line; raises what `translate_errors` translates."""
+    with http.stream("POST", path, json=body) as reply:
+        if reply.status_code != 200:
+            reply.read()
+            raise ServerError(reply.text, reply.status_code)
+        for line in filter(None, reply.iter_lines()):
+            step = json.loads(line)
+            if not isinstance(step, dict):
+                raise json.JSONDecodeError("not an object", line, 0)
+            if "error" in step:
+                raise ServerError(line, reply.status_code)
+            yield step
+
+
+def held(http: httpx.Client) -> dict[str, str]:
     """Return what the server holds: `name:tag` in lower case (case makes no other name) → manifest digest (hex)."""
-    return {str(model.model).lower(): str(model.digest) for model in client.list().models}
+    listed = call(http, "/api/tags", method="GET").get("models")
+    if listed is not None and not isinstance(listed, list):
+        raise json.JSONDecodeError("no list of models", str(listed)[:80], 0)
+    names = [(model.get("model"), model.get("digest")) for model in listed or [] if isinstance(model, dict)]
+    return {name.lower(): str(digest) for name, digest in names if isinstance(name, str)}
 
 
 def listed_name(name: str, tag: str) -> str:
     """Return `name:tag` as the server lists it: lower case here, default registry and namespace left out."""
     short = name.lower().removeprefix("registry.ollama.ai/")
     return f"{short.removeprefix('library/')}:{tag.lower()}"
-
-
-@contextmanager
-def translate_errors(settings: OllamaSettings, doing: str) -> Iterator[None]:
-    """Turn every way in which a server can fail during the block into a ToolkitError that says what was being done."""
-    url = address(settings)
-    try:
-        yield
-    except ollama.ResponseError as exc:
-        raise ToolkitError(
-            f"the Ollama server refused while {doing}: {_one_line(exc.error)}",
-            hint="the server's own log says more; if the message names a file or digest, run `toolkit export` again",
-        ) from exc
-    except httpx.TimeoutException as exc:
-        raise ToolkitError(
-            f"the Ollama server at {url} gave no whole answer within {settings.timeout:g} s while {doing}",
-            hint="give it longer with `--set ollama.timeout=SECONDS`, or look at the server's own log",
-        ) from exc
-    except (httpx.TransportError, httpx.StreamError, ConnectionError) as exc:
-        raise ToolkitError(
-            f"the connection to the Ollama server at {url} broke while {doing}: {_one_line(str(exc))}",
-            hint="see whether it still runs (`ollama ps`) and what its log says, then run the same command again",
-            exit_code=FAILED,
-        ) from exc
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as exc:
-        raise ToolkitError(
-            f"the server at {url} answered something that is not Ollama's while {doing}",
-            hint="check `ollama.host` and OLLAMA_HOST: a proxy may stand before the server",
-        ) from exc
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:400] or "no reason given"

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import ollama
 
 from toolkit.core import console, files
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import blobs, server
+from toolkit.ollama.failures import ServerError
 
 TEMPORARY = re.compile(r"toolkit-(new|commit|old|gone)-([0-9a-f]{16})(?:-(.+))?")
 LATEST = "latest"
@@ -52,13 +52,9 @@ class Transaction:
 
     def held(self) -> dict[str, str]:
         """Return all tags of the name that the server lists, temporary ones too: tag → manifest digest (hex)."""
-        listed = ollama.ListResponse.model_validate(server.call(self.http, "/api/tags", method="GET"))
         mine = server.listed_name(self.name, "")
-        return {
-            model.model.lower().removeprefix(mine): str(model.digest)
-            for model in listed.models
-            if model.model and model.model.lower().startswith(mine)
-        }
+        listed = server.held(self.http).items()
+        return {name.removeprefix(mine): digest for name, digest in listed if name.startswith(mine)}
 
     def others(self, held: dict[str, str]) -> list[str]:
         """Return the tokens of other machines whose commit stands."""
@@ -136,7 +132,7 @@ def begin(http: httpx.Client, name: str, patience: float, *, force: bool = False
             raise
         try:
             undo(work, work.token)
-        except (ollama.ResponseError, httpx.HTTPError, ConnectionError) as exc:
+        except (ServerError, httpx.HTTPError, ConnectionError) as exc:
             console.warn(
                 f"temporary names `{name}:toolkit-…` are left ({type(exc).__name__}); the next call deletes them"
             )

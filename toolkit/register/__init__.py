@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import ollama
 
 from toolkit.core import console
 from toolkit.core.config import Config
@@ -14,6 +13,8 @@ from toolkit.core.files import writing
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import blobs, server, transaction
+from toolkit.ollama.address import server_address
+from toolkit.ollama.failures import ServerError, translate_errors
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 from toolkit.prompt.format import prompt_format
@@ -50,7 +51,7 @@ def register(
     _warn_of_a_short_context(config, spec)
 
     version = server.require(config.ollama)
-    doing = server.translate_errors(config.ollama, f"registering `{name}`")
+    doing = translate_errors(config.ollama, f"registering `{name}`")
     with (
         server.http(config.ollama) as http,
         doing,
@@ -70,7 +71,7 @@ def register(
             model = work.temporary("new", quantization.lower())
             path, digest = files[quantization], digests[quantization]
             _put(config, work, model, path, digest, spec)
-            with server.translate_errors(config.ollama, f"proving `{name}:{quantization.lower()}`"):
+            with translate_errors(config.ollama, f"proving `{name}:{quantization.lower()}`"):
                 proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
                 proof |= prompt_parity.prove_prompts(http, model, path, form, tokenizer, held_out)
                 proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
@@ -92,7 +93,7 @@ def register(
     return Outcome(
         [folder.modelfile],
         {
-            "server": server.address(config.ollama),
+            "server": server_address(config.ollama),
             "server_version": version,
             "name": name,
             "tags": {tag: {"digest": listed[tag], **figures[tag]} for tag in sources},
@@ -136,16 +137,16 @@ def _warn_of_a_short_context(config: Config, spec: Modelfile) -> None:
 def _put(config: Config, work: Transaction, model: str, path: Path, digest: str, spec: Modelfile) -> None:
     """Upload a file where the server lacks it, and make a model of it under a temporary name."""
     for last in (False, True):
-        with server.translate_errors(config.ollama, f"uploading `{path.name}`"):
+        with translate_errors(config.ollama, f"uploading `{path.name}`"):
             if not blobs.upload(work.http, path, digest):
                 console.info(f"{path.name}: the server has it already")
         try:
-            with server.translate_errors(config.ollama, f"creating a model from `{path.name}`"):
+            with translate_errors(config.ollama, f"creating a model from `{path.name}`"):
                 blobs.create(work.http, model, path.name, digest, spec)
             return
         except ToolkitError as exc:
             # Another call that gives up deletes its models, and with them blobs that no name holds yet.
-            lost = isinstance(exc.__cause__, ollama.ResponseError) and not _still_there(work.http, digest)
+            lost = isinstance(exc.__cause__, ServerError) and not _still_there(work.http, digest)
             if last or not lost:
                 raise
 
@@ -153,7 +154,7 @@ def _put(config: Config, work: Transaction, model: str, path: Path, digest: str,
 def _still_there(http: httpx.Client, digest: str) -> bool:
     try:
         return blobs.has_blob(http, digest)
-    except (httpx.HTTPError, ollama.ResponseError):
+    except (httpx.HTTPError, ServerError):
         return True  # then that is not the reason
 
 

@@ -3,11 +3,12 @@
 from toolkit.core.config import Config
 from toolkit.core.stage import Check
 from toolkit.ollama import server
+from toolkit.ollama.address import server_address
 
 
 def ollama(config: Config, *, needed: bool) -> Check:
     """Check that an Ollama server answers and is new enough; where none does, that is only fatal if `needed`."""
-    url = server.address(config.ollama)
+    url = server_address(config.ollama)
     if server.version(config.ollama) is None:
         fix = (
             "register later: start a server with `ollama serve`, or say where it runs with OLLAMA_HOST or `ollama.host`"

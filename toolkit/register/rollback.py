@@ -8,6 +8,8 @@ import httpx
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.ollama import blobs, server, transaction
+from toolkit.ollama.address import server_address
+from toolkit.ollama.failures import translate_errors
 from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 from toolkit.register import model_spec as specs
 from toolkit.register import verify
@@ -24,7 +26,7 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
     """
     name = specs.model_name(config)
     server.require(config.ollama)
-    doing = server.translate_errors(config.ollama, f"rolling back `{name}`")
+    doing = translate_errors(config.ollama, f"rolling back `{name}`")
     with server.http(config.ollama) as http, doing, _begun(http, name, config, dry_run, force) as work:
         before = transaction.user_tags(work.held())
         if PREVIOUS not in before:
@@ -36,7 +38,7 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
         if LATEST in before and not force:
             blobs.refuse_foreign(http, name, [LATEST])
         answered: dict[str, Any] = {}
-        with server.translate_errors(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
+        with translate_errors(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
             if not dry_run:
                 answered = verify.smoke(http, f"{name}:{PREVIOUS}", config.validation, unload=False)
         sources = {LATEST: f"{name}:{PREVIOUS}"}
@@ -57,7 +59,7 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
         if not dry_run:
             transaction.commit(work, sources, keep=False, guard=guard)
         tags = {tag: {"digest": listed[tag], "run": runs[tag]} for tag in sources}
-    where = {"name": name, "server": server.address(config.ollama), "dry_run": dry_run}
+    where = {"name": name, "server": server_address(config.ollama), "dry_run": dry_run}
     return {**where, "tags": tags, "answer": answered.get("answer", "")}
 
 

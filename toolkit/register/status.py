@@ -7,6 +7,8 @@ import httpx
 from toolkit.core.config import Config
 from toolkit.core.manifest import Manifest
 from toolkit.ollama import blobs, server, transaction
+from toolkit.ollama.address import server_address
+from toolkit.ollama.failures import translate_errors
 from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
 from toolkit.register import model_spec as specs
 from toolkit.register import verify
@@ -21,7 +23,7 @@ def lost(config: Config, figures: dict[str, Any]) -> str:
     if server.version(config.ollama) is None:
         return ""
     name = specs.model_name(config)
-    with server.http(config.ollama) as http, server.translate_errors(config.ollama, "looking for the model"):
+    with server.http(config.ollama) as http, translate_errors(config.ollama, "looking for the model"):
         held = transaction.user_tags(Transaction(http, name, "").held())
     registered = figures["tags"][LATEST]["digest"]
     if LATEST not in held:
@@ -39,14 +41,14 @@ def server_state(config: Config, manifest: Manifest) -> dict[str, Any]:
     this run's. Without a server `version` is None and there are no tags. Raises ToolkitError if what answers fails.
     """
     version = server.version(config.ollama)
-    found: dict[str, Any] = {"server": server.address(config.ollama), "version": version, "tags": {}}
+    found: dict[str, Any] = {"server": server_address(config.ollama), "version": version, "tags": {}}
     if version is None:
         return found
     name = found["name"] = specs.model_name(config)
     record, export = manifest.stages.get("register"), manifest.stages.get("export")
     recorded = record.figures.get("tags", {}) if record else {}
     files = {file.sha256 for file in export.outputs if file.path.endswith(".gguf")} if export else set()
-    with server.http(config.ollama) as http, server.translate_errors(config.ollama, "looking at its models"):
+    with server.http(config.ollama) as http, translate_errors(config.ollama, "looking at its models"):
         held = transaction.user_tags(Transaction(http, name, "").held())
         expected = [LATEST, *(quantization.lower() for quantization in config.export.quantizations)]
         for tag in dict.fromkeys([*expected, *recorded, *held]):

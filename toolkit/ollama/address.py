@@ -1,0 +1,85 @@
+"""Where the Ollama server is: OLLAMA_HOST in Ollama's own grammar (envconfig/config.go in ollama/ollama)."""
+
+import ipaddress
+import os
+import re
+import urllib.parse
+
+from toolkit.core import console
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.output_settings import OllamaSettings
+
+_warned: set[str] = set()
+
+
+def server_address(settings: OllamaSettings) -> str:
+    """Return the server's address as `scheme://host:port[/path]`.
+
+    `ollama.host`, else OLLAMA_HOST, else 127.0.0.1:11434. Spaces and quotes around it are taken off. Without a scheme
+    the port is 11434, with one it is the scheme's own; a port that is none becomes that port too, with a warning. The
+    unspecified addresses that a server binds to mean loopback here.
+    Raises ToolkitError (exit 2) for what is no address.
+    """
+    source = "`ollama.host`" if settings.host.strip() else "OLLAMA_HOST"
+    text = (settings.host.strip() or os.environ.get("OLLAMA_HOST", "").strip()).strip("\"'").strip()
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, rest = ("https", "ollama.com:443") if text == "ollama.com" else ("http", text)
+    default = {"http": "80" if separator else "11434", "https": "443"}.get(scheme)
+    hostport, _, path = rest.partition("/")
+    host, port = _split(hostport)
+    if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
+        raise ToolkitError(
+            f"{source} is no address of an Ollama server: `{text}`",
+            hint="write it as host, host:port, http://host:port or https://host",
+            exit_code=USAGE,
+        )
+    if port is None:
+        port = default
+    elif not re.fullmatch(r"[0-9]{1,9}", port) or int(port) > 65535:
+        _warn_once(f"{source} names port `{port}`, which is none: {default} is taken, as Ollama does")
+        port = default
+    return f"{scheme}://{_plain(host)}:{int(port)}" + (f"/{path.strip('/')}" if path.strip("/") else "")
+
+
+def _split(hostport: str) -> tuple[str, str | None]:
+    """Split host and port as Go's net.SplitHostPort does; the port is None where there is none."""
+    bracketed = re.fullmatch(r"\[([^\[\]]*)\]:([^:]*)", hostport)
+    plain = re.fullmatch(r"([^\[\]:]*):([^:\[\]]*)", hostport)
+    found = bracketed or plain
+    if found:
+        return found[1] or "127.0.0.1", found[2]
+    return hostport.strip("[]") or "127.0.0.1", None
+
+
+def _plain(host: str) -> str:
+    """Write a host as an address has it: what a server binds to is loopback, IPv6 stands in brackets."""
+    try:
+        number = ipaddress.ip_address(host)
+    except ValueError:
+        return f"[{host}]" if ":" in host else host
+    if number.version == 4:
+        return "127.0.0.1" if number.is_unspecified else host
+    return "[::1]" if number.is_unspecified else f"[{host}]"
+
+
+def is_loopback(url: str) -> bool:
+    """Say whether an address is this machine's own."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def warn_if_open(url: str) -> None:
+    """Say once that what goes to another machine over plain HTTP can be read on the way."""
+    if url.startswith("http://") and not is_loopback(url):
+        what = "model, prompts and OLLAMA_API_KEY" if os.environ.get("OLLAMA_API_KEY") else "model and prompts"
+        _warn_once(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        console.warn(text)
