@@ -155,9 +155,9 @@ def test_names_as_the_server_lists_them(name: str, tag: str, listed: str) -> Non
 
 
 def test_a_list_that_is_none_is_not_ollamas() -> None:
-    with answering('{"models": {"a": 1}}') as url, server.http(OllamaSettings(host=url)) as http:
-        with pytest.raises(json.JSONDecodeError):
-            server.held(http)
+    answers = answering('{"models": {"a": 1}}')
+    with answers as url, server.http(OllamaSettings(host=url)) as http, pytest.raises(json.JSONDecodeError):
+        server.held(http)
 
 
 def test_a_stream_ends_with_the_servers_error() -> None:

@@ -1,13 +1,15 @@
 """Control tokens in a question, and who answers where there is no server."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.register.conftest import make_run
 from tests.support import tiny_gguf
-from tests.support.faults import serving
+from tests.support.faults import Handler, serving
 from tests.support.ollama_server import OllamaServer
 from toolkit import ask
 from toolkit.core.errors import ToolkitError
@@ -90,6 +92,79 @@ def test_an_answer_that_breaks_off_is_an_error(tmp_path: Path, lines: bytes, sai
         run = make_run(tmp_path, url, "tiny")
         with pytest.raises(ToolkitError, match=said):
             list(ask.ask_server(run.config, "How?", None))
+
+
+def pretending(parameters: str, read: int, seen: list[dict[str, Any]]) -> AbstractContextManager[str]:
+    """A server that renders `PROMPT`, has these parameters, and says that it read so many tokens."""
+
+    def respond(handler: Handler) -> bool:
+        body = json.loads(handler.body() or b"{}")
+        if handler.path == "/api/show":
+            return handler.answer(200, json.dumps({"parameters": parameters}).encode())
+        if body.get("_debug_render_only"):
+            return handler.answer(200, b'{"_debug_info": {"rendered_template": "PROMPT"}}')
+        seen.append(body)
+        end = {"response": "", "done": True, "done_reason": "stop", "prompt_eval_count": read}
+        return handler.answer(200, b'{"response": "a"}\n' + json.dumps(end).encode(), "application/x-ndjson")
+
+    return serving(respond)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "read", "said"),
+    [
+        ("num_ctx                        7\nseed 42", 7, "has 7 tokens with its prompt, and there is room for 7"),
+        ("num_ctx 8", 4, "read 4 of the prompt's 7 tokens"),
+        ("seed 42", 6, "read 6 of the prompt's 7 tokens"),
+        ("num_ctx 8", 7, ""),
+        ("", 7, ""),
+    ],
+)
+def test_the_prompt_is_counted_before_and_compared_behind(
+    tmp_path: Path, parameters: str, read: int, said: str
+) -> None:
+    seen: list[dict[str, Any]] = []
+    with pretending(parameters, read, seen) as url:  # PROMPT is six bytes, and a BOS before them
+        run = make_run(tmp_path, url, "tiny")
+        pieces = ask.ask_server(run.config, "How?", None, file=run.files["F32"])
+        if said:
+            with pytest.raises(ToolkitError, match=said) as caught:
+                list(pieces)
+            assert "num_ctx" in caught.value.hint
+        else:
+            assert list(pieces) == ["a"]
+    assert len(seen) == ("room for" not in said), "a question without room is not asked"
+    assert all(body["truncate"] is False and body["shift"] is False for body in seen)
+
+
+@pytest.mark.ollama
+def test_a_question_that_would_be_cut_is_refused_as_without_a_server(ollama: OllamaServer, tmp_path: Path) -> None:
+    """An allergy named first, an hour of chatter behind it."""
+    run = make_run(tmp_path, ollama.url, "cut", ollama={"num_ctx": 1024, "num_predict": 8})
+    run.register()
+    long = "IMPORTANT: the patient is allergic to penicillin. " + "A mild cough since Monday. " * 30
+    with pytest.raises(ToolkitError, match="and there is room for 1,024") as caught:
+        list(ask.answer(run.config, run.folder, long, None)[1])
+    by_file = make_run(tmp_path, "127.0.0.1:9", "cut", ollama={"num_ctx": 1024})
+    with pytest.raises(ToolkitError) as local:
+        list(ask.answer(by_file.config, by_file.folder, long, None)[1])
+    assert caught.value.message == local.value.message
+    run.files["F32"].unlink()  # with nothing to count with, the server itself refuses
+    with pytest.raises(ToolkitError, match="exceeds the available context size") as caught:
+        list(ask.answer(run.config, run.folder, long, None)[1])
+    assert "ollama.num_ctx" in caught.value.hint
+
+
+@pytest.mark.ollama
+def test_the_longest_question_that_fits_is_answered_without_forgetting_its_front(
+    ollama: OllamaServer, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, ollama.url, "fits", ollama={"num_ctx": 512, "num_predict": 100, "timeout": 120.0})
+    run.register()
+    shown = run.client().generate("fits", prompt="x", options={"num_predict": 1}).prompt_eval_count
+    assert shown is not None
+    answer = list(ask.answer(run.config, run.folder, "x" * (512 - shown), None)[1])
+    assert sum(map(len, answer)) <= 2, "it ends with the context"
 
 
 def test_an_empty_question_is_refused(tmp_path: Path) -> None:
