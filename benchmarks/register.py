@@ -108,7 +108,7 @@ def main() -> None:
                 uploads.append(time.perf_counter() - started)
         for number in range(options.runs + 1):
             proof.seconds, started = 0.0, time.perf_counter()
-            register(config, folder, "<|im_end|>", {"Q4_K_M": gguf}, {"Q4_K_M": digest}, rows, force=False)
+            register(config, folder, "<|im_end|>", {"Q4_K_M": gguf}, {"Q4_K_M": digest}, rows)
             if number:  # the first one fills the caches of server and disk
                 again.append((time.perf_counter() - started - proof.seconds, proof.seconds))
         size = gguf.stat().st_size

@@ -108,7 +108,14 @@ def _why(name: str, config: "Config", folder: "RunFolder", manifest: "Manifest")
 
 
 def perform(
-    name: str, config: "Config", folder: "RunFolder", *, force: bool = False, offline: bool = False, gpus: int = 1
+    name: str,
+    config: "Config",
+    folder: "RunFolder",
+    *,
+    force: bool = False,
+    offline: bool = False,
+    gpus: int = 1,
+    replace: tuple[str, ...] = (),
 ) -> Done:
     """Run one stage unless it is fresh, and record it in the manifest only when it succeeded.
 
@@ -123,7 +130,7 @@ def perform(
     if not why and not force:
         return Done(name, True, "", manifest.stages[name].figures, 0.0)
     why = why or "--force"
-    context = Context(config, folder, manifest, force, offline, gpus)
+    context = Context(config, folder, manifest, force, offline, gpus, replace)
     found.before(context)
     files = found.files(config, folder)
     _check_inputs(name, files)

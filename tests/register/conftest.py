@@ -74,10 +74,10 @@ class Run:
     files: dict[str, Path]
     digests: dict[str, str]
 
-    def register(self, *, force: bool = False) -> Outcome:
+    def register(self, *replace: str) -> Outcome:
         from toolkit.register import register
 
-        return register(self.config, self.folder, tiny.EOS, self.files, self.digests, ROWS, force=force)
+        return register(self.config, self.folder, tiny.EOS, self.files, self.digests, ROWS, replace=replace)
 
     def held(self) -> dict[str, str]:
         """What the server holds under this run's name."""

@@ -173,7 +173,7 @@ def kill_elsewhere(ollama: OllamaServer, folder: Path, name: str, seed: int) -> 
     return before
 
 
-def test_what_another_machine_left_is_refused_and_force_puts_former_models_back(
+def test_what_another_machine_left_is_refused_and_naming_it_puts_former_models_back(
     ollama: OllamaServer, tmp_path: Path
 ) -> None:
     before = kill_elsewhere(ollama, tmp_path, "elsewhere", 21)
@@ -183,10 +183,14 @@ def test_what_another_machine_left_is_refused_and_force_puts_former_models_back(
     for refused in (newer.register, lambda: roll_back(newer.config)):
         with pytest.raises(ToolkitError, match=r"another machine .*`elsewhere:toolkit-commit-[0-9a-f]{16}`") as caught:
             refused()
-        assert "`toolkit register` with `--force`" in caught.value.hint
+        mark = next(tag for tag in left if tag.startswith("toolkit-commit-"))
+        assert f"`--replace elsewhere:{mark}` puts the former models back" in caught.value.hint
         assert newer.held() == left
-    tags = newer.register(force=True).figures["tags"]
-    assert newer.held() == {**{tag: values["digest"] for tag, values in tags.items()}, "previous": before["latest"]}
+    tags = newer.register(f"elsewhere:{mark}").figures["tags"]
+    held = newer.held()
+    kept = {tag: held.pop(tag) for tag in list(held) if tag.startswith("previous")}
+    assert held == {tag: values["digest"] for tag, values in tags.items()}
+    assert kept == {"previous": before["latest"], "previous-f16": before["f16"], "previous-f32": before["f32"]}
 
 
 def test_what_another_machine_left_is_cleared_by_the_same_command_there(ollama: OllamaServer, tmp_path: Path) -> None:
@@ -219,7 +223,7 @@ def test_another_machine_that_only_slept_changes_nothing_more(ollama: OllamaServ
         assert slept.wait(30)
         passing.then = lambda handler: False
         newer = make_run(tmp_path / "newer", ollama.url, "sleeper", seed=33)
-        newer.register(force=True)
+        newer.register(*(f"sleeper:{tag}" for tag in newer.held() if "-commit-" in tag))
         held = newer.held()
         os.kill(pid, signal.SIGCONT)
         assert child.end() == 1

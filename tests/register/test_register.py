@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.register.conftest import ROWS, make_run, temporary
+from tests.register.conftest import ROWS, Run, make_run, temporary
 from tests.support import tiny_gguf as tiny
 from tests.support.faults import Handler, proxy
 from tests.support.ollama_server import OllamaServer
-from toolkit.core.errors import ToolkitError
+from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.manifest import FileRecord, Manifest, StageRecord, write_manifest
 from toolkit.ollama import blobs, server
@@ -84,6 +84,9 @@ def test_the_former_version_stays_as_previous(ollama: OllamaServer, tmp_path: Pa
     second = make_run(tmp_path / "2", ollama.url, "versions", seed=2)
     second.register()
     assert second.held()["previous"] == former["latest"] != second.held()["latest"]
+    assert {tag: second.held()[f"previous-{tag}"] for tag in ("f16", "f32")} == {
+        tag: former[tag] for tag in ("f16", "f32")
+    }
     second.register()
     assert second.held()["previous"] == former["latest"]
     make_run(tmp_path / "3", ollama.url, "versions", seed=3).register()
@@ -216,22 +219,63 @@ def test_a_file_that_cannot_run(ollama: OllamaServer, tmp_path: Path, damage: st
     assert run.held() == {}
 
 
-def test_a_model_of_another_maker_is_not_replaced_without_force(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path, ollama.url, "taken", seed=41)
+def somebodys(run: Run, *tags: str) -> dict[str, str]:
+    """Put models of another maker under the run's name; return what it holds then."""
     client = run.client()
     with server.http(run.config.ollama) as http:
         blobs.upload(http, run.files["F16"], run.digests["F16"])
-    client.create("taken:f16", files={"theirs.gguf": f"sha256:{run.digests['F16']}"}, license="MIT", template="x")
-    theirs = run.held()
-    with pytest.raises(ToolkitError, match="already has a model `taken:f16` that was not made with") as caught:
-        run.register()
-    assert "--force" in caught.value.hint
-    assert run.held() == theirs
-    client.copy("taken:f16", "taken:latest")
-    run.register(force=True)
-    assert run.held()["previous"] == theirs["f16"]
-    assert run.held()["latest"] == run.held()["f32"]
+    for tag in tags:
+        digest = f"sha256:{run.digests['F16']}"
+        client.create(f"{run.name}:{tag}", files={"theirs.gguf": digest}, license=f"MIT {tag}", template="x")
+    return run.held()
+
+
+def test_a_model_of_another_maker_is_replaced_only_by_its_name_and_keeps_a_copy(
+    ollama: OllamaServer, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, ollama.url, "taken", seed=41)
+    theirs = somebodys(run, "f16")
+    for wrong in ((), ("taken:f32",), ("Taken:latest",)):
+        with pytest.raises(ToolkitError, match="already has `taken:f16`, not made with") as caught:
+            run.register(*wrong)
+        assert "--replace taken:f16" in caught.value.hint and "--force" not in caught.value.hint
+        assert run.held() == theirs
+    run.register("Taken:F16")
+    assert run.held()[f"f16-kept-{theirs['f16'][:8]}"] == theirs["f16"] != run.held()["f16"]
     assert not temporary(run)
+    newer = make_run(tmp_path / "newer", ollama.url, "taken", seed=42)
+    newer.register()
+    assert newer.held()[f"f16-kept-{theirs['f16'][:8]}"] == theirs["f16"], "no later registration takes it"
+
+
+def test_every_tag_of_another_maker_is_named_at_once_and_every_copy_is_kept(
+    ollama: OllamaServer, tmp_path: Path
+) -> None:
+    """Even one that stands where a copy would go."""
+    run = make_run(tmp_path, ollama.url, "mixed", seed=43)
+    run.register()
+    ours = run.held()
+    somebodys(run, "f16", "previous")
+    theirs = run.held()
+    newer = make_run(tmp_path / "newer", ollama.url, "mixed", seed=44)
+    with pytest.raises(ToolkitError, match="`mixed:f16`, `mixed:previous`, not made with") as caught:
+        newer.register()
+    assert "--replace mixed:f16 --replace mixed:previous" in caught.value.hint
+    with pytest.raises(ToolkitError, match="already has `mixed:previous`, not"):
+        newer.register("mixed:f16")
+    newer.register("mixed:f16", "mixed:previous")
+    held = newer.held()
+    assert held["previous"] == ours["latest"] and held["previous-f32"] == ours["f32"]
+    assert held[f"f16-kept-{theirs['f16'][:8]}"] == theirs["f16"]
+    assert held[f"previous-kept-{theirs['previous'][:8]}"] == theirs["previous"]
+
+
+@pytest.mark.parametrize("model", ["other:f16", "named:q8_0", "named", "named:toolkit-commit-1", "f16"])
+def test_naming_what_would_not_be_replaced_is_a_mistake(ollama: OllamaServer, tmp_path: Path, model: str) -> None:
+    run = make_run(tmp_path, ollama.url, "named", seed=45)
+    with pytest.raises(ToolkitError, match=f"--replace {model}: this registration replaces no such model") as caught:
+        run.register(model)
+    assert caught.value.exit_code == USAGE and "`named:f16`, `named:f32`, `named:latest`" in caught.value.hint
 
 
 def test_a_missing_file_is_found_before_anything_is_touched(ollama: OllamaServer, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_former_model_that_does_not_answer_is_not_brought_back(
     assert run.held() == held
 
 
-def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama: OllamaServer, tmp_path: Path) -> None:
+def test_a_latest_of_another_maker_is_not_moved_away_unless_it_is_named(ollama: OllamaServer, tmp_path: Path) -> None:
     make_run(tmp_path / "1", ollama.url, "moved", seed=1).register()
     run = make_run(tmp_path / "2", ollama.url, "moved", seed=2)
     run.register()
@@ -90,7 +90,7 @@ def test_a_latest_of_another_maker_is_not_moved_away_without_force(ollama: Ollam
     with pytest.raises(ToolkitError, match="not made with this toolkit"):
         rollback.roll_back(run.config)
     assert run.held()["latest"] == theirs
-    rollback.roll_back(run.config, force=True)
+    rollback.roll_back(run.config, replace=[f"{run.name}:latest"])
     assert (run.held()["latest"], run.held()["previous"]) == (former, theirs)
 
 

@@ -54,13 +54,16 @@ class Names:
         return {tag: digest for tag, digest in self.tags.items() if not tag.startswith("toolkit-")}
 
 
+KEPT = transaction.copies_of([LATEST, "q4_k_m", "f16"], {PREVIOUS: "d" * 64})
+
+
 def change(names: Names, token: str, made: dict[str, str], keep: bool) -> None:
     """Do what a registration does, by hand, without the way back."""
     work = Transaction(names.client(), "m", token)
     for tag, digest in made.items():
         names.tags[f"toolkit-new-{token}-{tag}"] = digest
     sources = {tag: work.temporary("new", tag) for tag in made}
-    transaction.commit(work, sources, keep=keep)
+    transaction.commit(work, sources, copies=KEPT if keep else {})
     transaction.undo(work, token)
 
 
@@ -78,8 +81,12 @@ def test_dying_anywhere_is_undone_or_done(
     whole = Names(before)
     change(whole, MINE, made, keep)
     after = {**before, **made}
-    if keep and LATEST in before and before[LATEST] != made[LATEST]:
-        after[PREVIOUS] = before[LATEST]
+    if keep:
+        kept = {KEPT[tag]: before[tag] for tag in made if before.get(tag, made[tag]) != made[tag]}
+        if PREVIOUS in before and kept.get(PREVIOUS, before[PREVIOUS]) != before[PREVIOUS]:
+            kept[KEPT[PREVIOUS]] = before[PREVIOUS]
+        after |= kept
+        assert set(before.values()) <= set(after.values()), "nothing that was replaced is lost"
     assert whole.tags == after
     lives = data.draw(st.integers(0, whole.changes))
     names = Names(before, lives)
@@ -96,7 +103,7 @@ def test_dying_anywhere_is_undone_or_done(
 ELSEWHERE = "f" * 16
 
 
-def test_another_machines_commit_is_refused_until_it_is_forced() -> None:
+def test_another_machines_commit_is_refused_until_it_is_named() -> None:
     names = Names({LATEST: "a" * 64}, lives=5)
     with pytest.raises(Died):
         change(names, ELSEWHERE, {LATEST: "b" * 64}, True)
@@ -104,19 +111,19 @@ def test_another_machines_commit_is_refused_until_it_is_forced() -> None:
     work = Transaction(names.client(), "m", MINE)
     with pytest.raises(ToolkitError, match=f"another machine .*`m:toolkit-commit-{ELSEWHERE}`") as caught:
         transaction.recover(work)
-    assert "`--force`" in caught.value.hint and names.tags == left
-    assert transaction.recover(work, force=True), "`previous` had been made"
+    assert f"`--replace m:toolkit-commit-{ELSEWHERE}`" in caught.value.hint and names.tags == left
+    assert transaction.recover(work, replace=[f"toolkit-commit-{ELSEWHERE}"]), "`previous` had been made"
     assert names.tags == {LATEST: "a" * 64}
 
 
 @pytest.mark.parametrize("lives", range(12))
-def test_a_forced_recovery_brings_former_models_back_from_wherever_it_stopped(lives: int) -> None:
+def test_a_named_recovery_brings_former_models_back_from_wherever_it_stopped(lives: int) -> None:
     names = Names({LATEST: "a" * 64, "f16": "c" * 64}, lives)
     with suppress(Died):
         change(names, ELSEWHERE, {LATEST: "b" * 64, "q4_k_m": "b" * 64}, True)
     names.lives = 10**6
     whole = names.real() if f"toolkit-commit-{ELSEWHERE}" not in names.tags else {LATEST: "a" * 64, "f16": "c" * 64}
-    transaction.recover(Transaction(names.client(), "m", MINE), force=True)
+    transaction.recover(Transaction(names.client(), "m", MINE), replace=[f"toolkit-commit-{ELSEWHERE}"])
     assert names.real() == whole
 
 
@@ -127,15 +134,15 @@ def test_of_two_machines_that_commit_at_once_none_or_one_does() -> None:
     transaction.recover(work)
     names.tags |= {f"toolkit-commit-{ELSEWHERE}": "a" * 64, f"toolkit-new-{MINE}-latest": "b" * 64}
     with pytest.raises(ToolkitError, match="another machine is registering"):
-        transaction.commit(work, {LATEST: work.temporary("new", LATEST)}, keep=True)
+        transaction.commit(work, {LATEST: work.temporary("new", LATEST)}, copies=KEPT)
     transaction.undo(work, MINE)
     assert names.tags == {LATEST: "a" * 64, f"toolkit-commit-{ELSEWHERE}": "a" * 64}
 
 
 def test_what_another_machine_is_still_proving_is_left_alone() -> None:
     names = Names({LATEST: "a" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64})
-    for force in (False, True):
-        transaction.recover(Transaction(names.client(), "m", MINE), force=force)
+    for named in ([], [f"toolkit-commit-{ELSEWHERE}"]):
+        transaction.recover(Transaction(names.client(), "m", MINE), replace=named)
     change(names, MINE, {LATEST: "c" * 64}, False)
     assert names.tags == {LATEST: "c" * 64, f"toolkit-new-{ELSEWHERE}-latest": "b" * 64}
 

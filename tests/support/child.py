@@ -83,7 +83,7 @@ def main(folder: str, url: str, name: str, seed: str, what: str) -> None:
                 os.kill(os.getpid(), signal.SIGSTOP)
                 if what == "register":
                     rows = conftest.ROWS[:2]
-                    register(run.config, run.folder, tiny_gguf.EOS, run.files, run.digests, rows, force=False)
+                    register(run.config, run.folder, tiny_gguf.EOS, run.files, run.digests, rows)
                 else:
                     roll_back(run.config)
                 status = 0

@@ -3,7 +3,7 @@
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -82,7 +82,16 @@ def _offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
-def _stage(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, *, gpus: int = 1) -> None:
+def _stage(
+    name: str,
+    path: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    *,
+    gpus: int = 1,
+    replace: tuple[str, ...] = (),
+) -> None:
     from toolkit.cli import summary
     from toolkit.core.run_folder import locked
 
@@ -94,7 +103,8 @@ def _stage(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, forc
         console.log_to(folder.log)
         if name == "train" and (force or not pipeline.is_fresh(name, config, folder)):
             _check_first(config, folder, (name,))
-        done = pipeline.perform(name, config, folder, force=force, offline=_offline(), gpus=gpus)
+        options: dict[str, Any] = {"gpus": gpus, "replace": replace}
+        done = pipeline.perform(name, config, folder, force=force, offline=_offline(), **options)
     if done.fresh:
         console.info(f"{name}: fresh, skipped (--force does it again)")
     console.result(*summary.of(done, folder))
@@ -207,23 +217,28 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
 @verb(writes=True)
 @click.option("--rollback", is_flag=True, help="Bring back NAME:previous; a second time undoes it.")
-def register(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool) -> None:
+@click.option(
+    "--replace", multiple=True, metavar="NAME:TAG", help="Replace this model though it is not ours; repeatable."
+)
+def register(
+    path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool, replace: tuple[str, ...]
+) -> None:
     """Create the model in Ollama, and prove it there.
 
-    If anything fails, the former model of that name is back.
+    If anything fails, the former model of that name is back. Whatever is replaced keeps a copy.
     """
     config, _ = _load(path, overrides)
     if rollback:
-        _roll_back(config, dry_run, force)
+        _roll_back(config, dry_run, replace)
         return
-    _stage("register", path, overrides, dry_run, force)
+    _stage("register", path, overrides, dry_run, force, replace=replace)
 
 
-def _roll_back(config: "Config", dry_run: bool, force: bool) -> None:
+def _roll_back(config: "Config", dry_run: bool, replace: tuple[str, ...]) -> None:
     from toolkit.cli import summary
     from toolkit.register.rollback import roll_back
 
-    figures = roll_back(config, dry_run=dry_run, force=force)
+    figures = roll_back(config, dry_run=dry_run, replace=replace)
     console.result(*summary.of_rollback(figures))
     if not dry_run:
         console.info(f"`{_command('register', ' --rollback')}` undoes it")

@@ -122,8 +122,8 @@ class OllamaSettings(Section):
     """Sample from the most likely tokens that sum to this."""
     top_k: int = Field(40, ge=1)
     """Sample from this many tokens at most."""
-    repeat_penalty: float = Field(1.1, gt=0)
-    """Above 1, repetition is made less likely."""
+    repeat_penalty: float = Field(1.0, gt=0)
+    """Above 1, repetition is made less likely; that is not what was trained: validate says how far off it is."""
     seed: int = Field(42, ge=0, lt=2**31)
     """The same question gets the same answer."""
     license: str = ""

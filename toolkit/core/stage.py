@@ -25,7 +25,10 @@ class StageFiles:
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage is performed with; `gpus` is the number of GPUs that were asked for."""
+    """What a stage is performed with.
+
+    `gpus` is the number of GPUs that were asked for, `replace` what `register --replace` names.
+    """
 
     config: "Config"
     folder: "RunFolder"
@@ -33,6 +36,7 @@ class Context:
     force: bool = False
     offline: bool = False
     gpus: int = 1
+    replace: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

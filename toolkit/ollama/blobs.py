@@ -1,7 +1,7 @@
 """What the server's store is asked for: blobs, models, names. All raise what `translate_errors` translates."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,15 +116,20 @@ def made_by(http: httpx.Client, model: str) -> str:
     return maker(str(server.call(http, "/api/show", {"model": model}).get("license") or ""))
 
 
-def refuse_foreign(http: httpx.Client, name: str, tags: list[str]) -> None:
-    """Raise ToolkitError if one of these tags, which the server holds, is a model that this toolkit did not make."""
-    for tag in tags:
-        model = server.listed_name(name, tag)
-        if not made_by(http, model):
-            raise ToolkitError(
-                f"the Ollama server already has a model `{model}` that was not made with this toolkit",
-                hint="choose another `ollama.name`, or replace that model with `toolkit register --force`",
-            )
+def foreign(http: httpx.Client, name: str, tags: Iterable[str]) -> list[str]:
+    """Return those of the tags, which the server holds, whose model this toolkit did not make."""
+    return [tag for tag in tags if not made_by(http, server.listed_name(name, tag))]
+
+
+def refuse_foreign(name: str, tags: Iterable[str]) -> None:
+    """Raise ToolkitError if there are tags of other makers that nobody named for replacement."""
+    models = [server.listed_name(name, tag) for tag in tags]
+    if models:
+        raise ToolkitError(
+            f"the Ollama server already has {', '.join(f'`{model}`' for model in models)}, not made with this toolkit",
+            hint="choose another `ollama.name`, or run `toolkit register` with "
+            f"`{' '.join(f'--replace {model}' for model in models)}`, which keeps a copy",
+        )
 
 
 # The first line of our models' licence, by which a model on a server is known to be ours: /api/show reveals it.

@@ -21,10 +21,11 @@ import platform
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -68,8 +69,17 @@ class Transaction:
                 f"another machine is registering `{self.name}`, or was cut off: `{self.name}:toolkit-commit-{token}` "
                 "stands",
                 hint="wait for it, or run the same command there; if that machine is gone, `toolkit register` with "
-                "`--force` puts the former models back first",
+                f"`--replace {server.listed_name(self.name, f'toolkit-commit-{token}')}` puts the former models back",
             )
+
+
+def copies_of(tags: Iterable[str], foreign: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return for each tag the one that keeps what it held: `previous` for `latest`, else `previous-TAG`.
+
+    `foreign` are tags of other makers with their digests: their copies have names that nothing takes again.
+    """
+    rolling = {tag: PREVIOUS if tag == LATEST else f"{PREVIOUS}-{tag}" for tag in tags}
+    return rolling | {tag: f"{tag}-kept-{digest[:8]}" for tag, digest in foreign.items()}
 
 
 def user_tags(held: dict[str, str]) -> dict[str, str]:
@@ -110,14 +120,14 @@ def alone(name: str, patience: float) -> Iterator[str]:
 
 
 @contextmanager
-def begin(http: httpx.Client, name: str, patience: float, *, force: bool = False) -> Iterator[Transaction]:
+def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection[str] = ()) -> Iterator[Transaction]:
     """Work on a name: undo dead calls first; at the end delete this call's temporary tags, and undo it if it failed.
 
-    Raises ToolkitError while another machine's commit stands; `force` undoes that too.
+    Raises ToolkitError while another machine's commit stands, unless `replace` names its tag: then it is undone too.
     """
     with alone(name, patience) as machine:
         work = Transaction(http, name, machine + uuid.uuid4().hex[:8])
-        if recover(work, force=force):
+        if recover(work, replace=replace):
             console.warn(f"an earlier registration of `{name}` was cut off: its former models are back")
         try:
             yield work
@@ -144,14 +154,14 @@ def _of(held: dict[str, str], token: str, kind: str) -> dict[str, str]:
     return {match[3] or "": match[0] for match in matches if match and match[1] == kind and match[2] == token}
 
 
-def recover(work: Transaction, *, force: bool = False) -> bool:
+def recover(work: Transaction, *, replace: Collection[str] = ()) -> bool:
     """Undo what dead calls of this machine left; say whether former models had to be put back.
 
-    Raises ToolkitError while another machine's commit stands; `force` undoes that too.
+    Raises ToolkitError while another machine's commit stands, unless `replace` names its tag: then it is undone too.
     """
     held = work.held()
     dead = {match[2] for match in map(TEMPORARY.fullmatch, held) if match and match[2].startswith(work.token[:8])}
-    dead |= set(work.others(held)) if force else set()
+    dead |= {token for token in work.others(held) if f"toolkit-commit-{token}" in replace}
     for token in sorted(dead - {work.token}):
         undo(work, token)
     found = work.held() if dead else held
@@ -163,12 +173,12 @@ def commit(
     work: Transaction,
     sources: dict[str, str],
     *,
-    keep: bool,
+    copies: Mapping[str, str],
     guard: Callable[[dict[str, str]], None] = lambda held: None,
 ) -> dict[str, str]:
     """Give models their real tags, `latest` last; return tag → manifest digest as the server lists it.
 
-    `sources` is tag → the model that it gets. `keep`: what `latest` held becomes `previous` where it changes. `guard`
+    `sources` is tag → the model that it gets, `copies` tag → the tag that keeps what it held, where it changes. `guard`
     sees the real tags with their digests just before anything is changed, and may raise. If this raises, the commit
     stands, for `undo`.
     """
@@ -177,9 +187,10 @@ def commit(
     work.refuse_others(held)  # of two that begin at once, one sees the other's commit at least
     guard(user_tags(held))
     made = {tag: held[source.rpartition(":")[2].lower()] for tag, source in sources.items()}
-    if keep and LATEST in held and held[LATEST] != made[LATEST]:
-        sources = {**sources, PREVIOUS: f"{work.name}:{LATEST}"}
-        made = {**made, PREVIOUS: held[LATEST]}
+    sources = dict(sources)
+    for tag in sorted(copies, key=lambda tag: tag not in sources):  # what a copy replaces may have one itself
+        if tag in held and held[tag] != made.get(tag, held[tag]):
+            sources[copies[tag]], made[copies[tag]] = f"{work.name}:{tag}", held[tag]
     _keep(work, sources, made, held)
     for tag in sorted(made, key=lambda tag: (tag == LATEST, tag)):
         if held.get(tag) != made[tag]:

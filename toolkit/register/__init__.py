@@ -1,6 +1,7 @@
 """Register the exported GGUF files with an Ollama server, prove them there, and only then give them their names."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from toolkit.ollama import blobs, server, transaction
 from toolkit.ollama.address import server_address
 from toolkit.ollama.failures import ServerError, translate_errors
 from toolkit.ollama.modelfile import Modelfile
-from toolkit.ollama.transaction import LATEST, PREVIOUS, Transaction
+from toolkit.ollama.transaction import LATEST, Transaction
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.register import model_spec as specs
@@ -31,13 +32,14 @@ def register(
     digests: dict[str, str],
     held_out: list[dict[str, Any]],
     *,
-    force: bool,
+    replace: Collection[str] = (),
 ) -> Outcome:
     """Register each quantization as `name:quantization` and `export.default` as `name:latest` too, or change nothing.
 
     `eos` is the EOS token's text; `files` and `digests` (SHA-256, hex) are by quantization; `held_out` holds rows with
-    instruction and input. The former `latest` stays as `name:previous`. `force` replaces a model that is not ours,
-    and undoes what another machine has not finished.
+    instruction and input. What `latest` held stays as `name:previous`, what another tag held as `name:previous-TAG`.
+    `replace` names, as `name:tag`, models that are not ours and may be replaced, which keep a copy too, and what
+    another machine left unfinished.
     Raises ToolkitError: exit 3 without a usable server, 2 for settings, 1 for what fails on the way; then, as after
     Ctrl-C, every name holds what it held before.
     """
@@ -47,7 +49,9 @@ def register(
     spec = described.spec
     name, default = specs.model_name(config), config.export.default
     order = sorted(_check_files(files, default), key=lambda quantization: quantization == default)
-    tags = [*(quantization.lower() for quantization in order), LATEST, PREVIOUS]
+    tags = [*(quantization.lower() for quantization in order), LATEST]
+    copies = transaction.copies_of(tags)
+    named = specs.tags_to_replace(name, replace, [*tags, *copies.values()])
     _warn_of_a_short_context(config, spec)
 
     version = server.require(config.ollama)
@@ -55,15 +59,17 @@ def register(
     with (
         server.http(config.ollama) as http,
         doing,
-        transaction.begin(http, name, config.ollama.timeout, force=force) as work,
+        transaction.begin(http, name, config.ollama.timeout, replace=named) as work,
     ):
         former = transaction.user_tags(work.held())
-        if not force:
-            blobs.refuse_foreign(http, name, [tag for tag in tags if tag in former])
+        touched = list(dict.fromkeys([*tags, *copies.values()]))
+        theirs = blobs.foreign(http, name, [tag for tag in touched if tag in former])
+        blobs.refuse_foreign(name, [tag for tag in theirs if tag not in named])
+        copies = transaction.copies_of(tags, {tag: former[tag] for tag in theirs})
 
-        def guard(held: dict[str, str]) -> None:
-            if not force:  # somebody may have taken a name since
-                blobs.refuse_foreign(http, name, [tag for tag in tags if tag in held and held[tag] != former.get(tag)])
+        def guard(held: dict[str, str]) -> None:  # somebody may have taken a name since
+            new = [tag for tag in touched if tag in held and held[tag] != former.get(tag)]
+            blobs.refuse_foreign(name, blobs.foreign(http, name, new))
 
         figures: dict[str, Any] = {}
         sources: dict[str, str] = {}
@@ -84,7 +90,10 @@ def register(
             file.write(described.text.encode())
             file.flush()
             os.fsync(file.fileno())
-            listed = transaction.commit(work, sources, keep=True, guard=guard)
+            listed = transaction.commit(work, sources, copies=copies, guard=guard)
+    for tag, copy in copies.items():
+        if copy in listed and former.get(tag) == listed[copy]:
+            console.info(f"what `{name}:{tag}` held is kept as `{name}:{copy}`")
     if described.unwritable:
         console.warn(
             f"registered, but `{folder.modelfile}` cannot be used with `ollama create`: "

@@ -1,6 +1,9 @@
 """What the model in Ollama is meant to be: its name, template, system message, parameters and licence."""
 
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest
 from toolkit.core.output_settings import check_model_name
 from toolkit.core.run_folder import RunFolder
-from toolkit.ollama import modelfile
+from toolkit.ollama import modelfile, server
 from toolkit.ollama.blobs import MARKER
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat, prompt_format
@@ -33,6 +36,24 @@ def model_name(config: Config) -> str:
         return check_model_name(config.ollama.name or config.run.name)
     except ValueError as exc:
         raise ToolkitError(str(exc), hint="choose another `ollama.name`", exit_code=USAGE) from None
+
+
+def tags_to_replace(name: str, replace: Collection[str], tags: Collection[str]) -> list[str]:
+    """Return the tags that `--replace` names; raises ToolkitError (exit 2) for one that would not be replaced."""
+    models = {server.listed_name(name, tag): tag for tag in tags}
+    found = []
+    for model in replace:
+        whole, _, tag = model.lower().rpartition(":")
+        mark = re.fullmatch(r"toolkit-commit-[0-9a-f]{16}", tag)
+        listed = server.listed_name(whole, tag)
+        if listed not in models and not (mark and listed == server.listed_name(name, tag)):
+            raise ToolkitError(
+                f"--replace {model}: this registration replaces no such model",
+                hint=f"it writes {', '.join(f'`{each}`' for each in models)}",
+                exit_code=USAGE,
+            )
+        found.append(models.get(listed, tag))
+    return found
 
 
 def sampling_parameters(config: Config, eos_text: str, form: PromptFormat) -> dict[str, Any]:
@@ -130,7 +151,7 @@ def _put_back(found: Modelfile, stand_ins: dict[str, str]) -> Modelfile:
         name: [stand_ins.get(item, item) for item in value] if isinstance(value, list) else value
         for name, value in found.parameters.items()
     }
-    return replace(
+    return changed(
         found,
         template=stand_ins.get(found.template, found.template),
         system=stand_ins.get(found.system, found.system),

@@ -1,5 +1,6 @@
 """The way back: `latest` and `previous` change places."""
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,19 +16,20 @@ from toolkit.register import model_spec as specs
 from toolkit.register import verify
 
 
-def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> dict[str, Any]:
+def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str] = ()) -> dict[str, Any]:
     """Give `name:latest` the model that `name:previous` holds, and the other way round; a second call undoes it.
 
     The former model must answer first. A quantization's tag that held the same model as `latest` follows it where the
     former model is of that quantization too. Returns name, and for each changed tag its digest and the run that made
     it; with `dry_run` what they would be.
-    Raises ToolkitError, exit 3, if there is no former model or server; unless `force`, for a `latest` that is not ours
-    and another machine's unfinished registration. Then nothing has changed.
+    Raises ToolkitError, exit 3, if there is no former model or server; unless `replace` names them, for a `latest` that
+    is not ours and another machine's unfinished registration. Then nothing has changed.
     """
     name = specs.model_name(config)
+    named = specs.tags_to_replace(name, replace, [LATEST])
     server.require(config.ollama)
     doing = translate_errors(config.ollama, f"rolling back `{name}`")
-    with server.http(config.ollama) as http, doing, _begun(http, name, config, dry_run, force) as work:
+    with server.http(config.ollama) as http, doing, _begun(http, name, config, dry_run, named) as work:
         before = transaction.user_tags(work.held())
         if PREVIOUS not in before:
             raise ToolkitError(
@@ -35,8 +37,8 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
                 hint="there is one once a second version is registered",
                 exit_code=MISSING,
             )
-        if LATEST in before and not force:
-            blobs.refuse_foreign(http, name, [LATEST])
+        if LATEST in before and LATEST not in named:
+            blobs.refuse_foreign(name, blobs.foreign(http, name, [LATEST]))
         answered: dict[str, Any] = {}
         with translate_errors(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
             if not dry_run:
@@ -46,6 +48,7 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
             sources[PREVIOUS] = f"{name}:{LATEST}"
             if _file_type(http, f"{name}:{PREVIOUS}") == _file_type(http, f"{name}:{LATEST}"):
                 same = [tag for tag, digest in before.items() if digest == before[LATEST] and tag not in sources]
+                same = [tag for tag in same if not tag.startswith(PREVIOUS)]  # what is kept stays
                 sources |= {tag: f"{name}:{PREVIOUS}" for tag in same}
 
         def guard(held: dict[str, str]) -> None:
@@ -57,18 +60,18 @@ def roll_back(config: Config, *, dry_run: bool = False, force: bool = False) -> 
         runs = {tag: blobs.made_by(http, source) for tag, source in sources.items()}
         listed = {tag: before[source.rpartition(":")[2]] for tag, source in sources.items()}
         if not dry_run:
-            transaction.commit(work, sources, keep=False, guard=guard)
+            transaction.commit(work, sources, copies={}, guard=guard)
         tags = {tag: {"digest": listed[tag], "run": runs[tag]} for tag in sources}
     where = {"name": name, "server": server_address(config.ollama), "dry_run": dry_run}
     return {**where, "tags": tags, "answer": answered.get("answer", "")}
 
 
 def _begun(
-    http: httpx.Client, name: str, config: Config, dry_run: bool, force: bool
+    http: httpx.Client, name: str, config: Config, dry_run: bool, replace: Collection[str]
 ) -> AbstractContextManager[Transaction]:
     if dry_run:  # not even what a dead call left is cleared away
         return nullcontext(Transaction(http, name, ""))
-    return transaction.begin(http, name, config.ollama.timeout, force=force)
+    return transaction.begin(http, name, config.ollama.timeout, replace=replace)
 
 
 def _file_type(http: httpx.Client, model: str) -> object:

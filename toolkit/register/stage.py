@@ -27,7 +27,7 @@ def _run(context: Context) -> "Outcome":
     known = stages["export"].outputs if "export" in stages else []
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
     held_out = read_records(folder.split_file("test"))
-    return register(config, folder, _eos(config, folder), files, digests, held_out, force=context.force)
+    return register(config, folder, _eos(config, folder), files, digests, held_out, replace=context.replace)
 
 
 def _eos(config: "Config", folder: "RunFolder") -> str:

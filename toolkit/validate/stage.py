@@ -47,7 +47,7 @@ def _checks(there: Examination) -> Checks:
 
 STAGE = Stage(
     name="validate",
-    settings=("validate", "prompt", "model", "export", "run.name", "ollama.name"),
+    settings=("validate", "prompt", "model", "export", "run.name", "ollama.repeat_penalty"),
     files=_files,
     run=_run,
     summary=_summary,
