@@ -16,8 +16,9 @@ from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest, write_manifest
 from toolkit.core.run_folder import RunFolder
-from toolkit.ollama import blobs, modelfile
+from toolkit.ollama import blobs, modelfile, modelfile_template
 from toolkit.ollama.modelfile import Command, Modelfile
+from toolkit.ollama.modelfile_template import fill_template
 from toolkit.prompt import format, renderings
 from toolkit.register import model_spec, modelfile_text
 
@@ -145,7 +146,7 @@ def test_wrong_parameters_are_listed_all_at_once() -> None:
 
 def test_undefined_names_are_named_with_their_lines() -> None:
     with pytest.raises(ToolkitError, match=r"mine uses .* `tempalte` \(line 2\), `sistem` \(line 4\)") as caught:
-        modelfile.render({"from_": "x"}, "FROM [[ from_ ]]\n[[ tempalte ]]\n\n[[ sistem|upper ]]\n", "mine")
+        fill_template({"from_": "x"}, "FROM [[ from_ ]]\n[[ tempalte ]]\n\n[[ sistem|upper ]]\n", "mine")
     assert caught.value.exit_code == USAGE and "from_" in caught.value.hint
 
 
@@ -161,12 +162,12 @@ def test_undefined_names_are_named_with_their_lines() -> None:
 )
 def test_a_broken_template_is_told_with_its_line(template: str, said: str) -> None:
     with pytest.raises(ToolkitError, match=said):
-        modelfile.render({"from_": "x"}, template)
+        fill_template({"from_": "x"}, template)
 
 
 def test_ollamas_own_braces_stay_untouched() -> None:
     text = "[# note #]FROM [[ from_ ]]\nTEMPLATE {{ .Prompt }} {% x %} {# y #}\n"
-    assert modelfile.render({"from_": "x"}, text) == "FROM x\nTEMPLATE {{ .Prompt }} {% x %} {# y #}\n"
+    assert fill_template({"from_": "x"}, text) == "FROM x\nTEMPLATE {{ .Prompt }} {% x %} {# y #}\n"
 
 
 def settings_with(tmp_path: Path, **sections: Any) -> tuple[Config, RunFolder]:
@@ -175,7 +176,7 @@ def settings_with(tmp_path: Path, **sections: Any) -> tuple[Config, RunFolder]:
 
 
 def own_template(tmp_path: Path, change: Callable[[str], str]) -> dict[str, dict[str, str]]:
-    text, _ = modelfile.template_text("")
+    text, _ = modelfile_template.template_text("")
     path = tmp_path / "My.template"
     path.write_text(change(text), encoding="utf-8")
     return {"ollama": {"template": str(path)}}
@@ -195,7 +196,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path: Path) -> None:
         "temperature": 0.2,
         "top_p": 0.9,
         "top_k": 40,
-        "repeat_penalty": 1.1,
+        "repeat_penalty": 1.0,
         "seed": 42,
         "stop": [tiny_gguf.EOS, *form.stops],
     }
@@ -272,3 +273,30 @@ def test_a_name_that_ollama_would_refuse(tmp_path: Path) -> None:
     bad = config.model_copy(update={"ollama": config.ollama.model_copy(update={"name": "a b"})})
     with pytest.raises(ToolkitError, match="would refuse the name"):
         model_spec.model_name(bad)
+
+
+@pytest.mark.parametrize(
+    ("settings", "own", "said"),
+    [
+        ({}, "", ""),
+        ({"repeat_penalty": 1.1}, "", "repeat_penalty 1.1: answers"),
+        ({}, "PARAMETER presence_penalty 0.5\nPARAMETER frequency_penalty 0\n", "presence_penalty 0.5: answers"),
+        (
+            {"repeat_penalty": 0.9},
+            "PARAMETER frequency_penalty 1\n",
+            "repeat_penalty 0.9, frequency_penalty 1: answers",
+        ),
+    ],
+)
+def test_a_penalty_is_warned_of_whoever_sets_it(
+    settings: dict[str, float], own: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from toolkit.register import _warn_of_penalties
+    from toolkit.register.model_spec import describe_model
+
+    values = own_template(tmp_path, lambda text: text + own)
+    values["ollama"] = {**values["ollama"], **settings}  # type: ignore[dict-item]
+    config, folder = settings_with(tmp_path, **values)
+    _warn_of_penalties(describe_model(config, folder, tiny_gguf.EOS).spec)
+    warned = " ".join(capsys.readouterr().err.split())
+    assert said in warned and bool(warned) == bool(said)

@@ -95,10 +95,10 @@ def test_the_former_version_stays_as_previous(ollama: OllamaServer, tmp_path: Pa
 
 
 def test_own_parameters_reach_the_server(ollama: OllamaServer, tmp_path: Path) -> None:
-    from toolkit.ollama import modelfile
+    from toolkit.ollama import modelfile_template
 
     own = tmp_path / "Own.template"
-    own.write_text(modelfile.template_text("")[0] + 'PARAMETER min_p 0.05\nPARAMETER stop """\nEND "x"\t"""\n')
+    own.write_text(modelfile_template.template_text("")[0] + 'PARAMETER min_p 0.05\nPARAMETER stop """\nEND "x"\t"""\n')
     run = make_run(tmp_path, ollama.url, "own", ollama={"template": str(own)})
     run.register()
     shown = verify.shown_parameters(show(ollama.url, "own")["parameters"])

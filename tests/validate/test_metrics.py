@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests.support.properties import tries
 from toolkit.validate import metrics
-from toolkit.validate.metrics import compare, negative_log_likelihood, perplexity
+from toolkit.validate.metrics import compare, negative_log_likelihood, penalised, perplexity
 
 
 def logits_of(*rows: list[float]) -> np.ndarray:
@@ -118,3 +118,29 @@ def test_a_constant_on_all_logits_means_nothing(p: np.ndarray, constant: float) 
     shifted = p + np.float32(constant)
     # float32 rounds p + constant: by 2**-16 at most for values below 256.
     assert (compare(p, shifted, targets_of(0, 1, 2, 3)).kl < 1e-8).all()
+
+
+@pytest.mark.parametrize("penalty", [1.1, 1.5, 0.7])
+def test_a_repeat_penalty_is_what_llama_cpps_own_sampler_does(penalty: float) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    random = np.random.default_rng(3)
+    vocabulary, first = 300, 20
+    logits = random.normal(0, 4, (90, vocabulary)).astype(np.float32)
+    seen = [int(token) for token in random.integers(0, 120, first + 90)]
+    found = penalised(logits, seen, first, penalty)
+    for index in (0, 1, 50, 89):
+        sampler = llama_cpp.llama_sampler_init_penalties(vocabulary, 64, penalty, 0.0, 0.0)
+        for token in seen[: first + index + 1]:
+            llama_cpp.llama_sampler_accept(sampler, token)
+        data = (llama_cpp.llama_token_data * vocabulary)()
+        for token in range(vocabulary):
+            data[token].id, data[token].logit = token, float(logits[index, token])
+        array = llama_cpp.llama_token_data_array(data=data, size=vocabulary, selected=-1, sorted=False)
+        llama_cpp.llama_sampler_apply(sampler, ctypes.byref(array))
+        theirs = {array.data[place].id: array.data[place].logit for place in range(vocabulary)}
+        llama_cpp.llama_sampler_free(sampler)
+        assert np.allclose(found[index], [theirs[token] for token in range(vocabulary)], rtol=1e-6)
+    assert (found != logits).any() and (penalised(logits, seen, first, 1.0) == logits).all()

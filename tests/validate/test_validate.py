@@ -241,3 +241,28 @@ def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> No
     assert "**\\# \\*a\\* \\| b \\<b\\>**" in card
     assert "ollama run tiny 'say \"$HOME\" `now`'" in card
     assert 'content": "say \\"$HOME\\" `now`"' in card
+
+
+def test_a_repeat_penalty_is_reported_warned_of_and_judged_by_nothing(
+    made: scored_models.World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = scored_models.copy(made, tmp_path, rows=2, questions=[])
+    ollama = run.config.ollama.model_copy(update={"repeat_penalty": 1.5})
+    config = run.config.model_copy(update={"ollama": ollama})
+    outcome = validate(config, run.folder, run.base, run.manifest())
+    report = report_of(run)
+    entry, plain = report["penalty"], report["quantizations"]["Q8_0"]
+    assert report["passed"] is True and outcome.figures["penalty"] == entry
+    assert (entry["repeat_penalty"], entry["quantization"]) == (1.5, "Q8_0")
+    assert (entry["plain_kl"], entry["plain_perplexity"]) == (plain["mean_kl"], plain["perplexity"])
+    assert entry["mean_kl"] > 10 * entry["plain_kl"] and entry["perplexity"] != entry["plain_perplexity"]
+    documented = validate.__doc__ or ""
+    assert all(f"`{name}`" in documented for name in entry)
+    said = "ollama.repeat_penalty 1.5 serves Q8_0 otherwise than measured"
+    assert said in report_table(outcome.figures)
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert "repeat\\_penalty 1.5" in run.folder.model_card.read_text()
+
+
+def test_without_a_penalty_nothing_is_said_of_one(passed: scored_models.World) -> None:
+    assert report_of(passed)["penalty"] is None and "penalty" not in passed.folder.model_card.read_text()

@@ -53,6 +53,7 @@ def register(
     copies = transaction.copies_of(tags)
     named = specs.tags_to_replace(name, replace, [*tags, *copies.values()])
     _warn_of_a_short_context(config, spec)
+    _warn_of_penalties(spec)
 
     version = server.require(config.ollama)
     doing = translate_errors(config.ollama, f"registering `{name}`")
@@ -140,6 +141,18 @@ def _warn_of_a_short_context(config: Config, spec: Modelfile) -> None:
         console.warn(
             f"num_ctx {spec.parameters['num_ctx']:,} is less than train.max_length + num_predict = {needed:,}: "
             "the server cuts longer prompts without a word"
+        )
+
+
+def _warn_of_penalties(spec: Modelfile) -> None:
+    """Say that a penalty, of the settings or of the user's template, serves another distribution than was trained."""
+    neutral = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    given = [f"{name} {spec.parameters[name]:g}" for name, value in neutral.items() if name in spec.parameters
+             and spec.parameters[name] != value]  # fmt: skip
+    if given:
+        console.warn(
+            f"{', '.join(given)}: answers are drawn from another distribution than the one that was trained and that "
+            "`toolkit validate` judges; it reports what `ollama.repeat_penalty` changes"
         )
 
 

@@ -12,7 +12,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest
 from toolkit.core.output_settings import check_model_name
 from toolkit.core.run_folder import RunFolder
-from toolkit.ollama import modelfile, server
+from toolkit.ollama import modelfile, modelfile_template, server
 from toolkit.ollama.blobs import MARKER
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat, prompt_format
@@ -138,10 +138,10 @@ def describe_model(config: Config, folder: RunFolder, eos: str) -> Description:
         ],
         "license": quoted(meant.licenses[0], "`ollama.license`"),
     }
-    source, where = modelfile.template_text(config.ollama.template)
-    text = modelfile.render(values, source, where)
+    source, where = modelfile_template.template_text(config.ollama.template)
+    text = modelfile_template.fill_template(values, source, where)
     found = _put_back(modelfile.meaning(modelfile.read_modelfile(text, f"what {where} makes"), where), stand_ins)
-    modelfile.check(found, meant, where)
+    modelfile_template.check_unchanged(found, meant, where)
     return Description(_comment(reasons, text) if reasons else text, found, tuple(reasons))
 
 

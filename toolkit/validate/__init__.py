@@ -18,7 +18,15 @@ from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.metrics import perplexity
 from toolkit.validate.model_card import model_card
-from toolkit.validate.report import merge_entry, quantization_entry, report_table, row_entries, versions
+from toolkit.validate.report import (
+    merge_entry,
+    penalty_entry,
+    penalty_sentence,
+    quantization_entry,
+    report_table,
+    row_entries,
+    versions,
+)
 
 __all__ = ["report_table", "validate"]
 
@@ -45,6 +53,9 @@ def validate(
     - `merge`, null where the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
       (which of the two was merged into); of the adapter on `instead` from the model as trained `mean_kl`, `kl_99`,
       `max_kl`, `top1`, `perplexity`, and `trained_perplexity` (null if not measurable: `problem` says why);
+    - `penalty`, null where `ollama.repeat_penalty` is 1: `repeat_penalty`; of the default `quantization` with it
+      `mean_kl`, `kl_99`, `max_kl`, `top1`, `perplexity`, without it `plain_kl`, `plain_perplexity` (null if not
+      measurable);
     - `answers`: `question`, `instruction`, `before` (base in transformers), `after` (default GGUF in llama.cpp);
     - `rows`, of the default quantization: `row`, `tokens`, `kl` (mean);
     - `sources`: SHA-256 by path of what went in.
@@ -80,6 +91,7 @@ def validate(
                 asked,
                 settings.answer_tokens,
                 form.stops,
+                config.ollama.repeat_penalty if name == config.export.default else 1.0,
             )
     default = found[config.export.default]
     entries = {
@@ -105,6 +117,7 @@ def validate(
         },
         "quantizations": entries,
         "merge": merge_entry(other, trained.merge),
+        "penalty": penalty_entry(config.export.default, config.ollama.repeat_penalty, default),
         "answers": [
             {"question": question, "instruction": settings.instruction, "before": before, "after": after}
             for question, before, after in zip(settings.questions, trained.answers, default.answers, strict=True)
@@ -114,6 +127,8 @@ def validate(
     }
     write_text(folder.report, json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     write_text(folder.model_card, model_card(report, config, folder, manifest))
+    if report["penalty"]:
+        console.warn(penalty_sentence(report["penalty"]))
     _gate(report, folder)
     figures = {
         **report["held_out"],
@@ -121,6 +136,7 @@ def validate(
         "base_perplexity": report["reference"]["base_perplexity"],
         "quantizations": _plain(report),
         "merge": report["merge"],
+        "penalty": report["penalty"],
         "answers": report["answers"],
     }
     return Outcome([folder.report, folder.model_card], figures)

@@ -11,7 +11,7 @@ from toolkit.core import console
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Distance, Logits, compare, join
+from toolkit.validate.metrics import Distance, Logits, compare, join, penalised
 
 EXAMPLES = 3  # unequal texts that are kept with both lists of ids
 
@@ -32,12 +32,16 @@ class Parity:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found in one file; `distance` is None where the vocabulary has another size than the reference's."""
+    """What was found in one file; `distance` is None where the vocabulary has another size than the reference's.
+
+    `penalised` is the distance with a repeat penalty, where one was asked for.
+    """
 
     parity: Parity
     distance: Distance | None
     bits_per_weight: float
     answers: list[str] = field(default_factory=list)
+    penalised: Distance | None = None
 
 
 def measure(
@@ -51,6 +55,7 @@ def measure(
     prompts: list[Prompt],
     tokens: int,
     stops: tuple[str, ...],
+    penalty: float = 1.0,
 ) -> Measurement:
     """Compare the ids of all `records`, and the logits of the `scored` ones with `reference`; answer the `prompts`.
 
@@ -64,16 +69,16 @@ def measure(
     )
     with llamacpp.opened(path, longest + 1, exact=quantization == "F32") as llm:
         parity = check_parity(llm, records, tokenizer, template, reference.shape[1])
-        distance = None
+        distance = with_penalty = None
         if llm.n_vocab() == reference.shape[1]:
-            distance = _distance(llm, quantization, scored, reference)
+            distance, with_penalty = _distance(llm, quantization, scored, reference, penalty)
         answers = []
         for prompt in prompts:
             pieces = llamacpp.generate(llm, llamacpp.tokenize(llm, prompt), tokens, stops, llamacpp.Sampling())
             answers.append("".join(pieces))
         weights = llama_cpp.llama_model_n_params(llm.model)
         bits = 8 * llama_cpp.llama_model_size(llm.model) / weights
-    return Measurement(parity, distance, bits, answers)
+    return Measurement(parity, distance, bits, answers, with_penalty)
 
 
 def check_parity(llm: Any, records: list[Record], tokenizer: Tokenizer, template: str, vocabulary: int) -> Parity:
@@ -120,13 +125,20 @@ def _differences(llm: Any, tokenizer: Tokenizer, template: str, vocabulary: int)
     return found
 
 
-def _distance(llm: Any, quantization: str, scored: list[Record], reference: Logits) -> Distance:
-    parts = []
+def _distance(
+    llm: Any, quantization: str, scored: list[Record], reference: Logits, penalty: float
+) -> tuple[Distance, Distance | None]:
+    """Compare the logits of the scored rows; a second time with a repeat penalty, unless that is 1."""
+    parts, with_penalty = [], []
     position = 0
     with console.progress(f"{quantization} in llama.cpp", sum(len(record.seen) for record in scored), "tokens") as bar:
         for record in scored:
             rows = slice(position, position + len(record.targets))
             position = rows.stop
-            parts.append(compare(reference[rows], llamacpp.logits(llm, record.seen, record.first), record.targets))
+            found = llamacpp.logits(llm, record.seen, record.first)
+            parts.append(compare(reference[rows], found, record.targets))
+            if penalty != 1:
+                changed = penalised(found, record.seen, record.first, penalty)
+                with_penalty.append(compare(reference[rows], changed, record.targets))
             bar.advance(len(record.seen), f"mean KL {np.concatenate([part.kl for part in parts]).mean():.2g}")
-    return join(parts)
+    return join(parts), join(with_penalty) if with_penalty else None

@@ -1,6 +1,7 @@
 """How far a quantized model is from the trained one, token by token: float64 arithmetic on float32 logits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
+PENALISED = 64  # tokens that a repeat penalty looks back on, by default in Ollama and in llama-cpp-python
 CHUNK = 2**20  # logits held in float64 at a time: 8 MiB an array
 
 
@@ -40,6 +42,21 @@ def compare(reference: Logits, candidate: Logits, targets: npt.NDArray[np.int64]
         kl = np.maximum(kl, 0.0)  # rounding alone takes it below zero, by 1e-16; NaN stays NaN
         parts.append(Distance(kl, nll, reference[rows].argmax(axis=1) == candidate[rows].argmax(axis=1)))
     return join(parts)
+
+
+def penalised(logits: Logits, seen: Sequence[int], first: int, penalty: float) -> Logits:
+    """Return a copy of logits as a repeat penalty leaves them: tokens among the last 64 are made less likely.
+
+    `logits` has shape (tokens, vocabulary): the row at i follows `seen[: first + i + 1]`. As llama.cpp's sampler does
+    (src/llama-sampler.cpp, penalties), a positive logit is divided by the penalty, another multiplied.
+    """
+    changed = logits.copy()
+    for index, row in enumerate(changed):
+        end = first + index + 1
+        recent = np.unique(np.array(seen[max(0, end - PENALISED) : end], dtype=np.int64))
+        values = row[recent]
+        row[recent] = np.where(values > 0, values / penalty, values * penalty)
+    return changed
 
 
 def join(parts: list[Distance]) -> Distance:

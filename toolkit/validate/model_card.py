@@ -15,7 +15,7 @@ from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text, python_function
 from toolkit.validate.front_matter import front_matter
 from toolkit.validate.markdown import environment
-from toolkit.validate.report import merge_sentence
+from toolkit.validate.report import merge_sentence, penalty_sentence
 
 FALLBACK_QUESTION = "What are the symptoms of dehydration?"
 RECIPE = (
@@ -44,6 +44,7 @@ def _values(report: dict[str, Any], config: Config, folder: RunFolder, manifest:
         "problems": [(name, text) for name, entry in report["quantizations"].items() for text in entry["problems"]],
         "default": config.export.default,
         "merge": merge_sentence(report["merge"]) if report.get("merge") else "",
+        "penalty": penalty_sentence(report["penalty"]) if report.get("penalty") else "",
         "held_out_sha256": next((sha for name, sha in report["sources"].items() if name.endswith("test.jsonl")), ""),
         "prepared": _prepared(config, manifest.stages.get("prepare")),
         "adapter": _adapter(folder.adapter / "adapter_config.json"),

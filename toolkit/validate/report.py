@@ -55,6 +55,32 @@ def merge_entry(other: OtherBase | None, cost: MergeCost | None) -> dict[str, An
     }
 
 
+def penalty_entry(quantization: str, penalty: float, found: Measurement) -> dict[str, Any] | None:
+    """Turn what a repeat penalty changes of what is served into its entry of report.json; None where there is none."""
+    if penalty == 1:
+        return None
+    plain = _distances(found.distance)
+    return {
+        "repeat_penalty": penalty,
+        "quantization": quantization,
+        **_distances(found.penalised),
+        "plain_kl": plain["mean_kl"],
+        "plain_perplexity": plain["perplexity"],
+    }
+
+
+def penalty_sentence(entry: dict[str, Any]) -> str:
+    """Say how far a repeat penalty takes what is served from what was trained."""
+    what = f"ollama.repeat_penalty {entry['repeat_penalty']:g} serves {entry['quantization']} otherwise than measured"
+    if entry["mean_kl"] is None or entry["plain_kl"] is None:
+        return f"{what}: how far is not measurable"
+    return (
+        f"{what}: with it mean KL {nats(entry['mean_kl'])} instead of {nats(entry['plain_kl'])}, "
+        f"top-1 {percent(entry['top1'])}, perplexity {entry['perplexity']:.3f} instead of "
+        f"{entry['plain_perplexity']:.3f}; part of no verdict"
+    )
+
+
 def _distances(distance: Distance | None) -> dict[str, float | None]:
     names = ("mean_kl", "kl_99", "max_kl", "top1", "perplexity")
     if distance is None or not (np.isfinite(distance.kl).all() and np.isfinite(distance.nll).all()):
@@ -109,7 +135,9 @@ def report_table(report: dict[str, Any]) -> str:
     ]
     columns = ("quantization", "size", "mean KL", "99 % KL", "top-1", "perplexity", "bound", "verdict")
     text = console.table(columns, rows)
-    return f"{text}\n{merge_sentence(report['merge'])}" if report.get("merge") else text
+    said = [merge_sentence(report["merge"])] if report.get("merge") else []
+    said += [penalty_sentence(report["penalty"])] if report.get("penalty") else []
+    return "\n".join([text, *said])
 
 
 def merge_sentence(entry: dict[str, Any]) -> str:
