@@ -47,6 +47,21 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "stale"),
+    [
+        ({"name": "someone/other"}, {"register"}),
+        ({"host": "10.0.0.1", "temperature": 0.0, "num_ctx": 512, "license": "MIT"}, {"register"}),
+        ({"repeat_penalty": 1.1}, {"validate", "register"}),
+    ],
+)
+def test_a_name_is_no_reason_to_validate_again(change: dict[str, Any], stale: set[str]) -> None:
+    plain, other = config_file.build({}), config_file.build({"ollama": change})
+    stages = pipeline.records(pipeline.STAGES)
+    changed = {each.name for each in stages if pipeline.settings_of(each, plain) != pipeline.settings_of(each, other)}
+    assert changed == stale
+
+
 def test_prepare_is_done_once_and_again_when_something_changes(settings: Config, tmp_path: Path) -> None:
     folder = folder_of(settings)
     assert set(pipeline.state(settings, folder).values()) == {"not run"}

@@ -78,7 +78,11 @@ FAULTS = {
     "silence at create": (Strike("POST", "/api/create", silence), "no whole answer within 4 s"),
     "html at show": (
         Strike("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
-        "refused while proving",
+        "a proxy before .* got no answer from it while proving",
+    ),
+    "a proxy's limit in the upload": (
+        Strike("POST", "/api/blobs/", says(413, "<title>413 Too Large</title>", "text/html"), times=99),
+        "takes no request of this size while uploading .*: HTTP 413",
     ),
     "another prompt": (
         Strike("POST", "/api/chat", says(200, '{"_debug_info":{"rendered_template":"Below is X"}}')),
