@@ -43,8 +43,8 @@ def upload(http: httpx.Client, path: Path, digest: str) -> bool:
             if pause is None:
                 raise ToolkitError(
                     f"the upload of `{path.name}` broke off {number} times: {reason}",
-                    hint="see whether the server still runs and what its log says, and whether a proxy before it limits a "
-                    "request's size or time; then run the same command again",
+                    hint="see whether the server still runs and what its log says, and whether a proxy limits "
+                    "a request's size or time; then run the same command again",
                 ) from exc
             console.warn(f"the upload of `{path.name}` broke off ({reason}); again in {console.duration(pause)}")
             time.sleep(pause)
