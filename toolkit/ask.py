@@ -163,6 +163,7 @@ def answer(config: Config, folder: RunFolder, question: str, instruction: str | 
             f"`{_name(config)}` is not registered in Ollama, and there is no `{path}` either",
             hint="run `toolkit run` first",
         )
+    console.info(f"`{_name(config)}` is not registered in a running Ollama: llama.cpp answers from {path}")
     return "llama.cpp", _ask_file(config, path, question, instruction)
 
 

@@ -33,7 +33,11 @@ def kl(base: Path, adapter: Path | None, gguf: Path, length: int) -> float:
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
 
 
-FAST = (("nemo", 48), ("phi3.5", 300), ("gemma2", 300))  # heads of their own size, longrope, a sliding window
+FAST = (("nemo", 48), ("phi3.5", 300), ("phi4mini", 48), ("gemma2", 300))
+# Heads of their own size, longrope, a part of each head turned, a sliding window.
+
+
+PART = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.72}
 
 
 class TableGelu(torch.nn.Module):  # type: ignore[misc]
@@ -107,7 +111,13 @@ def test_an_adapter_is_merged_before_anything_else(family: str, tmp_path: Path) 
     [
         ("llama", {"architectures": ["FalconForCausalLM"]}, "architecture FalconForCausalLM, which cannot be exported"),
         ("mistral", {"hidden_act": "gelu"}, "llama.cpp computes with 'silu' only"),
-        ("phi3", {"partial_rotary_factor": 0.75}, "`partial_rotary_factor` 0.75"),
+        ("phi3", {"rope_parameters": PART}, "`partial_rotary_factor` 0.72, which of 32 dimensions is no even part"),
+        ("phi3", {"rope_parameters": None, "partial_rotary_factor": 1.5}, "`partial_rotary_factor` 1.5"),
+        (
+            "phi4mini",
+            {"rope_parameters": {**families.LONGROPE, "partial_rotary_factor": 0.75}},
+            "16 values of `short|16 values of `long",
+        ),
         ("phi3", {"head_dim": 64}, "heads of 64"),
         (
             "phi3.5",

@@ -61,11 +61,15 @@ def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_p
     assert ask.control_tokens(run.folder, "How to prevent it?") == []
 
 
-def test_without_a_server_the_file_answers(tmp_path: Path) -> None:
+def test_without_a_server_the_file_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path, "127.0.0.1:9", "tiny", ollama={"host": "127.0.0.1:9", "num_ctx": 256, "num_predict": 5})
     assert not ask.registered(run.config)
     through, pieces = ask.answer(run.config, run.folder, f"How? {tiny_gguf.EOS}", None)
     assert through == "llama.cpp"
+    said = capsys.readouterr().err
+    assert (
+        "`tiny` is not registered in a running Ollama: llama.cpp answers from" in said and str(run.files["F32"]) in said
+    )
     assert "".join(pieces)
     with pytest.raises(ToolkitError, match="tokens with its prompt"):
         list(ask.answer(run.config, run.folder, "long " * 60, None)[1])

@@ -1,5 +1,6 @@
 """Small models with random weights of every family, shaped like the real ones in all that matters to the exporter."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,23 @@ COMMON: dict[str, Any] = {
     "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.08,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None,
 }  # fmt: skip
-LONGROPE = {
+LONGROPE: dict[str, Any] = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 256,
     "short_factor": [1 + 0.1 * n for n in range(16)], "long_factor": [1 + 0.7 * n for n in range(16)],
 }  # fmt: skip
+LONGROPE_PART = {**LONGROPE, **{key: LONGROPE[key][:12] for key in ("short_factor", "long_factor")},
+                 "partial_rotary_factor": 0.75}  # fmt: skip
 WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "num_attention_heads": 2,
           "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
+
+
+def save_gpt4o(folder: Path) -> None:
+    """Save a small vocabulary of Phi-4-mini's kind, with the class by which llama.cpp's converter knows it."""
+    models.save_tokenizer(folder, "gpt-4o")
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "GPT2Tokenizer"}))
+
+
 # Family as the tests name it → class of transformers, its own settings, a small vocabulary of its kind.
 FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
     "llama": ("Llama", {}, models.save_tokenizer),
@@ -29,6 +41,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
              lambda path: vocabularies.small_sentencepiece(path, "phi3")),
     "phi3.5": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256, "sliding_window": 262144,
                         "num_key_value_heads": 8}, lambda path: vocabularies.small_sentencepiece(path, "phi3")),
+    "phi4mini": ("Phi3", {"rope_parameters": LONGROPE_PART, "original_max_position_embeddings": 256,
+                           "partial_rotary_factor": 0.75, "sliding_window": 262144, "tie_word_embeddings": True},
+                  lambda path: save_gpt4o(path)),
     "gemma2": ("Gemma2", {"num_attention_heads": 4, "head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24,
                           "num_key_value_heads": 2, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0,
                           "hidden_activation": "gelu_pytorch_tanh", "intermediate_size": 512},

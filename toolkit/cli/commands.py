@@ -157,8 +157,9 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
 
 
 @verb(writes=True)
-@click.option("--adapter", metavar="DIR", help="An adapter trained elsewhere, instead of this run's.")
-@click.option("--base", metavar="DIR|GGUF|ID", help="Its base model; default: model.base of the settings.")
+@click.option("--adapter", metavar="DIR", help="An adapter trained elsewhere, instead of this run's; or none.")
+@click.option("--base", metavar="DIR|GGUF|ID", help="Its base model; default: the one that the adapter names.")
+@click.option("--model", metavar="DIR|GGUF|ID", help="A whole fine-tuned model, instead of an adapter.")
 @click.option("--quant", "quantizations", multiple=True, metavar="NAME", help="Quantization to write; repeatable.")
 @click.option("--output", metavar="DIR", help="Where the files go.")
 @click.option(
@@ -176,23 +177,34 @@ def export(
     force: bool,
     adapter: str | None,
     base: str | None,
+    model: str | None,
     quantizations: tuple[str, ...],
     output: str | None,
     form: str,
 ) -> None:
     """Merge, and write all GGUF quantizations in one pass.
 
-    With --adapter, an adapter trained elsewhere is merged into --base, outside any run folder.
+    With --adapter, an adapter trained elsewhere is merged into its base, outside any run folder; with --model, a whole
+    model is exported as it is.
     """
     from toolkit.cli import summary
     from toolkit.export import standalone
 
-    if adapter is None:
+    whole = adapter is not None and adapter.lower() == "none"
+    if model is not None and (base is not None or (adapter is not None and not whole)):
+        raise ToolkitError(
+            "--model is a whole model, which goes without --adapter and --base",
+            hint="--adapter DIR --base DIR merges an adapter",
+            exit_code=USAGE,
+        )
+    if model is not None or whole:
+        order = standalone.of_model(model or base, path, overrides)
+    elif adapter is None:
         foreign = [("--base", base), ("--quant", quantizations), ("--output", output if form == "gguf" else None)]
         given = [name for name, value in foreign if value]
         if given:
             raise ToolkitError(
-                f"{given[0]} goes with --adapter",
+                f"{given[0]} goes with --adapter or --model",
                 hint="to change this run's export, use --set, for example --set export.quantizations=Q8_0,F16",
                 exit_code=USAGE,
             )
@@ -204,6 +216,8 @@ def export(
         order = standalone.of_adapter(Path(adapter), base, path, overrides)
     figures = standalone.carry_out(order, form, quantizations, output, dry_run=dry_run, force=force)
     console.result(*summary.of_export(figures))
+    if "next" in figures:
+        console.next_step(figures["next"])
 
 
 @verb(writes=True)

@@ -19,6 +19,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, tensors
+from toolkit.export.adapter import effect
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
 from toolkit.export.importance import Importance
 from toolkit.export.planning import (
@@ -31,10 +32,11 @@ from toolkit.export.planning import (
     say_vocabulary,
     working_size,
 )
-from toolkit.export.vocab import gguf_keys
+from toolkit.export.vocab import chat_check, gguf_keys
 from toolkit.formats import ggml_types, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.prompt.format import PromptFormat
 
 __all__ = ["ExportPlan", "PlannedTensor", "export", "plan"]
 
@@ -48,13 +50,15 @@ def export(
     *,
     overrides: Mapping[str, str] | None = None,
     imatrix: Importance = None,
+    form: PromptFormat | None = None,
 ) -> Outcome:
     """Write base + adapter as GGUF files, one a quantization, each whole or not at all, in one pass over the base.
 
     `base` is a folder of safetensors with config.json and tokenizer.json; `targets` maps quantizations to files;
     `template` is the Jinja chat template, `name` the model's name in the metadata; `overrides` and `imatrix` are those
-    of `plan`. Raises ToolkitError for damaged input, weights that a type cannot hold, or too little disk space; the
-    targets are then as they were.
+    of `plan`; `form` is the prompt format of a model that was trained here. Raises ToolkitError for damaged input,
+    weights that a type cannot hold, chats that llama.cpp would read as other tokens than training did, or too little
+    disk space; the targets are then as they were.
     """
     started = time.monotonic()
     targets = {known(quantization): path for quantization, path in targets.items()}
@@ -65,9 +69,12 @@ def export(
         console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
     check_head(base, planned)
     say_vocabulary(base, planned)
-    common = _metadata(base, adapter, planned, template, name)
+    trained = chat_check.training(planned.tokenizer, base, form)
+    common = chat_check.settle(planned.model.architecture, _metadata(base, adapter, planned, template, name), trained)
+    chat_check.warn_of_text(template, trained)
     headers = {quantization: _header(planned, common, quantization) for quantization in targets}
     check_disk({targets[key]: len(headers[key]) + planned.bytes[key] for key in targets})
+    effect.say_effect(planned.tensors, planned.gap)
     read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
     with ExitStack() as stack:
         files = {key: stack.enter_context(gguf_writer.gguf_file(path)) for key, path in targets.items()}
@@ -79,6 +86,8 @@ def export(
             _carry(planned, imatrix or {}, files, pool, gpu, progress)
         for file in files.values():  # renamed only when every one of them is on the disk
             file.sync()
+        for file in files.values():
+            chat_check.check_chat(file.place, template, trained)
     figures = {key: _figures(planned, key, files[key], gpu) for key in targets}
     seconds = round(time.monotonic() - started, 3)
     return Outcome(list(targets.values()), {**figures, "seconds": seconds, "tensors": len(planned.tensors)})

@@ -17,6 +17,7 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
+from toolkit.export.adapter import effect
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.adapter.weights import WEIGHTS
@@ -57,6 +58,7 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
     started = time.monotonic()
     _check(adapter)
     planned = plan(base, adapter, ["F32"])
+    effect.say_effect(planned.tensors, planned.gap)
     trained = _pairs(base, adapter, planned)
     alpha = common_alpha([delta for _, delta in trained])
     metadata: Metadata = {

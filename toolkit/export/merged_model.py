@@ -24,6 +24,7 @@ from toolkit.core import console
 from toolkit.core.files import clear_stale, writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, tensors
+from toolkit.export.adapter import effect
 from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats import checkpoint
@@ -62,6 +63,7 @@ def export_merged(base: Path, adapter: Path | None, target: Path, template: str,
     total = sum(map(size, stored))
     clear_stale([target])
     check_disk({target: total})
+    effect.say_effect(planned.tensors, planned.gap)
     digests = {}
     with writing_folder(target) as folder:
         _write_side_files(base, adapter, planned, folder, template, DTYPES[kind])
@@ -146,7 +148,7 @@ def _write_side_files(
     config["torch_dtype"] = dtype
     _write_json(folder / CONFIG, config)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    tokenizer = load_tokenizer(planned.vocabulary)
+    tokenizer = load_tokenizer(planned.vocabulary, eos_from=base)
     named = folder / "tokenizer_config.json"
     if named.is_file():
         values = checkpoint.read_json(named, "copy the base again")

@@ -14,7 +14,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export.adapter import weights as adapters
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, LoraDelta
 from toolkit.export.importance import Importance, check_importance, expected_importance
-from toolkit.export.vocab import tokenizer_source
+from toolkit.export.vocab.tokenizer_source import TokenizerSource, tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
 from toolkit.formats.checkpoint import TensorInfo
 from toolkit.model import families, memory
@@ -54,8 +54,8 @@ class ExportPlan:
     """What an export will write: tensors in file order, bytes of tensor data per quantization, peak memory in bytes.
 
     `spare_head` is the lm_head that a tied model's checkpoint may hold besides its embedding, with that embedding; it
-    is not written. `vocabulary` is the folder whose tokenizer the files get, `new_rows` the number of tokens that the
-    adapter's embedding has more than the base's.
+    is not written. `tokenizer` says whose tokenizer the files get, `new_rows` the number of tokens that the
+    adapter's embedding has more than the base's, `gap` what the adapter promises and lacks.
     """
 
     family: Family
@@ -65,8 +65,14 @@ class ExportPlan:
     memory: int
     parameters: int
     spare_head: tuple[TensorInfo, TensorInfo] | None
-    vocabulary: Path
+    tokenizer: TokenizerSource
     new_rows: int
+    gap: str
+
+    @property
+    def vocabulary(self) -> Path:
+        """The folder whose tokenizer the files get."""
+        return self.tokenizer.folder
 
 
 def plan(
@@ -92,14 +98,13 @@ def plan(
     spare_head = (stored[HEAD], stored[EMBEDDING]) if model.tied and HEAD in stored else None
     changes: Mapping[str, Change] = {}
     replaced: Mapping[str, TensorInfo] = {}
-    vocabulary, new_rows = base, 0
+    rows, new_rows, gap = model.vocab, 0, ""
     if adapter is not None:
         shapes = {layout.source: layout.shape for layout in layouts}
         adapted = adapters.open_adapter(adapter, shapes, model)
-        vocabulary = tokenizer_source.tokenizer_folder(base, adapter, adapted.vocabulary)
         # An embedding that is the output matrix no more is written twice, as it was and as it was trained.
         stored = {**stored, **({HEAD: stored[EMBEDDING]} if model.tied else {}), **adapted.replaced}
-        new_rows = adapted.vocabulary - model.vocab
+        rows, new_rows, gap = adapted.vocabulary, adapted.vocabulary - model.vocab, adapted.gap
         model = replace(model, vocab=adapted.vocabulary, tied=adapted.tied)
         layouts, changes, replaced = family.layouts(model), adapted.changes, adapted.replaced
     computed = [Layout("", name, values.shape) for name, values in family.computed(model).items()]
@@ -135,8 +140,9 @@ def plan(
         memory=memory.total(memory.export_peak(largest, hardware.cores())),
         parameters=sum(prod(tensor.shape) for tensor in tensors),
         spare_head=spare_head,
-        vocabulary=vocabulary,
+        tokenizer=tokenizer_source(base, adapter, rows),
         new_rows=new_rows,
+        gap=gap,
     )
 
 
@@ -199,9 +205,8 @@ def check_head(base: Path, planned: ExportPlan) -> None:
 
 def say_vocabulary(base: Path, planned: ExportPlan) -> None:
     """Say whose vocabulary the output gets, where that is not simply the base's."""
-    if planned.vocabulary != base:
-        console.info(f"vocabulary: the adapter's own tokenizer, which has tokens added ({planned.vocabulary})")
-    elif planned.new_rows:
+    planned.tokenizer.say()
+    if planned.new_rows and planned.tokenizer.trained == base:
         console.warn(
             f"the adapter changes the vocabulary by {planned.new_rows:+} rows, but brings no tokenizer that names them"
         )

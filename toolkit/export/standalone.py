@@ -1,8 +1,9 @@
-"""Exports outside a run folder: an adapter trained elsewhere, or this run's in a form that other programs load."""
+"""Exports outside a run folder: an adapter trained elsewhere, a whole model, or this run's own in another form."""
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +20,104 @@ from toolkit.prompt.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Order:
-    """What to export, of which adapter and base, under which name and with which chat template."""
+    """What to export, of which adapter and base, under which name and with which chat template.
 
-    adapter: Path
+    `adapter` is None for a whole model. `template` is given the base's folder; it returns the text, and whether it is
+    that of our settings. `form` is the prompt format of a model that was trained here, None for one from elsewhere.
+    """
+
+    adapter: Path | None
     base: str
+    revision: str
     name: str
-    template: Callable[[Path], str]  # of the base's folder
+    template: Callable[[Path], tuple[str, bool]]
     config: Config
+    form: PromptFormat | None = None
 
 
 def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[str, ...]) -> Order:
-    """Order the export of an adapter trained elsewhere.
+    """Order the export of an adapter trained elsewhere; what is not given comes from it, then from the settings.
 
-    What is not given comes from the settings file if there is one, else from the defaults; the base also from the
-    adapter itself.
+    Raises ToolkitError for a folder without an adapter, with the way for what it does hold.
     """
-    present = Path(settings).is_file()
-    config = load_config(Path(settings), overrides) if present else build({}, overrides)
-    if not (adapter / "adapter_config.json").is_file():
-        raise ToolkitError(
-            f"`{adapter}` is no adapter folder: it has no adapter_config.json",
-            hint="name the folder that PEFT's save_pretrained wrote",
-        )
+    from toolkit.export import foreign
+
+    sources = _sources(settings, overrides)
+    foreign.check_adapter(adapter)
+    label, revision = foreign.base_of(adapter, base, sources)
+    template = foreign.template_of(adapter, label, sources)
+    return Order(adapter, label, revision, adapter.resolve().name, template, sources.config)
+
+
+def of_model(model: str | None, settings: str, overrides: tuple[str, ...]) -> Order:
+    """Order the export of a whole model, as it is; None takes the base that the settings state."""
+    from toolkit.export import foreign
+    from toolkit.model import base
+
+    sources = _sources(settings, overrides)
+    config = sources.config
+    if model is None and "base" not in config.model.model_fields_set:
+        raise ToolkitError("no model is named", hint="--model DIR|GGUF|ID", exit_code=USAGE)
+    label = model or config.model.base
+    foreign.check_model(label)
+    path = Path(label).expanduser()
+    name = (path.resolve().stem if path.is_file() else path.resolve().name) if path.exists() else label.split("/")[-1]
+    as_it_is = config.export.model_copy(update={"merge_base": "as-trained"})
+    config = config.model_copy(update={"export": as_it_is})
+    template = foreign.template_of(None, label, replace(sources, config=config))
+    return Order(None, label, base.revision_of(label, config.model), name.replace(":", "-"), template, config)
+
+
+def _sources(settings: str, overrides: tuple[str, ...]) -> Any:
+    from toolkit.export.foreign import Sources
+
+    config = load_config(Path(settings), overrides) if Path(settings).is_file() else build({}, overrides)
     if config.export.imatrix:
         raise ToolkitError(
-            "an importance matrix needs the training records, which an adapter from elsewhere does not bring",
+            "an importance matrix needs the training records, which a model from elsewhere does not bring",
             hint="leave it out with --set export.imatrix=false",
             exit_code=USAGE,
         )
-    label = base or (config.model.base if present else _base_of(adapter))
-    return Order(adapter, label, adapter.resolve().name, lambda found: _template(adapter, config, found), config)
+    return Sources(settings, config, frozenset(override.partition("=")[0].strip() for override in overrides))
 
 
 def order_of_run(config: Config, folder: RunFolder) -> Order:
     """Order the export of a run's own adapter into another form."""
+    from toolkit.model import base
+
     if not (folder.adapter / "adapter_config.json").is_file():
         raise ToolkitError(f"there is no trained model in `{folder.path}`", hint="run `toolkit train` first")
     form = prompt_format(config.prompt)
-    return Order(folder.adapter, config.model.base, config.run.name, lambda found: _preset(form, found), config)
+    revision = base.revision_of(config.model.base, config.model)
+    return Order(
+        folder.adapter,
+        config.model.base,
+        revision,
+        config.run.name,
+        lambda found: (chat_template(form, bos=bool(load_tokenizer(found, form).bos_text)), True),
+        config,
+        form,
+    )
 
 
 def carry_out(
     order: Order, form: str, quantizations: tuple[str, ...], output: str | None, *, dry_run: bool, force: bool
 ) -> dict[str, Any]:
-    """Write `OUTPUT/NAME-QUANT.gguf`, `OUTPUT/NAME-lora.gguf` or the folder `OUTPUT/NAME-merged`.
+    """Write `OUTPUT/NAME-QUANT.gguf` and a Modelfile, `OUTPUT/NAME-lora.gguf` or the folder `OUTPUT/NAME-merged`.
 
-    `form` is `gguf`, `safetensors` or `lora-gguf`. Returns files with their figures. Raises ToolkitError rather than
-    overwrite, unless `force`.
+    `form` is `gguf`, `safetensors` or `lora-gguf`. Returns files with their figures, and the `next` command where there
+    is one. Raises ToolkitError rather than overwrite, unless `force`.
     """
-    from toolkit import export as room
-    from toolkit.export.vocab import pretokenizer_parity
-    from toolkit.model import base, merge_base
+    from toolkit.export import foreign
+    from toolkit.model import merge_base
 
     config = order.config
     if output is None:
         raise ToolkitError("--output is missing: where do the files go?", hint="--output DIR", exit_code=USAGE)
     if quantizations and form != "gguf":
         raise ToolkitError(f"--quant has no meaning for --format {form}", hint="leave it out", exit_code=USAGE)
+    if order.adapter is None and form == "lora-gguf":
+        raise ToolkitError("a whole model has no adapter to write", hint="--format gguf", exit_code=USAGE)
     try:
         names = [check_quantization(name) for name in quantizations] or config.export.quantizations
     except ValueError as exc:
@@ -86,28 +128,67 @@ def carry_out(
     present = [str(path) for path in targets.values() if path.exists()]
     if present and not force:
         raise ToolkitError(f"already there: {', '.join(present)}", hint="choose another --output, or use --force")
-    revision = base.revision_of(order.base, config.model)
-    model = config.model.model_copy(update={"base": order.base, "revision": revision})
-    folder = merge_base.resolve(model, config.export).folder
-    if dry_run:
-        return _preview(order, form, targets, folder)
+    settings = config.model
+    changed: dict[str, Any] = {"base": order.base, "revision": order.revision}
+    if order.base != settings.base:  # the 16-bit weights that the settings name belong to their own base
+        changed["base_16bit"] = ""
+    model = settings.model_copy(update=changed)
+    with foreign.in_options() if order.form is None else contextlib.nullcontext(), _as_peft(order.adapter) as adapter:
+        ready = replace(order, adapter=adapter)
+        found = merge_base.resolve(model, config.export)
+        if found.label != order.base:
+            console.info(f"merging into its 16-bit weights: {found.label}")
+        template = order.template(found.folder)
+        if dry_run:
+            return _preview(ready, form, targets, found.folder)
+        return _write(ready, form, targets, found.folder, template, force=force)
+
+
+@contextlib.contextmanager
+def _as_peft(adapter: Path | None) -> Iterator[Path | None]:
+    """Give an adapter's folder as PEFT would have saved it; one of MLX is written so into a temporary folder."""
+    from toolkit.export.adapter import mlx
+
+    if adapter is None or not mlx.is_mlx(adapter):
+        yield adapter
+        return
+    console.info(f"adapter: MLX's, taken as PEFT would have saved it ({adapter / mlx.MLX_WEIGHTS})")
+    with tempfile.TemporaryDirectory(prefix="toolkit-") as folder:
+        mlx.convert_mlx(adapter, Path(folder))
+        yield Path(folder)
+
+
+def _write(
+    order: Order, form: str, targets: dict[str, Path], base: Path, template: tuple[str, bool], *, force: bool
+) -> dict[str, Any]:
+    from toolkit import export as room
+    from toolkit.export import foreign_modelfile
+    from toolkit.export.vocab import pretokenizer_parity
+
+    text, ours = template
+    extra: dict[str, Any] = {}
     if form == "gguf":
-        pretokenizer_parity.warn_if_split_differs(folder, None)
-        overrides = config.export.overrides
-        outcome = room.export(folder, order.adapter, targets, order.template(folder), order.name, overrides=overrides)
+        pretokenizer_parity.warn_if_split_differs(base, None)
+        outcome = room.export(
+            base, order.adapter, targets, text, order.name, overrides=order.config.export.overrides, form=order.form
+        )
         figures = {key: outcome.figures[key] for key in targets}
+        if order.form is None:
+            used = prompt_format(order.config.prompt) if ours else None
+            extra = foreign_modelfile.write_beside(targets, order.config, order.name, text, used, force=force)
     elif form == "safetensors":
         from toolkit.export.merged_model import export_merged
 
-        outcome = export_merged(folder, order.adapter, targets["safetensors"], order.template(folder))
+        outcome = export_merged(base, order.adapter, targets["safetensors"], text)
         figures = {"safetensors": outcome.figures}
     else:
         from toolkit.export.lora_gguf import export_lora
 
-        outcome = export_lora(folder, order.adapter, targets["lora"], order.name)
+        assert order.adapter is not None  # refused above
+        outcome = export_lora(base, order.adapter, targets["lora"], order.name)
         figures = {"lora": outcome.figures}
     files = {key: {"path": str(targets[key]), **figures[key]} for key in targets}
-    return {"files": files, "seconds": outcome.figures["seconds"]}
+    return {"files": files, "seconds": outcome.figures["seconds"], **extra}
 
 
 def _preview(order: Order, form: str, targets: dict[str, Path], base: Path) -> dict[str, Any]:
@@ -126,38 +207,6 @@ def _preview(order: Order, form: str, targets: dict[str, Path], base: Path) -> d
     else:
         from toolkit.export.lora_gguf import size_of
 
+        assert order.adapter is not None  # refused above
         count = size_of(base, order.adapter, planned)
     return {"files": {key: {"path": str(path), "bytes": count} for key, path in targets.items()}, "dry_run": True}
-
-
-def _base_of(adapter: Path) -> str:
-    try:
-        named = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        named = None
-    if not isinstance(named, str) or not named:
-        raise ToolkitError(
-            f"`{adapter}` does not name its base model", hint="name it with --base DIR|GGUF|ID", exit_code=USAGE
-        )
-    return named
-
-
-def _preset(form: PromptFormat, base: Path) -> str:
-    return chat_template(form, bos=load_tokenizer(base).bos is not None)
-
-
-def _template(adapter: Path, config: Config, base: Path) -> str:
-    """Take the chat template that the adapter was saved with; else the one of our settings."""
-    path = adapter / "chat_template.jinja"
-    if path.is_file():
-        console.info(f"chat template: the adapter's own ({path})")
-        return path.read_text(encoding="utf-8")
-    try:
-        kept = json.loads((adapter / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, AttributeError):
-        kept = None
-    if isinstance(kept, str):
-        console.info("chat template: the adapter's own (tokenizer_config.json)")
-        return kept
-    console.info(f"chat template: prompt.preset = {config.prompt.preset}, since the adapter brings none")
-    return _preset(prompt_format(config.prompt), base)

@@ -69,6 +69,11 @@ class GgufFile:
         self._hash = hashlib.sha256()
         self._waiting: deque[Future[None]] = deque()
 
+    @property
+    def place(self) -> Path:
+        """Where the bytes can be read until the file appears under its name."""
+        return Path(f"/dev/fd/{self._file.fileno()}")
+
     def write(self, data: Any) -> None:
         """Append bytes, which nobody changes from now on; an OSError, perhaps of a call before, names the target."""
         self.size += len(data)

@@ -107,9 +107,10 @@ class Tokenizer:
         return text
 
 
-def load_tokenizer(folder: Path, form: PromptFormat | None = None) -> Tokenizer:
+def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: Path | None = None) -> Tokenizer:
     """Load `tokenizer.json` of a model folder; EOS is the prompt format's, else what the folder's settings name.
 
+    Where they name none, it is what those of `eos_from` name: an adapter's tokenizer may leave it to the base.
     Raises ToolkitError if the folder has no fast tokenizer or names no EOS; exit 2 if the format cannot be written in
     its vocabulary.
     """
@@ -142,7 +143,7 @@ def load_tokenizer(folder: Path, form: PromptFormat | None = None) -> Tokenizer:
     controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
     if form is not None:
         _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
-    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder)
+    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder, eos_from)
     text = encoder.id_to_token(eos)
     if text is None:
         raise ToolkitError(f"the base model in `{folder}` names EOS {eos}, which its tokenizer does not have")
@@ -230,19 +231,20 @@ def _plain_step(step: Any, inner: str) -> Any:
     return step
 
 
-def _eos_id(folder: Path, encoder: Any) -> int:
-    token = _read(folder / "tokenizer_config.json").get("eos_token")
-    if isinstance(token, dict):
-        token = token.get("content")
-    if isinstance(token, str):
-        found: int | None = encoder.token_to_id(token)
-        if found is not None:
-            return found
-    for name in ("generation_config.json", "config.json"):
-        named = _read(folder / name).get("eos_token_id")
-        first = named[0] if isinstance(named, list) and named else named
-        if isinstance(first, int):
-            return first
+def _eos_id(folder: Path, encoder: Any, other: Path | None) -> int:
+    for place in (folder, *([other] if other else [])):
+        token = _read(place / "tokenizer_config.json").get("eos_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if isinstance(token, str):
+            found: int | None = encoder.token_to_id(token)
+            if found is not None:
+                return found
+        for name in ("generation_config.json", "config.json"):
+            named = _read(place / name).get("eos_token_id")
+            first = named[0] if isinstance(named, list) and named else named
+            if isinstance(first, int):
+                return first
     raise ToolkitError(
         f"the base model in `{folder}` names no end-of-sequence token",
         hint="without EOS a model never stops: add eos_token to its tokenizer_config.json",

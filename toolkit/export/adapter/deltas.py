@@ -51,13 +51,15 @@ Change = LoraDelta | Rows | Shift
 class Adapter:
     """What an adapter makes of its base: tensors that stand in the base's place, then the changes of the rest.
 
-    `vocabulary` is the number of rows of the embedding, `tied` says whether it is still the output matrix too.
+    `vocabulary` is the number of rows of the embedding, `tied` says whether it is still the output matrix too. `gap`
+    tells which modules its settings name and its weights lack; empty where there are none.
     """
 
     replaced: dict[str, TensorInfo]
     changes: dict[str, Change]
     vocabulary: int
     tied: bool
+    gap: str = ""
 
 
 def check_shapes(adapter: Adapter, weights: Mapping[str, tuple[int, ...]], model: ModelConfig) -> None:

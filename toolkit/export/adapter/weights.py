@@ -25,12 +25,13 @@ from toolkit.export.adapter.deltas import (
     Shift,
     check_shapes,
 )
+from toolkit.export.adapter.effect import unkept_promise
+from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
 from toolkit.model.model_config import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 HEAD_FROM_EMBEDDING = ("gemma2",)  # llama.cpp has no output matrix for these
 
 # MODULE.FORM: what the tensor is to its module. `{}` is weight or bias.
@@ -57,9 +58,9 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     Only headers are read. Raises ToolkitError for anything that cannot be merged, for tensors that belong to no tensor
     of the base, and for shapes of another base.
     """
-    config = checkpoint.read_json(folder / CONFIG, "give the folder that PEFT's save_pretrained wrote")
+    config = plain_patterns(checkpoint.read_json(folder / CONFIG, "give the folder that PEFT's save_pretrained wrote"))
     check_config(config, folder)
-    tensors = _open_weights(folder)
+    tensors = plain_names(_open_weights(folder), folder)
     found = _sort(folder, tensors, config, weights, model)
     changes: dict[str, Change] = {}
     for module, parts in found.parts.items():
@@ -67,7 +68,9 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     replaced, tied = _place(found, changes, model, folder)
     embedding = replaced.get(EMBEDDING)
     resized = embedding is not None and len(embedding.shape) == 2 and embedding.shape[1] == model.hidden
-    adapter = Adapter(replaced, changes, embedding.shape[0] if embedding and resized else model.vocab, tied)
+    rows = embedding.shape[0] if embedding and resized else model.vocab
+    gap = unkept_promise(config, {*found.parts, *(name.rpartition(".")[0] for name in found.own)}, weights)
+    adapter = Adapter(replaced, changes, rows, tied, gap)
     check_shapes(adapter, weights, model)
     _check_promises(config, found, folder)
     return adapter
@@ -104,7 +107,7 @@ def _sort(
         leaf = "bias" if form.endswith("bias") and form != "lora_B.bias" else "weight"
         target = f"{module}.{leaf}"
         if not match or (target not in weights and not (target == HEAD and model.tied)):
-            strangers.append(name)
+            strangers.append(tensor.name)
         elif form.startswith(("lora_", "token_adapter.trainable")):
             found.parts.setdefault(module, {})[form.removesuffix(".weight")] = tensor
         else:

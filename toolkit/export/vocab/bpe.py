@@ -123,6 +123,11 @@ def _steps(stated: Any) -> list[dict[str, Any]]:
     return cleaned
 
 
+def splits_bytes(layout: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer.json makes bytes of every text before it encodes: a ByteLevel step does."""
+    return any(step.get("type") == "ByteLevel" for step in _steps(layout.get("pre_tokenizer")))
+
+
 def listed(
     vocabulary: dict[str, Any], added: dict[int, tuple[str, TokenType]], rows: int, base: Path
 ) -> tuple[list[str], list[int]]:

@@ -46,10 +46,10 @@ def tokenizer_metadata(
     Raises ToolkitError for a tokenizer that is neither byte-level BPE of a known kind nor SentencePiece BPE, or that
     has more tokens than the embedding has rows.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, eos_from=base)
     layout = read_json(folder / "tokenizer.json", WHOLE_BASE)
     added = _added(layout, rows, folder, special_by_flag)
-    if sentencepiece.is_one(layout):
+    if sentencepiece.is_sentencepiece(layout):
         values = sentencepiece.sentencepiece_metadata(layout, added, rows, folder)
     else:
         values = bpe.bpe_metadata(layout, added, rows, folder)

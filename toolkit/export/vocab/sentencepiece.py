@@ -14,6 +14,7 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from toolkit.core.errors import ToolkitError
+from toolkit.export.vocab import bpe
 from toolkit.export.vocab.bpe import SUPPORTED, WHOLE_BASE, checked_bpe, listed, pairs, plain
 from toolkit.formats.gguf_writer import Metadata
 
@@ -43,10 +44,14 @@ PREFIXES: list[tuple[dict[str, Any] | None, dict[str, Any] | None, bool]] = [
 ]
 
 
-def is_one(layout: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer.json is of this kind: characters outside the vocabulary become bytes (`<0x0A>`)."""
+def is_sentencepiece(layout: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer.json is of this kind: characters outside the vocabulary become bytes (`<0x0A>`).
+
+    What splits and encodes decides: where a ByteLevel step makes every text bytes, the fallback has nothing to do. What
+    transformers makes of a GGUF has both, and a decoder for `▁` besides.
+    """
     model = layout.get("model")
-    return isinstance(model, dict) and bool(model.get("byte_fallback"))
+    return isinstance(model, dict) and bool(model.get("byte_fallback")) and not bpe.splits_bytes(layout)
 
 
 def sentencepiece_metadata(
@@ -57,7 +62,7 @@ def sentencepiece_metadata(
     Raises ToolkitError for what llama.cpp would tokenize in another way than tokenizer.json does.
     """
     vocabulary = checked_bpe(layout, base)["vocab"]
-    prefix = _prefix(layout, base)
+    prefix = space_prefix(layout, base)
     merges = pairs(layout["model"].get("merges"))
     if merges is None or not merges:
         raise ToolkitError(f"`{base / 'tokenizer.json'}` holds no valid merges", hint=WHOLE_BASE)
@@ -86,7 +91,8 @@ def sentencepiece_metadata(
     return values
 
 
-def _prefix(layout: dict[str, Any], base: Path) -> bool:
+def space_prefix(layout: dict[str, Any], base: Path) -> bool:
+    """Return whether a space is put before every text; raises ToolkitError for a way that llama.cpp has not."""
     normalizer = plain(layout.get("normalizer"), "normalizers")
     step = plain(layout.get("pre_tokenizer"), "pretokenizers")
     if step and step.get("type") == "Metaspace":  # as files older than the setting say it

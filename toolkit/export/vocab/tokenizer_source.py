@@ -1,24 +1,141 @@
 """Whose tokenizer and EOS belong to the trained model: the base's, or those that lie beside the adapter."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.core import console
+from toolkit.core.errors import ToolkitError
+from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.formats.checkpoint import read_json
-from toolkit.prompt.tokenizer import Tokenizer
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 DAMAGED = "the tokenizer is damaged: copy it again"
+SAVE_IT = "save the tokenizer of the training beside the adapter: tokenizer.save_pretrained(DIR)"
+FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 
-def tokenizer_folder(base: Path, adapter: Path, rows: int) -> Path:
-    """Return the adapter's folder where its tokenizer is the base's with tokens added that fit, else the base's.
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a trained model's tokens come from.
 
-    A tokenizer beside an adapter mostly is a copy of the base's. Where it knows more tokens than the embedding has
-    rows, the model was never trained with them: a `[PAD]` added without resize_token_embeddings.
+    `folder` holds the vocabulary that is written, `trained` the tokenizer that training used: the same, but for an
+    adapter's tokenizer that has more tokens than the embedding has rows. `said` tells the user of it; `loud` makes
+    that a warning.
     """
-    if not (adapter / "tokenizer.json").is_file() or not (base / "tokenizer.json").is_file():
-        return base
-    known, found = (_ids(read_json(folder / "tokenizer.json", DAMAGED)) for folder in (base, adapter))
-    return adapter if known.items() < found.items() and max(found.values()) < rows else base
+
+    folder: Path
+    trained: Path
+    said: str = ""
+    loud: bool = False
+
+    def say(self) -> None:
+        """Tell the user whose vocabulary the output gets, where that is not simply the base's."""
+        if self.said:
+            (console.warn if self.loud else console.info)(f"vocabulary: {self.said}")
+
+
+def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSource:
+    """Compare the tokenizer beside an adapter with the base's, and say which of them the embedding's rows belong to.
+
+    Equal ones: the base's. Ids within the embedding's `rows`: the adapter's, whatever was renamed or added. More
+    ids than rows: the base's, because the model was never trained with them (a `[PAD]` added without
+    resize_token_embeddings). Raises ToolkitError for an adapter that names tokens by its settings alone which the
+    base's vocabulary has not.
+    """
+    if adapter is None or not (base / "tokenizer.json").is_file():
+        return TokenizerSource(base, base)
+    if not (adapter / "tokenizer.json").is_file():
+        _check_named(base, adapter)
+        return TokenizerSource(base, base)
+    ours, theirs = (read_json(folder / "tokenizer.json", DAMAGED) for folder in (base, adapter))
+    known, found = _ids(ours), _ids(theirs)
+    place = f"`{adapter}`"
+    if found and max(found.values()) >= rows:
+        beyond = sorted((index, text) for text, index in found.items() if index >= rows)
+        said = (
+            f"the base's; the tokenizer in {place} has {len(beyond)} tokens more than the embedding has rows ({rows:,})"
+            f": {_listed([text for _, text in beyond])}"
+        )
+        return TokenizerSource(base, adapter, said, loud=True)
+    if known == found and _flags(ours) == _flags(theirs) and _same_ids(ours, theirs, base, adapter):
+        return TokenizerSource(base, adapter)
+    return TokenizerSource(adapter, adapter, *_compared(known, found, place))
+
+
+def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple[str, bool]:
+    """Say what is different about an adapter's own tokenizer; loud where most of it is."""
+    texts = {index: text for text, index in known.items()}
+    there = {index: text for text, index in found.items()}
+    renamed = [f"{texts[index]} → {text}" for index, text in sorted(there.items()) if texts.get(index, text) != text]
+    added = [text for index, text in sorted(there.items()) if index not in texts]
+    gone = [text for index, text in sorted(texts.items()) if index not in there]
+    parts = [
+        f"{len(these):,} {what} ({_listed(these)})"
+        for what, these in (("renamed", renamed), ("added", added), ("absent", gone))
+        if these
+    ]
+    what = f"tokens {', '.join(parts)}" if parts else "the same tokens, treated otherwise"
+    loud = len(renamed) + len(gone) > len(known) // 10
+    note = "; are you sure that it was trained with this one?" if loud else ""
+    return f"the adapter's own tokenizer in {place}, compared with the base's: {what}{note}", loud
+
+
+def _listed(texts: list[str]) -> str:
+    shown = ", ".join(f"`{text}`" for text in texts[:3])
+    return shown + (", …" if len(texts) > 3 else "")
+
+
+def _flags(layout: dict[str, Any]) -> dict[Any, tuple[bool, ...]]:
+    added = [entry for entry in layout.get("added_tokens") or [] if isinstance(entry, dict)]
+    return {entry.get("id"): tuple(bool(entry.get(flag)) for flag in FLAGS) for entry in added}
+
+
+def _same_ids(ours: dict[str, Any], theirs: dict[str, Any], base: Path, adapter: Path) -> bool:
+    """Tell whether two tokenizers of the same tokens split a text alike, and put the same BOS in front of it."""
+    if any(ours.get(key) != theirs.get(key) for key in ("normalizer", "pre_tokenizer")) and (
+        _splits(ours, base) != _splits(theirs, adapter)
+    ):
+        return False
+    if ours.get("post_processor") == theirs.get("post_processor"):
+        return True
+    return load_tokenizer(base).bos == load_tokenizer(adapter, eos_from=base).bos
+
+
+def _splits(layout: dict[str, Any], folder: Path) -> str | bool:
+    """Name how a tokenizer splits text, in llama.cpp's words; empty for a way that it has not."""
+    try:
+        if sentencepiece.is_sentencepiece(layout):
+            return sentencepiece.space_prefix(layout, folder)
+        return bpe.pre_tokenizer(layout, folder)
+    except ToolkitError:
+        return ""
+
+
+def _check_named(base: Path, adapter: Path) -> None:
+    """Raise ToolkitError if an adapter's settings name a token of another text than the base's vocabulary has there."""
+    path = adapter / "tokenizer_config.json"
+    if not path.is_file():
+        return
+    values = read_json(path, DAMAGED)
+    named = values.get("added_tokens_decoder")
+    texts = {index: text for text, index in _ids(read_json(base / "tokenizer.json", DAMAGED)).items()}
+    for key, entry in (named if isinstance(named, dict) else {}).items():
+        text = entry.get("content") if isinstance(entry, dict) else None
+        index = int(key) if str(key).isdecimal() and len(str(key)) < 10 else -1
+        if isinstance(text, str) and texts.get(index, text) != text:
+            raise ToolkitError(
+                f"`{path}` calls token {index} `{text}`, which is `{texts[index]}` in the base's vocabulary, but there "
+                "is no tokenizer.json beside it",
+                hint=SAVE_IT,
+            )
+    text = _eos_text(values)
+    if text is not None and text not in texts.values():
+        raise ToolkitError(
+            f"`{path}` names the EOS `{text}`, which the base's vocabulary does not have, and there is no "
+            "tokenizer.json beside it",
+            hint=SAVE_IT,
+        )
 
 
 def eos(adapter: Path | None, tokenizer: Tokenizer) -> int:
@@ -26,10 +143,15 @@ def eos(adapter: Path | None, tokenizer: Tokenizer) -> int:
     path = adapter / "tokenizer_config.json" if adapter is not None else None
     if path is None or not path.is_file():
         return tokenizer.eos
-    named = read_json(path, DAMAGED).get("eos_token")
-    text = named.get("content") if isinstance(named, dict) else named
-    found: int | None = tokenizer.encoder.token_to_id(text) if isinstance(text, str) else None
+    text = _eos_text(read_json(path, DAMAGED))
+    found: int | None = tokenizer.encoder.token_to_id(text) if text is not None else None
     return tokenizer.eos if found is None else found
+
+
+def _eos_text(values: dict[str, Any]) -> str | None:
+    named = values.get("eos_token")
+    text = named.get("content") if isinstance(named, dict) else named
+    return text if isinstance(text, str) else None
 
 
 def _ids(layout: dict[str, Any]) -> dict[str, int]:

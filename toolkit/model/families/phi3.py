@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-3.5 mini and medium: fused query-key-value and gate-up matrices, longrope. Architecture `phi3`.
+"""Phi-3, Phi-3.5 and Phi-4-mini: fused query-key-value and gate-up matrices, longrope. Architecture `phi3`.
 
 The fused matrices stay fused in GGUF, rows in the checkpoint's order. Facts: llama.cpp's conversion/phi.py and
 src/models/phi3.cpp.
@@ -21,17 +21,17 @@ def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
     """Complete the sizes by rotary embedding and window; raises ValueError for what llama.cpp computes otherwise."""
     expect(config, "hidden_act", "silu")
     stated = rope_parameters(config)
-    for place in (config, stated):
-        expect(place, "partial_rotary_factor", 1.0)
     if model.heads * model.head_dim != model.hidden:
         raise ValueError(f"heads of {model.head_dim}, llama.cpp computes with hidden_size / heads only")
+    part = real(config, "partial_rotary_factor", 1.0)
     key = "original_max_position_embeddings"
     original = count(stated, key, count(config, key, 4096))
     theta, scaling = rope(config, {"longrope": ()})
     scaling["original"] = original
+    scaling["dimensions"] = rotary_dimensions(real(stated, "partial_rotary_factor", part), model.head_dim)
     if scaling.get("type"):
         for factors in ("long_factor", "short_factor"):
-            scaling[factors] = _factors(stated, factors, model.head_dim // 2)
+            scaling[factors] = _factors(stated, factors, scaling["dimensions"] // 2)
         scaling["attention"] = attention_factor(model.context, original)
         given = real(stated, "attention_factor", scaling["attention"])
         if not math.isclose(given, scaling["attention"], rel_tol=1e-6):
@@ -52,6 +52,17 @@ def attention_factor(context: int, original: int) -> float:
         raise ValueError(f"no valid `original_max_position_embeddings`: {original}, longrope needs 2 or more")
     scale = context / original
     return math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+
+
+def rotary_dimensions(part: float, head_size: int) -> int:
+    """Return how many dimensions of each head the rotary embedding turns: all, or the first ones (Phi-4-mini).
+
+    Raises ValueError for a part that is no even number of dimensions.
+    """
+    dimensions = int(head_size * part)
+    if part > 1 or dimensions < 2 or dimensions % 2:
+        raise ValueError(f"`partial_rotary_factor` {part!r}, which of {head_size} dimensions is no even part")
+    return dimensions
 
 
 def _factors(stated: dict[str, Any], key: str, length: int) -> list[float]:
@@ -104,6 +115,7 @@ def phi3_metadata(model: ModelConfig) -> Metadata:
         "context_length embedding_length feed_forward_length block_count attention.head_count attention.head_count_kv "
         "attention.layer_norm_rms_epsilon rope.dimension_count rope.freq_base attention.sliding_window",
     )
+    values["phi3.rope.dimension_count"] = (model.rope["dimensions"], COUNT)
     values["phi3.rope.scaling.original_context_length"] = (model.rope["original"], COUNT)
     if "type" in model.rope:
         values["phi3.rope.scaling.attn_factor"] = (model.rope["attention"], REAL)

@@ -1,0 +1,290 @@
+"""Adapters under other names than PEFT's: wrappers' prefixes, MLX; and adapters that do less than they promise."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from tests.support import models
+from toolkit.core.errors import ToolkitError
+from toolkit.export import export, plan, standalone
+from toolkit.export.adapter.names import plain_name
+
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("names")
+    base = models.save_model(folder / "base", **SHAPE)
+    return base, models.save_adapter(folder / "adapter", base, rank_pattern={"q_proj": 4})
+
+
+def changed(adapter: Path, target: Path, change: Callable[[Tensors], Tensors], **config: Any) -> Path:
+    """Copy an adapter with other tensors and settings."""
+    shutil.copytree(adapter, target)
+    path = target / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+    named = target / "adapter_config.json"
+    named.write_text(json.dumps({**json.loads(named.read_text()), **config}))
+    return target
+
+
+def renamed(change: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {change(name): value for name, value in tensors.items()}
+
+
+WRAPPED: dict[str, tuple[Callable[[str], str], str]] = {
+    "torch.compile around PEFT": (lambda name: f"_orig_mod.{name}", "_orig_mod"),
+    "PEFT around torch.compile": (lambda name: name.replace("model.model", "model._orig_mod.model", 1), "_orig_mod"),
+    "compiled layers": (lambda name: name.replace(".self_attn", "._orig_mod.self_attn"), "_orig_mod"),
+    "DDP": (lambda name: f"module.{name}", "module"),
+    "DDP around torch.compile": (lambda name: f"module._orig_mod.{name}", "_orig_mod`, `module"),
+    "FSDP": (
+        lambda name: "_fsdp_wrapped_module." + name.replace(".mlp", "._fsdp_wrapped_module.mlp"),
+        "_fsdp_wrapped_module",
+    ),
+    "checkpointing": (lambda name: name.replace(".mlp", "._checkpoint_wrapped_module.mlp"), "_checkpoint_wrapped"),
+    "DeepSpeed, Lightning": (lambda name: f"_forward_module.model.{name}", "_forward_module"),
+    "PEFT in PEFT": (lambda name: f"base_model.model.{name}", "base_model.model"),
+    "a state dict": (lambda name: name.replace(".weight", ".default.weight"), "default"),
+    "no prefix": (lambda name: name.removeprefix("base_model.model."), ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_wrappers_prefixes_are_taken_off(
+    made: tuple[Path, Path], tmp_path: Path, wrapped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = made
+    change, said = WRAPPED[wrapped]
+    other = changed(adapter, tmp_path / "adapter", renamed(change))
+    export(base, adapter, {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "taken off" not in capsys.readouterr().err
+    export(base, other, {"F32": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
+    heard = capsys.readouterr().err
+    assert f"`{said}" in heard if said else "taken off" not in heard
+    assert heard.count("taken off") == (1 if said else 0)
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_wrappers_in_the_settings_patterns(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """PEFT matched them with the names of the wrapped model."""
+    base, adapter = made
+    patterns = {
+        "rank_pattern": {"_orig_mod.self_attn.q_proj": 4},
+        "alpha_pattern": {r"\d\._orig_mod\.self_attn\.q_proj": 3},
+    }
+    change, _ = WRAPPED["compiled layers"]
+    wrapped = changed(adapter, tmp_path / "wrapped", renamed(change), **patterns)
+    plain = changed(adapter, tmp_path / "plain", dict, rank_pattern={"q_proj": 4}, alpha_pattern={"q_proj": 3})
+    for folder in (wrapped, plain):
+        export(base, folder, {"F32": tmp_path / f"{folder.name}.gguf"}, models.TEMPLATE, "x")
+    assert (tmp_path / "wrapped.gguf").read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+
+
+def test_two_names_that_become_one(made: tuple[Path, Path], tmp_path: Path) -> None:
+    def twice(tensors: Tensors) -> Tensors:
+        return {**tensors, **{f"module.{name}": value + 1 for name, value in list(tensors.items())[:1]}}
+
+    with pytest.raises(ToolkitError, match=r"holds `.+` and `.+`, which are one tensor without") as caught:
+        plan(made[0], changed(made[1], tmp_path / "adapter", twice), ["F16"])
+    assert "unwrap" in caught.value.hint
+
+
+def test_strangers_are_named_as_they_are_in_the_file(made: tuple[Path, Path], tmp_path: Path) -> None:
+    other = changed(made[1], tmp_path / "adapter", renamed(lambda name: f"vision.{name}"))
+    with pytest.raises(ToolkitError, match=r"belong to no weight of the base: `vision\.base_model\.model"):
+        plan(made[0], other, ["F16"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+        "base_model.model.lm_head.lora_B.weight",
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.layers.0.mlp.down_proj.lora_magnitude_vector",
+        "base_model.model.model.layers.0.mlp.down_proj.lora_magnitude_vector.weight",
+        "base_model.model.model.layers.1.mlp.down_proj.lora_B.bias",
+        "base_model.model.lm_head.modules_to_save.weight",
+        "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta",
+        "base_model.model.model.norm.weight",
+    ],
+)
+def test_pefts_own_names_stay(name: str) -> None:
+    assert plain_name(name) == (name, [])
+    raw = name
+    for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector", "modules_to_save"):
+        raw = raw.replace(f".{part}", f".{part}.other")
+    assert plain_name(raw)[0] == name
+
+
+# MLX.
+
+
+def mlx(adapter: Path, target: Path, *, alpha: float | None = None, **settings: Any) -> Path:
+    """Write a PEFT adapter of rank 8 and alpha 16 as mlx_lm.lora would have: transposed, its scale in the settings."""
+    target.mkdir()
+    values = {}
+    for name, value in load_file(adapter / "adapter_model.safetensors").items():
+        short = name.removeprefix("base_model.model.").replace(".lora_magnitude_vector", ".m")
+        short = short.replace(".lora_A.weight", ".lora_a").replace(".lora_B.weight", ".lora_b")
+        short = short.replace(".lora_embedding_A", ".lora_a").replace(".lora_embedding_B", ".lora_b")
+        values[short] = np.ascontiguousarray(value.T)
+    save_file(values, target / "adapters.safetensors")
+    parameters: dict[str, Any] = {"rank": 8, "dropout": 0.0, "scale": 2.0}
+    if alpha is not None:  # as releases of 2024 wrote it
+        parameters = {"rank": 8, "alpha": alpha, "dropout": 0.0, "scale": 16 / alpha}
+    config = {"fine_tune_type": "lora", "lora_parameters": parameters, "num_layers": 16, "train": True, **settings}
+    (target / "adapter_config.json").write_text(json.dumps(config))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("settings", "alpha", "kind"),
+    [
+        ({}, None, "lora"),
+        ({}, 32.0, "lora"),
+        ({"use_dora": True}, None, "dora"),
+        ({"target_modules": ["embed_tokens", "q_proj", "lm_head"]}, None, "lora"),
+    ],
+)
+def test_an_mlx_adapter_is_merged(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any],
+    alpha: float | None, kind: str,
+) -> None:  # fmt: skip
+    base = made[0]
+    peft = models.save_adapter(tmp_path / "peft", base, **settings)
+    adapter = mlx(peft, tmp_path / "mlx", alpha=alpha, fine_tune_type=kind, model=str(base))
+    monkeypatch.chdir(tmp_path)
+    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    figures = standalone.carry_out(order, "gguf", ("F32",), "out", dry_run=False, force=False)
+    path = Path(figures["files"]["F32"]["path"])
+    assert path.name == "mlx-F32.gguf"
+    assert models.kl(base, peft, path, 64) <= 1e-9 < models.kl(base, None, path, 64)
+
+
+def test_an_mlx_adapter_in_other_forms(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = made[0]
+    adapter = mlx(models.save_adapter(tmp_path / "peft", base), tmp_path / "mlx", model=str(base))
+    (adapter / "0000100_adapters.safetensors").write_bytes(b"an earlier state")
+    monkeypatch.chdir(tmp_path)
+    for form in ("lora-gguf", "safetensors"):
+        order = standalone.of_adapter(adapter, None, "none.toml", ())
+        assert standalone.carry_out(order, form, (), "out", dry_run=True, force=False)["files"]
+        assert standalone.carry_out(order, form, (), "out", dry_run=False, force=False)["files"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "words"),
+    [
+        ({"fine_tune_type": "full"}, dict, "fine-tuning of the kind `full`"),
+        ({}, renamed(lambda name: name.replace("lora_a", "weight")), "which is no LoRA"),
+        ({}, lambda tensors: dict(list(tensors.items())[1:]), "no pair of LoRA matrices"),
+        ({}, lambda tensors: {**tensors, "model.embed_tokens.m": np.ones(4, np.float32)}, "no pair of LoRA matrices"),
+    ],
+)
+def test_what_mlx_must_merge_itself(
+    made: tuple[Path, Path], tmp_path: Path, settings: dict[str, Any], change: Callable[[Tensors], Tensors], words: str
+) -> None:
+    adapter = mlx(models.save_adapter(tmp_path / "peft", made[0]), tmp_path / "mlx", model=str(made[0]), **settings)
+    save_file(change(load_file(adapter / "adapters.safetensors")), adapter / "adapters.safetensors")
+    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    with pytest.raises(ToolkitError, match=words) as caught:
+        standalone.carry_out(order, "gguf", ("F32",), str(tmp_path / "out"), dry_run=False, force=False)
+    assert "mlx_lm.fuse" in caught.value.hint and "toolkit export --model" in caught.value.hint
+
+
+# What the settings promise and the weights do not hold.
+
+
+def only(*parts: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: value for name, value in tensors.items() if any(part in name for part in parts)}
+
+
+@pytest.mark.parametrize(
+    ("keep", "config", "said"),
+    [
+        (("layers.0",), {}, "LoRA for 7 of 14 named modules: none for `model.layers.1.self_attn.q_proj`"),
+        (("_proj",), {"target_modules": "all-linear"}, ""),
+        (("q_proj",), {"target_modules": "all-linear"}, "LoRA for 2 of 14"),
+        (("q_proj",), {"target_modules": r".*\.(q|k)_proj"}, "LoRA for 2 of 4"),
+        (("layers.1",), {"layers_to_transform": [1]}, ""),
+        (("q_proj",), {"layers_to_transform": 1, "target_modules": ["q_proj", "v_proj"]}, "LoRA for 1 of 2"),
+        (("q_proj",), {"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]}, ""),
+        (("q_proj",), {"target_modules": ["q_proj", "lm_head"]}, "LoRA for 2 of 3"),
+    ],
+)
+def test_modules_that_are_named_and_absent(
+    made: tuple[Path, Path], tmp_path: Path, keep: tuple[str, ...], config: dict[str, Any], said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    adapter = changed(made[1], tmp_path / "adapter", only(*keep), **config)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    heard = capsys.readouterr().err
+    assert (said in heard) if said else "warning" not in heard
+
+
+def zeroed(*parts: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {
+        name: np.zeros_like(value) if all(part in name for part in parts) else value for name, value in tensors.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("parts", "config", "said"),
+    [
+        (("lora_B",), {}, "this adapter changes nothing: 14 of 14 LoRA products are zero throughout"),
+        (("lora_A",), {}, "this adapter changes nothing"),
+        (("lora_B", "q_proj"), {}, "2 of 14 LoRA products are zero throughout: these modules stay the base's"),
+        ((" ",), {"lora_alpha": 0}, "this adapter changes nothing"),
+        ((" ",), {}, ""),
+    ],
+)
+def test_an_adapter_that_changes_nothing(
+    made: tuple[Path, Path], tmp_path: Path, parts: tuple[str, ...], config: dict[str, Any], said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    adapter = changed(made[1], tmp_path / "adapter", zeroed(*parts), **config)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    heard = capsys.readouterr().err
+    assert (said in heard) if said else "warning" not in heard
+
+
+def test_other_training_beside_zeros_is_no_nothing(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """DoRA's magnitudes change a weight even where B is zero, and so does a trained norm."""
+    for name, settings in (("dora", {"use_dora": True}), ("norm", {"modules_to_save": ["norm"]})):
+        adapter = models.save_adapter(tmp_path / name, made[0], **settings)
+        path = adapter / "adapter_model.safetensors"
+        save_file(zeroed("lora_B")(load_file(path)), path)
+        export(made[0], adapter, {"F16": tmp_path / f"{name}.gguf"}, models.TEMPLATE, "x")
+    assert "changes nothing" not in capsys.readouterr().err
+
+
+def test_real_compiled_models(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """PEFT on a base whose layers torch.compile wrapped, and on one that it wrapped whole."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    whole: Any = torch.compile(LlamaForCausalLM.from_pretrained(made[0]))
+    layers: Any = LlamaForCausalLM.from_pretrained(made[0])
+    layers.model.layers[1] = torch.compile(layers.model.layers[1])
+    for name, model in (("whole", whole), ("layers", layers)):
+        torch.manual_seed(2)
+        peft = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+        peft.save_pretrained(tmp_path / name)
+        assert any("_orig_mod" in key for key in load_file(tmp_path / name / "adapter_model.safetensors"))
+        export(made[0], tmp_path / name, {"F32": tmp_path / f"{name}.gguf"}, models.TEMPLATE, "x")
+    assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "layers.gguf").read_bytes()

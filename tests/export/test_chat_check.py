@@ -1,0 +1,322 @@
+"""After every export a chat has the tokens in llama.cpp that it had in training, or nothing is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+from tokenizers import AddedToken, Tokenizer
+
+from tests.support import families, models
+from tests.support.vocabularies import setting
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.export import export
+from toolkit.llamacpp.vocabulary import vocabulary
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template
+
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+CONTROLS = ("<|reserved_0|>", "<|reserved_1|>")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("made")
+    base = models.save_model(folder / "base", controls=CONTROLS, **SHAPE)
+    return base, models.save_adapter(folder / "adapter", base)
+
+
+@pytest.fixture
+def adapter(made: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A copy of the adapter, with the base's tokenizer beside it."""
+    copy = Path(shutil.copytree(made[1], tmp_path / "adapter"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(made[0] / name, copy / name)
+    return copy
+
+
+def change(folder: Path, *changes: Callable[[Any], None]) -> None:
+    path = folder / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    for each in changes:
+        each(layout)
+    path.write_text(json.dumps(layout))
+
+
+def rename(folder: Path, **texts: str) -> None:
+    """Rename tokens in both files of a tokenizer; keys are the old texts without `<|` and `|>`."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        text = (folder / name).read_text()
+        for old, new in texts.items():
+            text = text.replace(f"<|{old}|>", new)
+        (folder / name).write_text(text)
+
+
+def flag(text: str, **flags: bool) -> Callable[[Any], None]:
+    def set_flags(layout: Any) -> None:
+        next(entry for entry in layout["added_tokens"] if entry["content"] == text).update(flags)
+
+    return set_flags
+
+
+def ids_in_file(path: Path, text: str) -> list[int]:
+    with vocabulary(path) as file:
+        return file.chat_ids(text)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        {"end_of_text": "<|im_end|>"},
+        {"end_of_text": "<|im_end|>", "reserved_0": "<|im_start|>"},
+        {"reserved_0": "<|im_start|>", "reserved_1": "<|im_end|>"},
+        {"pad": "[END]"},
+    ],
+)
+def test_renamed_tokens_are_those_of_the_training(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, renamed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, target = made[0], tmp_path / "a.gguf"
+    rename(adapter, **renamed)
+    export(base, adapter, {"F16": target}, CHATML, "x")
+    said = capsys.readouterr().err
+    assert f"{len(renamed)} renamed" in said and all(text in said for text in renamed.values())
+    trained = Tokenizer.from_file(str(adapter / "tokenizer.json"))
+    for text in renamed.values():
+        chat = f"hello{text}\nyou"
+        assert ids_in_file(target, chat)[1:] == trained.encode(chat, add_special_tokens=False).ids
+    with vocabulary(target) as file:
+        assert file.text(file.eos) == renamed.get("end_of_text", "<|end_of_text|>")
+
+
+def test_an_equal_tokenizer_is_the_bases(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "vocabulary:" not in capsys.readouterr().err
+
+
+def test_more_tokens_than_rows(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base's vocabulary is written and said; a template that needs the new ones cannot be."""
+    models.add_tokens(made[0], adapter, *(f"<|new_{n}|>" for n in range(60)), "<|im_start|>", "<|im_end|>")
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "tokens more than the embedding has rows (512)" in capsys.readouterr().err
+    with pytest.raises(ToolkitError, match=r"training saw \d+ `<\|im_start\|>`, .*llama.cpp would see \d+ `<`"):
+        export(made[0], adapter, {"F16": tmp_path / "b.gguf"}, CHATML, "x")
+    assert not (tmp_path / "b.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "template"),
+    [
+        ({"lstrip": True}, "{% for m in messages %}{{ m['content'] + ' <|reserved_0|>' }}{% endfor %}"),
+        ({"rstrip": True}, "{% for m in messages %}{{ '<|reserved_0|>\\n' + m['content'] }}{% endfor %}"),
+        ({"single_word": True}, "{% for m in messages %}{{ m['content'] + 'x<|reserved_0|>x' }}{% endfor %}"),
+    ],
+)
+def test_flags_that_llama_cpp_has_not(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, flags: dict[str, bool], template: str
+) -> None:
+    change(adapter, flag("<|reserved_0|>", **flags))
+    with pytest.raises(ToolkitError, match="a chat has other tokens in the file than in training") as caught:
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, template, "x")
+    assert "tokenizer.save_pretrained" in caught.value.hint
+    assert not list(tmp_path.glob("*.gguf"))
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")  # it does not stand in this template
+
+
+def test_bos_is_what_the_training_put_there(made: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    change(adapter, setting("post_processor", value=None))
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    with vocabulary(tmp_path / "a.gguf") as file:
+        assert not file.adds_bos and file.bos is not None
+
+
+@pytest.mark.parametrize("start", ["", "{{ bos_token }}", "<|begin_of_text|>"])
+def test_one_bos_with_and_without_one_in_the_template(made: tuple[Path, Path], tmp_path: Path, start: str) -> None:
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, start + models.TEMPLATE, "x")
+    with vocabulary(tmp_path / "a.gguf") as file:
+        for text in ("hello", "<|begin_of_text|>hello"):
+            ids = file.chat_ids(text)
+            assert ids[0] == file.bos and ids.count(ids[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ bos_token }}{{ bos_token }}" + models.TEMPLATE, "begins with `<|begin_of_text|>` twice"),
+        ("\n {{ bos_token }}" + models.TEMPLATE, "other tokens in the file than in training"),
+        ("{% for m in messages %}", "is no Jinja"),
+        ("{{ raise_exception('no chats') }}", "does not render a question: no chats"),
+    ],
+)
+def test_templates_that_cannot_run_as_trained(
+    made: tuple[Path, Path], tmp_path: Path, template: str, words: str
+) -> None:
+    with pytest.raises(ToolkitError, match=words.replace("|", r"\|")):
+        export(made[0], None, {"F16": tmp_path / "a.gguf"}, template, "x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_templates_of_every_kind_are_rendered(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """What transformers' Jinja has: loop controls, generation blocks, dates, JSON, no system role."""
+    template = (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{%- if tools %}{{ tools | tojson(indent=4) }}{% endif %}{% for m in messages %}{% if loop.index > 9 %}"
+        "{% break %}{% endif %}{%- generation -%}{{ m | tojson }}{% endgeneration %}{% endfor %}"
+        "{{ strftime_now('%Y') }}"
+    )
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, template, "x")
+
+
+def test_a_run_of_the_toolkit_is_held_to_its_own_prompts(made: tuple[Path, Path], tmp_path: Path) -> None:
+    form = prompt_format(Config().prompt)
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, chat_template(form, bos=True), "x", form=form)
+    with pytest.raises(ToolkitError, match="other tokens in the file than in training"):
+        export(made[0], None, {"F16": tmp_path / "b.gguf"}, "x" + chat_template(form, bos=True), "x", form=form)
+
+
+def test_text_that_looks_like_a_token_is_warned_of(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, CHATML, "x")
+    said = capsys.readouterr().err
+    assert "no token of this vocabulary, but text: `<|im_start|>` (" in said and "`<|im_end|>`" in said
+
+
+def test_two_tokens_of_one_text(made: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    """llama.cpp would end the process."""
+    tokenizer = Tokenizer.from_file(str(adapter / "tokenizer.json"))
+    count = tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens([AddedToken(f"[PAD{count + 3}]", special=True, normalized=False)])
+    tokenizer.save(str(adapter / "tokenizer.json"))
+    with pytest.raises(ToolkitError, match=rf"tokens {count} and {count + 3} of the vocabulary have the same text"):
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+
+
+@pytest.mark.parametrize(
+    ("named", "words"),
+    [
+        ({"eos_token": "<|im_end|>"}, r"names the EOS `<\|im_end\|>`"),
+        ({"added_tokens_decoder": {"7": {"content": "<|im_end|>"}}}, r"calls token 7 `<\|im_end\|>`"),
+    ],
+)
+def test_tokens_named_without_a_tokenizer(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, named: dict[str, Any], words: str
+) -> None:
+    (adapter / "tokenizer.json").unlink()
+    (adapter / "tokenizer_config.json").write_text(json.dumps(named))
+    with pytest.raises(ToolkitError, match=words) as caught:
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "save_pretrained" in caught.value.hint
+
+
+def test_an_adapters_tokenizer_may_leave_eos_to_the_base(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path
+) -> None:
+    rename(adapter, reserved_0="<|im_start|>")
+    (adapter / "tokenizer_config.json").unlink()
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    with vocabulary(tmp_path / "a.gguf") as file:
+        assert file.text(file.eos) == "<|end_of_text|>"
+
+
+# Names that mean something to llama.cpp.
+
+
+@pytest.mark.parametrize("name", ["llama-vs-phi3", "my-Phi-3-killer", "PHI3"])
+def test_a_name_that_is_another_vocabulary_to_llama_cpp(
+    made: tuple[Path, Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, name)
+    with vocabulary(tmp_path / "a.gguf"):  # it loads
+        pass
+    written = gguf.GGUFReader(tmp_path / "a.gguf").fields["general.name"].contents()
+    assert written != name and f"the name in the file is `{written}`" in capsys.readouterr().err
+
+
+def test_a_harmless_name_stays(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("phi-4 of mine", "Modern BERT", "alphi 3"):
+        export(made[0], None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, name)
+        assert gguf.GGUFReader(tmp_path / "a.gguf").fields["general.name"].contents() == name
+    assert "the name in the file" not in capsys.readouterr().err
+
+
+PHI3 = (
+    "{% for m in messages %}{{ '<|' + m['role'].replace('system', 'user') + '|>\\n' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<|endoftext|>' }}{% endif %}{% endfor %}"
+)
+
+
+def test_the_name_by_which_llama_cpp_drops_spaces(tmp_path: Path) -> None:
+    """Phi-3's tokenizer drops the newline behind a control token; llama.cpp does so for files of its name only."""
+    base = families.save(tmp_path / "base", "phi3")
+    export(base, None, {"F16": tmp_path / "plain.gguf"}, PHI3, "mine")
+    change(base, *(flag(text, rstrip=True) for text in ("<|user|>", "<|assistant|>", "<|placeholder1|>", "</s>")))
+    export(base, None, {"F16": tmp_path / "a.gguf"}, PHI3, "mine")
+    export(base, None, {"F16": tmp_path / "b.gguf"}, PHI3, "mine-phi-3")
+    names = [
+        gguf.GGUFReader(tmp_path / f"{name}.gguf").fields["general.name"].contents() for name in ("plain", "a", "b")
+    ]
+    assert names == ["mine", "mine (phi-3)", "mine-phi-3"]
+    expected = Tokenizer.from_file(str(base / "tokenizer.json")).encode("<|user|>\nDrink", add_special_tokens=False).ids
+    assert ids_in_file(tmp_path / "a.gguf", "<|user|>\nDrink") == expected
+    assert ids_in_file(tmp_path / "plain.gguf", "<|user|>\nDrink") != expected
+
+
+def test_spaces_behind_control_tokens_as_mistral_has_them(tmp_path: Path) -> None:
+    """Its pre-tokenizer puts a space in front of a text alone; llama.cpp would put one behind every control token."""
+    base = families.save(tmp_path / "base", "mistral")
+    template = (
+        "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + '[/INST]' }}"
+        "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    export(base, None, {"F16": tmp_path / "a.gguf"}, template, "x")
+    chat = "[INST] Drink water[/INST] Yes"
+    expected = Tokenizer.from_file(str(base / "tokenizer.json")).encode(f"<s>{chat}", add_special_tokens=False).ids
+    assert ids_in_file(tmp_path / "a.gguf", chat) == expected
+    export(base, None, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")  # a text in front: the space is there
+    assert ids_in_file(tmp_path / "b.gguf", "Drink")[1:] == Tokenizer.from_file(str(base / "tokenizer.json")).encode(
+        "Drink", add_special_tokens=False
+    ).ids  # fmt: skip
+
+
+# What transformers makes of a GGUF's tokenizer: bytes split and encode, the rest is left over from another kind.
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "smollm"])
+def test_byte_level_beside_a_fallback_for_bytes(tmp_path: Path, pre: str) -> None:
+    base = models.save_model(tmp_path / "base", pre=pre, **SHAPE)
+    decoder = {"type": "Sequence", "decoders": [
+        {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+    ]}  # fmt: skip
+    empty = {"type": "Sequence", "normalizers": []}
+    fallback = setting("model", "byte_fallback", value=True)
+    change(base, fallback, setting("decoder", value=decoder), setting("normalizer", value=empty))
+    export(base, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    fields = gguf.GGUFReader(tmp_path / "a.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "gpt2" and fields["tokenizer.ggml.pre"].contents() == pre
+
+
+def test_a_tokenizer_that_transformers_read_from_a_gguf(made: tuple[Path, Path], tmp_path: Path) -> None:
+    """The very thing: its pre-tokenizer is lost on the way, and what it now is, the file is too."""
+    from transformers import AutoTokenizer
+
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    base = Path(shutil.copytree(made[0], tmp_path / "base"))
+    for path in base.glob("tokenizer*"):
+        path.unlink()
+    AutoTokenizer.from_pretrained(tmp_path, gguf_file="a.gguf").save_pretrained(base)
+    layout = json.loads((base / "tokenizer.json").read_text())
+    assert layout["model"]["byte_fallback"] and layout["pre_tokenizer"]["type"] == "ByteLevel"
+    export(base, None, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")

@@ -1,0 +1,326 @@
+"""`toolkit export --adapter` and `--model`: whose base, whose chat template, and what stands beside the GGUF."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+
+from tests.conftest import Called
+from tests.support import models
+from toolkit.core.errors import ToolkitError
+from toolkit.export import export, foreign, standalone
+from toolkit.ollama import modelfile
+
+SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+OWN, BASES = "OWN" + models.TEMPLATE, "BASE" + models.TEMPLATE
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("foreign")
+    base = models.save_model(folder / "base", **SHAPE)
+    return base, models.save_adapter(folder / "mine", base)
+
+
+@pytest.fixture
+def pair(made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Copies of a base and of an adapter that names it, in the folder in which the test is called."""
+    base, adapter = (Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in made)
+    configured(adapter, base_model_name_or_path=str(base))
+    monkeypatch.chdir(tmp_path)
+    return base, adapter
+
+
+def configured(adapter: Path, **values: Any) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def carry(order: standalone.Order, *quantizations: str, form: str = "gguf", **options: bool) -> dict[str, Any]:
+    wanted = {"dry_run": False, "force": False, **options}
+    return standalone.carry_out(order, form, quantizations or (("F16",) if form == "gguf" else ()), "out", **wanted)
+
+
+def template_in(order: standalone.Order) -> str:
+    figures = carry(order, force=True)
+    text: str = gguf.GGUFReader(figures["files"]["F16"]["path"]).fields["tokenizer.chat_template"].contents()
+    return text
+
+
+# The base: the nearest wins, and is said.
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "stated", "used", "warned"),
+    [
+        ("other", "base", None, "other (--base)", ["the adapter's own names another base"]),
+        (None, "base", "other", "base (the adapter's own)", ["`toolkit.toml` names another base"]),
+        ("base", "base", "other", "base (--base)", ["`toolkit.toml` names another base"]),
+        (None, None, "other", "other (`toolkit.toml`)", []),
+        ("base", None, "base", "base (--base)", []),
+        ("base", "./base", None, "base (--base)", []),
+        (None, "x/Llama-7B-bnb-4bit", "y/llama-7b", "x/Llama-7B-bnb-4bit (the adapter's own)", []),
+    ],
+)
+def test_the_nearest_base(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    given: str | None,
+    own: str | None,
+    stated: str | None,
+    used: str,
+    warned: list[str],
+) -> None:
+    (tmp_path / "other").mkdir()
+    configured(pair[1], base_model_name_or_path=own)
+    if stated:
+        (tmp_path / "toolkit.toml").write_text(f'[model]\nbase = "{stated}"\n')
+    order = standalone.of_adapter(pair[1], given, "toolkit.toml", ())
+    said = capsys.readouterr().err
+    assert f"base: {used}\n" in said and order.base == used.partition(" ")[0]
+    assert said.count("warning") == len(warned) and all(text in said for text in warned)
+
+
+def test_settings_that_state_no_base_name_none(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """The default base is nobody's choice."""
+    configured(pair[1], base_model_name_or_path=None)
+    (tmp_path / "toolkit.toml").write_text('[run]\nname = "x"\n')
+    with pytest.raises(ToolkitError, match="does not name its base model"):
+        standalone.of_adapter(pair[1], None, "toolkit.toml", ())
+
+
+def test_a_base_of_another_machine(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """It is not replaced by the settings' in silence, but the hint names that."""
+    configured(pair[1], base_model_name_or_path="/content/drive/model")
+    (tmp_path / "toolkit.toml").write_text('[model]\nbase = "base"\n')
+    with pytest.raises(ToolkitError, match="`/content/drive/model`, which is not on this machine") as caught:
+        standalone.of_adapter(pair[1], None, "toolkit.toml", ())
+    assert "--base base" in caught.value.hint
+
+
+def test_16_bit_weights_belong_to_the_base_that_names_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    models.save_model(tmp_path / "other", **SHAPE)
+    (tmp_path / "toolkit.toml").write_text('[model]\nbase = "a/b-bnb-4bit"\nbase_16bit = "other"\n')
+    figures = carry(standalone.of_adapter(pair[1], None, "toolkit.toml", ()), "F32")
+    assert models.kl(*pair, Path(figures["files"]["F32"]["path"]), 64) <= 1e-9
+
+
+# The chat template, in every form that transformers writes.
+
+
+def jinja(folder: Path, text: str) -> None:
+    (folder / "chat_template.jinja").write_text(text)
+
+
+def in_config(folder: Path, text: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps({**values, "chat_template": text}))
+
+
+def named(folder: Path, text: str) -> None:
+    in_config(folder, [{"name": "rag", "template": "no"}, {"name": "default", "template": text}])
+
+
+def processors(folder: Path, text: str) -> None:
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": text}))
+
+
+@pytest.mark.parametrize("write", [jinja, in_config, named, processors])
+def test_the_adapters_own_template_in_every_form(
+    pair: tuple[Path, Path], tmp_path: Path, write: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = pair
+    write(adapter, OWN)
+    jinja(base, BASES)
+    (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca"\n')
+    assert template_in(standalone.of_adapter(adapter, None, "toolkit.toml", ())) == OWN
+    said = capsys.readouterr().err
+    assert "chat template: the adapter's own" in said
+    assert "the base's own is another chat template" in said and "`toolkit.toml` is another chat template" in said
+
+
+@pytest.mark.parametrize("write", [jinja, in_config, named, processors])
+def test_the_bases_own_template_comes_next(
+    pair: tuple[Path, Path], write: Callable[[Path, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter = pair
+    write(base, BASES)
+    assert template_in(standalone.of_adapter(adapter, None, "none.toml", ())) == BASES
+    said = capsys.readouterr().err
+    assert "chat template: the base's own" in said and "warning" not in said
+
+
+def test_a_template_inside_a_gguf_base(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    export(pair[0], None, {"F32": tmp_path / "base.gguf"}, BASES, "base")
+    assert template_in(standalone.of_adapter(pair[1], "base.gguf", "none.toml", ())) == BASES
+
+
+def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the file it comes before the base's, on the command line before the adapter's."""
+    base, adapter = pair
+    jinja(base, BASES)
+    (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca-no-input"\n')
+    assert "### Response" in template_in(standalone.of_adapter(adapter, None, "toolkit.toml", ()))
+    assert "the base's own is another chat template, which is not used" in capsys.readouterr().err
+    jinja(adapter, OWN)
+    order = standalone.of_adapter(adapter, None, "toolkit.toml", ("prompt.preset=alpaca",))
+    assert "### Input" in template_in(order)
+    assert "the adapter's own is another chat template, which is not used" in capsys.readouterr().err
+
+
+# What stands beside the GGUF.
+
+
+def test_a_modelfile_and_the_next_step(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the default quantization; the prompt is the preset's."""
+    figures = carry(standalone.of_adapter(pair[1], None, "none.toml", ()), "Q8_0", "Q4_K_M")
+    assert figures["modelfile"] == "out/Modelfile" and figures["next"] == "ollama create mine -f out/Modelfile"
+    found = modelfile.meaning(modelfile.read_modelfile(Path("out/Modelfile").read_text()))
+    assert found.from_ == "./mine-Q4_K_M.gguf" and "### Response:" in found.template and found.system
+    assert found.parameters["stop"][0] == "<|end_of_text|>" and found.parameters["repeat_penalty"] == 1.0
+
+
+def test_a_template_of_its_own_is_said_in_go(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Else Ollama would take the most similar of its own templates."""
+    jinja(pair[1], "{{ bos_token }}" + ZEPHYR)
+    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    found = modelfile.meaning(modelfile.read_modelfile(Path("out/Modelfile").read_text()))
+    assert "{{ $.System }}{{ end }}<|end_of_text|>\n{{ end }}{{ range" in found.template
+    assert "{{ .Content }}<|end_of_text|>\n<|assistant|>\n{{ else if" in found.template
+    assert not found.system and found.parameters["stop"] == ["<|end_of_text|>"]
+    assert "--template" not in capsys.readouterr().err
+
+
+def test_a_template_that_go_cannot_say(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    jinja(pair[1], "{% for m in messages %}{{ loop.index ~ m['content'] }}{% endfor %}")
+    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    assert "TEMPLATE" not in Path("out/Modelfile").read_text()
+    assert "`ollama show mine --template`" in capsys.readouterr().err
+
+
+def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "Modelfile").write_text("FROM x\n")
+    order = standalone.of_adapter(pair[1], None, "none.toml", ())
+    assert carry(order)["modelfile"] == "out/mine.Modelfile"
+    assert (tmp_path / "out" / "Modelfile").read_text() == "FROM x\n"
+    assert carry(order, "Q8_0")["modelfile"] == "out/mine.Modelfile"
+    assert carry(order, force=True)["modelfile"] == "out/Modelfile"
+
+
+@pytest.mark.parametrize(
+    ("name", "called"), [("my adapter (2)", "my-adapter--2-"), (".hidden", "hidden"), ("ü", "model")]
+)
+def test_a_name_that_ollama_takes(pair: tuple[Path, Path], tmp_path: Path, name: str, called: str) -> None:
+    adapter = pair[1].rename(tmp_path / name)
+    assert carry(standalone.of_adapter(adapter, None, "none.toml", ()))["next"].startswith(f"ollama create {called} ")
+
+
+def test_nothing_is_written_by_a_dry_run(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "next" not in carry(standalone.of_adapter(pair[1], None, "none.toml", ()), dry_run=True)
+    said = capsys.readouterr().err
+    assert not Path("out").exists() and "base: " in said and "chat template: " in said
+
+
+def test_hints_speak_of_options(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type(shutil.disk_usage("."))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10))
+    with pytest.raises(ToolkitError) as caught:
+        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    assert "--output DIR" in caught.value.hint and "run.folder" not in caught.value.hint
+    with pytest.raises(ToolkitError) as caught:
+        carry(standalone.of_adapter(pair[1], "gone", "none.toml", ()))
+    assert "--base" in caught.value.hint and "model.base" not in caught.value.hint
+
+
+# A whole model, and what is no adapter.
+
+
+def test_a_whole_model_is_exported_as_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    jinja(pair[0], OWN)
+    figures = carry(standalone.of_model("base", "none.toml", ()), "F32")
+    path = Path(figures["files"]["F32"]["path"])
+    assert path.name == "base-F32.gguf" and models.kl(pair[0], None, path, 64) <= 1e-9
+    assert gguf.GGUFReader(path).fields["tokenizer.chat_template"].contents() == OWN
+    assert carry(standalone.of_model("base", "none.toml", ()), form="safetensors")["files"]
+    with pytest.raises(ToolkitError, match="no adapter"):
+        carry(standalone.of_model("base", "none.toml", ()), form="lora-gguf")
+
+
+def test_a_whole_model_in_a_folder_named_like_four_bits(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its own weights are meant, not those of a namesake."""
+    pair[0].rename(tmp_path / "mine-bnb-4bit")
+    assert carry(standalone.of_model("mine-bnb-4bit", "none.toml", ()))["files"]
+
+
+def test_the_options_for_a_whole_model(pair: tuple[Path, Path], toolkit: Callable[..., Called]) -> None:
+    for call in (["--model", "base"], ["--adapter", "none", "--base", "base"]):
+        done = toolkit("export", *call, "--quant", "F16", "--output", "out", "--force", "--json")
+        assert done.code == 0, done.err
+        assert list(done.json["files"]) == ["F16"] and "next: ollama create base -f out/Modelfile" in done.err
+    for call in (["--model", "base", "--adapter", "mine"], ["--model", "base", "--base", "base"]):
+        assert toolkit("export", *call, "--output", "out", "--json").code == 2
+
+
+def outputs(folder: Path, adapter: Path, *names: str) -> Path:
+    for name in names:
+        shutil.copytree(adapter, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (("checkpoint-20", "checkpoint-100", "checkpoint-60"), "--adapter outputs/checkpoint-100 is the last one"),
+        (("final",), "--adapter outputs/final"),
+        (("run1/checkpoint-5", "run1/checkpoint-10"), "--adapter outputs/run1/checkpoint-10 is the last one"),
+    ],
+)
+def test_a_trainers_output_folder_names_its_adapters(
+    pair: tuple[Path, Path], names: tuple[str, ...], hint: str
+) -> None:
+    folder = outputs(Path("outputs"), pair[1], *names)
+    with pytest.raises(ToolkitError, match="no adapter folder") as caught:
+        foreign.check_adapter(folder)
+    assert caught.value.hint.startswith(hint) and all(name in caught.value.message for name in names)
+
+
+def test_the_best_checkpoint_is_named(pair: tuple[Path, Path]) -> None:
+    folder = outputs(Path("outputs"), pair[1], "checkpoint-20", "checkpoint-40")
+    state = {"best_model_checkpoint": "/content/outputs/checkpoint-20"}
+    (folder / "checkpoint-40" / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(ToolkitError) as caught:
+        foreign.check_adapter(folder)
+    assert "--adapter outputs/checkpoint-20 the best" in caught.value.hint
+
+
+def test_what_is_no_adapter_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree("base", "models/checkpoint-7")
+    (tmp_path / "empty").mkdir()
+    for given, hint in (
+        ("base", "toolkit export --model base"),
+        ("models", "toolkit export --model models/checkpoint-7"),
+        ("mine/adapter_model.safetensors", "--adapter mine"),
+        ("owner/adapter", "hf download owner/adapter"),
+        ("empty", "save_pretrained"),
+    ):
+        with pytest.raises(ToolkitError, match="is no adapter folder") as caught:
+            foreign.check_adapter(Path(given))
+        assert hint in caught.value.hint
+    for given, hint in (("mine", "toolkit export --adapter mine"), ("models", "--model models/checkpoint-7")):
+        with pytest.raises(ToolkitError) as caught:
+            standalone.of_model(given, "none.toml", ())
+        assert hint in caught.value.hint

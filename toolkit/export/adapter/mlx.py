@@ -1,0 +1,104 @@
+"""Adapters of mlx_lm.lora, written as PEFT writes them: the same numbers under other names, transposed.
+
+MLX has y + scale * (x @ lora_a) @ lora_b, with lora_a (in, rank) and lora_b (rank, out); DoRA's magnitudes are `m`.
+Source: mlx_lm's tuner/lora.py and tuner/dora.py; releases of 2024 had an `alpha` besides, and scale * alpha / rank.
+"""
+
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.core import hardware
+from toolkit.core.errors import ToolkitError
+from toolkit.export.adapter.config import CONFIG
+from toolkit.export.adapter.names import PREFIX
+from toolkit.export.adapter.weights import WEIGHTS
+from toolkit.formats import checkpoint
+from toolkit.formats.checkpoint import TensorInfo
+
+MLX_WEIGHTS = "adapters.safetensors"
+EMBEDDING = "embed_tokens"
+BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+
+
+def is_mlx(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter of MLX, by the name of its weights."""
+    return (folder / MLX_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
+
+
+def convert_mlx(folder: Path, target: Path) -> None:
+    """Write an MLX adapter into `target` as PEFT would have saved it, float32, with the tokenizer that lies beside it.
+
+    Raises ToolkitError for what is no LoRA or DoRA of linear layers and embeddings, with what MLX itself can do about
+    it.
+    """
+    from safetensors.numpy import save_file
+
+    settings = checkpoint.read_json(folder / CONFIG, "give the folder that mlx_lm.lora wrote (--adapter-path)")
+    kind = str(settings.get("fine_tune_type", "lora"))
+    if kind not in ("lora", "dora"):
+        raise _fuse(folder, f"is a fine-tuning of the kind `{kind}`, which is no LoRA", settings)
+    given = settings.get("lora_parameters")
+    parameters: dict[str, Any] = given if isinstance(given, dict) else {}
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for name, tensor in checkpoint.read_header(folder / MLX_WEIGHTS).items():
+        match = re.fullmatch(r"(.+)\.(lora_a|lora_b|m)", name)
+        if match is None:
+            raise _fuse(folder, f"holds `{name}`, which is no LoRA", settings)
+        modules.setdefault(match[1], {})[match[2]] = tensor
+    ranks = set()
+    values: dict[str, np.ndarray] = {}
+    with ThreadPoolExecutor(hardware.cores()) as pool:
+        for module, parts in modules.items():
+            a, b = parts.get("lora_a"), parts.get("lora_b")
+            if a is None or b is None or len(a.shape) != 2 or a.shape[1:] != b.shape[:1] or len(b.shape) != 2:
+                shapes = {part: list(tensor.shape) for part, tensor in parts.items()}
+                raise _fuse(folder, f"holds no pair of LoRA matrices for `{module}`: {shapes}", settings)
+            ranks.add(a.shape[1])
+            embedded = module.rpartition(".")[2] == EMBEDDING
+            if embedded and "m" in parts:
+                raise _fuse(folder, f"holds DoRA on `{module}`, whose magnitudes stand by rows", settings)
+            ends = ("lora_embedding_A", "lora_embedding_B") if embedded else ("lora_A.weight", "lora_B.weight")
+            for end, tensor in zip(ends, (a, b), strict=True):
+                values[f"{PREFIX}{module}.{end}"] = np.ascontiguousarray(checkpoint.read(tensor, pool).T)
+            if "m" in parts:
+                values[f"{PREFIX}{module}.lora_magnitude_vector"] = checkpoint.read(parts["m"], pool)
+    if len(ranks) != 1:
+        raise _fuse(folder, f"holds matrices of the ranks {sorted(ranks)}", settings)
+    [rank] = ranks
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": settings.get("model"),
+        "r": rank,
+        "lora_alpha": _scale(parameters, rank, folder) * rank,
+        "target_modules": sorted(modules),
+        "use_dora": any("m" in parts for parts in modules.values()),
+    }
+    save_file(values, target / WEIGHTS, metadata={"format": "pt"})
+    (target / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in sorted(found for pattern in BESIDE for found in folder.glob(pattern)):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+
+
+def _scale(parameters: dict[str, Any], rank: int, folder: Path) -> float:
+    scale, alpha = parameters.get("scale", 20.0), parameters.get("alpha", rank)
+    for key, value in (("scale", scale), ("alpha", alpha)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {value!r}", hint=checkpoint.AGAIN)
+    return float(scale) * float(alpha) / rank
+
+
+def _fuse(folder: Path, what: str, settings: dict[str, Any]) -> ToolkitError:
+    base = settings.get("model")
+    named = base if isinstance(base, str) and base else "BASE"
+    return ToolkitError(
+        f"the MLX adapter in `{folder}` {what}",
+        hint=f"merge it with MLX: mlx_lm.fuse --model {named} --adapter-path {folder} --save-path FUSED "
+        "(--dequantize for a base in 4 bits), then `toolkit export --model FUSED`",
+    )

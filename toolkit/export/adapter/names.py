@@ -1,0 +1,99 @@
+"""The names of an adapter's tensors, as PEFT writes them, and as other tools' wrappers leave them.
+
+torch.compile, DDP, FSDP, activation checkpointing and DeepSpeed wrap modules, and each wrapper writes its own part into
+every name; a PEFT model that was wrapped again begins twice. None of these parts says anything about the weights.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import console
+from toolkit.core.errors import ToolkitError
+from toolkit.formats.checkpoint import TensorInfo
+
+PREFIX = "base_model.model."
+# Parts that wrappers write anywhere in a name: torch.compile, FSDP, activation checkpointing.
+_ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Parts that stand in front only: DDP and DeepSpeed's engine, Lightning and FSDP's older form, PEFT itself.
+_IN_FRONT = ("module", "_forward_module", "_fpw_module", "base_model")
+# A state dict that was not saved by save_pretrained still has the adapter's name behind each matrix.
+_MATRIX = re.compile(
+    r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)\.([^.]+)(\.weight|\.bias)?"
+)
+_SAVED = re.compile(r"\.(modules_to_save)\.([^.]+)\.(weight|bias)")
+ANY_WRAPPER = re.compile(r"(?:{})\\?\.".format("|".join(_ANYWHERE)))
+
+
+def plain_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
+    """Return an adapter's tensors under the names that PEFT's save_pretrained writes.
+
+    What was taken off is said in one line. Raises ToolkitError if two names become one.
+    """
+    plain: dict[str, TensorInfo] = {}
+    taken: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        short, parts = plain_name(name)
+        if short in plain:
+            raise ToolkitError(
+                f"the adapter in `{folder}` holds `{plain[short].name}` and `{name}`, which are one tensor without "
+                "their wrappers' prefixes",
+                hint="save the adapter once, from the unwrapped model: accelerator.unwrap_model(model)",
+            )
+        plain[short] = tensor
+        taken.update(dict.fromkeys(parts, 1))
+    if taken:
+        listed = ", ".join(f"`{part}`" for part in taken)
+        console.info(f"adapter: {listed} taken off the names of {max(taken.values())} of {len(tensors)} tensors")
+    return plain
+
+
+def plain_name(name: str) -> tuple[str, list[str]]:
+    """Return a tensor's name as PEFT writes it, and the parts that were taken off it."""
+    parts = name.split(".")
+    taken = [part for part in parts if part in _ANYWHERE]
+    parts = [part for part in parts if part not in _ANYWHERE]
+    start = 0
+    while start < len(parts) and parts[start] in (*_IN_FRONT, "model"):
+        start += 1
+    front, rest = parts[:start], parts[start:]
+    # Of the base's own name, `model.` is part where what follows stands in the inner model.
+    inner = ["model"] if front[-1:] == ["model"] and rest[:1] != ["lm_head"] else []
+    front = front[: len(front) - len(inner)]
+    usual = PREFIX.rstrip(".").split(".")
+    taken += [part for part in front if part not in usual]
+    if front.count("base_model") > 1 or front.count("model") > 1:
+        taken.append("base_model.model")
+    short = ".".join([*usual, *inner, *rest])
+    cut = _SAVED.sub(r".\1.\3", _MATRIX.sub(_without_adapter, short))
+    if cut != short:
+        taken.append(
+            next(m[2] for m in (_MATRIX.search(short), _SAVED.search(short)) if m and m[2] not in ("weight", "bias"))
+        )
+    return cut, taken
+
+
+def _without_adapter(match: re.Match[str]) -> str:
+    matrix, adapter, leaf = match[1], match[2], match[3] or ""
+    return match[0] if not leaf and adapter in ("weight", "bias") else f".{matrix}{leaf}"
+
+
+def plain_patterns(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an adapter's settings with the wrappers' parts taken out of its patterns of module names."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, str):
+            return ANY_WRAPPER.sub("", value)
+        if isinstance(value, list):
+            return [cut(each) for each in value]
+        return value
+
+    changed = {
+        key: cut(config[key]) for key in ("target_modules", "exclude_modules", "modules_to_save") if key in config
+    }
+    for key in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):
+        if isinstance(config.get(key), dict):
+            changed[key] = {cut(pattern): value for pattern, value in config[key].items()}
+    return {**config, **changed}

@@ -1,0 +1,236 @@
+"""An adapter from elsewhere: where it is, its base, and its chat template. The nearest source wins, and is said."""
+
+import contextlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.export.adapter.config import CONFIG
+from toolkit.export.adapter.mlx import is_mlx
+from toolkit.formats.checkpoint import read_json
+from toolkit.formats.gguf_reader import open_gguf
+from toolkit.model import base as bases
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The settings, their file, and which of them were given on the command line (`set_there`)."""
+
+    settings: str
+    config: Config
+    set_there: frozenset[str]
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise ToolkitError unless a folder holds an adapter, and name the one in it or the way for what it holds."""
+    if (folder / CONFIG).is_file() or is_mlx(folder):
+        return
+    if not folder.exists():
+        shape = bases.HUB_ID.fullmatch(str(folder))
+        fetch = f"adapters are read from folders: hf download {folder} --local-dir DIR, then --adapter DIR"
+        raise ToolkitError(
+            f"`{folder}` is no adapter folder: there is none of that name, and no {CONFIG} in it",
+            hint=fetch if shape else "name the folder that PEFT's save_pretrained wrote",
+        )
+    if folder.is_file():
+        beside = (folder.parent / CONFIG).is_file()
+        hint = f"--adapter {folder.parent}" if beside else f"a whole model: toolkit export --model {folder}"
+        raise ToolkitError(f"`{folder}` is no adapter folder, but a file", hint=hint, exit_code=USAGE)
+    start = f"`{folder}` is no adapter folder: it has no {CONFIG}"
+    inside = _inside(folder, CONFIG)
+    if inside:
+        raise ToolkitError(f"{start}, but these in it have: {_listed(folder, inside)}", hint=_which(folder, inside))
+    if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        raise ToolkitError(
+            f"{start}; it holds a whole model", hint=f"export it as it is: toolkit export --model {folder}"
+        )
+    inside = _inside(folder, "config.json")
+    if inside:
+        raise ToolkitError(
+            f"{start}; whole models stand in {_listed(folder, inside)}",
+            hint=_which(folder, inside).replace("--adapter", "toolkit export --model"),
+        )
+    raise ToolkitError(start, hint="name the folder that PEFT's save_pretrained wrote")
+
+
+def check_model(label: str) -> None:
+    """Raise ToolkitError for a folder that is no whole model, but holds an adapter, or models in folders of its own."""
+    folder = Path(label).expanduser()
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    if (folder / CONFIG).is_file() or is_mlx(folder):
+        raise ToolkitError(f"`{folder}` holds an adapter, no whole model", hint=f"toolkit export --adapter {folder}")
+    for name, option in (("config.json", "--model"), (CONFIG, "--adapter")):
+        inside = _inside(folder, name)
+        if inside:
+            hint = _which(folder, inside).replace("--adapter", option)
+            raise ToolkitError(f"`{folder}` is no model folder, but {_listed(folder, inside)} in it are", hint=hint)
+
+
+def _inside(folder: Path, name: str) -> list[Path]:
+    """List the folders up to two levels down that hold a file of this name, checkpoints by their number."""
+    found = {path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{name}")}
+
+    def order(path: Path) -> tuple[int, str]:
+        number = re.search(r"(\d{1,15})$", path.name)
+        return (int(number[1]) if number else -1, str(path))
+
+    return sorted(found, key=order)
+
+
+def _listed(folder: Path, inside: list[Path]) -> str:
+    names = [f"`{path.relative_to(folder)}`" for path in inside]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _which(folder: Path, inside: list[Path]) -> str:
+    last = inside[-1]
+    hint = f"--adapter {last}" + (" is the last one" if len(inside) > 1 else "")
+    for state in (folder / "trainer_state.json", last / "trainer_state.json"):
+        with contextlib.suppress(ToolkitError):
+            best = read_json(state, "").get("best_model_checkpoint")
+            found = [path for path in inside if isinstance(best, str) and path.name == Path(best).name]
+            if found and found[0] != last:
+                return f"{hint}, --adapter {found[0]} the best by its held-out loss"
+    return hint
+
+
+def base_of(adapter: Path, given: str | None, sources: Sources) -> tuple[str, str]:
+    """Return an adapter's base and its revision: the one `given`, else the adapter's own, else that of the settings.
+
+    Says which, and warns of those that differ. Raises ToolkitError where none is named.
+    """
+    settings = sources.config.model
+    named = read_json(adapter / CONFIG, "name the folder that PEFT's save_pretrained wrote")
+    own = named.get("base_model_name_or_path") or named.get("model")  # MLX calls it so
+    stated = settings.base if "base" in settings.model_fields_set else None
+    where = "--set model.base" if "model.base" in sources.set_there else f"`{sources.settings}`"
+    ways = [("--base", given), ("the adapter's own", own if isinstance(own, str) else None), (where, stated)]
+    known = [(way, label) for way, label in ways if label]
+    if not known:
+        raise ToolkitError(
+            f"`{adapter}` does not name its base model", hint="name it with --base DIR|GGUF|ID", exit_code=USAGE
+        )
+    (way, label), *others = known
+    console.info(f"base: {label} ({way})")
+    for other, differs in others:
+        if not _same(label, differs):
+            console.warn(f"{other} names another base, `{differs}`, which is not used; --base would take it")
+    elsewhere = bases.HUB_ID.fullmatch(label) is not None or label.startswith("pypi:")
+    if way == "the adapter's own" and not elsewhere and not Path(label).expanduser().exists():
+        raise ToolkitError(
+            f"the adapter in `{adapter}` names the base `{label}`, which is not on this machine",
+            hint=f"name it with --base {stated or 'DIR|GGUF|ID'}",
+            exit_code=MISSING,
+        )
+    revision = bases.revision_of(label, settings)
+    if way == "the adapter's own" and isinstance(named.get("revision"), str):
+        revision = revision or named["revision"]
+    return label, revision
+
+
+def _same(one: str, other: str) -> bool:
+    """Tell whether two labels mean one base: one folder, or one name, 4 bits or not."""
+
+    def place(label: str) -> Path | None:
+        path = Path(label).expanduser()
+        with contextlib.suppress(ToolkitError, OSError):
+            return path.resolve() if path.exists() else bases.present(label)
+        return None
+
+    def name(label: str) -> str:
+        short = label.rstrip("/").rpartition("/")[2].lower()
+        return next((short.removesuffix(end) for end in bases.FOUR_BIT if short.endswith(end)), short)
+
+    if one == other or (name(one) == name(other) and not (Path(one).exists() and Path(other).exists())):
+        return True
+    folders = place(one), place(other)
+    return folders[0] is not None and folders[0] == folders[1]
+
+
+def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[[Path], tuple[str, bool]]:
+    """Return what finds the chat template, given the base's folder: its text, and whether it is that of our settings.
+
+    A preset given by --set is taken, else the adapter's own template, else the preset in the settings' file, else the
+    base's own, else the default preset. It is said which, with a warning where another one is left out.
+    """
+
+    def choose(folder: Path) -> tuple[str, bool]:
+        prompt = sources.config.prompt
+        preset = chat_template(prompt_format(prompt), bos=load_tokenizer(folder).bos is not None)
+        on_line = any(key.startswith("prompt.") for key in sources.set_there)
+        in_file = "preset" in prompt.model_fields_set and not on_line
+        ways: list[tuple[str, str | None, bool]] = [
+            (f"--set prompt.preset = {prompt.preset}", preset if on_line else None, True),
+            ("the adapter's own", saved_template(adapter) if adapter else None, False),
+            (f"prompt.preset = {prompt.preset} of `{sources.settings}`", preset if in_file else None, True),
+            ("the base's own" if adapter else "the model's own", _of_base(label, folder), False),
+            (f"prompt.preset = {prompt.preset}, since neither adapter nor base brings one", preset, True),
+        ]
+        (way, text, ours), *others = [(way, text, ours) for way, text, ours in ways if text]
+        console.info(f"chat template: {way}")
+        for other, differs, _ in others[:-1]:
+            if differs != text:
+                console.warn(f"{other} is another chat template, which is not used")
+        return str(text), ours
+
+    return choose
+
+
+def saved_template(folder: Path) -> str | None:
+    """Return the chat template in a folder, in whichever form transformers wrote it, None if there is none.
+
+    chat_template.jinja (since 4.43), tokenizer_config.json (a text, or a list of named ones), chat_template.json (of
+    processors).
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8", errors="replace")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        kept: Any = None
+        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
+            kept = json.loads((folder / name).read_bytes()).get("chat_template")
+        if isinstance(kept, list):
+            named = {each.get("name"): each.get("template") for each in kept if isinstance(each, dict)}
+            kept = named.get("default") or next(iter(named.values()), None)
+        if isinstance(kept, str) and kept:
+            return kept
+    return None
+
+
+def _of_base(label: str, folder: Path) -> str | None:
+    found = saved_template(folder)
+    if found is None:
+        files = bases.source_files(label)
+        if len(files) == 1 and files[0].suffix != ".json":
+            with contextlib.suppress(ToolkitError):
+                kept = open_gguf(files[0]).metadata.get("tokenizer.chat_template")
+                found = kept if isinstance(kept, str) and kept else None
+    return found
+
+
+@contextlib.contextmanager
+def in_options() -> Iterator[None]:
+    """Let hints speak of the options of an export outside a run, where they speak of a run's settings."""
+    try:
+        yield
+    except ToolkitError as exc:
+        hint = exc.hint or ""
+        for setting, option in (
+            ("set `model.base` to", "give --base"),
+            ("or set `model.base` to", "or give --base"),
+            ("`--set model.base_16bit=DIR|ID`", "--base DIR|ID"),
+            ("`--set run.folder=DIR`", "--output DIR"),
+            ("copy the base again", "copy the base again, or name it with --base"),
+        ):
+            hint = hint.replace(setting, option)
+        raise ToolkitError(exc.message, hint=hint, exit_code=exc.exit_code, details=exc.details) from exc

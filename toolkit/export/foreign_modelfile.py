@@ -1,0 +1,82 @@
+"""The Modelfile beside GGUF files of a model that was trained elsewhere, for `ollama create`.
+
+Where its chat template is its own, TEMPLATE says the same in Go, if that can be; else Ollama takes the one in the GGUF.
+"""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.files import write_text
+from toolkit.core.output_settings import check_model_name
+from toolkit.export.jinja_format import format_of
+from toolkit.export.vocab.chat_check import renderer
+from toolkit.llamacpp.vocabulary import vocabulary
+from toolkit.ollama import modelfile
+from toolkit.prompt.format import PromptFormat
+from toolkit.prompt.renderings import go_template
+
+FIRST = "# Written by toolkit export for "
+
+
+def write_beside(
+    targets: dict[str, Path], config: Config, name: str, template: str, form: PromptFormat | None, *, force: bool
+) -> dict[str, Any]:
+    """Write `Modelfile` beside the GGUF files and return its path with the command that comes next.
+
+    It names the default quantization, or the first one. `template` is the chat template in the files, `form` the prompt
+    format that it is of, None for a template that came with the model. A Modelfile that is not this model's own stays:
+    then it is `NAME.Modelfile`.
+    """
+    quantization = config.export.default if config.export.default in targets else next(iter(targets))
+    gguf = targets[quantization]
+    with vocabulary(gguf) as file:
+        bos, eos = file.text(file.bos) if file.adds_bos else "", file.text(file.eos)
+        render = renderer(template, {"bos_token": file.text(file.bos), "eos_token": eos})
+    called = _model_name(name)
+    own = format_of(lambda messages: render(messages).removeprefix(bos)) if form is None else None
+    if form is None and own is None:
+        console.warn(
+            "this chat template cannot be said in Ollama's language; Ollama uses the one in the GGUF, or a similar one "
+            f"of its own: look at it with `ollama show {called} --template`"
+        )
+    lines = [f'{FIRST}{" ".join(name.split())}. Ask it with: ollama run {called} "your question"']
+    lines.append(f"FROM {modelfile.bare(f'./{gguf.name}', 'the name of the GGUF file')}")
+    try:
+        if own is not None:
+            lines.append(f"TEMPLATE {modelfile.quote(go_template(own, ''), 'the prompt template')}")
+        if form is not None:
+            lines.append(f"TEMPLATE {modelfile.quote(go_template(form, form.eos or eos), 'the prompt template')}")
+            if form.instruction:
+                lines.append(f"SYSTEM {modelfile.quote(form.instruction, '`prompt.instruction`')}")
+        for stop in dict.fromkeys([eos, *(form.stops if form else ())]):
+            if stop:
+                lines.append(f"PARAMETER stop {modelfile.quote(stop, f'the stop text {stop!r}')}")
+    except ToolkitError as exc:  # a text that no Modelfile can hold; the GGUF files are there all the same
+        console.warn(f"no Modelfile is written: {exc.message}")
+        return {}
+    lines.append("PARAMETER repeat_penalty 1.0")
+    path = gguf.parent / "Modelfile"
+    if path.exists() and not force and not _ours(path, lines[0]):
+        path = gguf.parent / f"{gguf.name.removesuffix(f'-{quantization}.gguf')}.Modelfile"
+    write_text(path, "\n".join(lines) + "\n")
+    return {"modelfile": str(path), "next": shlex.join(["ollama", "create", called, "-f", str(path)])}
+
+
+def _ours(path: Path, first: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8").partition("\n")[0] == first
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _model_name(name: str) -> str:
+    """Return the name for Ollama; what it would refuse in a folder's name becomes `-`."""
+    try:
+        return check_model_name(name)
+    except ValueError:
+        return re.sub(r"[^A-Za-z0-9_.-]", "-", name).lstrip(".-")[:80] or "model"

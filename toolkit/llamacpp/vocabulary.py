@@ -1,0 +1,82 @@
+"""A GGUF's vocabulary alone, as llama.cpp loads it: no weights are read, so that it takes a fraction of a second."""
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+
+_ERROR = 3  # ggml.h: GGML_LOG_LEVEL_ERROR; debug and continued lines stand above it
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A loaded vocabulary; `bos` and `eos` are None where the file names none, `adds_bos` is what a server does."""
+
+    handle: Any
+    bos: int | None
+    eos: int | None
+    adds_bos: bool
+
+    def text(self, index: int | None) -> str:
+        """Return a token's text, empty for None."""
+        import llama_cpp
+
+        if index is None:
+            return ""
+        raw: bytes = llama_cpp.llama_vocab_get_text(self.handle, index)
+        return raw.decode("utf-8", errors="replace")
+
+    def chat_ids(self, prompt: str) -> list[int]:
+        """Return the ids that llama-server and Ollama make of a prompt which a chat template rendered.
+
+        They take a BOS off its start where the vocabulary adds one, and find control tokens anywhere in it. Source:
+        llama.cpp's common/chat.cpp (apply) and common_tokenize.
+        """
+        import llama_cpp
+
+        begin = self.text(self.bos)
+        if self.adds_bos and begin:
+            prompt = prompt.removeprefix(begin)
+        raw = prompt.encode("utf-8")
+        room = len(raw) + 16
+        while True:
+            buffer = (llama_cpp.llama_token * room)()
+            count = llama_cpp.llama_tokenize(self.handle, raw, len(raw), buffer, room, True, True)
+            if count >= 0:
+                return list(buffer[:count])
+            room = -count
+
+
+@contextlib.contextmanager
+def vocabulary(path: Path) -> Iterator[Vocabulary]:
+    """Load the vocabulary of a GGUF file; raises ToolkitError with llama.cpp's own words if it does not load."""
+    import llama_cpp
+
+    said: list[str] = []
+
+    def heard(level: int, text: bytes, data: Any) -> None:
+        if level == _ERROR:
+            said.append(text.decode("utf-8", errors="replace").strip())
+
+    callback = llama_cpp.llama_log_callback(heard)
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    model = None
+    try:
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.vocab_only = True
+        model = llama_cpp.llama_model_load_from_file(str(path).encode("utf-8", errors="surrogateescape"), params)
+        if not model:
+            raise ToolkitError("llama.cpp does not load the vocabulary: " + (" ".join(said) or "it does not say why"))
+        handle = llama_cpp.llama_model_get_vocab(model)
+        bos, eos = llama_cpp.llama_vocab_bos(handle), llama_cpp.llama_vocab_eos(handle)
+        adds = bool(llama_cpp.llama_vocab_get_add_bos(handle))
+        yield Vocabulary(handle, bos if bos >= 0 else None, eos if eos >= 0 else None, adds)
+    finally:
+        if model:
+            llama_cpp.llama_model_free(model)
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
