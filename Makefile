@@ -1,5 +1,6 @@
 # make quickstart   set up .venv and run the whole job on a small base model
 # make test         set up what the tests need and run them all
+# make exhaustive   what make test tries with fewer cases: every quantization on every family
 # make test-ollama  the tests that need a real Ollama server, against each supported version of it, with a table
 # make fast         the fast tests only
 # make lint         ruff and mypy
@@ -12,7 +13,7 @@ WEIGHTS ?= 1e9
 # A file's tests share a server or a trained model: one process runs them all. Two took 6 GB at once.
 PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-ollama fast lint fuzz needs clean
+.PHONY: quickstart test exhaustive test-ollama fast lint fuzz needs clean
 .DELETE_ON_ERROR:
 
 quickstart: .installed-run
@@ -21,7 +22,10 @@ quickstart: .installed-run
 	$(BIN)/toolkit ask -c $(CONFIG) "What can I do to lower my risk of catching a cold?"
 
 test: .installed-dev
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not exhaustive"
+
+exhaustive: .installed-dev
+	$(PYTEST) -m exhaustive
 
 test-ollama: .installed-dev
 	$(BIN)/python -m tests.generations

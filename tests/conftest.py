@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.support import outside, processes, properties  # noqa: F401  (it registers the profiles)
+from tests.support import cache, outside, processes, properties  # noqa: F401  (it registers the profiles)
 from tests.support.ollama_server import OllamaServer, find_ollama, ollama_server
 from toolkit.core import console
 
@@ -41,6 +42,12 @@ class Called:
         """The object on the last line of stdout."""
         value: dict[str, Any] = json.loads(self.out.splitlines()[-1])
         return value
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a folder for what tests make alike, before the workers start: they inherit its name."""
+    if made := cache.begin():
+        config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

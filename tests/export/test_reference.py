@@ -1,6 +1,6 @@
 """For every family and type, each tensor and each metadata key is what llama.cpp's converter and quantizer make."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ INTENDED = {
     "tokenizer.ggml.add_sep_token": "never stated: these models have no separator",
     "tokenizer.ggml.add_space_prefix": "always stated for SentencePiece, as tokenizer.json has it; no effect elsewhere",
 }
+DEPEND_ON_IMATRIX = ("IQ3_M", "IQ4_XS", "Q4_0", "Q5_K_M", "Q2_K")
+COVERING = ("F16", "Q4_0", "Q4_K_M", "Q2_K", "IQ4_XS", "IQ2_XXS")
 NEED_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
 REAL: dict[str, tuple[str, dict[str, Any], Any]] = {
     "Mistral 7B v0.3": ("mistral", {"vocab_size": 32768}, vocabularies.mistral_v3),
@@ -89,19 +91,42 @@ def test_what_the_converter_makes(converted: Mapping[str, Pair], name: str, tmp_
     assert differences(base, reference, tmp_path / "f32.gguf", "F32") == []
 
 
+def of_types(pair: Pair, names: Iterable[str], folder: Path, *, weighed: Collection[str]) -> list[str]:
+    """Compare types of a family with llama.cpp's, those of `weighed` with an importance matrix too."""
+    base, f32 = pair
+    weights, wrong = importance(f32), []
+    for name in names:
+        for imatrix in [*([] if name in NEED_IMATRIX else [None]), *([weights] if name in weighed else [])]:
+            assert oracle.quantize(f32, folder / "theirs.gguf", name, imatrix=imatrix) == 0
+            wrong += differences(base, folder / "theirs.gguf", folder / "ours.gguf", name, imatrix=imatrix)
+    return wrong
+
+
 @pytest.mark.slow
+def test_every_type_on_llama(converted: Mapping[str, Pair], tmp_path: Path) -> None:
+    """With an importance matrix too where the choice or the bytes depend on one."""
+    weighed = (*NEED_IMATRIX, *DEPEND_ON_IMATRIX)
+    assert of_types(converted["llama"], QUANTIZATIONS, tmp_path, weighed=weighed) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in families.FAMILIES if name != "llama"])
+def test_covering_types_on_every_other_family(converted: Mapping[str, Pair], family: str, tmp_path: Path) -> None:
+    assert of_types(converted[family], COVERING, tmp_path, weighed=NEED_IMATRIX) == []
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_type(converted: Mapping[str, Pair], family: str, tmp_path: Path) -> None:
-    """All types for every family; with an importance matrix those whose choice or bytes depend on one."""
-    base, f32 = converted[family]
-    weights = importance(f32)
-    with_matrix = (*NEED_IMATRIX, "IQ3_M", "IQ4_XS", "Q4_0", "Q5_K_M", "Q2_K") if family == "phi3" else NEED_IMATRIX
-    wrong = []
-    for name in QUANTIZATIONS:
-        for imatrix in [*([] if name in NEED_IMATRIX else [None]), *([weights] if name in with_matrix else [])]:
-            assert oracle.quantize(f32, tmp_path / "theirs.gguf", name, imatrix=imatrix) == 0
-            wrong += differences(base, tmp_path / "theirs.gguf", tmp_path / "ours.gguf", name, imatrix=imatrix)
-    assert wrong == []
+def test_every_type_on_every_family(converted: Mapping[str, Pair], family: str, tmp_path: Path) -> None:
+    weighed = (*NEED_IMATRIX, *DEPEND_ON_IMATRIX) if family == "phi3" else NEED_IMATRIX
+    assert of_types(converted[family], QUANTIZATIONS, tmp_path, weighed=weighed) == []
+
+
+def test_the_covering_types_cover_every_kind_of_choice() -> None:
+    """Legacy, K and IQ quants, with an importance matrix and without, of one type alone and of a mix."""
+    assert {*COVERING} <= {*QUANTIZATIONS} and {*COVERING} & {*NEED_IMATRIX}
+    assert {"F16", "Q4_0", "Q4_K", "Q2_K", "IQ4_XS", "IQ2_XXS"} == {BASE[name][0].name for name in COVERING}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,44 +40,58 @@ def silence(handler: Handler) -> bool:
 
 
 REAL_COPY = b'"destination":"faulty:latest"'
-FAULTS = {
-    "resets in the upload": (
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What strikes a registration, what the error says of it, and how the registration is to be called."""
+
+    strike: Strike
+    said: str
+    timeout: float = 120.0
+    cleans_up: bool = True  # if not, the server refuses it, and the next call does
+
+
+FAULTS: dict[str, Fault] = {
+    "resets in the upload": Fault(
         Strike("POST", "/api/blobs/", half_an_upload, times=99),
         "the upload of `faulty-F32.gguf` broke off 4 times",
     ),
-    "a gateway that lost the server in the upload": (
+    "a gateway that lost the server in the upload": Fault(
         Strike("POST", "/api/blobs/", says(502, "<html>", "text/html"), times=99),
         "broke off 4 times: RemoteProtocolError HTTP 502",
     ),
-    "html at the question for the blob": (
+    "html at the question for the blob": Fault(
         Strike("HEAD", "/api/blobs/", says(401, "<html>", "text/html")),
         "refused while uploading .*: HTTP 401",
     ),
-    "a drip at create": (
+    "a drip at create": Fault(
         Strike("POST", "/api/create", drips(200, '{"status":"parsing GGUF"}' * 9, 0.1)),
         "no whole answer within 4 s while creating",
+        timeout=4.0,
     ),
-    "a drip at show": (
+    "a drip at show": Fault(
         Strike("POST", "/api/show", drips(200, '{"template":"' + "x" * 99, 0.1), body=b"toolkit-new-"),
         "no whole answer within 4 s while proving",
+        timeout=4.0,
     ),
-    "full disk in the upload": (
+    "full disk in the upload": Fault(
         Strike("POST", "/api/blobs/", says(500, '{"error":"write: no space left on device"}')),
         "no space left on device",
     ),
-    "500 at create": (Strike("POST", "/api/create", says(500, '{"error":"boom"}')), "creating .*: boom"),
-    "error in the stream of create": (
+    "500 at create": Fault(Strike("POST", "/api/create", says(500, '{"error":"boom"}')), "creating .*: boom"),
+    "error in the stream of create": Fault(
         Strike("POST", "/api/create", says(200, '{"status":"parsing GGUF"}\n{"error":"boom"}\n')),
         "creating .*: boom",
     ),
-    "create without success": (
+    "create without success": Fault(
         Strike("POST", "/api/create", says(200, '{"status":"writing manifest"}\n')),
         "stopped at `writing manifest`",
     ),
-    "html at create": (Strike("POST", "/api/create", says(200, "<html>\n", "text/html")), "not Ollama's"),
-    "reset at create": (Strike("POST", "/api/create", lambda handler: handler.reset()), "broke while creating"),
-    "silence at create": (Strike("POST", "/api/create", silence), "no whole answer within 4 s"),
-    "html at show": (
+    "html at create": Fault(Strike("POST", "/api/create", says(200, "<html>\n", "text/html")), "not Ollama's"),
+    "reset at create": Fault(Strike("POST", "/api/create", lambda handler: handler.reset()), "broke while creating"),
+    "silence at create": Fault(Strike("POST", "/api/create", silence), "no whole answer within 4 s", timeout=4.0),
+    "html at show": Fault(
         Strike("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
         "a proxy before .* got no answer from it while proving",
     ),
@@ -84,57 +99,57 @@ FAULTS = {
         Strike("POST", "/api/blobs/", says(413, "<title>413 Too Large</title>", "text/html"), times=99),
         "takes no request of this size while uploading .*: HTTP 413",
     ),
-    "another prompt": (
+    "another prompt": Fault(
         Strike("POST", "/api/chat", says(200, '{"_debug_info":{"rendered_template":"Below is X"}}')),
         r"/api/chat renders another prompt .* at character 10 'X' stands instead of 'an instruction",
     ),
-    "no end of the answer": (
+    "no end of the answer": Fault(
         Strike("POST", "/api/generate", says(200, '{"response":"a","done":false}'), body=b'"num_predict"'),
         "did not answer",
     ),
-    "reset at the question": (
+    "reset at the question": Fault(
         Strike("POST", "/api/generate", lambda handler: handler.reset(), body=b'"num_predict"'),
         "broke while proving",
     ),
-    "500 at the last copy": (
+    "500 at the last copy": Fault(
         Strike("POST", "/api/copy", says(500, '{"error":"boom"}'), body=REAL_COPY),
         "registering .*: boom",
     ),
-    "a copy that does nothing": (
+    "a copy that does nothing": Fault(
         Strike("POST", "/api/copy", says(200, ""), body=REAL_COPY),
         "does not list `faulty:latest`",
     ),
-    "500 at the delete that makes it valid": (
+    "500 at the delete that makes it valid": Fault(
         Strike("DELETE", "/api/delete", says(500, '{"error":"boom"}'), body=b"toolkit-commit-", times=99),
         "registering .*: boom",
+        cleans_up=False,
     ),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_after_any_fault_the_former_model_is_there(ollama: OllamaServer, tmp_path: Path, name: str) -> None:
-    fault, said = FAULTS[name]
+    fault = FAULTS[name]
     run = make_run(tmp_path / "former", ollama.url, "faulty", seed=5)
     if "latest" not in run.held():
         run.register()
     former, answer = run.held(), run.answer()
     with proxy(ollama.url) as (url, passing):
-        timeout = 4.0 if "silence" in name or "drip" in name else 120.0
         seed = 100 + list(FAULTS).index(name)
         fresh = make_run(
             tmp_path / "fresh",
             url,
             "faulty",
             seed=seed,
-            ollama={"timeout": timeout},
+            ollama={"timeout": fault.timeout},
             export={"quantizations": ["F32"]},
         )
-        passing.fault = fault
-        with pytest.raises(ToolkitError, match=said) as caught:
+        passing.fault = fault.strike
+        with pytest.raises(ToolkitError, match=fault.said) as caught:
             fresh.register()
-        assert fault.struck
+        assert fault.strike.struck
         assert caught.value.exit_code == FAILED and caught.value.hint
-        if "delete" in name:  # the server refuses to clean up: the next call does
+        if not fault.cleans_up:
             assert temporary(run)
             passing.fault = lambda handler: False
             recover(run)

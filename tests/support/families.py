@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.support import models, vocabularies
+from tests.support import cache, models, vocabularies
 
 COMMON: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -55,10 +55,23 @@ def save(
     folder: Path, family: str, *, vocabulary: Any = None, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Path:
     """Save a model of a family; `vocabulary` saves its tokenizer, a small one by default."""
+
+    def build(target: Path) -> None:
+        _build(target, family, vocabulary or FAMILIES[family][2], dtype, settings)
+
+    if vocabulary is None:
+        cache.copied(folder, build, family, dtype, sorted(settings.items()))
+    else:
+        build(folder)
+    torch.manual_seed(0)  # whether it was made or copied
+    return folder
+
+
+def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, settings: dict[str, Any]) -> None:
     import transformers
 
-    name, own, small_vocabulary = FAMILIES[family]
-    (vocabulary or small_vocabulary)(folder)
+    name, own, _ = FAMILIES[family]
+    vocabulary(folder)
     config = getattr(transformers, f"{name}Config")(**{**COMMON, "vocab_size": 608, **own, **settings})
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
@@ -67,4 +80,3 @@ def save(
             if key.endswith("norm.weight"):
                 weight.copy_((0 if family == "gemma2" else 1) + 0.1 * torch.randn(weight.shape))
     model.to(dtype).save_pretrained(folder)
-    return folder

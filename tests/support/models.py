@@ -1,5 +1,6 @@
 """Small models with random weights, made by transformers and PEFT, that the export tests take apart."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from tests.support import cache
 from toolkit.model.gguf_base import LLAMA3_SPLIT, QWEN2_SPLIT
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -93,6 +95,18 @@ def save_model(
     **settings: Any,
 ) -> Path:
     """Save a Llama with random weights, norms included; `settings` are LlamaConfig's."""
+
+    def build(target: Path) -> None:
+        _build_model(target, dtype, shard, pre, controls, settings)
+
+    cache.copied(folder, build, dtype, shard, pre, [*controls], sorted(settings.items()))
+    torch.manual_seed(0)  # whether it was made or copied
+    return folder
+
+
+def _build_model(
+    folder: Path, dtype: torch.dtype, shard: str, pre: str, controls: Sequence[str], settings: dict[str, Any]
+) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     save_tokenizer(folder, pre, controls=controls)
@@ -110,11 +124,26 @@ def save_model(
             elif name.endswith(".bias"):
                 weight.copy_(0.1 * torch.randn(weight.shape))
     model.save_pretrained(folder, max_shard_size=shard)
-    return folder
 
 
 def save_adapter(folder: Path, base: Path, **settings: Any) -> Path:
     """Save a PEFT LoRA adapter of a base, both matrices random."""
+
+    def build(target: Path) -> None:
+        _build_adapter(target, base, settings)
+
+    known = hashlib.sha256()
+    for path in sorted([base / "config.json", *base.glob("*.safetensors")]):
+        known.update(path.read_bytes())
+    cache.copied(folder, build, known.hexdigest(), sorted(settings.items()))
+    config = folder / "adapter_config.json"
+    stated = {**json.loads(config.read_text()), "base_model_name_or_path": str(base)}
+    config.write_text(json.dumps(stated, indent=2, sort_keys=True))
+    torch.manual_seed(1)  # whether it was made or copied
+    return folder
+
+
+def _build_adapter(folder: Path, base: Path, settings: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaForCausalLM
 
@@ -128,7 +157,6 @@ def save_adapter(folder: Path, base: Path, **settings: Any) -> Path:
             if "lora_" in name:
                 weight.copy_(0.05 * torch.randn(weight.shape))
     peft.save_pretrained(folder, save_embedding_layers=False)  # PEFT would copy the base's lm_head beside its LoRA
-    return folder
 
 
 def add_tokens(source: Path, target: Path, *texts: str) -> None:
