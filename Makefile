@@ -11,7 +11,8 @@ BIN := .venv/bin
 CONFIG := examples/quickstart.toml
 WEIGHTS ?= 1e9
 # A file's tests share a server or a trained model: one process runs them all. Two took 6 GB at once.
-PYTEST := $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Compiled modules are kept, whatever the shell says: without them every process of the tests compiles them anew.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test exhaustive test-ollama fast lint fuzz needs clean
 .DELETE_ON_ERROR:

@@ -67,6 +67,7 @@ def test_a_script_that_builds_a_server_can_be_named(alone: Path, monkeypatch: py
     assert ollama_server.find_ollama() == alone / ollama_server.VERSION / "ollama"
 
 
+@pytest.mark.slow
 def test_tests_that_need_the_outside_skip_in_a_copy_elsewhere(tmp_path: Path) -> None:
     """With CI=true, where a missing library would be a failure."""
     ignored = shutil.ignore_patterns("__pycache__")
