@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tests.support.bases import save_weights
 from toolkit import pipeline
@@ -102,7 +103,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving) -> H
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
     save_weights(tmp_path / "base")
-    (tmp_path / "data.csv").write_text("question,answer\na,b\n", encoding="utf-8")
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["</s>"])
+    words.save(str(tmp_path / "base" / "tokenizer.json"))
+    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}', encoding="utf-8")
+    rows = "".join(f"question {number},answer {number}\n" for number in range(20))
+    (tmp_path / "data.csv").write_text(f"question,answer\n{rows}", encoding="utf-8")
     return Home(tmp_path, serving({"/api/version": (200, '{"version":"0.34.1"}', {})}))
 
 

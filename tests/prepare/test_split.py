@@ -82,20 +82,19 @@ def test_random_split_leaks_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("questions", "settings", "side", "hint"),
+    ("questions", "settings", "side"),
     [
-        (["q"] * 50, {}, "val", "data.val = 0"),
-        (["q"] * 50, {"val": 0.0}, "test", "raise data.test (now 0.1)"),
-        (["a", "b", "c"], {}, "val", "data.val = 0"),
-        (["a", "b"], {"val": 0.4, "test": 0.5}, "train", "lower data.val and data.test"),
-        (["a"], {"val": 0.0, "split": "random"}, "train", "lower"),
+        (["q"] * 50, {}, "val"),
+        (["q"] * 50, {"val": 0.0}, "test"),
+        (["a", "b"], {"val": 0.4, "test": 0.5}, "train"),
+        (["a"], {"val": 0.0, "split": "random"}, "train"),
     ],
 )
-def test_an_empty_side(questions: list[str], settings: dict[str, Any], side: str, hint: str) -> None:
+def test_an_empty_side(questions: list[str], settings: dict[str, Any], side: str) -> None:
     with pytest.raises(ToolkitError) as caught:
         split(records(questions), DataSettings(**settings))
-    assert f"leaves {side} empty: {len(questions)} usable rows" in caught.value.message
-    assert f"{side} 0" in caught.value.message and hint in caught.value.hint
+    assert f"leaves {side} empty: {len(questions)} usable row" in caught.value.message
+    assert f"{side} 0" in caught.value.message
 
 
 def test_val_may_be_left_out() -> None:

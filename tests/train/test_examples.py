@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from toolkit.train.examples import IGNORED
 FORM = prompt_format(PromptSettings())
 
 
-def one(path: Path, tokenizer: Tokenizer, record: dict[str, str], settings: TrainSettings) -> examples.Example:
+def one(path: Path, tokenizer: Tokenizer, record: dict[str, Any], settings: TrainSettings) -> examples.Example:
     values = {"row": 7, "instruction": "Explain:", "truncated": False, **record}
     path.write_text(json.dumps(values) + "\n")
     return examples.tokenize(path, tokenizer, FORM, settings)[0]
@@ -64,6 +65,22 @@ def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tm
     ):
         with pytest.raises(ToolkitError, match=f"row 7.*{said}"):
             examples.prove_examples([good, bad], tokenizer)
+
+
+def test_a_cut_answer_does_not_teach_to_stop(base: Base, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base.folder)
+    cut: dict[str, Any] = {"input": "What?", "output": "That is so because", "truncated": True}
+    example = one(tmp_path / "x", tokenizer, cut, TrainSettings())
+    whole = one(tmp_path / "x", tokenizer, {**cut, "truncated": False}, TrainSettings())
+    assert whole.input_ids == [*example.input_ids, tokenizer.eos] and whole.labels == [*example.labels, tokenizer.eos]
+    examples.prove_examples([example, whole], tokenizer)
+    for bad, said in (
+        (replace(whole, truncated=True), "EOS .* stands behind the cut"),
+        (replace(example, truncated=False), "do not end in EOS"),
+        (replace(example, labels=[IGNORED] * len(example.labels)), "nothing of its answer"),
+    ):
+        with pytest.raises(ToolkitError, match=f"row 7.*{said}"):
+            examples.prove_examples([example, bad], tokenizer)
 
 
 def test_a_record_over_the_context_is_refused(base: Base, tmp_path: Path) -> None:

@@ -40,16 +40,42 @@ def _command(name: str, tail: str = "") -> str:
 
 @verb(writes=True, config=False)
 @click.argument("directory", default=".", metavar="[DIR]")
-def init(directory: str, dry_run: bool, force: bool) -> None:
-    """Write a commented toolkit.toml and sample data."""
+@click.option("--data", metavar="FILE", help="Your data file: named in the settings, which are in its language.")
+def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
+    """Write a commented toolkit.toml, and sample data unless you name yours."""
     from toolkit.init import start
 
-    written = start(Path(directory), dry_run=dry_run, force=force)
+    language = ""
+    if data is not None:
+        from toolkit.prepare.language import file_language
+
+        language = file_language(Path(data))
+    source = None if data is None else Path(data)
+    written = start(Path(directory), dry_run=dry_run, force=force, data=source, language=language)
     names = [str(path) for path in written]
-    console.result({"would_write" if dry_run else "written": names}, "\n".join(names))
+    found = {} if data is None else {"language": language}
+    console.result({"would_write" if dry_run else "written": names, **found}, "\n".join(names))
+    if data is not None:
+        _say_language(data, language)
     if not dry_run:
         where = "" if directory == "." else f"cd {directory} && "
         console.next_step(f"{where}toolkit doctor")
+
+
+def _say_language(data: str, language: str) -> None:
+    from toolkit.prompt.languages import SENTENCES, language_name
+
+    if not language:
+        console.info(f"{data}: the language of the answers is not sure, so the prompt is in English ([prompt])")
+        return
+    name = language_name(language)
+    if language == "en" or language in SENTENCES:
+        console.info(f"{data}: the answers are in {name}, and so is the prompt ([prompt])")
+    else:
+        console.warn(
+            f"{data}: the answers are in {name}, and the prompt asks for it; write prompt.instruction, "
+            f"validate.questions and validate.instruction in {name} too"
+        )
 
 
 @verb()

@@ -55,7 +55,7 @@ class DataSettings(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the split."""
     on_too_long: Literal["truncate", "drop"] = "truncate"
-    """A record longer than train.max_length: cut the end of its answer (EOS is kept), or drop it."""
+    """A record longer than train.max_length: cut the end of its answer, which then teaches no EOS, or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Questions on two splits whose words overlap at least this much (Jaccard) are counted and shown."""
 

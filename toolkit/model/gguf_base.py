@@ -1,6 +1,7 @@
 """A base that is a GGUF file: dequantized once to float32 safetensors, with its tokenizer, in the user's cache."""
 
 import contextlib
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,13 @@ def is_whole(folder: Path) -> bool:
 
 def converted_folder(path: Path) -> Path:
     """Return where a GGUF file's conversion is kept."""
-    return cache_folder() / "bases" / f"{path.stem}-{sha256_of(path)[:16]}-{CONVERSION}"
+    state = path.stat()
+    return cache_folder() / "bases" / f"{path.stem}-{_hash_of(path, state.st_size, state.st_mtime_ns)}-{CONVERSION}"
+
+
+@functools.cache
+def _hash_of(path: Path, size: int, modified: int) -> str:
+    return sha256_of(path)[:16]
 
 
 def _convert_weights(path: Path, folder: Path) -> None:

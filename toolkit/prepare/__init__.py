@@ -12,12 +12,15 @@ from toolkit.core.config import Config
 from toolkit.core.files import writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SPLITS, RunFolder
-from toolkit.prepare.clean import Record, Rejection, clean, group_id
-from toolkit.prepare.columns import described, find_columns, lost_meaning, unused, wanted_names
+from toolkit.prepare.clean import Record, Rejection, group_id
+from toolkit.prepare.columns import described, lost_meaning, unused
+from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.fit import fit
-from toolkit.prepare.read import read_table
-from toolkit.prepare.refusals import hints_for_some, no_usable_row
-from toolkit.prepare.split import Splits, drop_duplicates, leaked, near_duplicates, split
+from toolkit.prepare.groups import reworded
+from toolkit.prepare.language import foreign_prompt, identifier, main_language
+from toolkit.prepare.refusals import hints_for_some
+from toolkit.prepare.remarks import cut_answers, few_questions, reworded_questions
+from toolkit.prepare.split import Splits, leaked, near_duplicates
 from toolkit.prepare.spoiled import Damage, find_damage
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer
@@ -32,29 +35,20 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     ToolkitError if the file cannot be used or a split would be empty; former results then stay.
     """
     form = prompt_format(config.prompt)
-    table = read_table(source, wanted_names(config.data))
-    columns = find_columns(table, config.data)
-    left = unused(table, columns)
-    console.info(described(columns, left))
-    for lost in lost_meaning(columns, left):
-        console.warn(lost)
-    records, rejected = clean(
-        table, columns, form.instruction, null_words=config.data.null_words, repairs=config.data.clean
-    )
-    damage = list(
-        find_damage((record.number, (record.question, record.answer, record.instruction)) for record in records)
-    )
-    repaired = Counter(kind for record in records for kind in record.repaired)
-    duplicates = 0
-    if config.data.split == "grouped":
-        records, duplicates = drop_duplicates(records)
-    # Before the split, so that each split has its share of what can really be trained on.
-    records, too_long = fit(records, form, tokenizer, config)
-    rejected = sorted([*rejected, *too_long], key=lambda rejection: rejection.number)
-    if not records:
-        raise no_usable_row(table, columns, rejected)
-    splits = split(records, config.data)
-    near = near_duplicates(splits, config.data.near_duplicate)
+    with identifier() as identify:
+        rows = read_rows(source, config)
+        left = unused(rows.table, rows.columns)
+        console.info(described(rows.columns, left))
+        for lost in lost_meaning(rows.columns, left):
+            console.warn(lost)
+        texts = ((record.number, (record.question, record.answer, record.instruction)) for record in rows.records)
+        damage = list(find_damage(texts))
+        repaired = Counter(kind for record in rows.records for kind in record.repaired)
+        divided = divide(rows, config, lambda records: fit(records, form, tokenizer, config))
+        splits, records, rejected = divided.splits, divided.records, divided.rejected
+        near = near_duplicates(splits, config.data.near_duplicate)
+        language = main_language([record.answer for record in records], identify)
+        foreign = foreign_prompt(config.prompt, records, language, identify)
 
     with writing_folder(folder.data) as fresh:
         for name in SPLITS:
@@ -62,32 +56,37 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
         _write(fresh / folder.rejected.name, [_rejected_row(rejection) for rejection in rejected])
 
     figures = {
-        "rows": len(table.rows),
+        "rows": len(rows.table.rows),
         "kept": len(records),
-        "duplicates": duplicates,
+        "duplicates": divided.duplicates,
         "rejected": len(rejected),
         "reasons": dict(Counter(rejection.reason for rejection in rejected).most_common()),
         "truncated": sum(record.truncated for record in records),
-        "dropped_too_long": len(too_long),
+        "dropped_too_long": len(divided.too_long),
         **{name: len(splits[name]) for name in SPLITS},
         "questions": len({record.normalised for record in records}),
         "near_duplicates": len(near),
         "leaked_questions": leaked(splits),
+        "reworded_questions": reworded(splits["train"], splits["val"] + splits["test"]),
         "instruction_as_question": sum(record.instruction_as_question for record in records),
         "control_like": _control_like(records, form, tokenizer),
-        "columns": columns.taken(),
+        "language": language,
+        "columns": rows.columns.taken(),
         "unused_columns": left,
         "damaged": {found.kind: found.count for found in damage},
         "repaired": dict(repaired),
-        "source_sha256": table.sha256,
+        "source_sha256": rows.table.sha256,
     }
     for pair in near[:SHOWN_PAIRS]:
         console.info(
             f"near-duplicate ({pair.overlap:.2f}): {pair.side} `{_brief(pair.question)}` "
             f"and {pair.other_side} `{_brief(pair.other)}`"
         )
-    _warn_of_damage(damage, repaired, len(table.rows))
-    _warn(figures, folder, splits, hints_for_some(table, columns, rejected))
+    _warn_of_damage(damage, repaired, len(rows.table.rows))
+    _warn(figures, folder, splits, hints_for_some(rows.table, rows.columns, rejected))
+    for said in (cut_answers(divided, config), few_questions(splits), reworded_questions(figures, splits), foreign):
+        if said:
+            console.warn(said)
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)
 
 

@@ -1,35 +1,133 @@
-"""What the doctor asks about the data."""
+"""What the doctor asks about the data: it is read, cleaned and split as prepare does it, and nothing is written."""
 
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+from toolkit.core import console
 from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_URL
+from toolkit.core.run_folder import SPLITS
 from toolkit.core.stage import Check
+from toolkit.model import base
+from toolkit.prepare.clean import Record, Rejection
+from toolkit.prepare.columns import wanted_names
+from toolkit.prepare.division import Fit, Rows, divide, rows_of
+from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
+from toolkit.prepare.head import file_head
+from toolkit.prepare.read import parse_table
+from toolkit.prepare.source import locate
+from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.renderings import render
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 SECONDS = 10.0  # that the server of the data has to answer
 
+Loaded = Callable[[], Tokenizer | None]
 
-def data(config: Config, *, offline: bool) -> Check:
-    """Check that the data file is there, or can be downloaded."""
-    if config.data.source == "medquad":
+
+def tokenizer_here(config: Config) -> Tokenizer | None:
+    """Load the base's tokenizer if it is on this machine; None if not, or if the base is none: its own check tells.
+
+    Raises ToolkitError where the vocabulary cannot write the prompt, as prepare does.
+    """
+    label = base.training_label(config.model)
+    try:
+        folder = base.tokenizer_folder(label, base.revision_of(label, config.model))
+        if folder is not None:
+            base.check_folder(folder, weights=False)
+    except (ToolkitError, OSError):
+        return None
+    return None if folder is None else load_tokenizer(folder, prompt_format(config.prompt))
+
+
+def prompt(config: Config, tokenizer: Loaded) -> Check:
+    """Check that the base's vocabulary can write the prompt; raises ToolkitError where prepare would."""
+    loaded = tokenizer()
+    if loaded is None:
+        return Check("prompt", None, "to be checked once the base is on this machine", "")
+    return Check("prompt", True, f"{config.prompt.preset}, answers end in `{loaded.eos_text}`", "")
+
+
+def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
+    """Check that prepare will take the data file, or can download it; raises ToolkitError where prepare would.
+
+    Of a large file the first rows alone are read. Then, and where it takes the tokenizer of a base that is not here,
+    nothing is promised.
+    """
+    if config.data.source == "medquad" and not MEDQUAD_CSV.exists():
         return _medquad(offline=offline)
-    path = Path(config.data.source).expanduser()
-    fix = 'set `data.source` to your file of questions and answers, or to "medquad"'
-    if not path.exists():
-        return Check("data", False, f"there is no file `{path}`", fix)
-    if not path.is_file():
-        return Check("data", False, f"`{path}` is not a file", fix)
-    if path.stat().st_size == 0:
-        return Check("data", False, f"`{path}` is empty", fix)
-    with path.open("rb") as file:
-        file.read(1)  # a file without read permission fails here
-    return Check("data", True, f"{path}, {path.stat().st_size:,} bytes", "")
+    path = locate(config.data, offline=offline)
+    content, whole = file_head(path)
+    if not whole:
+        return _first_rows(content, path, config)
+    rows = rows_of(parse_table(content, path, wanted_names(config.data)), config)
+    form = prompt_format(config.prompt)
+    try:
+        loaded = tokenizer()
+    except ToolkitError:  # the prompt's check tells
+        loaded = None
+    if loaded is None:
+        return _without_tokenizer(rows, form, config)
+    divided = divide(rows, config, lambda records: fit(records, form, loaded, config))
+    sizes = ", ".join(f"{len(divided.splits[name]):,} {name}" for name in SPLITS)
+    return Check("data", True, f"{_usable(rows)}: {sizes}", "")
+
+
+def _usable(rows: Rows) -> str:
+    return f"{rows.table.path}, {len(rows.table.rows):,} rows, {len(rows.records):,} of them usable"
+
+
+def _without_tokenizer(rows: Rows, form: PromptFormat, config: Config) -> Check:
+    """Try the split with the records alone that fit whatever the tokenizer: those that do not can only be more."""
+    try:
+        divide(rows, config, _surely_fitting(form, config))
+    except ToolkitError:
+        divide(rows, config, lambda records: (records, []))  # what no tokenizer can mend is said at once
+        found = f"{_usable(rows)}; how many fit train.max_length is not known before the base is here"
+        return Check("data", None, found, "")
+    return Check("data", True, _usable(rows), "")
+
+
+def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
+    """Fit records by their bytes, of which a token has one at least."""
+    cut = config.data.on_too_long == "truncate"
+
+    def fits(record: Record) -> bool:
+        text = render(form, record.question, record.instruction).text + ("" if cut else record.answer)
+        return len(text.encode("utf-8", "surrogatepass")) + MARGIN < config.train.max_length
+
+    def fit_by_bytes(records: list[Record]) -> tuple[list[Record], list[Rejection]]:
+        others = [record for record in records if not fits(record)]
+        too_long = [Rejection(record.number, record.line, NO_ROOM, record.question) for record in others]
+        return [record for record in records if fits(record)], too_long
+
+    return fit_by_bytes
+
+
+def _first_rows(content: bytes, path: Path, config: Config) -> Check:
+    size = path.stat().st_size
+    try:
+        table = parse_table(content, path, wanted_names(config.data))
+    except ToolkitError as exc:
+        if "truncated" not in exc.message:
+            raise
+        # The end of what was read may stand within a quoted cell.
+        return Check("data", None, f"{path}, {console.size(size)}: too large to be read here, prepare reads it", "")
+    try:
+        rows = rows_of(table, config)
+    except ToolkitError as exc:
+        if "no usable row" not in exc.message:
+            raise
+        found = f"{path}: of the first {len(table.rows):,} rows none can be used, the others were not read"
+        return Check("data", None, found, exc.hint)
+    usable = f"{len(rows.records):,} of its first {len(table.rows):,} rows are usable"
+    found = f"{path}, {console.size(size)}: {usable}; the others were not read"
+    return Check("data", None, found, "")
 
 
 def _medquad(*, offline: bool) -> Check:
-    if MEDQUAD_CSV.is_file():
-        return Check("data", True, f"MedQuAD in {MEDQUAD_CSV}", "")
     fix = f"download and unzip it by hand to {MEDQUAD_CSV}, or set `data.source` to a file of your own"
     if offline:
         return Check("data", False, f"`{MEDQUAD_CSV}` is not there, and --offline forbids to download it", fix)

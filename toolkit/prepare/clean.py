@@ -35,6 +35,7 @@ class Record:
     """One question with its answer, as it will be trained on. `normalised` names the group of its question.
 
     `question` begins with the record's context, if it has one. `repaired` names the repairs that changed its text.
+    `tokens` is the length of the whole record where its answer is cut, else 0.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Record:
     instruction_as_question: bool = False
     truncated: bool = False
     repaired: tuple[str, ...] = ()
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Fit records into the context: cut the end of an answer, or drop the row, and count both."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from toolkit.core import console
@@ -21,14 +23,14 @@ def fit(
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
-    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer, so that EOS still follows it.
+    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer. Both say how long they are whole.
     """
     limit = config.train.max_length
     prompts = [render(form, record.question, record.instruction) for record in records]
     doubtful = list(range(len(records)))
     if is_byte_level(tokenizer):
         doubtful = [
-            index for index in doubtful if _most_tokens(prompts[index].text + records[index].answer, tokenizer) > limit
+            index for index in doubtful if most_tokens(prompts[index].text + records[index].answer, tokenizer) > limit
         ]
     lengths = _lengths([(prompts[index], records[index].answer) for index in doubtful], tokenizer)
     fitted: list[Record | None] = list(records)
@@ -41,7 +43,7 @@ def fit(
         if config.data.on_too_long == "truncate":
             answer = tokenizer.shorten(prompts[index], record.answer, limit)
         if answer is not None:
-            fitted[index] = replace(record, answer=answer, truncated=True)
+            fitted[index] = replace(record, answer=answer, truncated=True, tokens=tokens)
             continue
         fitted[index] = None
         reason = TOO_LONG if config.data.on_too_long == "drop" else NO_ROOM
@@ -51,7 +53,16 @@ def fit(
     return [record for record in fitted if record is not None], rejected
 
 
-def _most_tokens(text: str, tokenizer: Tokenizer) -> int:
+def fitting_length(records: Sequence[Record | Rejection], share: float, limit: int) -> int:
+    """Return the `train.max_length` at which a share of the records would fit whole: `limit` where they do already.
+
+    Of records that `fit` found to be longer, kept ones and rejected ones, it takes their own length.
+    """
+    lengths = sorted(record.tokens or limit for record in records)
+    return lengths[max(0, math.ceil(share * len(lengths)) - 1)] if lengths else limit
+
+
+def most_tokens(text: str, tokenizer: Tokenizer) -> int:
     """Return more tokens than a record can have, without encoding it: a token of byte-level BPE has a byte at least."""
     if tokenizer.encoder.normalizer is not None and not text.isascii():
         text = tokenizer.encoder.normalizer.normalize_str(text)

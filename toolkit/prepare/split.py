@@ -3,14 +3,16 @@
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record
+from toolkit.prepare.groups import shown
 
 Splits = dict[str, list[Record]]
 # Word → (split, words in the set, words from this one on) → numbers of the items.
@@ -27,12 +29,20 @@ def drop_duplicates(records: list[Record]) -> tuple[list[Record], int]:
 
 
 def split(records: list[Record], settings: DataSettings) -> Splits:
-    """Divide records as `data.split` says; raises ToolkitError if that leaves a split empty (val = 0 may be)."""
+    """Divide records as `data.split` says; raises ToolkitError if that leaves a split empty (val = 0 may be).
+
+    No split stays empty where there are enough questions (rows, with `random`) for one each.
+    """
     splits = random_split(records, settings) if settings.split == "random" else grouped_split(records, settings)
-    for name in SPLITS:
-        if not splits[name] and not (name == "val" and settings.val == 0):
-            raise _empty(name, splits, settings)
+    for name in wanted_splits(settings):
+        if not splits[name]:
+            raise _empty(name, splits)
     return splits
+
+
+def wanted_splits(settings: DataSettings) -> list[str]:
+    """Name the splits that must hold records: all, or all but val where its share is 0."""
+    return [name for name in SPLITS if name != "val" or settings.val > 0]
 
 
 def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
@@ -42,7 +52,8 @@ def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
     more moves nothing else. scikit-learn's GroupShuffleSplit moves 228 of MedQuAD's 361 held-out questions then.
     """
     sizes = Counter(record.normalised for record in records)
-    room = {"test": round(settings.test * len(records)), "val": round(settings.val * len(records))}
+    aims = {"test": round(settings.test * len(records)), "val": round(settings.val * len(records))}
+    room = dict(aims)
     side_of: dict[str, str] = {}
     for question in sorted(sizes, key=lambda text: hashlib.sha256(f"{settings.seed}:{text}".encode()).digest()):
         side_of[question] = "train"
@@ -52,7 +63,33 @@ def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
                 side_of[question] = name
                 room[name] -= sizes[question]
                 break
+    _fill(side_of, sizes, {**aims, "train": len(records) - sum(aims.values())}, wanted_splits(settings))
     return {name: [record for record in records if side_of[record.normalised] == name] for name in SPLITS}
+
+
+def _fill(side_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], wanted: list[str]) -> None:
+    """Give each empty split a group of another one that has two or more: the one that leaves all nearest their aims.
+
+    Nothing moves where no split is empty. One stays empty only if there are fewer groups than splits.
+    """
+    rows = Counter({name: 0 for name in SPLITS})
+    groups = Counter(side_of.values())
+    for question, side in side_of.items():
+        rows[side] += sizes[question]
+    for empty in wanted:
+        givers = [question for question, side in side_of.items() if groups[side] > 1]
+        if groups[empty] or not givers:
+            continue
+
+        def distance(question: str, to: str = empty) -> int:
+            moved = {side_of[question]: -sizes[question], to: sizes[question]}
+            return sum(abs(rows[name] + moved.get(name, 0) - aims[name]) for name in SPLITS)
+
+        taken = min(givers, key=distance)  # the first in the order of the hash, where several are as good
+        former = side_of[taken]
+        side_of[taken] = empty
+        rows.update({former: -sizes[taken], empty: sizes[taken]})
+        groups.update({former: -1, empty: 1})
 
 
 def random_split(records: list[Record], settings: DataSettings) -> Splits:
@@ -65,25 +102,52 @@ def random_split(records: list[Record], settings: DataSettings) -> Splits:
     # Shares are decimals: as floats, 0.1 + 0.2 would hold out one row in ten too many.
     val, test = (Fraction(str(share)) for share in (settings.val, settings.test))
     count = min(math.ceil((val + test) * len(records)), len(records))
+    for_val = round(count * val / (val + test))
+    for_test = count - for_val
+    if len(records) >= len(wanted_splits(settings)):
+        for_val, for_test = max(for_val, int(settings.val > 0)), max(for_test, 1)
+        while for_val + for_test >= len(records):  # one is left to train on
+            for_val, for_test = (for_val - 1, for_test) if for_val > for_test else (for_val, for_test - 1)
+    count = for_val + for_test
     if count == len(records):  # scikit-learn refuses a split without training rows
         train, held_out = [], records
     else:
         train, held_out = train_test_split(records, test_size=count, random_state=settings.seed)
-    for_val = round(count * val / (val + test))
     return {"train": train, "val": held_out[:for_val], "test": held_out[for_val:]}
 
 
-def _empty(side: str, splits: Splits, settings: DataSettings) -> ToolkitError:
+def _empty(side: str, splits: Splits) -> ToolkitError:
     rows = sum(map(len, splits.values()))
     questions = len({record.normalised for records in splits.values() for record in records})
     counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
-    fix = "lower data.val and data.test" if side == "train" else f"raise data.{side} (now {getattr(settings, side):g})"
-    if side == "val":
-        fix += ", set data.val = 0 to do without"
-    return ToolkitError(
-        f"the split leaves {side} empty: {rows} usable rows of {questions} questions give {counts}",
-        hint=f"{fix}, or add rows with other questions",
-    )
+    of = f"{rows} usable row{'s' * (rows != 1)} of {questions} question{'s' * (questions != 1)}"
+    return ToolkitError(f"the split leaves {side} empty: {of} give {counts}")
+
+
+def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) -> str:
+    """Say which settings would split the same rows, each tried by `attempt`, with the sizes that they give.
+
+    `split = "random"` is named only where no split by questions is possible. There may be no way at all.
+    """
+    changes: list[dict[str, Any]] = [{"val": 0.0}] if settings.val > 0 else []
+    if settings.split == "grouped":
+        changes += [{"split": "random"}, *({"split": "random", **change} for change in changes)]
+    more = f"at least {len(wanted_splits(settings))} are needed"
+    for change in changes:
+        try:
+            splits = attempt(settings.model_copy(update=change))
+        except ToolkitError:
+            continue
+        options = " ".join(f"--set data.{key}={value if key == 'split' else '0'}" for key, value in change.items())
+        sizes = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
+        if "split" in change:
+            return (
+                f"add rows with other questions ({more}); `{options}` is the only way without them and gives {sizes}, "
+                "but then the held-out rows ask what training has seen"
+            )
+        return f"`{options}` gives {sizes}; or add rows with other questions ({more})"
+    kind = "rows" if settings.split == "random" else "rows with other questions"
+    return f"add {kind}: {more}"
 
 
 def leaked(splits: Splits) -> int:
@@ -105,7 +169,7 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class _Item:
-    question: str
+    record: Record
     normalised: str
     side: str
     words: list[str]
@@ -136,19 +200,19 @@ def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
             overlap = _jaccard(sets[number], sets[other])
             if overlap >= threshold:  # one is enough: of a long template, every question nearly is every other
                 twin = items[other]
-                found.append(NearDuplicate(item.question, item.side, twin.question, twin.side, overlap))
+                found.append(NearDuplicate(shown(item.record), item.side, shown(twin.record), twin.side, overlap))
                 break
     return found
 
 
 def _items(splits: Splits) -> list[_Item]:
     """Return each question once a split, its words rarest first."""
-    unique = {(record.normalised, name): record.question for name in SPLITS for record in splits[name]}
+    unique = {(record.normalised, name): record for name in SPLITS for record in splits[name]}
     words = [set(normalised.split()) for normalised, _ in unique]
     common = Counter(word for some in words for word in some)
     return [
-        _Item(question, normalised, side, sorted(some, key=lambda word: (common[word], word)))
-        for ((normalised, side), question), some in zip(unique.items(), words, strict=True)
+        _Item(record, normalised, side, sorted(some, key=lambda word: (common[word], word)))
+        for ((normalised, side), record), some in zip(unique.items(), words, strict=True)
     ]
 
 

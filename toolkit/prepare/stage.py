@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from toolkit.core.config import Config
     from toolkit.core.manifest import Outcome
     from toolkit.core.run_folder import RunFolder
+    from toolkit.prompt.tokenizer import Tokenizer
 
 
 def data_file(config: "Config") -> Path:
@@ -60,9 +61,18 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
 
 
 def _checks(there: Examination) -> Checks:
+    import functools
+
     from toolkit.prepare import checks
 
-    return [("data", lambda: checks.data(there.config, offline=there.offline))]
+    @functools.cache
+    def tokenizer() -> "Tokenizer | None":
+        return checks.tokenizer_here(there.config)
+
+    return [
+        ("data", lambda: checks.data(there.config, tokenizer, offline=there.offline)),
+        ("prompt", lambda: checks.prompt(there.config, tokenizer)),
+    ]
 
 
 STAGE = Stage(

@@ -73,8 +73,10 @@ class Tokenizer:
             ids += [run] if isinstance(run, int) else self.encode(run)
         return ids
 
-    def record_ids(self, prompt: Prompt | str, answer: str) -> tuple[list[int], int]:
+    def record_ids(self, prompt: Prompt | str, answer: str, *, cut: bool = False) -> tuple[list[int], int]:
         """Return the ids of prompt, answer and EOS, and how many of them are the prompt's.
+
+        An answer that was `cut` does not end there: no EOS stands behind it.
 
         The prompt's ids are always those of the prompt alone, as in serving. The answer's are those it has behind the
         prompt, unless that would change the prompt's.
@@ -83,7 +85,7 @@ class Tokenizer:
         whole = self.prompt_ids(prompt + answer)
         if whole[: len(start)] != start:
             whole = start + list((self.inner or self.encoder).encode(answer, add_special_tokens=False).ids)
-        return [*whole, self.eos], len(start)
+        return whole if cut else [*whole, self.eos], len(start)
 
     def shorten(self, prompt: Prompt | str, answer: str, length: int) -> str | None:
         """Cut the end of an answer so that its record has at most `length` tokens, EOS included.

@@ -32,7 +32,7 @@ class Example:
 
 
 def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings) -> list[Example]:
-    """Read one split and turn each record into ids and labels.
+    """Read one split and turn each record into ids and labels, without EOS behind an answer that was cut.
 
     With `completion_only_loss` the prompt's labels are ignored. Raises ToolkitError for a record that is longer than
     `max_length`: prepare should have cut it.
@@ -40,7 +40,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
     found = []
     for record in read_records(path):
         prompt = render(form, record["input"], record["instruction"])
-        ids, start = tokenizer.record_ids(prompt, record["output"])
+        ids, start = tokenizer.record_ids(prompt, record["output"], cut=record["truncated"])
         if len(ids) > settings.max_length:
             raise ToolkitError(
                 f"row {record['row']} has {len(ids)} tokens, train.max_length is {settings.max_length}",
@@ -78,15 +78,20 @@ def load_examples(
 
 
 def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
-    """Check that every record's labels end in EOS and that BOS stands exactly once where the model has one.
+    """Check that a record's labels end in EOS where its answer ends, and that BOS stands once where the model has one.
 
-    Raises ToolkitError with the row: training on such records gives a model that never stops, or that has never seen
-    the prompt it will be served.
+    Raises ToolkitError with the row: training on such records gives a model that never stops, that stops in the middle
+    of a sentence, or that has never seen the prompt it will be served.
     """
     for example in all_examples:
-        if example.labels[-1] != tokenizer.eos:
-            raise ToolkitError(f"row {example.row}: its labels do not end in EOS (`{tokenizer.eos_text}`)")
-        if all(label == IGNORED for label in example.labels[:-1]):
+        ends = example.labels[-1] == tokenizer.eos
+        if ends is example.truncated:
+            raise ToolkitError(
+                f"row {example.row}: its answer was cut, and EOS (`{tokenizer.eos_text}`) stands behind the cut"
+                if ends
+                else f"row {example.row}: its labels do not end in EOS (`{tokenizer.eos_text}`)"
+            )
+        if all(label == IGNORED for label in example.labels[: -1 if ends else None]):
             raise ToolkitError(f"row {example.row}: nothing of its answer is left to learn")
         if tokenizer.bos is None:
             continue
@@ -95,7 +100,7 @@ def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
             raise ToolkitError(f"row {example.row}: BOS stands {count} times, once at the start is right")
     cut = sum(example.truncated for example in all_examples)
     bos = "no BOS (the model has none)" if tokenizer.bos is None else "one BOS"
-    console.done(f"{len(all_examples):,} records: all labels end in EOS, {bos}; {cut:,} truncated answers")
+    console.done(f"{len(all_examples):,} records: all whole answers end in EOS, {bos}; {cut:,} cut answers without it")
 
 
 def show(some: list[Example], tokenizer: Tokenizer, count: int = 3) -> None:

@@ -24,8 +24,8 @@ HUB_LICENSES = {
 def front_matter(report: dict[str, Any], name: str, manifest: Manifest) -> str:
     """Return the YAML between the card's two lines of dashes; what is not known is left out.
 
-    The base is named if it has a commit: then its name is a hub's, not a path. Data and language are known if the
-    run prepared MedQuAD and trained on it.
+    The base is named if it has a commit: then its name is a hub's, not a path. The data are
+    known if the run prepared MedQuAD and trained on it, the language if prepare was sure of it.
     """
     from huggingface_hub import ModelCardData
 
@@ -35,11 +35,17 @@ def front_matter(report: dict[str, Any], name: str, manifest: Manifest) -> str:
         base_model=base["label"] if base["commit"] else None,
         license=_hub_license(base["licence"]),
         datasets=["medquad"] if medquad else None,
-        language="en" if medquad else None,
+        language="en" if medquad else _language(manifest),
         library_name="llama-cpp-python",
         tags=[*TAGS, "medical"] if medquad else TAGS,
     )
     return data.to_yaml()
+
+
+def _language(manifest: Manifest) -> str | None:
+    """Return the ISO 639 code of the language that most prepared answers are in, None where that is not sure."""
+    prepared = manifest.stages.get("prepare")
+    return (prepared.figures.get("language") or None) if prepared and "train" in manifest.stages else None
 
 
 def _trained_on_medquad(manifest: Manifest) -> bool:

@@ -16,7 +16,10 @@ from toolkit.prompt.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Record:
-    """One held-out record: `ids` are prompt, answer and EOS, the first `start` of them the prompt's."""
+    """One held-out record: `ids` are prompt, answer and EOS, the first `start` of them the prompt's.
+
+    A cut answer has no EOS: the model is not scored for an end that is none.
+    """
 
     row: int
     prompt: Prompt
@@ -26,7 +29,7 @@ class Record:
 
     @property
     def seen(self) -> list[int]:
-        """The ids that a model reads: all but EOS, behind which nothing is predicted."""
+        """The ids that a model reads: all but the last, behind which nothing is predicted."""
         return self.ids[:-1]
 
     @property
@@ -36,7 +39,7 @@ class Record:
 
     @property
     def targets(self) -> npt.NDArray[np.int64]:
-        """The answer's ids with EOS: what the positions from `first` on should predict."""
+        """The answer's ids, with EOS where it ends: what the positions from `first` on should predict."""
         return np.array(self.ids[self.start :], dtype=np.int64)
 
 
@@ -57,5 +60,5 @@ def read_held_out(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[
 
 def _record(values: dict[str, Any], number: int, form: PromptFormat, tokenizer: Tokenizer) -> Record:
     prompt = render(form, values["input"], values["instruction"])
-    ids, start = tokenizer.record_ids(prompt, values["output"])
+    ids, start = tokenizer.record_ids(prompt, values["output"], cut=bool(values.get("truncated")))
     return Record(int(values.get("row", number)), prompt, values["output"], ids, start)

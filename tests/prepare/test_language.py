@@ -1,0 +1,209 @@
+"""The language of the answers: found where it is sure, held against the prompt's, silent elsewhere."""
+
+import csv
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from toolkit.core.config import Config
+from toolkit.core.config_file import build, load_config, starter
+from toolkit.core.input_settings import PromptSettings
+from toolkit.init import start
+from toolkit.prepare.clean import Record, normalise, split_cell
+from toolkit.prepare.language import Identify, file_language, foreign_prompt, identifier, main_language
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.languages import NAMES, SENTENCES, language_code
+from toolkit.prompt.renderings import prompt_text
+
+ANSWERS = {
+    "en": [
+        "Rest and drink a lot of water.",
+        "See a doctor if the fever lasts for three days.",
+        "Wash your hands often.",
+    ],
+    "pt": [
+        "Descanse e beba bastante água.",
+        "Procure um médico se a febre durar três dias.",
+        "Lave as mãos com sabão.",
+    ],
+    "es": [
+        "Descanse y beba mucha agua.",
+        "Consulte a un médico si la fiebre dura tres días.",
+        "Lávese las manos a menudo.",
+    ],
+    "fr": [
+        "Reposez-vous et buvez beaucoup d'eau.",
+        "Consultez un médecin si la fièvre persiste.",
+        "Lavez-vous les mains.",
+    ],
+    "de": [
+        "Ruhen Sie sich aus und trinken Sie viel.",
+        "Gehen Sie bei hohem Fieber zum Arzt.",
+        "Waschen Sie die Hände.",
+    ],
+    "it": [
+        "Riposi e beva molta acqua ogni giorno.",
+        "Consulti un medico se la febbre dura tre giorni.",
+        "Si lavi le mani.",
+    ],
+    "nl": ["Rust uit en drink veel water.", "Ga naar de huisarts als de koorts aanhoudt.", "Was uw handen regelmatig."],
+    "sv": [
+        "Vila och drick mycket vatten.",
+        "Sök läkare om febern varar i tre dagar.",
+        "Tvätta händerna ofta och noga.",
+    ],
+    "ru": ["Отдыхайте и пейте много воды.", "Обратитесь к врачу, если температура держится три дня.", "Мойте руки."],
+    "ja": ["水を十分に飲んで、ゆっくり休んでください。", "熱が三日以上続く場合は、医師に相談してください。"],
+    "zh": ["多喝水，多休息，注意保暖。", "如果发烧持续三天以上，请及时就医。", "饭前便后要用肥皂洗手，保持卫生。"],
+}
+PORTUGUESE = "Explique ao paciente, de forma simples, o que ele quer saber, e não deixe nenhuma pergunta sem resposta."
+UNSURE = {
+    "yes and no": ["Yes", "No", "No", "Yes"] * 20,
+    "drugs": ["Paracetamol 500 mg", "Ibuprofen 400 mg", "Amoxicillin 250 mg/5 ml", "Metformin 850 mg"] * 10,
+    "codes": ["J45.0", "I10", "E11.9", "K21.0 / K21.9"] * 20,
+    "Latin": ["Otitis media acuta", "Diabetes mellitus", "Staphylococcus aureus", "Morbus Crohn"] * 5,
+    "numbers": ["12", "37.5", "120/80"] * 30,
+    "half and half": [text for pair in zip(ANSWERS["pt"], ANSWERS["en"], strict=True) for text in pair] * 5,
+    "three languages": [*ANSWERS["es"], *ANSWERS["de"], *ANSWERS["ru"]] * 3,
+    "one short answer": ["Descanse."],
+    "nothing": [],
+}
+
+
+@pytest.fixture(scope="module")
+def identify() -> Iterator[Identify]:
+    with identifier() as found:
+        yield found
+
+
+def records(answers: list[str], instruction: str = "Explain:") -> list[Record]:
+    return [
+        Record(str(n), n, n, instruction, f"question {n}", answer, normalise(f"question {n}"))
+        for n, answer in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize("code", sorted(ANSWERS))
+def test_the_language_of_a_few_answers_is_found(code: str, identify: Identify) -> None:
+    assert main_language(ANSWERS[code] * 3, identify) == code
+
+
+@pytest.mark.parametrize("kind", sorted(UNSURE))
+def test_nothing_is_said_where_it_is_not_sure(kind: str, identify: Identify) -> None:
+    language = main_language(UNSURE[kind], identify)
+    assert language == ""
+    assert foreign_prompt(PromptSettings(), records(UNSURE[kind]), language, identify) == ""
+
+
+def test_a_few_foreign_answers_change_nothing(identify: Identify) -> None:
+    assert main_language(ANSWERS["de"] * 10 + ANSWERS["en"], identify) == "de"
+
+
+def test_medquad_is_english(medquad: Path, identify: Identify) -> None:
+    with medquad.open(encoding="utf-8", newline="") as file:
+        cells = [split_cell(row["Answer"]) for row in csv.DictReader(file)]
+    answers = [cell[1] for cell in cells if not isinstance(cell, str)]
+    assert len(answers) == 2479
+    assert main_language(answers, identify) == "en"
+    assert foreign_prompt(PromptSettings(), records(answers), "en", identify) == ""
+    assert "prompt.language=English" in foreign_prompt(
+        PromptSettings(language="pt-BR"), records(answers), "en", identify
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "language", "advised"),
+    [
+        ({}, "pt", "--set prompt.language=Portuguese --set prompt.instruction=Explique:`"),
+        ({}, "sv", "--set prompt.language=Swedish --set 'prompt.instruction=TEXT IN SWEDISH'`"),
+        ({"preset": "alpaca-no-input"}, "es", "--set prompt.language=Spanish`"),
+        ({"language": "pt-BR"}, "es", "--set prompt.language=Spanish "),
+        ({"language": "Brazilian Portuguese"}, "pt", ""),
+        ({"language": "português"}, "pt", ""),
+        ({"language": ""}, "pt", ""),
+        ({"language": "the patient's language"}, "pt", ""),
+        ({"preset": "chatml"}, "fr", "--set 'prompt.instruction=Expliquez :'`"),
+        ({"preset": "chatml", "instruction": PORTUGUESE}, "pt", ""),
+        ({"preset": "chatml", "instruction": PORTUGUESE}, "en", "Explain:"),
+        ({"preset": "llama3", "instruction": ""}, "de", ""),
+        ({"preset": "custom", "user_turn": "Answer the question of the patient.\n{instruction}\n{input}\n"}, "it",
+         "write prompt.prefix, prompt.user_turn and prompt.instruction in Italian"),
+        ({"preset": "custom", "user_turn": "<|u|>{instruction}\n{input}<|e|>"}, "nl", "'prompt.instruction=Leg uit:'"),
+    ],
+)  # fmt: skip
+def test_a_prompt_in_another_language(
+    settings: dict[str, str], language: str, advised: str, identify: Identify
+) -> None:
+    form = PromptSettings.model_validate(settings)
+    said = foreign_prompt(form, records(["x"], form.instruction), language, identify)
+    assert advised in said
+    assert bool(said) is bool(advised)
+
+
+def test_an_instruction_that_no_record_uses_is_not_spoken_of(identify: Identify) -> None:
+    own = records(["x"], "Explique de forma simples:")
+    assert foreign_prompt(PromptSettings(preset="chatml"), own, "pt", identify) == ""
+    assert "prompt.instruction" not in foreign_prompt(PromptSettings(), own, "pt", identify)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("English", "en"), ("german", "de"), ("Deutsch", "de"), ("pt-BR", "pt"), ("zh_Hans", "zh"), (" fr ", "fr"),
+        ("Mexican Spanish", "es"), ("simple English", "en"), ("中文", "zh"), ("English or French", ""), ("", ""),
+        ("Klingon", ""), ("xx-YY", ""), ("bahasa indonesia", "id"),
+    ],
+)  # fmt: skip
+def test_names_of_languages(text: str, code: str) -> None:
+    assert language_code(text) == code
+
+
+@pytest.mark.parametrize("code", sorted(NAMES))
+def test_each_language_is_known_by_its_names(code: str) -> None:
+    assert {language_code(name) for name in (*NAMES[code], code)} == {code}
+
+
+def csv_file(path: Path, answers: list[str]) -> Path:
+    rows = "".join(f'question {n},"{answer}"\n' for n, answer in enumerate(answers))
+    path.write_text(f"question,answer\n{rows}", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("code", [*SENTENCES, "en", "sv", ""])
+def test_init_takes_the_language_from_the_data(code: str, tmp_path: Path, identify: Identify) -> None:
+    answers = ANSWERS[code] * 4 if code else UNSURE["half and half"]
+    source = csv_file(tmp_path / "mine.csv", answers)
+    language = file_language(source)
+    assert language == code
+    written = start(tmp_path / "new", dry_run=False, force=False, data=source, language=language)
+    assert written == [tmp_path / "new/toolkit.toml"]
+    config = load_config(written[0])
+    assert config.data.source == str(source)
+    assert foreign_prompt(config.prompt, records(answers, config.prompt.instruction), language, identify) == ""
+    if code in SENTENCES:
+        text = prompt_text(prompt_format(config.prompt), "{input}")
+        own = SENTENCES[code]
+        assert text.startswith(own.preamble) and own.instruction in text
+        # All that it says is in that language, as py3langid reads it.
+        assert identify(text)[0] == code and identify(text)[1] > 0.9
+        assert main_language([*config.validation.questions, config.validation.instruction], identify) == code
+        assert all(stop in text for stop in config.prompt.stops) and len(config.prompt.stops) == 3
+    else:
+        assert config.prompt == Config().prompt.model_copy(update={"language": "Swedish"} if code == "sv" else {})
+        assert config.validation == Config().validation
+
+
+def test_a_data_file_in_the_folder_is_named_from_there(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    source = csv_file(tmp_path / "data/mine.csv", ANSWERS["en"])
+    assert load_config(start(tmp_path, dry_run=False, force=False, data=source)[0]).data.source == "data/mine.csv"
+    assert not (tmp_path / "data/sample.csv").exists()
+
+
+def test_the_starter_with_sentences_is_a_settings_file() -> None:
+    for code, sentences in SENTENCES.items():
+        text = starter({"prompt": sentences.prompt(), "validate": sentences.validation()})
+        prompt = build(tomllib.loads(text)).prompt
+        assert prompt.instruction == sentences.instruction, code

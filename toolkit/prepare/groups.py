@@ -1,0 +1,51 @@
+"""Which rows ask the same: the group of each record, all of whose rows stay in one split."""
+
+from collections import Counter
+from dataclasses import replace
+
+from toolkit.prepare.clean import Record, normalise
+
+
+def with_groups(records: list[Record], default: str) -> list[Record]:
+    """Name the group of each record by its instruction and its question together.
+
+    A part that says nothing is left out: the `default` instruction, and a text that more than half of the rows share,
+    such as "Answer in one line." as the input of every row. So the groups of plain questions are their questions.
+    """
+    instructions = Counter(record.instruction for record in records)
+    questions = Counter(record.normalised for record in records)
+
+    def common(count: int) -> bool:
+        return 2 * count > len(records)
+
+    named = []
+    for record in records:
+        if record.instruction == default or common(instructions[record.instruction]):
+            named.append(record)
+            continue
+        parts = [record.instruction] if common(questions[record.normalised]) else [record.instruction, record.question]
+        named.append(replace(record, normalised=normalise("\n".join(parts))))
+    return named
+
+
+def reworded(train: list[Record], held_out: list[Record]) -> int:
+    """Count the held-out rows whose question stands in training too, under another instruction.
+
+    The question is here whichever of the two columns has more different texts: the other one says how to answer it.
+    """
+    records = [*train, *held_out]
+    instructions = {record.instruction for record in records}
+    inputs = {normalise(record.question) for record in records}
+
+    def asked(record: Record) -> str:
+        return record.instruction if len(instructions) > len(inputs) else normalise(record.question)
+
+    trained = {asked(record) for record in train}
+    return sum(asked(record) in trained for record in held_out)
+
+
+def shown(record: Record) -> str:
+    """Return what a record asks, as a reader knows it from the file."""
+    if record.normalised == normalise(record.question):
+        return record.question
+    return f"{record.instruction} {record.question}"

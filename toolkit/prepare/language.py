@@ -1,0 +1,140 @@
+"""The language of the answers, and whether the prompt is in it."""
+
+import contextlib
+import functools
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import console
+from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
+from toolkit.core.files import spread
+from toolkit.core.input_settings import PromptSettings
+from toolkit.prepare.clean import Record
+from toolkit.prepare.columns import wanted_names
+from toolkit.prepare.division import rows_of
+from toolkit.prepare.head import file_head
+from toolkit.prepare.read import parse_table
+from toolkit.prompt.languages import SENTENCES, language_code, language_name, related
+
+# The most likely language of a text, as an ISO 639 code, and its probability.
+Identify = Callable[[str], tuple[str, float]]
+
+SAMPLE = 64  # answers that are looked at, spread evenly over the records
+EXCERPT = 500  # characters of each
+FEWEST_LETTERS = 20  # of a text that says anything about its language, and four times as many of all of them
+SURE = 0.9  # probability of a language that is believed
+MOST = 0.8  # share of the sampled answers that must be in it
+_DEFAULT = str(PromptSettings.model_fields["instruction"].default)
+_NOT_LANGUAGES = {"", "zxx", "la"}  # Latin: names of diseases and bacteria are, in every language
+_MARKS = re.compile(r"<\|[^|>]*\|>|<[^<>\s]*>|\[/?[A-Z]+\]|\{instruction\}|\{input\}|[#\d]+")
+
+
+@contextlib.contextmanager
+def identifier() -> Iterator[Identify]:
+    """Yield py3langid, which loads its model (0.6 s) beside what the caller does until the first call."""
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(_load)
+        yield lambda text: _likeliest(loading.result().rank(text))
+
+
+def _likeliest(ranked: list[tuple[str, float]]) -> tuple[str, float]:
+    """Return the first of ranked languages, with its probability and that of those that are taken for it."""
+    first = ranked[0][0]
+    return first, sum(probability for code, probability in ranked if related(code, first))
+
+
+@functools.cache
+def _load() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def _weight(text: str) -> int:
+    """Count letters; one of Chinese, Japanese or Korean says as much as four others."""
+    return sum(4 if ord(char) >= 0x3040 else 1 for char in text if char.isalpha())
+
+
+def main_language(texts: list[str], identify: Identify) -> str:
+    """Return the ISO 639 code of the language that most texts are in; "" where they are mixed or too short to tell."""
+    some = [text[:EXCERPT] for text in spread(texts, SAMPLE)]
+    some = [text for text in some if _weight(text) >= FEWEST_LETTERS]
+    whole = "\n".join(some)
+    if _weight(whole) < 4 * FEWEST_LETTERS:
+        return ""
+    code = _sure_language(whole, identify)
+    agreeing = sum(related(identify(text)[0], code) for text in some)
+    return code if agreeing >= MOST * len(some) else ""
+
+
+def _sure_language(text: str, identify: Identify) -> str:
+    if _weight(text) < FEWEST_LETTERS:
+        return ""
+    code, probability = identify(text)
+    return code if probability >= SURE and code not in _NOT_LANGUAGES else ""
+
+
+def foreign_prompt(settings: PromptSettings, records: list[Record], language: str, identify: Identify) -> str:
+    """Say that the prompt is in, or asks for, another language than `language`, which the answers are in; "" if not.
+
+    The default instruction counts only where a record uses it. Nothing is said of a text whose language is not sure.
+    """
+    if not language:
+        return ""
+    name = language_name(language)
+    default = any(record.instruction == settings.instruction for record in records)
+    if settings.preset.startswith("alpaca"):
+        asked = language_code(settings.language)
+        if not asked or related(asked, language):
+            return ""
+        said, change = f"the prompt asks for them in {settings.language}", [f"prompt.language={name}"]
+    else:
+        own = _MARKS.sub(" ", f"{settings.prefix} {settings.user_turn} {settings.suffix}")
+        text = f"{own} {settings.instruction if default else ''}".strip()
+        found = "en" if text == _DEFAULT else _sure_language(text, identify)
+        if not found or related(found, language):
+            return ""
+        said, change = f"the prompt is in {language_name(found)}", []
+        if _weight(own) >= FEWEST_LETTERS:
+            return (
+                f"the answers are in {name}, but {said}: write prompt.prefix, prompt.user_turn and prompt.instruction "
+                f"in {name}{_whole_prompt(language)}"
+            )
+    if default and settings.preset != "alpaca-no-input":
+        change.append(f"prompt.instruction={_instruction(language)}")
+    options = " ".join(f"--set {shlex.quote(each)}" for each in change)
+    return f"the answers are in {name}, but {said}: `{options}`{_whole_prompt(language)}"
+
+
+def _instruction(language: str) -> str:
+    if language in SENTENCES:
+        return SENTENCES[language].instruction
+    return _DEFAULT if language == "en" else f"TEXT IN {language_name(language).upper()}"
+
+
+def _whole_prompt(language: str) -> str:
+    if language not in SENTENCES:
+        return ""
+    return f"; `toolkit init DIR --data FILE` writes a whole prompt in {language_name(language)}"
+
+
+def file_language(path: Path) -> str:
+    """Return the language code of a data file's answers; "" where it is not sure, or the columns are not found.
+
+    Of a large file the first rows alone are read. Raises ToolkitError if the file cannot be read.
+    """
+    config = Config()
+    content, _ = file_head(path)
+    with identifier() as identify:
+        table = parse_table(content, path, wanted_names(config.data))
+        try:
+            rows = rows_of(table, config)
+        except ToolkitError as exc:
+            console.warn(exc.message)
+            return ""
+        return main_language([record.answer for record in rows.records], identify)

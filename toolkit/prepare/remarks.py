@@ -1,0 +1,54 @@
+"""What prepare warns of once the records are in their splits: answers that are cut, and splits that say little."""
+
+from typing import Any
+
+from toolkit.core.config import Config
+from toolkit.prepare.clean import Record, Rejection
+from toolkit.prepare.division import Division
+from toolkit.prepare.fit import fitting_length
+from toolkit.prepare.split import Splits
+
+SHARE = 0.05  # of the answers that are cut, from which on it is a warning
+FEW = 3  # held-out questions whose figures say something
+
+
+def cut_answers(divided: Division, config: Config) -> str:
+    """Warn of answers that are cut, with the lengths that would fit; "" if they are fewer than 5 %."""
+    cut = sum(record.truncated for record in divided.records)
+    measured: list[Record | Rejection] = [*divided.records, *divided.too_long]
+    if not measured or not cut or cut < SHARE * len(measured):
+        return ""
+    limit = config.train.max_length
+    most, every = (fitting_length(measured, share, limit) for share in (0.9, 1.0))
+    fitting = f"`--set train.max_length={every}` fits all of them"
+    if most not in (limit, every):
+        fitting = f"`--set train.max_length={most}` fits 90 % of them, {every} all"
+    return (
+        f"{cut:,} of {len(measured):,} answers ({cut / len(measured):.0%}) are cut at train.max_length = {limit}, and "
+        f"training does not see them end; {fitting}"
+    )
+
+
+def few_questions(splits: Splits) -> str:
+    """Warn of held-out splits with so few questions that their figures say little; "" if there are enough."""
+    few = []
+    for name in ("val", "test"):
+        questions = len({record.normalised for record in splits[name]})
+        if 0 < questions < FEW:
+            few.append(f"{name} holds {_counted(questions, 'question')} ({_counted(len(splits[name]), 'row')})")
+    return f"{' and '.join(few)}: figures from so few say little about other questions" if few else ""
+
+
+def reworded_questions(figures: dict[str, Any], splits: Splits) -> str:
+    """Warn of held-out questions that training sees under another instruction; "" if there are none."""
+    if not figures["reworded_questions"] or figures["leaked_questions"]:
+        return ""
+    held_out = len(splits["val"]) + len(splits["test"])
+    return (
+        f"{figures['reworded_questions']} of {held_out} held-out rows share their question with training rows, under "
+        "another instruction: their figures may flatter"
+    )
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}" + ("" if count == 1 else "s")
