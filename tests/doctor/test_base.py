@@ -127,8 +127,13 @@ def cache_hub(home: Home, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
     return snapshot
 
 
+def tokenizer_of(home: Home) -> dict[str, str]:
+    """The files of the tokenizer in the place where everything is in order."""
+    return {name: (home.path / "base" / name).read_text() for name in ("tokenizer.json", "tokenizer_config.json")}
+
+
 def test_a_cached_hub_id_needs_no_network(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    snapshot = cache_hub(home, monkeypatch, {"config.json": json.dumps(TINY), "tokenizer.json": "{}"})
+    snapshot = cache_hub(home, monkeypatch, {"config.json": json.dumps(TINY), **tokenizer_of(home)})
     places = dict.fromkeys(save_weights(snapshot, "model-1.safetensors"), "model-1.safetensors")
     (snapshot / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}), encoding="utf-8")
     found = home.examine("model.base=some/model")
@@ -138,7 +143,7 @@ def test_a_cached_hub_id_needs_no_network(home: Home, monkeypatch: pytest.Monkey
 
 def test_a_hub_id_with_a_missing_shard_is_not_cached(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     index = json.dumps({"weight_map": {"x": "model-1.safetensors", "y": "model-2.safetensors"}})
-    files = {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors.index.json": index}
+    files = {"config.json": "{}", **tokenizer_of(home), "model.safetensors.index.json": index}
     cache_hub(home, monkeypatch, {**files, "model-1.safetensors": "x"})
     only_failure(home.examine("model.base=some/model"), "base some/model")
 

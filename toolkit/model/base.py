@@ -184,8 +184,8 @@ def _installed_with_model() -> set[str]:
 
     names = set()
     for found in metadata.distributions():
-        held = sum(file.suffix == ".gguf" for file in found.files or [])
-        if held == 1 and found.metadata["Name"]:
+        # The list as text: parsing those of all packages takes seconds.
+        if (found.read_text("RECORD") or "").count(".gguf,") == 1 and found.metadata["Name"]:
             names.add(_package_key(found.metadata["Name"]))
     return names
 
