@@ -51,7 +51,8 @@ def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
     done = rollback.roll_back(second.config)
     assert done["tags"] == preview["tags"] and done["answer"]
     held = second.held()
-    assert held == {"latest": old["latest"], "f32": old["f32"], "f16": new["f16"], "previous": new["latest"]}
+    kept = {"previous-f16": old["f16"], "previous-f32": old["f32"]}
+    assert held == {"latest": old["latest"], "f32": old["f32"], "f16": new["f16"], "previous": new["latest"], **kept}
     assert second.answer() == old_answer
     assert not temporary(second)
     assert states(second, manifests[1])["previous"] == "this run's, rolled back"

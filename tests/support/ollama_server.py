@@ -107,7 +107,7 @@ class OllamaServer:
 
 def library(url: str) -> ollama.Client:
     """The client that users' scripts have; no proxy of the environment stands before it."""
-    return ollama.Client(url, trust_env=False)
+    return ollama.Client(url, trust_env=False, verify=httpx.create_ssl_context())
 
 
 def free_port() -> int:
