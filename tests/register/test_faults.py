@@ -95,7 +95,7 @@ FAULTS: dict[str, Fault] = {
         Strike("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
         "a proxy before .* got no answer from it while proving",
     ),
-    "a proxy's limit in the upload": (
+    "a proxy's limit in the upload": Fault(
         Strike("POST", "/api/blobs/", says(413, "<title>413 Too Large</title>", "text/html"), times=99),
         "takes no request of this size while uploading .*: HTTP 413",
     ),
