@@ -70,6 +70,10 @@ def test_a_gguf_of_another_architecture_has_no_shape(tmp_path: Path) -> None:
         ({"attention.head_count": 8}, "`blk.0.attn_q.weight`"),
         ({"feed_forward_length": 2**31}, "`llama.feed_forward_length`"),
         ({"feed_forward_length": 161}, "`blk.0.ffn_gate.weight`"),
+        ({"embedding_length": 65}, "`llama.embedding_length` is 65"),
+        ({"vocab_size": 2**32 - 1}, "`llama.vocab_size`"),
+        ({"rope.dimension_count": 8}, "`llama.rope.dimension_count` is 8"),
+        ({"attention.key_length": 10**9}, "`llama.attention.key_length`"),
     ],
 )
 def test_counts_that_the_tensors_contradict_are_refused(tmp_path: Path, stated: dict[str, int], words: str) -> None:
@@ -97,6 +101,15 @@ def test_tensors_of_another_shape_are_named(tmp_path: Path, name: str, shape: tu
         gguf_config(path)
 
 
+@pytest.mark.parametrize("key", ["attention.head_count", "attention.head_count_kv", "block_count", "vocab_size"])
+@pytest.mark.parametrize("value", [0, 10**9])
+def test_counts_of_every_architecture_are_held_to_the_tensors(tmp_path: Path, key: str, value: int) -> None:
+    """transformers would make tensors of these sizes."""
+    path = write_gguf(tmp_path / "base.gguf", architecture="qwen2", stated={key: value})
+    with pytest.raises(ToolkitError, match=f"base.gguf.*`qwen2.{key}`"):
+        gguf_config(path)
+
+
 def test_nothing_is_laid_out_for_layers_that_the_file_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.model.gguf_config.llama_layouts", lambda model: pytest.fail("laid out"))
     with pytest.raises(ToolkitError, match="block_count"):
@@ -112,6 +125,23 @@ def test_a_gguf_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
         cut.write_bytes(content[:length])
         with pytest.raises(ToolkitError, match="cannot be read as GGUF"):
             gguf_config(cut)
+
+
+@pytest.mark.parametrize("value", [0, 1, 0xFF])
+def test_a_gguf_header_with_any_byte_changed_is_read_or_refused(tmp_path: Path, value: int) -> None:
+    path = write_gguf(tmp_path / "base.gguf", ModelConfig(8, 1, 2, 1, 4, 8, 8, tied=True))
+    content = bytearray(path.read_bytes())
+    header = content.index(b"output_norm.weight") + 18 + 24
+    strings = range(content.index(b"tokenizer.ggml.tokens") + 300, content.index(b"token_embd.weight") - 8)
+    for place in range(value % 2, header, 2):
+        if place not in strings:
+            kept, content[place] = content[place], value
+            path.write_bytes(content)
+            try:
+                gguf_config(path)
+            except ToolkitError as exc:
+                assert "base.gguf" in exc.message and len(exc.message) < 400, place
+            content[place] = kept
 
 
 def test_the_quickstarts_base_is_smollm2() -> None:

@@ -85,6 +85,19 @@ def test_eos_from_config_where_the_tokenizer_names_none(base: Path, tmp_path: Pa
     assert load_tokenizer(tmp_path).eos == 7
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("value", [-1, 2**32, 2**64, 10**300, 499_999, True, 1.0, "7", [], [-1, 7], {}])
+def test_an_eos_id_that_the_tokenizer_has_not_is_refused_with_file_and_key(
+    tmp_path: Path, file: str, value: object
+) -> None:
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / file).write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ToolkitError, match=f"{file}` sets `eos_token_id`") as caught:
+        load_tokenizer(tmp_path)
+    assert len(caught.value.message) < 300 and "tokenizer_config.json" in caught.value.hint
+
+
 @pytest.mark.parametrize(("content", "said"), [(None, "no tokenizer.json"), (b"{", "cannot be read")])
 def test_damaged_tokenizers(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:

@@ -16,6 +16,7 @@ from toolkit.core.errors import ToolkitError
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+LONGEST_ARRAY = 1 << 24  # values; a vocabulary of 256,000 tokens has 512,000 merges
 LONGEST_HEADER = 256 << 20  # bytes; a vocabulary of 256,000 tokens takes about 10 MB
 
 
@@ -64,8 +65,10 @@ class _Cursor:
         if kind != ARRAY or depth > 3:
             raise ValueError(f"a value has the unknown type {kind}")
         (inner,), (count,) = self.scalars("I", 1), self.scalars("Q", 1)
+        if count > LONGEST_ARRAY:
+            raise ValueError(f"a list has {count:,} values")
         if inner in SCALARS:
-            return list(self.scalars(SCALARS[inner], min(count, len(self.data) + 1)))
+            return list(self.scalars(SCALARS[inner], count))
         return [self.value(inner, depth + 1) for _ in range(count)]
 
 
@@ -91,7 +94,10 @@ def _parse(cursor: _Cursor, size: int) -> GgufData:
     metadata = {}
     for _ in range(keys):
         key = cursor.text()
-        metadata[key] = cursor.value(cursor.scalars("I", 1)[0])
+        try:
+            metadata[key] = cursor.value(cursor.scalars("I", 1)[0])
+        except ValueError as exc:
+            raise ValueError(f"{exc} (key `{key[:80]}`)") from None
     stated = []
     for _ in range(count):
         name, (dimensions,) = cursor.text(), cursor.scalars("I", 1)

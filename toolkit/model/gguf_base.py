@@ -10,7 +10,7 @@ from toolkit.core import console
 from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import cache_folder, sha256_of, write_text, writing_folder
-from toolkit.formats.gguf_reader import open_gguf
+from toolkit.model.gguf_config import gguf_config
 
 CONVERSION = 1  # counts up when a GGUF is converted differently, so that older conversions are not taken for it
 
@@ -28,7 +28,7 @@ def folder_from_gguf(path: Path) -> Path:
     target = converted_folder(path)
     if is_whole(target):
         return target
-    open_gguf(path)  # the libraries below believe every length that the file states
+    gguf_config(path)  # the libraries below believe every length and count that the file states
     console.info(f"base model: converting {path.name} to float32 safetensors, once")
     with writing_folder(target) as folder:
         _convert_weights(path, folder)
@@ -150,11 +150,16 @@ def _convert_tokenizer(path: Path, folder: Path) -> None:
             if kind in added
         ]
     )
-    special = {
-        f"{name}_token": tokens[value(f"{key}_token_id")]
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
-        if value(f"{key}_token_id") is not None
-    }
+    special = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
+        index = value(f"{key}_token_id")
+        if index is not None and not 0 <= index < len(tokens):
+            raise ToolkitError(
+                f"`{path}` cannot be used: `tokenizer.ggml.{key}_token_id` is {index}, it has {len(tokens)} tokens",
+                hint="copy it again, or use a folder with safetensors",
+            )
+        if index is not None:
+            special[f"{name}_token"] = tokens[index]
     # llama.cpp adds BOS for a Llama-3 vocabulary even where the key is absent.
     if value("add_bos_token", pre == "llama-bpe"):
         bos = special["bos_token"]

@@ -3,13 +3,21 @@
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
-from toolkit.formats.gguf_reader import GgufData, open_gguf
-from toolkit.model.config_values import count
+from toolkit.formats.gguf_reader import open_gguf
+from toolkit.model.config_values import Values, count, real, shown
 from toolkit.model.families.checks import layers_in
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.model_config import MOST_LAYERS, ModelConfig
 
+Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = "token_embd.weight"
+# What transformers makes tensors of, where it reads a GGUF file: each is the size of one of the file's own.
+WIDTHS = (
+    "embedding_length", "feed_forward_length", "expert_feed_forward_length", "vocab_size", "rope.dimension_count",
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length", "expert_count",
+    "ssm.inner_size", "ssm.state_size", "ssm.conv_kernel", "ssm.time_step_rank", "shortconv.l_cache",
+)  # fmt: skip
+REALS = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
 
 
 def gguf_config(path: Path) -> ModelConfig | None:
@@ -18,33 +26,65 @@ def gguf_config(path: Path) -> ModelConfig | None:
     Raises ToolkitError for a file that is damaged, or whose header and tensors contradict each other.
     """
     found = open_gguf(path)
-    if found.metadata.get("general.architecture") != "llama" or found.metadata.get("llama.expert_count"):
-        return None
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     try:
-        return _sizes(found)
+        name = found.metadata.get("general.architecture")
+        if not isinstance(name, str):
+            raise ValueError("`general.architecture` is missing")
+        _check_counts(name, found.metadata, shapes)
+        return (
+            _sizes(found.metadata, shapes) if name == "llama" and not found.metadata.get("llama.expert_count") else None
+        )
     except ValueError as exc:
-        raise ToolkitError(f"`{path}` is no whole Llama: {exc}", hint="copy or write it again") from None
+        raise ToolkitError(f"`{path}` is no whole model: {exc}", hint="copy or write it again") from None
 
 
-def _sizes(found: GgufData) -> ModelConfig:
-    values, shapes = found.metadata, {name: tensor.shape for name, tensor in found.tensors.items()}
-    layers = count(values, "llama.block_count", most=MOST_LAYERS)
-    there = layers_in(shapes)
+def _check_counts(name: str, values: Values, shapes: Shapes) -> None:
+    """Raise ValueError for a count that no tensor of the file bears out, whatever its architecture."""
+    layers, there = count(values, f"{name}.block_count", most=MOST_LAYERS), layers_in(shapes)
     if layers != there:
-        raise ValueError(f"`llama.block_count` is {layers}, its tensors have {there} layers")
+        raise ValueError(f"`{name}.block_count` is {layers}, its tensors have {there} layers")
+    rows, hidden = _matrix(shapes, EMBEDDING)
+    for width in WIDTHS:
+        _check_width(f"{name}.{width}", values, shapes)
+    exact = {"embedding_length": hidden, "vocab_size": rows}
+    for key, size in exact.items():
+        if count(values, f"{name}.{key}", size) != size:
+            raise ValueError(f"`{name}.{key}` is {values[f'{name}.{key}']}, `{EMBEDDING}` has {rows} rows of {hidden}")
+    for key in (f"{name}.{real_key}" for real_key in REALS):
+        real(values, key, 1.0)
+
+
+def _check_width(key: str, values: Values, shapes: Shapes) -> None:
+    """Raise ValueError for a width, or a list of one a layer, that no tensor has; models without attention have 0."""
+    stated = values.get(key)
+    largest = max(max(shape, default=0) for shape in shapes.values())
+    attends = "head_count" in key and any(".attn_" in name for name in shapes)
+    least = 1 if attends and not isinstance(stated, list) else 0
+    for one in stated if isinstance(stated, list) else [] if stated is None else [stated]:
+        if type(one) is not int or not least <= one <= largest:
+            raise ValueError(f"no valid `{key}`: {shown(one)}, a whole number from {least} to {largest} is needed")
+
+
+def _sizes(values: Values, shapes: Shapes) -> ModelConfig:
     vocab, hidden = _matrix(shapes, EMBEDDING)
     heads = count(values, "llama.attention.head_count")
     kv_heads = count(values, "llama.attention.head_count_kv", heads)
     rows, _ = _matrix(shapes, "blk.0.attn_k.weight")
+    head_dim = rows // kv_heads
     if rows % kv_heads or heads % kv_heads:
         raise ValueError(f"`llama.attention.head_count` {heads} and `llama.attention.head_count_kv` {kv_heads} "
                          f"do not fit `blk.0.attn_k.weight` with {rows} rows")  # fmt: skip
+    if count(values, "llama.rope.dimension_count", head_dim) != head_dim:
+        raise ValueError(
+            f"`llama.rope.dimension_count` is {values['llama.rope.dimension_count']}, heads have {head_dim}"
+        )
     model = ModelConfig(
         hidden=hidden,
-        layers=layers,
+        layers=count(values, "llama.block_count"),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=rows // kv_heads,
+        head_dim=head_dim,
         intermediate=count(values, "llama.feed_forward_length"),
         vocab=vocab,
         tied="output.weight" not in shapes,
@@ -57,7 +97,7 @@ def _sizes(found: GgufData) -> ModelConfig:
     return model
 
 
-def _matrix(shapes: dict[str, tuple[int, ...]], name: str) -> tuple[int, int]:
+def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
     """Return rows and columns of a tensor; raises ValueError where it is absent, empty or no matrix."""
     shape = shapes.get(name)
     if shape is None:

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit
 from toolkit.formats.checkpoint import read_header, read_json
-from toolkit.model.config_values import Values, count, flag, real
+from toolkit.model.config_values import Values, count, flag, real, shown
 
 CONFIG = "config.json"
 WHOLE = "give a folder with a whole base model"
@@ -206,6 +206,14 @@ def architecture(values: Values) -> str | None:
     """Return the class of transformers that config.json names first; None where it names none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
+
+
+def check_model_type(values: Values) -> None:
+    """Raise ValueError where `model_type`, by which transformers loads, names another family than `architectures`."""
+    name, stated = architecture(values), values.get("model_type")
+    expected = next((key for key, kind in KINDS.items() if kind.name == name), stated)
+    if stated is not None and stated != expected:
+        raise ValueError(f"`model_type` {shown(stated)} contradicts `architectures`, which names {shown(name)}")
 
 
 def is_four_bit(folder: Path) -> bool:

@@ -146,10 +146,7 @@ def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: 
     if form is not None:
         _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
     eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder, eos_from)
-    text = encoder.id_to_token(eos)
-    if text is None:
-        raise ToolkitError(f"the base model in `{folder}` names EOS {eos}, which its tokenizer does not have")
-    return Tokenizer(encoder, bos, eos, text, inner, controls)
+    return Tokenizer(encoder, bos, eos, str(encoder.id_to_token(eos)), inner, controls)
 
 
 def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder: Path) -> None:
@@ -245,8 +242,13 @@ def _eos_id(folder: Path, encoder: Any, other: Path | None) -> int:
         for name in ("generation_config.json", "config.json"):
             named = _read(place / name).get("eos_token_id")
             first = named[0] if isinstance(named, list) and named else named
-            if isinstance(first, int):
+            if type(first) is int and 0 <= first < 2**31 and encoder.id_to_token(first) is not None:
                 return first
+            if first is not None:
+                raise ToolkitError(
+                    f"`{place / name}` sets `eos_token_id` to {first!r:.60}, which the tokenizer does not have",
+                    hint="name it by its text: set eos_token in tokenizer_config.json",
+                )
     raise ToolkitError(
         f"the base model in `{folder}` names no end-of-sequence token",
         hint="without EOS a model never stops: add eos_token to its tokenizer_config.json",

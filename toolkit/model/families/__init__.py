@@ -12,7 +12,15 @@ from toolkit.model.config_values import count
 from toolkit.model.families import gemma2, llama, phi3
 from toolkit.model.families.checks import check_layers, checked_layouts
 from toolkit.model.families.family import Family, to_ggml_layout
-from toolkit.model.model_config import ModelConfig, architecture, model_config, read_config, sizes, unusable
+from toolkit.model.model_config import (
+    ModelConfig,
+    architecture,
+    check_model_type,
+    model_config,
+    read_config,
+    sizes,
+    unusable,
+)
 
 __all__ = ["FAMILIES", "Family", "check_base", "checked_layouts", "family_of", "gguf_shapes", "to_ggml_layout"]
 
@@ -47,7 +55,9 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
         if model is None:
             raise ValueError("`num_local_experts` is stated, a mixture of experts cannot be exported")
         count(config, "max_position_embeddings")
-        return FAMILIES[name], FAMILIES[name].model(config, model)
+        found = FAMILIES[name].model(config, model)
+        check_model_type(config)
+        return FAMILIES[name], found
     except ValueError as exc:
         raise unusable(folder, exc) from None
 
@@ -71,5 +81,9 @@ def gguf_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
     It holds for sizes that config.json alone tells, too: nothing is read.
     """
-    layouts = next((family.layouts for family in FAMILIES.values() if family.architecture == model.architecture), None)
-    return {layout.name: layout.shape for layout in (layouts or llama.llama_layouts)(model)}
+    found = (family.layouts for family in FAMILIES.values() if family.architecture == model.architecture)
+    try:
+        layouts = next(found, llama.llama_layouts)(model)
+    except ToolkitError:  # Gemma-2 with a head of its own
+        layouts = llama.llama_layouts(model)
+    return {layout.name: layout.shape for layout in layouts}

@@ -39,7 +39,9 @@ def checked_layouts(base: Path, family: Family, model: ModelConfig, stored: Mapp
     for layout in layouts:
         tensor = stored.get(layout.source)
         if tensor is None:
-            raise ToolkitError(f"the base model in `{base}` lacks tensor `{layout.source}`", hint=APART)
+            raise ToolkitError(
+                f"the base model in `{base}` lacks tensor `{layout.source}`, which its {CONFIG} promises", hint=APART
+            )
         checkpoint.check_readable(tensor)
         if tensor.shape != layout.shape:
             raise ToolkitError(

@@ -40,10 +40,10 @@ def _check_layer_types(config: Values, layers: int) -> None:
     stated = config.get("layer_types")
     if stated is None or stated == []:
         return
+    if isinstance(stated, list) and len(stated) != layers:
+        raise ValueError(f"`layer_types` lists {len(stated):,} layers, `num_hidden_layers` is {layers:,}")
     kinds = ("sliding_attention", "full_attention")
-    if not isinstance(stated, list) or len(stated) != layers or any(
-        kind != kinds[layer % 2] for layer, kind in enumerate(stated)
-    ):  # fmt: skip
+    if not isinstance(stated, list) or any(kind != kinds[layer % 2] for layer, kind in enumerate(stated)):
         raise ValueError(f"`layer_types` {shown(stated)}, llama.cpp computes with {', '.join(kinds)} by turns only")
 
 
