@@ -17,6 +17,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import export, plan
 from toolkit.export.adapter import merge
 from toolkit.formats import checkpoint, gguf_writer
+from toolkit.formats.tensor_values import read_rows
 
 
 def test_the_undamaged_export_replaces_the_former_files(work: Path) -> None:
@@ -157,15 +158,13 @@ def test_no_config_no_weights_pickled_weights(work: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_rows = checkpoint.read_rows
-
     def cut_then_read(tensor: checkpoint.TensorInfo, start: int, end: int) -> Any:
         if tensor.name == Q_PROJ:
             with tensor.path.open("r+b") as file:
                 file.truncate(tensor.offset + tensor.size // 2)
         return read_rows(tensor, start, end)
 
-    monkeypatch.setattr(checkpoint, "read_rows", cut_then_read)
+    monkeypatch.setattr("toolkit.export.tensors.read_rows", cut_then_read)
     fails(work, f"ends in the middle of tensor `{Q_PROJ}`")
 
 
@@ -184,7 +183,8 @@ def test_weights_beyond_what_a_type_can_hold(work: Path, kind: str, value: float
 def test_no_room_is_seen_before_anything_is_written(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type(shutil.disk_usage(work))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
-    monkeypatch.setattr(checkpoint, "read", None)
+    monkeypatch.setattr("toolkit.export.tensors.read_tensor", None)
+    monkeypatch.setattr("toolkit.export.tensors.read_rows", None)
     problem = fails(work, "the export needs 3.6 MB in ")
     assert "only 1.0 MB are free" in problem.message
 

@@ -25,6 +25,7 @@ from toolkit.export.planning import ExportPlan, PlannedTensor, plan
 from toolkit.formats import checkpoint, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.formats.tensor_values import read_tensor
 from toolkit.model import families
 from toolkit.model.families.family import Layout
 
@@ -81,7 +82,7 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
         kind = GGMLQuantizationType.F32
         file.write(gguf_writer.header(planned.model.architecture, metadata, [(*entry, kind) for entry in listed]))
         for tensor, delta in trained:
-            for values in (checkpoint.read(delta.a, pool), scaled_b(delta, tensor.layout, alpha, pool)):
+            for values in (read_tensor(delta.a, pool), scaled_b(delta, tensor.layout, alpha, pool)):
                 file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
                 file.pad()
             progress.advance(note=tensor.name)
@@ -101,7 +102,7 @@ def common_alpha(deltas: list[LoraDelta]) -> float:
 
 def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExecutor) -> Floats:
     """Return B (out, rank) in ggml's row order, times what `alpha` / rank leaves over of the adapter's scale."""
-    values = checkpoint.read(delta.b, pool)
+    values = read_tensor(delta.b, pool)
     rest = delta.scale * delta.a.shape[0] / alpha
     if not math.isclose(rest, 1.0, rel_tol=1e-7):
         values *= np.float32(rest)

@@ -12,8 +12,8 @@ from toolkit import kernels
 from toolkit.export.adapter import merge
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.planning import PlannedTensor, streams, whole_size
-from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import BLOCK, Floats, Rows
+from toolkit.formats.tensor_values import read_rows, read_tensor
 from toolkit.model import families
 
 Prepared = TypeVar("Prepared")
@@ -39,7 +39,7 @@ def trained(tensor: PlannedTensor, pool: ThreadPoolExecutor) -> Floats:
     Raises ToolkitError for damaged files and for values that are not finite.
     """
     assert tensor.stored is not None
-    values = checkpoint.read(tensor.stored, pool)
+    values = read_tensor(tensor.stored, pool)
     if tensor.change:
         merge.merge(values, tensor.change, tensor.layout.source, pool)
     return values
@@ -60,11 +60,11 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
     unit = tensor.shape[0] // heads if heads else 1  # the rows of a head stay together
     step = max(1, BLOCK // columns // unit) * unit
     change = tensor.change
-    pair = (checkpoint.read(change.a, pool), checkpoint.read(change.b, pool)) if isinstance(change, LoraDelta) else None
+    pair = (read_tensor(change.a, pool), read_tensor(change.b, pool)) if isinstance(change, LoraDelta) else None
 
     def read(start: int, end: int) -> Rows:
         assert tensor.stored is not None
-        rows = checkpoint.read_rows(tensor.stored, start, end)
+        rows = read_rows(tensor.stored, start, end)
         if pair is not None and isinstance(change, LoraDelta):
             merged = kernels.widened(rows)
             with np.errstate(over="ignore", invalid="ignore"):  # said better below

@@ -1,16 +1,12 @@
-"""Read a checkpoint of safetensors files: headers first, then one tensor at a time as float32.
+"""Which tensors a checkpoint of safetensors files holds, and where; only headers are read.
 
-Format: https://github.com/huggingface/safetensors#format. Nothing is mapped into memory, so a file that shrinks while
-it is read gives an error, not a SIGBUS.
+Format: https://github.com/huggingface/safetensors#format.
 """
 
 import json
-import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,6 +16,7 @@ import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit
+from toolkit.formats.names import visible
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: bfloat16, its bits
@@ -103,13 +100,13 @@ def _open_shards(folder: Path) -> dict[str, TensorInfo]:
     tensors = {}
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise ToolkitError(f"`{index}` places tensor `{name}` outside the folder: {file!r}", hint=AGAIN)
+            raise ToolkitError(f"`{index}` places tensor `{visible(name)}` outside the folder: {file!r}", hint=AGAIN)
         if file not in shards:
             if not (folder / file).is_file():
                 raise ToolkitError(f"shard `{file}` is missing from `{folder}`", hint="copy or download the base again")
             shards[file] = read_header(folder / file)
         if name not in shards[file]:
-            raise ToolkitError(f"`{index}` names tensor `{name}`, which `{file}` does not hold", hint=AGAIN)
+            raise ToolkitError(f"`{index}` names tensor `{visible(name)}`, which `{file}` does not hold", hint=AGAIN)
         tensors[name] = shards[file][name]
     return tensors
 
@@ -118,7 +115,7 @@ def _with_four_bit(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     """Put the parts of each weight in bitsandbytes' 4 bits together as one tensor."""
     for key in [key for key in tensors if bnb_4bit.STATE in key]:
         name, _, kind = key.partition(bnb_4bit.STATE)
-        state = bnb_4bit.parse_state(_bytes(tensors.pop(key)), kind, name)
+        state = bnb_4bit.parse_state(stored_bytes(tensors.pop(key)), kind, name)
         parts = {part: tensors.pop(f"{name}.{part}", None) for part in bnb_4bit.PARTS}
         weight, absmax, inner, code = (
             tensors.get(name),
@@ -127,10 +124,11 @@ def _with_four_bit(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
             parts["nested_quant_map"],
         )
         if weight is None or absmax is None:
-            raise ToolkitError(f"the 4-bit weight `{name}` lacks {'its bytes' if absmax else 'absmax'}", hint=AGAIN)
+            lacks = "its bytes" if absmax else "absmax"
+            raise ToolkitError(f"the 4-bit weight `{visible(name)}` lacks {lacks}", hint=AGAIN)
         for part in (absmax, inner, code):
             if part and part.dtype not in ("F32", "U8" if part is absmax else "F32"):
-                raise ToolkitError(f"`{part.name}` in `{part.path}` is stored as {part.dtype}", hint=AGAIN)
+                raise ToolkitError(f"`{visible(part.name)}` in `{part.path}` is stored as {part.dtype}", hint=AGAIN)
         nested = (inner, code) if inner and code else None
         sizes = (prod(inner.shape), prod(code.shape)) if inner and code else None
         bnb_4bit.check_parts(state, name, weight.size, (absmax.dtype, prod(absmax.shape)), sizes)
@@ -139,7 +137,8 @@ def _with_four_bit(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _bytes(tensor: TensorInfo) -> bytes:
+def stored_bytes(tensor: TensorInfo) -> bytes:
+    """Return a tensor as the file holds it."""
     with tensor.path.open("rb") as file:
         file.seek(tensor.offset)
         return file.read(tensor.size)
@@ -175,7 +174,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     end = start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.size)):
         if tensor.offset != end:
-            raise damaged(f"tensor `{tensor.name}` starts at byte {tensor.offset}, expected {end}")
+            raise damaged(f"tensor `{visible(tensor.name)}` starts at byte {tensor.offset}, expected {end}")
         end += tensor.size
     if end != actual:
         raise damaged(f"its tensors end at byte {end}, the file has {actual}")
@@ -193,14 +192,14 @@ def _entry(path: Path, name: str, entry: Any, start: int, damaged: Callable[[str
     values = entry if isinstance(entry, dict) else {}
     dtype, shape, span = values.get("dtype"), values.get("shape"), values.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        raise damaged(f"tensor `{name}` has the unknown dtype {dtype!r}")
+        raise damaged(f"tensor `{visible(name)}` has the unknown dtype {dtype!r}")
     if not _counts(shape):
-        raise damaged(f"tensor `{name}` has no valid shape")
+        raise damaged(f"tensor `{visible(name)}` has no valid shape")
     if not _counts(span) or len(span) != 2:
-        raise damaged(f"tensor `{name}` has no valid offsets")
+        raise damaged(f"tensor `{visible(name)}` has no valid offsets")
     size = span[1] - span[0]
     if size != prod(shape) * ITEM_SIZES[dtype]:
-        raise damaged(f"tensor `{name}` has {size} bytes for shape {shape} in {dtype}")
+        raise damaged(f"tensor `{visible(name)}` has {size} bytes for shape {shape} in {dtype}")
     return TensorInfo(name, path, dtype, tuple(shape), start + span[0], size)
 
 
@@ -212,98 +211,10 @@ def check_readable(tensor: TensorInfo) -> None:
     """Raise ToolkitError if a tensor's dtype is none of float32, float16, bfloat16 and bitsandbytes' 4 bits."""
     if tensor.dtype not in (*READABLE, *FOUR_BIT):
         raise ToolkitError(
-            f"tensor `{tensor.name}` in `{tensor.path}` is stored as {tensor.dtype}, not as {', '.join(READABLE)}",
+            f"tensor `{visible(tensor.name)}` in `{tensor.path}` is stored as {tensor.dtype}, "
+            f"not as {', '.join(READABLE)}",
             hint="of quantized checkpoints only bitsandbytes' 4 bits can be exported: use the 16-bit base model",
         )
-
-
-def read(tensor: TensorInfo, pool: ThreadPoolExecutor) -> Floats:
-    """Return one tensor as float32 in its own shape, read in slabs by the pool's threads.
-
-    Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
-    """
-    check_readable(tensor)
-    values = np.empty(prod(tensor.shape), np.float32)
-    slab, scales = SLAB, None
-    if tensor.scales:
-        scales = _block_scales(tensor.scales, pool)
-        slab = -(-SLAB // bnb_4bit.BLOCK_SIZES[-1]) * bnb_4bit.BLOCK_SIZES[-1]  # whole blocks, whole bytes
-    descriptor = os.open(tensor.path, os.O_RDONLY)
-    try:
-        starts = range(0, values.size, slab)
-        read_slab = partial(_read_slab, tensor, descriptor, scales)
-        list(pool.map(lambda start: read_slab(start, values[start : start + slab]), starts))
-    finally:
-        os.close(descriptor)
-    return values.reshape(tensor.shape)
-
-
-def read_rows(tensor: TensorInfo, start: int, end: int) -> Rows:
-    """Return some rows of a matrix: bfloat16 as its bits (uint16), everything else as float32; 4 bits are not for this.
-
-    Raises ToolkitError if the file ends early or a value is NaN or infinite (file and tensor named).
-    """
-    columns = prod(tensor.shape[1:])
-    size = ITEM_SIZES[tensor.dtype]
-    rows = np.empty((end - start, columns), {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}[tensor.dtype])
-    descriptor = os.open(tensor.path, os.O_RDONLY)
-    try:
-        if hasattr(os, "posix_fadvise"):  # what later blocks need comes from the disk meanwhile
-            later = tensor.offset + end * columns * size + 7 * rows.nbytes
-            os.posix_fadvise(descriptor, later, rows.nbytes, os.POSIX_FADV_WILLNEED)
-        _fill(tensor, descriptor, start * columns * size, rows)
-    finally:
-        os.close(descriptor)
-    if tensor.dtype == "BF16":
-        if rows.size and np.bitwise_and(rows, 0x7FFF).max() >= 0x7F80:
-            raise _not_finite(tensor)
-        return rows
-    if not np.isfinite(rows).all():
-        raise _not_finite(tensor)
-    return rows.astype(np.float32, copy=False)
-
-
-def _not_finite(tensor: TensorInfo) -> ToolkitError:
-    return ToolkitError(
-        f"tensor `{tensor.name}` in `{tensor.path}` holds NaN or infinite values",
-        hint="these weights are damaged: copy the model again, or train again with a lower learning rate",
-    )
-
-
-def _block_scales(parts: Scales, pool: ThreadPoolExecutor) -> Floats:
-    if parts.nested is None:
-        return bnb_4bit.block_scales(parts.state, read(parts.absmax, pool).reshape(-1), None)
-    absmax, code = (read(part, pool).reshape(-1) for part in parts.nested)
-    return bnb_4bit.block_scales(parts.state, np.frombuffer(_bytes(parts.absmax), np.uint8), (absmax, code))
-
-
-def _read_slab(tensor: TensorInfo, descriptor: int, scales: Floats | None, start: int, out: Floats) -> None:
-    if tensor.scales and scales is not None:
-        packed = np.empty(-(-out.size // 2), np.uint8)
-        _fill(tensor, descriptor, start // 2, packed)
-        out[:] = bnb_4bit.dequantize(tensor.scales.state, packed, scales, start, out.size)
-    elif tensor.dtype == "F32":
-        _fill(tensor, descriptor, 4 * start, out)
-    else:
-        raw = np.empty(out.size, np.uint16)
-        _fill(tensor, descriptor, 2 * start, raw)
-        if tensor.dtype == "BF16":
-            np.left_shift(raw, 16, out=out.view(np.uint32), dtype=np.uint32)
-        else:
-            out[:] = raw.view(np.float16)
-    if not np.isfinite(out).all():
-        raise _not_finite(tensor)
-
-
-def _fill(tensor: TensorInfo, descriptor: int, offset: int, out: npt.NDArray[Any]) -> None:
-    """Read the tensor's bytes from `offset` on until `out` is full."""
-    view = out.data.cast("B")
-    done = 0
-    while done < len(view):
-        count = os.preadv(descriptor, [view[done:]], tensor.offset + offset + done)
-        if count == 0:
-            raise ToolkitError(f"`{tensor.path}` ends in the middle of tensor `{tensor.name}`", hint=AGAIN)
-        done += count
 
 
 def same(one: TensorInfo, other: TensorInfo) -> bool:

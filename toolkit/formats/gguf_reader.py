@@ -13,6 +13,7 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from toolkit.core.errors import ToolkitError
+from toolkit.formats.names import visible
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -97,12 +98,12 @@ def _parse(cursor: _Cursor, size: int) -> GgufData:
         try:
             metadata[key] = cursor.value(cursor.scalars("I", 1)[0])
         except ValueError as exc:
-            raise ValueError(f"{exc} (key `{key[:80]}`)") from None
+            raise ValueError(f"{exc} (key `{visible(key)}`)") from None
     stated = []
     for _ in range(count):
         name, (dimensions,) = cursor.text(), cursor.scalars("I", 1)
         if dimensions > 4:
-            raise ValueError(f"tensor `{name}` has {dimensions} dimensions")
+            raise ValueError(f"tensor `{visible(name)}` has {dimensions} dimensions")
         shape = tuple(reversed(cursor.scalars("Q", dimensions)))
         stated.append((name, shape, *cursor.scalars("I", 1), *cursor.scalars("Q", 1)))
     alignment = metadata.get("general.alignment", 32)
@@ -119,8 +120,10 @@ def _tensor(name: str, shape: tuple[int, ...], number: int, offset: int, file_si
     kind = GGMLQuantizationType(number)
     weights, block = GGML_QUANT_SIZES[kind]
     if shape and shape[-1] % weights:
-        raise ValueError(f"tensor `{name}` has rows of {shape[-1]} values, {kind.name} has blocks of {weights}")
+        raise ValueError(
+            f"tensor `{visible(name)}` has rows of {shape[-1]} values, {kind.name} has blocks of {weights}"
+        )
     size = prod(shape) // weights * block
     if offset + size > file_size:
-        raise ValueError(f"tensor `{name}` ends at byte {offset + size}, the file at {file_size}")
+        raise ValueError(f"tensor `{visible(name)}` ends at byte {offset + size}, the file at {file_size}")
     return GgufTensor(shape, kind, offset, size)

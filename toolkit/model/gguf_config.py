@@ -1,5 +1,6 @@
 """The sizes of a base that is a GGUF file, from its header; every count is held to the file's own tensors."""
 
+import re
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
@@ -29,8 +30,8 @@ def gguf_config(path: Path) -> ModelConfig | None:
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     try:
         name = found.metadata.get("general.architecture")
-        if not isinstance(name, str):
-            raise ValueError("`general.architecture` is missing")
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9._-]{1,40}", name):
+            raise ValueError(f"no valid `general.architecture`: {shown(name)}")
         _check_counts(name, found.metadata, shapes)
         return (
             _sizes(found.metadata, shapes) if name == "llama" and not found.metadata.get("llama.expert_count") else None

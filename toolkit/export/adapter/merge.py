@@ -11,8 +11,8 @@ import numpy as np
 
 from toolkit.core.errors import ToolkitError
 from toolkit.export.adapter.deltas import Change, LoraDelta, Rows
-from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import BLOCK, Floats
+from toolkit.formats.tensor_values import read_tensor
 
 
 def merge(weight: Floats, change: Change, name: str, pool: ThreadPoolExecutor) -> None:
@@ -22,13 +22,13 @@ def merge(weight: Floats, change: Change, name: str, pool: ThreadPoolExecutor) -
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # said better below
         if isinstance(change, Rows):
-            weight[list(change.indices)] = checkpoint.read(change.values, pool)
+            weight[list(change.indices)] = read_tensor(change.values, pool)
         elif isinstance(change, LoraDelta):
             _add_product(weight, change, pool)
             if change.magnitude is not None:
-                _scale_to(weight, checkpoint.read(change.magnitude, pool), change.embedding, name)
+                _scale_to(weight, read_tensor(change.magnitude, pool), change.embedding, name)
         else:
-            weight += checkpoint.read(change.bias, pool) * np.float32(change.scale)
+            weight += read_tensor(change.bias, pool) * np.float32(change.scale)
     for slab in _slabs(weight):
         check_finite(weight[slab], name)
 
@@ -46,7 +46,7 @@ def _slabs(weight: Floats) -> Iterator[slice]:
 
 
 def _add_product(weight: Floats, delta: LoraDelta, pool: ThreadPoolExecutor) -> None:
-    a, b = checkpoint.read(delta.a, pool), checkpoint.read(delta.b, pool)
+    a, b = read_tensor(delta.a, pool), read_tensor(delta.b, pool)
     left, right = (a.T, b.T) if delta.embedding else (b, a)
     for slab in _slabs(weight):
         add_rows(weight[slab], left[slab], right, delta.scale)

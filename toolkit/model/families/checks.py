@@ -7,6 +7,7 @@ from pathlib import Path
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.names import visible
 from toolkit.model.families.family import Family, Layout
 from toolkit.model.model_config import CONFIG, ModelConfig
 
@@ -53,6 +54,6 @@ def checked_layouts(base: Path, family: Family, model: ModelConfig, stored: Mapp
     head = {"lm_head.weight"} if model.tied else set()  # compared with the embedding when the export starts
     unknown = [name for name in stored if name not in places | head and not name.endswith(family.ignored)]
     if unknown:
-        shown = ", ".join(f"`{name}`" for name in unknown[:5])
+        shown = ", ".join(f"`{visible(name)}`" for name in unknown[:5])
         raise ToolkitError(f"the base model in `{base}` holds {len(unknown)} unknown tensors: {shown}", hint=APART)
     return layouts
