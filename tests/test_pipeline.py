@@ -215,14 +215,14 @@ def test_ctrl_c_on_the_command_line_ends_with_130_and_the_same_command_goes_on(
 
 @pytest.mark.slow
 def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Config, tmp_path: Path) -> None:
-    from toolkit.export import imatrix
+    from toolkit.export import imatrix_file
 
     weighed: dict[str, Any] = {"quantizations": ["Q8_0", "Q4_K_M"], "default": "Q8_0", "imatrix": True}
     settings = settings.model_copy(update={"export": ExportSettings(**weighed)})
     folder = folder_of(settings)
     for stage in ("prepare", "train", "export"):
         done = pipeline.perform(stage, settings, folder)
-    matrix = imatrix.read_imatrix(folder.imatrix)
+    matrix = imatrix_file.read_imatrix(folder.imatrix)
     assert matrix.dataset == "data/train.jsonl"
     assert len(matrix.sums) == done.figures["imatrix_matrices"] == 14
     assert matrix.chunks * matrix.chunk_size == done.figures["imatrix_tokens"] > 1000

@@ -21,7 +21,7 @@ from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import PromptSettings
 from toolkit.core.run_folder import RunFolder
-from toolkit.export import export, imatrix, plan
+from toolkit.export import export, imatrix, imatrix_file, plan
 from toolkit.formats.ggml_types import BASE
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.prompt.format import prompt_format
@@ -108,7 +108,7 @@ def test_other_families_scale_and_fuse_what_they_look_up(tmp_path: Path, family:
     for source, by_hand in expected.items():
         np.testing.assert_allclose(sums[names[source]], by_hand, rtol=1e-4)
     # the plan made before it foresees what is chosen with it
-    matrix = imatrix.Imatrix(sums, dict.fromkeys(sums, 128), 2, 64, "x").importance()
+    matrix = imatrix_file.Imatrix(sums, dict.fromkeys(sums, 128), 2, 64, "x").importance()
     assert plan(base, None, ["IQ2_XXS"], imatrix=matrix) == planned
 
 
@@ -144,16 +144,16 @@ def test_no_training_split(work: Path, tmp_path: Path) -> None:
         imatrix.chunks(RunFolder(tmp_path, "x"), FORM, load_tokenizer(work / "base"), 64)
 
 
-def some_matrix(columns: dict[str, int]) -> imatrix.Imatrix:
+def some_matrix(columns: dict[str, int]) -> imatrix_file.Imatrix:
     random = np.random.default_rng(5)
     sums = {name: (random.random(count) ** 6 * 1e4).astype(np.float32) for name, count in columns.items()}
-    return imatrix.Imatrix(sums, dict.fromkeys(sums, 1536), 3, 512, "data/train.jsonl")
+    return imatrix_file.Imatrix(sums, dict.fromkeys(sums, 1536), 3, 512, "data/train.jsonl")
 
 
 def test_the_file_is_llama_cpps(tmp_path: Path) -> None:
     matrix = some_matrix({"blk.0.attn_q.weight": 64, "blk.0.ffn_down.weight": 96})
     path = tmp_path / "gguf" / "small-imatrix.gguf"
-    imatrix.write_imatrix(path, matrix)
+    imatrix_file.write_imatrix(path, matrix)
     reader = gguf.GGUFReader(path)
     fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert fields == {
@@ -169,7 +169,7 @@ def test_the_file_is_llama_cpps(tmp_path: Path) -> None:
     assert tensors["blk.0.ffn_down.weight.in_sum2"].shape.tolist() == [96]
     assert tensors["blk.0.ffn_down.weight.counts"].data.tolist() == [1536.0]
     assert {tensor.tensor_type for tensor in reader.tensors} == {gguf.GGMLQuantizationType.F32}
-    again = imatrix.read_imatrix(path)
+    again = imatrix_file.read_imatrix(path)
     assert (again.counts, again.chunks, again.chunk_size, again.dataset) == (matrix.counts, 3, 512, "data/train.jsonl")
     assert all(np.array_equal(again.sums[name], matrix.sums[name]) for name in matrix.sums)
 
@@ -197,14 +197,14 @@ def test_llama_cpp_quantizes_to_the_same_bytes(work: Path, tmp_path: Path, names
     planned = plan(work / "base", work / "adapter", ["Q4_K_M"])
     sums, counts = imatrix.compute(work / "base", planned, ids)
     path = tmp_path / "imatrix.gguf"
-    imatrix.write_imatrix(path, imatrix.Imatrix(sums, counts, 2, 128, "x", "ab" * 32))
+    imatrix_file.write_imatrix(path, imatrix_file.Imatrix(sums, counts, 2, 128, "x", "ab" * 32))
     stored = {tensor.name: tensor.data.reshape(-1) for tensor in gguf.GGUFReader(path).tensors}
     theirs_in = {
         name.removesuffix(".in_sum2"): np.ascontiguousarray(values / stored[name.replace(".in_sum2", ".counts")])
         for name, values in stored.items()
         if name.endswith(".in_sum2")
     }
-    importance = imatrix.read_imatrix(path).importance()
+    importance = imatrix_file.read_imatrix(path).importance()
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", *names)}
     weighed = export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=importance).figures
     plain = {name: tmp_path / f"plain-{name}.gguf" for name in names}
@@ -227,8 +227,8 @@ def test_llama_quantize_itself_reads_the_file(work: Path, tmp_path: Path) -> Non
     needed(program.is_file(), str(program))
     ids = np.random.default_rng(1).integers(0, 480, (2, 128)).tolist()
     sums, counts = imatrix.compute(work / "base", plan(work / "base", work / "adapter", ["Q4_K_M"]), ids)
-    matrix = imatrix.Imatrix(sums, counts, 2, 128, "data/train.jsonl", "ab" * 32)  # with the key of our own
-    imatrix.write_imatrix(tmp_path / "imatrix.gguf", matrix)
+    matrix = imatrix_file.Imatrix(sums, counts, 2, 128, "data/train.jsonl", "ab" * 32)  # with the key of our own
+    imatrix_file.write_imatrix(tmp_path / "imatrix.gguf", matrix)
     targets = {name: tmp_path / f"{name}.gguf" for name in ("F32", "Q4_K_M")}
     export(work / "base", work / "adapter", targets, models.TEMPLATE, "small", imatrix=matrix.importance())
     oracle = tmp_path / "oracle.gguf"
@@ -250,7 +250,7 @@ def test_a_matrix_that_does_not_fit_is_refused(work: Path, tmp_path: Path, value
 @thorough(60, 1000)
 def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "imatrix.gguf"
-    imatrix.write_imatrix(path, some_matrix({"blk.0.attn_q.weight": 8, "blk.1.attn_q.weight": 8}))
+    imatrix_file.write_imatrix(path, some_matrix({"blk.0.attn_q.weight": 8, "blk.1.attn_q.weight": 8}))
     whole = path.read_bytes()
 
     edits = st.lists(st.tuples(st.integers(0, len(whole) - 1), st.binary(min_size=1, max_size=9)), max_size=3)
@@ -263,7 +263,7 @@ def test_any_damage_to_the_file_is_a_toolkit_error(tmp_path: Path, examples: int
             data[place : place + len(new)] = new
         path.write_bytes(data[:length])
         try:
-            found = imatrix.read_imatrix(path)
+            found = imatrix_file.read_imatrix(path)
         except ToolkitError:
             return
         assert all(np.isfinite(values).all() for values in found.importance().values())

@@ -15,7 +15,7 @@ from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder, folder_of
-from toolkit.export import imatrix
+from toolkit.export import imatrix, imatrix_file
 
 
 @pytest.fixture
@@ -109,18 +109,18 @@ def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
 ) -> None:
     config, folder = run("IQ4_NL")
     pipeline.perform("export", config, folder)
-    whole = imatrix.read_imatrix(folder.imatrix)
+    whole = imatrix_file.read_imatrix(folder.imatrix)
     for path in (folder.manifest, folder.gguf("IQ4_NL")):
         path.unlink()
-    imatrix.write_imatrix(
-        folder.imatrix, imatrix.Imatrix(whole.sums, whole.counts, whole.chunks, whole.chunk_size, "wiki")
+    imatrix_file.write_imatrix(
+        folder.imatrix, imatrix_file.Imatrix(whole.sums, whole.counts, whole.chunks, whole.chunk_size, "wiki")
     )
     foreign = folder.imatrix.read_bytes()
     with pytest.raises(ToolkitError, match=r"did not write in their present form: gguf/small-imatrix\.gguf"):
         pipeline.perform("export", config, folder)
     assert folder.imatrix.read_bytes() == foreign and len(measured) == 1
     fields = gguf.GGUFReader(folder.imatrix).fields
-    assert imatrix.INPUTS not in fields and whole.inputs
+    assert imatrix_file.INPUTS not in fields and whole.inputs
 
 
 def test_records_that_llama_cpp_reads_otherwise_are_counted_in_a_warning(

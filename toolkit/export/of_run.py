@@ -14,7 +14,7 @@ from toolkit.prompt.renderings import chat_template, prompt_text
 from toolkit.prompt.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
-    from toolkit.export.imatrix import Imatrix
+    from toolkit.export.imatrix_file import Imatrix
 
 
 def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
@@ -53,10 +53,10 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
 
 def kept_imatrix(folder: RunFolder) -> "Imatrix | None":
     """Return the importance matrix in a run folder if it is one that a run measured, whole and with its inputs."""
-    from toolkit.export import imatrix
+    from toolkit.export import imatrix_file
 
     try:
-        found = imatrix.read_imatrix(folder.imatrix)
+        found = imatrix_file.read_imatrix(folder.imatrix)
     except ToolkitError:
         return None
     return found if found.inputs else None
@@ -66,7 +66,7 @@ def _imatrix(
     config: Config, folder: RunFolder, manifest: Manifest, start: base.Base, force: bool
 ) -> tuple["Imatrix", bool]:
     """Measure the trained model on its training split and keep the result beside the GGUF files, or take that up."""
-    from toolkit.export import imatrix, plan
+    from toolkit.export import imatrix, imatrix_file, plan
 
     wanted, form = config.export, prompt_format(config.prompt)
     # What these quantizations would refuse is found before the model is measured.
@@ -81,7 +81,7 @@ def _imatrix(
         console.info(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
         return kept, True
     matrix = imatrix.measure(start.folder, planned, chunks, inputs)
-    imatrix.write_imatrix(folder.imatrix, matrix)
+    imatrix_file.write_imatrix(folder.imatrix, matrix)
     return matrix, False
 
 
