@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
+from toolkit.model.config_values import shown
 
 CONFIG = "adapter_config.json"
 LORA_ONLY = "LoRA and DoRA adapters can be exported: train without it"
@@ -31,7 +32,7 @@ CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 def check_config(config: Mapping[str, Any], folder: Path) -> None:
     """Raise ToolkitError, naming the reason, unless an adapter of these settings can be merged."""
-    kind = config.get("peft_type")
+    kind = str(config.get("peft_type"))[:60]
     if kind != "LORA":
         raise ToolkitError(f"the adapter in `{folder}` is {kind}, not LORA, and cannot be merged", hint=LORA_ONLY)
     for key, what in UNSUPPORTED.items():
@@ -44,19 +45,20 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         raise ToolkitError(
-            f"the adapter in `{folder}` was initialised with {start}, which changes the base's weights as well",
+            f"the adapter in `{folder}` was initialised with {start[:60]}, which changes the base's weights as well",
             hint="save it again with save_pretrained(…, path_initial_model_for_weight_conversion=…)",
         )
     for key, valid in (("r", _positive), ("lora_alpha", _number)):
-        if not valid(config.get(key)):
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {config.get(key)!r}", hint=checkpoint.AGAIN)
+        value = config.get(key)
+        if not valid(value):
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {shown(value)}", hint=checkpoint.AGAIN)
     for key, valid in (("rank_pattern", _positive), ("alpha_pattern", _number)):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict) or not all(valid(value) for value in patterns.values()):
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {patterns!r}", hint=checkpoint.AGAIN)
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {shown(patterns)}", hint=checkpoint.AGAIN)
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
-        raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {saved!r}", hint=checkpoint.AGAIN)
+        raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {shown(saved)}", hint=checkpoint.AGAIN)
 
 
 def _positive(value: Any) -> bool:
