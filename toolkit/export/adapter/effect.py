@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core import console, hardware
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, LoraDelta
-from toolkit.formats import checkpoint
+from toolkit.formats.tensor_values import read_tensor
 
 if TYPE_CHECKING:
     from toolkit.export.planning import PlannedTensor
@@ -74,4 +74,4 @@ def say_effect(tensors: "Sequence[PlannedTensor]", gap: str) -> None:
 
 
 def _is_zero(delta: LoraDelta, pool: ThreadPoolExecutor) -> bool:
-    return delta.scale == 0 or any(not checkpoint.read(factor, pool).any() for factor in (delta.b, delta.a))
+    return delta.scale == 0 or any(not read_tensor(factor, pool).any() for factor in (delta.b, delta.a))

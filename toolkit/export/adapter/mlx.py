@@ -20,6 +20,7 @@ from toolkit.export.adapter.names import PREFIX
 from toolkit.export.adapter.weights import WEIGHTS
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.tensor_values import read_tensor
 
 MLX_WEIGHTS = "adapters.safetensors"
 EMBEDDING = "embed_tokens"
@@ -65,9 +66,9 @@ def convert_mlx(folder: Path, target: Path) -> None:
                 raise _fuse(folder, f"holds DoRA on `{module}`, whose magnitudes stand by rows", settings)
             ends = ("lora_embedding_A", "lora_embedding_B") if embedded else ("lora_A.weight", "lora_B.weight")
             for end, tensor in zip(ends, (a, b), strict=True):
-                values[f"{PREFIX}{module}.{end}"] = np.ascontiguousarray(checkpoint.read(tensor, pool).T)
+                values[f"{PREFIX}{module}.{end}"] = np.ascontiguousarray(read_tensor(tensor, pool).T)
             if "m" in parts:
-                values[f"{PREFIX}{module}.lora_magnitude_vector"] = checkpoint.read(parts["m"], pool)
+                values[f"{PREFIX}{module}.lora_magnitude_vector"] = read_tensor(parts["m"], pool)
     if len(ranks) != 1:
         raise _fuse(folder, f"holds matrices of the ranks {sorted(ranks)}", settings)
     [rank] = ranks
