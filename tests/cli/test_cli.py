@@ -105,6 +105,19 @@ def test_usage_errors_are_json_too(toolkit: Callable[..., Called]) -> None:
     assert toolkit("export", "--quant", "Q8_0", "--set", "x").code == 2
 
 
+def test_init_takes_the_language_from_your_data(toolkit: Callable[..., Called], tmp_path: Path) -> None:
+    answers = ["Ruhen Sie sich aus und trinken Sie viel.", "Gehen Sie zum Arzt, wenn das Fieber anhält."] * 10
+    rows = "".join(f'Frage {number},"{answer}"\n' for number, answer in enumerate(answers))
+    (tmp_path / "mine.csv").write_text(f"question,answer\n{rows}", encoding="utf-8")
+    called = toolkit("init", "new", "--data", "mine.csv", "--json")
+    assert called.code == 0 and called.json["language"] == "de"
+    written = (tmp_path / "new/toolkit.toml").read_text(encoding="utf-8")
+    assert "### Anweisung:" in written and str(tmp_path / "mine.csv") in written
+    assert not (tmp_path / "new/data").exists()
+    missing = toolkit("init", "other", "--data", "gone.csv")
+    assert missing.code == 3 and "gone.csv" in missing.err and not (tmp_path / "other").exists()
+
+
 def test_init_writes_once_and_never_overwrites(toolkit: Callable[..., Called], tmp_path: Path) -> None:
     assert toolkit("init", "--dry-run").code == 0
     assert list(tmp_path.iterdir()) == []

@@ -47,6 +47,15 @@ def test_data_that_is_not_known_is_left_out(manifest: Manifest) -> None:
     assert not {"datasets", "language"} & set(found) and "medical" not in found["tags"]
 
 
+@pytest.mark.parametrize(("found", "stages", "wanted"), [("pt", ("prepare", "train"), "pt"), ("pt", ("prepare",), None),
+                                                        ("", ("prepare", "train"), None)])  # fmt: skip
+def test_the_language_is_the_one_that_prepare_was_sure_of(found: str, stages: tuple[str, ...], wanted: str) -> None:
+    manifest = run_of("ab" * 32, *stages)
+    for record in manifest.stages.values():
+        record.figures["language"] = found
+    assert read(BASE, manifest=manifest).get("language") == wanted
+
+
 def test_a_base_that_is_not_from_a_hub_is_left_out() -> None:
     assert "base_model" not in read({**BASE, "label": "models/tiny", "commit": ""})
 

@@ -143,6 +143,15 @@ def test_held_out_records_are_read_as_training_reads_them(made: scored_models.Wo
         assert (record.prompt + record.answer).text.startswith(record.prompt.text)
 
 
+def test_a_cut_answer_is_not_scored_for_an_end(made: scored_models.World, tmp_path: Path) -> None:
+    form, tokenizer = prompt_format(made.config.prompt), load(made.base.folder)
+    rows = [{"row": 1, "instruction": "a", "input": "b", "output": "c d", "truncated": cut} for cut in (False, True)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    whole, cut = heldout.read_held_out(tmp_path / "test.jsonl", form, tokenizer)
+    assert whole.ids == [*cut.ids, tokenizer.eos] and whole.start == cut.start
+    assert list(whole.targets) == [*cut.targets, tokenizer.eos] and whole.seen == cut.ids
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

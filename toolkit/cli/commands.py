@@ -42,7 +42,7 @@ def _command(name: str, tail: str = "") -> str:
 @click.argument("directory", default=".", metavar="[DIR]")
 @click.option("--data", metavar="FILE", help="Your data file: named in the settings, which are in its language.")
 def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
-    """Write a commented toolkit.toml, and sample data unless you name yours."""
+    """Write a commented toolkit.toml and sample data."""
     from toolkit.init import start
 
     language = ""

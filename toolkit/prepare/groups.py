@@ -44,7 +44,7 @@ def reworded(train: list[Record], held_out: list[Record]) -> int:
     return sum(asked(record) in trained for record in held_out)
 
 
-def shown(record: Record) -> str:
+def question_shown(record: Record) -> str:
     """Return what a record asks, as a reader knows it from the file."""
     if record.normalised == normalise(record.question):
         return record.question

@@ -12,7 +12,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record
-from toolkit.prepare.groups import shown
+from toolkit.prepare.groups import question_shown
 
 Splits = dict[str, list[Record]]
 # Word → (split, words in the set, words from this one on) → numbers of the items.
@@ -200,7 +200,11 @@ def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
             overlap = _jaccard(sets[number], sets[other])
             if overlap >= threshold:  # one is enough: of a long template, every question nearly is every other
                 twin = items[other]
-                found.append(NearDuplicate(shown(item.record), item.side, shown(twin.record), twin.side, overlap))
+                found.append(
+                    NearDuplicate(
+                        question_shown(item.record), item.side, question_shown(twin.record), twin.side, overlap
+                    )
+                )
                 break
     return found
 
