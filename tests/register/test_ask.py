@@ -163,11 +163,11 @@ def test_a_question_that_would_be_cut_is_refused_as_without_a_server(ollama: Oll
 def test_the_longest_question_that_fits_is_answered_without_forgetting_its_front(
     ollama: OllamaServer, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path, ollama.url, "fits", ollama={"num_ctx": 512, "num_predict": 100, "timeout": 120.0})
+    run = make_run(tmp_path, ollama.url, "fits", ollama={"num_ctx": 1024, "num_predict": 100})
     run.register()
     shown = run.client().generate("fits", prompt="x", options={"num_predict": 1}).prompt_eval_count
     assert shown is not None
-    answer = list(ask.answer(run.config, run.folder, "x" * (512 - shown), None)[1])
+    answer = list(ask.answer(run.config, run.folder, "x" * (1024 - shown), None)[1])
     assert sum(map(len, answer)) <= 2, "it ends with the context"
 
 
