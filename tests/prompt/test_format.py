@@ -1,6 +1,6 @@
 """One prompt format: all renderings are the same bytes. The server's own renderings are compared in tests/register."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -24,6 +24,7 @@ LLAMA3 = (
     "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
 BOS, EOS = "<s>", "</s>"
+PRESETS: tuple[str, ...] = get_args(PromptSettings.model_fields["preset"].annotation)
 
 forms = st.sampled_from([prompt_format(each) for each in FORMATS.values()])
 parts = st.lists(
@@ -205,7 +206,7 @@ def test_go_template_escapes_only_what_go_would_execute() -> None:
         ),
         ({"preset": "custom", "user_turn": "{input}{instruction}", "instruction": ""}, "instruction must not be empty"),
         ({"preset": "custom", "user_turn": "{input}{instruction}", "stops": ["x", ""]}, "empty text would end"),
-        ({"preset": "vicuna"}, "'alpaca', 'alpaca-no-input', 'chatml', 'llama3' or 'custom'"),
+        ({"preset": "no such"}, ", ".join(map(repr, PRESETS[:-1])) + f" or {PRESETS[-1]!r}"),
     ],
 )
 def test_formats_that_cannot_be_rendered_everywhere_are_refused(given: dict[str, Any], said: str) -> None:
