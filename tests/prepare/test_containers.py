@@ -58,14 +58,14 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("plain.csv.gz", gzip.compress(CSV), "a gzip file"),
-        ("it's plain.csv", gzip.compress(CSV), "a gzip file"),
-        ("data.gz", gzip.compress(CSV), "a gzip file"),
+        ("plain.csv.gz", gzip.compress(CSV, mtime=0), "a gzip file"),
+        ("it's plain.csv", gzip.compress(CSV, mtime=0), "a gzip file"),
+        ("data.gz", gzip.compress(CSV, mtime=0), "a gzip file"),
         ("plain.csv.bz2", bz2.compress(CSV), "a bzip2 file"),
         ("plain.csv.xz", lzma.compress(CSV), "an xz file"),
         (
             "plain.jsonl.gz",
-            gzip.compress(b'{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}'),
+            gzip.compress(b'{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}', mtime=0),
             "a gzip",
         ),
     ],
@@ -81,7 +81,7 @@ def test_the_hint_unpacks(tmp_path: Path, name: str, content: bytes, said: str) 
 def test_the_hint_overwrites_nothing(tmp_path: Path, elsewhere: Path) -> None:
     (elsewhere / "plain.csv").write_bytes(b"mine")
     path = tmp_path / "plain.csv.gz"
-    path.write_bytes(gzip.compress(CSV))
+    path.write_bytes(gzip.compress(CSV, mtime=0))
     assert len(follow(refusal(path).hint).rows) == 2
     assert (elsewhere / "plain.csv").read_bytes() == b"mine"
 
