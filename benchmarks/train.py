@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-WARM_UP = 4
+WARM_UP = 8  # a multiple of every way's logging_steps
 # Settings' names now, and in a checkout of before 27 November 2026.
 FORMER = {
     "gradient_accumulation_steps": "accumulation", "max_steps": "steps", "optim =": "optimizer =",
@@ -48,6 +48,7 @@ class Way:
     steps: float = 1.0
     optimizer: str = "adamw_torch_fused"
     gpus: int = 1
+    logging_steps: int = 1
     checkout: str = ""  # another one's toolkit; empty: this one's
 
 
@@ -56,6 +57,7 @@ WAYS = {
     "unsloth-packed": Way("Unsloth, packed, the same attention kernel", 2, 4, steps=0.6),
     "unsloth-wide": Way("Unsloth, packed, the same kernel, no checkpointing", 8, 1, checkpointing=False, steps=0.6),
     "toolkit": Way("toolkit, 8 records a step as the recipe", 2, 4, backend="unsloth"),
+    "toolkit-log8": Way("toolkit, 8 records a step, logged every 8", 2, 4, backend="unsloth", logging_steps=8),
     "toolkit-wide": Way("toolkit, 64 records a step", 8, 8, backend="unsloth", steps=0.7),
     "toolkit-full": Way("toolkit, 104 records a step, in passes of 16,000", 8, 13, backend="unsloth", steps=0.5),
     "toolkit-8bit": Way("toolkit, 8 records a step, adamw_8bit", 2, 4, backend="unsloth", optimizer="adamw_8bit"),
@@ -90,13 +92,14 @@ def steps_of(way: Way, steps: int) -> int:
 def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
     """Train with `toolkit train` on prepared records and read its log."""
     settings = folder / "toolkit.toml"
-    name = f"run-{way.backend}-{way.batch * way.accumulation}-{way.optimizer}-{way.gpus}"
+    name = f"run-{way.backend}-{way.batch * way.accumulation}-{way.optimizer}-{way.gpus}-{way.logging_steps}"
     text = (
         f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
         f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
         f"gradient_accumulation_steps = {way.accumulation}\nmax_steps = {steps_of(way, steps)}\nsave_steps = 1000\n"
         f'optim = "{way.optimizer}"\n'
-        "completion_only_loss = false\n[validate]\nquestions = []\n"
+        f"completion_only_loss = false\n{f'logging_steps = {way.logging_steps}' if way.logging_steps > 1 else ''}\n"
+        "[validate]\nquestions = []\n"
     )
     for now, former in FORMER.items() if way.checkout else ():
         text = text.replace(now, former)
@@ -111,10 +114,14 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
             raise SystemExit(done.stdout)
     lines = (folder / name / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
     entries = [entry for entry in map(json.loads, lines) if "loss" in entry]
-    totals = [0, *(entry["tokens"] for entry in entries)]
-    counts = [after - before for before, after in itertools.pairwise(totals)]
+    seconds: list[float] = []
+    counts: list[int] = []
+    for before, after in itertools.pairwise([{"step": 0, "tokens": 0}, *entries]):  # an entry is of several steps
+        steps, tokens = after["step"] - before["step"], after["tokens"] - before["tokens"]
+        counts += [tokens // steps] * steps
+        seconds += [tokens / after["tokens_per_second"] / steps] * steps
     return Measured(
-        seconds=[count / entry["tokens_per_second"] for count, entry in zip(counts, entries, strict=True)],
+        seconds=seconds,
         tokens=counts,
         losses=[entry["loss"] for entry in entries],
         norms=[entry["grad_norm"] for entry in entries],

@@ -1,7 +1,8 @@
 """The order of the stages, what makes each one stale, and how one is performed: the manifest is kept here alone."""
 
+import itertools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -42,13 +43,17 @@ LIBRARIES = (
 
 @dataclass(frozen=True)
 class Done:
-    """How a stage ended: performed now, or found fresh; `why` says why it was performed."""
+    """How a stage ended: performed now, or found fresh; `why` says why it was performed.
+
+    `warning` says what is wrong with a result that is there all the same.
+    """
 
     stage: str
     fresh: bool
     why: str
     figures: dict[str, Any]
     seconds: float
+    warning: str = ""
 
 
 def stage(name: str) -> Stage:
@@ -86,13 +91,6 @@ def state(config: "Config", folder: "RunFolder") -> dict[str, str]:
     return reasons
 
 
-def is_fresh(name: str, config: "Config", folder: "RunFolder") -> bool:
-    """Tell whether `perform` would skip this stage; the stages before it are not looked at."""
-    from toolkit.core.manifest import read_manifest
-
-    return not _why(name, config, folder, read_manifest(folder))
-
-
 def _why(name: str, config: "Config", folder: "RunFolder", manifest: "Manifest") -> str:
     from toolkit.core.manifest import why_stale
 
@@ -116,10 +114,12 @@ def perform(
     offline: bool = False,
     gpus: int = 1,
     replace: tuple[str, ...] = (),
+    before: Callable[[], None] = lambda: None,
 ) -> Done:
     """Run one stage unless it is fresh, and record it in the manifest only when it succeeded.
 
-    Raises ToolkitError if an earlier stage's files are missing, or if it would overwrite files that it did not write.
+    `before` is called first of all where the stage is not fresh. Raises ToolkitError if an earlier stage's files are
+    missing or out of date, or if it would overwrite files that it did not write.
     """
     from toolkit.core.manifest import Outcome, read_manifest
     from toolkit.core.run_folder import sweep
@@ -127,8 +127,12 @@ def perform(
     sweep(folder)
     manifest, found = read_manifest(folder), stage(name)
     why = _why(name, config, folder, manifest)
+    if not force:
+        check_stages_before(name, config, folder)
     if not why and not force:
-        return Done(name, True, "", manifest.stages[name].figures, 0.0)
+        record = manifest.stages[name]
+        return Done(name, True, "", record.figures, 0.0, record.warning)
+    before()
     why = why or "--force"
     context = Context(config, folder, manifest, force, offline, gpus, replace)
     found.before(context)
@@ -137,6 +141,7 @@ def perform(
     if not force:
         _check_outputs(found, context, files)
         _check_needs(found, context)
+        found.gate(context)
     console.info(f"\n{name} ({'first time' if why == 'not run' else why})")
     started = time.monotonic()
     failed: ToolkitError | None = None
@@ -150,7 +155,7 @@ def perform(
     _record(found, context, files, outcome, seconds, failed)
     if failed:
         raise failed
-    return Done(name, False, why, outcome.figures, seconds)
+    return Done(name, False, why, outcome.figures, seconds, outcome.warning)
 
 
 def _record(
@@ -173,6 +178,7 @@ def _record(
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         figures=outcome.figures,
         failure=failed.message if failed else "",
+        warning=outcome.warning,
     )
     write_manifest(folder, manifest)
     write_text(folder.config, starter({section: config.section(section) for section in SECTIONS}))
@@ -192,15 +198,36 @@ def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
         )
 
 
+def check_stages_before(name: str, config: "Config", folder: "RunFolder") -> None:
+    """Raise ToolkitError where a stage before this one is out of date: what it left is not what was asked for.
+
+    A stage that was never recorded is no reason: its files may be somebody's own.
+    """
+    from toolkit.core.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    for earlier in itertools.takewhile(lambda other: other != name, STAGES):
+        if earlier in manifest.stages:
+            _refuse_stale(name, earlier, _why(earlier, config, folder, manifest))
+
+
 def _check_needs(found: Stage, context: Context) -> None:
-    """Raise ToolkitError unless the stages that this one relies on are fresh."""
-    for needed, said in found.needs.items():
-        why = _why(needed, context.config, context.folder, context.manifest)
-        if why:
-            raise ToolkitError(
-                f"{said}: {why}",
-                hint=f"run `toolkit {needed}` first, or {found.name} all the same with --force",
-            )
+    """Raise ToolkitError where a stage that this one cannot do without was never performed; warn of the others."""
+    for earlier in itertools.takewhile(lambda other: other != found.name, STAGES):
+        if earlier in found.needs:
+            _refuse_stale(found.name, earlier, _why(earlier, context.config, context.folder, context.manifest))
+        elif earlier not in context.manifest.stages:
+            console.warn(f"{earlier} was not run here: its files are taken as they are")
+
+
+def _refuse_stale(name: str, earlier: str, why: str) -> None:
+    if why:
+        said = stage(name).needs.get(earlier, f"{earlier} is out of date")
+        raise ToolkitError(
+            f"{said}: {why}",
+            hint=f"run `toolkit {earlier}` first (`toolkit run` does all that is out of date), "
+            f"or {name} all the same with --force",
+        )
 
 
 def _check_inputs(name: str, files: StageFiles) -> None:

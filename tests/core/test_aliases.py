@@ -96,10 +96,10 @@ def test_both_names_in_overrides_are_an_error_and_one_replaces_the_file_s() -> N
 
 
 def test_an_override_replaces_the_other_length_of_the_file() -> None:
-    """`toolkit init` writes max_steps, so else --set could not ask for epochs."""
+    """`toolkit init` writes num_train_epochs, so else --set could not ask for steps."""
     epochs = config_file.build({"train": {"max_steps": 60}}, ["train.num_train_epochs=2"]).train
     steps = config_file.build({"train": {"num_train_epochs": 2}}, ["train.max_steps=60"]).train
-    assert (epochs.num_train_epochs, steps.num_train_epochs, steps.max_steps) == (2, None, 60)
+    assert (epochs.num_train_epochs, epochs.max_steps, steps.max_steps) == (2, None, 60)
     assert "both set" in problems({}, "train.num_train_epochs=2", "train.max_steps=60")
 
 

@@ -191,3 +191,42 @@ def test_without_rich_progress_on_a_terminal_is_plain_lines(tmp_path: Path) -> N
     shown = os.read(ours, 10_000).decode()
     os.close(ours)
     assert code == 0 and "training: 1/4 steps" in shown
+
+
+GONE = """
+import sys
+from toolkit.core import console
+sys.stdin.readline()  # until whoever read has gone
+for word in ("warning", "done", "info"):
+    {"warning": console.warn, "done": console.done, "info": console.info}[word](word)
+with console.progress("work", 2, "steps") as progress:
+    progress.advance()
+print("went on", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal"])
+def test_work_goes_on_where_nobody_reads_what_is_said(kind: str) -> None:
+    """`2>&1 | tee log`, and Ctrl-C ends tee too; or the terminal's window is closed."""
+    ours, theirs = pty.openpty() if kind == "terminal" else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-c", GONE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm"},
+    )
+    os.close(theirs)
+    os.close(ours)
+    out, _ = process.communicate(b"\n", timeout=60)
+    assert (process.returncode, out) == (0, b"went on\n")
+
+
+def test_a_hang_up_leaves_files_and_pipes_alone(tmp_path: Path) -> None:
+    code = "from toolkit.core import console; console.hang_up(); print('kept'); console.info('said')"
+    with (tmp_path / "said").open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=file,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        )  # fmt: skip
+    assert (done.returncode, done.stdout, (tmp_path / "said").read_text()) == (0, b"kept\n", "said\n")

@@ -93,3 +93,20 @@ def test_the_largest_micro_batch_is_the_one_with_most_tokens_padded_or_not() -> 
     assert batches.largest(laid, lengths) == 160
     assert batches.largest(laid, lengths, padded=True) == 270
     assert batches.largest(laid[:, 1:], lengths, padded=True) == 180
+
+
+@pytest.mark.parametrize(("records", "micro_batch"), [(1, 8), (6, 4), (63, 8), (64, 8), (200, 8), (200, 4), (200, 1)])
+def test_held_out_parts_do_not_depend_on_what_fits_into_memory(records: int, micro_batch: int) -> None:
+    """The same parts with any micro-batch, so that losses before and after memory ran out can be compared."""
+    tokens = [float(place % 7 + 1) for place in range(records)]
+
+    def parts(most: int) -> list[list[float]]:
+        size, together = batches.held_out_batch(records, most)
+        assert 1 <= size <= most and size * together == max(1, records // batches.PARTS)
+        cuts = [tokens[cut : cut + size] for cut in range(0, records, size)]
+        copies = [[0.0, 0.0]] * 2
+        return batches.held_out_parts([[2 * sum(cut), sum(cut)] for cut in cuts] + copies, records, most)
+
+    found = parts(micro_batch)
+    assert found == parts(1) and sum(count for _, count in found) == sum(tokens)
+    assert len(found) >= min(records, batches.PARTS)

@@ -104,7 +104,7 @@ def test_records_are_filled_up_to_a_multiple_with_copies_of_which_nothing_is_lea
 def test_a_row_is_filled_up_to_a_multiple_with_a_record_of_which_nothing_is_learned(lengths: tuple[int, ...]) -> None:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from toolkit.train.trainer import filled_up
+    from toolkit.train.speed import filled_up
 
     collator = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
     ids = [list(range(5, 5 + length)) for length in lengths]

@@ -115,6 +115,8 @@ def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], b
         for key in ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "eval_loss"):
             if key in first:
                 assert second[key] == pytest.approx(first[key], rel=1e-5)
+        parts = [[number for part in one.get("eval_parts", []) for number in part] for one in (first, second)]
+        assert parts[1] == pytest.approx(parts[0], rel=1e-5) and len(parts[0]) == 8 * ("eval_loss" in first)
     assert {path.name for path in two.outputs} == {path.name for path in one.outputs}
     assert two.figures["tokens_seen"] == one.figures["tokens_seen"]
 
@@ -147,8 +149,9 @@ max_length = 320
         assert results[0]["fresh"] is fresh and results[0]["devices"] == 2
 
 
-def test_ctrl_c_reaches_the_process_that_trains(tmp_path: Path, base: Base) -> None:
-    """As from a terminal: exit code 130, a checkpoint of the step in hand, and the same command goes on."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_reaches_the_process_that_trains(tmp_path: Path, base: Base, number: signal.Signals) -> None:
+    """As from a terminal: exit code 130, a checkpoint, and the same command goes on."""
     settings = f"""
 [run]
 name = "small"
@@ -168,10 +171,10 @@ save_steps = 1000
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     wait_for_step(folder, 2, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
-    assert "stopping after this step" in err and json.loads(out)["exit_code"] == 130
+    assert "stopping with a checkpoint" in err and json.loads(out)["exit_code"] == 130
     assert len(list(folder.checkpoints.glob(f"*/checkpoint-*/{checkpoints.MARKER}"))) == 1
 
 

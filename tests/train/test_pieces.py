@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from tests.train.conftest import changed
-from toolkit.core import hardware
+from toolkit.core import config_file, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.run_folder import RunFolder
-from toolkit.train import backend, callbacks, checkpoints, peft_backend, plot, unsloth_backend
+from toolkit.model import precision
+from toolkit.train import backend, callbacks, checkpoints, checks, peft_backend, plot, unsloth_backend
 
 
 def save(folder: Path, step: int) -> Path:
@@ -132,9 +133,11 @@ def test_the_fingerprint_covers_what_decides_the_weights(small: tuple[Config, Ru
         {"batch_size": 4},
         {"seed": 1},
         {"max_steps": 9},
-        {"num_train_epochs": 2.0},
+        {"max_steps": None, "num_train_epochs": 2.0},
     ):
         assert with_train(**values) != first
+    endless = with_train(lr_scheduler_type="constant")
+    assert endless != first and with_train(lr_scheduler_type="constant", max_steps=9) == endless
     folder.split_file("val").write_text("")
     assert checkpoints.fingerprint(settings, folder) == first
     folder.split_file("train").write_text(folder.split_file("train").read_text().replace("water", "tea"))
@@ -200,9 +203,42 @@ def test_without_a_gpu_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.Mo
         chosen = backend.choose(wanted)
         assert (chosen.name, chosen.device) == ("peft", "cpu")
     assert "no CUDA GPU" in backend.choose("auto").reason
-    with pytest.raises(ToolkitError, match="a CUDA GPU") as caught:
-        backend.choose("unsloth")
-    assert caught.value.exit_code == MISSING
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, gpu: str, packages: set[str], *, bf16: bool = True, **train: Any) -> str:
+    """What is refused on a machine with this GPU and these packages; the doctor's finding is the same."""
+    monkeypatch.setattr(hardware, "installed", lambda name: name in packages)
+    config = config_file.build({"train": train})
+    found = None if not gpu else hardware.Gpu(gpu, "", 0, 0, bf16, (8, 0), True)
+    said = []
+    for check in (
+        lambda: precision.check_backend(config, gpu, bf16=bf16),
+        lambda: checks.backend(config, found),
+    ):
+        try:
+            check()
+        except ToolkitError as exc:
+            assert exc.exit_code == MISSING and exc.hint
+            said.append(exc.message)
+    assert len(said) in (0, 2) and len({*said}) < 2
+    return said[0] if said else ""
+
+
+def test_doctor_and_training_refuse_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(gpu: str, packages: set[str], **values: Any) -> str:
+        return refused(monkeypatch, gpu, packages, **values)
+
+    assert "a CUDA GPU" in found("", {"unsloth"}, backend="unsloth")
+    assert "the package unsloth" in found("G", {"bitsandbytes"}, backend="unsloth")
+    assert "f16, which needs" in found("", set(), precision="f16")
+    assert "f32, but a GPU" in found("G", {"unsloth"}, precision="f32")
+    assert "G does not compute in bf16" in found("G", {"unsloth"}, bf16=False, precision="bf16")
+    assert "bitsandbytes" in found("G", {"unsloth"}, backend="peft")
+    for gpu, packages, values in (
+        ("", set(), {}), ("", set(), {"precision": "f32"}), ("G", {"unsloth"}, {"precision": "f16"}),
+        ("G", {"bitsandbytes"}, {"precision": "bf16"}), ("G", {"unsloth"}, {"backend": "unsloth"}),
+    ):  # fmt: skip
+        assert found(gpu, packages, **values) == ""
 
 
 def test_with_a_gpu_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,8 +252,6 @@ def test_with_a_gpu_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.M
     assert fallen.name == "peft" and "it broke" in fallen.reason
     monkeypatch.setattr(hardware, "installed", lambda name: False)
     assert backend.choose("auto").name == "peft"
-    with pytest.raises(ToolkitError, match="has not the package unsloth"):
-        backend.choose("unsloth")
 
 
 def test_a_gpu_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,16 +263,10 @@ def test_a_gpu_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.Monke
     assert peft_backend.make_peft_backend("cuda", "").precision("auto") == "bf16"
 
 
-def test_a_gpu_does_not_train_in_float32() -> None:
-    with pytest.raises(ToolkitError, match="f32, but a GPU"):
-        peft_backend.make_peft_backend("cuda", "").precision("f32")
-    assert peft_backend.make_peft_backend("cpu", "").precision("f32") == "f32"
-
-
-@pytest.mark.parametrize(("has", "precision"), [(True, "bf16"), (False, "f32")])
-def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, has: bool, precision: str) -> None:
+@pytest.mark.parametrize(("has", "taken"), [(True, "bf16"), (False, "f32")])
+def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch, has: bool, taken: str) -> None:
     monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: has)
-    assert peft_backend.make_peft_backend("cpu", "").precision("auto") == precision
+    assert peft_backend.make_peft_backend("cpu", "").precision("auto") == taken
 
 
 def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> None:

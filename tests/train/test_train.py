@@ -50,10 +50,10 @@ torch.save = save
     "marker": """
 from toolkit.train import checkpoints
 real = checkpoints.mark
-def mark(checkpoint, run):
+def mark(checkpoint, *run):
     if checkpoint.name == "checkpoint-6":
         die()
-    real(checkpoint, run)
+    real(checkpoint, *run)
 checkpoints.mark = mark
 """,
 }
@@ -174,8 +174,8 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     wait_for_step(folder, 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    assert "stopping after this step" in err and "KeyboardInterrupt" in err
-    step = int(re.findall(r"stopped after step (\d) of 8", err)[0])
+    assert "stopping with a checkpoint" in err and "KeyboardInterrupt" in err
+    step = int(re.findall(r"a checkpoint of step (\d) of 8 stands", err)[0])
     assert not folder.adapter.exists()
     assert train(settings, folder, base).figures["resumed_at_step"] == step >= 2
     assert_equal(log_of(folder), once)
@@ -259,7 +259,7 @@ def test_epochs_decide_the_steps(
     epochs: float, steps: int, small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """24 records, 4 a step: the trainer, its schedule and the progress line go by the number that comes out."""
-    settings, folder = plain(small[0], num_train_epochs=epochs, warmup_steps=0), small[1]
+    settings, folder = plain(small[0], max_steps=None, num_train_epochs=epochs, warmup_steps=0), small[1]
     assert train(settings, folder, base).figures["steps"] == steps
     log = [entry for entry in entries(folder) if "loss" in entry]
     assert [entry["learning_rate"] for entry in log] == pytest.approx([1e-3 * (1 - n / steps) for n in range(steps)])

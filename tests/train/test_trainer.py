@@ -19,7 +19,8 @@ from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.train import OutOfMemory, batches, examples, is_out_of_memory, job, launch, peft_backend, train
-from toolkit.train.trainer import ToolkitTrainer, make, remember_parts
+from toolkit.train.speed import remember_parts
+from toolkit.train.trainer import ToolkitTrainer, make
 
 pytestmark = pytest.mark.slow
 

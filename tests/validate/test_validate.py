@@ -222,6 +222,18 @@ def test_the_card_tells_data_and_recipe_from_the_manifest(passed: scored_models.
     assert "/somewhere" not in card
 
 
+def test_the_card_warns_of_a_model_that_learned_nothing(passed: scored_models.World) -> None:
+    """As report.json does; the base and the adapter of these tests are random."""
+    report = report_of(passed)
+    assert report["learned"]["train"] is None and report["learned"]["test"]["verdict"] in ("worse", "unmoved")
+    [warning] = report["warnings"]
+    card = model_card(report, passed.config, passed.folder, passed.manifest())
+    assert card.count("**Do not use this model: the trained model is") == 1 and "test records" in warning
+    assert "Do not use this model" not in model_card(
+        report | {"warnings": []}, passed.config, passed.folder, passed.manifest()
+    )
+
+
 def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> None:
     report = report_of(passed)
     report["answers"] = [

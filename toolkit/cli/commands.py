@@ -1,41 +1,18 @@
 """The verbs: each parses, calls one stage, prints its result and names the next step."""
 
-import os
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from toolkit import pipeline
 from toolkit.cli.options import as_command, verb
+from toolkit.cli.performing import command_text, is_offline, load_run, mending_command, perform_all, perform_one
 from toolkit.core import console
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
-    from toolkit.core.run_folder import RunFolder
-
-
-def _load(path: str, overrides: tuple[str, ...]) -> "tuple[Config, RunFolder]":
-    from toolkit.core.config_file import load_config
-    from toolkit.core.run_folder import folder_of
-
-    config = load_config(Path(path), overrides)
-    return config, folder_of(config)
-
-
-def _command(name: str, tail: str = "") -> str:
-    """Write the command for a next step, with the settings that this call was given."""
-    given = click.get_current_context().params
-    words = ["toolkit", name]
-    if given["path"] != "toolkit.toml":
-        words += ["-c", given["path"]]
-    for override in given["overrides"]:
-        words += ["--set", override]
-    if given["offline"]:
-        words.append("--offline")
-    return shlex.join(words) + tail
 
 
 @verb(writes=True, config=False)
@@ -87,8 +64,8 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
     from toolkit.doctor import checks_table
     from toolkit.doctor import doctor as examine
 
-    config, folder = _load(path, overrides)
-    checks = examine(config, folder, offline=_offline(), stages=pipeline.records(pipeline.STAGES))
+    config, folder = load_run(path, overrides)
+    checks = examine(config, folder, offline=is_offline(), stages=pipeline.records(pipeline.STAGES))
     failed = [check for check in checks if check.ok is False]
     listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]
     if failed:
@@ -101,66 +78,7 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
             details={"checks": listed},
         )
     console.result({"checks": listed}, checks_table(checks))
-    console.next_step(_command("run"))
-
-
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE") == "1"
-
-
-def _stage(
-    name: str,
-    path: str,
-    overrides: tuple[str, ...],
-    dry_run: bool,
-    force: bool,
-    *,
-    gpus: int = 1,
-    replace: tuple[str, ...] = (),
-) -> None:
-    from toolkit.cli import summary
-    from toolkit.core.run_folder import locked
-
-    config, folder = _load(path, overrides)
-    if dry_run:
-        console.result(*summary.preview([name], config, folder))
-        return
-    with locked(folder):
-        console.log_to(folder.log)
-        if name == "train" and (force or not pipeline.is_fresh(name, config, folder)):
-            _check_first(config, folder, (name,))
-        options: dict[str, Any] = {"gpus": gpus, "replace": replace}
-        done = pipeline.perform(name, config, folder, force=force, offline=_offline(), **options)
-    if done.fresh:
-        console.info(f"{name}: fresh, skipped (--force does it again)")
-    console.result(*summary.of(done, folder))
-    following = [*pipeline.STAGES, ""][[*pipeline.STAGES].index(name) + 1]
-    console.next_step(_command(following) if following else f'ollama run {config.ollama.name or config.run.name} "…"')
-
-
-def stage_verb(name: str) -> click.Command:
-    """Make the verb of a stage that needs no options of its own."""
-
-    def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
-        _stage(name, path, overrides, dry_run, force)
-
-    perform.__name__, perform.__doc__ = name, pipeline.STAGES[name][0]
-    return as_command(perform, writes=True)
-
-
-def _check_first(config: "Config", folder: "RunFolder", stages: tuple[str, ...]) -> None:
-    """Let doctor look before hours are spent; a check that fails ends the run."""
-    if not stages:
-        return
-    from toolkit.doctor import doctor as examine
-
-    checks = examine(config, folder, offline=_offline(), stages=pipeline.records(stages))
-    failed = [check for check in checks if check.ok is False]
-    if failed:
-        listed = "\n".join(f"  {check.name}: {check.found}" for check in failed)
-        raise ToolkitError(
-            f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
-        )
+    console.next_step(command_text("run"))
 
 
 @verb(writes=True)
@@ -174,10 +92,10 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
     from toolkit.train import launch, parallel
 
     if parallel.rank() > 0:
-        launch.follow(*_load(path, overrides))
+        launch.follow(*load_run(path, overrides))
         return
     try:
-        _stage("train", path, overrides, dry_run, force, gpus=gpus)
+        perform_one("train", path, overrides, dry_run, force, gpus=gpus)
     finally:
         parallel.dismiss()
 
@@ -235,9 +153,12 @@ def export(
                 exit_code=USAGE,
             )
         if form == "gguf":
-            _stage("export", path, overrides, dry_run, force)
+            perform_one("export", path, overrides, dry_run, force)
             return
-        order = standalone.order_of_run(*_load(path, overrides))
+        config, folder = load_run(path, overrides)
+        if not force:
+            pipeline.check_stages_before("export", config, folder)
+        order = standalone.order_of_run(config, folder)
     else:
         order = standalone.of_adapter(Path(adapter), base, path, overrides)
     figures = standalone.carry_out(order, form, quantizations, output, dry_run=dry_run, force=force)
@@ -252,7 +173,7 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
     Writes the report and the model card; exit code 4 if a quantization is too far off.
     """
-    _stage("validate", path, overrides, dry_run, force)
+    perform_one("validate", path, overrides, dry_run, force)
 
 
 @verb(writes=True)
@@ -267,11 +188,11 @@ def register(
 
     If anything fails, the former model of that name is back. Whatever is replaced keeps a copy.
     """
-    config, _ = _load(path, overrides)
+    config, _ = load_run(path, overrides)
     if rollback:
         _roll_back(config, dry_run, replace)
         return
-    _stage("register", path, overrides, dry_run, force, replace=replace)
+    perform_one("register", path, overrides, dry_run, force, replace=replace)
 
 
 def _roll_back(config: "Config", dry_run: bool, replace: tuple[str, ...]) -> None:
@@ -281,7 +202,7 @@ def _roll_back(config: "Config", dry_run: bool, replace: tuple[str, ...]) -> Non
     figures = roll_back(config, dry_run=dry_run, replace=replace)
     console.result(*summary.of_rollback(figures))
     if not dry_run:
-        console.info(f"`{_command('register', ' --rollback')}` undoes it")
+        console.info(f"`{command_text('register', ' --rollback')}` undoes it")
         console.next_step(f'ollama run {figures["name"]} "…"')
 
 
@@ -295,9 +216,9 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
     from toolkit.prompt.tokenizer import load_tokenizer
     from toolkit.register import modelfile_text
 
-    config, folder = _load(path, overrides)
+    config, folder = load_run(path, overrides)
     if not folder.adapter.is_dir():
-        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{_command('run')}` first")
+        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{command_text('run')}` first")
     text = modelfile_text(config, folder, load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text)
     console.result({"modelfile": text}, text.rstrip("\n"))
 
@@ -309,7 +230,7 @@ def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str |
     """Ask a question, through Ollama or else llama.cpp."""
     from toolkit.ask import answer
 
-    config, folder = _load(path, overrides)
+    config, folder = load_run(path, overrides)
     through, pieces = answer(config, folder, question, instruction)
     whole = ""
     for piece in pieces:
@@ -322,53 +243,7 @@ def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str |
 @verb(writes=True)
 def run(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Run all stale stages, in order."""
-    from toolkit.cli import summary
-    from toolkit.core.run_folder import locked
-
-    config, folder = _load(path, overrides)
-    if dry_run:
-        console.result(*summary.preview(list(pipeline.STAGES), config, folder))
-        return
-    with locked(folder):
-        console.log_to(folder.log)
-        stale = {stage: why for stage, why in pipeline.state(config, folder).items() if why or force}
-        if not stale:
-            console.result({"stages": {}, "folder": str(folder.path)}, f"all stages are fresh: {folder.path}")
-            console.next_step(_command("ask", ' "…"'))
-            return
-        # Without a server all but registering is done, so its absence must not stop the run here.
-        _check_first(config, folder, tuple(stage for stage in stale if stage != "register"))
-        finished = []
-        for stage in pipeline.STAGES:
-            if stage == "register" and not _server_answers(config):
-                break
-            done = pipeline.perform(stage, config, folder, force=force, offline=_offline())
-            if done.fresh:
-                console.info(f"{stage}: fresh, skipped")
-            else:
-                console.info(summary.of(done, folder)[1])
-            finished.append(done)
-    console.result(*summary.of_run(finished, folder))
-    console.next_step(_command("ask", ' "…"'))
-
-
-def _server_answers(config: "Config") -> bool:
-    """Say whether there is a server to register with; where there is none, all else is done and that is no failure."""
-    from toolkit.ollama import server
-    from toolkit.ollama.address import server_address
-
-    again = f"then `{_command('register')}`"
-    try:
-        url = server_address(config.ollama)
-    except ToolkitError as exc:
-        console.warn(f"{exc.message}, so the model is not registered; {exc.hint}, {again}")
-        return False
-    if server.version(config.ollama) is not None:
-        return True
-    console.warn(
-        f"no Ollama server answers at {url}, so the model is not registered; start one with `ollama serve`, {again}"
-    )
-    return False
+    perform_all(path, overrides, dry_run, force)
 
 
 @verb()
@@ -376,8 +251,23 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
     """Show each stage: fresh, stale (why), or not run."""
     from toolkit.cli import summary
 
-    config, folder = _load(path, overrides)
+    config, folder = load_run(path, overrides)
     reasons = pipeline.state(config, folder)
-    console.result(*summary.of_status(reasons, config, folder))
-    stale = [stage for stage, why in reasons.items() if why]
-    console.next_step(_command("run") if stale else _command("ask", ' "…"'))
+    found, text = summary.of_status(reasons, config, folder)
+    console.result(found, text)
+    if any(reasons.values()):
+        console.next_step(command_text("run"))
+    elif any(stage["warning"] for stage in found["stages"].values()):
+        console.next_step(mending_command(config))
+    else:
+        console.next_step(command_text("ask", ' "…"'))
+
+
+def stage_verb(name: str) -> click.Command:
+    """Make the verb of a stage that needs no options of its own."""
+
+    def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+        perform_one(name, path, overrides, dry_run, force)
+
+    perform.__name__, perform.__doc__ = name, pipeline.STAGES[name][0]
+    return as_command(perform, writes=True)

@@ -20,9 +20,7 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:  # nobody reads on, and nothing is to complain about it when the interpreter ends
         code = 1
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+        console.let_go(sys.stdout.fileno(), sys.stderr.fileno())
     from toolkit.core import hardware
 
     if hardware.launched():

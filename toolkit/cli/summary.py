@@ -21,12 +21,16 @@ Summary = tuple[dict[str, Any], str]
 def of(done: Done, folder: RunFolder) -> Summary:
     """Summarise one stage; its figures go into the JSON whole."""
     payload = {"stage": done.stage, "fresh": done.fresh, "why": done.why, "seconds": done.seconds, **done.figures}
+    payload["warning"] = done.warning
     return payload, pipeline.stage(done.stage).summary(done.figures, folder)
 
 
 def of_run(finished: list[Done], folder: RunFolder) -> Summary:
     """Summarise a whole run: what was done, what was fresh, and how long each took."""
-    stages = {done.stage: {"fresh": done.fresh, "seconds": done.seconds, **done.figures} for done in finished}
+    stages = {
+        done.stage: {"fresh": done.fresh, "seconds": done.seconds, **done.figures, "warning": done.warning}
+        for done in finished
+    }
     performed = [done for done in finished if not done.fresh]
     times = ", ".join(f"{done.stage} {console.duration(done.seconds)}" for done in performed)
     text = f"done in {console.duration(sum(done.seconds for done in performed))} ({times}): {folder.path}"
@@ -82,7 +86,7 @@ def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
 def of_status(reasons: dict[str, str], config: Config, folder: RunFolder) -> Summary:
     """Summarise the state of every stage, when it ran, and what the Ollama server holds."""
     manifest = read_manifest(folder)
-    rows, payload = [], {}
+    rows, payload, warnings = [], {}, []
     for stage, why in reasons.items():
         record = manifest.stages.get(stage)
         word = "not run" if record is None else "stale" if why else "fresh"
@@ -90,8 +94,11 @@ def of_status(reasons: dict[str, str], config: Config, folder: RunFolder) -> Sum
         finished = record.finished if record else ""
         seconds = console.duration(record.seconds) if record else ""
         rows.append((stage, word, reason, finished, seconds))
-        payload[stage] = {"state": word, "why": why, "finished": finished}
+        warning = record.warning if record else ""
+        warnings += [f"warning: {warning}"] * bool(warning)
+        payload[stage] = {"state": word, "why": why, "finished": finished, "warning": warning}
     text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(folder.path))
+    text = "\n".join([text, *dict.fromkeys(warnings)])
     held, said = _ollama(config, manifest)
     found = {"run": config.run.name, "folder": str(folder.path), "run_id": manifest.run_id, "stages": payload}
     return {**found, "ollama": held}, f"{text}\n\n{said}"

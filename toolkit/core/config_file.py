@@ -139,8 +139,8 @@ def starter(values: dict[str, dict[str, Any]] | None = None) -> str:
         lines += ["", f"# {(section.__doc__ or '').strip()}", f"[{name}]"]
         for key, info in section.model_fields.items():
             value = values.get(name, {}).get(key, info.get_default())
-            unset = value is None or (key == "max_steps" and bool(values.get(name, {}).get("num_train_epochs")))
-            shown = f"{key} = {_toml(1.0 if value is None else value)}"
+            unset = value is None or (key == "num_train_epochs" and bool(values.get(name, {}).get("max_steps")))
+            shown = f"{key} = {_toml(60 if value is None else value)}"
             lines += [f"# {info.description}", f"#{shown}" if unset else shown]
     return "\n".join(lines) + "\n"
 

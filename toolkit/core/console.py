@@ -5,6 +5,7 @@ Two modes: for people (tables, progress with time left) and `--json` (one object
 
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -71,12 +72,35 @@ def _mark(symbol: str, plain: str) -> str:
 def _emit(text: str, style: str = "") -> None:
     _write_log(text)
     try:
+        _show(text, style)
+    except OSError:  # the terminal, or the program that read, is gone: the work goes on
+        let_go(sys.stderr.fileno())
+
+
+def _show(text: str, style: str) -> None:
+    try:
         from rich.console import Console
         from rich.text import Text
     except ImportError:  # an error that names a missing library must be printed without that library too
         print(text, file=sys.stderr, flush=True)
         return
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
+    if sys.stderr.isatty():
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
+    else:  # rich ends the process where nobody reads any more
+        print(text, file=sys.stderr, flush=True)
+
+
+def let_go(*streams: int) -> None:
+    """Send what is written to these file descriptors nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream)
+    os.close(nowhere)
+
+
+def hang_up() -> None:
+    """Print no more to a terminal that has gone: writing would fail. Files and the run's log go on."""
+    let_go(*(stream for stream in (1, 2) if stat.S_ISCHR(os.fstat(stream).st_mode)))
 
 
 def info(text: str) -> None:

@@ -122,6 +122,11 @@ def cache_folder() -> Path:
     return (Path(home) if home else Path.home() / ".cache") / "toolkit"
 
 
+def size_of_folder(folder: Path) -> int:
+    """Return the bytes of all files below a folder, links left out; 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
 def spread(records: list[Item], count: int) -> list[Item]:
     """Choose at most `count` items evenly over a list of records: a file is often sorted by its source."""
     return [records[index * len(records) // count] for index in range(count)] if count < len(records) else records

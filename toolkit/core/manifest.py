@@ -19,10 +19,14 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a room hands back when its stage succeeded: the files it wrote and its headline figures."""
+    """What a room hands back when its stage succeeded: the files it wrote and its headline figures.
+
+    `warning` says what is wrong with the result all the same; `status` repeats it until the stage runs again.
+    """
 
     outputs: list[Path]
     figures: dict[str, Any]
+    warning: str = ""
 
 
 class FileRecord(BaseModel):
@@ -39,7 +43,8 @@ class FileRecord(BaseModel):
 class StageRecord(BaseModel):
     """What one stage did: the settings it used, what it read and wrote, and its headline figures.
 
-    `failure` is set where the stage wrote its results, and they say no (a validation gate that is not met).
+    `failure` is set where the stage wrote its results, and they say no (a validation gate that is not met); `warning`
+    where they are usable, but hardly what was wanted (a model that learned nothing).
     """
 
     settings: dict[str, Any]
@@ -50,6 +55,7 @@ class StageRecord(BaseModel):
     finished: str
     figures: dict[str, Any]
     failure: str = ""
+    warning: str = ""
 
 
 class Manifest(BaseModel):

@@ -77,6 +77,11 @@ def never(_: Context, __: Path) -> bool:
     return False
 
 
+def holds_nothing(_: "Config", __: "RunFolder") -> int:
+    """Hold no bytes of an interrupted run."""
+    return 0
+
+
 def still_there(_: "Config", __: "StageRecord") -> str:
     """Say that nothing was lost outside the run folder."""
     return ""
@@ -90,7 +95,9 @@ class Stage:
     `files` says what it reads and writes, and downloads nothing. `summary` tells its figures as text. `checks` lists
     the doctor's checks, each with its name. `before` may fetch what `files` names. `needs` are stages that must be
     fresh, each with what is said where it is not. `may_replace` tells whether a file that it did not write may be
-    replaced. `lost` says why its result is gone although its files are there.
+    replaced. `lost` says why its result is gone although its files are there. `held` counts the bytes on disk that an
+    interrupted run left and the next one goes on with. `gate` raises ToolkitError where the result may not replace what
+    is in use; it is not asked with --force.
     """
 
     name: str
@@ -104,3 +111,5 @@ class Stage:
     needs: Mapping[str, str] = field(default_factory=dict)
     may_replace: Callable[[Context, Path], bool] = never
     lost: "Callable[[Config, StageRecord], str]" = still_there
+    held: "Callable[[Config, RunFolder], int]" = holds_nothing
+    gate: Callable[[Context], None] = nothing

@@ -24,10 +24,10 @@ class TrainSettings(Section):
     """auto: Unsloth where there is a CUDA GPU and Unsloth is installed, else plain PEFT."""
     max_length: int = Field(2048, ge=16)
     """Longest record in tokens, prompt and EOS included."""
-    max_steps: int = Field(60, ge=1)
-    """Optimizer steps, unless num_train_epochs says how many."""
-    num_train_epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
-    """In place of max_steps: passes over the training records, parts of one too; the last step is always whole."""
+    num_train_epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Passes over the training records, parts of one too; the last step is always whole."""
+    max_steps: int | None = Field(None, ge=1)
+    """In place of num_train_epochs: optimizer steps, however much of the records they see."""
     batch_size: int = Field(2, ge=1)
     """batch_size × gradient_accumulation_steps is the records of a step over all GPUs, however they are laid out."""
     gradient_accumulation_steps: int = Field(4, ge=1)
@@ -66,10 +66,14 @@ class TrainSettings(Section):
     """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU; each trains in those only."""
     eval_steps: int = Field(0, ge=0)
     """Held-out loss every so many steps, and the best adapter is what is kept; 0: before and after only."""
+    max_eval_samples: int = Field(200, ge=0)
+    """Records of the val split that the held-out loss is taken on, spread evenly over it; 0: all of them."""
     early_stopping_patience: int = Field(0, ge=0)
     """Stop after so many held-out losses in a row that are no better; 0: never. Needs eval_steps."""
     save_steps: int = Field(20, ge=1)
     """A checkpoint every so many steps; an interrupted run goes on from the last one."""
+    logging_steps: int = Field(1, ge=1)
+    """Log every so many steps. With 1 a GPU waits for the log of each: short steps are faster with 8 or so."""
     seed: int = Field(3407, ge=0, lt=2**32)
     """Seed of the adapter's weights, the data order and dropout."""
     report_to: list[str] = []
@@ -90,7 +94,7 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
-        if self.num_train_epochs is not None and "max_steps" in self.model_fields_set:
+        if self.max_steps is not None and "num_train_epochs" in self.model_fields_set:
             raise ValueError("max_steps and num_train_epochs are both set: leave one of them out")
         return self
 
@@ -98,7 +102,7 @@ class TrainSettings(Section):
     def _without_the_idle_length(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the one of max_steps and num_train_epochs that does not count, so that reading works again."""
         values: dict[str, Any] = written(self)
-        values.pop("num_train_epochs" if self.num_train_epochs is None else "max_steps", None)
+        values.pop("max_steps" if self.max_steps is None else "num_train_epochs", None)
         return values
 
     @property
@@ -108,7 +112,7 @@ class TrainSettings(Section):
 
     def steps_for(self, records: int) -> int:
         """Return the optimizer steps of a run with so many training records."""
-        if self.num_train_epochs is None:
+        if self.max_steps is not None:
             return self.max_steps
         # As it is written: 0.7 epochs of 10 records are 7, and not the float that is a little more.
         return math.ceil(Fraction(str(self.num_train_epochs)) * records / self.records_a_step)

@@ -1,5 +1,6 @@
 """The doctor: is this machine able to do the configured run? All is looked at before anything expensive starts."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -53,7 +54,11 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
         check = partial(checks.base_model, label, revision, offline=offline, exported=exported)
         look(f"base {label}", check)
     if labels:
-        _look_at_resources(config, folder, names, labels[0], gpu, look)
+        held = {stage.name: 0 for stage in stages}
+        for stage in stages:
+            with contextlib.suppress(OSError):  # files that cannot be read hold nothing that is of use
+                held[stage.name] = stage.held(config, folder)
+        _look_at_resources(config, folder, held, labels[0], gpu, look)
     look("run folder", lambda: checks.run_folder(folder))
     return found
 
@@ -61,7 +66,7 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
 def _look_at_resources(
     config: Config,
     folder: RunFolder,
-    stages: tuple[str, ...],
+    held: dict[str, int],
     label: str,
     gpu: hardware.Gpu | None,
     look: Callable[[str, Callable[[], Found]], None],
@@ -71,8 +76,8 @@ def _look_at_resources(
     if shape is None:
         look("memory", lambda: resources.least_memory(label, revision))
         return
-    job = Job(config, folder, stages, shape, gpu)
-    if "train" in stages:
+    job = Job(config, folder, held, shape, gpu)
+    if "train" in job.stages:
         look("adapter", lambda: resources.adapter(config, shape))
     look("memory", lambda: resources.memory(job))
     look("disk", lambda: resources.disk(job))

@@ -76,7 +76,7 @@ def base_model(label: str, revision: str, *, offline: bool, exported: bool = Fal
     One that is to be `exported` must be of a family that can be, with each tensor that its config.json promises.
     """
     name = f"base {label}"
-    path = plan.local(label)
+    path = base.local_path(label)
     if path is None:
         return _on_hub(label, revision, offline=offline, exported=exported)
     if path.is_file():
@@ -102,7 +102,7 @@ def base_model(label: str, revision: str, *, offline: bool, exported: bool = Fal
 def _on_hub(label: str, revision: str, *, offline: bool, exported: bool) -> Check:
     """Check a hub id: in the cache, or there with safetensors and with access. The token is used, never shown."""
     name = f"base {label}"
-    config = plan.cached(label, revision, "config.json")
+    config = base.cached_file(label, revision, "config.json")
     if config is not None and plan.wholly_cached(label, revision):
         families.check_base(config.parent, exported=exported)
         return Check(name, True, "in the hub's cache", "")

@@ -71,7 +71,7 @@ def checkpoints(shape: ModelConfig, settings: TrainSettings, *, moments: int = 8
     `records` are those to train on, 0 where they are unknown: they decide the steps of `num_train_epochs`.
     """
     trained = shape.trainable(settings.target_modules, settings.lora_r)
-    known = records or settings.num_train_epochs is None
+    known = records or settings.max_steps is not None
     saves = min(CHECKPOINTS, math.ceil(settings.steps_for(records) / settings.save_steps)) if known else CHECKPOINTS
     return saves * (adapter_folder(shape, settings) + moments * trained)
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.core import files, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.manifest import path_name, read_manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
 from toolkit.model import base, gguf_base, memory
@@ -33,58 +35,41 @@ def labels(config: Config, stages: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(wanted))
 
 
-def local(label: str) -> Path | None:
-    """Return the file or folder that a base's name means, None for a hub id; raises ToolkitError for neither."""
-    files = base.source_files(label)
-    if label.startswith("pypi:"):
-        return files[0]
-    path = Path(label).expanduser()
-    return path if files or path.exists() else None
-
-
 def shape_of(label: str, revision: str) -> ModelConfig | None:
     """Find a base's shape: in its folder, its GGUF header, the hub's cache, or the table of well-known names.
 
     Raises ToolkitError if it does not exist, ValueError if its header is damaged.
     """
-    path = local(label)
+    path = base.local_path(label)
     if path is None:
-        config = cached(label, revision, "config.json")
+        config = base.cached_file(label, revision, "config.json")
         return (model_config(config.parent) if config else None) or known_model(label)
     return gguf_config(path) if path.is_file() else model_config(path)
 
 
 def parameters_of(label: str, revision: str) -> int:
     """Count the elements of a base of unknown shape by its safetensors headers; 0 where none are on this machine."""
-    path = local(label)
+    path = base.local_path(label)
     if path is None:
-        config = cached(label, revision, "config.json")
+        config = base.cached_file(label, revision, "config.json")
         path = config.parent if config else None
     return stored_parameters(path) if path is not None and path.is_dir() else 0
 
 
-def cached(label: str, revision: str, name: str) -> Path | None:
-    """Return one file of a hub repository in the hub's cache, None if it is not there."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(label, name, revision=revision or None)
-    return Path(found) if isinstance(found, str) else None
-
-
 def wholly_cached(label: str, revision: str) -> bool:
     """Tell whether configuration, tokenizer and all weights of a hub repository are in the hub's cache."""
-    if not all(cached(label, revision, name) for name in ("config.json", "tokenizer.json")):
+    if not all(base.cached_file(label, revision, name) for name in ("config.json", "tokenizer.json")):
         return False
-    if cached(label, revision, "model.safetensors"):
+    if base.cached_file(label, revision, "model.safetensors"):
         return True
-    index = cached(label, revision, "model.safetensors.index.json")
+    index = base.cached_file(label, revision, "model.safetensors.index.json")
     if index is None:
         return False
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError):
         return False
-    return all(cached(label, revision, shard) for shard in shards)
+    return all(base.cached_file(label, revision, shard) for shard in shards)
 
 
 def converted(path: Path) -> Path | None:
@@ -98,7 +83,7 @@ def converted(path: Path) -> Path | None:
 
 def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
     """List what fetching or converting a base writes: nothing where it is already here."""
-    path = local(label)
+    path = base.local_path(label)
     if path is None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -106,15 +91,27 @@ def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
             return []
         four_bit = label.endswith(base.FOUR_BIT)
         size = memory.weights_cuda(shape, four_bit=four_bit) + estimate.TOKENIZER
-        return [Write(Path(HF_HUB_CACHE), f"download of {label}", size)]
+        there = _downloaded(Path(HF_HUB_CACHE), label, revision)
+        return [Write(Path(HF_HUB_CACHE), f"download of {label}", max(0, size - there))]
     if path.is_file() and converted(path) is None:
         return [Write(files.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]
     return []
 
 
-def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, stages: tuple[str, ...]) -> list[Write]:
-    """List what the stages themselves write; files that a stage replaces stand beside the new ones until it ends."""
-    writes = []
+def _downloaded(cache: Path, label: str, revision: str) -> int:
+    """Return the bytes of a hub repository that a download which was cut off left in the cache."""
+    config = base.cached_file(label, revision, "config.json")
+    whole = config.parent.rglob("*") if config else ()
+    parts = (cache / f"models--{label.replace('/', '--')}" / "blobs").glob("*.incomplete")
+    return sum(path.stat().st_size for path in (*whole, *parts) if path.is_file())
+
+
+def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Mapping[str, int]) -> list[Write]:
+    """List what the stages themselves write; files that a stage replaces stand beside the new ones until it ends.
+
+    `held` are the bytes by stage that stand already and are gone on with.
+    """
+    writes, stages = [], held.keys()
     files = estimate.gguf_files(shape, config.export)
     if "prepare" in stages:
         writes.append(Write(folder.path, "records", 2 * _source_size(config)))
@@ -122,7 +119,7 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, stages: 
         moments = 2 if config.train.optim.endswith("8bit") and hardware.sees_gpu() else 8
         writes.append(Write(folder.path, "adapter", estimate.adapter_folder(shape, config.train)))
         saved = estimate.checkpoints(shape, config.train, moments=moments, records=_training_records(folder))
-        writes.append(Write(folder.path, "checkpoints", saved))
+        writes.append(Write(folder.path, "checkpoints", max(0, saved - held["train"])))
     if "export" in stages:
         writes.append(Write(folder.path, "GGUF files", sum(files.values())))
     if "validate" in stages:
@@ -130,8 +127,18 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, stages: 
         writes.append(Write(folder.path, "logits", estimate.kept_logits(shape, answers)))
     store = ollama_store(config)
     if "register" in stages and store is not None:
-        writes.append(Write(store, "Ollama's copies", sum(files.values())))
+        there = set() if "export" in stages else _served_already(config, folder, store)
+        writes.append(Write(store, "Ollama's copies", sum(size for name, size in files.items() if name not in there)))
     return writes
+
+
+def _served_already(config: Config, folder: RunFolder, store: Path) -> set[str]:
+    """Name the quantizations whose exported files the server's store holds, by the digests in the manifest."""
+    record = read_manifest(folder).stages.get("export")
+    digests = {file.path: file.sha256 for file in record.outputs} if record else {}
+    named = {name: digests.get(path_name(folder.gguf(name), folder)) for name in config.export.quantizations}
+    places = (store / "blobs", store / "models" / "blobs")
+    return {name for name, digest in named.items() if any((place / f"sha256-{digest}").is_file() for place in places)}
 
 
 def _source_size(config: Config) -> int:

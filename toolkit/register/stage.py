@@ -37,6 +37,30 @@ def _eos(config: "Config", folder: "RunFolder") -> str:
     return load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text
 
 
+def _gate(context: Context) -> None:
+    """Raise ToolkitError (exit 4) where a model that learned nothing would replace one that answers."""
+    from toolkit.core.errors import GATE, ToolkitError
+    from toolkit.ollama import server
+    from toolkit.ollama.failures import translate_errors
+    from toolkit.ollama.transaction import LATEST
+    from toolkit.register.model_spec import model_name
+
+    config, stages = context.config, context.manifest.stages
+    said = [stages[name].warning for name in ("validate", "train") if name in stages and stages[name].warning]
+    if not said or server.version(config.ollama) is None:
+        return
+    name, tags = model_name(config), (LATEST, *(one.lower() for one in config.export.quantizations))
+    doing = translate_errors(config.ollama, "looking for the model that is there")
+    with doing, server.http(config.ollama) as http:
+        held = server.held(http)
+    if any(server.listed_name(name, tag) in held for tag in tags):
+        raise ToolkitError(
+            f"`{name}` answers in Ollama, and this model would replace it: {said[0]}",
+            hint="train again as that says, or replace it all the same with --force",
+            exit_code=GATE,
+        )
+
+
 def _may_replace(context: Context, path: Path) -> bool:
     """Tell whether this is the very Modelfile to be written: `toolkit modelfile` prints it, and a kill leaves it."""
     from toolkit.register.model_spec import describe_model
@@ -114,4 +138,5 @@ STAGE = Stage(
     needs={"validate": "the GGUF files are not validated"},
     may_replace=_may_replace,
     lost=_lost,
+    gate=_gate,
 )

@@ -10,9 +10,11 @@ from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.model import memory_plan
 from toolkit.model.base import Base
-from toolkit.train import checkpoints, examples, outcome, parallel
-from toolkit.train.backend import Backend, choose
-from toolkit.train.job import Job, describe_steps, lay_out_job, process_state
+from toolkit.model.precision import check_backend
+from toolkit.train import batches, checkpoints, examples, outcome, parallel, schedule
+from toolkit.train.backend import Backend, choose, gpu_has_bf16, gpu_name
+from toolkit.train.job import Job, lay_out_job, process_state
+from toolkit.train.stage import describe_steps
 
 
 class OutOfMemory(ToolkitError):
@@ -41,6 +43,11 @@ def train(
     backend, precision = _backend(config, avoid)
     job = lay_out_job(config, folder, base, backend, precision, restart=restart, at_most=at_most)
     console.info(describe_steps(job.steps, job.settings.records_a_step, len(job.splits["train"])))
+    for doubt in schedule.doubts(job.settings, job.steps):
+        console.warn(doubt)
+    if len(job.splits["val"]) < job.held_out_records:
+        some = f"{len(job.splits['val']):,} of {job.held_out_records:,} held-out records"
+        console.info(f"the held-out loss is taken on {some} (train.max_eval_samples)")
     console.info(memory_plan.describe_plan(job.plan))
     if not job.plan.fits:
         console.warn(f"{job.plan.reason}; it is tried all the same")
@@ -50,13 +57,21 @@ def train(
         if is_out_of_memory(exc):
             raise OutOfMemory(job.plan) from exc
         raise
-    step = trainer.state.global_step
-    if job.stopped and step < job.steps:
-        console.info(f"stopped after step {step} of {job.steps}; the same command goes on from there")
+    except KeyboardInterrupt:
+        console.info(_stopped(job))
+        raise
+    if job.stopped and trainer.state.global_step < job.steps:
+        console.info(_stopped(job))
         raise KeyboardInterrupt
     done = outcome.finish(job, trainer)
     done.figures["seconds"] = round(time.monotonic() - started, 1)
     return done
+
+
+def _stopped(job: Job) -> str:
+    if not job.saved:
+        return "stopped before the first checkpoint"
+    return f"stopped: a checkpoint of step {job.saved} of {job.steps} stands, and the same command goes on from there"
 
 
 def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
@@ -64,7 +79,10 @@ def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
     parallel.check()
     if parallel.rank():
         console.configure(quiet=True)
-    backend = choose(config.train.backend, "PEFT shards the model" if parallel.sharded() else avoid)
+    avoid = "PEFT shards the model" if parallel.sharded() else avoid
+    gpu = gpu_name()
+    check_backend(config, gpu, bf16=bool(gpu) and gpu_has_bf16(), avoid_unsloth=bool(avoid))
+    backend = choose(config.train.backend, avoid)
     console.info(f"training on {backend.device}: {backend.reason}")
     precision = backend.precision(config.train.precision)
     if parallel.sharded() and precision == "f16":
@@ -91,7 +109,7 @@ def _fit(job: Job) -> Any:
     from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
 
     records = examples.dataset(job.splits["train"]).select(job.order.reshape(-1))
-    multiple = job.plan.micro_batch * job.plan.processes
+    multiple = batches.held_out_batch(len(job.splits["val"]), job.plan.micro_batch)[0] * job.plan.processes
     held_out = examples.dataset(job.splits["val"], multiple=multiple) if job.splits["val"] else None
     trainer = trainers.make(job, model, records, held_out)
     with trainer.stack:

@@ -35,32 +35,20 @@ class Backend:
     infer: Callable[[Any], None]
 
     def precision(self, wanted: str) -> str:
-        """Resolve `auto` to what the device computes in: bf16, f16 or f32; raises ToolkitError where it cannot."""
-        if wanted == "f32" and self.device == "cuda":
-            raise ToolkitError(
-                "train.precision is f32, but a GPU trains in 16 bits here",
-                hint="leave train.precision out, or set it to bf16 or f16",
-            )
+        """Resolve `auto` to what the device computes in: bf16, f16 or f32."""
         return resolve_precision(wanted, gpu_has_bf16() if self.device == "cuda" else None)
 
 
 def choose(wanted: str, avoid: str = "") -> Backend:
     """Choose Unsloth where there is a CUDA GPU and it is installed, else plain PEFT; or what the settings demand.
 
-    `avoid` says why Unsloth is not to be taken although it is installed. Raises ToolkitError (exit 3) where Unsloth is
-    demanded and cannot run.
+    `avoid` says why Unsloth is not to be taken although it is installed. What the settings demand was checked
+    (`precision.check_backend`). Raises UnslothFailed.
     """
     from toolkit.train import peft_backend, unsloth_backend
 
-    cuda, installed = sees_gpu(), hardware.installed("unsloth")
-    if wanted == "unsloth" or (wanted == "auto" and cuda and installed and not avoid):
-        missing = [name for name, there in (("a CUDA GPU", cuda), ("the package unsloth", installed)) if not there]
-        if missing:
-            raise ToolkitError(
-                f"train.backend is unsloth, but this machine has not {' and not '.join(missing)}",
-                hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set train.backend = "peft"',
-                exit_code=MISSING,
-            )
+    cuda = sees_gpu()
+    if wanted == "unsloth" or (wanted == "auto" and cuda and hardware.installed("unsloth") and not avoid):
         return unsloth_backend.make_unsloth_backend()
     why = "plain PEFT"
     if wanted == "auto" and not cuda:
@@ -77,6 +65,13 @@ def sees_gpu() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
+
+
+def gpu_name() -> str:
+    """Return the name of the CUDA GPU that torch sees, empty without one."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if sees_gpu() else ""
 
 
 def gpu_has_bf16() -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+PARTS = 32  # of the held-out records at least, where there are so many: enough for a standard error
 
 
 def step_records(count: int, per_step: int, steps: int, seed: int) -> Rows:
@@ -40,6 +41,25 @@ def pack_steps(steps: Rows, lengths: Rows, micro_batches: int) -> Rows:
     dealt = np.take_along_axis(steps, longest_first, axis=1).reshape(count, per_step // micro_batches, micro_batches)
     dealt[:, 1::2] = dealt[:, 1::2, ::-1].copy()
     return dealt.transpose(0, 2, 1)
+
+
+def held_out_batch(records: int, micro_batch: int) -> tuple[int, int]:
+    """Return the records of a held-out batch, and how many batches make one of the parts that losses are compared by.
+
+    A part has as many records whatever fits into memory, so that losses of two plans can be compared; there are some
+    32 parts, or each record is one.
+    """
+    part = max(1, records // PARTS)
+    size = max(size for size in range(1, min(part, micro_batch) + 1) if part % size == 0)
+    return size, part // size
+
+
+def held_out_parts(sums: list[list[float]], records: int, micro_batch: int) -> list[list[float]]:
+    """Add the summed loss and tokens of held-out batches, in order, up to those of parts; copies at the end drop."""
+    _, together = held_out_batch(records, micro_batch)
+    real = [one for one in sums if one[1]]
+    cuts = range(0, len(real), together)
+    return [[sum(column) for column in zip(*real[cut : cut + together], strict=True)] for cut in cuts]
 
 
 def largest(laid: Rows, lengths: Rows, *, padded: bool = False) -> int:

@@ -3,11 +3,13 @@
 import gc
 import json
 import math
+import random
 import signal
 import time
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
@@ -16,7 +18,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import write_text
-from toolkit.train import checkpoints
+from toolkit.train import checkpoints, parallel
 from toolkit.train.job import Job
 
 
@@ -38,11 +40,16 @@ class Report(TrainerCallback):  # type: ignore[misc]
         gc.collect()
         gc.freeze()  # the libraries' million objects: walking through them again and again costs 6 % of a short step
         self.stack.callback(gc.unfreeze)
-        self.clock = time.monotonic()
+        self.clock, self.logged = time.monotonic(), state.global_step
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Forget the losses of the step before."""
-        self.trainer.micro_losses = []
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remember the random states where a step may be left: on a CPU, which is slow, with every step logged."""
+        if args.device.type == "cpu" and args.world_size == 1 and args.logging_steps == 1:
+            self.trainer.random_states = (
+                (random.setstate, random.getstate()),
+                (np.random.set_state, np.random.get_state()),
+                (torch.set_rng_state, torch.get_rng_state()),
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count epochs over the records; the trainer's data set is the whole run in order."""
@@ -55,7 +62,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         if loss is not None:
             self._check(step, loss, entry.get("grad_norm", 0.0))
             elapsed = time.monotonic() - self.clock
-            tokens = int(job.step_tokens[step - 1])
+            tokens = int(job.step_tokens[self.logged : step].sum())
             job.tokens_here += tokens
             job.seconds += elapsed
             entry["tokens"] = int(job.step_tokens[:step].sum())
@@ -65,8 +72,11 @@ class Report(TrainerCallback):  # type: ignore[misc]
             if args.device.type == "cuda":
                 entry["memory"] = int(torch.cuda.max_memory_allocated(args.device))
                 parts.append(console.size(entry["memory"]))
-            self.progress.advance(note="  ".join(parts))
-        elif "eval_loss" not in entry:
+            self.progress.advance(step - self.logged, note="  ".join(parts))
+            self.logged = step
+        elif "eval_loss" in entry:
+            entry["eval_parts"] = self.trainer.parts
+        else:
             return
         if state.is_world_process_zero:
             with job.live_log.open("a", encoding="utf-8") as file:
@@ -83,19 +93,27 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.clock = time.monotonic()
 
     def _check(self, step: int, loss: float, norm: float) -> None:
-        """Raise ToolkitError with the rows of the micro-batches whose loss is not finite, or else of the step."""
-        scaler = self.trainer.accelerator.scaler
+        """Raise ToolkitError at a step whose loss or gradient is not finite, the first since the last log.
+
+        It names the rows of the micro-batches whose loss is not finite, or else of the step.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        losses, norms = trainer.micro_losses, {one: float(found) for one, found in trainer.norms.items()}
+        trainer.micro_losses, trainer.norms = {}, {}
+        scaler = trainer.accelerator.scaler
         overflow = scaler is not None and scaler.get_scale() > 1  # of f16: the step was skipped, its scale is halved
         if math.isfinite(loss) and (math.isfinite(norm) or overflow):
             return
-        args = self.trainer.args
+        found = {one: float(sum(losses[one])) * args.world_size for one in losses}  # of this process
+        wrong = [one for one in found if not (math.isfinite(found[one]) and (overflow or math.isfinite(norms[one])))]
+        step = min(gather_object([min(wrong, default=step)]))
         mine = self.job.order[step - 1, args.process_index :: args.world_size]
-        bad = [batch for batch, found in zip(mine, self.trainer.micro_losses, strict=True) if not found.isfinite()]
-        suspects = mine if math.isfinite(loss) else bad
+        bad = [batch for batch, one in zip(mine, losses[step], strict=True) if not one.isfinite()]
+        suspects = bad if any(gather_object([bool(bad)])) else mine
         numbers = [self.job.splits["train"][place].row for batch in suspects for place in batch]
         rows = sorted(set(gather_object(numbers)))
         raise ToolkitError(
-            f"step {step}: the loss is {loss}, the gradient norm {norm}; the batch holds rows "
+            f"step {step}: the loss is {found[step]}, the gradient norm {norms[step]}; the batch holds rows "
             + ", ".join(map(str, rows)),
             hint="look at these rows, or lower `train.learning_rate`; the last checkpoint before it is kept",
             details={"step": step, "rows": rows},
@@ -115,7 +133,7 @@ class Keep(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Take eval_steps and the best checkpoint's place as they are now, not as a checkpoint brought them back."""
         state.compute_steps(args, state.max_steps)
-        best = self.job.place / f"checkpoint-{state.best_global_step}"
+        best = self.job.checkpoint(state.best_global_step or 0)
         state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -135,7 +153,8 @@ class Keep(TrainerCallback):  # type: ignore[misc]
         """Mark the checkpoint, once every process has written its part."""
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
-            checkpoints.mark(self.job.place / f"checkpoint-{state.global_step}", self.job.fingerprint)
+            checkpoints.mark(self.job.checkpoint(state.global_step), self.job.fingerprint, self.job.course)
+        self.job.saved = state.global_step
 
 
 class StopEarly(EarlyStoppingCallback):  # type: ignore[misc]
@@ -151,7 +170,10 @@ class StopEarly(EarlyStoppingCallback):  # type: ignore[misc]
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """End the run after the step in hand, with a checkpoint, on Ctrl-C or SIGTERM; a second one ends it at once."""
+    """End the run after the step or held-out batch in hand, with a checkpoint; a second signal ends it at once.
+
+    On a CPU, where a step may take minutes, the run ends after the micro-batch in hand (see `training_step`).
+    """
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self.job = job
@@ -159,25 +181,31 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Take the signals over until training ends."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in parallel.stopping_signals():
             self.stack.callback(signal.signal, number, signal.signal(number, self.stop))
 
     def stop(self, number: int, frame: object) -> None:
         """Note that the run is to stop."""
+        if number == signal.SIGHUP:
+            console.hang_up()
         if self.job.stopped:
             raise KeyboardInterrupt
         self.job.stopped = True
-        console.info("stopping after this step, to save a checkpoint; once more stops at once")
+        console.info("stopping with a checkpoint, as soon as one can be saved; once more stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let all processes decide alike."""
-        asked = self.job.stopped
-        if args.world_size > 1:
-            asked = any(gather_object([asked]))
-        if asked and state.global_step < state.max_steps:
+        """Let all processes decide alike; whatever is saved, measured or ended with was logged and looked at before."""
+        if state.global_step < state.max_steps and stop_asked(self.job, args):
             self.job.stopped = True
             control.should_training_stop = control.should_save = True
             control.should_evaluate = False
+        if control.should_save or control.should_evaluate or control.should_training_stop:
+            control.should_log = True
+
+
+def stop_asked(job: Job, args: Any) -> bool:
+    """Tell whether any of the processes was asked to stop."""
+    return any(gather_object([job.stopped])) if args.world_size > 1 else job.stopped
 
 
 def log_text(history: list[dict[str, Any]]) -> str:

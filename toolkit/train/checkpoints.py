@@ -9,24 +9,39 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from toolkit.core.config import Config
-from toolkit.core.files import sha256_of
+from toolkit.core.files import sha256_of, size_of_folder
 from toolkit.core.run_folder import RunFolder
+from toolkit.train.schedule import ENDLESS
 
 MARKER = "toolkit.json"
+STATE = "trainer_state.json"  # transformers' own, with the log
 LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be taken over
 # These do not change what the weights become.
-NOT_DECISIVE = {"save_steps", "eval_steps", "early_stopping_patience", "packing", "gradient_checkpointing", "report_to"}
+NOT_DECISIVE = {
+    "save_steps", "eval_steps", "max_eval_samples", "early_stopping_patience", "logging_steps", "packing",
+    "gradient_checkpointing", "report_to",
+}  # fmt: skip
 
 
-def fingerprint(config: Config, folder: RunFolder) -> str:
-    """Hash all that decides the weights: settings of model, prompt and training, and the training records (hex)."""
+def fingerprint(config: Config, folder: RunFolder, *, length: bool = True) -> str:
+    """Hash all that decides the weights: settings of model, prompt and training, and the training records (hex).
+
+    The number of steps is left out where the learning rate does not depend on it, and without `length`.
+    """
+    left_out = {*NOT_DECISIVE}
+    if not length or config.train.lr_scheduler_type in ENDLESS:
+        left_out |= LENGTH
     settings = {name: config.section(name) for name in ("model", "prompt")}
-    settings["train"] = {key: value for key, value in config.section("train").items() if key not in NOT_DECISIVE}
+    settings["train"] = {key: value for key, value in config.section("train").items() if key not in left_out}
     text = json.dumps(settings, sort_keys=True) + sha256_of(folder.split_file("train")) + LAYOUT
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+LENGTH = {"max_steps", "num_train_epochs"}
 
 
 def place(folder: RunFolder, run: str) -> Path:
@@ -39,12 +54,21 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def mark(checkpoint: Path, run: str) -> None:
-    """Make a checkpoint that all processes have written count for the run of this fingerprint."""
+def held_out_steps(checkpoint: Path) -> set[int]:
+    """Return the steps whose held-out loss a checkpoint knows."""
+    history = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["log_history"]
+    return {entry["step"] for entry in history if "eval_loss" in entry}
+
+
+def mark(checkpoint: Path, run: str, course: str = "") -> None:
+    """Make a checkpoint that all processes have written count for the run of this fingerprint.
+
+    `course` is the fingerprint without the length: runs that have it in common differ in their steps alone.
+    """
     for path in checkpoint.iterdir():
         _to_disk(path)
     unfinished = checkpoint / f"{MARKER}.new"
-    unfinished.write_text(json.dumps({"fingerprint": run}) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps({"fingerprint": run, "course": course}) + "\n", encoding="utf-8")
     _to_disk(unfinished)
     unfinished.replace(checkpoint / MARKER)
     _to_disk(checkpoint)
@@ -58,17 +82,30 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def is_whole(checkpoint: Path, run: str) -> bool:
-    """Tell whether a checkpoint was written to its end by the run of this fingerprint."""
+def is_whole(checkpoint: Path, run: str, key: str = "fingerprint") -> bool:
+    """Tell whether a checkpoint was written to its end by the run of this fingerprint (or of this `course`)."""
     with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-        return bool(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))["fingerprint"] == run)
+        return bool(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))[key] == run)
     return False
 
 
-def newest(folder: Path, run: str) -> Path | None:
-    """Return the whole checkpoint of this run with the highest step, None if there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if is_whole(path, run)]
+def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:
+    """Return the whole checkpoint of this run with the highest step, up to `at_most`; None if there is none."""
+    found = [path for path in folder.glob("checkpoint-*") if is_whole(path, run) and step_of(path) <= at_most]
     return max(found, key=step_of, default=None)
+
+
+def of_another_length(folder: RunFolder, course: str) -> Path | None:
+    """Return the last whole checkpoint of a run that differs in its number of steps alone, None if there is none."""
+    found = [path for path in folder.checkpoints.glob("*/checkpoint-*") if is_whole(path, course, "course")]
+    return max(found, key=step_of, default=None)
+
+
+def bytes_of(config: Config, folder: RunFolder) -> int:
+    """Return the bytes that this run's checkpoints hold, which it does not need once more."""
+    if not folder.split_file("train").is_file():
+        return 0
+    return size_of_folder(place(folder, fingerprint(config, folder)))
 
 
 def clear_unfinished(folder: Path, run: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.core import hardware
+from toolkit.core import console, hardware
 from toolkit.core.config import Config
+from toolkit.core.files import spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model import memory_plan
@@ -22,15 +23,17 @@ from toolkit.train import batches, checkpoints, examples, parallel, unsloth_back
 from toolkit.train.backend import Backend
 from toolkit.train.batches import Rows
 from toolkit.train.examples import Example
+from toolkit.train.schedule import ENDLESS
 
 
 @dataclass
 class Job:
     """What a run is made of, and what it has come to in this process.
 
-    `resume` is the checkpoint to go on from. `order` holds the indices of the records that each step sees, shape
-    (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and `total` count the loaded
-    model's parameters. `stopped` is set by Ctrl-C.
+    `splits` holds of `val` the records that the held-out loss is taken on, of `held_out_records` in all. `resume` is
+    the checkpoint to go on from, `saved` the step of the last one that stands. `order` holds the indices of the records
+    that each step sees, shape (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and
+    `total` count the loaded model's parameters. `stopped` is set by a signal.
     """
 
     config: Config
@@ -46,6 +49,9 @@ class Job:
     plan: MemoryPlan
     order: Rows
     step_tokens: Rows
+    course: str = ""
+    held_out_records: int = 0
+    saved: int = 0
     trainable: int = 0
     total: int = 0
     stopped: bool = False
@@ -67,6 +73,19 @@ class Job:
         """The folder of this run's checkpoints."""
         return checkpoints.place(self.folder, self.fingerprint)
 
+    def checkpoint(self, step: int) -> Path:
+        """The folder of one step's checkpoint."""
+        return self.place / f"checkpoint-{step}"
+
+    @property
+    def evaluates_first(self) -> bool:
+        """Whether the held-out loss is taken before any step: at the start, or where a stopped run left one out."""
+        if not self.splits["val"] or self.resume is None:
+            return bool(self.splits["val"])
+        every, due = self.settings.eval_steps, self.saved == self.steps
+        due = due or (every > 0 and self.saved % every == 0)
+        return due and self.saved not in checkpoints.held_out_steps(self.resume)
+
     @property
     def live_log(self) -> Path:
         """The log while it grows."""
@@ -83,11 +102,15 @@ def lay_out_job(
     form = prompt_format(config.prompt)
     tokenizer = load_tokenizer(base.folder, form)
     splits = examples.load_examples(folder, tokenizer, form, config.train)
-    run = checkpoints.fingerprint(config, folder)
-    resume = _checkpoint(checkpoints.place(folder, run), run, backend, restart=restart)
+    held_out_records = len(splits["val"])
+    splits["val"] = spread(splits["val"], config.train.max_eval_samples or held_out_records)
+    run, course = checkpoints.fingerprint(config, folder), checkpoints.fingerprint(config, folder, length=False)
     settings, device = config.train, _device(config, base, backend, precision)
     lengths = np.array([len(record.input_ids) for record in splits["train"]])
     count = settings.steps_for(len(lengths))
+    resume = _checkpoint(folder, run, backend, count, restart=restart)
+    if resume is None and not restart:
+        _say_why_not(checkpoints.of_another_length(folder, course), settings)
     steps = batches.step_records(len(lengths), settings.records_a_step, count, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
     padded = device.unsloth and unsloth_backend.pads(base.folder)
@@ -103,16 +126,9 @@ def lay_out_job(
     plan = memory_plan.plan(shape, settings, device, tokens_of=tokens_of, at_most=at_most)
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
     return Job(
-        config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens
+        config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens,
+        course, held_out_records, checkpoints.step_of(resume) if resume else 0,
     )  # fmt: skip
-
-
-def describe_steps(steps: int, per_step: int, records: int) -> str:
-    """Say in one line how long a run is, and how much of its training records it sees."""
-    seen = steps * per_step
-    share = f"{seen:,} of {records:,} records" if seen < records else f"{records:,} records"
-    count = f"{steps:,} step{'s' if steps > 1 else ''} of {per_step:,} record{'s' if per_step > 1 else ''}"
-    return f"{count}: {share}, {seen / records:.2f} epochs"
 
 
 def process_state(backend: Backend) -> Any:
@@ -122,15 +138,25 @@ def process_state(backend: Backend) -> Any:
     return PartialState(cpu=backend.device == "cpu")
 
 
-def _checkpoint(place: Path, run: str, backend: Backend, *, restart: bool) -> Path | None:
+def _checkpoint(folder: RunFolder, run: str, backend: Backend, steps: int, *, restart: bool) -> Path | None:
     """Return the checkpoint to go on from; the first process clears away what does not count."""
-    state = process_state(backend)
+    state, place = process_state(backend), checkpoints.place(folder, run)
     with state.main_process_first():
         if restart and state.is_main_process:
             shutil.rmtree(place, ignore_errors=True)
         if state.is_main_process:
             checkpoints.clear_unfinished(place, run)
-        return checkpoints.newest(place, run)
+        return checkpoints.newest(place, run, steps)
+
+
+def _say_why_not(other: Path | None, settings: TrainSettings) -> None:
+    """Say why a run that had fewer or more steps is not gone on with, if there is one."""
+    if other is not None:
+        console.info(
+            f"training starts anew, not from step {checkpoints.step_of(other)} of a run of another length: "
+            f'with train.lr_scheduler_type = "{settings.lr_scheduler_type}" the learning rate depends on the length. '
+            f"A run that began with {', '.join(ENDLESS[:-1])} or {ENDLESS[-1]} can go on with more steps"
+        )
 
 
 def _device(config: Config, base: Base, backend: Backend, precision: str) -> Device:

@@ -59,7 +59,7 @@ def run_training(config: Config, folder: RunFolder, base: Base, *, restart: bool
     if "error" in found:
         raise ToolkitError(**found["error"])
     figures = {**found["figures"], "times_out_of_memory": times_out_of_memory}
-    return Outcome([Path(path) for path in found["outputs"]], figures)
+    return Outcome([Path(path) for path in found["outputs"]], figures, found["warning"])
 
 
 def request_of(config: Config, folder: RunFolder, base: Base, *, restart: bool = False) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
         if answer.is_file():
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             return found
-    if code in (INTERRUPTED, -signal.SIGINT, -signal.SIGTERM):
+    if code in (INTERRUPTED, *(-number for number in parallel.stopping_signals())):
         return {"interrupted": True}
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     hint = "the lines above tell why; the same command goes on from the last checkpoint"
@@ -150,14 +150,16 @@ def _environment(gpus: int) -> dict[str, str]:
 
 @contextmanager
 def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass SIGINT and SIGTERM on to the process; it ends after its step, and this one waits for it."""
+    """Pass signals that ask for an end on to the process; it ends after its step, and this one waits for it."""
 
     def pass_on(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            console.hang_up()
         if process.poll() is None:
             process.send_signal(number)
 
     try:
-        former = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.signal(number, pass_on) for number in parallel.stopping_signals()}
     except ValueError:  # not the main thread: signals are somebody else's
         former = {}
     try:

@@ -6,6 +6,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.files import write_text, writing_folder
+from toolkit.core.learned import compare_losses, warning_of
 from toolkit.core.manifest import Outcome
 from toolkit.prompt.renderings import chat_template
 from toolkit.train import checkpoints, parallel, plot, sample
@@ -27,7 +28,10 @@ def finish(job: Job, trainer: Any) -> Outcome:
     checkpoints.clear_other_runs(folder, job.fingerprint)
     outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
     losses = [entry["loss"] for entry in history if "loss" in entry]
-    held_out = {entry["step"]: entry["eval_loss"] for entry in history if "eval_loss" in entry}
+    held_out = {entry["step"]: entry for entry in history if "eval_loss" in entry}
+    learned = None
+    if 0 in held_out and kept in held_out:
+        learned = compare_losses(held_out[0]["eval_parts"], held_out[kept]["eval_parts"])
     figures = {
         "backend": job.backend.name,
         "device": job.backend.device,
@@ -38,12 +42,16 @@ def finish(job: Job, trainer: Any) -> Outcome:
         "trainable_parameters": job.trainable,
         "total_parameters": job.total,
         "records": len(job.splits["train"]),
+        "records_a_step": job.settings.records_a_step,
         "tokens_seen": int(job.step_tokens[:step].sum()),
         "tokens_per_second": round(job.tokens_here / job.seconds, 1) if job.seconds else None,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "held_out_loss_before": held_out.get(0),
-        "held_out_loss_after": held_out.get(kept),
+        "held_out_records": job.held_out_records,
+        "held_out_used": len(job.splits["val"]),
+        "held_out_loss_before": learned.before if learned else None,
+        "held_out_loss_after": held_out[kept]["eval_loss"] if kept in held_out else None,
+        "learned": learned.figures if learned else None,
         "resumed_at_step": checkpoints.step_of(job.resume) if job.resume else 0,
         "base_commit": job.base.commit,
         "plan": {
@@ -57,7 +65,9 @@ def finish(job: Job, trainer: Any) -> Outcome:
         **_memory(job, trainer.args.device),
     }
     figures["answer"] = None if parallel.sharded() else sample.answer(job, model)
-    return Outcome([*outputs, folder.train_log, folder.loss_plot], figures)
+    where = f"{len(job.splits['val']):,} of {job.held_out_records:,} held-out records"
+    warning = warning_of(learned, where, job.settings.learning_rate)
+    return Outcome([*outputs, folder.train_log, folder.loss_plot], figures, warning)
 
 
 def _kept_step(job: Job, trainer: Any) -> int:

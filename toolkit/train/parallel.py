@@ -78,6 +78,12 @@ def silent() -> Iterator[None]:
         yield
 
 
+def stopping_signals() -> list[int]:
+    """Return the signals that end a run with a checkpoint; a hang-up not where it is ignored, as nohup has it."""
+    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hang_up]
+
+
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent is killed; a system that cannot goes without."""
     try:

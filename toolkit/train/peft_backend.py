@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from toolkit.core import hardware
 from toolkit.core.config import Config
-from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.model.attention_kernels import VARLEN
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
@@ -74,12 +72,6 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
 def _four_bit(compute: Any) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if not hardware.installed("bitsandbytes"):
-        raise ToolkitError(
-            "4-bit loading needs the package bitsandbytes",
-            hint='install it with `pip install -c constraints.txt ".[cuda]"`, or set model.load_in_4bit = false',
-            exit_code=MISSING,
-        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -30,12 +30,35 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     from toolkit.core import console
 
     before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
-    held_out = "" if after is None else f"held-out loss {before:.4f} → {after:.4f} nats per token, "
-    return (
-        f"{figures['steps']:,} steps on {figures['records']:,} records ({figures['backend']}, {figures['device']}, "
-        f"{figures['precision']}): {held_out}{figures['tokens_seen']:,} tokens in "
-        f"{console.duration(figures['seconds'])}\n{folder.adapter}, {folder.loss_plot}"
-    )
+    known = figures.get("records_a_step")  # an older manifest does not say
+    steps = f"{figures['steps']:,} steps on {figures['records']:,} records"
+    if known:
+        steps = describe_steps(figures["steps"], known, figures["records"])
+    lines = [
+        f"{steps} ({figures['backend']}, {figures['device']}, {figures['precision']}): "
+        f"{figures['tokens_seen']:,} tokens in {console.duration(figures['seconds'])}",
+        f"{folder.adapter}, {folder.loss_plot}",
+    ]
+    if after is not None:
+        used, there = figures.get("held_out_used"), figures.get("held_out_records")
+        share = f" on {used:,} of {there:,} held-out records" if used and there else ""
+        started = "unknown" if before is None else f"{before:.4f}"
+        lines.insert(1, f"held-out loss {started} → {after:.4f} nats per token{share}")
+    return "\n".join(lines)
+
+
+def describe_steps(steps: int, per_step: int, records: int) -> str:
+    """Say in one line how long a run is, and how much of its training records it sees."""
+    seen = steps * per_step
+    share = f"{seen:,} of " if seen < records else ""
+    count = f"{steps:,} step{'s' * (steps > 1)} of {per_step:,} record{'s' * (per_step > 1)}"
+    return f"{count}: {share}{records:,} record{'s' * (records > 1)}, {seen / records:.2f} epochs"
+
+
+def _held(config: "Config", folder: "RunFolder") -> int:
+    from toolkit.train import checkpoints
+
+    return checkpoints.bytes_of(config, folder)
 
 
 def _checks(there: Examination) -> Checks:
@@ -51,9 +74,13 @@ def _checks(there: Examination) -> Checks:
 STAGE = Stage(
     name="train",
     settings=("train", "prompt", "model.base", "model.revision", "model.load_in_4bit"),
-    idle=("train.save_steps", "train.eval_steps", "train.report_to"),
+    idle=(
+        *("train.save_steps", "train.eval_steps", "train.max_eval_samples"),
+        *("train.logging_steps", "train.report_to"),
+    ),
     files=_files,
     run=_run,
     summary=_summary,
     checks=_checks,
+    held=_held,
 )

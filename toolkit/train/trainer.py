@@ -1,22 +1,25 @@
 """The trainer: TRL's SFTTrainer, Unsloth's patched one where Unsloth was imported before.
 
-Import this module after the backend was chosen: Unsloth changes TRL when it is imported. Five methods are overridden:
+Import this module after the backend was chosen: Unsloth changes TRL when it is imported. Six methods are overridden:
 
 - `compute_loss`, on a CPU only: TRL's loss is a Triton kernel there is no CPU version of. transformers' own takes its
   place, divided by the same count of learned tokens.
-- `training_step` keeps each micro-batch's loss on the device, so that one that is not finite is named by its rows.
+- `training_step` and `_clip_grad_norm` keep each micro-batch's loss and each step's norm on the device until they are
+  logged, so that one that is not finite is named by its rows.
 - `evaluate` returns the mean over tokens. transformers' is a mean over batches, in which a token of a short answer
-  weighs more.
+  weighs more. It keeps the sums that `core/learned.py` compares, stops when asked to, and saves before the last one.
 - `save_model`, under FSDP only: the adapter is gathered, not the whole base (70B: 140 GB a save).
 - `floating_point_ops` counts the model's weights once. transformers counts them in every micro-batch: 40 ms of 270 in a
   step of 8 records (one H200, 8B), in which the GPU waits.
 """
 
 import functools
+import json
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import constants
@@ -26,23 +29,26 @@ from trl import SFTConfig, SFTTrainer
 
 from toolkit.core import console, hardware
 from toolkit.core.console import silence_transformers
-from toolkit.train import parallel
-from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal
+from toolkit.core.files import write_text
+from toolkit.train import batches, checkpoints, parallel
+from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked
 from toolkit.train.examples import IGNORED
 from toolkit.train.job import Job
+from toolkit.train.speed import filled_up, remember_parts
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL tells the hub which architecture trains on which GPU
 NEVER = 10**9  # steps: `Keep` decides when to save
 MAX_GRAD_NORM = 1.0  # the recipe's trainer clips the gradient to this norm
-# Tokens of a row on a GPU are a multiple of this: rows of 16-bit numbers that do not begin at 16 bytes leave cuBLAS its
-# slow kernels for the adapter's products, 3 to 6 % of a step on an H100.
-ALIGNED = 16
 
 
 class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer with the overrides that the module's docstring lists."""
 
-    micro_losses: list[Any]
+    job: Job
+    micro_losses: dict[int, list[Any]]  # by step, of those that are not logged yet
+    norms: dict[int, Any]
+    parts: list[list[float]]  # summed loss and tokens of the last evaluation
+    random_states: Sequence[tuple[Callable[[Any], object], Any]] = ()  # as the step began, where it may be left
     weights: int  # of the model, without its embeddings
     stack: ExitStack  # what has to end with training: the progress line, the signals
     control: Any
@@ -57,32 +63,78 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
         return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, *arguments: Any, **named: Any) -> Any:
-        """Run forward and backward over one micro-batch, and keep its loss."""
+        """Run forward and backward over one micro-batch, and keep its loss.
+
+        Raises KeyboardInterrupt where the run is to stop and the step may take long: the step is done again then.
+        """
+        if self.job.stopped and self.random_states:
+            for restore, state in self.random_states:
+                restore(state)
+            self.leave()
         loss = super().training_step(*arguments, **named)
-        self.micro_losses.append(loss)
+        self.micro_losses.setdefault(self.state.global_step + 1, []).append(loss)
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Clip the gradients, and keep their norm."""
+        self.norms[self.state.global_step + 1] = norm = super()._clip_grad_norm(model)
+        return norm
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Return the mean loss per learned token (nats) over the held-out records, and log it."""
-        loader = self.get_eval_dataloader(eval_dataset)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        """Return the mean loss per learned token (nats) over the held-out records, and log it.
+
+        A checkpoint stands before the last one. Raises KeyboardInterrupt where the run is to stop, once one stands.
+        """
+        state, loader, sums = self.state, self.get_eval_dataloader(eval_dataset), []
+        if state.global_step >= state.max_steps and self.control.should_save:
+            self.save_now()
         self.model.eval()
         with torch.no_grad(), console.progress("held-out loss", len(loader), "batches") as progress:
             for inputs in loader:
+                if stop_asked(self.job, self.args):
+                    self.leave()
                 inputs = self._prepare_inputs(inputs)
                 learned = (inputs["labels"][:, 1:] != IGNORED).sum()
                 some = learned.clamp(min=1)  # a process may have copies only, of which nothing is learned
                 # The loss is multiplied by the processes, whose gradients are averaged in training.
                 loss = self.compute_loss(self.model, inputs, num_items_in_batch=some) / self.args.world_size
-                sums += torch.stack([loss.double() * some, learned.double()])
+                sums.append(torch.stack([loss.double() * some, learned.double()]))
                 progress.advance()
-        total, count = self.accelerator.reduce(sums, "sum").tolist()
-        metrics = {f"{metric_key_prefix}_loss": total / count}
+        # The processes take the batches in turn; copies fill up the last turn.
+        dealt = self.accelerator.gather(torch.stack(sums)).reshape(self.args.world_size, -1, 2)
+        self.parts = batches.held_out_parts(
+            dealt.transpose(0, 1).reshape(-1, 2).tolist(), len(self.job.splits["val"]), self.job.plan.micro_batch
+        )
+        metrics = {f"{metric_key_prefix}_loss": sum(one for one, _ in self.parts) / sum(two for _, two in self.parts)}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, state, self.control, metrics)
+        if state.global_step and self.job.saved == state.global_step:
+            self._add_to_checkpoint(metrics)
         return metrics
+
+    def save_now(self) -> None:
+        """Save a checkpoint of this step, unless it stands already or there was no step."""
+        if self.state.global_step != self.job.saved:
+            self._save_checkpoint(self.model, None)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def leave(self) -> NoReturn:
+        """Save a checkpoint of the last whole step, and raise KeyboardInterrupt."""
+        self.job.stopped = True
+        self.save_now()
+        raise KeyboardInterrupt
+
+    def _add_to_checkpoint(self, metrics: dict[str, float]) -> None:
+        """Write a held-out loss into the state of the checkpoint that was saved before it."""
+        state, checkpoint = self.state, self.job.checkpoint(self.state.global_step)
+        self._determine_best_metric(metrics, None)
+        if state.best_global_step == state.global_step:
+            state.best_model_checkpoint = str(checkpoint)
+        if state.is_world_process_zero:
+            write_text(checkpoint / checkpoints.STATE, json.dumps(asdict(state), indent=2, sort_keys=True) + "\n")
+        self.control.should_save = False
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the adapter; under FSDP every process calls this, and the first one writes."""
@@ -115,7 +167,7 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
     logging.getLogger("trl").setLevel(logging.ERROR)  # its advice on attention for padding-free rows was followed
     stack = ExitStack()
     report = Report(job, stack)
-    callbacks = [report, Keep(job), StopOnSignal(job, stack)]
+    callbacks = [report, Keep(job), StopOnSignal(job, stack)]  # in this order: what one asks for the next one sees
     if job.settings.early_stopping_patience and held_out is not None:
         callbacks.append(StopEarly(job.settings.early_stopping_patience))
     trainer = ToolkitTrainer(
@@ -129,7 +181,8 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
     trainer.remove_callback(PrinterCallback)  # it prints to standard output
     if trainer.padding_free and job.backend.device == "cuda":
         trainer.data_collator = functools.partial(filled_up, trainer.data_collator)
-    trainer.micro_losses, trainer.weights = [], model.num_parameters(exclude_embeddings=True)
+    trainer.job, trainer.weights = job, model.num_parameters(exclude_embeddings=True)
+    trainer.micro_losses, trainer.norms = {}, {}
     report.trainer, trainer.stack = trainer, stack
     for weight in model.parameters():  # TRL rounds a 4-bit base's adapter to bf16, where updates below 0.4 % vanish
         if weight.requires_grad:
@@ -146,30 +199,6 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
     return trainer
 
 
-def remember_parts(model: Any, stack: ExitStack) -> None:
-    """Spare the model a walk through its modules for each `parameters()` and `train()`, until the stack closes.
-
-    An 8B model with an adapter has 3,000 modules, and each step walks through them four times: 30 ms of 230 in a step
-    of 8 records (one H200), in which the GPU waits.
-    """
-    model.train()  # as a whole: a loaded base is in evaluation mode below a fresh adapter that is not
-    weights, switch = list(model.parameters()), model.train
-
-    def train(mode: bool = True) -> Any:
-        return model if model.training == mode else switch(mode)
-
-    model.parameters, model.train = lambda recurse=True: iter(weights), train
-    stack.callback(delattr, model, "parameters")
-    stack.callback(delattr, model, "train")
-
-
-def filled_up(collator: Any, records: list[dict[str, Any]]) -> Any:
-    """Lay records into one row, filled up to a multiple of ALIGNED tokens by a record of which nothing is learned."""
-    missing = -sum(len(record["input_ids"]) for record in records) % ALIGNED
-    filling = [{"input_ids": records[0]["input_ids"][:1] * missing, "labels": [IGNORED] * missing}] * bool(missing)
-    return collator([*records, *filling])
-
-
 def arguments(job: Job) -> SFTConfig:
     """Return the settings under TRL's names."""
     settings, plan, cuda = job.settings, job.plan, job.backend.device == "cuda"
@@ -178,7 +207,7 @@ def arguments(job: Job) -> SFTConfig:
         output_dir=str(job.place),
         max_steps=job.steps,
         per_device_train_batch_size=plan.micro_batch,
-        per_device_eval_batch_size=plan.micro_batch,
+        per_device_eval_batch_size=batches.held_out_batch(len(job.splits["val"]), plan.micro_batch)[0],
         gradient_accumulation_steps=plan.accumulation,
         gradient_checkpointing=plan.strategy.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -200,11 +229,11 @@ def arguments(job: Job) -> SFTConfig:
         dataloader_pin_memory=cuda,
         accelerator_config={"non_blocking": cuda},
         ddp_find_unused_parameters=False,
-        logging_steps=1,
+        logging_steps=settings.logging_steps,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=settings.report_to or "none",
-        eval_on_start=bool(job.splits["val"]) and job.resume is None,
+        eval_on_start=job.evaluates_first,
         eval_strategy="steps" if evaluates else "no",
         eval_steps=settings.eval_steps if evaluates else None,
         save_strategy="steps",

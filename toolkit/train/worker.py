@@ -37,7 +37,11 @@ def main(request: Path, answer: Path) -> int:
         options = {name: wanted[name] for name in ("restart", "avoid", "at_most")}
         with contextlib.nullcontext() if first else parallel.silent():
             outcome = train(config, folder_of(config), base, **options)
-        found = {"outputs": [str(path) for path in outcome.outputs], "figures": outcome.figures}
+        found = {
+            "outputs": [str(path) for path in outcome.outputs],
+            "figures": outcome.figures,
+            "warning": outcome.warning,
+        }
     except KeyboardInterrupt:
         found, code = {"interrupted": True}, INTERRUPTED
     except Exception as exc:

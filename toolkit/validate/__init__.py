@@ -19,6 +19,7 @@ from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.metrics import perplexity
 from toolkit.validate.model_card import model_card
 from toolkit.validate.report import (
+    learned_entry,
     merge_entry,
     penalty_entry,
     penalty_sentence,
@@ -46,6 +47,9 @@ def validate(
     - `base`: `label`, `commit` (empty unless from a hub), `licence` (empty if unknown);
     - `held_out`: `rows` on the test split, `rows_scored`, `tokens_scored`;
     - `reference`: `dtype`, `device`, `perplexity` of the trained model, `base_perplexity` of the untrained one;
+    - `learned`: the trained model's loss against the base's on the `train` stage's held-out records and on these `test`
+      records, each null or `before`, `after`, `error` (of their difference), `verdict` (better, unmoved, worse);
+    - `warnings`: what is wrong with the trained model itself, in words;
     - `quantizations`, by name: `file`, `bytes`, `sha256`, `bits_per_weight`; `mean_kl`, `kl_99`, `max_kl`, `top1`
       (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `bound`, `passed`,
       `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
@@ -94,6 +98,7 @@ def validate(
                 config.ollama.repeat_penalty if name == config.export.default else 1.0,
             )
     default = found[config.export.default]
+    learned, warnings = learned_entry(scored, trained.base_nll, trained.nll, manifest.stages.get("train"))
     entries = {
         name: quantization_entry(name, record_file(path, folder, known), found[name], settings.bound(name))
         for name, path in files.items()
@@ -115,6 +120,8 @@ def validate(
             "perplexity": perplexity(trained.nll),
             "base_perplexity": perplexity(trained.base_nll),
         },
+        "learned": learned,
+        "warnings": warnings,
         "quantizations": entries,
         "merge": merge_entry(other, trained.merge),
         "penalty": penalty_entry(config.export.default, config.ollama.repeat_penalty, default),
@@ -139,7 +146,7 @@ def validate(
         "penalty": report["penalty"],
         "answers": report["answers"],
     }
-    return Outcome([folder.report, folder.model_card], figures)
+    return Outcome([folder.report, folder.model_card], figures, warnings[0] if warnings else "")
 
 
 def _plain(report: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -38,6 +38,7 @@ def _values(report: dict[str, Any], config: Config, folder: RunFolder, manifest:
         "front_matter": front_matter(report, folder.name, manifest),
         "name": folder.name,
         **{key: report[key] for key in ("base", "passed", "held_out", "reference", "answers")},
+        "warnings": report.get("warnings", []),
         "names_medquad": config.data.source == "medquad",
         "use": _use(config),
         "files": report["quantizations"],

@@ -7,11 +7,12 @@ import numpy as np
 
 from toolkit import __version__
 from toolkit.core import console
-from toolkit.core.manifest import FileRecord, installed
+from toolkit.core.learned import compare_losses, warning_of
+from toolkit.core.manifest import FileRecord, StageRecord, installed
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Distance, perplexity
+from toolkit.validate.metrics import Distance, Values, perplexity
 from toolkit.validate.reference import MergeCost
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "llama-cpp-python")
@@ -79,6 +80,26 @@ def penalty_sentence(entry: dict[str, Any]) -> str:
         f"top-1 {percent(entry['top1'])}, perplexity {entry['perplexity']:.3f} instead of "
         f"{entry['plain_perplexity']:.3f}; part of no verdict"
     )
+
+
+def learned_entry(
+    scored: list[Record], base_nll: Values, nll: Values, record: StageRecord | None
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare the trained model's loss with the base's; return the entry of report.json and what is wrong.
+
+    `base_nll` and `nll` are those of the scored records' tokens, `record` is training's. What training found on its own
+    held-out records counts: there are more of them, so here only a loss that rose is held against a model that is
+    better there.
+    """
+    cuts = np.cumsum([len(one.targets) for one in scored])[:-1]
+    parts = [[(float(one.sum()), len(one)) for one in np.split(values, cuts)] for values in (base_nll, nll)]
+    here = compare_losses(*parts)
+    trained = record.figures.get("learned") if record else None
+    warnings = [record.warning] if record and record.warning else []
+    rate = record.settings.get("train.learning_rate") if record else None
+    sure = trained is None or trained["verdict"] != "better" or (here is not None and here.verdict == "worse")
+    said = warning_of(here, f"{len(scored):,} test records", rate) if sure else ""
+    return {"train": trained, "test": here.figures if here else None}, warnings + [said] * bool(said)
 
 
 def _distances(distance: Distance | None) -> dict[str, float | None]:

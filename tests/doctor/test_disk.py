@@ -1,0 +1,124 @@
+"""What stands on the disk already is not needed there once more."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.doctor.conftest import Home, only_failure
+from toolkit.core.console import size
+from toolkit.core.manifest import Manifest, Outcome, StageRecord, record_file, write_manifest
+from toolkit.core.run_folder import RunFolder, folder_of
+from toolkit.core.stage import Check
+from toolkit.doctor import plan
+from toolkit.model.known_models import known_model
+from toolkit.train import checkpoints
+
+SHAPE = known_model("unsloth/Meta-Llama-3.1-8B")
+
+
+def hold(path: Path, count: int) -> None:
+    """Make a file of so many bytes, of which the disk holds none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(count)
+
+
+def prepared(home: Home, *changes: str) -> RunFolder:
+    folder = folder_of(home.config(*changes))
+    folder.data.mkdir(parents=True, exist_ok=True)
+    folder.split_file("train").write_text("{}\n" * 100)
+    return folder
+
+
+def disk(found: list[Check]) -> str:
+    return next(check.found for check in found if check.name == "disk")
+
+
+STEPS = ("train.max_steps=100", "train.save_steps=1")
+
+
+def place(home: Home, folder: RunFolder, *changes: str) -> Path:
+    config = home.config(*changes)
+    return checkpoints.place(folder, checkpoints.fingerprint(config, folder)) / "checkpoint-2" / "optimizer.pt"
+
+
+def test_an_interrupted_runs_checkpoints_are_not_needed_again(home: Home) -> None:
+    """Nor what a killed save left: it makes room before training."""
+    folder = prepared(home)
+    fresh = disk(home.examine(*STEPS, stages=("train",)))
+    assert "checkpoints 81.7 MB" in fresh
+    hold(place(home, folder, *STEPS), 30_000_000)
+    assert "checkpoints 51.7 MB" in disk(home.examine(*STEPS, stages=("train",)))
+    hold(place(home, folder, *STEPS), 300_000_000)
+    assert "checkpoints 0 B" in disk(home.examine(*STEPS, stages=("train",)))
+
+
+def test_checkpoints_of_other_settings_make_no_room(home: Home) -> None:
+    folder = prepared(home)
+    hold(place(home, folder, *STEPS, "train.seed=7"), 30_000_000)
+    assert "checkpoints 81.7 MB" in disk(home.examine(*STEPS, stages=("train",)))
+
+
+def test_more_steps_on_a_constant_schedule_count_what_the_finished_run_left(home: Home) -> None:
+    folder, constant = prepared(home), "train.lr_scheduler_type=constant"
+    hold(place(home, folder, *STEPS, constant), 30_000_000)
+    longer = ("train.max_steps=200", "train.save_steps=1", constant)
+    assert "checkpoints 51.7 MB" in disk(home.examine(*longer, stages=("train",)))
+
+
+def test_a_resumed_run_fits_where_it_was(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free are what is left of a disk on which the whole run fitted."""
+    folder, real = prepared(home), shutil.disk_usage(home.path)
+    whole = 120_000_000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=whole))
+    assert disk(home.examine(*STEPS, stages=("train",))).endswith("are free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=whole - 60_000_000))
+    only_failure(home.examine(*STEPS, stages=("train",)), "disk")
+    hold(place(home, folder, *STEPS), 60_000_000)
+    assert disk(home.examine(*STEPS, stages=("train",))).endswith("are free")
+
+
+def test_a_download_that_was_cut_off_is_not_needed_whole(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
+    label = "unsloth/Meta-Llama-3.1-8B"
+    assert SHAPE is not None
+    [before] = plan.base_writes(label, "", SHAPE)
+    repository = home.path / "hub" / "models--unsloth--Meta-Llama-3.1-8B"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(snapshot.name)
+    hold(repository / "blobs" / "abc.incomplete", 1_000_000_000)
+    hold(repository / "blobs" / "of another revision", 7_000_000_000)
+    hold(repository / "blobs" / "whole", 2_000_000_000)
+    hold(snapshot / "config.json", 0)
+    (snapshot / "model-00001-of-00004.safetensors").symlink_to(repository / "blobs" / "whole")
+    [after] = plan.base_writes(label, "", SHAPE)
+    assert before.size - after.size == 3_000_000_000
+
+
+@pytest.mark.parametrize("below", ["blobs", "models/blobs"])
+def test_copies_that_the_server_holds_are_not_made_again(home: Home, below: str) -> None:
+    config = home.config("export.quantizations=F16,Q8_0", "export.default=F16")
+    folder, outcome = folder_of(config), Outcome([], {})
+    for name in config.export.quantizations:
+        folder.gguf(name).parent.mkdir(parents=True, exist_ok=True)
+        folder.gguf(name).write_text(name)
+        outcome.outputs.append(folder.gguf(name))
+    files = [record_file(path, folder) for path in outcome.outputs]
+    record = StageRecord(
+        settings={}, inputs=[], outputs=files, versions={}, seconds=0.0, finished="", figures={}, warning=""
+    )
+    write_manifest(folder, Manifest(run_id="r", stages={"export": record}))
+    assert SHAPE is not None
+
+    def copies(*stages: str) -> int:
+        held = dict.fromkeys(stages, 0)
+        return sum(write.size for write in plan.stage_writes(config, folder, SHAPE, held) if "copies" in write.what)
+
+    all_of_them = copies("register")
+    hold(home.path / "cache" / below / f"sha256-{files[0].sha256}", 10)
+    assert copies("export", "register") == all_of_them  # new files are other ones
+    assert 0 < copies("register") < all_of_them / 2, size(copies("register"))
+    hold(home.path / "cache" / below / f"sha256-{files[1].sha256}", 10)
+    assert copies("register") == 0
