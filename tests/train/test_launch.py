@@ -82,7 +82,7 @@ def test_unsloth_that_fails_gives_way_to_peft(
         if not request["avoid"]:
             error = {"message": "m", "hint": "h", "exit_code": 3, "details": {}}
             return {"error": error, "unsloth_error": "no triton"}
-        return {"outputs": [], "figures": {}}
+        return {"outputs": [], "figures": {}, "warning": ""}
 
     monkeypatch.setattr(launch, "run_worker", run)
     launch.run_training(settings, folder, base)

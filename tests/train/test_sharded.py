@@ -113,6 +113,7 @@ def test_fsdp_in_f16_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     monkeypatch.setattr("toolkit.train.choose", lambda *_: peft_backend.make_peft_backend("cuda", ""))
+    monkeypatch.setattr("toolkit.train.gpu_name", lambda: "a GPU")
     with pytest.raises(ToolkitError, match="FSDP trains in bf16"):
         train(settings, folder, base)
 
