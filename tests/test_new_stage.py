@@ -38,6 +38,7 @@ def test_a_stage_is_a_folder_and_a_line(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(toolkit, "__path__", [*toolkit.__path__, str(tmp_path / "more")])
     monkeypatch.setitem(pipeline.STAGES, "count", ("Count the records.", "toolkit count"))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # `--offline` sets it, and it is to be as before after this
 
     def call(*arguments: str) -> str:
         return CliRunner().invoke(group, [*arguments]).output
