@@ -112,7 +112,7 @@ def test_the_doctor_computes_for_any_config(
     if model is None:
         resources.least_memory(str(base), "")
         return
-    job = resources.Job(config, folder_of(config), tuple(pipeline.STAGES), model, None)
+    job = resources.Job(config, folder_of(config), dict.fromkeys(pipeline.STAGES, 0), model, None)
     found = [resources.adapter(config, model), *resources.memory(job), *resources.disk(job)]
     assert all(check.found for check in found)
     assert all(count <= 20_000 for count in laid_out)

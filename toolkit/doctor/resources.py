@@ -144,7 +144,7 @@ def least_memory(label: str, revision: str) -> Check:
     except (ToolkitError, ValueError, KeyError, TypeError):
         return Check("memory", None, "cannot be told before the base model is in order", "")
     free = hardware.available_memory()
-    if not count and plan.local(label) is not None:
+    if not count and base.local_path(label) is not None:
         return Check("memory", None, "cannot be told: the base model's sizes are not known here", "")
     if not count:
         fix = f"fetch its configuration, then ask again: hf download {label} config.json"
