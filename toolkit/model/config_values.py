@@ -8,7 +8,7 @@ LARGEST, SMALLEST = 3.4e38, 1.2e-38  # of float32, in which GGUF states numbers;
 Values = Mapping[str, Any]
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """Return a value as a message shows it: 60 characters at most, whatever its size."""
     if isinstance(value, list | dict | str) and len(value) > 1000:
         return f"a {type(value).__name__} of {len(value):,} items"
@@ -24,7 +24,7 @@ def count(values: Values, key: str, default: int | None = None, *, most: int = M
     if value is None:
         raise ValueError(f"`{key}` is missing")
     if type(value) is not int or not 1 <= value <= most:
-        raise ValueError(f"no valid `{key}`: {shown(value)}, a whole number from 1 to {most} is needed")
+        raise ValueError(f"no valid `{key}`: {brief(value)}, a whole number from 1 to {most} is needed")
     return value
 
 
@@ -37,7 +37,7 @@ def real(values: Values, key: str, default: float | None = None, *, most: float 
         raise ValueError(f"`{key}` is missing")
     # Compared before it is converted: JSON's whole numbers may be larger than any float.
     if type(value) not in (int, float) or not SMALLEST <= value <= most:
-        raise ValueError(f"no valid `{key}`: {shown(value)}, a number above 0 and up to {most:g} is needed")
+        raise ValueError(f"no valid `{key}`: {brief(value)}, a number above 0 and up to {most:g} is needed")
     return float(value)
 
 
@@ -47,7 +47,7 @@ def flag(values: Values, key: str, default: bool = False) -> bool:
     if value is None:
         return default
     if type(value) is not bool:
-        raise ValueError(f"no valid `{key}`: {shown(value)}, true or false is needed")
+        raise ValueError(f"no valid `{key}`: {brief(value)}, true or false is needed")
     return value
 
 
@@ -55,4 +55,4 @@ def expect(values: Values, key: str, wanted: Any) -> None:
     """Raise ValueError if anything is stated but the one value that llama.cpp computes with."""
     value = values.get(key)
     if value is not None and value != wanted:
-        raise ValueError(f"`{key}` {shown(value)}, llama.cpp computes with {shown(wanted)} only")
+        raise ValueError(f"`{key}` {brief(value)}, llama.cpp computes with {brief(wanted)} only")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_reader import open_gguf
-from toolkit.model.config_values import Values, count, real, shown
+from toolkit.model.config_values import Values, brief, count, real
 from toolkit.model.families.checks import layers_in
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.model_config import MOST_LAYERS, ModelConfig
@@ -31,7 +31,7 @@ def gguf_config(path: Path) -> ModelConfig | None:
     try:
         name = found.metadata.get("general.architecture")
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9._-]{1,40}", name):
-            raise ValueError(f"no valid `general.architecture`: {shown(name)}")
+            raise ValueError(f"no valid `general.architecture`: {brief(name)}")
         _check_counts(name, found.metadata, shapes)
         return (
             _sizes(found.metadata, shapes) if name == "llama" and not found.metadata.get("llama.expert_count") else None
@@ -64,7 +64,7 @@ def _check_width(key: str, values: Values, shapes: Shapes) -> None:
     least = 1 if attends and not isinstance(stated, list) else 0
     for one in stated if isinstance(stated, list) else [] if stated is None else [stated]:
         if type(one) is not int or not least <= one <= largest:
-            raise ValueError(f"no valid `{key}`: {shown(one)}, a whole number from {least} to {largest} is needed")
+            raise ValueError(f"no valid `{key}`: {brief(one)}, a whole number from {least} to {largest} is needed")
 
 
 def _sizes(values: Values, shapes: Shapes) -> ModelConfig:

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit
 from toolkit.formats.checkpoint import read_header, read_json
-from toolkit.model.config_values import Values, count, flag, real, shown
+from toolkit.model.config_values import Values, brief, count, flag, real
 
 CONFIG = "config.json"
 WHOLE = "give a folder with a whole base model"
@@ -213,7 +213,7 @@ def check_model_type(values: Values) -> None:
     name, stated = architecture(values), values.get("model_type")
     expected = next((key for key, kind in KINDS.items() if kind.name == name), stated)
     if stated is not None and stated != expected:
-        raise ValueError(f"`model_type` {shown(stated)} contradicts `architectures`, which names {shown(name)}")
+        raise ValueError(f"`model_type` {brief(stated)} contradicts `architectures`, which names {brief(name)}")
 
 
 def is_four_bit(folder: Path) -> bool:

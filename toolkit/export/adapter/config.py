@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
-from toolkit.model.config_values import shown
+from toolkit.model.config_values import brief
 
 CONFIG = "adapter_config.json"
 LORA_ONLY = "LoRA and DoRA adapters can be exported: train without it"
@@ -51,14 +51,14 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     for key, valid in (("r", _positive), ("lora_alpha", _number)):
         value = config.get(key)
         if not valid(value):
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {shown(value)}", hint=checkpoint.AGAIN)
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(value)}", hint=checkpoint.AGAIN)
     for key, valid in (("rank_pattern", _positive), ("alpha_pattern", _number)):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict) or not all(valid(value) for value in patterns.values()):
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {shown(patterns)}", hint=checkpoint.AGAIN)
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(patterns)}", hint=checkpoint.AGAIN)
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
-        raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {shown(saved)}", hint=checkpoint.AGAIN)
+        raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {brief(saved)}", hint=checkpoint.AGAIN)
 
 
 def _positive(value: Any) -> bool:

@@ -29,7 +29,7 @@ from toolkit.export.adapter.effect import unkept_promise
 from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
-from toolkit.model.config_values import shown
+from toolkit.model.config_values import brief
 from toolkit.model.model_config import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
@@ -170,7 +170,7 @@ def _scale(config: Mapping[str, Any], module: str, a: TensorInfo, folder: Path) 
     alpha = pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     if not a.shape or a.shape[0] != rank:
         raise ToolkitError(
-            f"`{folder / CONFIG}` gives `{module}` rank {shown(rank)}, its lora_A has shape {list(a.shape)}",
+            f"`{folder / CONFIG}` gives `{module}` rank {brief(rank)}, its lora_A has shape {list(a.shape)}",
             hint="config and weights belong to different adapters: copy the folder again",
         )
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)

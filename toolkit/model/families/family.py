@@ -10,7 +10,7 @@ from gguf import GGUFValueType
 
 from toolkit.formats.checkpoint import Floats, Rows
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.config_values import Values, real, shown
+from toolkit.model.config_values import Values, brief, real
 from toolkit.model.model_config import ModelConfig
 
 Matrix = TypeVar("Matrix", Floats, npt.NDArray[np.uint16], Rows)
@@ -74,7 +74,7 @@ def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict
         return theta, {}
     if not isinstance(kind, str) or kind not in kinds:
         known = ", ".join(["default", *kinds])
-        raise ValueError(f"rope scaling {shown(kind)}, which cannot be exported; known: {known}")
+        raise ValueError(f"rope scaling {brief(kind)}, which cannot be exported; known: {known}")
     return theta, {"type": kind, **{key: real(stated, key) for key in kinds[kind]}}
 
 
@@ -83,7 +83,7 @@ def rope_parameters(config: Values) -> dict[str, Any]:
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, dict):
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        raise ValueError(f"no valid rope parameters: `{key}` is {shown(stated)}")
+        raise ValueError(f"no valid rope parameters: `{key}` is {brief(stated)}")
     return stated
 
 

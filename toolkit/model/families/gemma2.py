@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.config_values import Values, count, expect, real, shown
+from toolkit.model.config_values import Values, brief, count, expect, real
 from toolkit.model.families.family import Family, Layout, described, nothing_computed, rope
 from toolkit.model.model_config import ModelConfig
 
@@ -44,7 +44,7 @@ def _check_layer_types(config: Values, layers: int) -> None:
         raise ValueError(f"`layer_types` lists {len(stated):,} layers, `num_hidden_layers` is {layers:,}")
     kinds = ("sliding_attention", "full_attention")
     if not isinstance(stated, list) or any(kind != kinds[layer % 2] for layer, kind in enumerate(stated)):
-        raise ValueError(f"`layer_types` {shown(stated)}, llama.cpp computes with {', '.join(kinds)} by turns only")
+        raise ValueError(f"`layer_types` {brief(stated)}, llama.cpp computes with {', '.join(kinds)} by turns only")
 
 
 def gemma2_layouts(model: ModelConfig) -> list[Layout]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.config_values import Values, count, expect, real, shown
+from toolkit.model.config_values import Values, brief, count, expect, real
 from toolkit.model.families.family import COUNT, REAL, Family, Layout, described, rope, rope_parameters, without_window
 from toolkit.model.model_config import ModelConfig
 
@@ -68,7 +68,7 @@ def rotary_dimensions(part: float, head_size: int) -> int:
 def _factors(stated: dict[str, Any], key: str, length: int) -> list[float]:
     values = stated.get(key)
     if not isinstance(values, list):
-        raise ValueError(f"no valid `{key}`: {shown(values)}, a list of numbers is needed")
+        raise ValueError(f"no valid `{key}`: {brief(values)}, a list of numbers is needed")
     if len(values) != length:
         raise ValueError(f"{len(values)} values of `{key}`, not {length}")
     return [real({key: value}, key) for value in values]
