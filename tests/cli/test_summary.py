@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import OllamaServer
 from tests.register.conftest import make_run
 from tests.support.models import save_model
+from tests.support.ollama_server import OllamaServer
 from tests.support.places import REPOSITORY
 from toolkit import pipeline
 from toolkit.cli import summary
