@@ -13,11 +13,13 @@ from tokenizers import AddedToken, Tokenizer
 from tests.support import families, models
 from tests.support.vocabularies import setting
 from toolkit.core.config import Config
+from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export
 from toolkit.llamacpp.vocabulary import vocabulary
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.tokenizer import load_tokenizer
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 CONTROLS = ("<|reserved_0|>", "<|reserved_1|>")
@@ -320,3 +322,13 @@ def test_a_tokenizer_that_transformers_read_from_a_gguf(made: tuple[Path, Path],
     layout = json.loads((base / "tokenizer.json").read_text())
     assert layout["model"]["byte_fallback"] and layout["pre_tokenizer"]["type"] == "ByteLevel"
     export(base, None, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "gemma2", "nemo"])
+def test_the_toolkits_prompts_on_every_kind_of_vocabulary(family: str, tmp_path: Path) -> None:
+    """The presets that are plain text, as a run exports them."""
+    base = families.save(tmp_path / "base", family)
+    for preset in ("alpaca", "alpaca-no-input"):
+        form = prompt_format(build({"prompt": {"preset": preset}}).prompt)
+        template = chat_template(form, bos=bool(load_tokenizer(base, form).bos_text))
+        export(base, None, {"F16": tmp_path / "a.gguf"}, template, "x", form=form)
