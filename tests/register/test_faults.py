@@ -173,7 +173,7 @@ def at_the_last_step(
     monkeypatch.setattr(transaction, "_same", same)
 
 
-@pytest.mark.parametrize("where", ["shown", "smoke", "last step"])
+@pytest.mark.parametrize("where", ["check_shown", "smoke", "last step"])
 def test_after_ctrl_c_the_former_model_is_there(
     ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -219,7 +219,7 @@ def test_an_upload_that_breaks_off_is_tried_again(
 def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrite(
     ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(register.verify, "shown", lambda *args: "f" * 64)
+    monkeypatch.setattr(register.verify, "check_shown", lambda *args: "f" * 64)
     for version, refused in (("0.34.1", True), ("0.34.4", True), ("0.34.0", False)):
         with proxy(ollama.url) as (url, passing):
             answer = says(200, f'{{"version":"{version}"}}', "application/json")

@@ -79,7 +79,7 @@ def register(
             path, digest = files[quantization], digests[quantization]
             _put(config, work, model, path, digest, spec)
             with translate_errors(config.ollama, f"proving `{name}:{quantization.lower()}`"):
-                proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.shown(http, model, spec)}
+                proof: dict[str, Any] = {"gguf_sha256": digest, "stored_sha256": verify.check_shown(http, model, spec)}
                 proof |= prompt_parity.prove_prompts(http, model, path, form, tokenizer, held_out)
                 proof |= verify.smoke(http, model, config.validation, unload=quantization != default)
             _check_stored(version, path, proof)

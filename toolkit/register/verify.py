@@ -18,7 +18,7 @@ ROWS = 10
 THREADS = 4  # requests at once: a server renders them in parallel
 
 
-def shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
+def check_shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
     """Check that the server shows our template, system message and parameters; return the stored GGUF's SHA-256 (hex).
 
     The server shows the template it will use: a GGUF whose own chat template mentions tools takes its place
