@@ -58,8 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _clean_console() -> None:
+def _clean_console() -> Iterator[None]:
+    """No test sees another's console, nor the environment that `--offline` sets when it is called in this process."""
     console.configure()
+    before = os.environ.get("HF_HUB_OFFLINE")
+    yield
+    if before is None:
+        os.environ.pop("HF_HUB_OFFLINE", None)
 
 
 def call_toolkit(*arguments: str, cwd: Path, timeout: float = 600, **environment: str) -> Called:
