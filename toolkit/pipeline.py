@@ -123,6 +123,7 @@ def perform(
     """
     from toolkit.core.manifest import Outcome, read_manifest
     from toolkit.core.run_folder import sweep
+    from toolkit.core.unfinished import noting, settle
 
     sweep(folder)
     manifest, found = read_manifest(folder), stage(name)
@@ -130,6 +131,8 @@ def perform(
     if not force:
         check_stages_before(name, config, folder)
     if not why and not force:
+        settle(folder, name)
+        keep_settings(config, folder)
         record = manifest.stages[name]
         return Done(name, True, "", record.figures, 0.0, record.warning)
     before()
@@ -146,7 +149,8 @@ def perform(
     started = time.monotonic()
     failed: ToolkitError | None = None
     try:
-        outcome = found.run(context)
+        with noting(folder, name):
+            outcome = found.run(context)
     except ToolkitError as exc:
         if exc.exit_code != GATE:
             raise
@@ -162,17 +166,15 @@ def _record(
     found: Stage, context: Context, files: StageFiles, outcome: Any, seconds: float, failed: ToolkitError | None
 ) -> None:
     """Write what a stage did into the manifest, and the settings that it ran with beside it."""
-    from toolkit.core.config import SECTIONS
-    from toolkit.core.config_file import starter
-    from toolkit.core.files import write_text
     from toolkit.core.manifest import StageRecord, installed, record_file, write_manifest
+    from toolkit.core.unfinished import noted, settle
 
     config, folder, manifest = context.config, context.folder, context.manifest
-    known = manifest.files()
+    known, written = manifest.files(), noted(folder, found.name)
     manifest.stages[found.name] = StageRecord(
         settings=settings_of(found, config),
         inputs=[record_file(path, folder, known) for path in files.inputs],
-        outputs=[record_file(path, folder) for path in outcome.outputs],
+        outputs=[record_file(path, folder, written) for path in outcome.outputs],
         versions={"toolkit": __version__, **installed(LIBRARIES)},
         seconds=seconds,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -181,15 +183,32 @@ def _record(
         warning=outcome.warning,
     )
     write_manifest(folder, manifest)
-    write_text(folder.config, starter({section: config.section(section) for section in SECTIONS}))
+    settle(folder, found.name)
+    keep_settings(config, folder)
+
+
+def keep_settings(config: "Config", folder: "RunFolder") -> None:
+    """Write the settings that ran last into the run folder, unless they stand there."""
+    from toolkit.core.config import SECTIONS
+    from toolkit.core.config_file import starter
+    from toolkit.core.files import write_text
+
+    text = starter({section: config.section(section) for section in SECTIONS})
+    try:
+        there = folder.config.read_bytes()
+    except FileNotFoundError:
+        there = b""
+    if there != text.encode("utf-8"):
+        write_text(folder.config, text)
 
 
 def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
     """Keep what somebody else wrote, or changed, from being overwritten."""
     from toolkit.core.manifest import foreign_outputs
+    from toolkit.core.unfinished import noted
 
     folder, record = context.folder, context.manifest.stages.get(found.name)
-    names = foreign_outputs(record, folder, files.outputs)
+    names = foreign_outputs(record, folder, files.outputs, noted(folder, found.name))
     foreign = [name for name in names if not found.may_replace(context, folder.path / name)]
     if foreign:
         raise ToolkitError(

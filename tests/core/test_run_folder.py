@@ -162,9 +162,10 @@ def test_two_processes_do_not_share_a_run_folder(folder: RunFolder) -> None:
 
 def test_records_end_at_newlines_alone(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
-    path.write_text('{"output": "a\u2028b\x85c"}\n{"output": "d"}\n', encoding="utf-8")
+    rows = (f'{{"instruction": "", "input": "", "output": "{text}"}}\n' for text in ("a\u2028b\x85c", "d"))
+    path.write_text("".join(rows), encoding="utf-8")
     assert [record["output"] for record in read_records(path)] == ["a\u2028b\x85c", "d"]
-    path.write_text('{"output": "a"}\n[1]\n')
+    path.write_text('{"instruction": "", "input": "", "output": "a"}\n[1]\n')
     with pytest.raises(ToolkitError, match="line 2"):
         read_records(path)
     with pytest.raises(ToolkitError, match="no prepared data"):

@@ -13,7 +13,7 @@ import pytest
 from tests.doctor.conftest import Home, Serving, failing, only_failure
 from tests.support.places import REPOSITORY
 from toolkit import pipeline
-from toolkit.core import files, hardware
+from toolkit.core import hardware, places
 from toolkit.core.input_settings import MEDQUAD_CSV
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.doctor import Check, checks, checks_table, plan
@@ -364,7 +364,7 @@ def test_the_conversion_is_found_where_base_puts_it(home: Home) -> None:
     assert plan.converted(path) is None
     from toolkit.core.files import sha256_of
 
-    folder = files.cache_folder() / "bases" / f"some-{sha256_of(path)[:16]}-{gguf_base.CONVERSION}"
+    folder = places.cache_folder() / "bases" / f"some-{sha256_of(path)[:16]}-{gguf_base.CONVERSION}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
     (folder / "tokenizer.json").touch()

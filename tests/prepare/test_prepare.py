@@ -180,10 +180,10 @@ def test_a_full_disk_keeps_former_results(
     outcome = prepare(build(), folder, SAMPLE, tokenizer)
     real = room._write
 
-    def full(path: Path, rows: list[dict[str, Any]]) -> None:
-        if path.name == "test.jsonl":
-            raise OSError(28, "No space left on device", str(path))
-        real(path, rows)
+    def full(fresh: Path, target: Path, rows: list[dict[str, Any]]) -> None:
+        if target.name == "test.jsonl":
+            raise OSError(28, "No space left on device", str(target))
+        real(fresh, target, rows)
 
     monkeypatch.setattr(room, "_write", full)
     with pytest.raises(OSError):

@@ -253,3 +253,16 @@ def test_a_few_binary_bytes_are_called_binary(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_bytes(b"\x00\x01\x02binary")
     with pytest.raises(ToolkitError, match="no rows: it looks like binary data"):
         read_table(tmp_path / "b.csv", {"answer"})
+
+
+@pytest.mark.parametrize("name", [b"q\xffestion", b"\xe9tat", b"\xed\xa0\x80uestion"])
+def test_a_parquet_column_whose_name_is_not_utf8_is_named(tmp_path: Path, name: bytes) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"Q" * len(name): ["a"], "answer": ["b"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"Q" * len(name), name))
+    with pytest.raises(ToolkitError) as problem:
+        read_table(path, ["answer"])
+    assert "whose name is not UTF-8" in problem.value.message and str(path) in problem.value.message

@@ -17,6 +17,7 @@ import torch
 
 from tests.train.conftest import changed
 from toolkit.core import config_file, hardware
+from toolkit.core import files as core_files
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.run_folder import RunFolder
@@ -88,7 +89,7 @@ def test_a_checkpoint_counts_from_its_mark_on(tmp_path: Path, monkeypatch: pytes
 def test_every_file_is_on_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A power cut may not leave a mark beside files whose bytes were never written."""
     order: list[str] = []
-    real = checkpoints._to_disk
+    real = core_files.to_disk
 
     def to_disk(path: Path) -> None:
         order.append(path.name)
@@ -98,7 +99,7 @@ def test_every_file_is_on_disk_before_the_mark(tmp_path: Path, monkeypatch: pyte
         order.append("renamed")
         return path.rename(target)
 
-    monkeypatch.setattr(checkpoints, "_to_disk", to_disk)
+    monkeypatch.setattr(checkpoints, "to_disk", to_disk)
     monkeypatch.setattr(Path, "replace", replace)
     checkpoints.mark(save(tmp_path, 3), "a")
     files = ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"]

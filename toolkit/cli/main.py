@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 
 import click
 
@@ -9,18 +10,21 @@ from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
 from toolkit.core import console
 from toolkit.core.errors import INTERRUPTED, USAGE, ToolkitError, explain, unexpected
+from toolkit.core.streams import let_go, tolerate_any_text
 
 
 def main() -> None:
     """Run the command line; every failure ends in one line, a hint and its exit code."""
     code = 0
+    tolerate_any_text()
+    _calm_warnings()
     try:
         _main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:  # nobody reads on, and nothing is to complain about it when the interpreter ends
         code = 1
-        console.let_go(sys.stdout.fileno(), sys.stderr.fileno())
+        let_go(sys.stdout.fileno(), sys.stderr.fileno())
     from toolkit.core import hardware
 
     if hardware.launched():
@@ -29,6 +33,14 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _calm_warnings() -> None:
+    """Keep libraries' warnings from ending a verb, here and in the processes that it starts (PYTHONWARNINGS=error)."""
+    if any(option.startswith("error") for option in sys.warnoptions):
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+        os.environ.pop("PYTHONWARNINGS", None)
 
 
 def _main() -> None:
@@ -45,7 +57,9 @@ def _main() -> None:
         _fail(ToolkitError("interrupted", hint="the same command goes on from there", exit_code=INTERRUPTED))
     except BrokenPipeError:
         raise
-    except Exception as exc:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as exc:  # a panic inside a library in Rust is no Exception
         if os.environ.get("TOOLKIT_DEBUG"):
             raise
         _fail(explain(exc) or unexpected(exc))

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 def load_run(path: str, overrides: tuple[str, ...]) -> "tuple[Config, RunFolder]":
     """Read the settings file with its overrides, and return the settings and their run folder."""
     from toolkit.core.config_file import load_config
-    from toolkit.core.run_folder import folder_of
+    from toolkit.core.run_folder import folder_of, heal
 
     config = load_config(Path(path), overrides)
-    return config, folder_of(config)
+    folder = folder_of(config)
+    heal(folder)
+    return config, folder
 
 
 def command_text(name: str, tail: str = "") -> str:
@@ -104,6 +106,7 @@ def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: boo
         console.log_to(folder.log)
         stale = {stage: why for stage, why in pipeline.state(config, folder).items() if why or force}
         if not stale:
+            pipeline.keep_settings(config, folder)
             console.result({"stages": {}, "folder": str(folder.path)}, f"all stages are fresh: {folder.path}")
             console.next_step(command_text("ask", ' "…"'))
             return

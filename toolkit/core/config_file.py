@@ -1,5 +1,6 @@
 """Read and write `toolkit.toml`: all problems reported at once, and a starter file in which every key is explained."""
 
+import codecs
 import difflib
 import json
 import re
@@ -13,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from toolkit.core import aliases, console
 from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.parsing import LARGEST_TOML, parse_toml, read_bounded
+from toolkit.core.streams import printable
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -21,7 +24,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     Raises ToolkitError (exit 2) for a missing file, broken TOML, and unknown or ill-typed settings.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = read_bounded(path, LARGEST_TOML).removeprefix(codecs.BOM_UTF8)
+        values = parse_toml(content.decode("utf-8").replace("\r\n", "\n"))
     except FileNotFoundError:
         raise ToolkitError(
             f"no settings file `{path}`",
@@ -30,11 +34,13 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         ) from None
     except UnicodeDecodeError as exc:
         raise ToolkitError(f"`{path}` is not UTF-8 text: {exc.reason} at byte {exc.start}", exit_code=USAGE) from None
-    try:
-        values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise ToolkitError(
             f"`{path}` is not valid TOML: {exc}", hint='text values need quotes: name = "medassist"', exit_code=USAGE
+        ) from None
+    except ValueError as exc:
+        raise ToolkitError(
+            f"`{path}` cannot be read: {exc}", hint="`toolkit init` writes one that can", exit_code=USAGE
         ) from None
     return build(values, overrides, where=str(path))
 
@@ -84,7 +90,14 @@ def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
     present = aliases.FORMER.get(section, {}).get(name, name)
     if section in SECTIONS and present in SECTIONS[section].model_fields:
         annotation = SECTIONS[section].model_fields[present].annotation
-    values.setdefault(section, {})[name] = _parse_value(text.strip(), annotation)
+    where = f"{section}.{name}"
+    if any("\ud800" <= letter <= "\udfff" for letter in override):
+        problems.append(f"{where}: {printable(text)} holds bytes that are not UTF-8; rename that file or folder")
+        return
+    try:
+        values.setdefault(section, {})[name] = _parse_value(text.strip(), annotation)
+    except ValueError as exc:
+        problems.append(f"{where}: {str(exc).removeprefix('`value` ')}")
 
 
 def _parse_value(text: str, annotation: Any) -> Any:
@@ -95,7 +108,7 @@ def _parse_value(text: str, annotation: Any) -> Any:
     if get_origin(annotation) is list and not text.startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
@@ -109,7 +122,7 @@ def _describe(problem: Any) -> str:
     given = problem.get("input")
     if problem["type"] == "value_error" or isinstance(given, dict | BaseModel):
         return f"{key}: {message}"
-    return f"{key}: {message[:1].lower()}{message[1:]}, got {json.dumps(given, default=str)}"
+    return f"{key}: {message[:1].lower()}{message[1:]}, got {json.dumps(given, default=str)[:200]}"
 
 
 def _did_you_mean(location: list[str]) -> str:

@@ -3,9 +3,7 @@
 Two modes: for people (tables, progress with time left) and `--json` (one object, the last line on stdout).
 """
 
-import json
 import os
-import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,147 +14,81 @@ from typing import Any
 
 from toolkit.core import plain
 from toolkit.core.errors import ToolkitError
-
-
-@dataclass
-class _State:
-    json: bool = False
-    quiet: bool = False
-    log: Path | None = None
-
-
-_state = _State()
+from toolkit.core.streams import can_show, emit, print_json, print_text, state, write_log
 
 
 def configure(*, as_json: bool = False, quiet: bool = False) -> None:
     """Choose the mode of this process; `quiet` keeps warnings and errors only."""
-    _state.json = as_json
-    _state.quiet = quiet
-    _state.log = None
+    state.json = as_json
+    state.quiet = quiet
+    state.log = None
 
 
 def as_json() -> bool:
     """Tell whether this process prints JSON."""
-    return _state.json
+    return state.json
 
 
 def is_quiet() -> bool:
     """Tell whether this process keeps warnings and errors only."""
-    return _state.quiet
+    return state.quiet
 
 
 def log_to(path: Path | None) -> None:
     """Append every line that is printed to `path` as well, with the time in front; None stops it."""
-    _state.log = path
-
-
-def _write_log(text: str) -> None:
-    if _state.log is None:
-        return
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-    try:
-        with _state.log.open("a", encoding="utf-8") as file:
-            file.writelines(f"{stamp}  {line}\n" for line in text.splitlines() or [""])
-    except OSError:
-        _state.log = None  # a log that cannot be written must not stop the work it describes
-
-
-def _mark(symbol: str, plain: str) -> str:
-    try:
-        symbol.encode(sys.stderr.encoding or "ascii")
-    except UnicodeEncodeError:
-        return plain
-    return symbol
-
-
-def _emit(text: str, style: str = "") -> None:
-    _write_log(text)
-    try:
-        _show(text, style)
-    except OSError:  # the terminal, or the program that read, is gone: the work goes on
-        let_go(sys.stderr.fileno())
-
-
-def _show(text: str, style: str) -> None:
-    try:
-        from rich.console import Console
-        from rich.text import Text
-    except ImportError:  # an error that names a missing library must be printed without that library too
-        print(text, file=sys.stderr, flush=True)
-        return
-    if sys.stderr.isatty():
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(text, style=style))
-    else:  # rich ends the process where nobody reads any more
-        print(text, file=sys.stderr, flush=True)
-
-
-def let_go(*streams: int) -> None:
-    """Send what is written to these file descriptors nowhere."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream)
-    os.close(nowhere)
-
-
-def hang_up() -> None:
-    """Print no more to a terminal that has gone: writing would fail. Files and the run's log go on."""
-    let_go(*(stream for stream in (1, 2) if stat.S_ISCHR(os.fstat(stream).st_mode)))
+    state.log = path
 
 
 def info(text: str) -> None:
     """Print one line of what is going on."""
-    if not _state.quiet:
-        _emit(text)
+    if not state.quiet:
+        emit(text)
     else:
-        _write_log(text)
+        write_log(text)
 
 
 def done(text: str) -> None:
     """Print that something succeeded."""
-    if not _state.quiet:
-        _emit(f"{_mark('✓', '[OK]')} {text}", "green")
+    if not state.quiet:
+        emit(f"{'✓' if can_show('✓') else '[OK]'} {text}", "green")
     else:
-        _write_log(text)
+        write_log(text)
 
 
 def warn(text: str) -> None:
     """Print what the user should know although the work goes on."""
-    _emit(f"warning: {text}", "yellow")
+    emit(f"warning: {text}", "yellow")
 
 
 def error(problem: ToolkitError) -> None:
     """Print an error and its hint; with `--json`, the same as the one object on stdout."""
-    _emit(f"error: {problem.message}", "bold red")
+    emit(f"error: {problem.message}", "bold red")
     if problem.hint:
-        _emit(f"\nhint: {problem.hint}")
-    if _state.json:
+        emit(f"\nhint: {problem.hint}")
+    if state.json:
         outcome = {"ok": False, "error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}
-        _print_json({**outcome, **problem.details})
+        print_json({**outcome, **problem.details})
 
 
 def next_step(command: str) -> None:
     """Name the command that comes next, with real paths and names."""
-    if not _state.quiet:
-        _emit(f"next: {command}", "bold")
+    if not state.quiet:
+        emit(f"next: {command}", "bold")
 
 
 def result(payload: dict[str, Any], text: str = "") -> None:
     """Print a verb's result on stdout: `text` for people, or `payload` as one JSON object with `"ok": true`."""
-    if _state.json:
-        _print_json({"ok": True, **payload})
+    if state.json:
+        print_json({"ok": True, **payload})
     elif text:
-        _write_log(text)
-        print(text, flush=True)
+        write_log(text)
+        print_text(text)
 
 
 def stream(piece: str) -> None:
     """Print a piece of an answer on stdout as it comes; nothing with `--json`."""
-    if not _state.json:
-        print(piece, end="", flush=True)
-
-
-def _print_json(payload: dict[str, Any]) -> None:
-    print(json.dumps(payload, ensure_ascii=False, default=str), flush=True)
+    if not state.json:
+        print_text(piece, end="")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> str:
@@ -201,9 +133,9 @@ class Progress:
             self.text = note
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=self._note())
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL and not _state.quiet:
+        elif time.monotonic() - self._printed >= PLAIN_INTERVAL and not state.quiet:
             self._printed = time.monotonic()
-            _emit(self.line())
+            emit(self.line())
 
     def skip_to(self, done: float) -> None:
         """Start from `done` (an interrupted run that goes on), without counting it as speed."""
@@ -250,7 +182,7 @@ def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
     `unit` is a plural noun, or `B` for bytes.
     """
     tracker = Progress(label, total, unit)
-    moving = sys.stderr.isatty() and not _state.quiet and os.environ.get("TERM") != "dumb"
+    moving = sys.stderr.isatty() and not state.quiet and os.environ.get("TERM") != "dumb"
     bar = _bar(unit) if moving else None
     if bar is None:
         yield tracker
@@ -259,7 +191,7 @@ def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
             tracker._bar = bar
             tracker._task = bar.add_task(label, total=total, note="")
             yield tracker
-    _write_log(tracker.line())
+    write_log(tracker.line())
 
 
 def _bar(unit: str) -> Any:

@@ -2,7 +2,10 @@
 
 import errno
 import os
+from pathlib import Path
 from typing import Any
+
+from toolkit.core.places import mover
 
 FAILED = 1
 USAGE = 2
@@ -28,22 +31,35 @@ class ToolkitError(Exception):
 
 
 def _os_error(exc: OSError) -> ToolkitError:
-    path = exc.filename if exc.filename is not None else "the output folder"
+    path = os.fsdecode(exc.filename) if isinstance(exc.filename, str | bytes) else ""
+    elsewhere = mover(Path(path)) if path else ""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _disk_full(path)
+        return _disk_full(path or "a file that the system does not name", elsewhere)
     if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return ToolkitError(
             f"no permission to use `{path}`: {os.strerror(exc.errno)}",
-            hint="change its permissions, or choose another folder with `--set run.folder=DIR`",
+            hint=f"change its permissions, or {_other_place(path, elsewhere)}",
         )
     reason = exc.strerror or str(exc)
-    return ToolkitError(f"{reason}: {path}", hint="check that the path exists and can be read")
+    if elsewhere:
+        return ToolkitError(f"{reason}: {path}", hint=_other_place(path, elsewhere))
+    return ToolkitError(f"{reason}: {path}" if path else reason, hint="check that the path exists and can be read")
 
 
-def _disk_full(path: object) -> ToolkitError:
+def _other_place(path: str, elsewhere: str) -> str:
+    """Say how to have another place than one that cannot be used."""
+    if elsewhere:
+        return f"choose another folder with the variable {elsewhere}: `{elsewhere}=DIR toolkit …`"
+    if Path(path).is_file():
+        return "name another file"
+    return "choose another folder; `--set run.folder=DIR` moves the results"
+
+
+def _disk_full(path: object, elsewhere: str = "") -> ToolkitError:
+    other = f", or choose a folder on another disk with the variable {elsewhere}" if elsewhere else ""
     return ToolkitError(
         f"the disk is full: {path}",
-        hint="free some space and run the same command again; nothing half-written was kept",
+        hint=f"free some space{other}, and run the same command again; nothing half-written was kept",
     )
 
 
@@ -102,6 +118,16 @@ _FOREIGN: dict[str, tuple[str, str, int]] = {
     ),
     "ConnectError": _NO_SERVER,
     "ConnectionError": _NO_SERVER,
+    "RecursionError": (
+        "what was read is nested too deeply",
+        "a file of the model or the data is damaged: copy or write it again",
+        FAILED,
+    ),
+    "PanicException": (
+        "a library broke down over a file that it read",
+        "tokenizer.json or the weights of base or adapter are damaged: copy them again",
+        FAILED,
+    ),
     "ImportError": (
         "a library is missing or broken",
         "`toolkit doctor` lists what is missing; install it with `pip install -c constraints.txt .`",
@@ -118,12 +144,54 @@ def unexpected(exc: BaseException) -> ToolkitError:
     )
 
 
+def missing_certificates() -> str:
+    """Say which variable names certificates that are not there; empty where none does."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        value = os.environ.get(name)
+        if value and not os.access(value, os.R_OK):
+            return f"{name} names `{value}`, which cannot be read"
+    return ""
+
+
+def _of_environment(exc: BaseException) -> ToolkitError | None:
+    """Explain what a setting of the environment did, None where it is not to blame."""
+    said = str(exc)
+    if isinstance(exc, UnicodeEncodeError) and exc.reason == "surrogates not allowed":
+        return ToolkitError(
+            f"a name holds bytes that are not UTF-8: {exc.object[:200]!a}",
+            hint="rename that file or folder, then run the same command again",
+            exit_code=USAGE,
+        )
+    if isinstance(exc, UnicodeEncodeError) and exc.encoding == "ascii":
+        return ToolkitError(
+            f"this locale cannot name a file: {exc.object[:200]!a}", hint="set LC_ALL=C.UTF-8", exit_code=MISSING
+        )
+    if isinstance(exc, RuntimeError) and "home directory" in said.lower():
+        return ToolkitError(
+            "no home folder is known for `~`",
+            hint="set HOME, or write the path without `~`; XDG_CACHE_HOME says where the toolkit keeps its cache",
+            exit_code=MISSING,
+        )
+    if isinstance(exc, ImportError) and "SOCKS" in said:
+        return ToolkitError(
+            "the proxy of this environment is a SOCKS proxy, for which a library is missing",
+            hint="pip install socksio, or unset ALL_PROXY, or set NO_PROXY to the host that needs no proxy",
+            exit_code=MISSING,
+        )
+    if isinstance(exc, FileNotFoundError) and exc.filename is None and missing_certificates():
+        return ToolkitError(missing_certificates(), hint="correct or unset that variable", exit_code=MISSING)
+    return None
+
+
 def explain(exc: BaseException) -> ToolkitError | None:
     """Translate a known foreign exception; None where it is not one we know (a defect of ours)."""
     if isinstance(exc, ToolkitError):
         return exc
     if any(said in str(exc) for said in _SAID_OF_A_FULL_DISK):
         return _disk_full(_first_line(exc))
+    found = _of_environment(exc)
+    if found:
+        return found
     for klass in type(exc).__mro__:
         if klass.__name__ in _FOREIGN:
             happened, hint, exit_code = _FOREIGN[klass.__name__]

@@ -4,15 +4,15 @@ import contextlib
 import fcntl
 import glob
 import hashlib
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import parse_json
 
 Item = TypeVar("Item")
 
@@ -23,23 +23,66 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+# Told of files that are whole and on the disk, by the names that they get next: target → temporary file.
+BeforeRename = Callable[[Mapping[Path, Path]], None]
+_listeners: list[BeforeRename] = []
+
+
+@contextlib.contextmanager
+def before_rename(listener: BeforeRename) -> Iterator[None]:
+    """Call a function before each rename of finished files to their names, during the block."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def announce(targets: Mapping[Path, Path]) -> None:
+    """Tell whoever wants to know which finished files are about to get their names."""
+    for listener in _listeners:
+        listener(targets)
+
+
+@contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an OSError that names no file, or the temporary one, name the file that was to be written."""
+    try:
+        yield
+    except OSError as exc:
+        named = str(exc.filename) if exc.filename is not None else ""
+        inside = temporary is not None and named.startswith(str(temporary))
+        if not named and exc.errno is not None and not isinstance(exc, ConnectionError | TimeoutError):
+            exc.filename = str(path)
+        elif inside or named.startswith(str(path.with_name(f".{path.name}."))):
+            exc.filename = str(path) + (named.removeprefix(str(temporary)) if inside else "")
+            exc.filename2 = None
+        raise
+
+
 @contextlib.contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file beside `path` and rename it there if the block succeeds; otherwise remove it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    encoding = None if "b" in mode else "utf-8"
-    try:
-        with os.fdopen(descriptor, mode, encoding=encoding) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # says that somebody is at work on it; gone with the process
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = Path(name)
+        stack.enter_context(naming(path, part))
+        encoding = None if "b" in mode else "utf-8"
+        try:
+            with os.fdopen(descriptor, mode, encoding=encoding) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # says that somebody is at work on it; gone with the process
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o644)
+            announce({path: part})
+            part.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
@@ -48,22 +91,41 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
     A former folder of that name is moved aside first and removed last, so there is always one whole folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
-    descriptor = os.open(fresh, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield fresh
-        fresh.chmod(0o755)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        stack.enter_context(naming(path, fresh))
         former = path.with_name(f".{path.name}.old")
-        shutil.rmtree(former, ignore_errors=True)
-        if path.exists():
-            path.replace(former)
-        fresh.replace(path)
-        shutil.rmtree(former, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+        descriptor = os.open(fresh, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield fresh
+            fresh.chmod(0o755)
+            written = [file for file in sorted(fresh.rglob("*")) if file.is_file()]
+            for file in written:
+                to_disk(file)
+            announce({path / file.relative_to(fresh): file for file in written})
+            shutil.rmtree(former, ignore_errors=True)
+            if path.exists():
+                path.replace(former)
+            fresh.replace(path)
+            shutil.rmtree(former, ignore_errors=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if former.is_dir() and not path.exists():
+                    former.replace(path)
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):  # fsync's own error names nothing
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -100,13 +162,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read one split; raises ToolkitError if the file is missing or a line is no JSON object."""
+    """Read one split; raises ToolkitError if the file is missing or a line is no record with its three texts."""
     found: list[dict[str, Any]] = []
     try:
         # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
-        with path.open(encoding="utf-8", newline="\n") as file:
+        with path.open("rb") as file:
             for line in file:
-                found.append(dict(json.loads(line)))
+                found.append(_record(parse_json(line)))
     except FileNotFoundError:
         raise ToolkitError(f"no prepared data `{path}`", hint="write it with `toolkit prepare`") from None
     except (ValueError, TypeError) as exc:
@@ -116,10 +178,13 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def cache_folder() -> Path:
-    """Return the folder of converted bases: `toolkit/` under XDG_CACHE_HOME, else under ~/.cache."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "toolkit"
+def _record(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("it is no JSON object")
+    missing = [key for key in ("instruction", "input", "output") if not isinstance(value.get(key), str)]
+    if missing:
+        raise TypeError(f"`{missing[0]}` is no text")
+    return value
 
 
 def size_of_folder(folder: Path) -> int:

@@ -139,7 +139,13 @@ def cores() -> int:
 
 def launched() -> bool:
     """Tell whether a launcher (accelerate, torchrun) started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return number_in("WORLD_SIZE", 1) > 1
+
+
+def number_in(variable: str, default: int) -> int:
+    """Return the whole number in a variable of the environment, or `default` where there is none."""
+    text = os.environ.get(variable, "").strip()
+    return int(text) if text.isdecimal() and text.isascii() and len(text) < 10 else default
 
 
 def driver_offers_gpu() -> bool:

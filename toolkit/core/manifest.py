@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of, write_text
+from toolkit.core.parsing import LARGEST_JSON, parse_json, read_bounded
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.streams import printable
 
 MANIFEST_VERSION = 1
 
@@ -73,16 +75,20 @@ class Manifest(BaseModel):
 def read_manifest(folder: RunFolder) -> Manifest:
     """Read the manifest, or start an empty one with a new run id; raises ToolkitError if it is damaged."""
     try:
-        text = folder.manifest.read_text(encoding="utf-8")
+        return Manifest.model_validate(parse_json(read_bounded(folder.manifest, LARGEST_JSON)))
     except FileNotFoundError:
         return Manifest(run_id=uuid.uuid4().hex)
-    try:
-        return Manifest.model_validate_json(text)
-    except (ValidationError, UnicodeDecodeError):
-        raise ToolkitError(
-            f"`{folder.manifest}` is damaged",
-            hint="move it away; the stages then run again",
-        ) from None
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        raise _damaged(folder, f"{'.'.join(map(str, first['loc'])) or 'all of it'}: {first['msg']}") from None
+    except ValueError as exc:
+        raise _damaged(folder, str(exc)) from None
+
+
+def _damaged(folder: RunFolder, reason: str) -> ToolkitError:
+    return ToolkitError(
+        f"`{folder.manifest}` is damaged: {reason}", hint="move it away; the stages then run again with --force"
+    )
 
 
 def write_manifest(folder: RunFolder, manifest: Manifest) -> None:
@@ -113,10 +119,15 @@ def record_file(path: Path, folder: RunFolder, known: Iterable[FileRecord] = ())
 
 
 def path_name(path: Path, folder: RunFolder) -> str:
-    """Return how the manifest names a path: relative to the run folder if inside, else as it was given."""
-    with contextlib.suppress(ValueError):
-        return path.resolve().relative_to(folder.path.resolve()).as_posix()
-    return path.as_posix()
+    """Return how the manifest names a path: relative to the run folder if inside, else as it was given.
+
+    Bytes of a name that are no UTF-8 are written as \\xNN.
+    """
+    try:
+        name = path.resolve().relative_to(folder.path.resolve()).as_posix()
+    except ValueError:
+        name = path.as_posix()
+    return printable(name)
 
 
 def why_stale(
@@ -152,13 +163,18 @@ def why_stale(
     return ""
 
 
-def foreign_outputs(record: StageRecord | None, folder: RunFolder, outputs: list[Path]) -> list[str]:
-    """List files that a stage would overwrite although it did not write them in their present form."""
-    recorded = {file.path: file for file in record.outputs} if record else {}
+def foreign_outputs(
+    record: StageRecord | None, folder: RunFolder, outputs: list[Path], noted: Iterable[FileRecord] = ()
+) -> list[str]:
+    """List files that a stage would overwrite although it did not write them in their present form.
+
+    `noted` are those that it wrote, or was about to write, when it did not come to its end.
+    """
+    own = [*(record.outputs if record else []), *noted]
     foreign = []
     for path in outputs:
         name = path_name(path, folder)
-        if path.is_file() and (name not in recorded or not _same(path, recorded[name])):
+        if path.is_file() and not any(_same(path, file) for file in own if file.path == name):
             foreign.append(name)
     return foreign
 

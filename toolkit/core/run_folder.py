@@ -9,6 +9,7 @@ from pathlib import Path
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_parts
+from toolkit.core.together import put_back
 
 SPLITS = ("train", "val", "test")
 
@@ -108,6 +109,15 @@ def sweep(folder: RunFolder) -> None:
     """Do everywhere in a run folder what `clear_stale` does beside single paths."""
     found = {end: [*folder.path.glob(f".*.{end}"), *folder.path.glob(f"*/.*.{end}")] for end in ("part", "old")}
     clear_parts(found["part"], found["old"])
+    for undo in folder.path.glob(".*.undo"):
+        put_back(undo)
+
+
+def heal(folder: RunFolder) -> None:
+    """Bring back what a killed process had moved away, before anybody reads; not while another process is at work."""
+    if any(any(folder.path.glob(kind)) for kind in (".*.old", "*/.*.old", ".*.undo")):
+        with contextlib.suppress(OSError, ToolkitError), locked(folder):
+            sweep(folder)
 
 
 @contextlib.contextmanager

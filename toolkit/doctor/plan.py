@@ -1,15 +1,15 @@
 """What the configured run will load and write here: which base on which device, and how many bytes where."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.core import files, hardware
+from toolkit.core import hardware, places
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.manifest import path_name, read_manifest
+from toolkit.core.parsing import parse_json, read_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
 from toolkit.model import base, gguf_base, memory
@@ -66,15 +66,15 @@ def wholly_cached(label: str, revision: str) -> bool:
     if index is None:
         return False
     try:
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError):
+        shards = set(read_json(index)["weight_map"].values())
+    except (OSError, ToolkitError, KeyError, AttributeError, TypeError):
         return False
     return all(base.cached_file(label, revision, shard) for shard in shards)
 
 
 def converted(path: Path) -> Path | None:
     """Return the folder of a GGUF base's conversion if it is done."""
-    bases = files.cache_folder() / "bases"
+    bases = places.cache_folder() / "bases"
     if not any(bases.glob(f"{path.stem}-*")):
         return None  # spares hashing the file
     folder = gguf_base.converted_folder(path)
@@ -94,7 +94,7 @@ def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
         there = _downloaded(Path(HF_HUB_CACHE), label, revision)
         return [Write(Path(HF_HUB_CACHE), f"download of {label}", max(0, size - there))]
     if path.is_file() and converted(path) is None:
-        return [Write(files.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]
+        return [Write(places.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]
     return []
 
 
@@ -157,7 +157,7 @@ def answer_bytes(folder: RunFolder, rows: int, max_length: int) -> int:
     longest = estimate.BYTES_PER_TOKEN * max_length
     try:
         lines = folder.split_file("test").read_text(encoding="utf-8").splitlines()[:rows]
-        return sum(min(longest, len(json.loads(line)["output"].encode())) for line in lines)
+        return sum(min(longest, len(parse_json(line)["output"].encode())) for line in lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return rows * min(longest, estimate.ANSWER_BYTES)
 

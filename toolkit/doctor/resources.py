@@ -1,5 +1,6 @@
 """The checks of memory and disk: what the configured run needs, computed, against what is free."""
 
+import os
 from dataclasses import dataclass
 
 from toolkit.core import hardware
@@ -7,6 +8,7 @@ from toolkit.core.config import Config
 from toolkit.core.console import size
 from toolkit.core.errors import ToolkitError
 from toolkit.core.hardware import Gpu
+from toolkit.core.places import mover
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import estimate, plan
@@ -163,7 +165,17 @@ def disk(job: Job) -> list[Check]:
     systems: dict[int, list[Write]] = {}
     for write in writes:
         systems.setdefault(hardware.file_system(write.path), []).append(write)
-    return [_file_system(together) for together in systems.values()]
+    barred = [check for write in writes if (check := _barred(write))]
+    return [*barred, *(_file_system(together) for together in systems.values())]
+
+
+def _barred(write: Write) -> Check | None:
+    """Fail where a cache cannot be written; the run folder has a check of its own, and the server its own user."""
+    variable, place = mover(write.path), hardware.existing(write.path)
+    if not variable or os.access(place, os.W_OK | os.X_OK):
+        return None
+    found = f"`{write.path}` cannot be written: no permission for `{place}`"
+    return Check("cache", False, found, f"change its permissions, or set {variable} to another folder")
 
 
 def _file_system(writes: list[Write]) -> Check:

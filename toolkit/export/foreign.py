@@ -1,7 +1,6 @@
 """An adapter from elsewhere: where it is, its base, and its chat template. The nearest source wins, and is said."""
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.core.parsing import read_json
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.mlx import is_mlx
-from toolkit.formats.checkpoint import read_json
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.model import base as bases
 from toolkit.prompt.format import prompt_format
@@ -197,8 +196,8 @@ def saved_template(folder: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace")
     for name in ("tokenizer_config.json", "chat_template.json"):
         kept: Any = None
-        with contextlib.suppress(OSError, ValueError, AttributeError, RecursionError):
-            kept = json.loads((folder / name).read_bytes()).get("chat_template")
+        with contextlib.suppress(OSError, ToolkitError):
+            kept = read_json(folder / name).get("chat_template")
         if isinstance(kept, list):
             named = {each.get("name"): each.get("template") for each in kept if isinstance(each, dict)}
             kept = named.get("default") or next(iter(named.values()), None)

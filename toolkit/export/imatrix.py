@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import read_records
 from toolkit.core.manifest import path_name
 from toolkit.core.run_folder import RunFolder
 from toolkit.export import tensors
@@ -70,8 +71,8 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
 
     As in llama.cpp each piece begins with BOS where the model has one, in place of the token that stood there.
     """
-    records = _records(folder.split_file("train"))
-    held_out = {_key(record) for side in ("val", "test") for record in _records(folder.split_file(side))}
+    records = read_records(folder.split_file("train"))
+    held_out = {_key(record) for side in ("val", "test") for record in read_records(folder.split_file(side))}
     leaked = sum(_key(record) in held_out for record in records)
     if leaked:
         raise ToolkitError(
@@ -90,16 +91,6 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
         raise ToolkitError(f"`{folder.split_file('train')}` has {length} tokens, too few for an importance matrix")
     pieces = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)][:CHUNKS]
     return pieces if tokenizer.bos is None else [[tokenizer.bos, *piece[1:]] for piece in pieces]
-
-
-def _records(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            return [json.loads(line) for line in file]
-    except FileNotFoundError:
-        raise ToolkitError(f"no prepared data `{path}`", hint="write it with `toolkit prepare`") from None
-    except ValueError as exc:
-        raise ToolkitError(f"`{path}` is damaged: {exc}", hint="run `toolkit prepare --force`") from None
 
 
 def _key(record: dict[str, str]) -> tuple[str, str, str]:

@@ -17,6 +17,7 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
+from toolkit.core.parsing import read_json
 from toolkit.export.adapter import effect
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import LoraDelta
@@ -112,7 +113,7 @@ def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExe
 
 
 def _check(adapter: Path) -> None:
-    config = checkpoint.read_json(adapter / CONFIG, "give the folder that PEFT's save_pretrained wrote")
+    config = read_json(adapter / CONFIG, "give the folder that PEFT's save_pretrained wrote")
     for key, what in BEYOND.items():
         if config.get(key):
             raise _cannot(adapter, what)

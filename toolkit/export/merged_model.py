@@ -23,11 +23,11 @@ from gguf import GGMLQuantizationType as Type
 from toolkit.core import console
 from toolkit.core.files import clear_stale, writing_folder
 from toolkit.core.manifest import Outcome
+from toolkit.core.parsing import read_json
 from toolkit.export import quantize, tensors
 from toolkit.export.adapter import effect
 from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
-from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import INDEX, SINGLE
 from toolkit.model.model_config import CONFIG, read_config
 from toolkit.prompt.tokenizer import load_tokenizer
@@ -151,7 +151,7 @@ def _write_side_files(
     tokenizer = load_tokenizer(planned.vocabulary, eos_from=base)
     named = folder / "tokenizer_config.json"
     if named.is_file():
-        values = checkpoint.read_json(named, "copy the base again")
+        values = read_json(named, "copy the base again")
         changed = values.pop("chat_template", None) is not None  # two templates would contradict each other
         if tokenizer.bos_text and not values.get("bos_token"):  # the template names it
             values["bos_token"], changed = tokenizer.bos_text, True
@@ -173,7 +173,7 @@ def _name_eos(folder: Path, index: int, text: str) -> None:
     for name, (key, value) in values.items():
         path = folder / name
         if path.is_file():
-            _write_json(path, {**checkpoint.read_json(path, "copy the base again"), key: value})
+            _write_json(path, {**read_json(path, "copy the base again"), key: value})
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ their own block, plus an offset. The product is rounded to the dtype that the mo
 (https://arxiv.org/abs/2305.14314).
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import parse_json
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -75,7 +75,7 @@ def parse_state(text: bytes, kind: str, name: str) -> State:
     Raises ToolkitError for anything that bitsandbytes could not have written.
     """
     try:
-        values = json.loads(text.decode("utf-8"))
+        values = parse_json(text)
         shape = tuple(values["shape"])
         nested = values.get("nested_blocksize", 0)
         offset = float(values.get("nested_offset", 0.0))
@@ -90,7 +90,7 @@ def parse_state(text: bytes, kind: str, name: str) -> State:
             and 0 <= nested < 2**40
             and math.isfinite(offset)
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         sound = False
     if not sound:
         raise ToolkitError(

@@ -3,7 +3,6 @@
 Format: https://github.com/huggingface/safetensors#format.
 """
 
-import json
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import parse_json, read_json
 from toolkit.formats import bnb_4bit
 from toolkit.formats.names import visible
 
@@ -58,19 +58,6 @@ class Scales:
     state: bnb_4bit.State
     absmax: TensorInfo
     nested: tuple[TensorInfo, TensorInfo] | None
-
-
-def read_json(path: Path, hint: str) -> dict[str, Any]:
-    """Return the object in a JSON file; raises ToolkitError with `hint` if there is none."""
-    try:
-        values = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise ToolkitError(f"no `{path.name}` in `{path.parent}`", hint=hint) from None
-    except (ValueError, RecursionError) as exc:
-        raise ToolkitError(f"`{path}` is not JSON: {exc}", hint=AGAIN) from None
-    if not isinstance(values, dict):
-        raise ToolkitError(f"`{path}` holds no JSON object", hint=AGAIN)
-    return values
 
 
 def open_folder(folder: Path) -> dict[str, TensorInfo]:
@@ -163,8 +150,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise damaged(f"it states a header of {length} bytes, the file has {actual}")
         text = file.read(length)
     try:
-        entries = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as exc:
+        entries = parse_json(text, pairs=_without_duplicates)
+    except ValueError as exc:
         raise damaged(f"its header is not JSON ({exc})") from None
     if not isinstance(entries, dict):
         raise damaged("its header is no JSON object")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core import console
-from toolkit.core.files import cache_folder, sha256_of, write_text, writing_folder
+from toolkit.core.files import sha256_of, write_text, writing_folder
+from toolkit.core.places import cache_folder
 from toolkit.formats.bnb_4bit import plain_tensors
 from toolkit.model.model_config import CONFIG, is_four_bit, read_config
 

@@ -9,7 +9,8 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.files import cache_folder, sha256_of, write_text, writing_folder
+from toolkit.core.files import sha256_of, write_text, writing_folder
+from toolkit.core.places import cache_folder
 from toolkit.model.gguf_config import gguf_config
 
 CONVERSION = 1  # counts up when a GGUF is converted differently, so that older conversions are not taken for it
@@ -34,7 +35,7 @@ def folder_from_gguf(path: Path) -> Path:
         _convert_weights(path, folder)
         try:
             _convert_tokenizer(path, folder)
-        except ToolkitError:
+        except (ToolkitError, OSError, UnicodeEncodeError):
             raise
         except Exception as exc:  # keys that are absent, of another type, or that contradict each other
             raise ToolkitError(

@@ -3,7 +3,9 @@
 import ipaddress
 import os
 import re
+import socket
 import urllib.parse
+import urllib.request
 
 from toolkit.core import console
 from toolkit.core.errors import USAGE, ToolkitError
@@ -64,12 +66,31 @@ def _plain(host: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Say whether an address is this machine's own."""
-    host = urllib.parse.urlsplit(url).hostname or ""
+    """Say whether an address is this machine's own; where a proxy is set, a name is looked up."""
+    host = (urllib.parse.urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
+        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return _loops(host)
     except ValueError:
-        return host == "localhost"
+        pass
+    try:
+        return _loops(socket.inet_ntoa(socket.inet_aton(host)))  # 127.1 and 0x7f000001, which the system takes too
+    except OSError:
+        pass
+    if not urllib.request.getproxies():
+        return False
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(_loops(address.partition("%")[0]) for address in found)
+
+
+def _loops(address: str) -> bool:
+    number = ipaddress.ip_address(address)
+    inner = getattr(number, "ipv4_mapped", None)
+    return bool((inner or number).is_loopback)
 
 
 def warn_if_open(url: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
-from pydantic import ValidationError
 
 from toolkit.core.errors import FAILED, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
@@ -104,7 +103,7 @@ def translate_errors(settings: OllamaSettings, doing: str) -> Iterator[None]:
             hint="see whether it still runs (`ollama ps`) and what its log says, then run the same command again",
             exit_code=FAILED,
         ) from exc
-    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as exc:
+    except (ValueError, RecursionError) as exc:  # no JSON, no UTF-8, numbers without end
         raise ToolkitError(
             f"the server at {url} answered something that is not Ollama's while {doing}",
             hint="check `ollama.host` and OLLAMA_HOST: a proxy may stand before the server",

@@ -8,13 +8,16 @@ import os
 import random
 import re
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
 
-from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.errors import MISSING, ToolkitError, missing_certificates
 from toolkit.core.output_settings import OllamaSettings
+from toolkit.core.parsing import parse_json
 from toolkit.ollama import deadlines
 from toolkit.ollama.address import is_loopback, server_address, warn_if_open
 from toolkit.ollama.failures import ServerError
@@ -48,7 +51,7 @@ def version(settings: OllamaSettings) -> str | None:
         raise _not_ollama(url, f"{type(exc).__name__}: {exc}") from None
     try:
         answer = reply.json()
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         answer = None
     if reply.status_code in (401, 403):
         raise ToolkitError(
@@ -118,15 +121,31 @@ def _timeout(settings: OllamaSettings) -> httpx.Timeout:
 
 def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
     key = os.environ.get("OLLAMA_API_KEY")
-    return httpx.Client(
-        base_url=url,
-        timeout=timeout,
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        trust_env=not is_loopback(url),  # no proxy of the environment between us and our own machine
-        # SSL_CERT_FILE and SSL_CERT_DIR name whose certificates count for loopback too.
-        verify=httpx.create_ssl_context() if url.startswith("https://") else True,
-        event_hooks={"response": [deadlines.enforce]},
-    )
+    with _environment(url):
+        return httpx.Client(
+            base_url=url,
+            timeout=timeout,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            trust_env=not is_loopback(url),  # no proxy of the environment between us and our own machine
+            # SSL_CERT_FILE and SSL_CERT_DIR name whose certificates count for loopback too.
+            verify=httpx.create_ssl_context() if url.startswith("https://") else True,
+            event_hooks={"response": [deadlines.enforce]},
+        )
+
+
+@contextmanager
+def _environment(url: str) -> Iterator[None]:
+    """Say which part of the environment a client cannot be made with: a proxy, or a file of certificates."""
+    try:
+        yield
+    except (ImportError, ValueError, httpx.InvalidURL, OSError) as exc:
+        reason = missing_certificates() or " ".join(str(exc).split())
+        raise ToolkitError(
+            f"no connection to {url} can be made in this environment: {reason}",
+            hint="correct or unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR; "
+            f"`NO_PROXY={urllib.parse.urlsplit(url).hostname}` goes past a proxy",
+            exit_code=MISSING,
+        ) from None
 
 
 def retry_on_race(ask: Callable[[], Answer]) -> Answer:
@@ -179,7 +198,7 @@ def stream(http: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[dict
             reply.read()
             raise ServerError(reply.text, reply.status_code)
         for line in filter(None, reply.iter_lines()):
-            step = json.loads(line)
+            step = parse_json(line, data=True)
             if not isinstance(step, dict):
                 raise json.JSONDecodeError("not an object", line, 0)
             if "error" in step:

@@ -29,7 +29,7 @@ from types import MappingProxyType
 
 import httpx
 
-from toolkit.core import console, files
+from toolkit.core import console, places
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import blobs, server
 from toolkit.ollama.failures import ServerError
@@ -93,7 +93,7 @@ def alone(name: str, patience: float) -> Iterator[str]:
 
     Waits up to `patience` seconds for another call, and says so; then raises ToolkitError.
     """
-    path = files.cache_folder() / "locks" / f"{hashlib.sha256(name.lower().encode()).hexdigest()[:16]}.lock"
+    path = places.cache_folder() / "locks" / f"{hashlib.sha256(name.lower().encode()).hexdigest()[:16]}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         deadline = time.monotonic() + patience

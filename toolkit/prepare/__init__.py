@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.files import writing_folder
+from toolkit.core.files import naming, writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare.clean import Record, Rejection, group_id
@@ -52,8 +52,8 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
 
     with writing_folder(folder.data) as fresh:
         for name in SPLITS:
-            _write(fresh / folder.split_file(name).name, [_row(record) for record in splits[name]])
-        _write(fresh / folder.rejected.name, [_rejected_row(rejection) for rejection in rejected])
+            _write(fresh, folder.split_file(name), [_row(record) for record in splits[name]])
+        _write(fresh, folder.rejected, [_rejected_row(rejection) for rejection in rejected])
 
     figures = {
         "rows": len(rows.table.rows),
@@ -108,8 +108,8 @@ def _rejected_row(rejection: Rejection) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None and (key != "detail" or value)}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+def _write(fresh: Path, target: Path, rows: list[dict[str, Any]]) -> None:
+    with naming(target), (fresh / target.name).open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -79,16 +79,15 @@ def _lengths(pairs: list[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[int]
     """Return how many tokens `tokenizer.record_ids` gives for each prompt and answer, encoding many at once."""
     lengths = []
     added = (tokenizer.bos is not None) + 1  # BOS and EOS
-    encode = tokenizer.encoder.encode_batch_fast
     with console.progress("measuring long records", len(pairs), "records") as bar:
         for start in range(0, len(pairs), BATCH):
             batch = [(_last_run(prompt, tokenizer), answer) for prompt, answer in pairs[start : start + BATCH]]
-            prompts = encode([run for (run, _), _ in batch], add_special_tokens=False)
-            wholes = encode([run + answer for (run, _), answer in batch], add_special_tokens=False)
+            prompts = tokenizer.encode_batch([run for (run, _), _ in batch])
+            wholes = tokenizer.encode_batch([run + answer for (run, _), answer in batch])
             for ((_, before), answer), prompt, whole in zip(batch, prompts, wholes, strict=True):
-                count = before + len(whole.ids)
-                if whole.ids[: len(prompt.ids)] != prompt.ids:  # the answer is then encoded alone
-                    count = before + len(prompt.ids) + len(tokenizer.encode(answer))
+                count = before + len(whole)
+                if whole[: len(prompt)] != prompt:  # the answer is then encoded alone
+                    count = before + len(prompt) + len(tokenizer.encode(answer))
                 lengths.append(count + added)
             bar.advance(len(batch))
     return lengths

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import parse_json
 from toolkit.prepare.cells import is_blank, tidy_name
 from toolkit.prepare.table import Row
 
@@ -29,7 +30,7 @@ class _Reader:
         return found
 
     def value(self, text: str) -> Any:
-        return json.loads(text, object_pairs_hook=self._object)
+        return parse_json(text, data=True, pairs=self._object)
 
     def values(self, text: str) -> list[tuple[int, Any]]:
         """Read values one behind the other, with blanks or a comma between, each with the line where it begins."""

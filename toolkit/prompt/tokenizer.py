@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.native import guarded
+from toolkit.core.parsing import read_json
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 
 # Tokens that llama.cpp stops at and never finds in text, whatever their kind is in the file (src/llama-vocab.cpp).
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
+# Letters, digits, spaces, other scripts, characters of two to four bytes, controls, and a text of no token at all.
+TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧 😀 ﷺ\u200b\t<|x|>", "\x00\x7f\ufffd", "ab" * 40)
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,14 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of text, without BOS or EOS."""
-        ids: list[int] = self.encoder.encode(text, add_special_tokens=False).ids
+        with guarded(_cannot_encode):
+            ids: list[int] = self.encoder.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of several texts, without BOS or EOS."""
+        with guarded(_cannot_encode):
+            return [found.ids for found in self.encoder.encode_batch_fast(texts, add_special_tokens=False)]
 
     def segments(self, prompt: Prompt | str) -> list[str | int]:
         """Cut a prompt at its control tokens: runs of text, and ids. A plain text is one run."""
@@ -84,7 +94,8 @@ class Tokenizer:
         start = self.prompt_ids(prompt)
         whole = self.prompt_ids(prompt + answer)
         if whole[: len(start)] != start:
-            whole = start + list((self.inner or self.encoder).encode(answer, add_special_tokens=False).ids)
+            with guarded(_cannot_encode):
+                whole = start + list((self.inner or self.encoder).encode(answer, add_special_tokens=False).ids)
         return whole if cut else [*whole, self.eos], len(start)
 
     def shorten(self, prompt: Prompt | str, answer: str, length: int) -> str | None:
@@ -97,7 +108,8 @@ class Tokenizer:
         while len(ids) > length:
             if room < 1 or not answer:
                 return None
-            offsets = self.encoder.encode(answer, add_special_tokens=False).offsets
+            with guarded(_cannot_encode):
+                offsets = self.encoder.encode(answer, add_special_tokens=False).offsets
             answer = answer[: offsets[room][0]].rstrip() if room < len(offsets) else answer
             room -= 1
             ids, _ = self.record_ids(prompt, answer)
@@ -105,8 +117,13 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, control tokens included."""
-        text: str = self.encoder.decode(ids, skip_special_tokens=False)
+        with guarded(_cannot_encode):
+            text: str = self.encoder.decode(ids, skip_special_tokens=False)
         return text
+
+
+def _cannot_encode(reason: str) -> ToolkitError:
+    return ToolkitError(f"the base model's tokenizer.json fails at a text: {reason}", hint="copy the base model again")
 
 
 def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: Path | None = None) -> Tokenizer:
@@ -116,24 +133,46 @@ def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: 
     Raises ToolkitError if the folder has no fast tokenizer or names no EOS; exit 2 if the format cannot be written in
     its vocabulary.
     """
-    from tokenizers import Tokenizer as Encoder
-
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ToolkitError(
             f"the base model in `{folder}` has no tokenizer.json",
             hint="save its tokenizer there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
         )
-    try:
-        layout = with_space_always(json.loads(path.read_bytes()))
-        with_space = prefixed(layout)
-        for entry in layout.get("added_tokens") or []:
-            text = entry["content"]
-            entry["special"] = bool(entry.get("special")) or looks_special(text) or text in STOPS
-        encoder = Encoder.from_str(json.dumps(layout))
-        inner = Encoder.from_str(json.dumps(_without_prefix(layout))) if with_space else None
-    except Exception as exc:  # the library raises a bare Exception for every kind of damage
-        raise ToolkitError(f"`{path}` cannot be read: {exc}", hint="copy the base model again") from None
+    layout = read_json(path, "copy the base model again")
+    with guarded(
+        lambda reason: ToolkitError(f"`{path}` cannot be read: {reason}", hint="copy the base model again"), silent=True
+    ):
+        encoder, inner, bos = _encoders(layout, path)
+    controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
+    if form is not None:
+        _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
+    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder, eos_from)
+    return Tokenizer(encoder, bos, eos, str(encoder.id_to_token(eos)), inner, controls)
+
+
+def _encoders(layout: dict[str, Any], path: Path) -> tuple[Any, Any, int | None]:
+    """Return the encoder of a tokenizer.json, the one without its prefix if it has one, and the id of BOS.
+
+    Both are tried with texts of all kinds, so that damage shows here and not at the user's ten-thousandth row.
+    """
+    from tokenizers import Tokenizer as Encoder
+
+    model = layout.get("model")
+    prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+    if isinstance(model, dict) and prefix and model.get("type") != "WordPiece":
+        # The tokenizers library cuts each merge at that many bytes, and aborts the process inside a character.
+        raise ToolkitError(
+            f"`{path}` sets `model.continuing_subword_prefix` to {prefix!r:.80}, which no language model's BPE has",
+            hint="set it to null if the base was made so, or copy the base model again",
+        )
+    layout = with_space_always(layout)
+    with_space = prefixed(layout)
+    for entry in layout.get("added_tokens") or []:
+        text = entry["content"]
+        entry["special"] = bool(entry.get("special")) or looks_special(text) or text in STOPS
+    encoder = Encoder.from_str(json.dumps(layout))
+    inner = Encoder.from_str(json.dumps(_without_prefix(layout))) if with_space else None
     for each in (encoder, inner or encoder):
         each.no_truncation()
         each.no_padding()
@@ -142,11 +181,9 @@ def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: 
     bos = with_specials[0] if with_specials[: len(plain)] != plain else None
     for each in (encoder, inner or encoder):
         each.encode_special_tokens = True
-    controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
-    if form is not None:
-        _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
-    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder, eos_from)
-    return Tokenizer(encoder, bos, eos, str(encoder.id_to_token(eos)), inner, controls)
+        for text in TRIED:
+            each.decode(each.encode(text, add_special_tokens=False).ids, skip_special_tokens=False)
+    return encoder, inner, bos
 
 
 def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder: Path) -> None:
@@ -256,8 +293,4 @@ def _eos_id(folder: Path, encoder: Any, other: Path | None) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return read_json(path) if path.is_file() else {}

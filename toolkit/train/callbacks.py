@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 
-from toolkit.core import console
+from toolkit.core import console, streams
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import write_text
 from toolkit.train import checkpoints, parallel
@@ -187,7 +187,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def stop(self, number: int, frame: object) -> None:
         """Note that the run is to stop."""
         if number == signal.SIGHUP:
-            console.hang_up()
+            streams.hang_up()
         if self.job.stopped:
             raise KeyboardInterrupt
         self.job.stopped = True

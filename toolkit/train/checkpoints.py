@@ -4,16 +4,15 @@ transformers writes into `checkpoint-N` directly, so a killed save leaves half a
 marker that is written last, after all files are on disk, makes a checkpoint count.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
 
 from toolkit.core.config import Config
-from toolkit.core.files import sha256_of, size_of_folder
+from toolkit.core.files import sha256_of, size_of_folder, to_disk
+from toolkit.core.parsing import read_json_or_nothing
 from toolkit.core.run_folder import RunFolder
 from toolkit.train.schedule import ENDLESS
 
@@ -66,27 +65,17 @@ def mark(checkpoint: Path, run: str, course: str = "") -> None:
     `course` is the fingerprint without the length: runs that have it in common differ in their steps alone.
     """
     for path in checkpoint.iterdir():
-        _to_disk(path)
+        to_disk(path)
     unfinished = checkpoint / f"{MARKER}.new"
     unfinished.write_text(json.dumps({"fingerprint": run, "course": course}) + "\n", encoding="utf-8")
-    _to_disk(unfinished)
+    to_disk(unfinished)
     unfinished.replace(checkpoint / MARKER)
-    _to_disk(checkpoint)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    to_disk(checkpoint)
 
 
 def is_whole(checkpoint: Path, run: str, key: str = "fingerprint") -> bool:
     """Tell whether a checkpoint was written to its end by the run of this fingerprint (or of this `course`)."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-        return bool(json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))[key] == run)
-    return False
+    return bool(read_json_or_nothing(checkpoint / MARKER).get(key) == run)
 
 
 def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import console, hardware
+from toolkit.core import console, hardware, streams
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
@@ -154,7 +154,7 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
     def pass_on(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
-            console.hang_up()
+            streams.hang_up()
         if process.poll() is None:
             process.send_signal(number)
 

@@ -24,7 +24,7 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 def rank() -> int:
     """Return this process's number among those that were launched together."""
-    return int(os.environ.get("RANK", "0")) if hardware.launched() else 0
+    return hardware.number_in("RANK", 0) if hardware.launched() else 0
 
 
 def sharded() -> bool:

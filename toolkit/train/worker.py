@@ -4,7 +4,6 @@ Unsloth changes transformers in the process it is imported into, and CUDA memory
 process ends; so whoever runs the stages never trains itself. REQUEST and ANSWER are JSON files (`launch.py`).
 """
 
-import contextlib
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, explain, unexpected
 from toolkit.core.files import write_text
 from toolkit.core.run_folder import folder_of
+from toolkit.core.unfinished import noting
 from toolkit.model.base import Base
 from toolkit.train import OutOfMemory, parallel, train
 from toolkit.train.backend import UnslothFailed
@@ -34,9 +34,10 @@ def main(request: Path, answer: Path) -> int:
     code = 0
     try:
         base = Base(wanted["base"]["label"], Path(wanted["base"]["folder"]), wanted["base"]["commit"])
+        folder = folder_of(config)
         options = {name: wanted[name] for name in ("restart", "avoid", "at_most")}
-        with contextlib.nullcontext() if first else parallel.silent():
-            outcome = train(config, folder_of(config), base, **options)
+        with noting(folder, "train") if first else parallel.silent():
+            outcome = train(config, folder, base, **options)
         found = {
             "outputs": [str(path) for path in outcome.outputs],
             "figures": outcome.figures,

@@ -7,9 +7,10 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.files import spread, write_text
+from toolkit.core.files import spread
 from toolkit.core.manifest import FileRecord, Manifest, Outcome, path_name, record_file
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.together import write_together
 from toolkit.model.base import Base, licence_of
 from toolkit.model.merge_base import OtherBase
 from toolkit.prompt.format import prompt_format
@@ -132,8 +133,8 @@ def validate(
         "rows": row_entries(scored, default),
         "sources": _sources(folder, manifest, known),
     }
-    write_text(folder.report, json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-    write_text(folder.model_card, model_card(report, config, folder, manifest))
+    text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    write_together({folder.report: text, folder.model_card: model_card(report, config, folder, manifest)})
     if report["penalty"]:
         console.warn(penalty_sentence(report["penalty"]))
     _gate(report, folder)

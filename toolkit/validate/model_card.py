@@ -3,13 +3,13 @@
 The text is in `toolkit/templates/model_card.md`; here its values are gathered.
 """
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.config import Config
 from toolkit.core.manifest import Manifest, StageRecord
+from toolkit.core.parsing import read_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text, python_function
@@ -79,7 +79,7 @@ def _prepared(config: Config, record: StageRecord | None) -> dict[str, Any] | No
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     targets = values.get("target_modules")
     return {
         "r": values.get("r"),

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import gc
-import json
 import math
 import os
 import shutil
@@ -108,7 +107,7 @@ def load_reference(base: Path, adapter: Path) -> tuple[Any, str]:
     )
     try:
         model = PeftModel.from_pretrained(model, str(adapter), torch_device=device)
-    except (RuntimeError, ValueError, KeyError, json.JSONDecodeError, SafetensorError) as exc:
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as exc:
         lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
         reason = next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(exc).__name__)
         raise ToolkitError(

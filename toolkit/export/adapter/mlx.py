@@ -15,6 +15,7 @@ import numpy as np
 
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import read_json
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.names import PREFIX
 from toolkit.export.adapter.weights import WEIGHTS
@@ -40,7 +41,7 @@ def convert_mlx(folder: Path, target: Path) -> None:
     """
     from safetensors.numpy import save_file
 
-    settings = checkpoint.read_json(folder / CONFIG, "give the folder that mlx_lm.lora wrote (--adapter-path)")
+    settings = read_json(folder / CONFIG, "give the folder that mlx_lm.lora wrote (--adapter-path)")
     kind = str(settings.get("fine_tune_type", "lora"))
     if kind not in ("lora", "dora"):
         raise _fuse(folder, f"is a fine-tuning of the kind `{kind}`, which is no LoRA", settings)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import read_json
 from toolkit.export.adapter.config import CONFIG, check_config, pattern
 from toolkit.export.adapter.deltas import (
     EMBEDDING,
@@ -59,7 +60,7 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     Only headers are read. Raises ToolkitError for anything that cannot be merged, for tensors that belong to no tensor
     of the base, and for shapes of another base.
     """
-    config = plain_patterns(checkpoint.read_json(folder / CONFIG, "give the folder that PEFT's save_pretrained wrote"))
+    config = plain_patterns(read_json(folder / CONFIG, "give the folder that PEFT's save_pretrained wrote"))
     check_config(config, folder)
     tensors = plain_names(_open_weights(folder), folder)
     found = _sort(folder, tensors, config, weights, model)

@@ -10,10 +10,10 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.export.vocab.bpe import WHOLE_BASE
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
-from toolkit.formats.checkpoint import read_json
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.model_config import read_config
 from toolkit.prompt.tokenizer import load_tokenizer, looks_special

@@ -11,8 +11,9 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
+from toolkit.core.native import guarded
+from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe
-from toolkit.formats.checkpoint import read_json
 from toolkit.prompt.tokenizer import load_tokenizer
 
 _UPPER, _LOWER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
@@ -61,7 +62,8 @@ def unequal(folder: Path, texts: Sequence[str]) -> list[str]:
     words = []
     for start in range(0, len(suspects), 256):
         batch = suspects[start : start + 256]
-        ways = [each.encode_batch(batch, add_special_tokens=False) for each in (encoder, runtime)]
+        with guarded(_damaged):
+            ways = [each.encode_batch(batch, add_special_tokens=False) for each in (encoder, runtime)]
         for text, ours, theirs in zip(batch, *ways, strict=True):
             if ours.ids != theirs.ids:
                 pairs = zip(ours.ids, theirs.ids, strict=False)
@@ -77,7 +79,8 @@ def as_in_llama_cpp(folder: Path) -> Any:
     pre = _named(folder)
     if pre not in _WHAT:
         return None
-    encoder = Tokenizer.from_str(load_tokenizer(folder).encoder.to_str())
+    with guarded(_damaged):
+        encoder = Tokenizer.from_str(load_tokenizer(folder).encoder.to_str())
     encoder.encode_special_tokens = True
     encoder.normalizer = None
     if pre in _OTHER_PATTERNS:
@@ -86,6 +89,10 @@ def as_in_llama_cpp(folder: Path) -> Any:
             [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
         )
     return encoder
+
+
+def _damaged(reason: str) -> ToolkitError:
+    return ToolkitError(f"the base model's tokenizer.json is damaged: {reason}", hint="copy the base model again")
 
 
 def _named(folder: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
-from toolkit.formats.checkpoint import read_json
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 DAMAGED = "the tokenizer is damaged: copy it again"
