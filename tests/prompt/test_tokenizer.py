@@ -86,7 +86,7 @@ def test_eos_from_config_where_the_tokenizer_names_none(base: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
-@pytest.mark.parametrize("value", [-1, 2**32, 2**64, 10**300, 499_999, True, 1.0, "7", [], [-1, 7], {}])
+@pytest.mark.parametrize("value", [-1, 2**32, 2**64, 10**30, 499_999, True, 1.0, "7", [], [-1, 7], {}])
 def test_an_eos_id_that_the_tokenizer_has_not_is_refused_with_file_and_key(
     tmp_path: Path, file: str, value: object
 ) -> None:
