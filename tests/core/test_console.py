@@ -223,7 +223,7 @@ def test_work_goes_on_where_nobody_reads_what_is_said(kind: str) -> None:
 
 
 def test_a_hang_up_leaves_files_and_pipes_alone(tmp_path: Path) -> None:
-    code = "from toolkit.core import console; console.hang_up(); print('kept'); console.info('said')"
+    code = "from toolkit.core import console, streams; streams.hang_up(); print('kept'); console.info('said')"
     with (tmp_path / "said").open("wb") as file:
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=file,
