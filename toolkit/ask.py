@@ -117,7 +117,7 @@ def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
 
     Returns None where nothing can be counted: without the file, or with a server that does not show the prompt.
     """
-    from toolkit import llamacpp
+    from toolkit.llamacpp.vocabulary import open_vocabulary
 
     if not file.is_file():
         return None
@@ -125,8 +125,8 @@ def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
     text = (shown.get("_debug_info") or {}).get("rendered_template")
     if not isinstance(text, str):
         return None
-    with llamacpp.vocabulary(file) as llm:
-        count = len(llamacpp.served(llm, text))
+    with open_vocabulary(file) as vocabulary:
+        count = len(vocabulary.chat_ids(text))
     parameters = str(server.call(http, "/api/show", {"model": body["model"]}).get("parameters", ""))
     room = re.search(r"^num_ctx\s+(\d+)\s*$", parameters, re.MULTILINE)
     if room and count >= int(room[1]):

@@ -180,7 +180,7 @@ def test_a_base_of_another_kind_is_judged_by_its_weights(home: Home, monkeypatch
         ({"num_hidden_layers": 10**6}, "`num_hidden_layers`: 1000000"),
         ({"num_hidden_layers": 3}, "(`num_hidden_layers`), the weights have 2"),
         ({"num_hidden_layers": 1}, "(`num_hidden_layers`), the weights have 2"),
-        ({"hidden_size": float("inf")}, "`hidden_size`: inf"),
+        ({"hidden_size": float("inf")}, "`hidden_size` is infinite"),
         ({"intermediate_size": 161}, "has shape [160, 64], config.json says [161, 64]"),
         ({"architectures": ["MambaForCausalLM"]}, "architecture MambaForCausalLM, which cannot be exported"),
         ({"hidden_act": "gelu"}, "`hidden_act` 'gelu'"),

@@ -16,7 +16,7 @@ from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export
-from toolkit.llamacpp.vocabulary import vocabulary
+from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
@@ -70,7 +70,7 @@ def flag(text: str, **flags: bool) -> Callable[[Any], None]:
 
 
 def ids_in_file(path: Path, text: str) -> list[int]:
-    with vocabulary(path) as file:
+    with open_vocabulary(path) as file:
         return file.chat_ids(text)
 
 
@@ -95,7 +95,7 @@ def test_renamed_tokens_are_those_of_the_training(
     for text in renamed.values():
         chat = f"hello{text}\nyou"
         assert ids_in_file(target, chat)[1:] == trained.encode(chat, add_special_tokens=False).ids
-    with vocabulary(target) as file:
+    with open_vocabulary(target) as file:
         assert file.text(file.eos) == renamed.get("end_of_text", "<|end_of_text|>")
 
 
@@ -140,14 +140,14 @@ def test_flags_that_llama_cpp_has_not(
 def test_bos_is_what_the_training_put_there(made: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
     change(adapter, setting("post_processor", value=None))
     export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
-    with vocabulary(tmp_path / "a.gguf") as file:
+    with open_vocabulary(tmp_path / "a.gguf") as file:
         assert not file.adds_bos and file.bos is not None
 
 
 @pytest.mark.parametrize("start", ["", "{{ bos_token }}", "<|begin_of_text|>"])
 def test_one_bos_with_and_without_one_in_the_template(made: tuple[Path, Path], tmp_path: Path, start: str) -> None:
     export(made[0], None, {"F16": tmp_path / "a.gguf"}, start + models.TEMPLATE, "x")
-    with vocabulary(tmp_path / "a.gguf") as file:
+    with open_vocabulary(tmp_path / "a.gguf") as file:
         for text in ("hello", "<|begin_of_text|>hello"):
             ids = file.chat_ids(text)
             assert ids[0] == file.bos and ids.count(ids[0]) == 1
@@ -229,7 +229,7 @@ def test_an_adapters_tokenizer_may_leave_eos_to_the_base(
     rename(adapter, reserved_0="<|im_start|>")
     (adapter / "tokenizer_config.json").unlink()
     export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
-    with vocabulary(tmp_path / "a.gguf") as file:
+    with open_vocabulary(tmp_path / "a.gguf") as file:
         assert file.text(file.eos) == "<|end_of_text|>"
 
 
@@ -241,7 +241,7 @@ def test_a_name_that_is_another_vocabulary_to_llama_cpp(
     made: tuple[Path, Path], tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(made[0], None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, name)
-    with vocabulary(tmp_path / "a.gguf"):  # it loads
+    with open_vocabulary(tmp_path / "a.gguf"):  # it loads
         pass
     written = gguf.GGUFReader(tmp_path / "a.gguf").fields["general.name"].contents()
     assert written != name and f"the name in the file is `{written}`" in capsys.readouterr().err

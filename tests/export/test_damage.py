@@ -152,7 +152,7 @@ def test_no_config_no_weights_pickled_weights(work: Path) -> None:
     (work / "base" / "pytorch_model.bin").unlink()
     fails(work, "no `model.safetensors`")
     (work / "base" / "config.json").write_text("[1")
-    fails(work, "is not JSON")
+    fails(work, "cannot be read as JSON")
     (work / "base" / "config.json").unlink()
     fails(work, "no `config.json`")
 

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tests.support import models
 from tests.support.ollama_server import OllamaServer
 from toolkit.export import standalone
-from toolkit.llamacpp.vocabulary import vocabulary
+from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text
 
@@ -45,7 +45,7 @@ def test_ollama_create_of_the_modelfile(
         "options": {"num_predict": 1},
     }  # fmt: skip
     answer = httpx.post(f"{server.url}/api/chat", json=body, timeout=120, trust_env=False).json()
-    with vocabulary(tmp_path / "out" / "mine-F16.gguf") as file:
+    with open_vocabulary(tmp_path / "out" / "mine-F16.gguf") as file:
         if template is None:
             form = prompt_format(order.config.prompt)
             expected = file.chat_ids(prompt_text(form, question, form.instruction))

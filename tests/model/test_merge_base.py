@@ -65,7 +65,7 @@ def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, to
     four.rename("quantized")
     called = toolkit("export", "--adapter", "adapter", "--base", "quantized", "--output", "out", "--json")
     assert called.code == 1 and "has 4 bits" in called.json["error"]
-    assert "model.base_16bit" in called.json["hint"] and "as-trained" in called.json["hint"]
+    assert "--base DIR|ID" in called.json["hint"] and "as-trained" in called.json["hint"]
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ LARGE = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "pand
 LARGE_TOO = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "llama_cpp", "gguf")
 # Read once, when Python starts or a library is imported. OMP_NUM_THREADS is not among them: see _become.
 FIXED = ("PYTHON", "HF_", "HUGGINGFACE", "TRANSFORMERS_", "XDG_", "HOME", "LD_", "LANG", "LC_", "CUDA_", "MPL", "TORCH")
+ITS_OWN = {"TORCHINDUCTOR_CACHE_DIR"}  # torch sets it when it is imported, to what it would take anyway
 WARM_THREADS = {"jemalloc_bg_thd"}  # Arrow's allocator starts its thread again in a child
 AT_FIRST = dict(os.environ)
 LARGEST = 1 << 17
@@ -150,7 +151,7 @@ def run(
 
 
 def _fixed(env: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in env.items() if name.startswith(FIXED)}
+    return {name: value for name, value in env.items() if name.startswith(FIXED) and name not in ITS_OWN}
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from toolkit.core.files import write_text
 from toolkit.core.output_settings import check_model_name
 from toolkit.export.jinja_format import format_of
 from toolkit.export.vocab.chat_check import renderer
-from toolkit.llamacpp.vocabulary import vocabulary
+from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.ollama import modelfile
 from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import go_template
@@ -34,7 +34,7 @@ def write_beside(
     """
     quantization = config.export.default if config.export.default in targets else next(iter(targets))
     gguf = targets[quantization]
-    with vocabulary(gguf) as file:
+    with open_vocabulary(gguf) as file:
         bos, eos = file.text(file.bos) if file.adds_bos else "", file.text(file.eos)
         render = renderer(template, {"bos_token": file.text(file.bos), "eos_token": eos})
     called = _model_name(name)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
-from toolkit.formats.gguf_reader import open_gguf
+from toolkit.llamacpp.vocabulary import check_header
 from toolkit.prompt.format import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; bounds the logits held beside the result
@@ -42,7 +42,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
 
     if not path.is_file():
         raise ToolkitError(f"no GGUF file `{path}`", hint="write it with `toolkit export`")
-    _check_header(path)
+    check_header(path)
     options: dict[str, Any] = {}
     if exact:
         options = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
@@ -57,34 +57,6 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
                 verbose=False,
                 **options,
             )
-    except (ValueError, RuntimeError) as exc:
-        raise ToolkitError(
-            f"llama.cpp does not load `{path}`: {exc}", hint="write it again with `toolkit export --force`"
-        ) from None
-    try:
-        yield llm
-    finally:
-        llm.close()
-
-
-def _check_header(path: Path) -> None:
-    """Raise ToolkitError for a header over which llama.cpp would abort the process: damaged, or with a token twice."""
-    tokens = open_gguf(path).metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and len(set(map(str, tokens))) < len(tokens):
-        raise ToolkitError(
-            f"`{path}` is damaged: its vocabulary has a token twice",
-            hint="write it again with `toolkit export --force`",
-        )
-
-
-@contextlib.contextmanager
-def vocabulary(path: Path) -> Iterator[Any]:
-    """Load the vocabulary of a GGUF alone, to tokenize with; raises ToolkitError if it does not load."""
-    import llama_cpp
-
-    try:
-        with _quiet():
-            llm = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     except (ValueError, RuntimeError) as exc:
         raise ToolkitError(
             f"llama.cpp does not load `{path}`: {exc}", hint="write it again with `toolkit export --force`"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
+from toolkit.formats.gguf_reader import open_gguf
 
 _ERROR = 3  # ggml.h: GGML_LOG_LEVEL_ERROR; debug and continued lines stand above it
 
@@ -51,11 +52,22 @@ class Vocabulary:
             room = -count
 
 
+def check_header(path: Path) -> None:
+    """Raise ToolkitError for a header over which llama.cpp would abort the process: damaged, or with a token twice."""
+    tokens = open_gguf(path).metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(set(map(str, tokens))) < len(tokens):
+        raise ToolkitError(
+            f"`{path}` is damaged: its vocabulary has a token twice",
+            hint="write it again with `toolkit export --force`",
+        )
+
+
 @contextlib.contextmanager
-def vocabulary(path: Path) -> Iterator[Vocabulary]:
+def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
     """Load the vocabulary of a GGUF file; raises ToolkitError with llama.cpp's own words if it does not load."""
     import llama_cpp
 
+    check_header(path)
     said: list[str] = []
 
     def heard(level: int, text: bytes, data: Any) -> None:

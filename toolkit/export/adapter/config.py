@@ -56,6 +56,14 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict) or not all(valid(value) for value in patterns.values()):
             raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(patterns)}", hint=checkpoint.AGAIN)
+        for expression in patterns:
+            try:
+                re.compile(_at_the_end(expression))
+            except (re.error, OverflowError, RecursionError):
+                raise ToolkitError(
+                    f"`{folder / CONFIG}` has a `{key}` that is no regular expression: {brief(expression)}",
+                    hint=checkpoint.AGAIN,
+                ) from None
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
         raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {brief(saved)}", hint=checkpoint.AGAIN)
@@ -69,14 +77,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
+def _at_the_end(expression: str) -> str:
+    return rf"(.*\.)?({expression})$"
+
+
 def pattern(patterns: Any, module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of a module's name (PEFT's get_pattern_key)."""
-    for expression, value in (patterns or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({expression})$", module):
-                return value
-        except (re.error, OverflowError, RecursionError):
-            raise ToolkitError(
-                f"`{CONFIG}` holds `{expression}`, which is no regular expression", hint=checkpoint.AGAIN
-            ) from None
-    return default
+    found = (value for expression, value in (patterns or {}).items() if re.match(_at_the_end(expression), module))
+    return next(found, default)

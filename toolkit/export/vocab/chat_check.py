@@ -19,7 +19,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.export.vocab.tokenizer_source import TokenizerSource
 from toolkit.formats import gguf_writer
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.llamacpp.vocabulary import Vocabulary, vocabulary
+from toolkit.llamacpp.vocabulary import Vocabulary, open_vocabulary
 from toolkit.prompt.format import Part, Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
@@ -121,7 +121,7 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
 
 def check_chat(path: Path, template: str, trained: Training) -> None:
     """Raise ToolkitError unless llama.cpp loads a file's vocabulary, and reads chats by it as training did."""
-    with vocabulary(path) as file:
+    with open_vocabulary(path) as file:
         texts = {"bos_token": file.text(file.bos), "eos_token": file.text(file.eos)}
         chats = list(_rendered(template, texts))
         for index, (messages, text) in enumerate(chats):
