@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     number, count = (os.environ[f"PYTEST_XDIST_WORKER{name}"] for name in ("", "_COUNT"))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(number.removeprefix("gw")) % len(cores) :: int(count)])
+
+# What runs in the background ignores these, and so do the processes that it starts: tests start them as a terminal does.
+for signal_number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(signal_number) == signal.SIG_IGN:
+        signal.signal(signal_number, usual)
 
 settings.load_profile("full")  # `make fast` names the other
 

@@ -27,7 +27,7 @@ from tests.train.conftest import (
     wait_for_step,
     with_,
 )
-from toolkit.core import console
+from toolkit.core import streams
 from toolkit.core.config import Config
 from toolkit.core.files import spread
 from toolkit.core.run_folder import RunFolder
@@ -78,7 +78,7 @@ def test_a_signal_in_a_held_out_loss_ends_it_with_the_batch_in_hand(
     """And the same command goes on with that very loss; nothing is left out or done twice."""
     settings, folder = changed(small[0], eval_steps=4, save_steps=100), small[1]
     hung: list[str] = []
-    monkeypatch.setattr(console, "hang_up", lambda: hung.append("up"))
+    monkeypatch.setattr(streams, "hang_up", lambda: hung.append("up"))
     with monkeypatch.context() as patch:
         seen = in_held_out_loss(patch, step, lambda: os.kill(os.getpid(), number))
         with pytest.raises(KeyboardInterrupt):
