@@ -24,7 +24,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(number.removeprefix("gw")) % len(cores) :: int(count)])
 
-# What runs in the background ignores these, and so do the processes that it starts: tests start them as a terminal does.
+# What runs in the background ignores these, and what it starts does too: tests start processes as a terminal does.
 for signal_number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(signal_number) == signal.SIG_IGN:
         signal.signal(signal_number, usual)
