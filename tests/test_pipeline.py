@@ -255,5 +255,5 @@ def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config)
     with pytest.raises(ToolkitError, match="not validated"):
         pipeline.perform("register", settings, folder)
     folder.modelfile.write_text(folder.modelfile.read_text() + "# mine\n")
-    with pytest.raises(ToolkitError, match="did not write in their present form: Modelfile"):
+    with pytest.raises(ToolkitError, match="did not write, or that changed since: Modelfile"):
         pipeline.perform("register", settings, folder)

@@ -101,7 +101,7 @@ def test_a_verb_alone_says_that_the_data_changed(place: Path, verb: str) -> None
     (place / "own.csv").write_text("question,answer\na,b\nc,d\n")
     said = message(call(verb))
     assert "prepare is out of date: input changed: own.csv" in said and "toolkit prepare" in said
-    assert f"{verb} all the same with --force" in said
+    assert f"run {verb} anyway with --force" in said
     assert call(verb, "--force").exception is None
 
 
@@ -133,7 +133,7 @@ def test_a_split_that_was_edited_by_hand_is_said_and_one_that_nobody_prepared_is
     (place / "exports/r/manifest.json").unlink()
     result = call("train")
     assert result.exception is None, result.exception
-    assert "prepare was not run here: its files are taken as they are" in result.stderr
+    assert "prepare was not run here: its files are used as they are" in result.stderr
 
 
 @pytest.mark.usefixtures("no_doctor")

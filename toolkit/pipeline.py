@@ -99,7 +99,7 @@ def _why(name: str, config: "Config", folder: "RunFolder", manifest: "Manifest")
         return "not run"
     try:
         files = found.files(config, folder)
-    except ToolkitError as exc:  # the base went away: whoever runs the stage is told in full
+    except ToolkitError as exc:  # the base is gone: running the stage reports it in full
         return exc.message
     why = why_stale(record, folder, settings_of(found, config), files.inputs, files.outputs)
     return why or found.lost(config, record)
@@ -154,7 +154,7 @@ def perform(
     except ToolkitError as exc:
         if exc.exit_code != GATE:
             raise
-        failed, outcome = exc, Outcome(files.outputs, {})  # the report is there, and it says no
+        failed, outcome = exc, Outcome(files.outputs, {})  # the report exists, and its verdict is no
     seconds = round(time.monotonic() - started, 2)
     _record(found, context, files, outcome, seconds, failed)
     if failed:
@@ -165,7 +165,7 @@ def perform(
 def _record(
     found: Stage, context: Context, files: StageFiles, outcome: Any, seconds: float, failed: ToolkitError | None
 ) -> None:
-    """Write what a stage did into the manifest, and the settings that it ran with beside it."""
+    """Write what a stage did into the manifest, and write the settings that it ran with next to it."""
     from toolkit.core.manifest import StageRecord, installed, record_file, write_manifest
     from toolkit.core.unfinished import noted, settle
 
@@ -188,7 +188,7 @@ def _record(
 
 
 def keep_settings(config: "Config", folder: "RunFolder") -> None:
-    """Write the settings that ran last into the run folder, unless they stand there."""
+    """Write the settings that ran last into the run folder, unless they are there already."""
     from toolkit.core.config import SECTIONS
     from toolkit.core.config_file import starter
     from toolkit.core.files import write_text
@@ -212,7 +212,7 @@ def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
     foreign = [name for name in names if not found.may_replace(context, folder.path / name)]
     if foreign:
         raise ToolkitError(
-            f"`{folder.path}` holds files that {found.name} did not write in their present form: {', '.join(foreign)}",
+            f"`{folder.path}` holds files that {found.name} did not write, or that changed since: {', '.join(foreign)}",
             hint=f"move them away, or overwrite them with `toolkit {found.name} --force`",
         )
 
@@ -220,7 +220,7 @@ def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
 def check_stages_before(name: str, config: "Config", folder: "RunFolder") -> None:
     """Raise ToolkitError where a stage before this one is out of date: what it left is not what was asked for.
 
-    A stage that was never recorded is no reason: its files may be somebody's own.
+    A stage that was never recorded does not count: its files may be somebody's own.
     """
     from toolkit.core.manifest import read_manifest
 
@@ -236,7 +236,7 @@ def _check_needs(found: Stage, context: Context) -> None:
         if earlier in found.needs:
             _refuse_stale(found.name, earlier, _why(earlier, context.config, context.folder, context.manifest))
         elif earlier not in context.manifest.stages:
-            console.warn(f"{earlier} was not run here: its files are taken as they are")
+            console.warn(f"{earlier} was not run here: its files are used as they are")
 
 
 def _refuse_stale(name: str, earlier: str, why: str) -> None:
@@ -245,7 +245,7 @@ def _refuse_stale(name: str, earlier: str, why: str) -> None:
         raise ToolkitError(
             f"{said}: {why}",
             hint=f"run `toolkit {earlier}` first (`toolkit run` does all that is out of date), "
-            f"or {name} all the same with --force",
+            f"or run {name} anyway with --force",
         )
 
 
@@ -253,4 +253,4 @@ def _check_inputs(name: str, files: StageFiles) -> None:
     missing: list[Path] = [path for path in files.inputs if not path.is_file()]
     if missing:
         writer = {"data": "prepare", "adapter": "train", "gguf": "export"}.get(missing[0].parent.name, "prepare")
-        raise ToolkitError(f"{name} needs `{missing[0]}`, which is not there", hint=f"run `toolkit {writer}` first")
+        raise ToolkitError(f"{name} needs `{missing[0]}`, which does not exist", hint=f"run `toolkit {writer}` first")

@@ -228,7 +228,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, said: str) -> N
 def test_types_of_single_tensors_are_checked() -> None:
     settings = config_file.build({"export": {"overrides": {"output.weight": "q8_0", r"blk\.0\.": "Q6_K"}}})
     assert settings.export.overrides == {"output.weight": "Q8_0", r"blk\.0\.": "Q6_K"}
-    for overrides, words in (({"[": "Q8_0"}, "no regular expression"), ({"output": "Q4_K_M"}, "unknown type")):
+    for overrides, words in (({"[": "Q8_0"}, "not a regular expression"), ({"output": "Q4_K_M"}, "unknown type")):
         with pytest.raises(ToolkitError, match=words):
             config_file.build({"export": {"overrides": overrides}})
 

@@ -19,8 +19,8 @@ DEEP = "[" * 5000 + "]" * 5000
 HOSTILE = [
     (f'{{"a": 1, "rope": {DEEP}}}', "`rope` is nested more than 100 deep"),
     ('{"rope": ' + "[" * 101 + "]" * 101 + "}", "`rope` is nested more than 100 deep"),
-    ('{"a": {"b": [0, ' + "7" * 5000 + "]}}", "`a.b[1]` is a number of too many digits"),
-    ('{"a": ' + "7" * 41 + "}", "`a` is a number of too many digits"),
+    ('{"a": {"b": [0, ' + "7" * 5000 + "]}}", "`a.b[1]` is a number with too many digits"),
+    ('{"a": ' + "7" * 41 + "}", "`a` is a number with too many digits"),
     ('{"a": {"theta": 1e400}}', "`a.theta` is infinite"),
     ('{"size": -Infinity}', "`size` is infinite"),
     ('{"size": NaN}', "`size` is not a number"),
@@ -80,9 +80,9 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
 
 
 SETTINGS = [
-    ("[data]\nseed = 0x" + "f" * 4000, "`data.seed` is a number of too many digits"),
-    ("[data]\nseed = " + "1" * 5000, "`seed` is a number of too many digits"),
-    ("[data]\nseed = 9223372036854775808", "`data.seed` is a number of too many digits"),
+    ("[data]\nseed = 0x" + "f" * 4000, "`data.seed` is a number with too many digits"),
+    ("[data]\nseed = " + "1" * 5000, "`seed` is a number with too many digits"),
+    ("[data]\nseed = 9223372036854775808", "`data.seed` is a number with too many digits"),
     ("[train]\nlearning_rate = 1e400", "`train.learning_rate` is infinite"),
     ("[train]\nlearning_rate = nan", "`train.learning_rate` is not a number"),
     ("[export]\nquantizations = " + DEEP, "`quantizations` is nested more than 100 deep"),
@@ -90,7 +90,7 @@ SETTINGS = [
     ("a." * 2000 + "b = 1", "is nested more than 100 deep"),
     (b'[run]\nname = "M\xff"', "is not UTF-8 text"),
     ("[run\n", "is not valid TOML"),
-    (b"x = 1\n" * (1 << 20), "more than 4 MB"),
+    (b"x = 1\n" * (1 << 20), "larger than 4 MB"),
 ]
 
 
@@ -107,10 +107,10 @@ def test_a_hostile_settings_file_is_exit_2_in_one_line(text: Any, said: str, tmp
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("data.seed=0x" + "f" * 4000, "data.seed: is a number of too many digits"),
-        ("data.seed=" + "1" * 5000, "data.seed: is a number of too many digits"),
+        ("data.seed=0x" + "f" * 4000, "data.seed: is a number with too many digits"),
+        ("data.seed=" + "1" * 5000, "data.seed: is a number with too many digits"),
         ("train.learning_rate=inf", "train.learning_rate: is infinite"),
-        ("train.max_steps=" + "9" * 30, "train.max_steps: is a number of too many digits"),
+        ("train.max_steps=" + "9" * 30, "train.max_steps: is a number with too many digits"),
         ("export.quantizations=" + DEEP, "export.quantizations: is nested more than 100 deep"),
         ("ollama.temperature=" + DEEP, "ollama.temperature: is nested more than 100 deep"),
         ("data.source=n\udce3o.csv", "data.source: n\\xe3o.csv holds bytes that are not UTF-8"),
@@ -128,7 +128,7 @@ def test_a_hostile_override_is_exit_2_and_names_its_key(override: str, said: str
     [
         (b'{"version": 1, "run_id": "M\xff"}', "not UTF-8 text: byte 0xff"),
         (b'{"version": 1, "run_id": ' + DEEP.encode() + b"}", "`run_id` is nested"),
-        (b'{"version": ' + b"1" * 5000 + b', "run_id": "x"}', "`version` is a number of too many digits"),
+        (b'{"version": ' + b"1" * 5000 + b', "run_id": "x"}', "`version` is a number with too many digits"),
         (b'{"version": 1, "stages": {}}', "run_id: Field required"),
         (b'{"version": 1, "run_id": "x", "stages": {"train": {"seconds": Infinity}}}', "`stages.train.seconds`"),
         (b"[]", "damaged"),
@@ -146,9 +146,9 @@ def test_a_damaged_manifest_says_where(content: bytes, said: str, tmp_path: Path
     ("line", "said"),
     [
         (b'{"instruction": "", "input": "\\ud800", "output": "x"}', "`input` is not text"),
-        (b'{"instruction": "", "input": "x"}', "`output` is no text"),
-        (b'{"instruction": "", "input": "x", "output": 3}', "`output` is no text"),
-        (b"[1]", "no JSON object"),
+        (b'{"instruction": "", "input": "x"}', "`output` is not text"),
+        (b'{"instruction": "", "input": "x", "output": 3}', "`output` is not text"),
+        (b"[1]", "not a JSON object"),
         (DEEP.encode(), "nested"),
         (b'{"instruction": "\xff"}', "not UTF-8"),
     ],
@@ -162,5 +162,5 @@ def test_a_damaged_record_names_its_line(line: bytes, said: str, tmp_path: Path)
 
 
 def test_an_endless_file_is_not_read_to_its_end() -> None:
-    with pytest.raises(ValueError, match="more than 4 MB"):
+    with pytest.raises(ValueError, match="larger than 4 MB"):
         read_bounded(Path("/dev/zero"), 4 << 20)

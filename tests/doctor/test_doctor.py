@@ -73,8 +73,8 @@ def test_a_check_that_raises_does_not_stop_the_rest(home: Home, monkeypatch: pyt
     found = home.examine()
     assert [check.name for check in found] == usual
     assert {check.name: check.found for check in failing(found)} == {
-        "data": "the check broke down: RuntimeError: no such thing",
-        "gpu": "the check broke down: ZeroDivisionError: division by zero",
+        "data": "the check itself failed: RuntimeError: no such thing",
+        "gpu": "the check itself failed: ZeroDivisionError: division by zero",
     }
 
 
@@ -133,7 +133,7 @@ def test_a_small_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     real = shutil.disk_usage(home.path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real._replace(free=1_000_000))
     check = only_failure(home.examine(), "disk")
-    assert "1.0 MB is all that is free" in check.found
+    assert "only 1.0 MB are free" in check.found
     assert check.fix.startswith("free ")
 
 

@@ -140,7 +140,7 @@ def test_near_duplicates_and_leaks_are_said(
     figures = accounted(prepare(build("data.split=random"), folder, source, tokenizer), folder)
     said = capsys.readouterr().err
     assert figures["near_duplicates"] > 3 and said.count("near-duplicate (0.8") == 3
-    assert f"{figures['leaked_questions']} questions stand in more than one split" in said
+    assert f"{figures['leaked_questions']} questions are in more than one split" in said
     assert accounted(prepare(build(), folder, source, tokenizer), folder)["leaked_questions"] == 0
 
 

@@ -139,7 +139,7 @@ def test_parquet(tmp_path: Path, name: str) -> None:
         ("x.jsonl", b'{"question": "q", "answer": "a"}\n{"question": "q", "an', "line 2 is not JSON"),
         ("x.parquet", b"PAR1 and no more", "not a whole parquet file"),
         ("x.xlsx", b"PK\x03\x04", "an Excel file"),
-        ("x.docx", b"some words", "none of the formats"),
+        ("x.docx", b"some words", "not in a format that can be read"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -237,7 +237,7 @@ values = st.one_of(st.none(), st.integers(), words, st.lists(st.integers(), max_
 
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["question", "answer", "id"]), values), min_size=1, max_size=10))
 def test_no_jsonl_row_is_lost(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]]) -> None:
-    # An object of empty cells is no row.
+    # An object of empty cells is not a row.
     filled = [row for row in rows if any(cell not in (None, []) and str(cell).strip() for cell in row.values())]
     rows = [{"question": "q", "answer": "a"}, *rows]
     path = tmp_path_factory.getbasetemp() / "any.jsonl"

@@ -90,7 +90,7 @@ def test_random_split_leaks_and_says_so() -> None:
         (["a"], {"val": 0.0, "split": "random"}, "train"),
     ],
 )
-def test_an_empty_side(questions: list[str], settings: dict[str, Any], side: str) -> None:
+def test_an_empty_split(questions: list[str], settings: dict[str, Any], side: str) -> None:
     with pytest.raises(ToolkitError) as caught:
         split(records(questions), DataSettings(**settings))
     assert f"leaves {side} empty: {len(questions)} usable row" in caught.value.message
@@ -126,7 +126,7 @@ def test_near_duplicates_are_exact(data: list[tuple[str, str]], threshold: float
         and any(side != s and normalise(q) != normalise(o) and jaccard(q, o) >= threshold for o, s in data)
     }
     found = near_duplicates(splits, threshold)
-    assert {(normalise(pair.question), pair.side) for pair in found} == {(normalise(q), s) for q, s in expected}
+    assert {(normalise(pair.question), pair.split) for pair in found} == {(normalise(q), s) for q, s in expected}
     assert len(found) == len(expected)
     for pair in found:
-        assert pair.side != pair.other_side and pair.overlap == jaccard(pair.question, pair.other) >= threshold
+        assert pair.split != pair.other_split and pair.overlap == jaccard(pair.question, pair.other) >= threshold

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @verb(writes=True, config=False)
 @click.argument("directory", default=".", metavar="[DIR]")
-@click.option("--data", metavar="FILE", help="Your data file: named in the settings, which are in its language.")
+@click.option("--data", metavar="FILE", help="Your data file; the settings name it and use its language.")
 def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
     """Write a commented toolkit.toml and sample data."""
     from toolkit.init import start
@@ -43,7 +43,7 @@ def _say_language(data: str, language: str) -> None:
     from toolkit.prompt.languages import SENTENCES, language_name
 
     if not language:
-        console.info(f"{data}: the language of the answers is not sure, so the prompt is in English ([prompt])")
+        console.info(f"{data}: the language of the answers is uncertain, so the prompt is in English ([prompt])")
         return
     name = language_name(language)
     if language == "en" or language in SENTENCES:
@@ -86,8 +86,8 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
 def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpus: int) -> None:
     """Fine-tune the base model with LoRA.
 
-    An interrupted run goes on where it was; Ctrl-C saves first. `accelerate launch -m toolkit train` works too, with
-    what `accelerate config` wrote: DDP, FSDP2, DeepSpeed, several machines.
+    An interrupted run continues where it stopped; Ctrl-C saves first. `accelerate launch -m toolkit train` works too,
+    with what `accelerate config` wrote: DDP, FSDP2, DeepSpeed, several machines.
     """
     from toolkit.train import launch, parallel
 
@@ -137,7 +137,7 @@ def export(
     whole = adapter is not None and adapter.lower() == "none"
     if model is not None and (base is not None or (adapter is not None and not whole)):
         raise ToolkitError(
-            "--model is a whole model, which goes without --adapter and --base",
+            "--model is a whole model: leave out --adapter and --base",
             hint="--adapter DIR --base DIR merges an adapter",
             exit_code=USAGE,
         )
@@ -148,7 +148,7 @@ def export(
         given = [name for name, value in foreign if value]
         if given:
             raise ToolkitError(
-                f"{given[0]} goes with --adapter or --model",
+                f"{given[0]} needs --adapter or --model",
                 hint="to change this run's export, use --set, for example --set export.quantizations=Q8_0,F16",
                 exit_code=USAGE,
             )
@@ -177,16 +177,16 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
 
 @verb(writes=True)
-@click.option("--rollback", is_flag=True, help="Bring back NAME:previous; a second time undoes it.")
+@click.option("--rollback", is_flag=True, help="Restore NAME:previous; a second call undoes that.")
 @click.option(
-    "--replace", multiple=True, metavar="NAME:TAG", help="Replace this model though it is not ours; repeatable."
+    "--replace", multiple=True, metavar="NAME:TAG", help="Replace this model although it is not ours; repeatable."
 )
 def register(
     path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool, replace: tuple[str, ...]
 ) -> None:
     """Create the model in Ollama, and prove it there.
 
-    If anything fails, the former model of that name is back. Whatever is replaced keeps a copy.
+    If anything fails, the former model of that name is restored. A replaced model is kept as a copy.
     """
     config, _ = load_run(path, overrides)
     if rollback:
@@ -210,7 +210,7 @@ def _roll_back(config: "Config", dry_run: bool, replace: tuple[str, ...]) -> Non
 def modelfile(path: str, overrides: tuple[str, ...]) -> None:
     """Print the Modelfile for `ollama create`.
 
-    It belongs into the run folder, beside the gguf/ it names, and gives the same model as register.
+    It belongs in the run folder, next to the gguf/ it names, and gives the same model as register.
     """
     from toolkit.prompt.format import prompt_format
     from toolkit.prompt.tokenizer import load_tokenizer

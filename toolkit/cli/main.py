@@ -22,7 +22,7 @@ def main() -> None:
         _main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BrokenPipeError:  # nobody reads on, and nothing is to complain about it when the interpreter ends
+    except BrokenPipeError:  # the reader is gone, and the interpreter must not complain about it at its end
         code = 1
         let_go(sys.stdout.fileno(), sys.stderr.fileno())
     from toolkit.core import hardware
@@ -54,12 +54,12 @@ def _main() -> None:
     except click.ClickException as exc:
         _usage(exc)
     except (KeyboardInterrupt, click.Abort):
-        _fail(ToolkitError("interrupted", hint="the same command goes on from there", exit_code=INTERRUPTED))
+        _fail(ToolkitError("interrupted", hint="the same command continues from there", exit_code=INTERRUPTED))
     except BrokenPipeError:
         raise
     except (SystemExit, GeneratorExit):
         raise
-    except BaseException as exc:  # a panic inside a library in Rust is no Exception
+    except BaseException as exc:  # a panic inside a library in Rust is not an Exception
         if os.environ.get("TOOLKIT_DEBUG"):
             raise
         _fail(explain(exc) or unexpected(exc))

@@ -10,7 +10,7 @@ import click
 from toolkit import __version__, pipeline
 from toolkit.core import console
 
-# Of the verbs that are no stages; the pipeline's table holds those of the stages.
+# For the verbs that are not stages; the pipeline's table holds those of the stages.
 EXAMPLES = {
     "init": "toolkit init myproject",
     "doctor": "toolkit doctor -c examples/quickstart.toml",

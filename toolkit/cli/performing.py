@@ -145,7 +145,7 @@ def _look_first(config: "Config", folder: "RunFolder", stages: tuple[str, ...]) 
 
 
 def _server_answers(config: "Config") -> bool:
-    """Say whether there is a server to register with; where there is none, all else is done and that is no failure."""
+    """Say whether there is a server to register with; a run without one does all the rest and succeeds."""
     from toolkit.ollama import server
     from toolkit.ollama.address import server_address
 

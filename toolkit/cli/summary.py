@@ -1,4 +1,4 @@
-"""What a verb says at its end: the same facts as a JSON object for scripts and as text for people."""
+"""What a verb reports at its end: the same facts as a JSON object for scripts and as text for people."""
 
 import shutil
 from pathlib import Path
@@ -60,7 +60,7 @@ def of_rollback(figures: dict[str, Any]) -> Summary:
 
 
 def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
-    """Say what the server holds under the run's name; a server that fails is no reason to show no status."""
+    """Say what the server holds under the run's name; the status is shown also where the server fails."""
     from toolkit.register.status import server_state
 
     try:

@@ -1,8 +1,8 @@
-"""Other names of settings: our former ones, which are still taken, and those of other tools, which are answered."""
+"""Other names of settings: former names, still accepted, and names from other tools, which errors translate."""
 
 from typing import Any
 
-# By section, former name → present one; taken for one release, with a warning.
+# By section, former name → present one; accepted for one release, with a warning.
 FORMER = {
     "data": {"too_long": "on_too_long"},
     "prompt": {"start": "prefix", "turn": "user_turn", "after": "suffix"},

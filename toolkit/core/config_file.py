@@ -40,7 +40,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         ) from None
     except ValueError as exc:
         raise ToolkitError(
-            f"`{path}` cannot be read: {exc}", hint="`toolkit init` writes one that can", exit_code=USAGE
+            f"`{path}` cannot be read: {exc}", hint="write a new one with `toolkit init`", exit_code=USAGE
         ) from None
     return build(values, overrides, where=str(path))
 
@@ -70,7 +70,7 @@ def build(values: dict[str, Any], overrides: Iterable[str] = (), *, where: str =
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Lay overrides over a file's settings; the one of max_steps and num_train_epochs drops the file's other one."""
+    """Apply overrides to a file's settings; one of max_steps or num_train_epochs drops the other from the file."""
     for section, table in changes.items():
         there = values.setdefault(section, {})
         if isinstance(there, dict):
@@ -163,7 +163,9 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # the one that only TOML escapes
+    return json.dumps(value, ensure_ascii=False).replace(
+        "\x7f", "\\u007f"
+    )  # the only character that TOML escapes and JSON does not
 
 
 def _toml_key(key: str) -> str:

@@ -35,12 +35,12 @@ def is_quiet() -> bool:
 
 
 def log_to(path: Path | None) -> None:
-    """Append every line that is printed to `path` as well, with the time in front; None stops it."""
+    """Append every printed line to `path` too, with the time in front; None stops it."""
     state.log = path
 
 
 def info(text: str) -> None:
-    """Print one line of what is going on."""
+    """Print one line about the current work."""
     if not state.quiet:
         emit(text)
     else:
@@ -56,7 +56,7 @@ def done(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Print what the user should know although the work goes on."""
+    """Print a warning; the work continues."""
     emit(f"warning: {text}", "yellow")
 
 
@@ -92,7 +92,7 @@ def stream(piece: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str = "") -> str:
-    """Lay rows out as a plain text table that reads without colour; numbers stand to the right."""
+    """Format rows as a plain text table that reads without colour; numbers are right-aligned."""
     try:
         from rich.box import SIMPLE_HEAD
         from rich.console import Console
@@ -127,7 +127,7 @@ class Progress:
     _task: Any = None
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
-        """Add `amount` of `unit`, and show `note` (loss, speed, …) beside it."""
+        """Add `amount` of `unit`, and show `note` (loss, speed, …) next to it."""
         self.done += amount
         if note is not None:
             self.text = note
@@ -138,7 +138,7 @@ class Progress:
             emit(self.line())
 
     def skip_to(self, done: float) -> None:
-        """Start from `done` (an interrupted run that goes on), without counting it as speed."""
+        """Start from `done` (an interrupted run that continues), without counting it as speed."""
         self.done = done
         self._skipped = done
         self.started = time.monotonic()
@@ -177,7 +177,7 @@ PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no termin
 
 @contextmanager
 def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
-    """Show done, total, speed and time left; a moving bar on a terminal, a plain line now and then elsewhere.
+    """Show done, total, speed and time left; a moving bar on a terminal, elsewhere a plain line every few seconds.
 
     `unit` is a plural noun, or `B` for bytes.
     """

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 class ToolkitError(Exception):
     """Say what was found and where (`message`), what to do next (`hint`), and the process's exit code.
 
-    `details` is what a script wants to know besides; it goes into the JSON object only.
+    `details` is further information for scripts; it goes into the JSON object only.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ def _os_error(exc: OSError) -> ToolkitError:
 
 
 def _other_place(path: str, elsewhere: str) -> str:
-    """Say how to have another place than one that cannot be used."""
+    """Say how to choose another place than one that cannot be used."""
     if elsewhere:
         return f"choose another folder with the variable {elsewhere}: `{elsewhere}=DIR toolkit …`"
     if Path(path).is_file():
@@ -97,7 +97,7 @@ _NO_SERVER = (
 )
 
 # What happened, what to do, exit code; by the names of an exception's classes, most derived first, so that no heavy
-# library is imported to look. OSError stands apart: its errno decides.
+# library is imported to look. OSError is handled separately: its errno decides.
 _FOREIGN: dict[str, tuple[str, str, int]] = {
     "GatedRepoError": (
         "the base model is gated and this machine has no access to it",
@@ -124,8 +124,8 @@ _FOREIGN: dict[str, tuple[str, str, int]] = {
         FAILED,
     ),
     "PanicException": (
-        "a library broke down over a file that it read",
-        "tokenizer.json or the weights of base or adapter are damaged: copy them again",
+        "a library failed on a file that it read",
+        "tokenizer.json or the weights of the base or adapter are damaged: copy them again",
         FAILED,
     ),
     "ImportError": (
@@ -137,10 +137,10 @@ _FOREIGN: dict[str, tuple[str, str, int]] = {
 
 
 def unexpected(exc: BaseException) -> ToolkitError:
-    """Say of an exception that nobody expected what it is; it is a defect of ours."""
+    """Describe an unexpected exception; it is a bug of ours."""
     return ToolkitError(
         f"unexpected {type(exc).__name__}: {_first_line(exc)}",
-        hint="this is a defect of the toolkit; TOOLKIT_DEBUG=1 shows where it came from",
+        hint="this is a bug in the toolkit; TOOLKIT_DEBUG=1 shows where it came from",
     )
 
 
@@ -154,7 +154,7 @@ def missing_certificates() -> str:
 
 
 def _of_environment(exc: BaseException) -> ToolkitError | None:
-    """Explain what a setting of the environment did, None where it is not to blame."""
+    """Explain how a variable of the environment caused an error; None if none did."""
     said = str(exc)
     if isinstance(exc, UnicodeEncodeError) and exc.reason == "surrogates not allowed":
         return ToolkitError(
@@ -164,17 +164,19 @@ def _of_environment(exc: BaseException) -> ToolkitError | None:
         )
     if isinstance(exc, UnicodeEncodeError) and exc.encoding == "ascii":
         return ToolkitError(
-            f"this locale cannot name a file: {exc.object[:200]!a}", hint="set LC_ALL=C.UTF-8", exit_code=MISSING
+            f"this locale cannot write a file's name: {exc.object[:200]!a}",
+            hint="set LC_ALL=C.UTF-8",
+            exit_code=MISSING,
         )
     if isinstance(exc, RuntimeError) and "home directory" in said.lower():
         return ToolkitError(
-            "no home folder is known for `~`",
+            "the home folder for `~` is unknown",
             hint="set HOME, or write the path without `~`; XDG_CACHE_HOME says where the toolkit keeps its cache",
             exit_code=MISSING,
         )
     if isinstance(exc, ImportError) and "SOCKS" in said:
         return ToolkitError(
-            "the proxy of this environment is a SOCKS proxy, for which a library is missing",
+            "the environment names a SOCKS proxy, and the library for it is missing",
             hint="pip install socksio, or unset ALL_PROXY, or set NO_PROXY to the host that needs no proxy",
             exit_code=MISSING,
         )
@@ -184,7 +186,7 @@ def _of_environment(exc: BaseException) -> ToolkitError | None:
 
 
 def explain(exc: BaseException) -> ToolkitError | None:
-    """Translate a known foreign exception; None where it is not one we know (a defect of ours)."""
+    """Translate a known foreign exception; None where it is not one we know (a bug of ours)."""
     if isinstance(exc, ToolkitError):
         return exc
     if any(said in str(exc) for said in _SAID_OF_A_FULL_DISK):

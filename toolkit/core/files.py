@@ -23,7 +23,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Told of files that are whole and on the disk, by the names that they get next: target → temporary file.
+# Called with files that are whole and on the disk, by the names that they get next: target → temporary file.
 BeforeRename = Callable[[Mapping[Path, Path]], None]
 _listeners: list[BeforeRename] = []
 
@@ -39,7 +39,7 @@ def before_rename(listener: BeforeRename) -> Iterator[None]:
 
 
 def announce(targets: Mapping[Path, Path]) -> None:
-    """Tell whoever wants to know which finished files are about to get their names."""
+    """Tell the listeners which finished files are about to get their names."""
     for listener in _listeners:
         listener(targets)
 
@@ -62,7 +62,7 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path` and rename it there if the block succeeds; otherwise remove it."""
+    """Open a temporary file next to `path` and rename it there if the block succeeds; otherwise remove it."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(naming(path))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         encoding = None if "b" in mode else "utf-8"
         try:
             with os.fdopen(descriptor, mode, encoding=encoding) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # says that somebody is at work on it; gone with the process
+                fcntl.flock(file, fcntl.LOCK_EX)  # marks it as in use; released when the process ends
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -87,7 +87,7 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that takes its place if the block succeeds; otherwise it is removed.
+    """Give a temporary folder next to `path` that takes its place if the block succeeds; otherwise it is removed.
 
     A former folder of that name is moved aside first and removed last, so there is always one whole folder.
     """
@@ -131,7 +131,7 @@ def to_disk(path: Path) -> None:
 
 
 def clear_stale(paths: Iterable[Path]) -> None:
-    """Remove what killed processes left half-written beside these files or folders, and bring back a former folder.
+    """Remove what killed processes left half-written next to these files or folders, and restore a former folder.
 
     What another process is writing at this moment is locked by it, and left alone.
     """
@@ -140,7 +140,7 @@ def clear_stale(paths: Iterable[Path]) -> None:
 
 
 def clear_parts(parts: Iterable[Path], formers: Iterable[Path]) -> None:
-    """Remove half-written `parts` that nobody is writing, and bring back `formers` whose successor never came."""
+    """Remove half-written `parts` that nobody is writing, and restore `formers` that were never replaced."""
     for left in parts:
         with contextlib.suppress(OSError):
             descriptor = os.open(left, os.O_RDONLY)
@@ -162,7 +162,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read one split; raises ToolkitError if the file is missing or a line is no record with its three texts."""
+    """Read one split; raises ToolkitError if the file is missing or a line is not a record with its three texts."""
     found: list[dict[str, Any]] = []
     try:
         # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
@@ -173,17 +173,18 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         raise ToolkitError(f"no prepared data `{path}`", hint="write it with `toolkit prepare`") from None
     except (ValueError, TypeError) as exc:
         raise ToolkitError(
-            f"`{path}` line {len(found) + 1} is no record: {exc}", hint="write it again with `toolkit prepare --force`"
+            f"`{path}` line {len(found) + 1} is not a record: {exc}",
+            hint="write it again with `toolkit prepare --force`",
         ) from None
     return found
 
 
 def _record(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError("it is no JSON object")
+        raise TypeError("it is not a JSON object")
     missing = [key for key in ("instruction", "input", "output") if not isinstance(value.get(key), str)]
     if missing:
-        raise TypeError(f"`{missing[0]}` is no text")
+        raise TypeError(f"`{missing[0]}` is not text")
     return value
 
 

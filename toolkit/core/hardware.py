@@ -22,7 +22,7 @@ DEVICES = Path("/dev")  # tests look elsewhere
 class Gpu:
     """A CUDA GPU: its name, driver version, total and free memory in bytes, and whether it computes in bf16.
 
-    `capability` is NVIDIA's number of its generation; `flash` tells whether torch brings its flash attention.
+    `capability` is NVIDIA's number of its generation; `flash` tells whether torch has its flash attention.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Gpu:
 def available_memory(root: Path = Path("/")) -> int | None:
     """Return the bytes of memory that can still be taken: MemAvailable, or less where a cgroup sets a limit.
 
-    `root` is where /proc and /sys are looked for. None where the system does not tell (not Linux).
+    `root` is where /proc and /sys are looked for. None where the system does not say (not Linux).
     """
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -151,7 +151,7 @@ def number_in(variable: str, default: int) -> int:
 def driver_offers_gpu() -> bool:
     """Tell whether a GPU's device file is there and not hidden; torch, whose import takes seconds, is not asked.
 
-    `/dev/dxg` is the one of Windows' Linux. A container may have any number of the machine's GPUs.
+    `/dev/dxg` is the device file under WSL. A container may have any number of the machine's GPUs.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     found = [*DEVICES.glob("nvidia[0-9]*"), *DEVICES.glob("dxg")]
@@ -171,15 +171,15 @@ if torch.cuda.is_available():
 def gpu() -> Gpu | None:
     """Ask torch for the first CUDA GPU; None where the driver offers none or torch sees none.
 
-    A process of its own asks, because whoever asks keeps some 500 MB of the GPU until it ends. Raises ToolkitError
-    where torch breaks down.
+    A separate process asks, because the process that asks keeps some 500 MB of the GPU until it ends. Raises
+    ToolkitError if torch fails.
     """
     if not driver_offers_gpu():
         return None
     done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
-        raise ToolkitError(f"torch cannot be asked for the CUDA GPU: {said[-1] if said else done.returncode}")
+        raise ToolkitError(f"torch cannot report the CUDA GPU: {said[-1] if said else done.returncode}")
     if not done.stdout.strip():
         return None
     name, total, free, bf16, capability, flash = json.loads(done.stdout.splitlines()[-1])

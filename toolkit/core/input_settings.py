@@ -19,7 +19,7 @@ class RunSettings(Section):
     name: str = "medassist"
     """Name of the run: its folder, its GGUF files and, unless ollama.name says otherwise, its model in Ollama."""
     folder: str = "exports"
-    """Folder that holds one folder a run."""
+    """Folder that holds one folder per run."""
 
     @field_validator("name")
     @classmethod
@@ -45,11 +45,11 @@ class DataSettings(Section):
     null_words: Literal["empty", "text"] = "empty"
     """A cell of nothing but nan, None, N/A, -, #REF! or the like is "empty", or a "text" like any other."""
     clean: list[Literal["html", "mojibake"]] = []
-    """Repairs: "html" takes tags and entities out, "mojibake" mends UTF-8 that was read as another encoding."""
+    """Repairs: "html" removes tags and entities, "mojibake" repairs UTF-8 that was read as another encoding."""
     split: Literal["grouped", "random"] = "grouped"
     """grouped: a question's rows stay in one split, without duplicates. random: the notebook's split, which leaks."""
     val: float = Field(0.1, ge=0, lt=1)
-    """Share of the rows that training watches its loss on."""
+    """Share of the rows on which training measures its held-out loss."""
     test: float = Field(0.1, gt=0, lt=1)
     """Share of the rows that only validation sees."""
     seed: int = Field(42, ge=0, lt=2**32)
@@ -74,17 +74,17 @@ class PromptSettings(Section):
     language: str = "English"
     """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
     instruction: str = "Explain:"
-    """Instruction of records that bring none, and the system message in Ollama; alpaca and custom need one."""
+    """Instruction of records that have none, and the system message in Ollama; alpaca and custom need one."""
     prefix: str = ""
-    """custom: what stands once in front, for example "<|system|>\\n{instruction}<|end|>\\n"; may be empty."""
+    """custom: the text that comes first, once, for example "<|system|>\\n{instruction}<|end|>\\n"; may be empty."""
     user_turn: str = ""
     """custom: a question up to where its answer starts, with {input}, and {instruction} if `prefix` has none."""
     suffix: str = ""
-    """custom: what stands behind a past answer and its EOS, in front of the next question."""
+    """custom: the text after a past answer and its EOS, before the next question."""
     eos: str = ""
     """custom: the control token that ends an answer; empty: the base's EOS."""
     stops: list[str] = []
-    """custom: texts that end an answer which runs on into another prompt."""
+    """custom: stop texts, which end an answer that runs on into another prompt."""
 
     @field_validator("*")
     @classmethod
@@ -103,7 +103,7 @@ class PromptSettings(Section):
         if self.preset != "custom":
             given = [name for name, value in own.items() if value]
             if given:
-                raise ValueError(f'{", ".join(given)}: only for preset = "custom", the others bring their own')
+                raise ValueError(f'{", ".join(given)}: only for preset = "custom", the others have their own')
             return self
         if self.user_turn.count("{input}") != 1 or "{input}" in self.prefix + self.suffix:
             raise ValueError("user_turn must hold {input} exactly once, and nothing else may: the question goes there")

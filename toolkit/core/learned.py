@@ -1,6 +1,6 @@
 """Has a model learned anything? Its held-out loss against the base's, record by record, with the error of that.
 
-A run can finish, and every file be what was trained, though training spoiled the model or changed nothing.
+A run can finish with every file as trained, although training spoiled the model or changed nothing.
 """
 
 import math

@@ -21,9 +21,9 @@ MANIFEST_VERSION = 1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a room hands back when its stage succeeded: the files it wrote and its headline figures.
+    """What a stage returns when it succeeded: the files it wrote and its headline figures.
 
-    `warning` says what is wrong with the result all the same; `status` repeats it until the stage runs again.
+    `warning` says what is wrong with the result in spite of that; `status` repeats it until the stage runs again.
     """
 
     outputs: list[Path]
@@ -106,7 +106,7 @@ def installed(packages: Iterable[str]) -> dict[str, str]:
 
 
 def record_file(path: Path, folder: RunFolder, known: Iterable[FileRecord] = ()) -> FileRecord:
-    """Describe a file; its hash is taken over from `known` where path, size and time stamp are the same.
+    """Describe a file; its hash is taken from `known` where path, size and time stamp are the same.
 
     A path inside the run folder is recorded relative to it, so that the folder can be moved.
     """
@@ -121,7 +121,7 @@ def record_file(path: Path, folder: RunFolder, known: Iterable[FileRecord] = ())
 def path_name(path: Path, folder: RunFolder) -> str:
     """Return how the manifest names a path: relative to the run folder if inside, else as it was given.
 
-    Bytes of a name that are no UTF-8 are written as \\xNN.
+    Bytes of a name that are not UTF-8 are written as \\xNN.
     """
     try:
         name = path.resolve().relative_to(folder.path.resolve()).as_posix()
@@ -166,7 +166,7 @@ def why_stale(
 def foreign_outputs(
     record: StageRecord | None, folder: RunFolder, outputs: list[Path], noted: Iterable[FileRecord] = ()
 ) -> list[str]:
-    """List files that a stage would overwrite although it did not write them in their present form.
+    """List files that a stage would overwrite although it did not write them as they are now.
 
     `noted` are those that it wrote, or was about to write, when it did not come to its end.
     """

@@ -13,8 +13,8 @@ from toolkit.core.errors import ToolkitError
 def guarded(refusal: Callable[[str], ToolkitError], *, silent: bool = False) -> Iterator[None]:
     """Raise `refusal(reason)` for any error or panic of a library during the block.
 
-    With `silent` nothing that the library wrote on stderr by itself is seen then. That holds for all threads, so it is
-    for short calls.
+    With `silent` the library's own lines on stderr are then hidden. That holds for all threads, so use it for short
+    calls only.
     """
     with _held_back() if silent else contextlib.nullcontext():
         try:
@@ -50,5 +50,5 @@ def _held_back() -> Iterator[None]:
         held.seek(0)
         said = held.read()
         if said:
-            with contextlib.suppress(OSError):  # nobody reads on, or a full disk
+            with contextlib.suppress(OSError):  # the reader is gone, or the disk is full
                 os.write(2, said)

@@ -44,7 +44,7 @@ class ExportSettings(Section):
             try:
                 re.compile(pattern)
             except re.error as exc:
-                raise ValueError(f'"{pattern}" is no regular expression: {exc}') from None
+                raise ValueError(f'"{pattern}" is not a regular expression: {exc}') from None
             if kind.upper() not in TENSOR_TYPES:
                 raise ValueError(f'unknown type "{kind}" of a tensor (known: {", ".join(TENSOR_TYPES)})')
         return {pattern: kind.upper() for pattern, kind in value.items()}
@@ -123,7 +123,7 @@ class OllamaSettings(Section):
     top_k: int = Field(40, ge=1)
     """Sample from this many tokens at most."""
     repeat_penalty: float = Field(1.0, gt=0)
-    """Above 1, repetition is made less likely; that is not what was trained: validate says how far off it is."""
+    """Above 1 makes repetition less likely; that is not what was trained, and validate says how far off it is."""
     seed: int = Field(42, ge=0, lt=2**31)
     """The same question gets the same answer."""
     license: str = ""

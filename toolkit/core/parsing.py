@@ -18,7 +18,7 @@ from toolkit.core.errors import ToolkitError
 DEEPEST = 100  # lists and objects within each other; a tokenizer.json has about eight
 DIGITS = 40  # model_max_length, where nobody set it, has 31
 DIGITS_OF_DATA = 4000  # Python refuses to write or read a number of more than 4,300
-LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of a vocabulary of 256,000 tokens has 35 MB
+LARGEST_JSON = 256 << 20  # bytes; the tokenizer.json of a vocabulary of 256,000 tokens is 35 MB
 LARGEST_TOML = 4 << 20
 WRITE_AGAIN = "the file is damaged: copy or write it again"
 
@@ -30,15 +30,15 @@ Pairs = Callable[[list[tuple[str, Any]]], Any]
 
 
 class _TooLong:
-    """Stands for a number of too many digits until its key is found."""
+    """Stands for a number with too many digits until its key is found."""
 
 
 def parse_json(text: bytes | str, *, data: bool = False, pairs: Pairs | None = None) -> Any:
     """Read JSON text (RFC 8259); `pairs` is json's `object_pairs_hook`.
 
-    Raises ValueError, in words that name the key, for what is no JSON or no UTF-8, nesting of more than 100, numbers of
-    more than 40 digits or beyond a float, NaN, Infinity and halves of surrogate pairs. Rows of users (`data`) may hold
-    the last three, and numbers of 4,000 digits.
+    Raises ValueError, in words that name the key, for what is not JSON or not UTF-8, nesting of more than 100, numbers
+    of more than 40 digits or beyond a float, NaN, Infinity and halves of surrogate pairs. Rows of users (`data`) may
+    hold the last three, and numbers of 4,000 digits.
     """
     content = _decoded(text) if isinstance(text, bytes) else text
     most, doubtful = DIGITS_OF_DATA if data else DIGITS, False
@@ -77,7 +77,7 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError(_too_deep(text, toml=True)) from None
     except ValueError:  # Python reads no decimal number of more than 4,300 digits
         line = next((line for line in text.splitlines() if re.search(r"[0-9][0-9_]{3999}", line)), "")
-        raise ValueError(f"{_named(line.partition('=')[0].strip())} is a number of too many digits") from None
+        raise ValueError(f"{_named(line.partition('=')[0].strip())} is a number with too many digits") from None
     if _is_deep(values):
         raise ValueError(_too_deep(text, toml=True))
     _refuse(values, 19, False)
@@ -112,7 +112,7 @@ def read_bounded(path: Path, most: int) -> bytes:
         size = there.st_size if stat.S_ISREG(there.st_mode) else most
         content = file.read(min(size, most) + 1)
     if len(content) > most:
-        raise ValueError(f"it has more than {most >> 20} MB")
+        raise ValueError(f"it is larger than {most >> 20} MB")
     return content
 
 
@@ -169,7 +169,7 @@ def _refuse(value: Any, most: int, data: bool) -> None:
         elif isinstance(found, list):
             inside += [(f"{key}[{index}]", inner) for index, inner in reversed([*enumerate(found)])]
         elif isinstance(found, _TooLong) or (type(found) is int and found.bit_length() > most * 3.33):
-            raise ValueError(f"{_named(key)} is a number of too many digits")
+            raise ValueError(f"{_named(key)} is a number with too many digits")
         elif isinstance(found, float) and not (data or math.isfinite(found)):
             raise ValueError(f"{_named(key)} is {'not a number' if math.isnan(found) else 'infinite'}")
         elif isinstance(found, str) and not data and _HALF.search(found):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]], title: str) -> str:
-    """Lay rows out as text, in columns as wide as their longest cell; numbers stand to the right."""
+    """Format rows as text, in columns as wide as their longest cell; numbers are right-aligned."""
     cells = [list(columns), *([str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [is_numeric(rows, index) for index in range(len(columns))]

@@ -67,7 +67,7 @@ class RunFolder:
 
     @property
     def train_log(self) -> Path:
-        """One JSON object a logged step."""
+        """One JSON object per logged step."""
         return self.path / "train_log.jsonl"
 
     @property
@@ -106,7 +106,7 @@ def folder_of(config: Config) -> RunFolder:
 
 
 def sweep(folder: RunFolder) -> None:
-    """Do everywhere in a run folder what `clear_stale` does beside single paths."""
+    """Apply `clear_stale` everywhere in a run folder."""
     found = {end: [*folder.path.glob(f".*.{end}"), *folder.path.glob(f"*/.*.{end}")] for end in ("part", "old")}
     clear_parts(found["part"], found["old"])
     for undo in folder.path.glob(".*.undo"):
@@ -114,7 +114,7 @@ def sweep(folder: RunFolder) -> None:
 
 
 def heal(folder: RunFolder) -> None:
-    """Bring back what a killed process had moved away, before anybody reads; not while another process is at work."""
+    """Restore what a killed process had moved away, before anything is read; not while another process is at work."""
     if any(any(folder.path.glob(kind)) for kind in (".*.old", "*/.*.old", ".*.undo")):
         with contextlib.suppress(OSError, ToolkitError), locked(folder):
             sweep(folder)

@@ -41,7 +41,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `ok` is None where it is not applicable or only worth knowing; `fix` is a command or a setting."""
+    """One finding: `ok` is None where it does not apply or only informs; `fix` is a command or a setting."""
 
     name: str
     ok: bool | None
@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Examination:
-    """What a stage's checks are made with; `alone` where no other stage is to be performed."""
+    """What a stage's checks are made with; `alone` where no other stage will be performed."""
 
     config: "Config"
     gpu: "Gpu | None"
@@ -94,10 +94,10 @@ class Stage:
     `settings` are the sections and keys that decide its result, without `idle` ones, which only change how it runs.
     `files` says what it reads and writes, and downloads nothing. `summary` tells its figures as text. `checks` lists
     the doctor's checks, each with its name. `before` may fetch what `files` names. `needs` are stages that must be
-    fresh, each with what is said where it is not. `may_replace` tells whether a file that it did not write may be
+    fresh, each with the message where it is not. `may_replace` tells whether a file that it did not write may be
     replaced. `lost` says why its result is gone although its files are there. `held` counts the bytes on disk that an
-    interrupted run left and the next one goes on with. `gate` raises ToolkitError where the result may not replace what
-    is in use; it is not asked with --force.
+    interrupted run left and the next one continues with. `gate` raises ToolkitError where the result may not replace
+    what is in use; it is not called with --force.
     """
 
     name: str

@@ -28,12 +28,14 @@ state = State()
 def tolerate_any_text() -> None:
     """Let stdout and stderr show a character that their encoding lacks as its number, in place of an error."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):  # closed, or replaced by what is no text file
+        with contextlib.suppress(
+            AttributeError, ValueError
+        ):  # closed, or replaced by something that is not a text file
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def printable(text: str) -> str:
-    """Return text in which bytes of a file name that are no UTF-8 stand as `\\xNN`, and halves of characters too."""
+    """Return text with bytes of a file name that are not UTF-8 written as `\\xNN`, and halves of characters too."""
     with contextlib.suppress(UnicodeEncodeError):
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -57,7 +59,7 @@ def emit(text: str, style: str = "") -> None:
     write_log(text)
     try:
         _show(text, style)
-    except OSError:  # the terminal, or the program that read, is gone: the work goes on
+    except OSError:  # the terminal, or the program that read, is gone: the work continues
         let_go(sys.stderr.fileno())
 
 
@@ -76,7 +78,7 @@ def _show(text: str, style: str) -> None:
 
 
 def let_go(*streams: int) -> None:
-    """Send what is written to these file descriptors nowhere."""
+    """Discard what is written to these file descriptors."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream)
@@ -84,7 +86,7 @@ def let_go(*streams: int) -> None:
 
 
 def hang_up() -> None:
-    """Print no more to a terminal that has gone: writing would fail. Files and the run's log go on."""
+    """Print no more to a terminal that has gone: writing would fail. Files and the run's log continue."""
     let_go(*(stream for stream in (1, 2) if stat.S_ISCHR(os.fstat(stream).st_mode)))
 
 

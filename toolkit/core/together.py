@@ -45,12 +45,12 @@ def write_together(texts: Mapping[Path, str]) -> None:
 
 
 def put_back(undo: Path) -> None:
-    """Bring back what `.NAME.undo` keeps, if it is there: its files were not all replaced."""
+    """Restore what `.NAME.undo` keeps, if it is there: its files were not all replaced."""
     if not undo.is_dir():
         return
     try:
         was_there = read_json(undo / LIST)
-    except ToolkitError:  # all was brought back, and the folder was about to be removed
+    except ToolkitError:  # all was restored, and the folder was about to be removed
         was_there = {}
     for name, there in was_there.items():
         kept, target = undo / name, undo.with_name(name)
@@ -63,7 +63,7 @@ def put_back(undo: Path) -> None:
 
 
 def _written(path: Path, text: str, stack: contextlib.ExitStack) -> Path:
-    """Write a temporary file beside `path`, whole and on the disk; it is removed at the end if it is still there."""
+    """Write a temporary file next to `path`, whole and on the disk; it is removed at the end if it is still there."""
     with naming(path):
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         part = Path(name)

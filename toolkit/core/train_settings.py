@@ -25,15 +25,15 @@ class TrainSettings(Section):
     max_length: int = Field(2048, ge=16)
     """Longest record in tokens, prompt and EOS included."""
     num_train_epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Passes over the training records, parts of one too; the last step is always whole."""
+    """Passes over the training records, fractions allowed; the last step is always complete."""
     max_steps: int | None = Field(None, ge=1)
-    """In place of num_train_epochs: optimizer steps, however much of the records they see."""
+    """Number of optimizer steps, instead of num_train_epochs."""
     batch_size: int = Field(2, ge=1)
-    """batch_size × gradient_accumulation_steps is the records of a step over all GPUs, however they are laid out."""
+    """batch_size × gradient_accumulation_steps is the number of records in a step, over all GPUs."""
     gradient_accumulation_steps: int = Field(4, ge=1)
-    """See batch_size: memory decides into how many forward passes the records of a step go."""
+    """See batch_size; memory decides how many forward passes a step takes."""
     packing: bool = True
-    """Records of a pass are always laid into one row, unpadded. true: as many as memory allows; false: batch_size."""
+    """Records of a pass share one row without padding. true: as many as memory allows; false: batch_size."""
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(5, ge=0)
@@ -41,11 +41,11 @@ class TrainSettings(Section):
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "linear"
-    """Course of the learning rate after the warm-up, by transformers' names."""
+    """Schedule of the learning rate after the warm-up, by transformers' names."""
     optim: Literal[
         "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch", "adamw_torch_fused", "adafactor", "sgd"
     ] = "adamw_torch_fused"
-    """By transformers' names. Those ending in 8bit or 32bit need CUDA and bitsandbytes, else adamw_torch is taken."""
+    """Optimizer, by transformers' names. 8bit and 32bit ones need CUDA and bitsandbytes, else adamw_torch is used."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of the optimizer."""
     lora_r: int = Field(16, ge=1)
@@ -65,19 +65,19 @@ class TrainSettings(Section):
     precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
     """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU; each trains in those only."""
     eval_steps: int = Field(0, ge=0)
-    """Held-out loss every so many steps, and the best adapter is what is kept; 0: before and after only."""
+    """Measure the held-out loss every N steps and keep the best adapter; 0: before and after only."""
     max_eval_samples: int = Field(200, ge=0)
-    """Records of the val split that the held-out loss is taken on, spread evenly over it; 0: all of them."""
+    """Number of val records that the held-out loss is measured on, spread evenly; 0: all of them."""
     early_stopping_patience: int = Field(0, ge=0)
-    """Stop after so many held-out losses in a row that are no better; 0: never. Needs eval_steps."""
+    """Stop after N held-out losses in a row without improvement; 0: never. Needs eval_steps."""
     save_steps: int = Field(20, ge=1)
-    """A checkpoint every so many steps; an interrupted run goes on from the last one."""
+    """Save a checkpoint every N steps; an interrupted run continues from the last one."""
     logging_steps: int = Field(1, ge=1)
-    """Log every so many steps. With 1 a GPU waits for the log of each: short steps are faster with 8 or so."""
+    """Log every N steps. With 1 a GPU waits for the log of each step; short steps are faster with 8 or so."""
     seed: int = Field(3407, ge=0, lt=2**32)
     """Seed of the adapter's weights, the data order and dropout."""
     report_to: list[str] = []
-    """Where the trainer reports its log too, by transformers' names: tensorboard, wandb, mlflow, …"""
+    """Where else the trainer reports its log, by transformers' names: tensorboard, wandb, mlflow, …"""
 
     @field_validator("target_modules")
     @classmethod
@@ -111,7 +111,7 @@ class TrainSettings(Section):
         return self.batch_size * self.gradient_accumulation_steps
 
     def steps_for(self, records: int) -> int:
-        """Return the optimizer steps of a run with so many training records."""
+        """Return the optimizer steps of a run, given the number of training records."""
         if self.max_steps is not None:
             return self.max_steps
         # As it is written: 0.7 epochs of 10 records are 7, and not the float that is a little more.

@@ -1,7 +1,7 @@
 """What a stage is about to put in place, noted before each rename.
 
-After a crash between the first rename and the manifest's, the next call knows these files as the stage's own by this
-note, and does the stage again without asking. Each stage of a run has its own note, `.STAGE.unfinished.json`.
+After a crash between the first rename and the manifest's, the next call recognises these files as the stage's own by
+this note, and does the stage again without asking. Each stage of a run has its own note, `.STAGE.unfinished.json`.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def _place(folder: RunFolder, stage: str) -> Path:
 
 
 def _is_result(target: Path, folder: RunFolder) -> bool:
-    """Tell whether a file lies in the run folder under a name of its own, not inside of what is not finished."""
+    """Tell whether a file lies in the run folder under a name of its own, not inside an unfinished folder."""
     try:
         inside = target.resolve().relative_to(folder.path.resolve())
     except ValueError:

@@ -20,8 +20,8 @@ __all__ = ["Check", "doctor", "table"]
 def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence[Stage]) -> list[Check]:
     """Check what the given stages need: tools, base, data, memory, disk, Ollama.
 
-    Every check is made, whatever the others find; one that breaks down counts as failed. Nothing is written, nothing
-    but headers is read or asked for. A missing Ollama server fails only where registering is all that is to be done.
+    Every check is made, whatever the others find; one that raises an error counts as failed. Nothing is written, and
+    only headers are read or asked for. A missing Ollama server fails only where registering is all that is to be done.
     """
     names = tuple(stage.name for stage in stages)
     found: list[Check] = []
@@ -39,7 +39,7 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
     gpu = None
     try:
         gpu = hardware.gpu()
-    except Exception as exc:  # a broken driver or torch: said here, and the CPU is what remains
+    except Exception as exc:  # a broken driver or torch: reported here, and the checks continue with the CPU
         found.append(_broken("gpu", exc))
     else:
         look("gpu", lambda: checks.gpu(gpu))
@@ -56,7 +56,7 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
     if labels:
         held = {stage.name: 0 for stage in stages}
         for stage in stages:
-            with contextlib.suppress(OSError):  # files that cannot be read hold nothing that is of use
+            with contextlib.suppress(OSError):  # files that cannot be read hold nothing useful
                 held[stage.name] = stage.held(config, folder)
         _look_at_resources(config, folder, held, labels[0], gpu, look)
     look("run folder", lambda: checks.run_folder(folder))
@@ -95,14 +95,14 @@ def _broken(name: str, exc: Exception) -> Check:
     known = exc if isinstance(exc, ToolkitError) else explain(exc)
     if known is not None:
         return Check(
-            name, False, known.message, known.hint or "mend what the message names, then run `toolkit doctor` again"
+            name, False, known.message, known.hint or "fix what the message names, then run `toolkit doctor` again"
         )
     reason = " ".join(f"{type(exc).__name__}: {exc}".split())
-    return Check(name, False, f"the check broke down: {reason[:300]}", "see it in full with TOOLKIT_DEBUG=1")
+    return Check(name, False, f"the check itself failed: {reason[:300]}", "see it in full with TOOLKIT_DEBUG=1")
 
 
 def checks_table(found: Sequence[Check]) -> str:
-    """Lay the checks out as a table, with the fix of each that is not in order below it."""
+    """Format the checks as a table, with each failed check's fix below it."""
     marks = {True: ("✓", "ok"), False: ("✗", "FAIL"), None: ("–", "-")}
     plain = not _writable("✓✗–")
     rows = [(marks[check.ok][plain], check.name, check.found) for check in found]

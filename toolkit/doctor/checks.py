@@ -47,7 +47,7 @@ def libraries(listed: list[str] | None = None) -> list[Check]:
             if requirement.specifier.contains(version, prereleases=True):
                 continue
             found = f"version {version}, {requirement.specifier} is needed"
-        checks.append(Check(requirement.name, False, found, f"install what belongs together: {INSTALL}"))
+        checks.append(Check(requirement.name, False, found, f"install matching versions: {INSTALL}"))
     return checks or [Check("libraries", True, f"{len(wanted)} libraries in versions that fit", "")]
 
 
@@ -65,7 +65,7 @@ def gpu(gpu: Gpu | None) -> Check:
         memory = f"{gpu.free / 1e9:.1f} of {gpu.total / 1e9:.1f} GB free"
         return Check("gpu", True, f"{gpu.name}, {memory}{driver}", "")
     if hardware.driver_offers_gpu():
-        fix = "see whether `nvidia-smi` works, and install torch for your driver's CUDA version"
+        fix = "check whether `nvidia-smi` works, and install torch for your driver's CUDA version"
         return Check("gpu", None, "there is an NVIDIA GPU, but torch does not see it: the CPU will train", fix)
     return Check("gpu", None, "no CUDA GPU: the CPU will train", "")
 
@@ -142,7 +142,7 @@ def run_folder(folder: RunFolder) -> Check:
     place = hardware.existing(folder.path)
     fix = "change its permissions, or choose another folder with `--set run.folder=DIR`"
     if not place.is_dir():
-        return Check("run folder", False, f"`{place}` is a file, a folder is needed there", fix)
+        return Check("run folder", False, f"`{place}` is a file, where a folder is needed", fix)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -157,7 +157,7 @@ def run_folder(folder: RunFolder) -> Check:
 
 
 def _lock_holder(path: Path) -> int | None:
-    """Return the process that holds a lock on a file: 0 where the system does not tell which, None if nobody."""
+    """Return the process that holds a lock on a file: 0 where the system does not say which, None if nobody."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

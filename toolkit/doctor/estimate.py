@@ -28,7 +28,7 @@ def conversion(shape: ModelConfig) -> Parts:
 
 
 def export_memory(shape: ModelConfig, cores: int, *, whole: bool) -> Parts:
-    """Return the peak of an export; `whole` where the base has 4 bits, whose tensors stand whole in float32."""
+    """Return the peak of an export; `whole` where the base has 4 bits, whose tensors are held complete in float32."""
     largest = max(shape.table(), *(inputs * outputs for inputs, outputs in shape.linears().values()))
     return memory.export_peak(4 * largest if whole else 0, cores)
 
@@ -66,7 +66,7 @@ def adapter_folder(shape: ModelConfig, settings: TrainSettings) -> int:
 
 
 def checkpoints(shape: ModelConfig, settings: TrainSettings, *, moments: int = 8, records: int = 0) -> int:
-    """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they stand at once.
+    """Return the size of the checkpoints: adapter, tokenizer and Adam's moments, as often as they exist at once.
 
     `records` are those to train on, 0 where they are unknown: they decide the steps of `num_train_epochs`.
     """
@@ -77,5 +77,5 @@ def checkpoints(shape: ModelConfig, settings: TrainSettings, *, moments: int = 8
 
 
 def kept_logits(shape: ModelConfig, answer_bytes: int) -> int:
-    """Return the file of float32 logits that validation keeps while it runs, for answers of so many bytes in all."""
+    """Return the file of float32 logits that validation keeps while it runs, for answers of `answer_bytes` in all."""
     return 4 * shape.vocab * math.ceil(answer_bytes / BYTES_PER_TOKEN)

@@ -107,9 +107,9 @@ def _downloaded(cache: Path, label: str, revision: str) -> int:
 
 
 def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Mapping[str, int]) -> list[Write]:
-    """List what the stages themselves write; files that a stage replaces stand beside the new ones until it ends.
+    """List what the stages themselves write; files that a stage replaces stay next to the new ones until it ends.
 
-    `held` are the bytes by stage that stand already and are gone on with.
+    `held` are the bytes by stage that exist already and are used again.
     """
     writes, stages = [], held.keys()
     files = estimate.gguf_files(shape, config.export)
@@ -171,7 +171,7 @@ def ollama_store(config: Config) -> Path | None:
         if not is_loopback(server_address(config.ollama)):
             return None
     except ToolkitError:
-        return None  # the check of Ollama tells
+        return None  # the check of Ollama reports it
     named = os.environ.get("OLLAMA_MODELS")
     if named:
         return Path(named)

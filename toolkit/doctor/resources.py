@@ -24,7 +24,7 @@ from toolkit.model.precision import precision_of, uses_unsloth
 class Job:
     """What is to be done, on what: the settings, the stages, the base's shape, and the GPU if there is one.
 
-    `held` are the bytes on disk by stage that an interrupted run left and the next one goes on with.
+    `held` are the bytes on disk by stage that an interrupted run left and the next one continues with.
     """
 
     config: Config
@@ -44,7 +44,7 @@ def adapter(config: Config, shape: ModelConfig) -> Check:
     unknown = shape.unknown_targets(config.train.target_modules)
     layers = ", ".join(shape.linears())
     if unknown:
-        found = f"train.target_modules names what this base has not: {', '.join(unknown)}"
+        found = f"train.target_modules names layers that this base does not have: {', '.join(unknown)}"
         return Check("adapter", False, found, f"choose among its layers: {layers}")
     count = shape.trainable(config.train.target_modules, config.train.lora_r)
     return Check("adapter", True, f"{count:,} trainable of {shape.parameters() + count:,} parameters", "")
@@ -71,7 +71,7 @@ MORE = "use a machine with that much memory, or a smaller `model.base`"
 
 
 def _training(job: Job, free: int | None) -> Check:
-    """Compare the plan that training will choose with what is free, and say the plan."""
+    """Compare the plan that training will choose with what is free, and describe the plan."""
     settings = job.config.train
     name = "memory: training" if job.gpu is None else "gpu memory: training"
     there = training_machine(job, free)
@@ -98,7 +98,7 @@ def training_machine(job: Job, free: int | None) -> Device:
 
 
 def _what_fits(job: Job, there: Device) -> str:
-    """Find the mildest change of the settings that fits, and say it as options of the command line."""
+    """Find the mildest change of the settings that fits, and return it as options of the command line."""
     settings = job.config.train
     changes: dict[str, int | str] = {}
     steps: list[dict[str, int | str]] = []
@@ -134,25 +134,27 @@ def _compare(name: str, parts: Parts, free: int | None, fix: str) -> Check:
     listed = ", ".join(f"{part} {size(count)}" for part, count in parts.items() if count >= 50e6)
     need = f"needs {size(total(parts))} ({listed})"
     if free is None:
-        return Check(name, None, f"{need}; this system does not tell how much is free", "")
+        return Check(name, None, f"{need}; this system does not say how much is free", "")
     fits = total(parts) <= free
-    return Check(name, fits, f"{need}, {size(free)} {'are' if fits else 'is all that is'} free", "" if fits else fix)
+    return Check(name, fits, f"{need}, {'' if fits else 'only '}{size(free)} are free", "" if fits else fix)
 
 
 def least_memory(label: str, revision: str) -> Check:
-    """Judge a base of unknown shape by its weights alone: they must fit, the rest cannot be told."""
+    """Judge a base of unknown shape by its weights alone: they must fit, the rest is unknown."""
     try:
         count = plan.parameters_of(label, revision)
     except (ToolkitError, ValueError, KeyError, TypeError):
-        return Check("memory", None, "cannot be told before the base model is in order", "")
+        return Check("memory", None, "unknown until the base model is in order", "")
     free = hardware.available_memory()
     if not count and base.local_path(label) is not None:
-        return Check("memory", None, "cannot be told: the base model's sizes are not known here", "")
+        return Check("memory", None, "unknown: the base model's sizes are not known here", "")
     if not count:
         fix = f"fetch its configuration, then ask again: hf download {label} config.json"
-        return Check("memory", None, f"cannot be told: the shape of {label} is not known here", fix)
+        return Check("memory", None, f"unknown: the shape of {label} is not known here", fix)
     if free is not None and 4 * count > free and not hardware.sees_gpu():
-        return Check("memory", False, f"the float32 weights alone take {size(4 * count)}, {size(free)} are free", MORE)
+        return Check(
+            "memory", False, f"the float32 weights alone take {size(4 * count)}, only {size(free)} are free", MORE
+        )
     found = f"{count:,} parameters of a kind whose activations cannot be computed: weights {size(4 * count)} in float32"
     return Check("memory", None, found, "watch the first steps")
 
@@ -184,7 +186,7 @@ def _file_system(writes: list[Write]) -> Check:
     listed = ", ".join(f"{write.what} {size(write.size)}" for write in writes)
     free = hardware.free_disk(writes[0].path)
     fits = need <= free
-    found = f"{places}: needs {size(need)} ({listed}), {size(free)} {'are' if fits else 'is all that is'} free"
+    found = f"{places}: needs {size(need)} ({listed}), {'' if fits else 'only '}{size(free)} are free"
     return Check("disk", fits, found, "" if fits else _move(writes, need - free))
 
 

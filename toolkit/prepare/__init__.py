@@ -79,8 +79,8 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     }
     for pair in near[:SHOWN_PAIRS]:
         console.info(
-            f"near-duplicate ({pair.overlap:.2f}): {pair.side} `{_brief(pair.question)}` "
-            f"and {pair.other_side} `{_brief(pair.other)}`"
+            f"near-duplicate ({pair.overlap:.2f}): {pair.split} `{_brief(pair.question)}` "
+            f"and {pair.other_split} `{_brief(pair.other)}`"
         )
     _warn_of_damage(damage, repaired, len(rows.table.rows))
     _warn(figures, folder, splits, hints_for_some(rows.table, rows.columns, rejected))
@@ -141,7 +141,7 @@ def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: lis
         trained = {record.normalised for record in splits["train"]}
         seen = sum(record.normalised in trained for name in ("val", "test") for record in splits[name])
         console.warn(
-            f"{figures['leaked_questions']} questions stand in more than one split: {seen} of {held_out} held-out rows "
+            f"{figures['leaked_questions']} questions are in more than one split: {seen} of {held_out} held-out rows "
             "were seen in training; `--set data.split=grouped` keeps them apart"
         )
     if figures["near_duplicates"]:
@@ -163,9 +163,9 @@ def _warn_of_damage(damage: list[Damage], repaired: Counter[str], rows: int) -> 
     for found in damage:
         clean = f"`--set 'data.clean={json.dumps(clean_too)}'` repairs them"
         if found.kind == "lost":
-            clean = "nothing brings them back: export the data again from where it came"
+            clean = "they cannot be restored: export the data again from its source"
         elif found.kind in repaired:
-            clean = "they stayed after the repair"
+            clean = "the repair did not remove them"
         console.warn(f"{found.count} of {rows} {what[found.kind]}, first row {found.row}: `{found.excerpt}`; {clean}")
 
 

@@ -1,9 +1,9 @@
-"""Names and cells: which are the same, which are empty, and what a spreadsheet left behind as text."""
+"""Names and cells: which are the same, which are empty, and what a spreadsheet left as text."""
 
 import re
 from typing import Any
 
-# Zero-width blanks and joiners, directional marks, BOM, soft hyphen: what stands in a name and cannot be seen.
+# Zero-width blanks and joiners, directional marks, BOM, soft hyphen: invisible characters in a name.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe0e\ufe0f\ufeff]"
 )
@@ -11,7 +11,7 @@ _INVISIBLE = re.compile(
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
 _HALF = re.compile("[\ud800-\udfff]")
 
-# What programs write where they have no value. `na` stands apart: Na is sodium.
+# What programs write where they have no value. `na` is handled separately: Na is sodium.
 _NULL_WORD = re.compile(
     r"-?nan|none|null|nil|nat|n/a|n\.a\.|<(?:na|nan|null|none)>|[(\[](?:null|none|blank|empty)[)\]]|undefined|\\n", re.I
 )
@@ -26,7 +26,7 @@ LONGEST_NULL = 24  # characters
 def tidy_name(name: str) -> str:
     """Return a column's name without what cannot be seen: invisible characters, control characters, outer blanks.
 
-    Bytes that are no text become U+FFFD.
+    Bytes that are not text become U+FFFD.
     """
     if not (name.isascii() and name.isprintable()):
         name = _CONTROL.sub("", _HALF.sub("\ufffd", _INVISIBLE.sub("", name)))
@@ -74,7 +74,7 @@ def is_blank(value: Any) -> bool:
 
 
 def is_null_word(text: str) -> bool:
-    """Say whether a whole text is but a program's word for no value, or a spreadsheet's error."""
+    """Say whether a whole text is only a program's word for no value, or a spreadsheet's error."""
     if len(text) > LONGEST_NULL:
         return False
     return (

@@ -28,7 +28,7 @@ Loaded = Callable[[], Tokenizer | None]
 
 
 def tokenizer_here(config: Config) -> Tokenizer | None:
-    """Load the base's tokenizer if it is on this machine; None if not, or if the base is none: its own check tells.
+    """Load the base's tokenizer if it is on this machine; None if not, or if it is no usable base.
 
     Raises ToolkitError where the vocabulary cannot write the prompt, as prepare does.
     """
@@ -53,8 +53,8 @@ def prompt(config: Config, tokenizer: Loaded) -> Check:
 def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     """Check that prepare will take the data file, or can download it; raises ToolkitError where prepare would.
 
-    Of a large file the first rows alone are read. Then, and where it takes the tokenizer of a base that is not here,
-    nothing is promised.
+    Only the first rows of a large file are read. Then, and where the answer depends on the tokenizer of a base that is
+    not here, nothing is promised.
     """
     if config.data.source == "medquad" and not MEDQUAD_CSV.exists():
         return _medquad(offline=offline)
@@ -66,7 +66,7 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     form = prompt_format(config.prompt)
     try:
         loaded = tokenizer()
-    except ToolkitError:  # the prompt's check tells
+    except ToolkitError:  # the prompt's check reports it
         loaded = None
     if loaded is None:
         return _without_tokenizer(rows, form, config)
@@ -84,14 +84,14 @@ def _without_tokenizer(rows: Rows, form: PromptFormat, config: Config) -> Check:
     try:
         divide(rows, config, _surely_fitting(form, config))
     except ToolkitError:
-        divide(rows, config, lambda records: (records, []))  # what no tokenizer can mend is said at once
-        found = f"{_usable(rows)}; how many fit train.max_length is not known before the base is here"
+        divide(rows, config, lambda records: (records, []))  # what no tokenizer can change is reported at once
+        found = f"{_usable(rows)}; how many fit train.max_length is unknown until the base is on this machine"
         return Check("data", None, found, "")
     return Check("data", True, _usable(rows), "")
 
 
 def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
-    """Fit records by their bytes, of which a token has one at least."""
+    """Fit records by their bytes, because a token has at least one."""
     cut = config.data.on_too_long == "truncate"
 
     def fits(record: Record) -> bool:
@@ -113,14 +113,14 @@ def _first_rows(content: bytes, path: Path, config: Config) -> Check:
     except ToolkitError as exc:
         if "truncated" not in exc.message:
             raise
-        # The end of what was read may stand within a quoted cell.
-        return Check("data", None, f"{path}, {console.size(size)}: too large to be read here, prepare reads it", "")
+        # The end of what was read may be inside a quoted cell.
+        return Check("data", None, f"{path}, {console.size(size)}: too large for this check, prepare reads it", "")
     try:
         rows = rows_of(table, config)
     except ToolkitError as exc:
         if "no usable row" not in exc.message:
             raise
-        found = f"{path}: of the first {len(table.rows):,} rows none can be used, the others were not read"
+        found = f"{path}: none of the first {len(table.rows):,} rows can be used, the others were not read"
         return Check("data", None, found, exc.hint)
     usable = f"{len(rows.records):,} of its first {len(table.rows):,} rows are usable"
     found = f"{path}, {console.size(size)}: {usable}; the others were not read"
@@ -130,7 +130,7 @@ def _first_rows(content: bytes, path: Path, config: Config) -> Check:
 def _medquad(*, offline: bool) -> Check:
     fix = f"download and unzip it by hand to {MEDQUAD_CSV}, or set `data.source` to a file of your own"
     if offline:
-        return Check("data", False, f"`{MEDQUAD_CSV}` is not there, and --offline forbids to download it", fix)
+        return Check("data", False, f"`{MEDQUAD_CSV}` is not there, and --offline forbids downloading it", fix)
     try:
         request = urllib.request.Request(MEDQUAD_URL, method="HEAD")
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:

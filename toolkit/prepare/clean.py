@@ -22,7 +22,7 @@ WRONG_TYPE = "a list or object instead of text"
 REPEATED_HEADER = "the header again"
 NULL_WORD = "null word"
 
-SHOWN = 200  # characters of a rejected row that are kept
+SHOWN = 200  # number of characters kept of a rejected row
 
 # C0 without tab, newline, vertical tab and form feed (which text from PDFs has), DEL, and lone surrogates.
 _UNUSABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
@@ -69,7 +69,7 @@ class Rejection:
 def clean(
     table: Table, columns: Columns, instruction: str, *, null_words: str = "empty", repairs: Collection[str] = ()
 ) -> tuple[list[Record], list[Rejection]]:
-    """Turn every row into a record or a rejection, in the order of the file; `instruction` fills in where none is.
+    """Turn every row into a record or a rejection, in the order of the file; `instruction` serves rows without one.
 
     `null_words` and `repairs` are the settings `data.null_words` and `data.clean`.
     """
@@ -87,7 +87,7 @@ def clean(
 
 @dataclass(frozen=True)
 class _Rules:
-    """How rows are cleaned: which columns hold what, what fills in, and what is done to their text."""
+    """How rows are cleaned: which columns hold what, what fills in, and what is changed in their text."""
 
     columns: Columns
     instruction: str
@@ -175,7 +175,7 @@ def _is_header(texts: _Texts, columns: Columns) -> bool:
 def _repair(texts: _Texts, repairs: frozenset[str]) -> tuple[str, ...]:
     """Repair the texts in place, and return which repairs changed something."""
     done = []
-    for kind in sorted(repairs, reverse=True):  # mojibake first: it may stand inside of entities' names
+    for kind in sorted(repairs, reverse=True):  # mojibake first: it may be inside the names of entities
         before = texts.all()
         texts.question, texts.answer, texts.instruction, texts.context = (REPAIRS[kind](text) for text in before)
         if texts.all() != before:
@@ -184,7 +184,7 @@ def _repair(texts: _Texts, repairs: frozenset[str]) -> tuple[str, ...]:
 
 
 def _empty_nulls(texts: _Texts) -> dict[str, str]:
-    """Empty the texts that are but a null word, in place, and return which word stood where."""
+    """Empty the texts that are only a null word, in place, and return which word stood where."""
     nulls = {}
     for name, text in vars(texts).items():
         if text and is_null_word(text):
@@ -198,7 +198,7 @@ def _show(text: str) -> str:
 
 
 def split_cell(cell: str) -> tuple[str, str] | str:
-    """Part MedQuAD's `Question: … URL: … Answer: …)` into question and answer, or say why it cannot be parted.
+    """Divide MedQuAD's `Question: … URL: … Answer: …)` into question and answer, or say why that fails.
 
     The URL line may be missing. The file closes each answer with a `)` that opens nowhere: that one goes.
     """
@@ -225,7 +225,7 @@ def _closes(text: str) -> bool:
 
 
 def normalise(question: str) -> str:
-    """Reduce a question to what makes it the same: NFKC, case folded, words parted by one space, no punctuation.
+    """Reduce a question to what makes it the same: NFKC, case folded, words separated by one space, no punctuation.
 
     A question of nothing but punctuation stays as it is, so that `+` and `-` are two questions.
     """
@@ -233,7 +233,7 @@ def normalise(question: str) -> str:
     letters = folded.translate(_APOSTROPHES)
     if letters.isascii():
         words = re.findall(r"[a-z0-9]+", letters)
-    else:  # not \w, which parts words at the vowel signs of Indic scripts
+    else:  # not \w, which divides words at the vowel signs of Indic scripts
         words = "".join(char if unicodedata.category(char)[0] in "LMN" else " " for char in letters).split()
     return " ".join(words) or folded.strip()
 

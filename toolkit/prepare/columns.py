@@ -1,4 +1,4 @@
-"""Which columns hold what, which are left, and which of those are known to carry meaning."""
+"""The column of each role, the columns that are left, and those among them that are known to carry meaning."""
 
 import re
 import shlex
@@ -65,7 +65,7 @@ def wanted_names(settings: DataSettings) -> list[str]:
 
 
 def find_columns(table: Table, settings: DataSettings) -> Columns:
-    """Decide which columns hold what; raises ToolkitError naming what was found, or two columns for one role."""
+    """Choose the column of each role; raises ToolkitError where one is missing or two fit one role."""
     named = {
         role: _named(getattr(settings, f"{role}_column"), role, table)
         for role in ("question", "answer", "instruction", "context")
@@ -157,14 +157,14 @@ def _hint_for_names(role: str, table: Table) -> str:
     chats = [name for name in table.columns if _CHATS.fullmatch(_meaning(name))]
     if chats and len(table.columns) <= len(chats) + 2:
         return (
-            "these look like chats, which cannot be read yet: write one question and one answer a row, "
+            "these look like chats, which cannot be read yet: write one question and one answer per row, "
             'such as {"question": "…", "answer": "…"}'
         )
     if table.path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet", ".pq") and any(
         map(_looks_like_data, table.columns)
     ):
         return (
-            "no header? The first row looks like data: put a first line in front that names the columns, "
+            "no header? The first row looks like data: add a first line that names the columns, "
             "such as `question,answer`"
         )
     return f"name it with `--set data.{role}_column=NAME`"
@@ -247,7 +247,7 @@ def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
 def _take_system(columns: Columns, name: str) -> str:
     settings = [_setting("instruction", name)]
     if columns.instruction is not None and name_key(columns.instruction) == INSTRUCTION:
-        # Alpaca's question stands in `instruction`, and its input goes with it.
+        # Alpaca's question is in `instruction`, and its input goes with it.
         settings.append(_setting("question", columns.instruction))
         if columns.question is not None and columns.context is None:
             settings.append(_setting("context", columns.question))

@@ -12,7 +12,7 @@ EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 PLAIN = "it looks like plain text"
 BINARY = "it looks like binary data"
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
-UNSEEN = "\ufeff\u200b\u2060"  # marks in front of a text, by some programs written twice
+UNSEEN = "\ufeff\u200b\u2060"  # marks at the start of a text, which some programs write twice
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
 
 _COMPRESSED = {
@@ -127,7 +127,7 @@ def quoted(path: Path | str) -> str:
 
 
 def _converted(command: str, name: str) -> str:
-    """Return the hint that writes a command's output to a new file and takes that as the data."""
+    """Return the hint that writes a command's output to a new file and uses that file as the data."""
     target = _fresh(name if Path(name).suffix.lower() in EXTENSIONS else f"{name}.csv")
     return f"`{command} > {quoted(target)}`, then `--set {quoted(f'data.source={target}')}`"
 
@@ -189,7 +189,7 @@ def decode_text(content: bytes, path: Path) -> str:
 
 
 def encoding_hint(path: Path, content: bytes) -> str:
-    """Return what to do about a file with bytes that are not UTF-8: name its encoding, or the lines to mend."""
+    """Return what to do about a file with bytes that are not UTF-8: name its encoding, or the lines to correct."""
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     foreign = {number: line for number, line in enumerate(lines, start=1) if not line.isascii()}
     bad = {
@@ -207,7 +207,7 @@ def encoding_hint(path: Path, content: bytes) -> str:
 
 
 def _guess(sample: bytes) -> str:
-    """Guess by how many letters are beyond ASCII: some in a Western text, most of them in another script."""
+    """Guess from the share of letters beyond ASCII: a few in a Western text, most of them in another script."""
     from charset_normalizer import from_bytes
 
     ascii_letters = sum(sample.count(letter) for letter in range(65, 123))

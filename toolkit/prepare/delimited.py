@@ -13,7 +13,7 @@ from toolkit.prepare.table import Row
 DELIMITERS = (",", ";", "\t", "|")
 WRONG_COLUMNS = "wrong number of columns"
 
-# Excel's own first line, which names the delimiter and is no row.
+# Excel's own first line, which names the delimiter and is not a row.
 _SEP = re.compile(r'\s*"?sep=(?P<delimiter>[^\r\n"])"?[ ,;\t]*(?:\r\n|\r|\n|\Z)', re.IGNORECASE)
 _DOUBLED = re.compile(r'(?:\A|[\t\r\n])"[^"]*""')  # a quote written twice inside a quoted cell of a TSV
 
@@ -24,7 +24,7 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     """Read text whose first row names the columns; quoted cells may hold anything (RFC 4180).
 
     `wanted` are keys of column names, by which the delimiter is recognised unless a line `sep=` names it. A row of
-    empty cells is no row. Returns the names, unnamed columns as `column N`, and the rows.
+    empty cells is not a row. Returns the names, unnamed columns as `column N`, and the rows.
     """
     csv.field_size_limit(sys.maxsize)
     named = _SEP.match(text)
@@ -38,7 +38,7 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     needed = max((number for number, name in enumerate(header, start=1) if name), default=0)
     rows = []
     for number, (line, cells) in enumerate(filled, start=1):
-        while len(cells) > needed and is_blank(cells[-1]):  # spreadsheets write the empty columns beside a table
+        while len(cells) > needed and is_blank(cells[-1]):  # spreadsheets write the empty columns next to a table
             cells.pop()
         if needed <= len(cells) <= len(columns):
             rows.append(Row(number, line, dict(zip(columns, cells, strict=False))))
@@ -74,7 +74,7 @@ def _quoted(text: str, delimiter: str, path: Path, skipped: int) -> list[Cells]:
 def _tabbed(text: str, path: Path, skipped: int) -> list[Cells]:
     """Read tab-separated text, in which a quote is text unless the file quotes its cells.
 
-    It does where it doubles a quote inside of one, quotes each name of the header, or has rows of an odd number of
+    It does where it doubles a quote inside one, quotes each name of the header, or has rows of an odd number of
     cells that quoted cells would explain.
     """
     if '"' not in text:
@@ -97,7 +97,7 @@ def _tabbed(text: str, path: Path, skipped: int) -> list[Cells]:
 
 
 def _holds_rows(cell: str, width: int) -> bool:
-    """Say whether a cell of several lines holds rows: two stray quotes are no cell."""
+    """Say whether a cell of several lines holds rows: two stray quotes are not a cell."""
     return any(line.count("\t") == width - 1 for line in re.split(r"\r\n|\r|\n", cell)[1:])
 
 

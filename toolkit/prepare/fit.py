@@ -19,14 +19,14 @@ MARGIN = 4
 
 
 def fit(
-    records: list[Record], form: PromptFormat, tokenizer: Tokenizer, config: Config
+    records: list[Record], prompt_format: PromptFormat, tokenizer: Tokenizer, config: Config
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
     With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer. Both say how long they are whole.
     """
     limit = config.train.max_length
-    prompts = [render(form, record.question, record.instruction) for record in records]
+    prompts = [render(prompt_format, record.question, record.instruction) for record in records]
     doubtful = list(range(len(records)))
     if is_byte_level(tokenizer):
         doubtful = [
@@ -63,7 +63,7 @@ def fitting_length(records: Sequence[Record | Rejection], share: float, limit: i
 
 
 def most_tokens(text: str, tokenizer: Tokenizer) -> int:
-    """Return more tokens than a record can have, without encoding it: a token of byte-level BPE has a byte at least."""
+    """Return more tokens than a record can have, without encoding: a token of byte-level BPE has at least one byte."""
     if tokenizer.encoder.normalizer is not None and not text.isascii():
         text = tokenizer.encoder.normalizer.normalize_str(text)
     return len(text.encode("utf-8")) + MARGIN
@@ -94,7 +94,7 @@ def _lengths(pairs: list[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[int]
 
 
 def _last_run(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, int]:
-    """Return the text behind the prompt's last control token, which its answer joins, and the ids in front of it."""
+    """Return the text after the prompt's last control token, which its answer joins, and the ids in front of it."""
     runs = tokenizer.segments(prompt)
     last = runs.pop() if runs and isinstance(runs[-1], str) else ""
     return str(last), sum(1 if isinstance(run, int) else len(tokenizer.encode(run)) for run in runs)

@@ -29,7 +29,7 @@ def with_groups(records: list[Record], default: str) -> list[Record]:
 
 
 def reworded(train: list[Record], held_out: list[Record]) -> int:
-    """Count the held-out rows whose question stands in training too, under another instruction.
+    """Count the held-out rows whose question is in training too, under another instruction.
 
     The question is here whichever of the two columns has more different texts: the other one says how to answer it.
     """

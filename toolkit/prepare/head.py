@@ -15,7 +15,7 @@ PARQUET_ROWS = 2500
 def file_head(path: Path) -> tuple[bytes, bool]:
     """Return a file's content, and whether it is all: of a large file, whole records from its start alone.
 
-    Raises ToolkitError if the path is no file, or a large parquet file is damaged.
+    Raises ToolkitError if the path is not a file, or a large parquet file is damaged.
     """
     size = check_file(path).stat().st_size
     if size <= WHOLE:
@@ -40,7 +40,7 @@ def _whole_lines(start: bytes) -> bytes:
 
 
 def _json_items(start: bytes) -> bytes:
-    """Return the whole items of a list that breaks off, as a list; nothing where the text holds one object a line."""
+    """Return the whole items of a list that breaks off, as a list; nothing where the text holds one object per line."""
     text = start.decode("utf-8-sig", "surrogateescape")
     opening = text.find("[")
     lines = text.split("\n", 2)

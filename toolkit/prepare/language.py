@@ -36,7 +36,7 @@ _MARKS = re.compile(r"<\|[^|>]*\|>|<[^<>\s]*>|\[/?[A-Z]+\]|\{instruction\}|\{inp
 
 @contextlib.contextmanager
 def identifier() -> Iterator[Identify]:
-    """Yield py3langid, which loads its model (0.6 s) beside what the caller does until the first call."""
+    """Yield py3langid, which loads its model (0.6 s) while the caller works, until the first call."""
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(_load)
         yield lambda text: _likeliest(loading.result().rank(text))
@@ -82,7 +82,7 @@ def _sure_language(text: str, identify: Identify) -> str:
 def foreign_prompt(settings: PromptSettings, records: list[Record], language: str, identify: Identify) -> str:
     """Say that the prompt is in, or asks for, another language than `language`, which the answers are in; "" if not.
 
-    The default instruction counts only where a record uses it. Nothing is said of a text whose language is not sure.
+    The default instruction counts only where a record uses it. A text whose language is uncertain gets no warning.
     """
     if not language:
         return ""
@@ -124,9 +124,9 @@ def _whole_prompt(language: str) -> str:
 
 
 def file_language(path: Path) -> str:
-    """Return the language code of a data file's answers; "" where it is not sure, or the columns are not found.
+    """Return the language code of a data file's answers; "" where it is uncertain, or the columns are not found.
 
-    Of a large file the first rows alone are read. Raises ToolkitError if the file cannot be read.
+    Only the first rows of a large file are read. Raises ToolkitError if the file cannot be read.
     """
     config = Config()
     content, _ = file_head(path)

@@ -1,4 +1,4 @@
-"""From JSON to rows: a list of objects, one object a line, or columns as data frames write them."""
+"""From JSON to rows: a list of objects, one object per line, or columns as data frames write them."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ class _Reader:
         return parse_json(text, data=True, pairs=self._object)
 
     def values(self, text: str) -> list[tuple[int, Any]]:
-        """Read values one behind the other, with blanks or a comma between, each with the line where it begins."""
+        """Read values one after the other, with blanks or a comma between, each with the line where it begins."""
         found: list[tuple[int, Any]] = []
         decoder = json.JSONDecoder()
         position, line, counted = 0, 1, 0
@@ -48,7 +48,7 @@ class _Reader:
             position = end
 
     def rows(self, items: list[tuple[int | None, Any]]) -> tuple[list[str], list[Row]]:
-        """Return names and rows; objects of empty values are no rows. A name is twice there if some object says so."""
+        """Return names and rows; objects without values are not rows. A name is listed twice if an object has it so."""
         columns: dict[str, None] = {}
         twice: dict[str, None] = {}
         repeated = {id(value): names for value, names in self.repeated}
@@ -75,7 +75,7 @@ def tidied(columns: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
 
 
 def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
-    """Read a list of objects, an object that holds one list, columns, or one object a line."""
+    """Read a list of objects, an object that holds one list, columns, or one object per line."""
     reader = _Reader()
     try:
         value = reader.value(text)
@@ -92,7 +92,7 @@ def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
 
 
 def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
-    """Read one JSON object a line; empty lines are no rows. A list, or objects over several lines, are read too."""
+    """Read one JSON object per line; empty lines are not rows. A list, or objects over several lines, are read too."""
     reader = _Reader()
     found: list[tuple[int | None, Any]] = []
     # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
@@ -116,7 +116,7 @@ def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
 
 
 def _not_by_line(text: str, path: Path) -> tuple[list[str], list[Row]] | None:
-    """Read what is JSON, but not a value a line; None if it is none."""
+    """Read JSON that is not one value per line; None if it is not."""
     reader = _Reader()
     try:
         values = reader.values(text)

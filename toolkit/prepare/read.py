@@ -1,6 +1,6 @@
 """From a file to a table: CSV, TSV, JSON, JSONL and parquet, as UTF-8 text. No row is lost on the way.
 
-pandas is not used here: `read_csv` drops rows after a stray or unclosed quote without a word, and one byte that is not
+pandas is not used here: `read_csv` drops rows after a stray or unclosed quote silently, and one byte that is not
 UTF-8 fails the whole file.
 """
 
@@ -32,7 +32,7 @@ def read_table(path: Path, wanted: Iterable[str]) -> Table:
 
 
 def parse_table(content: bytes, path: Path, wanted: Iterable[str]) -> Table:
-    """Read the content of a data file, as `read_table` does; `path` names its format and stands in errors."""
+    """Read the content of a data file, as `read_table` does; `path` names its format and is shown in errors."""
     if not content.strip():
         raise ToolkitError(f"`{path}` is empty", hint=_NO_ROWS)
     kind = "parquet" if path.suffix.lower() in (".parquet", ".pq") else _KINDS.get(path.suffix.lower())
@@ -60,12 +60,12 @@ def _sniff(content: bytes, path: Path) -> str:
     found, hint = looks_like(content, path)
     start = content.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not hint and start[:1] in (b"{", b"["):
-        return "json"  # which goes on as JSONL if there is one object a line
+        return "json"  # which continues as JSONL if there is one object per line
     first = start.partition(b"\n")[0]
     if path.suffix.lower() in ("", ".txt") and any(delimiter.encode() in first for delimiter in DELIMITERS):
         return "csv"
     raise ToolkitError(
-        f"`{path}` is none of the formats that can be read ({found})",
+        f"`{path}` is not in a format that can be read ({found})",
         hint=hint or f"give it the extension of its format: {' '.join(EXTENSIONS)}",
     )
 

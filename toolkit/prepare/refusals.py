@@ -92,7 +92,7 @@ def _not_text(path: Path) -> str:
         content.decode("utf-8")
     except UnicodeDecodeError:
         return encoding_hint(path, content)
-    return "the rows hold control characters or halves of characters: take them out, or export the file again"
+    return "the rows hold control characters or halves of characters: remove them, or export the file again"
 
 
 def _longer_context(some: list[Rejection], rows: int) -> str:

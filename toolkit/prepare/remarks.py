@@ -46,7 +46,7 @@ def reworded_questions(figures: dict[str, Any], splits: Splits) -> str:
     held_out = len(splits["val"]) + len(splits["test"])
     return (
         f"{figures['reworded_questions']} of {held_out} held-out rows share their question with training rows, under "
-        "another instruction: their figures may flatter"
+        "another instruction: their figures may be too good"
     )
 
 

@@ -37,7 +37,7 @@ def locate(settings: DataSettings, *, offline: bool) -> Path:
             )
         return MEDQUAD_CSV
     if offline:
-        raise _missing(f"`{MEDQUAD_CSV}` is not there, and --offline forbids to download it")
+        raise _missing(f"`{MEDQUAD_CSV}` is not there, and --offline forbids downloading it")
     content = _csv_inside(_download(MEDQUAD_URL))
     with writing(MEDQUAD_CSV) as file:
         file.write(content)
@@ -63,7 +63,7 @@ def check_file(path: Path) -> Path:
 
 
 def _download(url: str) -> bytes:
-    """Return what the address serves, in memory; raises ToolkitError (exit 3) unless it came whole."""
+    """Return what the address serves, in memory; raises ToolkitError (exit 3) unless it is complete."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
@@ -92,7 +92,7 @@ def _csv_inside(archive: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(archive)) as members:
             if digest != ZIP_SHA256:
                 raise _missing(f"{MEDQUAD_URL} has changed: sha256 {digest[:12]}… instead of {ZIP_SHA256[:12]}…")
-            # Chosen by content: macOS left a second file of almost the same name beside it.
+            # Chosen by content: macOS left a second file of almost the same name next to it.
             for member in members.infolist():
                 if member.filename.lower().endswith(".csv") and member.file_size <= MAX_DOWNLOAD:
                     content = members.read(member)

@@ -54,40 +54,40 @@ def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
     sizes = Counter(record.normalised for record in records)
     aims = {"test": round(settings.test * len(records)), "val": round(settings.val * len(records))}
     room = dict(aims)
-    side_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for question in sorted(sizes, key=lambda text: hashlib.sha256(f"{settings.seed}:{text}".encode()).digest()):
-        side_of[question] = "train"
+        split_of[question] = "train"
         for name, left in room.items():
-            # Taken if the split then is no farther from its size than before.
+            # Taken if the split is then no further from its size than before.
             if left > 0 and sizes[question] <= 2 * left:
-                side_of[question] = name
+                split_of[question] = name
                 room[name] -= sizes[question]
                 break
-    _fill(side_of, sizes, {**aims, "train": len(records) - sum(aims.values())}, wanted_splits(settings))
-    return {name: [record for record in records if side_of[record.normalised] == name] for name in SPLITS}
+    _fill(split_of, sizes, {**aims, "train": len(records) - sum(aims.values())}, wanted_splits(settings))
+    return {name: [record for record in records if split_of[record.normalised] == name] for name in SPLITS}
 
 
-def _fill(side_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], wanted: list[str]) -> None:
+def _fill(split_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], wanted: list[str]) -> None:
     """Give each empty split a group of another one that has two or more: the one that leaves all nearest their aims.
 
     Nothing moves where no split is empty. One stays empty only if there are fewer groups than splits.
     """
     rows = Counter({name: 0 for name in SPLITS})
-    groups = Counter(side_of.values())
-    for question, side in side_of.items():
-        rows[side] += sizes[question]
+    groups = Counter(split_of.values())
+    for question, name in split_of.items():
+        rows[name] += sizes[question]
     for empty in wanted:
-        givers = [question for question, side in side_of.items() if groups[side] > 1]
+        givers = [question for question, name in split_of.items() if groups[name] > 1]
         if groups[empty] or not givers:
             continue
 
         def distance(question: str, to: str = empty) -> int:
-            moved = {side_of[question]: -sizes[question], to: sizes[question]}
+            moved = {split_of[question]: -sizes[question], to: sizes[question]}
             return sum(abs(rows[name] + moved.get(name, 0) - aims[name]) for name in SPLITS)
 
         taken = min(givers, key=distance)  # the first in the order of the hash, where several are as good
-        former = side_of[taken]
-        side_of[taken] = empty
+        former = split_of[taken]
+        split_of[taken] = empty
         rows.update({former: -sizes[taken], empty: sizes[taken]})
         groups.update({former: -1, empty: 1})
 
@@ -116,12 +116,12 @@ def random_split(records: list[Record], settings: DataSettings) -> Splits:
     return {"train": train, "val": held_out[:for_val], "test": held_out[for_val:]}
 
 
-def _empty(side: str, splits: Splits) -> ToolkitError:
+def _empty(name: str, splits: Splits) -> ToolkitError:
     rows = sum(map(len, splits.values()))
     questions = len({record.normalised for records in splits.values() for record in records})
     counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
     of = f"{rows} usable row{'s' * (rows != 1)} of {questions} question{'s' * (questions != 1)}"
-    return ToolkitError(f"the split leaves {side} empty: {of} give {counts}")
+    return ToolkitError(f"the split leaves {name} empty: {of} give {counts}")
 
 
 def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) -> str:
@@ -151,9 +151,9 @@ def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) 
 
 
 def leaked(splits: Splits) -> int:
-    """Count the questions that stand in more than one split; a grouped split has none."""
+    """Count the questions that are in more than one split; a grouped split has none."""
     seen = [{record.normalised for record in records} for records in splits.values()]
-    return sum(count > 1 for count in Counter(question for side in seen for question in side).values())
+    return sum(count > 1 for count in Counter(question for questions in seen for question in questions).values())
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class NearDuplicate:
     """A held-out question, and the question in another split that shares most of its words with it."""
 
     question: str
-    side: str
+    split: str
     other: str
-    other_side: str
+    other_split: str
     overlap: float
 
 
@@ -171,12 +171,12 @@ class NearDuplicate:
 class _Item:
     record: Record
     normalised: str
-    side: str
+    split: str
     words: list[str]
 
 
 def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
-    """Find every val or test question that nearly stands in another split: Jaccard of its words ≥ `threshold`.
+    """Find every val or test question that is nearly in another split: Jaccard of its words ≥ `threshold`.
 
     Exact, in 0.9 s for 50,000 rows, where scikit-learn's CountVectorizer and a sparse product take 38 s. Two sets of a
     and b words reach a Jaccard of t only if they share α = ⌈t/(1+t)·(a+b)⌉ words. With words in one order for all
@@ -190,11 +190,11 @@ def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
         size = len(item.words)
         # The smallest partner allowed has ⌈t·size⌉ words, all of which must be shared: no later word can be the first.
         for position in range(size - math.ceil(threshold * size - ROUNDING) + 1):
-            index[item.words[position]][item.side, size, size - position].append(number)
+            index[item.words[position]][item.split, size, size - position].append(number)
     sets = [frozenset(item.words) for item in items]
     found = []
     for number, item in enumerate(items):
-        if item.side == "train":
+        if item.split == "train":
             continue
         for other in _candidates(item, items, index, threshold):
             overlap = _jaccard(sets[number], sets[other])
@@ -202,7 +202,7 @@ def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
                 twin = items[other]
                 found.append(
                     NearDuplicate(
-                        question_shown(item.record), item.side, question_shown(twin.record), twin.side, overlap
+                        question_shown(item.record), item.split, question_shown(twin.record), twin.split, overlap
                     )
                 )
                 break
@@ -210,13 +210,13 @@ def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
 
 
 def _items(splits: Splits) -> list[_Item]:
-    """Return each question once a split, its words rarest first."""
+    """Return each question once per split, its words rarest first."""
     unique = {(record.normalised, name): record for name in SPLITS for record in splits[name]}
     words = [set(normalised.split()) for normalised, _ in unique]
     common = Counter(word for some in words for word in some)
     return [
-        _Item(record, normalised, side, sorted(some, key=lambda word: (common[word], word)))
-        for ((normalised, side), record), some in zip(unique.items(), words, strict=True)
+        _Item(record, normalised, name, sorted(some, key=lambda word: (common[word], word)))
+        for ((normalised, name), record), some in zip(unique.items(), words, strict=True)
     ]
 
 
@@ -226,9 +226,9 @@ def _candidates(item: _Item, items: list[_Item], index: _Index, threshold: float
     seen: set[int] = set()
     for position in range(size - math.ceil(threshold * size - ROUNDING) + 1):
         rest = size - position
-        for (side, other_size, other_rest), numbers in index.get(item.words[position], {}).items():
+        for (name, other_size, other_rest), numbers in index.get(item.words[position], {}).items():
             needed = threshold / (1 + threshold) * (size + other_size) - ROUNDING
-            if side == item.side or min(rest, other_rest) < needed:
+            if name == item.split or min(rest, other_rest) < needed:
                 continue
             for number in numbers:
                 if number not in seen and items[number].normalised != item.normalised:

@@ -1,4 +1,4 @@
-"""Text that was spoiled on its way: HTML left in it, UTF-8 read as another encoding, characters that were lost."""
+"""Text that was spoiled on its way: leftover HTML, UTF-8 read as another encoding, lost characters."""
 
 import html
 import re
@@ -25,7 +25,7 @@ _DROPPED = {"<!--": "-->", "<!doctype ": ">", "<script": "</script>", "<style": 
 _OPENING = re.compile("|".join(_DROPPED), re.IGNORECASE)
 _BREAKING = re.compile(rf"(?:{_BLOCKS}|br)\Z")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-# These stand without a closing tag, too. Of others one is needed: `<title>` alone may be a place to fill in, and
+# These appear without a closing tag too. Others need one: `<title>` alone may be a place to fill in, and
 # `a<b>c` a comparison.
 _ALONE = frozenset(("br", "hr", "p", "li", "td", "th", "tr", "dd", "dt", "h1", "h2", "h3", "h4", "h5", "h6"))
 
@@ -44,7 +44,7 @@ class Damage:
 
 
 def find_html(text: str) -> str:
-    """Return the first HTML tag or entity of a text with what stands around it; empty if there is none."""
+    """Return the first HTML tag or entity of a text with the text around it; empty if there is none."""
     if "<" in text:
         found = [span[0] for span in _dropped(text)] + [match.start() for match in _tags(text)]
         if found:
@@ -110,7 +110,7 @@ def _without_tags(text: str) -> str:
 
 
 def _instead(name: str, *, closing: bool) -> str:
-    """Return what stands for a tag in plain text."""
+    """Return the plain text that replaces a tag."""
     if name == "li":
         return "" if closing else "\n- "
     if name in ("td", "th"):

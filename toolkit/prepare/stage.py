@@ -22,7 +22,7 @@ def data_file(config: "Config") -> Path:
 def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     from toolkit.core.run_folder import SPLITS
 
-    return StageFiles([data_file(config)], [*(folder.split_file(side) for side in SPLITS), folder.rejected])
+    return StageFiles([data_file(config)], [*(folder.split_file(name) for name in SPLITS), folder.rejected])
 
 
 def _before(context: Context) -> None:
@@ -48,7 +48,7 @@ def _run(context: Context) -> "Outcome":
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
-    shares = ", ".join(f"{figures[side]:,} {side}" for side in ("train", "val", "test"))
+    shares = ", ".join(f"{figures[name]:,} {name}" for name in ("train", "val", "test"))
     return "\n".join(
         [
             f"{figures['rows']:,} rows: {figures['kept']:,} kept ({shares})",

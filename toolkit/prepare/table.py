@@ -9,7 +9,7 @@ from typing import Any
 class Row:
     """One row of the source: `number` from 1 without the header, `line` in the file where that means something.
 
-    `values` is empty where `problem` says why the row cannot be used; `text` then shows what stood there.
+    `values` is empty where `problem` says why the row cannot be used; `text` then shows what was there.
     """
 
     number: int
@@ -21,9 +21,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file, its column names in the order in which they occur, and its SHA-256 (hex).
+    """All rows of a file, its column names in the order of their appearance, and its SHA-256 (hex).
 
-    A name that the file has twice stands twice in `columns`; `values` then hold the last cell of that name.
+    A name that the file has twice is twice in `columns`; `values` then hold the last cell of that name.
     """
 
     path: Path
