@@ -45,7 +45,7 @@ LIBRARIES = (
 class Done:
     """How a stage ended: performed now, or found fresh; `why` says why it was performed.
 
-    `warning` says what is wrong with a result that is there all the same.
+    `warning` says what is wrong with a result that exists nevertheless.
     """
 
     stage: str
@@ -78,7 +78,7 @@ def settings_of(found: Stage, config: "Config") -> dict[str, Any]:
 
 
 def state(config: "Config", folder: "RunFolder") -> dict[str, str]:
-    """Say for each stage why it must run again; an empty string means fresh. A stage behind a stale one is stale."""
+    """Say for each stage why it must run again; an empty string means fresh. A stage after a stale one is stale."""
     from toolkit.core.manifest import read_manifest
 
     manifest = read_manifest(folder)
@@ -203,7 +203,7 @@ def keep_settings(config: "Config", folder: "RunFolder") -> None:
 
 
 def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
-    """Keep what somebody else wrote, or changed, from being overwritten."""
+    """Raise ToolkitError rather than overwrite files that someone else wrote or changed."""
     from toolkit.core.manifest import foreign_outputs
     from toolkit.core.unfinished import noted
 

@@ -156,7 +156,7 @@ def test_two_columns_of_one_role_are_refused_until_one_is_named(row: dict[str, s
 def test_a_name_that_changes_from_row_to_row_is_to_be_one(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n{"Question": "r", "answer": "b"}\n')
-    assert "give them one name" in refusal(read_table(path, ())).hint
+    assert "give them the same name" in refusal(read_table(path, ())).hint
 
 
 def test_an_empty_column_is_no_second_one() -> None:

@@ -124,7 +124,7 @@ def test_offline_downloads_nothing(serve: Serve) -> None:
     ("body", "how", "message"),
     [
         (zipped(), {"status": 404}, "answers 404"),
-        (zipped(), {"cut": True}, "broke off"),
+        (zipped(), {"cut": True}, "stopped after"),
         (b"\n<!DOCTYPE html><html>sign in</html>", {}, "HTML page instead of a zip"),
         (b"not a zip at all", {}, "not a whole zip"),
         (zipped()[:-30], {}, "not a whole zip"),

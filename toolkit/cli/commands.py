@@ -264,7 +264,7 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
 
 
 def stage_verb(name: str) -> click.Command:
-    """Make the verb of a stage that needs no options of its own."""
+    """Make the verb of a stage without its own options."""
 
     def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
         perform_one(name, path, overrides, dry_run, force)

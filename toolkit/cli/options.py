@@ -32,14 +32,14 @@ class Verb(click.Command):
 
 
 class Verbs(click.Group):
-    """The verbs, in which each stage of the pipeline's table has one, whether or not it has options of its own."""
+    """The verbs, in which each stage of the pipeline's table has one, with or without its own options."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all verbs."""
         return sorted({*super().list_commands(ctx), *pipeline.STAGES})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a verb; one is made of a stage that has no options of its own."""
+        """Return a verb; a stage without its own options gets one here."""
         found = super().get_command(ctx, cmd_name)
         if found is None and cmd_name in pipeline.STAGES:
             from toolkit.cli.commands import stage_verb

@@ -22,7 +22,7 @@ DEVICES = Path("/dev")  # tests look elsewhere
 class Gpu:
     """A CUDA GPU: its name, driver version, total and free memory in bytes, and whether it computes in bf16.
 
-    `capability` is NVIDIA's number of its generation; `flash` tells whether torch has its flash attention.
+    `capability` is NVIDIA's number of its generation; `flash` says whether torch has its flash attention.
     """
 
     name: str
@@ -113,7 +113,7 @@ def file_system(path: Path) -> int:
 
 
 def cpu_name() -> str:
-    """Return the CPU's name as the system tells it, or an empty string."""
+    """Return the CPU's name as the system reports it, or an empty string."""
     return _cpu_field("model name")
 
 

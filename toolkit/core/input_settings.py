@@ -41,7 +41,7 @@ class DataSettings(Section):
     instruction_column: str = ""
     """Column with an instruction per row; empty: `instruction` where there is one, else prompt.instruction."""
     context_column: str = ""
-    """Column with a text that the question is about; it is put in front of the question, a blank line between."""
+    """Column with a text that the question is about; it is put before the question, with a blank line between."""
     null_words: Literal["empty", "text"] = "empty"
     """A cell of nothing but nan, None, N/A, -, #REF! or the like is "empty", or a "text" like any other."""
     clean: list[Literal["html", "mojibake"]] = []

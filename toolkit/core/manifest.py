@@ -46,7 +46,7 @@ class StageRecord(BaseModel):
     """What one stage did: the settings it used, what it read and wrote, and its headline figures.
 
     `failure` is set where the stage wrote its results, and they say no (a validation gate that is not met); `warning`
-    where they are usable, but hardly what was wanted (a model that learned nothing).
+    where they are usable but probably not what was wanted (a model that learned nothing).
     """
 
     settings: dict[str, Any]

@@ -35,7 +35,7 @@ class ExportSettings(Section):
     merge_base: Literal["16bit", "as-trained"] = "16bit"
     """Merge into the 16-bit weights, or as-trained: into model.base itself, 4-bit weights dequantized."""
     overrides: dict[str, str] = {}
-    """Types of single tensors, as { "output.weight" = "Q8_0" }: a regular expression searched in GGUF names, a type."""
+    """Types of single tensors, as { "output.weight" = "Q8_0" }; each key is a regex searched in GGUF names."""
 
     @field_validator("overrides")
     @classmethod

@@ -129,7 +129,7 @@ def locked(folder: RunFolder) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ToolkitError(
-                f"another toolkit is at work in `{folder.path}`",
+                f"another toolkit process is at work in `{folder.path}`",
                 hint="wait for it to end, or choose another `run.name`",
             ) from None
         yield

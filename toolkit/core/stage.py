@@ -92,7 +92,7 @@ class Stage:
     """One stage.
 
     `settings` are the sections and keys that decide its result, without `idle` ones, which only change how it runs.
-    `files` says what it reads and writes, and downloads nothing. `summary` tells its figures as text. `checks` lists
+    `files` says what it reads and writes, and downloads nothing. `summary` writes its figures as text. `checks` lists
     the doctor's checks, each with its name. `before` may fetch what `files` names. `needs` are stages that must be
     fresh, each with the message where it is not. `may_replace` tells whether a file that it did not write may be
     replaced. `lost` says why its result is gone although its files are there. `held` counts the bytes on disk that an

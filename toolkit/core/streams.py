@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 
 
 def write_log(text: str) -> None:
-    """Append lines to the log, with the time in front; a log that cannot be written is given up."""
+    """Append lines to the log, with the time in front; a failed write stops the log."""
     if state.log is None:
         return
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -71,9 +71,9 @@ def _show(text: str, style: str) -> None:
         print(text, file=sys.stderr, flush=True)
         return
     if sys.stderr is not None and sys.stderr.isatty():
-        # A width of its own: rich believes COLUMNS, and writes nothing at all where that is 0.
+        # An explicit width: rich trusts COLUMNS, and writes nothing at all where that is 0.
         Console(stderr=True, highlight=False, soft_wrap=True, width=WIDTH).print(Text(text, style=style))
-    else:  # rich ends the process where nobody reads any more
+    else:  # rich ends the process where the reader is gone
         print(text, file=sys.stderr, flush=True)
 
 

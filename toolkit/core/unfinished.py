@@ -52,7 +52,7 @@ def _place(folder: RunFolder, stage: str) -> Path:
 
 
 def _is_result(target: Path, folder: RunFolder) -> bool:
-    """Tell whether a file lies in the run folder under a name of its own, not inside an unfinished folder."""
+    """Tell whether a file is in the run folder under its final name, not inside an unfinished folder."""
     try:
         inside = target.resolve().relative_to(folder.path.resolve())
     except ValueError:

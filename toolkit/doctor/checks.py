@@ -71,7 +71,7 @@ def gpu(gpu: Gpu | None) -> Check:
 
 
 def base_model(label: str, revision: str, *, offline: bool, exported: bool = False) -> Check:
-    """Check that a base can be had: whole on this machine, or on the hub with access.
+    """Check that a base is available: complete on this machine, or on the hub with access.
 
     One that is to be `exported` must be of a family that can be, with each tensor that its config.json promises.
     """
@@ -138,7 +138,7 @@ def _hub_problem(name: str, label: str, exc: Exception) -> Check:
 
 
 def run_folder(folder: RunFolder) -> Check:
-    """Check that the run folder can be written and that no other process is at work in it; nothing stays behind."""
+    """Check that the run folder can be written and that no other process is at work in it; nothing is left there."""
     place = hardware.existing(folder.path)
     fix = "change its permissions, or choose another folder with `--set run.folder=DIR`"
     if not place.is_dir():
@@ -152,7 +152,7 @@ def run_folder(folder: RunFolder) -> Check:
     if holder not in (None, os.getpid()):
         by = f" (process {holder})" if holder else ""
         wait = "wait for it to end, or choose another `run.name`"
-        return Check("run folder", False, f"another toolkit is at work in `{folder.path}`{by}", wait)
+        return Check("run folder", False, f"another toolkit process is at work in `{folder.path}`{by}", wait)
     return Check("run folder", True, f"{folder.path} can be written", "")
 
 

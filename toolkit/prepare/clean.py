@@ -184,7 +184,7 @@ def _repair(texts: _Texts, repairs: frozenset[str]) -> tuple[str, ...]:
 
 
 def _empty_nulls(texts: _Texts) -> dict[str, str]:
-    """Empty the texts that are only a null word, in place, and return which word stood where."""
+    """Empty the texts that are only a null word, in place, and return which word was where."""
     nulls = {}
     for name, text in vars(texts).items():
         if text and is_null_word(text):

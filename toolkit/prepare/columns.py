@@ -111,7 +111,7 @@ def _each_once(named: dict[str, str | None], table: Table) -> None:
         if name and others:
             raise ToolkitError(
                 f"`{table.path}`: data.{role}_column and data.{others[0]}_column both name `{name}`",
-                hint=f"name another column with one of them: {listed(table.columns)}",
+                hint=f"set one of them to another column: {listed(table.columns)}",
             )
 
 
@@ -131,10 +131,10 @@ def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
     if len(set(names)) < len(names):
         hint = "remove one of them, or give it another name"
     elif not any(sum(not is_blank(row.values.get(name)) for name in names) > 1 for row in table.rows):
-        hint = "no row has more than one of them: give them one name"
+        hint = "no row uses more than one of them: give them the same name"
     else:
         hint = " or ".join(f"`--set {_setting(role, name)}`" for name in names)
-        hint = f"say which one is meant: {hint}"
+        hint = f"choose one: {hint}"
     return ToolkitError(f"`{table.path}` has more than one column with the {role}: {shown}", hint=hint)
 
 

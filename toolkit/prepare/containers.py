@@ -56,7 +56,7 @@ _MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
-# Encodings of data files, by Python's name; the Mac's are left out because short texts are taken for them.
+# Encodings of data files, by Python's name; the Mac's are left out because short texts are mistaken for them.
 _ENCODINGS = {
     "cp1252": "WINDOWS-1252",
     "cp1251": "WINDOWS-1251",
@@ -171,7 +171,7 @@ def decode_text(content: bytes, path: Path) -> str:
         return content.decode("utf-8").lstrip(UNSEEN)
     except UnicodeDecodeError:
         text = content.decode("utf-8", "surrogateescape")
-    # A file in another encoding shows: hardly any of its characters beyond ASCII happens to be valid UTF-8.
+    # A file in another encoding is recognisable: few of its characters beyond ASCII happen to be valid UTF-8.
     foreign = [line for line in text.split("\n") if not line.isascii()]
     bad = sum(1 for line in foreign if UNDECODABLE.search(line))
     if bad >= MANY and bad * 2 > len(foreign):

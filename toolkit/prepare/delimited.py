@@ -50,7 +50,7 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
 
 
 def _quoted(text: str, delimiter: str, path: Path, skipped: int) -> list[Cells]:
-    # Strict: a quote that is never closed would otherwise swallow all rows behind it in silence.
+    # Strict: a quote that is never closed would otherwise silently swallow all rows after it.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows: list[Cells] = []
     start = skipped + 1
@@ -97,7 +97,7 @@ def _tabbed(text: str, path: Path, skipped: int) -> list[Cells]:
 
 
 def _holds_rows(cell: str, width: int) -> bool:
-    """Say whether a cell of several lines holds rows: two stray quotes are not a cell."""
+    """Say whether a cell of several lines contains rows: two stray quotes are not a cell."""
     return any(line.count("\t") == width - 1 for line in re.split(r"\r\n|\r|\n", cell)[1:])
 
 

@@ -74,7 +74,7 @@ class _NoSplit(ToolkitError):
 def _divide(rows: Rows, settings: DataSettings, fit: Fit) -> Division:
     records, duplicates = drop_duplicates(rows.records)
     if settings.split == "random":
-        if len(records) == 1:  # nothing but copies: each held-out row would be a training row, word for word
+        if len(records) == 1:  # only copies: each held-out row would be a training row, word for word
             raise _NoSplit(f"all {len(rows.records)} usable rows are the same question with the same answer")
         records, duplicates = rows.records, 0
     # Before the split, so that each split has its share of what can really be trained on.

@@ -94,7 +94,7 @@ def _lengths(pairs: list[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[int]
 
 
 def _last_run(prompt: Prompt, tokenizer: Tokenizer) -> tuple[str, int]:
-    """Return the text after the prompt's last control token, which its answer joins, and the ids in front of it."""
+    """Return the text after the prompt's last control token, which its answer joins, and the ids before it."""
     runs = tokenizer.segments(prompt)
     last = runs.pop() if runs and isinstance(runs[-1], str) else ""
     return str(last), sum(1 if isinstance(run, int) else len(tokenizer.encode(run)) for run in runs)

@@ -32,7 +32,7 @@ def file_head(path: Path) -> tuple[bytes, bool]:
 
 
 def _whole_lines(start: bytes) -> bytes:
-    """Cut behind the last line that does not end within a quoted cell."""
+    """Cut after the last line that does not end within a quoted cell."""
     end = start.rfind(b"\n") + 1
     while end > 0 and start.count(b'"', 0, end) % 2:
         end = start.rfind(b"\n", 0, start.rfind(b'"', 0, end)) + 1

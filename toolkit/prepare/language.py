@@ -43,7 +43,7 @@ def identifier() -> Iterator[Identify]:
 
 
 def _likeliest(ranked: list[tuple[str, float]]) -> tuple[str, float]:
-    """Return the first of ranked languages, with its probability and that of those that are taken for it."""
+    """Return the first of ranked languages, with its probability and that of languages mistaken for it."""
     first = ranked[0][0]
     return first, sum(probability for code, probability in ranked if related(code, first))
 

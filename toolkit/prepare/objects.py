@@ -17,7 +17,7 @@ _RECORDS = (
 
 
 class _Reader:
-    """Reads JSON values, and keeps which objects have a name twice: Python's dict would drop the first in silence."""
+    """Reads JSON values, and keeps which objects have a name twice: Python's dict would silently drop the first."""
 
     def __init__(self) -> None:
         self.repeated: list[tuple[dict[str, Any], list[str]]] = []
@@ -108,7 +108,7 @@ def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
             detail = exc.msg if isinstance(exc, json.JSONDecodeError) else str(exc)
             raise ToolkitError(
                 f"`{path}` line {number:,} is not JSON: {detail}",
-                hint="every line must be one JSON object; the last line of a truncated file breaks off",
+                hint="every line must be one JSON object; the last line of a truncated file is incomplete",
             ) from None
     if len(found) == 1 and _records(found[0][1], path) != [found[0][1]]:
         return reader.rows([(None, item) for item in _records(found[0][1], path)])

@@ -39,7 +39,7 @@ def no_usable_row(table: Table, columns: Columns, rejected: list[Rejection]) -> 
 
 
 def hints_for_some(table: Table, columns: Columns, rejected: list[Rejection]) -> list[str]:
-    """Return a line for each reason of some rejected rows, among others that are kept, that tells more than itself."""
+    """Return a line for each reason of rejected rows that needs an explanation, where other rows are kept."""
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)

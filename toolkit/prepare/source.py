@@ -79,7 +79,7 @@ def _download(url: str) -> bytes:
     except (OSError, http.client.HTTPException) as exc:  # URLError, timeouts and broken connections are OSErrors
         raise _missing(f"{url} cannot be downloaded: {getattr(exc, 'reason', None) or exc}") from None
     if content.tell() < length:  # a connection that closes early ends a read without an error
-        raise _missing(f"the download of {url} broke off after {content.tell():,} of {length:,} bytes")
+        raise _missing(f"the download of {url} stopped after {content.tell():,} of {length:,} bytes")
     return content.getvalue()
 
 

@@ -17,7 +17,7 @@ from toolkit.prepare.groups import question_shown
 Splits = dict[str, list[Record]]
 # Word → (split, words in the set, words from this one on) → numbers of the items.
 _Index = dict[str, dict[tuple[str, int, int], list[int]]]
-ROUNDING = 1e-9  # a bound that is a whole number but for floating point must not be rounded up
+ROUNDING = 1e-9  # a bound that is a whole number except for floating point must not be rounded up
 
 
 def drop_duplicates(records: list[Record]) -> tuple[list[Record], int]:
