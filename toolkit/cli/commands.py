@@ -101,7 +101,11 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
 
 
 @verb(writes=True)
-@click.option("--adapter", metavar="DIR", help="An adapter trained elsewhere, instead of this run's; or none.")
+@click.option(
+    "--adapter",
+    metavar="DIR",
+    help="An adapter trained elsewhere, instead of this run's; none: --base is exported as it is.",
+)
 @click.option("--base", metavar="DIR|GGUF|ID", help="Its base model; default: the one that the adapter names.")
 @click.option("--model", metavar="DIR|GGUF|ID", help="A whole fine-tuned model, instead of an adapter.")
 @click.option("--quant", "quantizations", multiple=True, metavar="NAME", help="Quantization to write; repeatable.")
@@ -225,7 +229,9 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
 
 @verb()
 @click.argument("question")
-@click.option("--instruction", metavar="TEXT", help="Instead of prompt.instruction, for example a doctor's manner.")
+@click.option(
+    "--instruction", metavar="TEXT", help="Replaces prompt.instruction, for example to ask for a doctor's manner."
+)
 def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str | None) -> None:
     """Ask a question, through Ollama or else llama.cpp."""
     from toolkit.ask import answer

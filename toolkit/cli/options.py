@@ -71,13 +71,13 @@ def _options(writes: bool, config: bool = True) -> list[Callable[..., Any]]:
                 metavar="SECTION.KEY=VALUE",
                 help="Override one setting; repeatable.",
             ),
-            click.option("--offline", is_flag=True, help="Forbid the network (an Ollama server excepted)."),
+            click.option("--offline", is_flag=True, help="Forbid the network, except for an Ollama server."),
             *shared,
         ]
     if writes:
         shared += [
-            click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing."),
-            click.option("--force", is_flag=True, help="Do it even if it is fresh, and overwrite what differs."),
+            click.option("--dry-run", is_flag=True, help="Show what would be done, and write nothing."),
+            click.option("--force", is_flag=True, help="Run even if fresh, and overwrite files that differ."),
         ]
     return shared
 

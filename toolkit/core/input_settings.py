@@ -57,7 +57,7 @@ class DataSettings(Section):
     on_too_long: Literal["truncate", "drop"] = "truncate"
     """A record longer than train.max_length: cut the end of its answer, which then teaches no EOS, or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
-    """Questions on two splits whose words overlap at least this much (Jaccard) are counted and shown."""
+    """Questions in two splits whose words overlap at least this much (Jaccard) are counted and shown."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DataSettings":

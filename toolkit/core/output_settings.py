@@ -29,7 +29,7 @@ class ExportSettings(Section):
     quantizations: list[str] = ["F16", "Q8_0", "Q4_K_M"]
     """Which quantizations to write, all in one pass over the base."""
     default: str = "Q4_K_M"
-    """The one that Ollama serves as `latest` and that answers are tested with."""
+    """Quantization that Ollama serves as `latest` and that answers are tested with."""
     imatrix: bool = False
     """Weigh rounding errors by an importance matrix, computed from the training split."""
     merge_base: Literal["16bit", "as-trained"] = "16bit"
