@@ -107,7 +107,7 @@ def test_a_weight_that_is_there_twice(work: Path) -> None:
         ({"r": 0}, "no valid `r`"),
         ({"r": None}, "no valid `r`"),
         ({"lora_alpha": "16"}, "no valid `lora_alpha`"),
-        ({"lora_alpha": 10**400}, "`lora_alpha` is a number of too many digits"),
+        ({"lora_alpha": 10**400}, "`lora_alpha` is a number with too many digits"),
         ({"lora_alpha": float("nan")}, "`lora_alpha` is not a number"),
         ({"rank_pattern": {"q_proj": -1}}, "no valid `rank_pattern`"),
         ({"alpha_pattern": ["q_proj"]}, "no valid `alpha_pattern`"),
