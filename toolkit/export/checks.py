@@ -21,6 +21,6 @@ def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
     quantizer_gpu = gpu.gpu_state([kind for kind in kinds if kind in gpu.NAMES])
     if quantizer_gpu is not None:
         sound, found = quantizer_gpu
-        fix = "nothing need be done: the CPU does it, to the same bytes; another version of PyTorch may mend the GPU's"
+        fix = "no action is needed: the CPU writes the same bytes; another version of PyTorch may fix the GPU"
         checks.append(Check("quantizer, GPU", True if sound else None, found, "" if sound else fix))
     return checks

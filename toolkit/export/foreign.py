@@ -37,17 +37,19 @@ def check_adapter(folder: Path) -> None:
         shape = bases.HUB_ID.fullmatch(str(folder))
         fetch = f"adapters are read from folders: hf download {folder} --local-dir DIR, then --adapter DIR"
         raise ToolkitError(
-            f"`{folder}` is no adapter folder: there is none of that name, and no {CONFIG} in it",
+            f"`{folder}` is not an adapter folder: it does not exist",
             hint=fetch if shape else "name the folder that PEFT's save_pretrained wrote",
         )
     if folder.is_file():
         beside = (folder.parent / CONFIG).is_file()
         hint = f"--adapter {folder.parent}" if beside else f"a whole model: toolkit export --model {folder}"
-        raise ToolkitError(f"`{folder}` is no adapter folder, but a file", hint=hint, exit_code=USAGE)
-    start = f"`{folder}` is no adapter folder: it has no {CONFIG}"
+        raise ToolkitError(f"`{folder}` is a file, not an adapter folder", hint=hint, exit_code=USAGE)
+    start = f"`{folder}` is not an adapter folder: it has no {CONFIG}"
     inside = _inside(folder, CONFIG)
     if inside:
-        raise ToolkitError(f"{start}, but these in it have: {_listed(folder, inside)}", hint=_which(folder, inside))
+        raise ToolkitError(
+            f"{start}, but these folders in it do: {_listed(folder, inside)}", hint=_which(folder, inside)
+        )
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         raise ToolkitError(
             f"{start}; it holds a whole model", hint=f"export it as it is: toolkit export --model {folder}"
@@ -55,7 +57,7 @@ def check_adapter(folder: Path) -> None:
     inside = _inside(folder, "config.json")
     if inside:
         raise ToolkitError(
-            f"{start}; whole models stand in {_listed(folder, inside)}",
+            f"{start}; it holds whole models in {_listed(folder, inside)}",
             hint=_which(folder, inside).replace("--adapter", "toolkit export --model"),
         )
     raise ToolkitError(start, hint="name the folder that PEFT's save_pretrained wrote")
@@ -67,12 +69,14 @@ def check_model(label: str) -> None:
     if not folder.is_dir() or (folder / "config.json").is_file():
         return
     if (folder / CONFIG).is_file() or is_mlx(folder):
-        raise ToolkitError(f"`{folder}` holds an adapter, no whole model", hint=f"toolkit export --adapter {folder}")
+        raise ToolkitError(f"`{folder}` holds an adapter, not a whole model", hint=f"toolkit export --adapter {folder}")
     for name, option in (("config.json", "--model"), (CONFIG, "--adapter")):
         inside = _inside(folder, name)
         if inside:
             hint = _which(folder, inside).replace("--adapter", option)
-            raise ToolkitError(f"`{folder}` is no model folder, but {_listed(folder, inside)} in it are", hint=hint)
+            raise ToolkitError(
+                f"`{folder}` is not a model folder, but it contains {_listed(folder, inside)}", hint=hint
+            )
 
 
 def _inside(folder: Path, name: str) -> list[Path]:
@@ -123,7 +127,7 @@ def base_of(adapter: Path, given: str | None, sources: Sources) -> tuple[str, st
     console.info(f"base: {label} ({way})")
     for other, differs in others:
         if not _same(label, differs):
-            console.warn(f"{other} names another base, `{differs}`, which is not used; --base would take it")
+            console.warn(f"{other} names another base, `{differs}`, which is not used; --base selects it")
     elsewhere = bases.HUB_ID.fullmatch(label) is not None or label.startswith("pypi:")
     if way == "the adapter's own" and not elsewhere and not Path(label).expanduser().exists():
         raise ToolkitError(
@@ -173,13 +177,13 @@ def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[
             ("the adapter's own", saved_template(adapter) if adapter else None, False),
             (f"prompt.preset = {prompt.preset} of `{sources.settings}`", preset if in_file else None, True),
             ("the base's own" if adapter else "the model's own", _of_base(label, folder), False),
-            (f"prompt.preset = {prompt.preset}, since neither adapter nor base brings one", preset, True),
+            (f"prompt.preset = {prompt.preset}, since neither adapter nor base has one", preset, True),
         ]
         (way, text, ours), *others = [(way, text, ours) for way, text, ours in ways if text]
         console.info(f"chat template: {way}")
         for other, differs, _ in others[:-1]:
             if differs != text:
-                console.warn(f"{other} is another chat template, which is not used")
+                console.warn(f"a different chat template is not used: {other}")
         return str(text), ours
 
     return choose

@@ -41,8 +41,8 @@ def write_beside(
     own = format_of(lambda messages: render(messages).removeprefix(bos)) if form is None else None
     if form is None and own is None:
         console.warn(
-            "this chat template cannot be said in Ollama's language; Ollama uses the one in the GGUF, or a similar one "
-            f"of its own: look at it with `ollama show {called} --template`"
+            "this chat template cannot be written in Ollama's template language; Ollama uses the one in the GGUF, "
+            f"or a similar one of its own: see it with `ollama show {called} --template`"
         )
     lines = [f'{FIRST}{" ".join(name.split())}. Ask it with: ollama run {called} "your question"']
     lines.append(f"FROM {modelfile.bare(f'./{gguf.name}', 'the name of the GGUF file')}")

@@ -59,7 +59,9 @@ class GpuQuantizer:
             self.stopped.set()
             reason = gpu.first_line(exc)
             if gpu.give_up(reason):
-                console.warn(f"the CUDA GPU failed while it quantized ({reason}): the CPU goes on, to the same bytes")
+                console.warn(
+                    f"the CUDA GPU failed while it quantized ({reason}): the CPU continues and writes the same bytes"
+                )
             self.on_cpu.add(kind)
             return False
         self.on_gpu.add(kind)
@@ -119,4 +121,4 @@ def prove_types(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
         if reason is None:
             quantizer_gpu.trusted.add(need)
         elif not quantizer_gpu.stopped.is_set():
-            console.warn(f"the CUDA GPU does not quantize to {need[0].name}: {reason}; the CPU does, to the same bytes")
+            console.warn(f"the CUDA GPU is not used for {need[0].name}: {reason}; the CPU writes the same bytes")

@@ -76,7 +76,7 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
     leaked = sum(_key(record) in held_out for record in records)
     if leaked:
         raise ToolkitError(
-            f"{leaked:,} records of `{folder.split_file('train')}` are held out for validation as well",
+            f"{leaked:,} records of `{folder.split_file('train')}` are also held out for validation",
             hint="an importance matrix must not see them: run `toolkit prepare --force`",
         )
     random.Random(0).shuffle(records)

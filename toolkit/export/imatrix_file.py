@@ -65,10 +65,10 @@ def read_imatrix(path: Path) -> Imatrix:
     counts, size = data.metadata.get("imatrix.chunk_count"), data.metadata.get("imatrix.chunk_size")
     datasets = data.metadata.get("imatrix.datasets")
     if type(counts) is not int or type(size) is not int or not isinstance(datasets, list):
-        raise _damaged(path, "it names no datasets and chunks")
+        raise _damaged(path, "it names no datasets or no chunks")
     names = [name.removesuffix(SUMS) for name in data.tensors if name.endswith(SUMS)]
     if not names or set(data.tensors) != {name + end for name in names for end in (SUMS, COUNTS)}:
-        raise _damaged(path, "sums and counts do not belong together")
+        raise _damaged(path, "its sums and counts do not match")
     sums = {name: _floats(path, data, name + SUMS) for name in names}
     seen = {name: _floats(path, data, name + COUNTS) for name in names}
     for name in names:
@@ -86,9 +86,11 @@ def _floats(path: Path, data: GgufData, name: str) -> Floats:
         raise _damaged(path, f"`{name}` is not float32")
     values = np.fromfile(path, np.float32, tensor.size // 4, offset=tensor.offset)
     if 4 * values.size != tensor.size or not np.isfinite(values).all() or (values < 0).any():
-        raise _damaged(path, f"`{name}` holds values that cannot be")
+        raise _damaged(path, f"`{name}` holds impossible values")
     return values
 
 
 def _damaged(path: Path, reason: str) -> ToolkitError:
-    return ToolkitError(f"`{path}` is no importance matrix: {reason}", hint="compute it again with `toolkit export`")
+    return ToolkitError(
+        f"`{path}` is not an importance matrix: {reason}", hint="compute it again with `toolkit export`"
+    )

@@ -30,12 +30,12 @@ def check_importance(
         found = (imatrix or {}).get(name)
         if found is not None and (found.shape != (columns,) or not (np.isfinite(found) & (found >= 0)).all()):
             raise ToolkitError(
-                f"the importance matrix has {found.shape} values for `{name}`, not {columns} finite ones from 0 up",
+                f"the importance matrix has {found.shape} values for `{name}`, not {columns} finite ones of 0 or more",
                 hint="it was computed from another model: compute it again",
             )
         head = name in ("token_embd.weight", "output.weight") and kind not in (Type.IQ2_XXS, Type.IQ2_XS)
         if kind in GARBAGE_WITHOUT_IMATRIX and not head and name not in (imatrix or {}):
-            what = "and this importance matrix has none for it" if imatrix else "and there is none"
+            what = "but this one has no values for it" if imatrix else "but there is none"
             raise ToolkitError(
                 f"{quantization} makes `{name}` {kind.name}, which needs an importance matrix, {what}",
                 hint="set export.imatrix = true, or choose a type from Q2_K, IQ3_S or Q3_K_S upwards",

@@ -134,7 +134,7 @@ def _pairs(base: Path, adapter: Path, planned: ExportPlan) -> list[tuple[Planned
     for tensor in planned.tensors:
         change, source = tensor.change, tensor.layout.source
         if tensor.replaced:
-            raise _cannot(adapter, f"a weight in place of the base's (`{source}`)")
+            raise _cannot(adapter, f"a weight that replaces the base's (`{source}`)")
         if change is None:
             continue
         if not isinstance(change, LoraDelta):
@@ -144,7 +144,7 @@ def _pairs(base: Path, adapter: Path, planned: ExportPlan) -> list[tuple[Planned
         if change.magnitude:
             raise _cannot(adapter, f"DoRA (`{source}`)")
         if tensor.name == "output.weight" and tied:
-            raise _cannot(adapter, "LoRA on the head of a tied model, whose GGUF has no head of its own")
+            raise _cannot(adapter, "LoRA on the head of a tied model, whose GGUF has no separate head")
         pairs.append((tensor, change))
     return pairs
 

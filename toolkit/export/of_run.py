@@ -78,7 +78,7 @@ def _imatrix(
     inputs = imatrix.digest(chunks, [start.commit, *(record_file(path, folder, known).sha256 for path in paths)])
     kept = None if force else kept_imatrix(folder)
     if kept and kept.inputs == inputs:
-        console.info(f"importance matrix: {folder.imatrix.name}, of this very model and these records")
+        console.info(f"importance matrix: {folder.imatrix.name} is reused, measured on this model and these records")
         return kept, True
     matrix = imatrix.measure(start.folder, planned, chunks, inputs)
     imatrix_file.write_imatrix(folder.imatrix, matrix)

@@ -186,8 +186,8 @@ def check_disk(sizes: Mapping[Path, int]) -> None:
         free = shutil.disk_usage(places[device]).free
         if free < size:
             raise ToolkitError(
-                f"the export needs {console.size(size)} in `{places[device]}`, only {console.size(free)} are free",
-                hint="free some space, choose fewer quantizations, or another folder with `--set run.folder=DIR`",
+                f"the export needs {console.size(size)} in `{places[device]}`, but only {console.size(free)} is free",
+                hint="free some space, choose fewer quantizations, or set another folder with `--set run.folder=DIR`",
             )
 
 
@@ -208,7 +208,7 @@ def say_vocabulary(base: Path, planned: ExportPlan) -> None:
     planned.tokenizer.say()
     if planned.new_rows and planned.tokenizer.trained == base:
         console.warn(
-            f"the adapter changes the vocabulary by {planned.new_rows:+} rows, but brings no tokenizer that names them"
+            f"the adapter changes the vocabulary by {planned.new_rows:+} rows, but has no tokenizer that names them"
         )
 
 

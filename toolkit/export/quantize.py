@@ -48,7 +48,7 @@ def quantized(
     """
     columns = values.shape[-1]
     if values.dtype != np.float32 or not values.flags.c_contiguous:
-        raise ToolkitError(f"tensor `{name}` ({values.dtype}, {values.shape}) cannot be made {kind.name}")
+        raise ToolkitError(f"tensor `{name}` ({values.dtype}, {values.shape}) cannot be converted to {kind.name}")
     importance = ready(kind, columns, name, importance)
     matrix = values.reshape(-1, columns)
     workers = hardware.cores()
@@ -71,7 +71,7 @@ def ready(kind: Type, columns: int, name: str, importance: Floats | None) -> Flo
         importance = np.ascontiguousarray(importance, np.float32)
     usable = importance.shape == (columns,) if importance is not None else kind not in NEED_IMPORTANCE
     if not usable or columns % block_size(kind) or kind not in KNOWN:
-        raise ToolkitError(f"tensor `{name}` with rows of {columns} cannot be made {kind.name}")
+        raise ToolkitError(f"tensor `{name}` with rows of {columns} values cannot be converted to {kind.name}")
     if importance is not None and not (np.isfinite(importance) & (importance >= 0)).all():
         raise ToolkitError(
             f"the importance matrix holds values for tensor `{name}` that are negative or not finite",

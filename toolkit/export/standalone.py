@@ -74,7 +74,7 @@ def _sources(settings: str, overrides: tuple[str, ...]) -> Any:
     config = load_config(Path(settings), overrides) if Path(settings).is_file() else build({}, overrides)
     if config.export.imatrix:
         raise ToolkitError(
-            "an importance matrix needs the training records, which a model from elsewhere does not bring",
+            "an importance matrix needs the training records, which a model trained elsewhere does not have",
             hint="leave it out with --set export.imatrix=false",
             exit_code=USAGE,
         )
@@ -152,7 +152,7 @@ def _as_peft(adapter: Path | None) -> Iterator[Path | None]:
     if adapter is None or not mlx.is_mlx(adapter):
         yield adapter
         return
-    console.info(f"adapter: MLX's, taken as PEFT would have saved it ({adapter / mlx.MLX_WEIGHTS})")
+    console.info(f"adapter: MLX format, converted to PEFT's ({adapter / mlx.MLX_WEIGHTS})")
     with tempfile.TemporaryDirectory(prefix="toolkit-") as folder:
         mlx.convert_mlx(adapter, Path(folder))
         yield Path(folder)

@@ -72,10 +72,10 @@ def open_folder(folder: Path) -> dict[str, TensorInfo]:
         return _with_four_bit(_open_shards(folder))
     if any(folder.glob("*.bin")):
         raise ToolkitError(
-            f"the base model in `{folder}` holds pickled weights only",
-            hint="nothing is unpickled here: save it with transformers, model.save_pretrained(…), as safetensors",
+            f"the base model in `{folder}` has only pickled weights",
+            hint="pickled files are never loaded: save it as safetensors with model.save_pretrained(…)",
         )
-    raise ToolkitError(f"no `{SINGLE}` and no `{INDEX}` in `{folder}`", hint="give a folder with a whole base model")
+    raise ToolkitError(f"no `{SINGLE}` and no `{INDEX}` in `{folder}`", hint="give a folder with a complete base model")
 
 
 def _open_shards(folder: Path) -> dict[str, TensorInfo]:
@@ -147,14 +147,14 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise damaged(f"it has {actual} bytes")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(LONGEST_HEADER, actual - 8):
-            raise damaged(f"it states a header of {length} bytes, the file has {actual}")
+            raise damaged(f"it states a header of {length} bytes, but the file has {actual}")
         text = file.read(length)
     try:
         entries = parse_json(text, pairs=_without_duplicates)
     except ValueError as exc:
         raise damaged(f"its header is not JSON ({exc})") from None
     if not isinstance(entries, dict):
-        raise damaged("its header is no JSON object")
+        raise damaged("its header is not a JSON object")
     entries.pop("__metadata__", None)
     start = 8 + length
     tensors = {name: _entry(path, name, entry, start, damaged) for name, entry in entries.items()}
@@ -164,7 +164,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise damaged(f"tensor `{visible(tensor.name)}` starts at byte {tensor.offset}, expected {end}")
         end += tensor.size
     if end != actual:
-        raise damaged(f"its tensors end at byte {end}, the file has {actual}")
+        raise damaged(f"its tensors end at byte {end}, but the file has {actual}")
     return tensors
 
 
@@ -200,7 +200,7 @@ def check_readable(tensor: TensorInfo) -> None:
         raise ToolkitError(
             f"tensor `{visible(tensor.name)}` in `{tensor.path}` is stored as {tensor.dtype}, "
             f"not as {', '.join(READABLE)}",
-            hint="of quantized checkpoints only bitsandbytes' 4 bits can be exported: use the 16-bit base model",
+            hint="use the 16-bit base model; of the quantized ones, only bitsandbytes in 4 bits can be exported",
         )
 
 

@@ -121,9 +121,9 @@ def _tensor(name: str, shape: tuple[int, ...], number: int, offset: int, file_si
     weights, block = GGML_QUANT_SIZES[kind]
     if shape and shape[-1] % weights:
         raise ValueError(
-            f"tensor `{visible(name)}` has rows of {shape[-1]} values, {kind.name} has blocks of {weights}"
+            f"tensor `{visible(name)}` has rows of {shape[-1]} values, but {kind.name} has blocks of {weights}"
         )
     size = prod(shape) // weights * block
     if offset + size > file_size:
-        raise ValueError(f"tensor `{visible(name)}` ends at byte {offset + size}, the file at {file_size}")
+        raise ValueError(f"tensor `{visible(name)}` ends at byte {offset + size}, but the file ends at {file_size}")
     return GgufTensor(shape, kind, offset, size)

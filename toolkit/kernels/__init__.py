@@ -173,17 +173,17 @@ def kernels_state() -> tuple[bool, str]:
     library = opened()
     if library is None:
         there = "do not load here" if LIBRARY.exists() else "are not compiled"
-        return False, f"libggml: the kernels {there}; exports work, and quantize up to 20 times slower"
+        return False, f"libggml: the kernels {there}; exports work, but quantize up to 20 times slower"
     wrong = [name for kind, (name, _, _) in TYPES.items() if not trusted(library, library.level, kind)]
     if wrong:
-        return False, f"libggml for {', '.join(wrong)}, where the kernels differ from it on this machine"
+        return False, f"libggml for {', '.join(wrong)}, because the kernels differ from it on this machine"
     return True, f"kernels with {LEVELS[library.level]}, {len(TYPES)} types, the same bytes as libggml"
 
 
 @cache
 def _say_slow() -> None:
     console.warn(
-        "quantizing with libggml, up to 20 times slower: the compiled kernels are not there (`toolkit doctor`)"
+        "quantizing with libggml, up to 20 times slower: the compiled kernels are missing (see `toolkit doctor`)"
     )
 
 

@@ -59,7 +59,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
             )
     except (ValueError, RuntimeError) as exc:
         raise ToolkitError(
-            f"llama.cpp does not load `{path}`: {exc}", hint="write it again with `toolkit export --force`"
+            f"llama.cpp cannot load `{path}`: {exc}", hint="write it again with `toolkit export --force`"
         ) from None
     try:
         yield llm

@@ -17,7 +17,7 @@ def second_ggml(packages: tuple[str, ...] = CLASHING) -> Check:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found.append(f"{name} {metadata.version(name)}")
     if not found:
-        return Check("one libggml", True, "no other package brings its own", "")
+        return Check("one libggml", True, "no other package installs its own", "")
     names = " ".join(entry.split()[0] for entry in found)
     again = "pip install --force-reinstall --no-deps -c constraints.txt gguf llama-cpp-python"
     listed = ", ".join(found)

@@ -83,7 +83,7 @@ def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
         params.vocab_only = True
         model = llama_cpp.llama_model_load_from_file(str(path).encode("utf-8", errors="surrogateescape"), params)
         if not model:
-            raise ToolkitError("llama.cpp does not load the vocabulary: " + (" ".join(said) or "it does not say why"))
+            raise ToolkitError("llama.cpp cannot load the vocabulary: " + (" ".join(said) or "it gives no reason"))
         handle = llama_cpp.llama_model_get_vocab(model)
         bos, eos = llama_cpp.llama_vocab_bos(handle), llama_cpp.llama_vocab_eos(handle)
         adds = bool(llama_cpp.llama_vocab_get_add_bos(handle))

@@ -153,7 +153,8 @@ def _inside_package(package: str) -> Path:
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if len(found) != 1 or not found[0].is_file():
         raise ToolkitError(
-            f"the Python package `{package}` holds {len(found)} GGUF files, one is needed", hint=_packages_hint(package)
+            f"the Python package `{package}` holds {len(found)} GGUF files, but exactly one is needed",
+            hint=_packages_hint(package),
         )
     return found[0]
 
@@ -206,7 +207,9 @@ def check_folder(path: Path, *, weights: bool = True) -> None:
     names = sorted(entry.name for entry in path.iterdir())
     if "config.json" not in names:
         listed = ", ".join(names[:8]) or "nothing"
-        raise ToolkitError(f"`{path}` is no model folder: it has no config.json, but {listed}", exit_code=MISSING)
+        raise ToolkitError(
+            f"`{path}` is not a model folder: it has no config.json, it holds {listed}", exit_code=MISSING
+        )
     if weights and not any(name.endswith(".safetensors") for name in names):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
         found = f"pickled weights ({', '.join(pickled[:3])}), which are never loaded" if pickled else "no weights"

@@ -55,4 +55,4 @@ def expect(values: Values, key: str, wanted: Any) -> None:
     """Raise ValueError if anything is stated but the one value that llama.cpp computes with."""
     value = values.get(key)
     if value is not None and value != wanted:
-        raise ValueError(f"`{key}` {brief(value)}, llama.cpp computes with {brief(wanted)} only")
+        raise ValueError(f"`{key}` is {brief(value)}, but llama.cpp supports only {brief(wanted)}")

@@ -72,7 +72,7 @@ def _convert_weights(path: Path, folder: Path) -> None:
     except Exception as exc:  # a damaged or unknown GGUF fails in many ways inside the reader
         raise ToolkitError(
             f"the base model `{path}` cannot be read: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}",
-            hint="the file is damaged or its architecture unknown: copy it again, or use a folder with safetensors",
+            hint="the file is damaged or its architecture is unknown: copy it again, or use a folder with safetensors",
         ) from exc
     # save_pretrained refuses to write a model that still calls itself quantized.
     model.hf_quantizer = None
@@ -131,7 +131,7 @@ def _convert_tokenizer(path: Path, folder: Path) -> None:
 
     if value("model") != "gpt2":
         raise ToolkitError(
-            f"the base GGUF has a `{value('model')}` vocabulary, only byte-level BPE (`gpt2`) can be converted",
+            f"the base GGUF has a `{value('model')}` vocabulary, but only byte-level BPE (`gpt2`) can be converted",
             hint="use the model's folder with safetensors and tokenizer.json instead of its GGUF",
         )
     tokens, kinds, pre = value("tokens"), value("token_type"), value("pre", "default")
@@ -156,7 +156,7 @@ def _convert_tokenizer(path: Path, folder: Path) -> None:
         index = value(f"{key}_token_id")
         if index is not None and not 0 <= index < len(tokens):
             raise ToolkitError(
-                f"`{path}` cannot be used: `tokenizer.ggml.{key}_token_id` is {index}, it has {len(tokens)} tokens",
+                f"`{path}` cannot be used: `tokenizer.ggml.{key}_token_id` is {index}, but it has {len(tokens)} tokens",
                 hint="copy it again, or use a folder with safetensors",
             )
         if index is not None:

@@ -37,21 +37,22 @@ def gguf_config(path: Path) -> ModelConfig | None:
             _sizes(found.metadata, shapes) if name == "llama" and not found.metadata.get("llama.expert_count") else None
         )
     except ValueError as exc:
-        raise ToolkitError(f"`{path}` is no whole model: {exc}", hint="copy or write it again") from None
+        raise ToolkitError(f"`{path}` is not a complete model: {exc}", hint="copy or write it again") from None
 
 
 def _check_counts(name: str, values: Values, shapes: Shapes) -> None:
     """Raise ValueError for a count that no tensor of the file bears out, whatever its architecture."""
     layers, there = count(values, f"{name}.block_count", most=MOST_LAYERS), layers_in(shapes)
     if layers != there:
-        raise ValueError(f"`{name}.block_count` is {layers}, its tensors have {there} layers")
+        raise ValueError(f"`{name}.block_count` is {layers}, but its tensors have {there} layers")
     rows, hidden = _matrix(shapes, EMBEDDING)
     for width in WIDTHS:
         _check_width(f"{name}.{width}", values, shapes)
     exact = {"embedding_length": hidden, "vocab_size": rows}
     for key, size in exact.items():
         if count(values, f"{name}.{key}", size) != size:
-            raise ValueError(f"`{name}.{key}` is {values[f'{name}.{key}']}, `{EMBEDDING}` has {rows} rows of {hidden}")
+            stated = values[f"{name}.{key}"]
+            raise ValueError(f"`{name}.{key}` is {stated}, but `{EMBEDDING}` has {rows} rows of {hidden}")
     for key in (f"{name}.{real_key}" for real_key in REALS):
         real(values, key, 1.0)
 
@@ -78,7 +79,7 @@ def _sizes(values: Values, shapes: Shapes) -> ModelConfig:
                          f"do not fit `blk.0.attn_k.weight` with {rows} rows")  # fmt: skip
     if count(values, "llama.rope.dimension_count", head_dim) != head_dim:
         raise ValueError(
-            f"`llama.rope.dimension_count` is {values['llama.rope.dimension_count']}, heads have {head_dim}"
+            f"`llama.rope.dimension_count` is {values['llama.rope.dimension_count']}, but heads have {head_dim}"
         )
     model = ModelConfig(
         hidden=hidden,
@@ -94,7 +95,7 @@ def _sizes(values: Values, shapes: Shapes) -> ModelConfig:
         shape = shapes.get(layout.name)
         if shape != layout.shape:
             there_is = "is missing" if shape is None else f"has the shape {list(shape)}"
-            raise ValueError(f"tensor `{layout.name}` {there_is}, its header says {list(layout.shape)}")
+            raise ValueError(f"tensor `{layout.name}` {there_is}, but its header says {list(layout.shape)}")
     return model
 
 
@@ -104,5 +105,5 @@ def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
     if shape is None:
         raise ValueError(f"it has no tensor `{name}`")
     if len(shape) != 2 or not all(shape):
-        raise ValueError(f"tensor `{name}` has the shape {list(shape)}, a matrix is needed")
+        raise ValueError(f"tensor `{name}` has the shape {list(shape)}, but a matrix is needed")
     return shape[0], shape[1]

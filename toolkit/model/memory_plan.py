@@ -121,11 +121,11 @@ def plan(
     own = settings.batch_size * longest
     if shape is None or device.free is None:
         unknown = (
-            "what this base takes on a device is unknown"
+            "the memory that this base needs is unknown"
             if shape is None
-            else "this system does not tell how much memory is free"
+            else "the free memory of this system is unknown"
         )
-        return made(Strategy(wanted is not False), own, f"{unknown}: the settings' own batch")
+        return made(Strategy(wanted is not False), own, f"{unknown}, so the batch is as set")
     room = int(device.free * (USABLE if device.cuda else 1))
     # A CPU gains nothing from wide passes: what the settings call a batch is what stands in memory at once.
     # `at_most` does not count here: the way of computing that ran out of memory must not give place to a larger one.
@@ -138,7 +138,9 @@ def plan(
         if tokens >= min(least, most):
             return made(strategy, tokens, _why(device, wanted, strategy.checkpointing))
     need = total(peak(shape, settings, device, longest, ways[-1]))
-    reason = f"one record of {longest:,} tokens takes {size(need)}, {size(room)} of {size(device.free)} can be used"
+    reason = (
+        f"one record of {longest:,} tokens takes {size(need)}, but only {size(room)} of {size(device.free)} can be used"
+    )
     return made(ways[-1], 0, reason, fits=False)
 
 

@@ -92,7 +92,7 @@ def check_merge_base(found: base.Base, export: ExportSettings) -> None:
     """Raise ToolkitError if the 16-bit weights are wanted, but a base without a 16-bit namesake has 4 bits."""
     if export.merge_base == "16bit" and is_four_bit(found.folder):
         raise ToolkitError(
-            f"the base `{found.label}` has 4 bits, and its name does not tell where its 16-bit weights are",
+            f"the base `{found.label}` has 4-bit weights, and its name does not say where its 16-bit weights are",
             hint="name them with `--set model.base_16bit=DIR|ID`, or merge into the 4-bit ones with "
             "`--set export.merge_base=as-trained`",
         )

@@ -12,7 +12,7 @@ from toolkit.formats.checkpoint import read_header
 from toolkit.model.config_values import Values, brief, count, flag, real
 
 CONFIG = "config.json"
-WHOLE = "give a folder with a whole base model"
+WHOLE = "give a folder with a complete base model"
 AGAIN = "copy or download the base again"
 MOST_LAYERS = 1_000  # no model has a third of it; what is computed for each layer stays small
 LARGEST_EPSILON = 1.0  # of a norm; models have 1e-6 or 1e-5
@@ -167,10 +167,10 @@ def sizes(values: Values) -> ModelConfig | None:
     heads, hidden = count(values, "num_attention_heads"), count(values, "hidden_size")
     kv_heads = count(values, "num_key_value_heads", heads)
     if heads % kv_heads:
-        raise ValueError(f"`num_attention_heads` {heads} is no multiple of `num_key_value_heads` {kv_heads}")
+        raise ValueError(f"`num_attention_heads` {heads} is not a multiple of `num_key_value_heads` {kv_heads}")
     head_dim = count(values, "head_dim", kind.head_dim or hidden // heads)
     if head_dim < 2 or head_dim % 2:
-        raise ValueError(f"heads of {head_dim} (`head_dim`, or `hidden_size` / `num_attention_heads`): rotary "
+        raise ValueError(f"the head size is {head_dim} (`head_dim`, or `hidden_size` / `num_attention_heads`): rotary "
                          "embedding needs an even number")  # fmt: skip
     stated = flag(values, "attention_bias")
     return ModelConfig(

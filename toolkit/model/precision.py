@@ -18,9 +18,9 @@ def check_backend(config: Config, gpu_name: str, *, bf16: bool, avoid_unsloth: b
     found = ("", "")
     needed = gpu_name and (settings.backend == "peft" or not unsloth or avoid_unsloth)  # Unsloth brings bitsandbytes
     if settings.backend == "unsloth" and not gpu_name:
-        found = "train.backend is unsloth, but this machine has not a CUDA GPU", 'set train.backend = "peft"'
+        found = "train.backend is unsloth, but this machine has no CUDA GPU", 'set train.backend = "peft"'
     elif settings.backend == "unsloth" and not unsloth:
-        found = "train.backend is unsloth, but this machine has not the package unsloth", INSTALL
+        found = "train.backend is unsloth, but the package unsloth is not installed", INSTALL
     elif settings.precision == "f16" and not gpu_name:
         found = "train.precision is f16, which needs a CUDA GPU", automatic
     elif settings.precision == "f32" and gpu_name:

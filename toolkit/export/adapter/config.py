@@ -10,7 +10,7 @@ from toolkit.formats import checkpoint
 from toolkit.model.config_values import brief
 
 CONFIG = "adapter_config.json"
-LORA_ONLY = "LoRA and DoRA adapters can be exported: train without it"
+LORA_ONLY = "only plain LoRA and DoRA adapters can be exported: train again as one of them"
 
 # Settings of LoraConfig that change what is computed in a way no merged weight can hold, and what they are called;
 # absent or empty means not used.
@@ -45,7 +45,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         raise ToolkitError(
-            f"the adapter in `{folder}` was initialised with {start[:60]}, which changes the base's weights as well",
+            f"the adapter in `{folder}` was initialised with {start[:60]}, which also changes the base's weights",
             hint="save it again with save_pretrained(…, path_initial_model_for_weight_conversion=…)",
         )
     for key, valid in (("r", _positive), ("lora_alpha", _number)):

@@ -107,5 +107,5 @@ def check_shapes(adapter: Adapter, weights: Mapping[str, tuple[int, ...]], model
 
 def _another_base(name: str, shape: tuple[int, ...], found: str) -> ToolkitError:
     return ToolkitError(
-        f"this is an adapter of another base: `{name}` has shape {list(shape)}, {found}", hint=OTHER_BASE
+        f"this adapter belongs to another base: `{name}` has shape {list(shape)}, {found}", hint=OTHER_BASE
     )

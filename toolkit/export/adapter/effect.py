@@ -25,7 +25,9 @@ def unkept_promise(config: Mapping[str, Any], there: Collection[str], weights: M
     if not absent:
         return ""
     shown = ", ".join(f"`{module}`" for module in absent[:3]) + (", …" if len(absent) > 3 else "")
-    return f"LoRA for {len(named) - len(absent)} of {len(named)} named modules: none for {shown}, which stay the base's"
+    return (
+        f"the adapter has LoRA for {len(named) - len(absent)} of {len(named)} modules that it names; unchanged: {shown}"
+    )
 
 
 def _is_named(config: Mapping[str, Any], module: str) -> bool:
@@ -66,11 +68,11 @@ def say_effect(tensors: "Sequence[PlannedTensor]", gap: str) -> None:
     others = any(tensor.replaced or not isinstance(tensor.change, LoraDelta | None) for tensor in tensors)
     if not idle:
         return
-    what = f"{len(idle)} of {len(deltas)} LoRA products are zero throughout"
+    what = f"{len(idle)} of {len(deltas)} LoRA products are all zeros"
     if len(idle) == len(deltas) and not others:
-        console.warn(f"this adapter changes nothing: {what}; it was not trained, or saved before it was")
+        console.warn(f"this adapter changes nothing: {what}; it was not trained, or was saved before training")
     else:
-        console.warn(f"{what}: these modules stay the base's, the first is `{idle[0].b.name}`")
+        console.warn(f"{what}: these modules stay unchanged, the first is `{idle[0].b.name}`")
 
 
 def _is_zero(delta: LoraDelta, pool: ThreadPoolExecutor) -> bool:

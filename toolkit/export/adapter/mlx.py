@@ -44,14 +44,14 @@ def convert_mlx(folder: Path, target: Path) -> None:
     settings = read_json(folder / CONFIG, "give the folder that mlx_lm.lora wrote (--adapter-path)")
     kind = str(settings.get("fine_tune_type", "lora"))
     if kind not in ("lora", "dora"):
-        raise _fuse(folder, f"is a fine-tuning of the kind `{kind}`, which is no LoRA", settings)
+        raise _fuse(folder, f"has the fine-tuning type `{kind}`, which is not LoRA", settings)
     given = settings.get("lora_parameters")
     parameters: dict[str, Any] = given if isinstance(given, dict) else {}
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.read_header(folder / MLX_WEIGHTS).items():
         match = re.fullmatch(r"(.+)\.(lora_a|lora_b|m)", name)
         if match is None:
-            raise _fuse(folder, f"holds `{name}`, which is no LoRA", settings)
+            raise _fuse(folder, f"holds `{name}`, which is not LoRA", settings)
         modules.setdefault(match[1], {})[match[2]] = tensor
     ranks = set()
     values: dict[str, np.ndarray] = {}
@@ -64,14 +64,14 @@ def convert_mlx(folder: Path, target: Path) -> None:
             ranks.add(a.shape[1])
             embedded = module.rpartition(".")[2] == EMBEDDING
             if embedded and "m" in parts:
-                raise _fuse(folder, f"holds DoRA on `{module}`, whose magnitudes stand by rows", settings)
+                raise _fuse(folder, f"holds DoRA on `{module}`, whose magnitudes are per row", settings)
             ends = ("lora_embedding_A", "lora_embedding_B") if embedded else ("lora_A.weight", "lora_B.weight")
             for end, tensor in zip(ends, (a, b), strict=True):
                 values[f"{PREFIX}{module}.{end}"] = np.ascontiguousarray(read_tensor(tensor, pool).T)
             if "m" in parts:
                 values[f"{PREFIX}{module}.lora_magnitude_vector"] = read_tensor(parts["m"], pool)
     if len(ranks) != 1:
-        raise _fuse(folder, f"holds matrices of the ranks {sorted(ranks)}", settings)
+        raise _fuse(folder, f"holds matrices of different ranks: {sorted(ranks)}", settings)
     [rank] = ranks
     config = {
         "peft_type": "LORA",

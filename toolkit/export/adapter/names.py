@@ -46,7 +46,7 @@ def plain_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, Te
         taken.update(dict.fromkeys(parts, 1))
     if taken:
         listed = ", ".join(f"`{part}`" for part in taken)
-        console.info(f"adapter: {listed} taken off the names of {max(taken.values())} of {len(tensors)} tensors")
+        console.info(f"adapter: {listed} removed from the names of {max(taken.values())} of {len(tensors)} tensors")
     return plain
 
 

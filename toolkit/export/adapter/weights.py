@@ -84,7 +84,7 @@ def _open_weights(folder: Path) -> dict[str, TensorInfo]:
         if (folder / "adapter_model.bin").is_file():
             raise ToolkitError(
                 f"the adapter in `{folder}` has pickled weights (`adapter_model.bin`)",
-                hint="nothing is unpickled here: save it with PEFT's save_pretrained(…), as safetensors",
+                hint="pickled files are never loaded: save it as safetensors, with PEFT's save_pretrained(…)",
             )
         raise ToolkitError(f"the adapter in `{folder}` has no weights: no `{WEIGHTS}`", hint="train it first")
     tensors = checkpoint.read_header(path)
@@ -171,7 +171,7 @@ def _scale(config: Mapping[str, Any], module: str, a: TensorInfo, folder: Path) 
     alpha = pattern(config.get("alpha_pattern"), module, config["lora_alpha"])
     if not a.shape or a.shape[0] != rank:
         raise ToolkitError(
-            f"`{folder / CONFIG}` gives `{module}` rank {brief(rank)}, its lora_A has shape {list(a.shape)}",
+            f"`{folder / CONFIG}` gives `{module}` rank {brief(rank)}, but its lora_A has shape {list(a.shape)}",
             hint="config and weights belong to different adapters: copy the folder again",
         )
     return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
@@ -186,7 +186,7 @@ def _indices(config: Mapping[str, Any], module: str, values: TensorInfo, folder:
     ids = stated if isinstance(stated, list) and all(type(index) is int and index >= 0 for index in stated) else []
     if not ids or len(set(ids)) != len(ids) or values.shape[:1] != (len(ids),):
         raise ToolkitError(
-            f"`{folder / CONFIG}` names {len(ids)} trained tokens, `{values.name}` has shape {list(values.shape)}",
+            f"`{folder / CONFIG}` names {len(ids)} trained tokens, but `{values.name}` has shape {list(values.shape)}",
             hint=checkpoint.AGAIN,
         )
     return tuple(ids)

@@ -15,7 +15,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.gguf_base import LLAMA3_SPLIT, QWEN2_SPLIT
 
-WHOLE_BASE = "give a folder with a whole base model, tokenizer included"
+WHOLE_BASE = "give a folder with a complete base model, including its tokenizer"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -81,7 +81,7 @@ def pre_tokenizer(layout: dict[str, Any], base: Path) -> str:
             return name
     kinds = ", ".join(str(step.get("type")) for step in found.steps) or "none"
     raise ToolkitError(
-        f"the pre-tokenizer in `{base / 'tokenizer.json'}` ({kinds}) is none that llama.cpp is known to share",
+        f"the pre-tokenizer in `{base / 'tokenizer.json'}` ({kinds}) is not one that llama.cpp is known to have",
         hint=SUPPORTED,
     )
 
@@ -94,10 +94,12 @@ def checked_bpe(layout: dict[str, Any], base: Path) -> dict[str, Any]:
     model = layout.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         kind = model.get("type") if isinstance(model, dict) else model
-        raise ToolkitError(f"the tokenizer in `{base}` is {kind}, not BPE, not supported yet", hint=SUPPORTED)
+        raise ToolkitError(f"the tokenizer in `{base}` is {kind}, not BPE, and is not supported", hint=SUPPORTED)
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
-            raise ToolkitError(f"the tokenizer in `{base}` has a {key}, which llama.cpp has not", hint=SUPPORTED)
+            raise ToolkitError(
+                f"the tokenizer in `{base}` has a {key}, which llama.cpp does not support", hint=SUPPORTED
+            )
     return model
 
 
@@ -146,7 +148,7 @@ def check_index(text: str, index: Any, rows: int, base: Path) -> None:
     """Raise ToolkitError unless a token's id is a row of the embedding."""
     if type(index) is not int or not 0 <= index < rows:
         raise ToolkitError(
-            f"token `{text}` in `{base / 'tokenizer.json'}` has the id {index}, the embedding has {rows} rows",
+            f"token `{text}` in `{base / 'tokenizer.json'}` has the id {index}, but the embedding has {rows} rows",
             hint="the tokenizer belongs to another model, or tokens were added without resize_token_embeddings",
         )
 

@@ -25,7 +25,7 @@ from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 HINT = (
-    "the file would not run as it was trained. Put the tokenizer and the chat template of the training beside the "
+    "the file would not run as it was trained. Put the training's tokenizer and chat template next to the "
     "adapter: tokenizer.save_pretrained(DIR)"
 )
 SYSTEM, QUESTION = "Explain as a general doctor.", "I've had 39.5 °C since 24 May;  what now?\n- see a doctor?"
@@ -103,11 +103,16 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
     names = [(name, "")]
     if _NAMES.search(name):
         other = _NAMES.sub(lambda match: match[0].replace("-", "_").replace("3", "_3").replace("__", "_"), name)
-        names.append((other, f"the name in the file is `{other}`: in `{name}`, llama.cpp sees another vocabulary"))
+        names.append(
+            (other, f"the model's name in the file is `{other}`: with `{name}`, llama.cpp assumes another vocabulary")
+        )
     elif architecture == "phi3" and trained.form is None:
         other = f"{name} (phi-3)"
         names.append(
-            (other, f"the name in the file is `{other}`: by it llama.cpp drops the space behind control tokens")
+            (
+                other,
+                f"the model's name in the file is `{other}`: it makes llama.cpp drop the space after control tokens",
+            )
         )
     prefixed = metadata.get(Keys.Tokenizer.ADD_PREFIX, (False,))[0] is True
     for prefix in (True, False) if prefixed else (None,):
@@ -115,7 +120,7 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
             changed = {**metadata, Keys.General.NAME: (text, GGUFValueType.STRING)}
             if prefix is False:
                 changed[Keys.Tokenizer.ADD_PREFIX] = (False, GGUFValueType.BOOL)
-                said = "no space is put before a text, since this tokenizer puts none behind a control token"
+                said = "no space is put before a text, because this tokenizer puts none after a control token"
             yield changed, said
 
 
@@ -134,7 +139,7 @@ def check_chat(path: Path, template: str, trained: Training) -> None:
             if file.bos is not None and found[:2] == [file.bos, file.bos]:
                 raise ToolkitError(
                     f"a chat begins with `{texts['bos_token']}` twice: the chat template writes it more than once",
-                    hint="leave one out of the chat template beside the adapter",
+                    hint="remove one from the chat template next to the adapter",
                 )
 
 
@@ -145,7 +150,9 @@ def warn_of_text(template: str, trained: Training) -> None:
     found = dict.fromkeys(token for text in texts for token in _TOKEN.findall(text) if token not in known)
     if found:
         listed = ", ".join(f"`{token}` ({len(trained.tokenizer.encode(token))} tokens)" for token in list(found)[:4])
-        console.warn(f"the chat template writes what is no token of this vocabulary, but text: {listed}")
+        console.warn(
+            f"the chat template writes tokens that this vocabulary does not have, they become plain text: {listed}"
+        )
 
 
 def _rendered(template: str, texts: dict[str, str]) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
@@ -177,7 +184,7 @@ def renderer(template: str, texts: dict[str, str]) -> Callable[[Sequence[tuple[s
     try:
         compiled = _environment().from_string(_plain(template))
     except TemplateError as exc:
-        raise ToolkitError(f"the chat template is no Jinja: {exc}", hint=HINT) from None
+        raise ToolkitError(f"the chat template is not valid Jinja: {exc}", hint=HINT) from None
 
     def render(messages: Sequence[tuple[str, str]]) -> str:
         given = [{"role": role, "content": content} for role, content in messages]
@@ -226,7 +233,7 @@ def _difference(expected: Sequence[int], found: Sequence[int], trained: Training
         return ", ".join(tokens) + (", …" if len(ids) > at + 3 else "") if tokens else "nothing"
 
     return (
-        f"a chat has other tokens in the file than in training, from token {at + 1} on: training saw "
+        f"a chat has different tokens in the file than in training, from token {at + 1} on: training saw "
         f"{shown(expected, trained.raw.id_to_token)}, llama.cpp would see {shown(found, file.text)}"
     )
 
@@ -242,6 +249,6 @@ def _check_texts(metadata: Metadata) -> None:
             raise ToolkitError(
                 f"tokens {seen[text]} and {index} of the vocabulary have the same text `{text}`, which llama.cpp does "
                 "not load",
-                hint="name one of them otherwise in tokenizer.json",
+                hint="rename one of them in tokenizer.json",
             )
         seen[text] = index

@@ -61,7 +61,7 @@ def tokenizer_metadata(
     }
     for name, index in special.items():
         if index >= rows:
-            raise ToolkitError(f"{name} is token {index}, the embedding has {rows} rows", hint=WHOLE_BASE)
+            raise ToolkitError(f"{name} is token {index}, but the embedding has {rows} rows", hint=WHOLE_BASE)
         values[_SPECIAL_KEYS[name]] = (index, GGUFValueType.UINT32)
     values[Keys.Tokenizer.ADD_BOS] = (tokenizer.bos is not None, GGUFValueType.BOOL)
     values[Keys.Tokenizer.ADD_EOS] = (False, GGUFValueType.BOOL)

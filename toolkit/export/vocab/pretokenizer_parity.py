@@ -40,15 +40,15 @@ def warn_if_split_differs(folder: Path, texts: Sequence[str] | None) -> None:
     pre = _named(folder)
     if pre not in _WHAT:
         return
-    what = f"llama.cpp's `{pre}` splits {_WHAT[pre]} otherwise than this tokenizer"
+    what = f"llama.cpp's `{pre}` splits {_WHAT[pre]} differently from this tokenizer"
     if texts is None:
-        console.warn(f"{what}: prompts with such text get other tokens than in training")
+        console.warn(f"{what}: prompts with such text get different tokens than in training")
         return
     found = unequal(folder, texts)
     if found:
         console.warn(
-            f"{what}: {len(found):,} of {len(texts):,} records get other tokens than in training, "
-            f"the first at `{found[0]}`; `toolkit validate` counts those that are held out"
+            f"{what}: {len(found):,} of {len(texts):,} records get different tokens than in training, "
+            f"the first at `{found[0]}`; `toolkit validate` counts the held-out ones"
         )
 
 

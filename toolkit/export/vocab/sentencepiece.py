@@ -104,7 +104,8 @@ def space_prefix(layout: dict[str, Any], base: Path) -> bool:
             if (normalizer, step) == (known_normalizer, known_step):
                 return prefix
     raise ToolkitError(
-        f"the SentencePiece tokenizer in `{base / 'tokenizer.json'}` treats spaces in a way that llama.cpp has not",
+        f"the SentencePiece tokenizer in `{base / 'tokenizer.json'}` treats spaces in a way that llama.cpp does not "
+        "support",
         hint=SUPPORTED,
     )
 
@@ -170,15 +171,17 @@ def _check_merges(
     last, former, possible = float("inf"), "", set()
     for left, right in merges:
         if left + right not in vocabulary:
-            raise ToolkitError(f"`{path}` merges `{left}` and `{right}` to no token", hint=WHOLE_BASE)
+            raise ToolkitError(
+                f"`{path}` merges `{left}` and `{right}` into a token that it does not have", hint=WHOLE_BASE
+            )
         text = left + right
         if text in normal:
             possible.add((left, right))
             score = scores[vocabulary[text]]
             if score > last or (score == last and text != former and len(set(text + former)) > 1):
                 raise ToolkitError(
-                    f"`{path}` merges `{left}` and `{right}` in an order that scores of tokens cannot say",
-                    hint="this tokenizer was not made by SentencePiece: llama.cpp would split text in another way",
+                    f"`{path}` merges `{left}` and `{right}` in an order that token scores cannot express",
+                    hint="this tokenizer was not made by SentencePiece: llama.cpp would split text differently",
                 )
             last, former = score, text
     for text in normal:
@@ -187,7 +190,7 @@ def _check_merges(
             if left in normal and right in normal and (left, right) not in possible:
                 raise ToolkitError(
                     f"`{path}` does not merge `{left}` and `{right}`, as llama.cpp would",
-                    hint="this tokenizer was not made by SentencePiece: llama.cpp would split text in another way",
+                    hint="this tokenizer was not made by SentencePiece: llama.cpp would split text differently",
                 )
 
 
@@ -206,7 +209,7 @@ def read_model(path: Path) -> list[tuple[str, float, int]]:
             elif number == 2:
                 method = dict(_fields(value)).get(3, 1)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error) as exc:
-        raise ToolkitError(f"`{path}` is no SentencePiece model: {exc}", hint=WHOLE_BASE) from None
+        raise ToolkitError(f"`{path}` is not a SentencePiece model: {exc}", hint=WHOLE_BASE) from None
     if method != BPE:
         raise ToolkitError(f"`{path}` is not a BPE model (type {method})", hint=SUPPORTED)
     return pieces

@@ -11,7 +11,7 @@ from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 DAMAGED = "the tokenizer is damaged: copy it again"
-SAVE_IT = "save the tokenizer of the training beside the adapter: tokenizer.save_pretrained(DIR)"
+SAVE_IT = "save the training's tokenizer next to the adapter: tokenizer.save_pretrained(DIR)"
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 
@@ -54,7 +54,7 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
     if found and max(found.values()) >= rows:
         beyond = sorted((index, text) for text, index in found.items() if index >= rows)
         said = (
-            f"the base's; the tokenizer in {place} has {len(beyond)} tokens more than the embedding has rows ({rows:,})"
+            f"the base's; the tokenizer in {place} has {len(beyond)} more tokens than the embedding has rows ({rows:,})"
             f": {_listed([text for _, text in beyond])}"
         )
         return TokenizerSource(base, adapter, said, loud=True)
@@ -75,9 +75,9 @@ def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple
         for what, these in (("renamed", renamed), ("added", added), ("absent", gone))
         if these
     ]
-    what = f"tokens {', '.join(parts)}" if parts else "the same tokens, treated otherwise"
+    what = f"tokens {', '.join(parts)}" if parts else "the same tokens, treated differently"
     loud = len(renamed) + len(gone) > len(known) // 10
-    note = "; are you sure that it was trained with this one?" if loud else ""
+    note = "; check that the adapter was trained with this one" if loud else ""
     return f"the adapter's own tokenizer in {place}, compared with the base's: {what}{note}", loud
 
 
@@ -126,14 +126,14 @@ def _check_named(base: Path, adapter: Path) -> None:
         if isinstance(text, str) and texts.get(index, text) != text:
             raise ToolkitError(
                 f"`{path}` calls token {index} `{text}`, which is `{texts[index]}` in the base's vocabulary, but there "
-                "is no tokenizer.json beside it",
+                "is no tokenizer.json next to it",
                 hint=SAVE_IT,
             )
     text = _eos_text(values)
     if text is not None and text not in texts.values():
         raise ToolkitError(
             f"`{path}` names the EOS `{text}`, which the base's vocabulary does not have, and there is no "
-            "tokenizer.json beside it",
+            "tokenizer.json next to it",
             hint=SAVE_IT,
         )
 

@@ -91,7 +91,7 @@ def gpu_state(kinds: Sequence[str]) -> tuple[bool, str] | None:
     reasons = [reason for reason in found.values() if reason]
     if reasons:
         return False, f"{gpu_name()} is not used for {', '.join(k for k, r in found.items() if r)}: {reasons[0]}"
-    return True, f"large models: {gpu_name()} takes over {', '.join(found)}, the same bytes too"
+    return True, f"large models: {gpu_name()} quantizes {', '.join(found)}, to the same bytes"
 
 
 @cache

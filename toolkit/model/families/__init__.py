@@ -48,12 +48,12 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
     if method:
         raise ToolkitError(
             f"the base model in `{folder}` is quantized with {method}, which cannot be undone here",
-            hint="use the 16-bit base model; of quantized ones only bitsandbytes' 4 bits can be exported",
+            hint="use the 16-bit base model; of the quantized ones, only bitsandbytes in 4 bits can be exported",
         )
     try:
         model = sizes(config)
         if model is None:
-            raise ValueError("`num_local_experts` is stated, a mixture of experts cannot be exported")
+            raise ValueError("`num_local_experts` is set, and a mixture of experts cannot be exported")
         count(config, "max_position_embeddings")
         found = FAMILIES[name].model(config, model)
         check_model_type(config)

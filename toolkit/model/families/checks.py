@@ -11,7 +11,7 @@ from toolkit.formats.names import visible
 from toolkit.model.families.family import Family, Layout
 from toolkit.model.model_config import CONFIG, ModelConfig
 
-APART = "its config.json and weights do not belong together, or the files are incomplete: copy the base again"
+APART = "its config.json and weights do not match, or files are missing: copy the base again"
 _LAYER = re.compile(r"(?:model\.layers|blk)\.([0-9]{1,9})\.")
 
 
@@ -25,7 +25,7 @@ def check_layers(base: Path, model: ModelConfig, stored: Iterable[str]) -> None:
     there = layers_in(stored)
     if model.layers != there:
         raise ToolkitError(
-            f"`{base / CONFIG}` states {model.layers:,} layers (`num_hidden_layers`), the weights have {there:,}",
+            f"`{base / CONFIG}` states {model.layers:,} layers (`num_hidden_layers`), but the weights have {there:,}",
             hint=APART,
         )
 
@@ -41,13 +41,13 @@ def checked_layouts(base: Path, family: Family, model: ModelConfig, stored: Mapp
         tensor = stored.get(layout.source)
         if tensor is None:
             raise ToolkitError(
-                f"the base model in `{base}` lacks tensor `{layout.source}`, which its {CONFIG} promises", hint=APART
+                f"the base model in `{base}` lacks tensor `{layout.source}`, which its {CONFIG} requires", hint=APART
             )
         checkpoint.check_readable(tensor)
         if tensor.shape != layout.shape:
             raise ToolkitError(
                 f"tensor `{layout.source}` in `{tensor.path}` has shape {list(tensor.shape)}, "
-                f"config.json says {list(layout.shape)}",
+                f"but config.json says {list(layout.shape)}",
                 hint=APART,
             )
     places = {layout.source for layout in layouts}

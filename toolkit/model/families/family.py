@@ -74,7 +74,7 @@ def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict
         return theta, {}
     if not isinstance(kind, str) or kind not in kinds:
         known = ", ".join(["default", *kinds])
-        raise ValueError(f"rope scaling {brief(kind)}, which cannot be exported; known: {known}")
+        raise ValueError(f"rope scaling {brief(kind)} cannot be exported; supported: {known}")
     return theta, {"type": kind, **{key: real(stated, key) for key in kinds[kind]}}
 
 

@@ -41,10 +41,12 @@ def _check_layer_types(config: Values, layers: int) -> None:
     if stated is None or stated == []:
         return
     if isinstance(stated, list) and len(stated) != layers:
-        raise ValueError(f"`layer_types` lists {len(stated):,} layers, `num_hidden_layers` is {layers:,}")
+        raise ValueError(f"`layer_types` lists {len(stated):,} layers, but `num_hidden_layers` is {layers:,}")
     kinds = ("sliding_attention", "full_attention")
     if not isinstance(stated, list) or any(kind != kinds[layer % 2] for layer, kind in enumerate(stated)):
-        raise ValueError(f"`layer_types` {brief(stated)}, llama.cpp computes with {', '.join(kinds)} by turns only")
+        raise ValueError(
+            f"`layer_types` is {brief(stated)}, but llama.cpp supports only alternating {', '.join(kinds)}"
+        )
 
 
 def gemma2_layouts(model: ModelConfig) -> list[Layout]:
@@ -67,7 +69,7 @@ def gemma2_layouts(model: ModelConfig) -> list[Layout]:
     )
     if not model.tied:
         raise ToolkitError(
-            "an lm_head apart from the embedding: llama.cpp's Gemma-2 has none",
+            "the lm_head differs from the embedding, but llama.cpp's Gemma-2 has no separate one",
             hint="train without lm_head and without embed_tokens in modules_to_save",
         )
     layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", (model.vocab, model.hidden))]

@@ -22,7 +22,7 @@ def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
     expect(config, "hidden_act", "silu")
     stated = rope_parameters(config)
     if model.heads * model.head_dim != model.hidden:
-        raise ValueError(f"heads of {model.head_dim}, llama.cpp computes with hidden_size / heads only")
+        raise ValueError(f"the head size is {model.head_dim}, but llama.cpp supports only hidden_size / heads")
     part = real(config, "partial_rotary_factor", 1.0)
     key = "original_max_position_embeddings"
     original = count(stated, key, count(config, key, 4096))
@@ -35,7 +35,9 @@ def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
         scaling["attention"] = attention_factor(model.context, original)
         given = real(stated, "attention_factor", scaling["attention"])
         if not math.isclose(given, scaling["attention"], rel_tol=1e-6):
-            raise ValueError(f"`attention_factor` {given!r}, for this context it is {scaling['attention']:.6f}")
+            raise ValueError(
+                f"`attention_factor` is {given!r}, but for this context it must be {scaling['attention']:.6f}"
+            )
     if config.get("sliding_window") is None:
         return replace(model, rope_theta=theta, rope=scaling)
     window = count(config, "sliding_window")
@@ -61,7 +63,7 @@ def rotary_dimensions(part: float, head_size: int) -> int:
     """
     dimensions = int(head_size * part)
     if part > 1 or dimensions < 2 or dimensions % 2:
-        raise ValueError(f"`partial_rotary_factor` {part!r}, which of {head_size} dimensions is no even part")
+        raise ValueError(f"`partial_rotary_factor` is {part!r}, which is not an even number of {head_size} dimensions")
     return dimensions
 
 
@@ -70,7 +72,7 @@ def _factors(stated: dict[str, Any], key: str, length: int) -> list[float]:
     if not isinstance(values, list):
         raise ValueError(f"no valid `{key}`: {brief(values)}, a list of numbers is needed")
     if len(values) != length:
-        raise ValueError(f"{len(values)} values of `{key}`, not {length}")
+        raise ValueError(f"`{key}` has {len(values)} values, not {length}")
     return [real({key: value}, key) for value in values]
 
 
