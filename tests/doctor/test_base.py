@@ -178,12 +178,12 @@ def test_a_base_of_another_kind_is_judged_by_its_weights(home: Home, monkeypatch
     ("changes", "words"),
     [
         ({"num_hidden_layers": 10**6}, "`num_hidden_layers`: 1000000"),
-        ({"num_hidden_layers": 3}, "(`num_hidden_layers`), the weights have 2"),
-        ({"num_hidden_layers": 1}, "(`num_hidden_layers`), the weights have 2"),
+        ({"num_hidden_layers": 3}, "(`num_hidden_layers`), but the weights have 2"),
+        ({"num_hidden_layers": 1}, "(`num_hidden_layers`), but the weights have 2"),
         ({"hidden_size": float("inf")}, "`hidden_size` is infinite"),
-        ({"intermediate_size": 161}, "has shape [160, 64], config.json says [161, 64]"),
+        ({"intermediate_size": 161}, "has shape [160, 64], but config.json says [161, 64]"),
         ({"architectures": ["MambaForCausalLM"]}, "architecture MambaForCausalLM, which cannot be exported"),
-        ({"hidden_act": "gelu"}, "`hidden_act` 'gelu'"),
+        ({"hidden_act": "gelu"}, "`hidden_act` is 'gelu'"),
     ],
 )
 def test_a_config_that_its_weights_contradict(home: Home, changes: dict[str, object], words: str) -> None:

@@ -33,7 +33,7 @@ def test_an_adapter_without_weights(work: Path) -> None:
 def test_an_adapter_of_another_base(work: Path) -> None:
     other = models.save_model(work / "other", hidden_size=192, num_attention_heads=6)
     models.save_adapter(work / "stranger", other)
-    problem = fails(work, "this is an adapter of another base", adapter="stranger")
+    problem = fails(work, "this adapter belongs to another base", adapter="stranger")
     assert "has shape [256, 512], the adapter's A [8, 512] and B [192, 8]" in problem.message
 
 
@@ -111,9 +111,9 @@ def test_a_weight_that_is_there_twice(work: Path) -> None:
         ({"lora_alpha": float("nan")}, "`lora_alpha` is not a number"),
         ({"rank_pattern": {"q_proj": -1}}, "no valid `rank_pattern`"),
         ({"alpha_pattern": ["q_proj"]}, "no valid `alpha_pattern`"),
-        ({"alpha_pattern": {"(": 1}}, "no regular expression"),
-        ({"alpha_pattern": {"a{99999999999999999999}": 1}}, "no regular expression"),
-        ({"r": 4}, "rank 4, its lora_A has shape [8, "),
+        ({"alpha_pattern": {"(": 1}}, "not a valid regular expression"),
+        ({"alpha_pattern": {"a{99999999999999999999}": 1}}, "not a valid regular expression"),
+        ({"r": 4}, "rank 4, but its lora_A has shape [8, "),
     ],
 )
 def test_an_adapter_config_that_cannot_be_merged(work: Path, values: dict[str, Any], words: str) -> None:
@@ -127,7 +127,7 @@ def test_trained_tokens_that_cannot_be(work: Path, indices: Any) -> None:
     name = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
     path = work / "adapter" / "adapter_model.safetensors"
     edit_weights(path, lambda tensors: tensors.update({name: torch.ones(2, 256)}))
-    fails(work, "adapter trains token 600" if indices == [1, 600] else "trained tokens, `")
+    fails(work, "adapter trains token 600" if indices == [1, 600] else "trained tokens, but `")
 
 
 def test_dora_of_a_row_that_is_zero(work: Path) -> None:

@@ -67,11 +67,11 @@ def test_wrappers_prefixes_are_taken_off(
     change, said = WRAPPED[wrapped]
     other = changed(adapter, tmp_path / "adapter", renamed(change))
     export(base, adapter, {"F32": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
-    assert "taken off" not in capsys.readouterr().err
+    assert "removed from the names" not in capsys.readouterr().err
     export(base, other, {"F32": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
     heard = capsys.readouterr().err
-    assert f"`{said}" in heard if said else "taken off" not in heard
-    assert heard.count("taken off") == (1 if said else 0)
+    assert f"`{said}" in heard if said else "removed from the names" not in heard
+    assert heard.count("removed from the names") == (1 if said else 0)
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
@@ -188,8 +188,8 @@ def test_an_mlx_adapter_in_other_forms(
 @pytest.mark.parametrize(
     ("settings", "change", "words"),
     [
-        ({"fine_tune_type": "full"}, dict, "fine-tuning of the kind `full`"),
-        ({}, renamed(lambda name: name.replace("lora_a", "weight")), "which is no LoRA"),
+        ({"fine_tune_type": "full"}, dict, "fine-tuning type `full`"),
+        ({}, renamed(lambda name: name.replace("lora_a", "weight")), "which is not LoRA"),
         ({}, lambda tensors: dict(list(tensors.items())[1:]), "no pair of LoRA matrices"),
         ({}, lambda tensors: {**tensors, "model.embed_tokens.m": np.ones(4, np.float32)}, "no pair of LoRA matrices"),
     ],
@@ -215,7 +215,7 @@ def only(*parts: str) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize(
     ("keep", "config", "said"),
     [
-        (("layers.0",), {}, "LoRA for 7 of 14 named modules: none for `model.layers.1.self_attn.q_proj`"),
+        (("layers.0",), {}, "LoRA for 7 of 14 modules that it names; unchanged: `model.layers.1.self_attn.q_proj`"),
         (("_proj",), {"target_modules": "all-linear"}, ""),
         (("q_proj",), {"target_modules": "all-linear"}, "LoRA for 2 of 14"),
         (("q_proj",), {"target_modules": r".*\.(q|k)_proj"}, "LoRA for 2 of 4"),
@@ -244,9 +244,9 @@ def zeroed(*parts: str) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize(
     ("parts", "config", "said"),
     [
-        (("lora_B",), {}, "this adapter changes nothing: 14 of 14 LoRA products are zero throughout"),
+        (("lora_B",), {}, "this adapter changes nothing: 14 of 14 LoRA products are all zeros"),
         (("lora_A",), {}, "this adapter changes nothing"),
-        (("lora_B", "q_proj"), {}, "2 of 14 LoRA products are zero throughout: these modules stay the base's"),
+        (("lora_B", "q_proj"), {}, "2 of 14 LoRA products are all zeros: these modules stay unchanged"),
         ((" ",), {"lora_alpha": 0}, "this adapter changes nothing"),
         ((" ",), {}, ""),
     ],

@@ -112,7 +112,7 @@ def test_more_tokens_than_rows(
     """The base's vocabulary is written and said; a template that needs the new ones cannot be."""
     models.add_tokens(made[0], adapter, *(f"<|new_{n}|>" for n in range(60)), "<|im_start|>", "<|im_end|>")
     export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
-    assert "tokens more than the embedding has rows (512)" in capsys.readouterr().err
+    assert "more tokens than the embedding has rows (512)" in capsys.readouterr().err
     with pytest.raises(ToolkitError, match=r"training saw \d+ `<\|im_start\|>`, .*llama.cpp would see \d+ `<`"):
         export(made[0], adapter, {"F16": tmp_path / "b.gguf"}, CHATML, "x")
     assert not (tmp_path / "b.gguf").exists()
@@ -130,7 +130,7 @@ def test_flags_that_llama_cpp_has_not(
     made: tuple[Path, Path], adapter: Path, tmp_path: Path, flags: dict[str, bool], template: str
 ) -> None:
     change(adapter, flag("<|reserved_0|>", **flags))
-    with pytest.raises(ToolkitError, match="a chat has other tokens in the file than in training") as caught:
+    with pytest.raises(ToolkitError, match="a chat has different tokens in the file than in training") as caught:
         export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, template, "x")
     assert "tokenizer.save_pretrained" in caught.value.hint
     assert not list(tmp_path.glob("*.gguf"))
@@ -157,8 +157,8 @@ def test_one_bos_with_and_without_one_in_the_template(made: tuple[Path, Path], t
     ("template", "words"),
     [
         ("{{ bos_token }}{{ bos_token }}" + models.TEMPLATE, "begins with `<|begin_of_text|>` twice"),
-        ("\n {{ bos_token }}" + models.TEMPLATE, "other tokens in the file than in training"),
-        ("{% for m in messages %}", "is no Jinja"),
+        ("\n {{ bos_token }}" + models.TEMPLATE, "different tokens in the file than in training"),
+        ("{% for m in messages %}", "is not valid Jinja"),
         ("{{ raise_exception('no chats') }}", "does not render a question: no chats"),
     ],
 )
@@ -184,7 +184,7 @@ def test_templates_of_every_kind_are_rendered(made: tuple[Path, Path], tmp_path:
 def test_a_run_of_the_toolkit_is_held_to_its_own_prompts(made: tuple[Path, Path], tmp_path: Path) -> None:
     form = prompt_format(Config().prompt)
     export(made[0], None, {"F16": tmp_path / "a.gguf"}, chat_template(form, bos=True), "x", form=form)
-    with pytest.raises(ToolkitError, match="other tokens in the file than in training"):
+    with pytest.raises(ToolkitError, match="different tokens in the file than in training"):
         export(made[0], None, {"F16": tmp_path / "b.gguf"}, "x" + chat_template(form, bos=True), "x", form=form)
 
 
@@ -193,7 +193,7 @@ def test_text_that_looks_like_a_token_is_warned_of(
 ) -> None:
     export(made[0], None, {"F16": tmp_path / "a.gguf"}, CHATML, "x")
     said = capsys.readouterr().err
-    assert "no token of this vocabulary, but text: `<|im_start|>` (" in said and "`<|im_end|>`" in said
+    assert "they become plain text: `<|im_start|>` (" in said and "`<|im_end|>`" in said
 
 
 def test_two_tokens_of_one_text(made: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
@@ -244,14 +244,14 @@ def test_a_name_that_is_another_vocabulary_to_llama_cpp(
     with open_vocabulary(tmp_path / "a.gguf"):  # it loads
         pass
     written = gguf.GGUFReader(tmp_path / "a.gguf").fields["general.name"].contents()
-    assert written != name and f"the name in the file is `{written}`" in capsys.readouterr().err
+    assert written != name and f"the model's name in the file is `{written}`" in capsys.readouterr().err
 
 
 def test_a_harmless_name_stays(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("phi-4 of mine", "Modern BERT", "alphi 3"):
         export(made[0], None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, name)
         assert gguf.GGUFReader(tmp_path / "a.gguf").fields["general.name"].contents() == name
-    assert "the name in the file" not in capsys.readouterr().err
+    assert "the model's name in the file" not in capsys.readouterr().err
 
 
 PHI3 = (

@@ -110,29 +110,33 @@ def test_an_adapter_is_merged_before_anything_else(family: str, tmp_path: Path) 
     ("family", "changes", "words"),
     [
         ("llama", {"architectures": ["FalconForCausalLM"]}, "architecture FalconForCausalLM, which cannot be exported"),
-        ("mistral", {"hidden_act": "gelu"}, "llama.cpp computes with 'silu' only"),
-        ("phi3", {"rope_parameters": PART}, "`partial_rotary_factor` 0.72, which of 32 dimensions is no even part"),
-        ("phi3", {"rope_parameters": None, "partial_rotary_factor": 1.5}, "`partial_rotary_factor` 1.5"),
+        ("mistral", {"hidden_act": "gelu"}, "llama.cpp supports only 'silu'"),
+        (
+            "phi3",
+            {"rope_parameters": PART},
+            "`partial_rotary_factor` is 0.72, which is not an even number of 32 dimensions",
+        ),
+        ("phi3", {"rope_parameters": None, "partial_rotary_factor": 1.5}, "`partial_rotary_factor` is 1.5"),
         (
             "phi4mini",
             {"rope_parameters": {**families.LONGROPE, "partial_rotary_factor": 0.75}},
-            "16 values of `short|16 values of `long",
+            "`(short|long)_factor` has 16 values",
         ),
-        ("phi3", {"head_dim": 64}, "heads of 64"),
+        ("phi3", {"head_dim": 64}, "the head size is 64"),
         (
             "phi3.5",
             {"rope_parameters": {**families.LONGROPE, "long_factor": [1.0] * 4}},
-            "4 values of `long_factor`",
+            "`long_factor` has 4 values",
         ),
         ("phi3.5", {"rope_parameters": {**families.LONGROPE, "short_factor": None}}, "no valid `short_factor`"),
-        ("phi3.5", {"rope_parameters": {**families.LONGROPE, "attention_factor": 1.5}}, "`attention_factor` 1.5"),
+        ("phi3.5", {"rope_parameters": {**families.LONGROPE, "attention_factor": 1.5}}, "`attention_factor` is 1.5"),
         ("phi3.5", {"rope_parameters": {**families.LONGROPE, "rope_type": "yarn"}}, "rope scaling 'yarn'"),
         ("phi3.5", {"rope_parameters": 3}, "no valid rope parameters"),
-        ("gemma2", {"query_pre_attn_scalar": 224}, "`query_pre_attn_scalar` 224"),
+        ("gemma2", {"query_pre_attn_scalar": 224}, "`query_pre_attn_scalar` is 224"),
         ("gemma2", {"layer_types": ["full_attention"] * 2}, "`layer_types`"),
-        ("gemma2", {"hidden_activation": "silu"}, "`hidden_activation` 'silu'"),
-        ("gemma2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "`rope_theta` 500000.0"),
-        ("gemma2", {"tie_word_embeddings": False}, "`tie_word_embeddings` False"),
+        ("gemma2", {"hidden_activation": "silu"}, "`hidden_activation` is 'silu'"),
+        ("gemma2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "`rope_theta` is 500000.0"),
+        ("gemma2", {"tie_word_embeddings": False}, "`tie_word_embeddings` is False"),
         ("gemma2", {"final_logit_softcapping": -1}, "no valid `final_logit_softcapping`"),
         ("gemma2", {"sliding_window": 0}, "no valid `sliding_window`"),
     ],
@@ -163,5 +167,5 @@ def test_a_window_that_llama_cpp_leaves_out_is_said(tmp_path: Path, capsys: pyte
 def test_gemma_cannot_be_untied(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(_config("gemma2")))
     family, model = family_of(tmp_path)
-    with pytest.raises(ToolkitError, match="Gemma-2 has none"):
+    with pytest.raises(ToolkitError, match="Gemma-2 has no separate one"):
         family.layouts(replace(model, tied=False))

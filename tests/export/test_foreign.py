@@ -146,7 +146,9 @@ def test_the_adapters_own_template_in_every_form(
     assert template_in(standalone.of_adapter(adapter, None, "toolkit.toml", ())) == OWN
     said = capsys.readouterr().err
     assert "chat template: the adapter's own" in said
-    assert "the base's own is another chat template" in said and "`toolkit.toml` is another chat template" in said
+    assert (
+        "the base's own is a different chat template" in said and "`toolkit.toml` is a different chat template" in said
+    )
 
 
 @pytest.mark.parametrize("write", [jinja, in_config, named, processors])
@@ -174,11 +176,11 @@ def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsy
     jinja(base, BASES)
     (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca-no-input"\n')
     assert "### Response" in template_in(standalone.of_adapter(adapter, None, "toolkit.toml", ()))
-    assert "the base's own is another chat template, which is not used" in capsys.readouterr().err
+    assert "the base's own is a different chat template, which is not used" in capsys.readouterr().err
     jinja(adapter, OWN)
     order = standalone.of_adapter(adapter, None, "toolkit.toml", ("prompt.preset=alpaca",))
     assert "### Input" in template_in(order)
-    assert "the adapter's own is another chat template, which is not used" in capsys.readouterr().err
+    assert "the adapter's own is a different chat template, which is not used" in capsys.readouterr().err
 
 
 # What stands beside the GGUF.
@@ -292,7 +294,7 @@ def test_a_trainers_output_folder_names_its_adapters(
     pair: tuple[Path, Path], names: tuple[str, ...], hint: str
 ) -> None:
     folder = outputs(Path("outputs"), pair[1], *names)
-    with pytest.raises(ToolkitError, match="no adapter folder") as caught:
+    with pytest.raises(ToolkitError, match="not an adapter folder") as caught:
         foreign.check_adapter(folder)
     assert caught.value.hint.startswith(hint) and all(name in caught.value.message for name in names)
 
@@ -316,7 +318,7 @@ def test_what_is_no_adapter_is_named(pair: tuple[Path, Path], tmp_path: Path) ->
         ("owner/adapter", "hf download owner/adapter"),
         ("empty", "save_pretrained"),
     ):
-        with pytest.raises(ToolkitError, match="is no adapter folder") as caught:
+        with pytest.raises(ToolkitError, match="not an adapter folder") as caught:
             foreign.check_adapter(Path(given))
         assert hint in caught.value.hint
     for given, hint in (("mine", "toolkit export --adapter mine"), ("models", "--model models/checkpoint-7")):

@@ -165,11 +165,11 @@ def test_a_type_that_differs_is_the_cpus(
     files, names = exported(base, tmp_path)
     assert files == expected and Type.Q4_K not in fake and Type.Q6_K in fake
     assert names["Q4_K_M"]["Q4_K"] == quantize.routine(Type.Q4_K).name
-    assert capsys.readouterr().err.count("does not quantize to Q4_K") == 1
+    assert capsys.readouterr().err.count("is not used for Q4_K") == 1
     check = checks.quantizer(["Q4_K_M", "F16"])[1]
     assert check.ok is None and "Fake is not used for Q4_K: its Q4_K differs" in check.found and check.fix
     check = checks.quantizer(["Q6_K", "Q8_0"])[1]
-    assert check.ok is True and "Fake takes over Q6_K, Q8_0" in check.found
+    assert check.ok is True and "Fake quantizes Q6_K, Q8_0" in check.found
     assert len(checks.quantizer(["F16", "IQ4_XS"])) == 1
 
 

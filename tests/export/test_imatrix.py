@@ -130,7 +130,7 @@ def test_the_chunks_hold_training_records_only(work: Path, tmp_path: Path) -> No
 
 def test_a_training_split_with_a_held_out_record_is_refused(work: Path, tmp_path: Path) -> None:
     folder = run_folder(tmp_path, train=["a", "b", "c"], val=["d"], test=["c"])
-    with pytest.raises(ToolkitError, match=r"1 records of .*train\.jsonl` are held out"):
+    with pytest.raises(ToolkitError, match=r"1 records of .*train\.jsonl` are also held out"):
         imatrix.chunks(folder, FORM, load_tokenizer(work / "base"), 128)
 
 

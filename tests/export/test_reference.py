@@ -156,13 +156,13 @@ def test_types_that_need_an_importance_matrix_are_refused_without(tmp_path: Path
     for name in QUANTIZATIONS:
         if name in NEED_IMATRIX:
             assert oracle.quantize(f32, tmp_path / "theirs.gguf", name) != 0
-            with pytest.raises(ToolkitError, match="needs an importance matrix, and there is none") as caught:
+            with pytest.raises(ToolkitError, match="needs an importance matrix, but there is none") as caught:
                 export(base, None, {name: target}, models.TEMPLATE, "small")
             assert "export.imatrix" in caught.value.hint
         else:
             plan(base, None, [name])
     del weights["blk.1.ffn_down.weight"]
-    with pytest.raises(ToolkitError, match=r"`blk.1.ffn_down.weight` IQ2_XXS, .* has none for it"):
+    with pytest.raises(ToolkitError, match=r"`blk.1.ffn_down.weight` IQ2_XXS, .* has no values for it"):
         plan(base, None, ["IQ2_XXS"], imatrix=weights)
     plan(base, None, ["IQ4_XS"], imatrix=weights)
     for spoilt in (np.ones(7, np.float32), np.full(256, np.nan, np.float32)):

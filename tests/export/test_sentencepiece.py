@@ -184,7 +184,7 @@ def _rename(layout: dict[str, Any]) -> None:
         (setting("model", "ignore_merges", value=True), "treats spaces in a way"),
         (setting("model", "merges", value=[]), "no valid merges"),
         (setting("model", "merges", value=["a b", 3]), "cannot be read"),
-        (_swap_merges, "in an order that scores of tokens cannot say"),
+        (_swap_merges, "in an order that token scores cannot express"),
         (lambda layout: layout["model"]["merges"].pop(7), "does not merge"),
         (_rename, "in tokenizer.json"),
         (lambda layout: layout["model"]["vocab"].update({"zzz": 600}), "beyond them"),

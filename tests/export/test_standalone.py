@@ -78,7 +78,7 @@ def test_the_base_is_taken_from_the_adapter_where_none_is_named(
     [
         (["--quant", "Q4_K_L"], "unknown quantization"),
         (["--base", "gone/base/model"], "does not exist"),
-        (["--adapter", "gone"], "no adapter folder"),
+        (["--adapter", "gone"], "not an adapter folder"),
     ],
 )
 def test_what_is_wrong_is_said_and_nothing_is_written(

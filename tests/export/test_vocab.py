@@ -110,7 +110,7 @@ def test_the_user_is_warned_of_texts_that_llama_cpp_reads_otherwise(
     general = capsys.readouterr().err
     if pre in ("tekken", "gpt-4o", "qwen2"):
         assert f"`{pre}` splits" in warned and "1 of 3 records" in warned and f"`{word}`" in warned
-        assert f"`{pre}` splits" in general and "other tokens than in training" in general
+        assert f"`{pre}` splits" in general and "different tokens than in training" in general
     else:
         assert warned == general == ""
 
@@ -145,7 +145,7 @@ def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
 
 def test_more_tokens_than_rows_are_an_error(tmp_path: Path) -> None:
     count = models.save_tokenizer(tmp_path).get_vocab_size()
-    with pytest.raises(ToolkitError, match=f"has the id {count - 1}, the embedding has {count - 1} rows"):
+    with pytest.raises(ToolkitError, match=f"has the id {count - 1}, but the embedding has {count - 1} rows"):
         metadata(tmp_path, count - 1)
 
 

@@ -201,7 +201,7 @@ def test_a_damaged_state(four: Path, values: dict[str, Any]) -> None:
 def test_the_sixteen_bit_weights_are_asked_for(four: Path, tmp_path: Path) -> None:
     from toolkit.model.base import resolve
 
-    with pytest.raises(ToolkitError, match="has 4 bits") as caught:
+    with pytest.raises(ToolkitError, match="has 4-bit weights") as caught:
         merge_base.check_merge_base(resolve(str(four)), ExportSettings())
     assert "model.base_16bit" in caught.value.hint and "as-trained" in caught.value.hint
     merge_base.check_merge_base(resolve(str(four)), ExportSettings(merge_base="as-trained"))

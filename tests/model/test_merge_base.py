@@ -64,7 +64,7 @@ def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, to
     models.save_adapter(tmp_path / "adapter", dequantized.plain_folder(four))
     four.rename("quantized")
     called = toolkit("export", "--adapter", "adapter", "--base", "quantized", "--output", "out", "--json")
-    assert called.code == 1 and "has 4 bits" in called.json["error"]
+    assert called.code == 1 and "has 4-bit weights" in called.json["error"]
     assert "--base DIR|ID" in called.json["hint"] and "as-trained" in called.json["hint"]
 
 

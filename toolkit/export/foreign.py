@@ -183,7 +183,7 @@ def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[
         console.info(f"chat template: {way}")
         for other, differs, _ in others[:-1]:
             if differs != text:
-                console.warn(f"a different chat template is not used: {other}")
+                console.warn(f"{other} is a different chat template, which is not used")
         return str(text), ours
 
     return choose

@@ -61,7 +61,7 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
                 re.compile(_at_the_end(expression))
             except (re.error, OverflowError, RecursionError):
                 raise ToolkitError(
-                    f"`{folder / CONFIG}` has a `{key}` that is no regular expression: {brief(expression)}",
+                    f"`{folder / CONFIG}` has a `{key}` that is not a valid regular expression: {brief(expression)}",
                     hint=checkpoint.AGAIN,
                 ) from None
     saved = config.get("modules_to_save") or []
