@@ -52,13 +52,13 @@ def export(
     imatrix: Importance = None,
     form: PromptFormat | None = None,
 ) -> Outcome:
-    """Write base + adapter as GGUF files, one a quantization, each whole or not at all, in one pass over the base.
+    """Write base + adapter as GGUF files in one pass over the base: one per quantization, each complete or not at all.
 
     `base` is a folder of safetensors with config.json and tokenizer.json; `targets` maps quantizations to files;
     `template` is the Jinja chat template, `name` the model's name in the metadata; `overrides` and `imatrix` are those
     of `plan`; `form` is the prompt format of a model that was trained here. Raises ToolkitError for damaged input,
-    weights that a type cannot hold, chats that llama.cpp would read as other tokens than training did, or too little
-    disk space; the targets are then as they were.
+    weights that a type cannot hold, chats that llama.cpp would read as different tokens than training did, or too
+    little disk space; the targets are then unchanged.
     """
     started = time.monotonic()
     targets = {known(quantization): path for quantization, path in targets.items()}
@@ -84,7 +84,7 @@ def export(
             files[quantization].write(head)
         with console.progress("export", read, "B") as progress:
             _carry(planned, imatrix or {}, files, pool, gpu, progress)
-        for file in files.values():  # renamed only when every one of them is on the disk
+        for file in files.values():  # renamed only when all of them are on the disk
             file.sync()
         for file in files.values():
             chat_check.check_chat(file.place, template, trained)
@@ -101,10 +101,10 @@ def _carry(
     gpu: GpuQuantizer,
     progress: console.Progress,
 ) -> None:
-    """Take every tensor its whole way, in blocks of rows: read → merge → lay out → quantize → write.
+    """Take every tensor through all steps, in blocks of rows: read → merge → lay out → quantize → write.
 
-    All but the last is done to a block by one thread of the pool, for all types at once; the files hash and write in
-    threads of their own, in order. Merging comes before laying out: the adapter was trained in the checkpoint's order.
+    One thread of the pool does all steps of a block but the last, for all types at once. Each file hashes and writes in
+    its own thread, in order. Merging comes before laying out: the adapter was trained in the checkpoint's order.
     """
     computed = planned.family.computed(planned.model)
     numbers = {tensor.name: number for number, tensor in enumerate(planned.tensors, 1)}
@@ -135,7 +135,7 @@ def _carry(
             put(2 * hardware.cores())
         if source.whole:
             put(0)
-        del source  # makes room for the next one
+        del source  # frees memory for the next one
     put(0)
 
 

@@ -6,9 +6,9 @@ from toolkit.core.stage import Check
 
 
 def quantizer(quantizations: Sequence[str] = ()) -> list[Check]:
-    """Say what quantizes: the compiled kernels, proven against libggml (a quarter of a second), or libggml itself.
+    """Say what quantizes: the compiled kernels, tested against libggml (a quarter of a second), or libggml itself.
 
-    Beside them the CUDA GPU, for these quantizations' own types; it compiles what it never compiled (seconds a type).
+    Also says what the CUDA GPU does, for these quantizations' own types; new kernels are compiled (seconds per type).
     """
     from toolkit import kernels
     from toolkit.kernels import gpu

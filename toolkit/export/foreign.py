@@ -1,4 +1,4 @@
-"""An adapter from elsewhere: where it is, its base, and its chat template. The nearest source wins, and is said."""
+"""An adapter from elsewhere: where it is, its base, and its chat template. The nearest source wins, and is named."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ from toolkit.prompt.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class Sources:
-    """The settings, their file, and which of them were given on the command line (`set_there`)."""
+    """The settings, their file, and those set on the command line (`set_there`)."""
 
     settings: str
     config: Config
@@ -30,7 +30,7 @@ class Sources:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raise ToolkitError unless a folder holds an adapter, and name the one in it or the way for what it holds."""
+    """Raise ToolkitError unless a folder holds an adapter; the hint names one in a subfolder, or another way to export."""
     if (folder / CONFIG).is_file() or is_mlx(folder):
         return
     if not folder.exists():
@@ -64,7 +64,7 @@ def check_adapter(folder: Path) -> None:
 
 
 def check_model(label: str) -> None:
-    """Raise ToolkitError for a folder that is no whole model, but holds an adapter, or models in folders of its own."""
+    """Raise ToolkitError for a folder that is not a model, but holds an adapter, or models in its subfolders."""
     folder = Path(label).expanduser()
     if not folder.is_dir() or (folder / "config.json").is_file():
         return
@@ -110,11 +110,11 @@ def _which(folder: Path, inside: list[Path]) -> str:
 def base_of(adapter: Path, given: str | None, sources: Sources) -> tuple[str, str]:
     """Return an adapter's base and its revision: the one `given`, else the adapter's own, else that of the settings.
 
-    Says which, and warns of those that differ. Raises ToolkitError where none is named.
+    Names the source, and warns of sources that differ. Raises ToolkitError if none names a base.
     """
     settings = sources.config.model
     named = read_json(adapter / CONFIG, "name the folder that PEFT's save_pretrained wrote")
-    own = named.get("base_model_name_or_path") or named.get("model")  # MLX calls it so
+    own = named.get("base_model_name_or_path") or named.get("model")  # MLX's name for it
     stated = settings.base if "base" in settings.model_fields_set else None
     where = "--set model.base" if "model.base" in sources.set_there else f"`{sources.settings}`"
     ways = [("--base", given), ("the adapter's own", own if isinstance(own, str) else None), (where, stated)]
@@ -164,7 +164,7 @@ def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[
     """Return what finds the chat template, given the base's folder: its text, and whether it is that of our settings.
 
     A preset given by --set is taken, else the adapter's own template, else the preset in the settings' file, else the
-    base's own, else the default preset. It is said which, with a warning where another one is left out.
+    base's own, else the default preset. Names the source, and warns of a different template that is not used.
     """
 
     def choose(folder: Path) -> tuple[str, bool]:
@@ -190,7 +190,7 @@ def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[
 
 
 def saved_template(folder: Path) -> str | None:
-    """Return the chat template in a folder, in whichever form transformers wrote it, None if there is none.
+    """Return the chat template in a folder, in any form that transformers wrote, None if there is none.
 
     chat_template.jinja (since 4.43), tokenizer_config.json (a text, or a list of named ones), chat_template.json (of
     processors).
@@ -223,7 +223,7 @@ def _of_base(label: str, folder: Path) -> str | None:
 
 @contextlib.contextmanager
 def in_options() -> Iterator[None]:
-    """Let hints speak of the options of an export outside a run, where they speak of a run's settings."""
+    """Change hints about a run's settings into hints about the options of an export outside a run."""
     try:
         yield
     except ToolkitError as exc:

@@ -1,6 +1,6 @@
 """The Modelfile beside GGUF files of a model that was trained elsewhere, for `ollama create`.
 
-Where its chat template is its own, TEMPLATE says the same in Go, if that can be; else Ollama takes the one in the GGUF.
+If the model has its own chat template, TEMPLATE says the same in Go where possible; else Ollama takes the GGUF's.
 """
 
 import re
@@ -26,11 +26,11 @@ FIRST = "# Written by toolkit export for "
 def write_beside(
     targets: dict[str, Path], config: Config, name: str, template: str, form: PromptFormat | None, *, force: bool
 ) -> dict[str, Any]:
-    """Write `Modelfile` beside the GGUF files and return its path with the command that comes next.
+    """Write `Modelfile` next to the GGUF files and return its path with the next command.
 
     It names the default quantization, or the first one. `template` is the chat template in the files, `form` the prompt
-    format that it is of, None for a template that came with the model. A Modelfile that is not this model's own stays:
-    then it is `NAME.Modelfile`.
+    format that it belongs to, None for a template that came with the model. A Modelfile of another model stays: the
+    new one is then `NAME.Modelfile`.
     """
     quantization = config.export.default if config.export.default in targets else next(iter(targets))
     gguf = targets[quantization]
@@ -56,7 +56,7 @@ def write_beside(
         for stop in dict.fromkeys([eos, *(form.stops if form else ())]):
             if stop:
                 lines.append(f"PARAMETER stop {modelfile.quote(stop, f'the stop text {stop!r}')}")
-    except ToolkitError as exc:  # a text that no Modelfile can hold; the GGUF files are there all the same
+    except ToolkitError as exc:  # a text that no Modelfile can hold; the GGUF files are written all the same
         console.warn(f"no Modelfile is written: {exc.message}")
         return {}
     lines.append("PARAMETER repeat_penalty 1.0")

@@ -1,7 +1,7 @@
-"""The CUDA GPU beside the CPU's kernels: it takes a type over once it has proved that it writes ggml's bytes.
+"""The CUDA GPU next to the CPU's kernels: it starts on a type once tests show that it writes ggml's bytes.
 
-The CPU starts at once. A thread compiles and tests meanwhile what this export needs; the bytes are the same, so a file
-may well begin on the CPU and go on on the GPU. A GPU that fails is not used again, and nothing is lost.
+The CPU starts at once. Meanwhile a thread compiles and tests what this export needs. The bytes are the same, so a file
+may start on the CPU and continue on the GPU. A GPU that fails is not used again, and nothing is lost.
 """
 
 import threading
@@ -20,17 +20,17 @@ from toolkit.export.planning import PlannedTensor
 from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
 from toolkit.kernels import gpu
 
-SECONDS = 4.0  # of quantizing on the CPU from which a GPU, seconds from its start, can still take a part
+SECONDS = 4.0  # of quantizing on the CPU; with less, the GPU would be ready too late
 SPEEDS = (150e6, 12e6)  # weights a second and core: of the compiled kernels, of libggml
-LEAST = 1 << 20  # weights of a block; fewer are done on a core by the time that they were there and back
-STEPS = SLAB // BLOCK  # blocks that go to the GPU at a time: each way there and back costs the same, however short
+LEAST = 1 << 20  # weights of a block; a core does fewer in less time than the copies to the GPU and back take
+STEPS = SLAB // BLOCK  # blocks that go to the GPU at a time: each round trip costs the same, however short
 
 Need = tuple[Type, bool]  # type, with an importance matrix
 
 
 @dataclass
 class GpuQuantizer:
-    """What an export knows of the GPU: which types it may do there, and who has written each type so far."""
+    """What an export knows of the GPU: which types it may do there, and what has written each type so far."""
 
     trusted: set[Need] = field(default_factory=set)
     name: str = ""
@@ -44,18 +44,18 @@ class GpuQuantizer:
         return ready and rows.size >= LEAST
 
     def steps(self, kinds: Mapping[Type, Floats | None]) -> int:
-        """Return how many blocks of rows are best done at once, in these types with that importance."""
+        """Return how many blocks of rows are best done at once in these types."""
         trusted = any((kind, importance is not None) in self.trusted for kind, importance in kinds.items())
         return STEPS if trusted and not self.stopped.is_set() else 1
 
     def quantize(self, kind: Type, rows: kernels.Rows, out: kernels.Bytes, importance: Floats | None) -> bool:
-        """Fill `out` if the GPU does these rows; False if they are the CPU's, as all are once the GPU has failed."""
+        """Fill `out` if the GPU does these rows; False if the CPU must do them, as always once the GPU has failed."""
         if not self.takes(kind, rows, importance):
             self.on_cpu.add(kind)
             return False
         try:
             gpu.quantize_into(kind, rows, out, importance)
-        except Exception as exc:  # no memory, a reset, a driver: whatever it is, the CPU can do it
+        except Exception as exc:  # no memory, a reset, a driver: in any case the CPU can do it
             self.stopped.set()
             reason = gpu.first_line(exc)
             if gpu.give_up(reason):
@@ -75,10 +75,10 @@ class GpuQuantizer:
 
 @contextmanager
 def beside(tensors: Sequence[PlannedTensor], imatrix: Importance, cores: int) -> Iterator[GpuQuantizer]:
-    """Yield the GPU as an export of these tensors uses it: at first not at all, later for the types it has proved.
+    """Yield the GPU as an export of these tensors uses it: not at first, later for the types that it has passed.
 
-    A thread does the proving if a GPU is there and the export is large enough to pay for it. It ends with the export,
-    or after the compilation that it is in the middle of.
+    A thread runs the tests if there is a GPU and the export is large enough to gain from it. It ends with the export,
+    or after the compilation in progress.
     """
     quantizer_gpu = GpuQuantizer()
     needs = needed(tensors, imatrix)
@@ -92,12 +92,12 @@ def beside(tensors: Sequence[PlannedTensor], imatrix: Importance, cores: int) ->
 
 
 def in_background(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
-    """Start the proving in a thread of its own."""
+    """Start the tests in a separate thread."""
     threading.Thread(target=prove_types, args=(quantizer_gpu, needs), name="gpu").start()
 
 
 def needed(tensors: Sequence[PlannedTensor], imatrix: Importance) -> Mapping[Need, int]:
-    """Return what an export wants of a GPU, and how many weights of it there are, most first."""
+    """Return what an export needs from a GPU, and the number of weights for each, largest first."""
     found: Counter[Need] = Counter()
     for tensor in tensors:
         for kind in {*tensor.types.values()} & {*gpu.KINDS}:
@@ -106,7 +106,7 @@ def needed(tensors: Sequence[PlannedTensor], imatrix: Importance) -> Mapping[Nee
 
 
 def prove_types(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
-    """Let the GPU prove one type after the other; whatever breaks, the CPU does the export."""
+    """Test the GPU on one type after the other; if anything fails, the CPU does the export."""
     try:
         if gpu.available():
             return

@@ -34,7 +34,7 @@ from toolkit.prompt.tokenizer import Tokenizer
 CHUNK = 512  # tokens that see each other, llama.cpp's default
 # From 1,000 to 10 million tokens Q2_K's divergence falls by 1.5 % (llama.cpp's tools/perplexity/README.md).
 CHUNKS = 32
-METHOD = 1  # counts up when something is measured differently, so that a former matrix is not taken for the same
+METHOD = 1  # raised when something is measured differently, so that an older matrix does not count as the same
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def chunks_of_run(folder: RunFolder, planned: ExportPlan, form: PromptFormat, to
 
 
 def digest(chosen: Chunks, model: Sequence[str]) -> str:
-    """Return the SHA-256 of all that decides an importance matrix: token ids, and the hashes that name the model."""
+    """Return the SHA-256 of everything that decides an importance matrix: token ids, and the hashes of the model."""
     stated = json.dumps([METHOD, chosen.ids, list(model)], separators=(",", ":"))
     return hashlib.sha256(stated.encode()).hexdigest()
 
@@ -69,7 +69,7 @@ def measure(base: Path, planned: ExportPlan, chosen: Chunks, inputs: str) -> Ima
 def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: int) -> list[list[int]]:
     """Join training records, as training saw them and in random order, and cut them into at most CHUNKS equal pieces.
 
-    As in llama.cpp each piece begins with BOS where the model has one, in place of the token that stood there.
+    As in llama.cpp each piece starts with BOS if the model has one; it replaces the piece's first token.
     """
     records = read_records(folder.split_file("train"))
     held_out = {_key(record) for side in ("val", "test") for record in read_records(folder.split_file(side))}
@@ -101,14 +101,14 @@ def compute(base: Path, planned: ExportPlan, ids: Sequence[Sequence[int]]) -> tu
     """Run token ids of shape (chunks, length) through the trained model, layer by layer in float32.
 
     Returns sums of squares and token counts by GGUF name. transformers' own forward is used, with each layer's weights
-    put in just before it runs and taken out behind it. Raises ToolkitError if an activation is not finite.
+    loaded just before it runs and freed after it. Raises ToolkitError if an activation is not finite.
     """
     import torch
 
     torch.set_float32_matmul_precision("highest")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = _skeleton(base, planned)
-    for module in decoder.modules():  # rotary tables; all that has weights gets them later
+    for module in decoder.modules():  # rotary tables; the modules with weights get them later
         if not any(True for _ in module.parameters()):
             module.to(device)
     by_layer: dict[int, list[PlannedTensor]] = {index: [] for index in range(planned.model.layers)}
@@ -118,7 +118,7 @@ def compute(base: Path, planned: ExportPlan, ids: Sequence[Sequence[int]]) -> tu
     sums: dict[str, npt.NDArray[np.float64]] = {}
     with ThreadPoolExecutor(hardware.cores()) as pool, torch.inference_mode():
         embedding = next(tensor for tensor in planned.tensors if tensor.name == "token_embd.weight")
-        # Its own forward, because some families scale what they look up.
+        # The embedding's own forward: some families scale its output.
         weights = {"weight": torch.from_numpy(tensors.trained(embedding, pool))}
         decoder.embed_tokens.load_state_dict(weights, strict=True, assign=True)
         hidden = decoder.embed_tokens(torch.tensor(ids)).to(device)
@@ -138,7 +138,7 @@ def compute(base: Path, planned: ExportPlan, ids: Sequence[Sequence[int]]) -> tu
 
 
 def _skeleton(base: Path, planned: ExportPlan) -> Any:
-    """Build the decoder without weights (its rotary tables are real), with nothing behind the last layer."""
+    """Build the decoder without weights (its rotary tables are real), with nothing after the last layer."""
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -161,7 +161,7 @@ def _streamed(
     pool: ThreadPoolExecutor,
     progress: console.Progress,
 ) -> Callable[..., Any]:
-    """Return a layer's forward that fetches its weights, runs chunk by chunk, counts, and lets the weights go."""
+    """Return a layer's forward that fetches its weights, runs chunk by chunk, counts, and frees the weights."""
     import torch
 
     prefix = parts[0].layout.source.split(".layers.")[0] + f".layers.{parts[0].name.split('.')[1]}."
@@ -200,6 +200,6 @@ def _streamed(
 
 
 def _row(value: Any, index: int, count: int) -> Any:
-    """Take one chunk's share of what belongs to all (a mask); what has no share in it stays whole."""
+    """Return one chunk's part of a value for all chunks (a mask); a value without such parts is returned as it is."""
     whole = not hasattr(value, "shape") or not value.shape or value.shape[0] != count
     return value if whole else value[index : index + 1]

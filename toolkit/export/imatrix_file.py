@@ -13,7 +13,7 @@ from toolkit.formats.gguf_reader import GgufData, open_gguf
 from toolkit.formats.gguf_writer import Metadata
 
 SUMS, COUNTS = ".in_sum2", ".counts"
-INPUTS = "toolkit.imatrix.inputs"  # a key of our own in the file; llama.cpp passes it over
+INPUTS = "toolkit.imatrix.inputs"  # our own key in the file; llama.cpp ignores it
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Imatrix:
 
 
 def write_imatrix(path: Path, matrix: Imatrix) -> None:
-    """Write an importance matrix whole or not at all, in the layout of llama.cpp's tools/imatrix."""
+    """Write an importance matrix completely or not at all, in the layout of llama.cpp's tools/imatrix."""
     metadata: Metadata = {
         "general.type": ("imatrix", GGUFValueType.STRING),
         "imatrix.datasets": ([matrix.dataset], GGUFValueType.ARRAY),
@@ -60,7 +60,7 @@ def write_imatrix(path: Path, matrix: Imatrix) -> None:
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Read an importance matrix, ours or llama.cpp's; raises ToolkitError if it is none or damaged."""
+    """Read an importance matrix, ours or llama.cpp's; raises ToolkitError if it is damaged or not one."""
     data = open_gguf(path)
     counts, size = data.metadata.get("imatrix.chunk_count"), data.metadata.get("imatrix.chunk_size")
     datasets = data.metadata.get("imatrix.datasets")

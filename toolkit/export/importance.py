@@ -44,6 +44,6 @@ def check_importance(
 
 
 def expected_importance(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Floats]:
-    """Return an importance matrix of ones for the matrices that one is computed of: those of the layers."""
+    """Return an importance matrix of ones for the matrices that get one: those of the layers."""
     matrices = {name: shape for name, shape in shapes.items() if name.startswith("blk.") and is_matrix(name, shape)}
     return {name: np.broadcast_to(np.float32(1), shape[-1:]) for name, shape in matrices.items()}

@@ -1,4 +1,4 @@
-"""A chat template's prompt format, found by rendering: what stands before, between and behind the messages.
+"""A chat template's prompt format, found by rendering: what comes before, between and after the messages.
 
 Ollama needs it as a Go template. Where a Modelfile has none, it takes the most similar of its own templates for a chat
 template that differs by less than 100 characters (template/template.go, Named): then prompts are not those of training.
@@ -14,7 +14,7 @@ _SYSTEM, _FIRST, _ANSWER, _SECOND = "\ufdd0sys\ufdd0", "\ufdd1one\ufdd1", "\ufdd
 
 
 def format_of(render: Render) -> PromptFormat | None:
-    """Return the prompt format of a chat template, None for one that it cannot be written as.
+    """Return the prompt format of a chat template, None if it has none.
 
     `render` gives the text of messages (role, content), up to where the next answer starts. The format renders chats
     of one, two and three questions, with and without a system message, to the very text that the template does.
@@ -36,7 +36,7 @@ def format_of(render: Render) -> PromptFormat | None:
 
 
 def _cut(text: str, *marks: str) -> list[str]:
-    """Cut text at marks that stand in it once each and in this order; [] if they do not."""
+    """Cut text at marks that occur once each and in this order; [] if they do not."""
     parts = []
     for mark in marks:
         before, found, text = text.partition(mark)

@@ -1,7 +1,7 @@
-"""The adapter alone as a GGUF file, for llama.cpp's `--lora` beside the base's own GGUF.
+"""The adapter alone as a GGUF file, for llama.cpp's `--lora` with the base's own GGUF.
 
-llama.cpp computes W·x + alpha / rank · B·(A·x) with one alpha for the whole file, so everything else about an adapter's
-scale is folded into that alpha, or into B where one alpha is not enough. Format: llama.cpp's src/llama-adapter.cpp.
+llama.cpp computes W·x + alpha / rank · B·(A·x) with one alpha for the whole file, so the rest of an adapter's scale
+is folded into that alpha, or into B if one alpha is not enough. Format: llama.cpp's src/llama-adapter.cpp.
 """
 
 import math
@@ -52,9 +52,9 @@ def size_of(base: Path, adapter: Path, planned: ExportPlan) -> int:
 
 
 def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
-    """Write an adapter as one GGUF file in float32, whole or not at all; the base's weights are not read.
+    """Write an adapter as one GGUF file in float32, completely or not at all; the base's weights are not read.
 
-    Raises ToolkitError for what llama.cpp cannot apply beside a base: DoRA, biases, fully trained modules, LoRA on the
+    Raises ToolkitError for what llama.cpp cannot apply to a base: DoRA, biases, fully trained modules, LoRA on the
     embedding or on the head of a tied model.
     """
     started = time.monotonic()
@@ -92,7 +92,7 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
 
 
 def common_alpha(deltas: list[LoraDelta]) -> float:
-    """Return the one alpha that llama.cpp shall divide by each rank: the adapter's own where it has one for all.
+    """Return the one alpha that llama.cpp divides by each rank: the adapter's own if it has one for all.
 
     rsLoRA's alpha / sqrt(rank) becomes alpha · sqrt(rank). Zero would mean no scaling at all to llama.cpp.
     """
@@ -102,7 +102,7 @@ def common_alpha(deltas: list[LoraDelta]) -> float:
 
 
 def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExecutor) -> Floats:
-    """Return B (out, rank) in ggml's row order, times what `alpha` / rank leaves over of the adapter's scale."""
+    """Return B (out, rank) in ggml's row order, times the part of the scale that `alpha` / rank does not cover."""
     values = read_tensor(delta.b, pool)
     rest = delta.scale * delta.a.shape[0] / alpha
     if not math.isclose(rest, 1.0, rel_tol=1e-7):
@@ -120,7 +120,7 @@ def _check(adapter: Path) -> None:
     if config.get("bias", "none") != "none":
         raise _cannot(adapter, f'trained biases (bias = "{config["bias"]}")')
     if not (adapter / WEIGHTS).is_file():
-        return  # said better by whoever reads them
+        return  # reported better when they are read
     for name in checkpoint.read_header(adapter / WEIGHTS):
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):
             what = "LoRA on embeddings" if "lora_embedding_" in name else "more than LoRA on linear layers"

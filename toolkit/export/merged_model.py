@@ -47,7 +47,7 @@ class Shard:
 
 
 def export_merged(base: Path, adapter: Path | None, target: Path, template: str, *, shard: int = SHARD) -> Outcome:
-    """Write base + adapter as a model folder, whole or not at all, in files of at most `shard` bytes of tensors.
+    """Write base + adapter as a model folder, completely or not at all, in files of at most `shard` bytes of tensors.
 
     config.json is the base's with the new dtype; the tokenizer is that of the plan, with `template` as its chat
     template. Where the adapter's embedding and output differ, or it has tokens added, config.json says so.
@@ -106,7 +106,7 @@ def _is_half(tensor: PlannedTensor) -> bool:
 
 
 def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, progress: console.Progress) -> str:
-    """Write one file and return its SHA-256. The way of a tensor: read → merge → round → write."""
+    """Write one file and return its SHA-256. Each tensor: read → merge → round → write."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     place = 0
     for tensor in part.tensors:
@@ -136,7 +136,7 @@ def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, 
 def _write_side_files(
     base: Path, adapter: Path | None, planned: ExportPlan, folder: Path, template: str, dtype: str
 ) -> None:
-    # Where the adapter brings the vocabulary, its tokenizer_config.json, if there is one, takes the base's place.
+    # If the adapter has its own vocabulary, its tokenizer_config.json, if there is one, replaces the base's.
     for source, patterns in ((base, COPIED), (planned.vocabulary, VOCABULARY)):
         for path in sorted(found for pattern in patterns for found in source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)

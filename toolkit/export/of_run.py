@@ -1,4 +1,4 @@
-"""The export stage of a run: what the export room needs besides base and adapter comes from the run's own records."""
+"""The export stage of a run: what export needs besides base and adapter comes from the run's own records."""
 
 from typing import TYPE_CHECKING
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    """Write a run's GGUF files, and its importance matrix if one is wanted; warn of records that are read otherwise.
+    """Write a run's GGUF files, and its importance matrix if one is wanted; warn of records that are read differently.
 
-    An importance matrix of the same model, adapter and records is taken up again unless `force`.
+    An importance matrix of the same model, adapter and records is reused unless `force`.
     """
     from toolkit.export import export
     from toolkit.export.vocab import pretokenizer_parity
@@ -52,7 +52,7 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
 
 
 def kept_imatrix(folder: RunFolder) -> "Imatrix | None":
-    """Return the importance matrix in a run folder if it is one that a run measured, whole and with its inputs."""
+    """Return the importance matrix in a run folder if a run measured it, complete and with its inputs."""
     from toolkit.export import imatrix_file
 
     try:
@@ -65,11 +65,11 @@ def kept_imatrix(folder: RunFolder) -> "Imatrix | None":
 def _imatrix(
     config: Config, folder: RunFolder, manifest: Manifest, start: base.Base, force: bool
 ) -> tuple["Imatrix", bool]:
-    """Measure the trained model on its training split and keep the result beside the GGUF files, or take that up."""
+    """Measure the trained model on its training split and keep the result next to the GGUF files, or reuse it."""
     from toolkit.export import imatrix, imatrix_file, plan
 
     wanted, form = config.export, prompt_format(config.prompt)
-    # What these quantizations would refuse is found before the model is measured.
+    # What these quantizations refuse is found before the model is measured.
     planned = plan(start.folder, folder.adapter, wanted.quantizations, overrides=wanted.overrides, weighed=True)
     chunks = imatrix.chunks_of_run(folder, planned, form, load_tokenizer(planned.vocabulary, form))
     known = manifest.files()
@@ -86,7 +86,7 @@ def _imatrix(
 
 
 def _texts(config: Config, folder: RunFolder) -> list[str] | None:
-    """Return the whole records of a run as the model reads them; None for an adapter that came without its records."""
+    """Return the complete records of a run as the model reads them; None for an adapter without its records."""
     form = prompt_format(config.prompt)
     splits = [folder.split_file(side) for side in SPLITS if folder.split_file(side).is_file()]
     records = [record for side in splits for record in read_records(side)]

@@ -25,7 +25,7 @@ from toolkit.model.tensor_types import tensor_types
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor on its way: where it comes from, where it goes, and its type in each quantization.
+    """One tensor of the export: its source, its place, and its type in each quantization.
 
     `stored` is None for a tensor that is computed (rotary factors); `replaced` says that it is the adapter's own
     instead of the base's; `change` is None where no adapter changes it.
@@ -55,7 +55,7 @@ class ExportPlan:
 
     `spare_head` is the lm_head that a tied model's checkpoint may hold besides its embedding, with that embedding; it
     is not written. `tokenizer` says whose tokenizer the files get, `new_rows` the number of tokens that the
-    adapter's embedding has more than the base's, `gap` what the adapter promises and lacks.
+    adapter's embedding has more than the base's, `gap` what the adapter names but lacks.
     """
 
     family: Family
@@ -87,9 +87,9 @@ def plan(
     """Say what an export would write, reading nothing but configs and headers.
 
     `overrides` map regular expressions to ggml types (`tensor_types`); `imatrix` maps names in GGUF to one value
-    an input. Both decide on types; `weighed` stands for an importance matrix that is yet to be computed.
-    Raises ToolkitError for all that can be known beforehand: an architecture or adapter that is not supported, absent
-    or truncated files, tensors that are missing, unknown or of another shape.
+    an input. Both decide on types; `weighed` means an importance matrix that will be computed later.
+    Raises ToolkitError for everything that can be known beforehand: an unsupported architecture or adapter, absent or
+    truncated files, tensors that are missing, unknown or of another shape.
     """
     names = [known(name) for name in quantizations]
     family, model = families.family_of(base)
@@ -102,7 +102,7 @@ def plan(
     if adapter is not None:
         shapes = {layout.source: layout.shape for layout in layouts}
         adapted = adapters.open_adapter(adapter, shapes, model)
-        # An embedding that is the output matrix no more is written twice, as it was and as it was trained.
+        # An embedding that is no longer the output matrix is written twice: as it was, and as trained.
         stored = {**stored, **({HEAD: stored[EMBEDDING]} if model.tied else {}), **adapted.replaced}
         rows, new_rows, gap = adapted.vocabulary, adapted.vocabulary - model.vocab, adapted.gap
         model = replace(model, vocab=adapted.vocabulary, tied=adapted.tied)
@@ -147,7 +147,7 @@ def plan(
 
 
 def streams(tensor: PlannedTensor) -> bool:
-    """Whether a tensor goes its way in blocks of rows; all others stand whole in memory, in float32.
+    """Tell whether a tensor is exported in blocks of rows; all others are complete in memory, in float32.
 
     Those are vectors and weights in 4 bits, and what an adapter changes other than by LoRA on a linear layer.
     """
@@ -158,7 +158,7 @@ def streams(tensor: PlannedTensor) -> bool:
 
 
 def working_size(tensor: PlannedTensor) -> int:
-    """Return the bytes that a tensor takes on its way to GGUF, beside the blocks in work."""
+    """Return the bytes that a tensor takes during the export, without the blocks in progress."""
     if not streams(tensor):
         return whole_size(tensor)
     change = tensor.change
@@ -166,14 +166,14 @@ def working_size(tensor: PlannedTensor) -> int:
 
 
 def whole_size(tensor: PlannedTensor) -> int:
-    """Return the bytes of a tensor that stands in memory as float32; another layout needs a second copy."""
+    """Return the bytes of a tensor that is in memory as float32; another layout needs a second copy."""
     return 4 * prod(tensor.shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)
 
 
 def check_disk(sizes: Mapping[Path, int]) -> None:
     """Raise ToolkitError unless there is room for files of these sizes.
 
-    Former files stay until the new ones are complete, so there must be room for all of them beside.
+    Former files stay until the new ones are complete, so there must be room for both.
     """
     needed: Counter[int] = Counter()
     places: dict[int, Path] = {}
@@ -192,9 +192,9 @@ def check_disk(sizes: Mapping[Path, int]) -> None:
 
 
 def check_head(base: Path, planned: ExportPlan) -> None:
-    """Raise ToolkitError if nobody can say which head is meant.
+    """Raise ToolkitError if it is unclear which head is meant.
 
-    A tied model may carry a copy of its embedding as lm_head; one that differs is no copy.
+    A tied model may carry a copy of its embedding as lm_head; one that differs is not a copy.
     """
     if planned.spare_head and not checkpoint.same(*planned.spare_head):
         raise ToolkitError(
@@ -204,7 +204,7 @@ def check_head(base: Path, planned: ExportPlan) -> None:
 
 
 def say_vocabulary(base: Path, planned: ExportPlan) -> None:
-    """Say whose vocabulary the output gets, where that is not simply the base's."""
+    """Say whose vocabulary the output gets, if it is not simply the base's."""
     planned.tokenizer.say()
     if planned.new_rows and planned.tokenizer.trained == base:
         console.warn(
@@ -213,7 +213,7 @@ def say_vocabulary(base: Path, planned: ExportPlan) -> None:
 
 
 def known(name: str) -> str:
-    """Return a quantization's usual spelling; raises ToolkitError with the list if there is none of that name."""
+    """Return a quantization's usual spelling; raises ToolkitError with the list for an unknown name."""
     try:
         return output_settings.check_quantization(name)
     except ValueError as exc:

@@ -14,8 +14,8 @@ from toolkit.export import quantize
 from toolkit.export.planning import ExportPlan
 
 SAMPLE = 1 << 18  # weights that are quantized to see how fast this machine is
-READ_RATE = 4e8  # weights a second that one core reads, merges and checks
-WRITE_RATE = 5e8  # bytes a second that one core hashes and writes
+READ_RATE = 4e8  # weights per second that one core reads, merges and checks
+WRITE_RATE = 5e8  # bytes per second that one core hashes and writes
 
 
 def describe_export(planned: ExportPlan) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def seconds(planned: ExportPlan) -> float:
     """Estimate the time from how fast this machine makes each type: all cores at work, the disk no bottleneck."""
     weights: Counter[Type] = Counter()
     for tensor in planned.tensors:
-        for kind in set(tensor.types.values()):  # files that want the same type share the work
+        for kind in set(tensor.types.values()):  # files with the same type share the work
             weights[kind] += prod(tensor.shape)
     busy = sum(count / rate(kind) for kind, count in weights.items())
     busy += planned.parameters / READ_RATE + sum(planned.bytes.values()) / WRITE_RATE
@@ -51,7 +51,7 @@ def seconds(planned: ExportPlan) -> float:
 
 
 def rate(kind: Type) -> float:
-    """Measure how many weights a second one core turns into a type."""
+    """Measure how many weights per second one core converts to a type."""
     rows = np.random.default_rng(0).standard_normal((SAMPLE // 4096, 4096), np.float32)
     importance = np.ones(4096, np.float32) if kind.name.startswith("IQ") else None  # some cannot do without
     quantize.slab(rows[:1], kind, "sample", importance)  # loads the library and builds its tables
@@ -61,7 +61,7 @@ def rate(kind: Type) -> float:
 
 
 def plan_table(described: dict[str, Any]) -> str:
-    """Lay the plan out for people, one line for each kind of tensor: layers are counted, not listed."""
+    """Return the plan as a table, one line for each kind of tensor: layers are counted, not listed."""
     kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for tensor in described["tensors"]:
         name = re.sub(r"\.\d+\.", ".*.", tensor["name"])

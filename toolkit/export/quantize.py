@@ -1,4 +1,4 @@
-"""Turn float32 rows into a ggml type, slab by slab in threads: `toolkit.kernels` says what does it, and proves it.
+"""Turn float32 rows into a ggml type, slab by slab in threads; `toolkit.kernels` chooses and tests what does it.
 
 What libggml asserts aborts the whole interpreter, so everything is checked here before the call.
 """
@@ -27,7 +27,7 @@ NEED_IMPORTANCE = (Type.IQ2_XXS, Type.IQ2_XS)  # of the types here, those of ggm
 
 @contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
-    """Yield threads for a tensor's way, one a core; BLAS, which would start as many again for each, works in one."""
+    """Yield threads for the export, one per core; BLAS, which would start as many again for each, works in one."""
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(hardware.cores()) as made:
         yield made
 
@@ -77,7 +77,7 @@ def ready(kind: Type, columns: int, name: str, importance: Floats | None) -> Flo
             f"the importance matrix holds values for tensor `{name}` that are negative or not finite",
             hint="it is damaged, or belongs to another model: compute it again",
         )
-    routine(kind)  # proves it, and says what there is to say
+    routine(kind)  # tests it, and warns if needed
     return importance
 
 
@@ -91,8 +91,8 @@ def largest(rows: Rows) -> float:
 def slab(rows: Rows, kind: Type, name: str, importance: Floats | None, gpu: GpuQuantizer | None = None) -> Chunk:
     """Return some rows of a tensor, float32 or bfloat16 as uint16, in a ggml type, C-contiguous and finite all of them.
 
-    `ready` has looked at the type and at `importance`; what `GPU` takes is done there. Raises ToolkitError for weights
-    beyond float16's range.
+    `ready` has checked the type and `importance`; the rows that `GPU` takes are done there. Raises ToolkitError for
+    weights beyond float16's range.
     """
     if kind == Type.F32:
         return kernels.widened(rows).reshape(-1).view(np.uint8)

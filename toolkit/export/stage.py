@@ -29,7 +29,7 @@ def _run(context: Context) -> "Outcome":
 
 
 def _may_replace(context: Context, path: Path) -> bool:
-    """Tell whether this is an importance matrix that an export which did not come to its end left whole."""
+    """Tell whether this is a complete importance matrix of an export that did not finish."""
     from toolkit.export.of_run import kept_imatrix
 
     return path == context.folder.imatrix and kept_imatrix(context.folder) is not None
@@ -41,7 +41,7 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
 
 
 def files_table(files: dict[str, dict[str, Any]]) -> str:
-    """Lay exported files out as a table: quantization, size, bits a weight, path, hash."""
+    """Return exported files as a table: quantization, size, bits per weight, path, hash."""
     from toolkit.core import console
 
     rows = [

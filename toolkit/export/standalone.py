@@ -22,7 +22,7 @@ from toolkit.prompt.tokenizer import load_tokenizer
 class Order:
     """What to export, of which adapter and base, under which name and with which chat template.
 
-    `adapter` is None for a whole model. `template` is given the base's folder; it returns the text, and whether it is
+    `adapter` is None for a whole model. `template` takes the base's folder; it returns the text, and whether it is
     that of our settings. `form` is the prompt format of a model that was trained here, None for one from elsewhere.
     """
 
@@ -38,7 +38,7 @@ class Order:
 def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[str, ...]) -> Order:
     """Order the export of an adapter trained elsewhere; what is not given comes from it, then from the settings.
 
-    Raises ToolkitError for a folder without an adapter, with the way for what it does hold.
+    Raises ToolkitError for a folder without an adapter; the hint says how to export what it holds.
     """
     from toolkit.export import foreign
 
@@ -146,7 +146,7 @@ def carry_out(
 
 @contextlib.contextmanager
 def _as_peft(adapter: Path | None) -> Iterator[Path | None]:
-    """Give an adapter's folder as PEFT would have saved it; one of MLX is written so into a temporary folder."""
+    """Yield an adapter's folder as PEFT would have saved it; MLX's is converted into a temporary folder."""
     from toolkit.export.adapter import mlx
 
     if adapter is None or not mlx.is_mlx(adapter):

@@ -46,10 +46,10 @@ def trained(tensor: PlannedTensor, pool: ThreadPoolExecutor) -> Floats:
 
 
 def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecutor) -> Source:
-    """Open a tensor for reading in blocks; `computed` are the values of one that no file holds.
+    """Open a tensor for reading in blocks; `computed` are the values of one that is in no file.
 
-    What `streams` refuses is read, merged and laid out here, whole. Errors are those of `trained`, from here or from
-    `read`.
+    A tensor that `streams` refuses is read, merged and laid out here, in one piece. Errors are those of `trained`, from
+    here or from `read`.
     """
     columns = tensor.shape[-1]
     if not streams(tensor):
@@ -67,7 +67,7 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
         rows = read_rows(tensor.stored, start, end)
         if pair is not None and isinstance(change, LoraDelta):
             merged = kernels.widened(rows)
-            with np.errstate(over="ignore", invalid="ignore"):  # said better below
+            with np.errstate(over="ignore", invalid="ignore"):  # reported better below
                 merge.add_rows(merged, pair[1][start:end], pair[0], change.scale)
             merge.check_finite(merged, tensor.layout.source)
             rows = merged
@@ -81,10 +81,10 @@ def ahead(
     prepare: Callable[[PlannedTensor], Prepared],
     size: Callable[[PlannedTensor], int] = whole_size,
 ) -> Iterator[tuple[PlannedTensor, Prepared]]:
-    """Yield each tensor with what is prepared of it, in order, while a thread prepares those that follow.
+    """Yield each tensor with its prepared value, in order, while a thread prepares the next ones.
 
-    What is held, by the `size` of each, never exceeds the largest tensor alone, so looking ahead costs no memory: drop
-    what was prepared before asking for the next.
+    The sum of `size` in memory never exceeds the largest tensor alone, so looking ahead costs no memory: drop
+    the prepared value before asking for the next.
     """
     sizes = [size(tensor) for tensor in tensors]
     most = max(sizes, default=0)

@@ -1,1 +1,1 @@
-"""Files as they are laid out: safetensors, GGUF, bitsandbytes' 4 bits, ggml's types; they know no model."""
+"""File formats: safetensors, GGUF, bitsandbytes' 4 bits, ggml's types; nothing here knows a model."""

@@ -24,7 +24,12 @@ Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
 STATE = ".quant_state.bitsandbytes__"
-PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")  # WEIGHT.absmax and so on; the last two may lack
+PARTS = (
+    "absmax",
+    "quant_map",
+    "nested_absmax",
+    "nested_quant_map",
+)  # WEIGHT.absmax and so on; the last two may be absent
 DTYPES = ("float32", "bfloat16", "float16")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _POSITIVE_FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3], np.float32) / np.float32(12)
@@ -40,7 +45,7 @@ CODES: dict[str, Floats] = {
     "fp4": np.concatenate([_POSITIVE_FP4, -_POSITIVE_FP4]) + np.float32(0),
 }  # fmt: skip
 
-# Both weights of each of the 256 bytes, shape (256, 2): one look-up a byte.
+# Both weights of each of the 256 bytes, shape (256, 2): one look-up per byte.
 _PAIRS = {kind: np.stack([code.repeat(16), np.tile(code, 16)], axis=1) for kind, code in CODES.items()}
 
 
@@ -144,7 +149,7 @@ def dequantize(state: State, packed: Bytes, scales: Floats, start: int, count: i
 def rounded(values: Floats, dtype: str) -> Floats:
     """Round float32 values to the nearest that a dtype can hold, ties to even, and return them as float32."""
     if dtype == "float16":
-        with np.errstate(over="ignore"):  # infinity is found and named by whoever reads the weight
+        with np.errstate(over="ignore"):  # infinity is found and named where the weight is read
             return values.astype(np.float16).astype(np.float32)
     if dtype == "bfloat16":
         bits = values.view(np.uint32)

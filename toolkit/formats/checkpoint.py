@@ -29,7 +29,7 @@ READABLE = ("F32", "F16", "BF16")
 FOUR_BIT = ("NF4", "FP4")
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 SLAB = 1 << 22  # weights that one thread reads, checks or quantizes at a time
-BLOCK = 1 << 19  # weights that one thread takes their whole way at a time: they stay in its cache
+BLOCK = 1 << 19  # weights that one thread takes through all steps at a time: they stay in its cache
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy or download it again"
@@ -99,7 +99,7 @@ def _open_shards(folder: Path) -> dict[str, TensorInfo]:
 
 
 def _with_four_bit(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Put the parts of each weight in bitsandbytes' 4 bits together as one tensor."""
+    """Combine the parts of each weight in bitsandbytes' 4 bits into one tensor."""
     for key in [key for key in tensors if bnb_4bit.STATE in key]:
         name, _, kind = key.partition(bnb_4bit.STATE)
         state = bnb_4bit.parse_state(stored_bytes(tensors.pop(key)), kind, name)
@@ -195,7 +195,7 @@ def _counts(values: Any) -> TypeGuard[list[int]]:
 
 
 def check_readable(tensor: TensorInfo) -> None:
-    """Raise ToolkitError if a tensor's dtype is none of float32, float16, bfloat16 and bitsandbytes' 4 bits."""
+    """Raise ToolkitError if a tensor's dtype is not float32, float16, bfloat16 or bitsandbytes' 4 bits."""
     if tensor.dtype not in (*READABLE, *FOUR_BIT):
         raise ToolkitError(
             f"tensor `{visible(tensor.name)}` in `{tensor.path}` is stored as {tensor.dtype}, "

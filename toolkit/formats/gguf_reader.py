@@ -40,7 +40,7 @@ class GgufData:
 
 
 class _Cursor:
-    """A place in the header's bytes; reading past their end is an error, whatever a length says."""
+    """A position in the header's bytes; reading past their end is an error, whatever a length says."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

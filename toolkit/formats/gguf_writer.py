@@ -1,4 +1,4 @@
-"""Write GGUF files as streams: the header first, then each tensor's bytes as they come, hashed on the way.
+"""Write GGUF files as streams: the header first, then each tensor's bytes as they come, hashed while written.
 
 The `gguf` package lays out the header; its own data section is not used, because one stream of bytes goes to several
 files at once here. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -36,9 +36,9 @@ def padded(size: int) -> int:
 def header(
     architecture: str | None, metadata: Metadata, tensors: Sequence[tuple[str, tuple[int, ...], GGMLQuantizationType]]
 ) -> bytes:
-    """Return all that stands before the first tensor: metadata, then name, shape (out, in), type and place of each.
+    """Return everything before the first tensor: metadata, then name, shape (out, in), type and place of each.
 
-    The data section is to hold the tensors in this order, each padded to the alignment. Files that belong to no
+    The data section must hold the tensors in this order, each padded to the alignment. Files that belong to no
     architecture (importance matrices) name none.
     """
     writer = GGUFWriter(None, architecture or "")
@@ -49,7 +49,7 @@ def header(
     for name, shape, kind in tensors:
         writer.add_tensor_info(name, shape, np.dtype(np.float32), stored_size(kind, shape), raw_dtype=kind)
     buffer = io.BytesIO()
-    # The writer opens files by path only; given its open file, it goes on from there.
+    # The writer opens files by path only; given its open file, it continues from there.
     writer.fout, writer.state = [buffer], WriterState.EMPTY
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -75,7 +75,7 @@ class GgufFile:
         return Path(f"/dev/fd/{self._file.fileno()}")
 
     def write(self, data: Any) -> None:
-        """Append bytes, which nobody changes from now on; an OSError, perhaps of a call before, names the target."""
+        """Append bytes, which must not change from now on; an OSError, perhaps of an earlier call, names the target."""
         self.size += len(data)
         self._waiting.append(self._thread.submit(self._write, data))
         while len(self._waiting) > AHEAD:
@@ -87,7 +87,7 @@ class GgufFile:
             self.write(b"\0" * (padded(self.size) - self.size))
 
     def sync(self) -> None:
-        """Bring everything to the disk, where the last of it may still find no room."""
+        """Flush everything to the disk, which may still be full."""
         self.finish()
         try:
             self._file.flush()

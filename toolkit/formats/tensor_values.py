@@ -59,7 +59,7 @@ def read_rows(tensor: TensorInfo, start: int, end: int) -> Rows:
     rows = np.empty((end - start, columns), {"F32": np.float32, "BF16": np.uint16, "F16": np.float16}[tensor.dtype])
     descriptor = os.open(tensor.path, os.O_RDONLY)
     try:
-        if hasattr(os, "posix_fadvise"):  # what later blocks need comes from the disk meanwhile
+        if hasattr(os, "posix_fadvise"):  # the disk reads ahead for later blocks
             later = tensor.offset + end * columns * size + 7 * rows.nbytes
             os.posix_fadvise(descriptor, later, rows.nbytes, os.POSIX_FADV_WILLNEED)
         _fill(tensor, descriptor, start * columns * size, rows)

@@ -1,9 +1,9 @@
-"""Quantize rows into ggml's types: with our own vector code where it is compiled and proven here, else with libggml.
+"""Quantize rows into ggml's types: with our own vector code if it passes its test here, else with libggml.
 
 `quantize.cpp` gives the bytes that `ggml_quantize_chunk` gives, many blocks at a time. Before a type is first used, a
-set of hard blocks goes through both, on this machine and against this libggml; any difference, and libggml itself does
-that type. libggml is the one that llama-cpp-python has loaded (two copies of it in one process do not get along); what
-it asserts aborts the whole interpreter, so callers check shapes before.
+set of hard blocks goes through both, on this machine and with this libggml; after any difference libggml itself does
+that type. libggml is the one that llama-cpp-python has loaded (two copies in one process clash); a failed assertion
+there aborts the whole interpreter, so callers check shapes first.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ Bytes = npt.NDArray[np.uint8]
 
 LIBRARY = Path(__file__).with_name("libquantize.so")
 LEVELS = ("plain vectors", "AVX2", "AVX-512")
-# ggml's numbers of the types that there is code for → name, weights and bytes of a block
+# ggml's numbers of the types that the kernels have → name, weights and bytes of a block
 TYPES = {
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
     10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176),
@@ -35,7 +35,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Routine:
-    """What quantizes a type: its name, and run(rows of shape (n, columns), out, importance a column or None)."""
+    """What quantizes a type: its name, and run(rows of shape (n, columns), out, importance per column or None)."""
 
     name: str
     run: Callable[[Rows, Bytes, Floats | None], None]
@@ -51,7 +51,7 @@ class Library:
 
 @cache
 def routine(kind: int) -> Routine:
-    """Return what quantizes the ggml type of this number, proven here; warn once where it cannot be the kernels."""
+    """Return what quantizes the ggml type of this number, tested here; warn once if it cannot be the kernels."""
     library = opened() if kind in TYPES else None
     if library is None:
         if kind in TYPES:
@@ -68,7 +68,7 @@ def routine(kind: int) -> Routine:
 
 @cache
 def opened() -> Library | None:
-    """Return the compiled kernels of this installation, or None where they are not there or do not load."""
+    """Return the compiled kernels of this installation, or None if they are missing or do not load."""
     return load_library(LIBRARY)
 
 
@@ -87,7 +87,7 @@ def load_library(path: Path) -> Library | None:
 
 @cache
 def ggml() -> Any:
-    """Return libggml's `ggml_quantize_chunk` as a ctypes function, which releases the GIL while it works."""
+    """Return libggml's `ggml_quantize_chunk` as a ctypes function, which releases the GIL while it runs."""
     from llama_cpp import _ggml
 
     function = _ggml.libggml.ggml_quantize_chunk
@@ -105,8 +105,8 @@ def _ggml_address() -> int | None:
 def quantize(library: Library, level: int, kind: int, rows: Rows, out: Bytes, importance: Floats | None = None) -> int:
     """Fill `out` with rows of shape (n, columns) in a type; returns how many blocks (or rows) went to libggml.
 
-    `rows` is C-contiguous, float32 or uint16 for bfloat16; `importance` has one float32 a column, side by side. Raises
-    ValueError for what does not fit, which would otherwise be memory of others.
+    `rows` is C-contiguous, float32 or uint16 for bfloat16; `importance` has one float32 per column, contiguous. Raises
+    ValueError for what does not fit, which would write past the end of memory.
     """
     _, weights, size = TYPES[kind]
     count, columns = rows.shape
@@ -144,14 +144,14 @@ def widened(rows: Rows) -> Floats:
 def to_bf16(values: Floats) -> npt.NDArray[np.uint16]:
     """Return the upper halves of float32 values as bfloat16 bits: cut off towards zero, not rounded.
 
-    Exact for what stands on bfloat16's grid. A NaN whose bits are all in the lower half becomes infinity.
+    Exact for values on bfloat16's grid. A NaN whose bits are all in the lower half becomes infinity.
     """
     return (values.view(np.uint32) >> 16).astype(np.uint16)
 
 
 @cache
 def trusted(library: Library, level: int, kind: int) -> bool:
-    """Quantize the hard blocks with the kernel and with libggml, with and without importance: are all bytes the same?
+    """Tell whether kernel and libggml give the same bytes for the hard blocks, with and without importance.
 
     Twenty milliseconds at most.
     """
@@ -169,7 +169,7 @@ def trusted(library: Library, level: int, kind: int) -> bool:
 
 
 def kernels_state() -> tuple[bool, str]:
-    """Say for `doctor` what quantizes here, and whether all is as it should be."""
+    """Say for `doctor` what quantizes here, and whether it works as it should."""
     library = opened()
     if library is None:
         there = "do not load here" if LIBRARY.exists() else "are not compiled"

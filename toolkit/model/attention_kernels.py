@@ -1,4 +1,4 @@
-"""Attention of the records in a packed row on a CUDA GPU: which kernels there are, and which one training will take."""
+"""Attention of the records in a packed row on a CUDA GPU: the kernels, and the one that training will use."""
 
 from toolkit.core import hardware
 from toolkit.core.hardware import Gpu
@@ -11,7 +11,7 @@ CAPABILITY = (8, 0)  # torch's kernel is built for Ampere and later, flash-attn'
 
 
 def expected(gpu: Gpu, *, unsloth: bool) -> str:
-    """Return the name of the kernel that training on this GPU will take; Unsloth knows more of them than PEFT."""
+    """Return the name of the kernel that training on this GPU will use; Unsloth knows more of them than PEFT."""
     recent = gpu.capability >= CAPABILITY
     if unsloth and recent and hardware.installed("flash_attn"):
         return FLASH_ATTN

@@ -26,7 +26,7 @@ FOUR_BIT = ("-unsloth-bnb-4bit", "-bnb-4bit")
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this machine: how the settings name it, its folder, and the hub's commit where it has one."""
+    """A base model on this machine: how the settings name it, its folder, and the hub's commit if it has one."""
 
     label: str
     folder: Path
@@ -34,7 +34,7 @@ class Base:
 
 
 def sixteen_bit(settings: ModelSettings) -> str:
-    """Name the 16-bit weights that belong to the base: as set, or the namesake of a 4-bit repository."""
+    """Name the 16-bit weights that belong to the base: as set, or the repository without the 4-bit suffix."""
     if settings.base_16bit:
         return settings.base_16bit
     for suffix in FOUR_BIT:
@@ -82,8 +82,8 @@ def source_files(label: str) -> list[Path]:
 def resolve(label: str, revision: str = "", *, weights: bool = True) -> Base:
     """Return the base as a folder on this machine, downloading or converting it if needed.
 
-    With `weights=False` a hub id brings its tokenizer and configuration only. Raises ToolkitError if the base does not
-    exist, is gated, holds no safetensors, or is no GGUF file.
+    With `weights=False` only the tokenizer and configuration of a hub id are downloaded. Raises ToolkitError if
+    the base does not exist, is gated, holds no safetensors, or is not a GGUF file.
     """
     path = local_path(label)
     if path is None:
@@ -95,7 +95,7 @@ def resolve(label: str, revision: str = "", *, weights: bool = True) -> Base:
 
 
 def present(label: str, revision: str = "") -> Path | None:
-    """Return a base's folder if it is on this machine and needs no work any more; None otherwise."""
+    """Return a base's folder if it is on this machine and needs no more work; None otherwise."""
     path = local_path(label)
     if path is None:
         config = cached_file(label, revision, "config.json")
@@ -108,7 +108,7 @@ def present(label: str, revision: str = "") -> Path | None:
 
 
 def tokenizer_folder(label: str, revision: str = "") -> Path | None:
-    """Return the folder with a base's tokenizer if it is on this machine and needs no work any more; None otherwise."""
+    """Return the folder with a base's tokenizer if it is on this machine and needs no more work; None otherwise."""
     path = local_path(label)
     if path is None:
         found = cached_file(label, revision, "tokenizer.json")
@@ -160,7 +160,7 @@ def _inside_package(package: str) -> Path:
 
 
 def _no_package(package: str) -> ToolkitError:
-    """Say that a package is not installed; only one that is known to hold a model is named to be installed.
+    """Say that a package is not installed; the hint names only packages that are known to hold a model.
 
     A name with a typing error may be another package, put there to be installed by mistake.
     """
@@ -172,7 +172,7 @@ def _no_package(package: str) -> ToolkitError:
 
 
 def _packages_hint(package: str) -> str:
-    """Name the packages with a model that are known or installed here, the nearest name alone where one is near."""
+    """Name the packages with a model that are known or installed here, or only those with a similar name."""
     known = sorted({*MODEL_PACKAGES, *_installed_with_model()})
     near = difflib.get_close_matches(_package_key(package), known, n=3, cutoff=0.6)
     if near:
@@ -244,7 +244,7 @@ def _download(label: str, revision: str, weights: bool) -> Base:
 
 
 def licence_of(folder: Path) -> str:
-    """Name a base's licence where its files tell: the model card's `license`, else a licence file's first line."""
+    """Name a base's licence from its files: the model card's `license`, else a licence file's first line."""
     gpu = folder / "README.md"
     if gpu.is_file():
         found = re.search(r"^license:\s*(\S+)\s*$", gpu.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Single values of a config.json or GGUF header, checked: each ValueError names the key and what stands there."""
+"""Single values of a config.json or GGUF header, checked: each ValueError names the key and its value."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def brief(value: object) -> str:
 
 
 def count(values: Values, key: str, default: int | None = None, *, most: int = MOST) -> int:
-    """Return an integer from 1 to `most`; raises ValueError where it is none, or absent without a default."""
+    """Return an integer from 1 to `most`; raises ValueError if it is invalid, or absent without a default."""
     value = values.get(key)
     if value is None and default is not None:
         return default
@@ -29,7 +29,7 @@ def count(values: Values, key: str, default: int | None = None, *, most: int = M
 
 
 def real(values: Values, key: str, default: float | None = None, *, most: float = LARGEST) -> float:
-    """Return a positive number that float32 holds; raises ValueError where it is none, or absent without a default."""
+    """Return a positive number that float32 holds; raises ValueError if it is invalid, or absent without a default."""
     value = values.get(key)
     if value is None:
         value = default
@@ -52,7 +52,7 @@ def flag(values: Values, key: str, default: bool = False) -> bool:
 
 
 def expect(values: Values, key: str, wanted: Any) -> None:
-    """Raise ValueError if anything is stated but the one value that llama.cpp computes with."""
+    """Raise ValueError if the value is not the only one that llama.cpp supports."""
     value = values.get(key)
     if value is not None and value != wanted:
         raise ValueError(f"`{key}` is {brief(value)}, but llama.cpp supports only {brief(wanted)}")

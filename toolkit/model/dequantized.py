@@ -12,7 +12,7 @@ from toolkit.core.places import cache_folder
 from toolkit.formats.bnb_4bit import plain_tensors
 from toolkit.model.model_config import CONFIG, is_four_bit, read_config
 
-SHARD = 2_000_000_000  # bytes of one file of a dequantized folder, which stand in memory while it is written
+SHARD = 2_000_000_000  # bytes of one file of a dequantized folder, in memory while it is written
 
 
 def plain_folder(folder: Path) -> Path:

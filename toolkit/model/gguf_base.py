@@ -13,7 +13,7 @@ from toolkit.core.files import sha256_of, write_text, writing_folder
 from toolkit.core.places import cache_folder
 from toolkit.model.gguf_config import gguf_config
 
-CONVERSION = 1  # counts up when a GGUF is converted differently, so that older conversions are not taken for it
+CONVERSION = 1  # raised when a GGUF is converted differently, so that older conversions are not reused
 
 
 def folder_from_gguf(path: Path) -> Path:
@@ -29,7 +29,7 @@ def folder_from_gguf(path: Path) -> Path:
     target = converted_folder(path)
     if is_whole(target):
         return target
-    gguf_config(path)  # the libraries below believe every length and count that the file states
+    gguf_config(path)  # the libraries below trust every length and count in the file
     console.info(f"base model: converting {path.name} to float32 safetensors, once")
     with writing_folder(target) as folder:
         _convert_weights(path, folder)

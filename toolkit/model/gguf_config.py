@@ -1,4 +1,4 @@
-"""The sizes of a base that is a GGUF file, from its header; every count is held to the file's own tensors."""
+"""The sizes of a base that is a GGUF file, from its header; every count is checked against the file's own tensors."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from toolkit.model.model_config import MOST_LAYERS, ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
 EMBEDDING = "token_embd.weight"
-# What transformers makes tensors of, where it reads a GGUF file: each is the size of one of the file's own.
+# The sizes of transformers' tensors when it reads a GGUF file: each is the size of one of the file's own.
 WIDTHS = (
     "embedding_length", "feed_forward_length", "expert_feed_forward_length", "vocab_size", "rope.dimension_count",
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length", "expert_count",
@@ -22,7 +22,7 @@ REALS = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_
 
 
 def gguf_config(path: Path) -> ModelConfig | None:
-    """Read the sizes from a GGUF file's header; None for another architecture than a dense Llama's.
+    """Read the sizes from a GGUF file's header; None for any architecture but a dense Llama's.
 
     Raises ToolkitError for a file that is damaged, or whose header and tensors contradict each other.
     """
@@ -41,7 +41,7 @@ def gguf_config(path: Path) -> ModelConfig | None:
 
 
 def _check_counts(name: str, values: Values, shapes: Shapes) -> None:
-    """Raise ValueError for a count that no tensor of the file bears out, whatever its architecture."""
+    """Raise ValueError for a count that does not match the file's tensors, for any architecture."""
     layers, there = count(values, f"{name}.block_count", most=MOST_LAYERS), layers_in(shapes)
     if layers != there:
         raise ValueError(f"`{name}.block_count` is {layers}, but its tensors have {there} layers")
@@ -58,7 +58,7 @@ def _check_counts(name: str, values: Values, shapes: Shapes) -> None:
 
 
 def _check_width(key: str, values: Values, shapes: Shapes) -> None:
-    """Raise ValueError for a width, or a list of one a layer, that no tensor has; models without attention have 0."""
+    """Raise ValueError for a width, or a list of one per layer, that no tensor has; models without attention have 0."""
     stated = values.get(key)
     largest = max(max(shape, default=0) for shape in shapes.values())
     attends = "head_count" in key and any(".attn_" in name for name in shapes)
@@ -100,7 +100,7 @@ def _sizes(values: Values, shapes: Shapes) -> ModelConfig:
 
 
 def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
-    """Return rows and columns of a tensor; raises ValueError where it is absent, empty or no matrix."""
+    """Return rows and columns of a tensor; raises ValueError if it is absent, empty or not a matrix."""
     shape = shapes.get(name)
     if shape is None:
         raise ValueError(f"it has no tensor `{name}`")

@@ -1,4 +1,4 @@
-"""The sizes of the bases that the recipes use, by their names: for a base that is not on this machine yet."""
+"""The sizes of the recipes' bases by name, for a base that is not on this machine yet."""
 
 from typing import Any
 
@@ -29,6 +29,6 @@ KNOWN: tuple[tuple[tuple[str, ...], ModelConfig], ...] = (
 
 
 def known_model(label: str) -> ModelConfig | None:
-    """Return the sizes of a base that is known by its name, None for others."""
+    """Return the sizes of a base that is known by name, None for others."""
     name = label.lower()
     return next((shape for words, shape in KNOWN if all(word in name for word in words)), None)

@@ -1,6 +1,6 @@
 """Memory of a training step and of an export, computed from the base's shape; all sizes are bytes.
 
-What was measured rather than derived is a constant in capitals with the measurement beside it.
+Measured values are constants in capitals, with the measurement next to them.
 """
 
 from collections.abc import Mapping

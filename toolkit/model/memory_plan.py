@@ -1,4 +1,4 @@
-"""The training plan that fits a device: the micro-batch, and the ways in which a step saves or spends memory."""
+"""The training plan that fits a device: the micro-batch, and how a step saves or spends memory."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from toolkit.model.memory import Parts, total
 from toolkit.model.model_config import ModelConfig
 
 USABLE = 0.96  # of a GPU's free memory: what torch's allocator cannot fill because of its blocks' sizes
-HEADROOM = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if computed amiss
+HEADROOM = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if the estimate is wrong
 # Tokens of a micro-batch on a GPU: on an H100 two of 9,500 took as long as one of 19,000, in 50 GB where it took 84.
 MAX_TOKENS = 16_384
 # Tokens for which there must be room beside dequantized weights: from here on a larger micro-batch gains less than they
@@ -22,9 +22,9 @@ MIN_TOKENS_WITH_DEQUANTIZED = 4_096
 
 @dataclass(frozen=True)
 class Device:
-    """What trains: its free bytes before anything is loaded (None: unknown), and by which library.
+    """The device that trains: its free bytes before anything is loaded (None: unknown), and the library.
 
-    `processes` train together, one a GPU; over `shards` of them FSDP divides the model.
+    `processes` train together, one per GPU; FSDP divides the model over `shards` of them.
     """
 
     free: int | None
@@ -38,7 +38,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a step spends memory or saves it; the numbers are the same.
+    """How a step spends or saves memory; the results are the same.
 
     `checkpointing`: activations are computed again in the backward pass. `offloaded`: the input embeddings stay in main
     memory, and only the rows of a micro-batch come to the GPU. `dequantized`: the values of 4-bit weights are written
@@ -99,9 +99,9 @@ def plan(
 ) -> MemoryPlan:
     """Choose the micro-batch and the way of computing from the free memory.
 
-    `tokens_of` tells the tokens of the largest micro-batch of so many records; by default every record has max_length.
-    `at_most` bounds the records, after memory ran out. Without checkpointing a step takes 4 FLOP a parameter and token
-    instead of 6, so it is left out where the longest record fits without, unless the settings decide. Raises
+    `tokens_of` returns the tokens of the largest micro-batch of N records; by default every record has max_length.
+    `at_most` bounds the records, after memory ran out. Without checkpointing a step takes 4 FLOP per parameter and
+    token instead of 6, so it is left out where the longest record fits without, unless the settings decide. Raises
     ToolkitError where the processes cannot share a step's records evenly.
     """
     share = share_of(settings, device.processes)
@@ -127,8 +127,8 @@ def plan(
         )
         return made(Strategy(wanted is not False), own, f"{unknown}, so the batch is as set")
     room = int(device.free * (USABLE if device.cuda else 1))
-    # A CPU gains nothing from wide passes: what the settings call a batch is what stands in memory at once.
-    # `at_most` does not count here: the way of computing that ran out of memory must not give place to a larger one.
+    # A CPU gains nothing from wide passes: the settings' batch size is what is in memory at once.
+    # `at_most` does not count here: the way of computing that ran out of memory must not be replaced by a larger one.
     most = min(max(MAX_TOKENS, longest) if device.cuda else own, tokens_of(sizes[0]))
     ways = _strategies(shape, device, wanted)
     for strategy in ways:
@@ -145,7 +145,7 @@ def plan(
 
 
 def share_of(settings: TrainSettings, processes: int) -> int:
-    """Return the records of a step that each process takes; raises ToolkitError where they cannot be shared evenly."""
+    """Return the records of a step that each process takes; raises ToolkitError if they cannot be shared evenly."""
     records = settings.records_a_step
     if records % processes:
         multiple = processes // math.gcd(processes, settings.batch_size)

@@ -14,10 +14,10 @@ from toolkit.model.model_config import is_four_bit
 
 @dataclass(frozen=True)
 class OtherBase:
-    """Two bases of one adapter: the one it was trained on, and another that it is, or could be, merged into.
+    """Two bases of one adapter: its training base, and another that it is, or could be, merged into.
 
     One of them is merged into (the trained one where `merged_as_trained`); `folder` holds the weights of the other,
-    None if they are not on this machine. `through` is a dtype where they are to be taken through 4 bits from that
+    None if they are not on this machine. `through` is a dtype if they must be taken through 4 bits from that
     dtype, as training did when it loaded them; else empty.
     """
 
@@ -36,7 +36,7 @@ class OtherBase:
 def resolve(model: ModelSettings, export: ExportSettings) -> base.Base:
     """Return the base to merge into, downloading or converting it if needed.
 
-    Raises ToolkitError if it does not exist, or has 4 bits where 16 are wanted.
+    Raises ToolkitError if it does not exist, or has 4 bits but 16 are required.
     """
     label = base.merge_label(model, export)
     found = base.resolve(label, base.revision_of(label, model))
@@ -49,7 +49,7 @@ def other_files(model: ModelSettings, export: ExportSettings) -> list[Path]:
     files: list[Path] = []
     for label in dict.fromkeys((model.base, base.sixteen_bit(model))):
         if label != base.merge_label(model, export):
-            with contextlib.suppress(ToolkitError):  # it need not be here
+            with contextlib.suppress(ToolkitError):  # it may be absent
                 files += base.source_files(label)
     return files
 
@@ -89,7 +89,7 @@ def present(label: str, model: ModelSettings) -> Path | None:
 
 
 def check_merge_base(found: base.Base, export: ExportSettings) -> None:
-    """Raise ToolkitError if the 16-bit weights are wanted, but a base without a 16-bit namesake has 4 bits."""
+    """Raise ToolkitError if the 16-bit weights are required, but the base has 4 bits and no known 16-bit repository."""
     if export.merge_base == "16bit" and is_four_bit(found.folder):
         raise ToolkitError(
             f"the base `{found.label}` has 4-bit weights, and its name does not say where its 16-bit weights are",

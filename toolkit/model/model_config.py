@@ -1,4 +1,4 @@
-"""What a base model is made of, read once: config.json → ModelConfig, and what is counted from it."""
+"""The sizes of a base model, read once: config.json → ModelConfig, and counts computed from it."""
 
 from dataclasses import dataclass, field
 from math import prod
@@ -14,7 +14,7 @@ from toolkit.model.config_values import Values, brief, count, flag, real
 CONFIG = "config.json"
 WHOLE = "give a folder with a complete base model"
 AGAIN = "copy or download the base again"
-MOST_LAYERS = 1_000  # no model has a third of it; what is computed for each layer stays small
+MOST_LAYERS = 1_000  # no model has a third of it; limits what is computed for each layer
 LARGEST_EPSILON = 1.0  # of a norm; models have 1e-6 or 1e-5
 
 
@@ -22,9 +22,9 @@ LARGEST_EPSILON = 1.0  # of a norm; models have 1e-6 or 1e-5
 class ModelConfig:
     """A decoder of Llama's kind: its sizes, and how it computes.
 
-    Widths are in elements. `architecture` is llama.cpp's name for it. `norms` are those of one layer; `fused` says that
+    Widths are in elements. `architecture` is llama.cpp's name. `norms` are those of one layer; `fused` says that
     query, key and value are one matrix, and gate and up another (Phi-3). What follows `qk_norm` is known from
-    config.json alone: where only a name or a GGUF header tells of the model, it is 0 or empty. `rope` is empty where
+    config.json alone: for a model known only by name or GGUF header, it is 0 or empty. `rope` is empty where
     rotary frequencies are not scaled. `window` is the sliding window of attention in tokens, 0 for none;
     `attention_cap` and `output_cap` are the soft caps of logits, 0 for none. `ignored` says what llama.cpp leaves out
     of the model, for a warning.
@@ -105,7 +105,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Kind:
-    """What config.json leaves to the class of transformers, and what that class always does.
+    """What config.json does not state because the transformers class always does it.
 
     `biases`: "stated" where `attention_bias` adds them to all four projections, "qkv" where three always have them.
     `head_dim` 0: hidden size over heads.
@@ -135,14 +135,14 @@ KINDS = {
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return what a model folder's config.json holds; raises ToolkitError where it is absent or damaged."""
+    """Return what a model folder's config.json holds; raises ToolkitError if it is absent or damaged."""
     return read_json(folder / CONFIG, WHOLE)
 
 
 def model_config(folder: Path) -> ModelConfig | None:
     """Read the sizes of the model in a folder; None for a model whose layers are not of Llama's kind.
 
-    Raises ToolkitError for a config.json that is absent or damaged, or that states what cannot be.
+    Raises ToolkitError for a config.json that is absent or damaged, or that has impossible values.
     """
     values = read_config(folder)
     try:
@@ -157,9 +157,9 @@ def unusable(folder: Path, exc: ValueError) -> ToolkitError:
 
 
 def sizes(values: Values) -> ModelConfig | None:
-    """Read what all decoders of Llama's kind state alike; None for other models.
+    """Read the values that all decoders of Llama's kind share; None for other models.
 
-    Raises ValueError that names the key for what is absent or cannot be.
+    Raises ValueError that names the key of an absent or impossible value.
     """
     kind = _kind(values)
     if kind is None:
@@ -195,7 +195,7 @@ def sizes(values: Values) -> ModelConfig | None:
 
 
 def _kind(values: Values) -> Kind | None:
-    """Find the kind by the class in `architectures`, which is what the exporter goes by, else by `model_type`."""
+    """Find the kind by the class in `architectures`, which the exporter uses, else by `model_type`."""
     if values.get("num_local_experts"):
         return None
     name, family = architecture(values), values.get("model_type")
@@ -204,7 +204,7 @@ def _kind(values: Values) -> Kind | None:
 
 
 def architecture(values: Values) -> str | None:
-    """Return the class of transformers that config.json names first; None where it names none."""
+    """Return the class of transformers that config.json names first; None if it names none."""
     names = values.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
 

@@ -1,4 +1,4 @@
-"""Which library and precision training takes on this machine, and what it cannot take."""
+"""Which library and precision training uses on this machine, and which it cannot use."""
 
 from toolkit.core import hardware
 from toolkit.core.config import Config
@@ -9,14 +9,14 @@ INSTALL = 'pip install -c constraints.txt ".[cuda]"'
 
 
 def check_backend(config: Config, gpu_name: str, *, bf16: bool, avoid_unsloth: bool = False) -> None:
-    """Raise ToolkitError (exit 3) where the settings demand a library or a precision that is not here.
+    """Raise ToolkitError (exit 3) if the settings require a library or a precision that is not available.
 
     `gpu_name` is the CUDA GPU's, empty without one; `bf16` tells whether it computes in bf16.
     """
     settings, unsloth = config.train, hardware.installed("unsloth")
     automatic = 'set train.precision = "auto"'
     found = ("", "")
-    needed = gpu_name and (settings.backend == "peft" or not unsloth or avoid_unsloth)  # Unsloth brings bitsandbytes
+    needed = gpu_name and (settings.backend == "peft" or not unsloth or avoid_unsloth)  # Unsloth installs bitsandbytes
     if settings.backend == "unsloth" and not gpu_name:
         found = "train.backend is unsloth, but this machine has no CUDA GPU", 'set train.backend = "peft"'
     elif settings.backend == "unsloth" and not unsloth:

@@ -28,8 +28,8 @@ def tensor_types(
     """Return each tensor's type, and whether it is a fallback because its rows do not divide into blocks.
 
     `shapes` are the (out, in) of GGUF names, layers in ascending order; `overrides` map regular expressions, searched
-    in the names, to types: the first that matches wins, in files of a quantized type only. What llama.cpp takes for a
-    layer's number counts the tensors of that kind that came before; those that are overridden do not count.
+    in the names, to types: the first that matches wins, in files of a quantized type only. llama.cpp's
+    layer number counts the tensors of that kind that came before; those that are overridden do not count.
     """
     base = BASE[quantization][0]
     wanted = [(re.compile(pattern), Type[kind]) for pattern, kind in (overrides or {}).items()]

@@ -12,8 +12,8 @@ from toolkit.model.config_values import brief
 CONFIG = "adapter_config.json"
 LORA_ONLY = "only plain LoRA and DoRA adapters can be exported: train again as one of them"
 
-# Settings of LoraConfig that change what is computed in a way no merged weight can hold, and what they are called;
-# absent or empty means not used.
+# Settings of LoraConfig whose effect no merged weight can hold, and their names in messages; absent or empty means
+# not used.
 UNSUPPORTED = {
     "layer_replication": "replicated layers (`layer_replication`)",
     "target_parameters": "LoRA on bare parameters (`target_parameters`)",

@@ -49,10 +49,10 @@ Change = LoraDelta | Rows | Shift
 
 @dataclass(frozen=True)
 class Adapter:
-    """What an adapter makes of its base: tensors that stand in the base's place, then the changes of the rest.
+    """What an adapter changes: tensors that replace the base's, and changes to the others.
 
-    `vocabulary` is the number of rows of the embedding, `tied` says whether it is still the output matrix too. `gap`
-    tells which modules its settings name and its weights lack; empty where there are none.
+    `vocabulary` is the number of rows of the embedding, `tied` says whether it is also still the output matrix.
+    `gap` says which modules its settings name but its weights lack; empty if there are none.
     """
 
     replaced: dict[str, TensorInfo]

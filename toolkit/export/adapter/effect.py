@@ -1,4 +1,4 @@
-"""What an adapter promises and does not do: modules that it names without weights, and weights that change nothing."""
+"""Faults of an adapter: modules that its settings name but it has no weights for, and weights that change nothing."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def unkept_promise(config: Mapping[str, Any], there: Collection[str], weights: Mapping[str, tuple[int, ...]]) -> str:
-    """Say of how many modules that `target_modules` names the adapter holds weights; empty where it holds all.
+    """Say how many of the modules in `target_modules` have weights in the adapter; empty if all have.
 
-    `there` are the modules that it holds weights of, `weights` the base's names and shapes. Which modules a setting
-    names is PEFT's rule (tuners/tuners_utils.py, check_target_module_exists).
+    `there` are the modules that it has weights for, `weights` the base's names and shapes. PEFT's rule decides which
+    modules a setting names (tuners/tuners_utils.py, check_target_module_exists).
     """
     modules = [name.removesuffix(".weight") for name, shape in weights.items() if len(shape) == 2]
     named = [module for module in modules if _is_named(config, module)]
@@ -57,7 +57,7 @@ def _matches(pattern: Any, module: str) -> bool:
 
 
 def say_effect(tensors: "Sequence[PlannedTensor]", gap: str) -> None:
-    """Warn of modules without weights, and of LoRA that changes nothing because a factor of it is zero throughout."""
+    """Warn of modules without weights, and of LoRA that changes nothing because one of its factors is all zeros."""
     if gap:
         console.warn(gap)
     deltas = [tensor.change for tensor in tensors if isinstance(tensor.change, LoraDelta)]

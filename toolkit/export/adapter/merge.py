@@ -16,11 +16,11 @@ from toolkit.formats.tensor_values import read_tensor
 
 
 def merge(weight: Floats, change: Change, name: str, pool: ThreadPoolExecutor) -> None:
-    """Make a weight of the base the trained one; B @ A never stands whole in memory.
+    """Turn a weight of the base into the trained one, in place; B @ A is never complete in memory.
 
     Raises ToolkitError if the result is not finite.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # said better below
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # reported better below
         if isinstance(change, Rows):
             weight[list(change.indices)] = read_tensor(change.values, pool)
         elif isinstance(change, LoraDelta):

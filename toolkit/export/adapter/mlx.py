@@ -34,10 +34,9 @@ def is_mlx(folder: Path) -> bool:
 
 
 def convert_mlx(folder: Path, target: Path) -> None:
-    """Write an MLX adapter into `target` as PEFT would have saved it, float32, with the tokenizer that lies beside it.
+    """Write an MLX adapter into `target` as PEFT would have saved it, float32, with the tokenizer next to it.
 
-    Raises ToolkitError for what is no LoRA or DoRA of linear layers and embeddings, with what MLX itself can do about
-    it.
+    Raises ToolkitError for anything but LoRA or DoRA of linear layers and embeddings; the hint says what MLX can do.
     """
     from safetensors.numpy import save_file
 

@@ -17,7 +17,7 @@ from toolkit.formats.checkpoint import TensorInfo
 PREFIX = "base_model.model."
 # Parts that wrappers write anywhere in a name: torch.compile, FSDP, activation checkpointing.
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Parts that stand in front only: DDP and DeepSpeed's engine, Lightning and FSDP's older form, PEFT itself.
+# Parts that are in front only: DDP and DeepSpeed's engine, Lightning and FSDP's older form, PEFT itself.
 _IN_FRONT = ("module", "_forward_module", "_fpw_module", "base_model")
 # A state dict that was not saved by save_pretrained still has the adapter's name behind each matrix.
 _MATRIX = re.compile(
@@ -30,7 +30,7 @@ ANY_WRAPPER = re.compile(r"(?:{})\\?\.".format("|".join(_ANYWHERE)))
 def plain_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
     """Return an adapter's tensors under the names that PEFT's save_pretrained writes.
 
-    What was taken off is said in one line. Raises ToolkitError if two names become one.
+    One line says what was removed. Raises ToolkitError if two names become one.
     """
     plain: dict[str, TensorInfo] = {}
     taken: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def plain_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, Te
 
 
 def plain_name(name: str) -> tuple[str, list[str]]:
-    """Return a tensor's name as PEFT writes it, and the parts that were taken off it."""
+    """Return a tensor's name as PEFT writes it, and the parts that were removed from it."""
     parts = name.split(".")
     taken = [part for part in parts if part in _ANYWHERE]
     parts = [part for part in parts if part not in _ANYWHERE]
@@ -59,7 +59,7 @@ def plain_name(name: str) -> tuple[str, list[str]]:
     while start < len(parts) and parts[start] in (*_IN_FRONT, "model"):
         start += 1
     front, rest = parts[:start], parts[start:]
-    # Of the base's own name, `model.` is part where what follows stands in the inner model.
+    # `model.` belongs to the base's own name if the rest is in the inner model.
     inner = ["model"] if front[-1:] == ["model"] and rest[:1] != ["lm_head"] else []
     front = front[: len(front) - len(inner)]
     usual = PREFIX.rstrip(".").split(".")
@@ -81,7 +81,7 @@ def _without_adapter(match: re.Match[str]) -> str:
 
 
 def plain_patterns(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an adapter's settings with the wrappers' parts taken out of its patterns of module names."""
+    """Return an adapter's settings with the wrappers' parts removed from its patterns of module names."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, str):

@@ -1,7 +1,7 @@
-"""Open what PEFT saved of a LoRA adapter: one change a tensor of the base, every tensor of the adapter used once.
+"""Open a LoRA adapter as PEFT saved it: one change per tensor of the base, every tensor of the adapter used once.
 
-What PEFT computes with an adapter decides what it means: `modules_to_save` and LoRA change their own module only, so on
-a tied base they untie it; a copy of the base's weights beside them stands for the base's own, which stay tied. Names
+PEFT's computation decides what an adapter means: `modules_to_save` and LoRA change only their own module, so on a tied
+base they untie it; a copy of the base's weights next to them means the base's own, which stay tied. Names
 and their meaning: PEFT's utils/save_and_load.py, tuners/lora/layer.py, tuners/trainable_tokens/layer.py.
 """
 
@@ -100,7 +100,7 @@ def _sort(
     weights: Mapping[str, tuple[int, ...]],
     model: ModelConfig,
 ) -> _Found:
-    """Give every tensor its one meaning; those that have none are named in the error."""
+    """Give every tensor its one meaning; the error names those that have none."""
     found, strangers = _Found(), []
     saved = tuple(config.get("modules_to_save") or ())
     for name, tensor in tensors.items():
@@ -178,7 +178,7 @@ def _scale(config: Mapping[str, Any], module: str, a: TensorInfo, folder: Path) 
 
 
 def _indices(config: Mapping[str, Any], module: str, values: TensorInfo, folder: Path) -> tuple[int, ...]:
-    """The token ids whose rows were trained: one list for the embedding, or one a module by the end of its name."""
+    """The token ids whose rows were trained: one list for the embedding, or one per module, by the end of its name."""
     stated: Any = config.get("trainable_token_indices")
     if isinstance(stated, dict):
         of_module = [ids for name, ids in stated.items() if module == name or module.endswith(f".{name}")]
@@ -195,7 +195,7 @@ def _indices(config: Mapping[str, Any], module: str, values: TensorInfo, folder:
 def _place(
     found: _Found, changes: dict[str, Change], model: ModelConfig, folder: Path
 ) -> tuple[dict[str, TensorInfo], bool]:
-    """Return which tensors stand in the base's place, and whether embedding and output are still one matrix."""
+    """Return which tensors replace the base's, and whether embedding and output are still one matrix."""
     replaced = {**found.base, **found.own}
     if not model.tied:
         return replaced, False
@@ -230,7 +230,7 @@ def _same_rows(one: Rows, other: Change) -> bool:
 
 
 def _check_promises(config: Mapping[str, Any], found: _Found, folder: Path) -> None:
-    """What adapter_config.json says was trained must be there: PEFT would fill the gap with the untrained base."""
+    """Raise ToolkitError if trained weights that the config names are missing: PEFT would use the base's there."""
     for name in config.get("modules_to_save") or ():
         if not any(target.rpartition(".")[0].endswith(name) for target in found.own):
             raise ToolkitError(

@@ -1,6 +1,6 @@
 """Byte-level BPE vocabularies (`tokenizer.ggml.model` = gpt2): Llama-3, SmolLM2, Qwen, Mistral-Nemo's tekken, Phi-4.
 
-llama.cpp does not read a pre-tokenizer, it has its own by name (`tokenizer.ggml.pre`). The name is found by comparing
+llama.cpp does not read a pre-tokenizer: it has its own, by name (`tokenizer.ggml.pre`). The name is found by comparing
 tokenizer.json with what each name means; one that is not known is refused, never guessed. Its definitions:
 llama.cpp's src/llama-vocab.cpp.
 """
@@ -90,7 +90,7 @@ SUPPORTED = f"SentencePiece BPE and byte-level BPE of these kinds can be exporte
 
 
 def checked_bpe(layout: dict[str, Any], base: Path) -> dict[str, Any]:
-    """Return the model of a tokenizer.json if it is BPE that llama.cpp can have; raises ToolkitError."""
+    """Return the model of a tokenizer.json if llama.cpp supports that BPE; raises ToolkitError."""
     model = layout.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         kind = model.get("type") if isinstance(model, dict) else model
@@ -126,7 +126,7 @@ def _steps(stated: Any) -> list[dict[str, Any]]:
 
 
 def splits_bytes(layout: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer.json makes bytes of every text before it encodes: a ByteLevel step does."""
+    """Tell whether a tokenizer.json turns every text into bytes before it encodes: a ByteLevel step does."""
     return any(step.get("type") == "ByteLevel" for step in _steps(layout.get("pre_tokenizer")))
 
 

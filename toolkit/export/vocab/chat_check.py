@@ -1,8 +1,8 @@
-"""The check of every export: a chat becomes the ids in llama.cpp that it was in training.
+"""The check of every export: a chat becomes the same ids in llama.cpp as in training.
 
 The vocabulary of the very file is loaded, a few messages are rendered by the chat template in it, and tokenized by the
 training's tokenizer and by the file. What llama.cpp takes from elsewhere than the tokenizer (a model's name decides how
-it treats spaces, for instance) is written so that the ids are equal, if there is a way; else the export is refused.
+it treats spaces, for instance) is written so that the ids are equal, if possible; else the export is refused.
 """
 
 import re
@@ -35,7 +35,7 @@ CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("system", SYSTEM), ("user", QUESTION)),
     (("user", QUESTION), ("assistant", ANSWER), ("user", "Thank you!")),
 )
-# llama.cpp strips spaces behind every control token of a model that is called so (llama-vocab.cpp, "set attributes").
+# llama.cpp strips spaces after every control token of a model with such a name (llama-vocab.cpp, "set attributes").
 _NAMES = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 _TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 
@@ -74,10 +74,10 @@ def training(source: TokenizerSource, base: Path, form: PromptFormat | None = No
 
 
 def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata:
-    """Return a file's metadata so that llama.cpp reads chats as training did, mostly as it is.
+    """Return a file's metadata, changed if needed, so that llama.cpp reads chats as training did.
 
-    Raises ToolkitError if there is no such way, with the first token that differs; nothing is written but a vocabulary
-    in a temporary folder.
+    Raises ToolkitError with the first token that differs if that is impossible. Only a vocabulary in a temporary folder
+    is written.
     """
     _check_texts(metadata)
     first: ToolkitError | None = None
@@ -98,7 +98,7 @@ def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata
 
 
 def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[tuple[Metadata, str]]:
-    """Yield the metadata as it is, then what else may make llama.cpp read chats as training did, with words for it."""
+    """Yield the metadata as it is, then changes that may make llama.cpp read chats as training did, with messages."""
     name = str(metadata[Keys.General.NAME][0])
     names = [(name, "")]
     if _NAMES.search(name):
@@ -125,7 +125,7 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
 
 
 def check_chat(path: Path, template: str, trained: Training) -> None:
-    """Raise ToolkitError unless llama.cpp loads a file's vocabulary, and reads chats by it as training did."""
+    """Raise ToolkitError unless llama.cpp loads a file's vocabulary, and reads chats with it as training did."""
     with open_vocabulary(path) as file:
         texts = {"bos_token": file.text(file.bos), "eos_token": file.text(file.eos)}
         chats = list(_rendered(template, texts))
@@ -144,7 +144,7 @@ def check_chat(path: Path, template: str, trained: Training) -> None:
 
 
 def warn_of_text(template: str, trained: Training) -> None:
-    """Warn of what a chat template writes like control tokens, but the vocabulary does not have: it is plain text."""
+    """Warn of what a chat template writes like control tokens, but is not in the vocabulary: it is plain text."""
     known = trained.tokenizer.controls
     texts = [text for _, text in _rendered(template, {"bos_token": "", "eos_token": ""})]
     found = dict.fromkeys(token for text in texts for token in _TOKEN.findall(text) if token not in known)
@@ -156,9 +156,9 @@ def warn_of_text(template: str, trained: Training) -> None:
 
 
 def _rendered(template: str, texts: dict[str, str]) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
-    """Yield each chat with what the template makes of it; one that the template refuses (a system message) is left out.
+    """Yield each chat with its rendering; one that the template refuses (a system message) is left out.
 
-    Raises ToolkitError if it renders none, or is no Jinja.
+    Raises ToolkitError if it renders none, or is not valid Jinja.
     """
     rendered, problem = 0, "it renders nothing"
     render = renderer(template, texts)
@@ -175,9 +175,9 @@ def _rendered(template: str, texts: dict[str, str]) -> Iterator[tuple[tuple[tupl
 
 
 def renderer(template: str, texts: dict[str, str]) -> Callable[[Sequence[tuple[str, str]]], str]:
-    """Return what renders messages (role, content) by a chat template, up to where the next answer starts.
+    """Return the function that renders messages (role, content) by a chat template, up to where the next answer starts.
 
-    `texts` are its bos_token and eos_token. Raises ToolkitError for what is no Jinja; the function may raise anything.
+    `texts` are its bos_token and eos_token. Raises ToolkitError for invalid Jinja; the function may raise anything.
     """
     from jinja2 import TemplateError
 
@@ -224,7 +224,7 @@ def _plain(template: str) -> str:
 
 
 def _difference(expected: Sequence[int], found: Sequence[int], trained: Training, file: Vocabulary) -> str:
-    """Say where ids part: the tokens of either side, from the first one that differs."""
+    """Say where the ids differ: the tokens of both sides, from the first difference on."""
     pairs = zip(expected, found, strict=False)
     at = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(expected), len(found)))
 
@@ -239,7 +239,7 @@ def _difference(expected: Sequence[int], found: Sequence[int], trained: Training
 
 
 def _check_texts(metadata: Metadata) -> None:
-    """Raise ToolkitError for two tokens of one text: llama.cpp ends the whole process there."""
+    """Raise ToolkitError for two tokens of the same text: llama.cpp ends the process there."""
     texts = metadata[Keys.Tokenizer.LIST][0]
     if len(set(texts)) == len(texts):
         return

@@ -1,7 +1,7 @@
 """The vocabulary of a base model as GGUF metadata, from tokenizer.json and, for SentencePiece, tokenizer.model.
 
-The two kinds that llama.cpp has for these families stand in modules of their own: byte-level BPE (`gpt2`) in bytelevel,
-SentencePiece (`llama`) in sentencepiece. What is neither is refused, never guessed.
+The two kinds that llama.cpp has for these families have their own modules: byte-level BPE (`gpt2`) in bpe,
+SentencePiece (`llama`) in sentencepiece. Any other kind is refused, never guessed.
 """
 
 from pathlib import Path
@@ -42,7 +42,7 @@ def tokenizer_metadata(
     that it does not name.
     BOS and EOS are those of `prompt.tokenizer`, so the runtime sees what training saw, but an `adapter` may name
     another EOS that it was trained with; EOS is never added to a prompt.
-    `special_by_flag`: whether an added token is a control token is said by its flag alone, not by its looks as well.
+    `special_by_flag`: whether an added token is a control token is decided by its flag alone, not also by its text.
     Raises ToolkitError for a tokenizer that is neither byte-level BPE of a known kind nor SentencePiece BPE, or that
     has more tokens than the embedding has rows.
     """
@@ -69,7 +69,7 @@ def tokenizer_metadata(
 
 
 def _added(layout: dict[str, Any], rows: int, base: Path, by_flag: bool) -> dict[int, tuple[str, TokenType]]:
-    """Return text and kind of each added token. llama.cpp finds user-defined ones in the text as it was written."""
+    """Return text and kind of each added token. llama.cpp finds user-defined ones in the text as written."""
     added = {}
     try:
         for entry in layout.get("added_tokens") or []:

@@ -1,7 +1,7 @@
-"""Where llama.cpp splits text into words otherwise than a base model's tokenizer, and which texts that changes.
+"""Where llama.cpp splits text into words differently from a base model's tokenizer, and which texts that changes.
 
-llama.cpp's patterns `tekken` and `gpt-4o` know no combining marks, and take every letter beyond a-z and A-Z for an
-upper and a lower case one at once; `qwen2` does not compose characters (NFC). No name that a GGUF could state instead
+llama.cpp's patterns `tekken` and `gpt-4o` know no combining marks, and treat every letter beyond a-z and A-Z as
+both upper and lower case; `qwen2` does not compose characters (NFC). No name that a GGUF could state instead
 means what these tokenizers do. Facts: llama.cpp's src/llama-vocab.cpp and src/unicode.cpp.
 """
 
@@ -32,10 +32,10 @@ _WHAT = {
 
 
 def warn_if_split_differs(folder: Path, texts: Sequence[str] | None) -> None:
-    """Warn if llama.cpp reads some of the texts that a model was trained on as other tokens, and say how many.
+    """Warn if llama.cpp reads some of a model's training texts as different tokens, and say how many.
 
-    `texts` is None where nobody knows them: the warning then names the kind of text. Nothing is said of a vocabulary
-    that llama.cpp splits alike, or cannot have at all (that is said by whoever exports it).
+    `texts` is None if they are unknown: the warning then names the kind of text. There is no warning for a vocabulary
+    that llama.cpp splits the same way, or does not support at all (the export refuses that).
     """
     pre = _named(folder)
     if pre not in _WHAT:
@@ -53,7 +53,7 @@ def warn_if_split_differs(folder: Path, texts: Sequence[str] | None) -> None:
 
 
 def unequal(folder: Path, texts: Sequence[str]) -> list[str]:
-    """Return, of each text that llama.cpp reads as other tokens, the word where they begin to differ."""
+    """Return the word of the first difference for each text that llama.cpp reads as different tokens."""
     encoder, runtime = load_tokenizer(folder).encoder, as_in_llama_cpp(folder)
     if runtime is None:
         return []
@@ -103,7 +103,7 @@ def _named(folder: Path) -> str:
 
 
 def _word(text: str, place: int) -> str:
-    """Return the word at a place, or the next one if there is white space, cut to what fits a line."""
+    """Return the word at a place, or the next one if there is white space, cut to fit a line."""
     behind = text[place:]
     place += len(behind) - len(behind.lstrip())
     start = max((at + 1 for at, character in enumerate(text[:place]) if character.isspace()), default=0)

@@ -1,8 +1,8 @@
 """SentencePiece BPE vocabularies (`tokenizer.ggml.model` = llama): Mistral 7B, Phi-3, Gemma-2, Llama-2.
 
 llama.cpp merges the pair whose token has the highest score; tokenizer.json merges by rank. Scores come from
-tokenizer.model where there is one, else from the ranks. Either way it is checked that both mean the same, since a
-base is trained through tokenizer.json. Format: sentencepiece_model.proto in google/sentencepiece.
+tokenizer.model where there is one, else from the ranks. Either way both must mean the same, since a base is trained
+with tokenizer.json. Format: sentencepiece_model.proto in google/sentencepiece.
 """
 
 import re
@@ -33,7 +33,7 @@ def _metaspace(scheme: str) -> dict[str, Any]:
     return {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": False}
 
 
-# Normalizer and pre-tokenizer → whether a space is put before the text. (Split has nothing to do behind Replace.)
+# Normalizer and pre-tokenizer → whether a space is put before the text. (Split has nothing to do after Replace.)
 PREFIXES: list[tuple[dict[str, Any] | None, dict[str, Any] | None, bool]] = [
     (_PREPEND, None, True),
     (None, _metaspace("first"), True),
@@ -47,8 +47,8 @@ PREFIXES: list[tuple[dict[str, Any] | None, dict[str, Any] | None, bool]] = [
 def is_sentencepiece(layout: dict[str, Any]) -> bool:
     """Tell whether a tokenizer.json is of this kind: characters outside the vocabulary become bytes (`<0x0A>`).
 
-    What splits and encodes decides: where a ByteLevel step makes every text bytes, the fallback has nothing to do. What
-    transformers makes of a GGUF has both, and a decoder for `▁` besides.
+    The steps that split and encode decide: if a ByteLevel step turns every text into bytes, the fallback has nothing to
+    do. A tokenizer that transformers makes from a GGUF has both, and also a decoder for `▁`.
     """
     model = layout.get("model")
     return isinstance(model, dict) and bool(model.get("byte_fallback")) and not bpe.splits_bytes(layout)
@@ -59,7 +59,7 @@ def sentencepiece_metadata(
 ) -> Metadata:
     """Return tokens, scores and kinds, as the converter's `llama` vocabulary has them.
 
-    Raises ToolkitError for what llama.cpp would tokenize in another way than tokenizer.json does.
+    Raises ToolkitError for what llama.cpp would tokenize differently from tokenizer.json.
     """
     vocabulary = checked_bpe(layout, base)["vocab"]
     prefix = space_prefix(layout, base)
@@ -92,10 +92,10 @@ def sentencepiece_metadata(
 
 
 def space_prefix(layout: dict[str, Any], base: Path) -> bool:
-    """Return whether a space is put before every text; raises ToolkitError for a way that llama.cpp has not."""
+    """Return whether a space is put before every text; raises ToolkitError for ways unknown to llama.cpp."""
     normalizer = plain(layout.get("normalizer"), "normalizers")
     step = plain(layout.get("pre_tokenizer"), "pretokenizers")
-    if step and step.get("type") == "Metaspace":  # as files older than the setting say it
+    if step and step.get("type") == "Metaspace":  # the form in files older than the setting
         step = {key: value for key, value in step.items() if key not in ("add_prefix_space", "str_rep")}
         if "prepend_scheme" not in step and "add_prefix_space" in (layout["pre_tokenizer"] or {}):
             step["prepend_scheme"] = "always" if layout["pre_tokenizer"]["add_prefix_space"] else "never"
@@ -142,7 +142,7 @@ def _from_model(
 def _from_ranks(merges: Sequence[Sequence[str]], vocabulary: dict[str, int], rows: int) -> list[float]:
     """Return each token's score: minus the rank of its first merge; tokens that nothing merges to come last.
 
-    Tokens whose merges stand among one another had equal scores (runs of spaces in Mistral's vocabulary).
+    Tokens whose merges are mixed had equal scores (runs of spaces in Mistral's vocabulary).
     """
     scores = [NO_TOKEN] * rows
     for index in vocabulary.values():
@@ -164,7 +164,7 @@ def _check_merges(
     """Raise ToolkitError unless merging by rank and merging by score are the same.
 
     That is so if scores fall with the rank, and if every pair that makes a token may be merged. Equal scores are those
-    of runs of one character. Tokens that are not ordinary text play no part: llama.cpp finds them as wholes.
+    of runs of one character. Tokens that are not ordinary text play no part: llama.cpp finds them before it merges.
     """
     path = base / "tokenizer.json"
     normal = {text for text, index in vocabulary.items() if kinds[index] == TokenType.NORMAL}

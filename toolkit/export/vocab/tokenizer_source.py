@@ -1,4 +1,4 @@
-"""Whose tokenizer and EOS belong to the trained model: the base's, or those that lie beside the adapter."""
+"""Whose tokenizer and EOS belong to the trained model: the base's, or those next to the adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ class TokenizerSource:
     """Where a trained model's tokens come from.
 
     `folder` holds the vocabulary that is written, `trained` the tokenizer that training used: the same, but for an
-    adapter's tokenizer that has more tokens than the embedding has rows. `said` tells the user of it; `loud` makes
-    that a warning.
+    adapter's tokenizer that has more tokens than the embedding has rows. `said` is the message to the user; `loud`
+    makes it a warning.
     """
 
     folder: Path
@@ -30,18 +30,18 @@ class TokenizerSource:
     loud: bool = False
 
     def say(self) -> None:
-        """Tell the user whose vocabulary the output gets, where that is not simply the base's."""
+        """Tell the user whose vocabulary the output gets, if it is not simply the base's."""
         if self.said:
             (console.warn if self.loud else console.info)(f"vocabulary: {self.said}")
 
 
 def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSource:
-    """Compare the tokenizer beside an adapter with the base's, and say which of them the embedding's rows belong to.
+    """Compare the tokenizer next to an adapter with the base's, and choose the one that fits the embedding's rows.
 
     Equal ones: the base's. Ids within the embedding's `rows`: the adapter's, whatever was renamed or added. More
     ids than rows: the base's, because the model was never trained with them (a `[PAD]` added without
-    resize_token_embeddings). Raises ToolkitError for an adapter that names tokens by its settings alone which the
-    base's vocabulary has not.
+    resize_token_embeddings). Raises ToolkitError for an adapter without tokenizer.json whose settings name tokens
+    that the base's vocabulary does not have.
     """
     if adapter is None or not (base / "tokenizer.json").is_file():
         return TokenizerSource(base, base)
@@ -64,7 +64,7 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
 
 
 def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple[str, bool]:
-    """Say what is different about an adapter's own tokenizer; loud where most of it is."""
+    """Say what is different in an adapter's own tokenizer; loud if much is."""
     texts = {index: text for text, index in known.items()}
     there = {index: text for text, index in found.items()}
     renamed = [f"{texts[index]} → {text}" for index, text in sorted(there.items()) if texts.get(index, text) != text]
@@ -92,7 +92,7 @@ def _flags(layout: dict[str, Any]) -> dict[Any, tuple[bool, ...]]:
 
 
 def _same_ids(ours: dict[str, Any], theirs: dict[str, Any], base: Path, adapter: Path) -> bool:
-    """Tell whether two tokenizers of the same tokens split a text alike, and put the same BOS in front of it."""
+    """Tell whether two tokenizers with the same tokens split a text the same way, with the same BOS in front."""
     if any(ours.get(key) != theirs.get(key) for key in ("normalizer", "pre_tokenizer")) and (
         _splits(ours, base) != _splits(theirs, adapter)
     ):
@@ -103,7 +103,7 @@ def _same_ids(ours: dict[str, Any], theirs: dict[str, Any], base: Path, adapter:
 
 
 def _splits(layout: dict[str, Any], folder: Path) -> str | bool:
-    """Name how a tokenizer splits text, in llama.cpp's words; empty for a way that it has not."""
+    """Name how a tokenizer splits text, in llama.cpp's words; empty for a way that llama.cpp does not support."""
     try:
         if sentencepiece.is_sentencepiece(layout):
             return sentencepiece.space_prefix(layout, folder)
@@ -113,7 +113,7 @@ def _splits(layout: dict[str, Any], folder: Path) -> str | bool:
 
 
 def _check_named(base: Path, adapter: Path) -> None:
-    """Raise ToolkitError if an adapter's settings name a token of another text than the base's vocabulary has there."""
+    """Raise ToolkitError if an adapter's settings give a token another text than the base's vocabulary does."""
     path = adapter / "tokenizer_config.json"
     if not path.is_file():
         return
@@ -139,7 +139,7 @@ def _check_named(base: Path, adapter: Path) -> None:
 
 
 def eos(adapter: Path | None, tokenizer: Tokenizer) -> int:
-    """Return the trained model's EOS: the one named beside the adapter, if the vocabulary has it, else the base's."""
+    """Return the trained model's EOS: the one that the adapter names, if the vocabulary has it, else the base's."""
     path = adapter / "tokenizer_config.json" if adapter is not None else None
     if path is None or not path.is_file():
         return tokenizer.eos

@@ -1,8 +1,8 @@
 """Quantize on a CUDA GPU, byte for byte as ggml does it on the CPU.
 
 What a GPU computes is used only once it has passed a test of its own: hard blocks, compared with ggml's bytes. Blocks
-beyond the range in which the kernels are exact (the edges of float16 and float32, hardly found in weights) go back to
-ggml one by one. Where there is no GPU, neither torch nor Triton is imported.
+beyond the range in which the kernels are exact (the edges of float16 and float32, rare in weights) go back to ggml one
+by one. Where there is no GPU, neither torch nor Triton is imported.
 """
 
 import importlib.util
@@ -34,9 +34,9 @@ _given_up: list[str] = []
 
 
 def available() -> str | None:
-    """Return why no GPU can be used here; None if there is one to be tested.
+    """Return why no GPU can be used here; None if there is one to test.
 
-    torch, whose import takes seconds, is only asked where the driver's device file is there.
+    torch, whose import takes seconds, is only asked if the driver's device file exists.
     """
     if _given_up:
         return _given_up[0]
@@ -53,7 +53,7 @@ def available() -> str | None:
 
 
 def gpu_name() -> str:
-    """Return the GPU's name as torch tells it; ask `available` before."""
+    """Return the GPU's name from torch; call `available` first."""
     import torch
 
     name: str = torch.cuda.get_device_name()
@@ -61,17 +61,17 @@ def gpu_name() -> str:
 
 
 def give_up(reason: str) -> bool:
-    """Use the GPU no more in this process; tells whether this is news."""
+    """Stop using the GPU in this process; returns whether it was still in use."""
     with _testing:
         _given_up.append(reason)
         return len(_given_up) == 1
 
 
 def self_test(kind: Type, weighted: bool, bf16: bool) -> str | None:
-    """Return why the GPU's kernel for a type must not be used; None once it gave ggml's bytes for the hard blocks.
+    """Return why the GPU's kernel for a type must not be used; None if it gives ggml's bytes for the hard blocks.
 
-    `weighted` is with an importance matrix, `bf16` from bfloat16. The test runs once a process: it compiles the kernel,
-    4 to 17 seconds the first time on a machine.
+    `weighted` is with an importance matrix, `bf16` from bfloat16. The test runs once per process: it compiles the
+    kernel, 4 to 17 seconds the first time on a machine.
     """
     reason = available()
     if reason:
@@ -81,9 +81,9 @@ def self_test(kind: Type, weighted: bool, bf16: bool) -> str | None:
 
 
 def gpu_state(kinds: Sequence[str]) -> tuple[bool, str] | None:
-    """Say for `doctor` which of some types the GPU takes over, and whether it is as it should be; None without a GPU.
+    """Say for `doctor` which of these types the GPU quantizes, and whether it works as it should; None without a GPU.
 
-    Compiles what was never compiled on this machine.
+    Compiles kernels that were never compiled on this machine.
     """
     if not kinds or available():
         return None
@@ -106,7 +106,7 @@ def _tested(kind: Type, weighted: bool, bf16: bool, device: str) -> str | None:
         values = kernels.to_bf16(rows) if bf16 else rows
         found = quantize(kind, values, importance, device)
         expected = reference(kind, rows, importance)
-    except Exception as exc:  # a compiler or driver that fails in whatever way: the CPU does it
+    except Exception as exc:  # a compiler or driver may fail in any way: the CPU does it
         return f"its kernel for {kind.name} failed: {first_line(exc)}"
     different = int((found != expected).reshape(-1, GGML_QUANT_SIZES[kind][1]).any(axis=1).sum())
     return f"its {kind.name} differs from ggml's in {different} test blocks" if different else None
@@ -121,7 +121,7 @@ def quantize(kind: Type, rows: Any, importance: Floats | None = None, device: st
     """Return some rows in a ggml type: one array of bytes.
 
     `rows` is (rows, columns), C-contiguous: NumPy's float32 or uint16 (the bits of bfloat16), or a tensor of float32 or
-    bfloat16; `importance` (columns,) in float32. Ask `trusted` before.
+    bfloat16; `importance` (columns,) in float32. Call `self_test` first.
     """
     size, stored = GGML_QUANT_SIZES[kind]
     count = rows.size if isinstance(rows, np.ndarray) else rows.numel()
@@ -133,7 +133,7 @@ def quantize(kind: Type, rows: Any, importance: Floats | None = None, device: st
 def quantize_into(kind: Type, rows: Any, out: Chunk, importance: Floats | None = None, device: str = "cuda") -> None:
     """Fill `out`, one row of bytes, as `quantize` says.
 
-    Any number of threads may call this at a time: what one waits for, the GPU does while others copy.
+    Any number of threads may call this at once: the GPU computes for one while others copy.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Ways to the GPU and back: page-locked memory that the GPU reads by itself, and a stream for each.
+"""Lanes to the GPU and back: page-locked memory that the GPU reads directly, and a stream for each.
 
-Copies from ordinary memory reach a tenth of what the bus can do. A lane is one thread's at a time; its memory is
-locked once and serves the whole process.
+Copies from ordinary memory reach a tenth of what the bus can do. One thread uses a lane at a time; its memory is
+locked once for the whole process.
 """
 
 import threading
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 PIECE = 1 << 22  # weights that go to the GPU at a time: 16 MB of float32
-COUNT = 8  # lanes at most: so many threads fill the bus
+COUNT = 8  # lanes at most: this many threads fill the bus
 LARGEST = 34 / 32  # bytes that a weight becomes at most (Q8_0)
 BLOCK = 32  # weights of the smallest block
 
 
 @dataclass
 class Lane:
-    """Memory for a piece's way there, and for its bytes and flags on the way back; `stream` is None on a CPU."""
+    """Memory for a piece on its way to the GPU, and its bytes and flags on the way back; `stream` is None on a CPU."""
 
     device: str
     stream: Any
@@ -66,16 +66,16 @@ _room = threading.BoundedSemaphore(COUNT)
 
 @contextmanager
 def borrowed(device: str) -> Iterator[Lane]:
-    """Lend a lane to this thread, its stream the current one; waits while all are lent.
+    """Lend a lane to this thread and make its stream the current one; waits while all are lent.
 
-    One in which something failed is not lent again.
+    A lane in which something failed is not lent again.
     """
     import torch
 
     with _room, ExitStack() as stack:
         lane = _take(device)
         if lane.stream is not None:
-            lane.stream.wait_stream(torch.cuda.current_stream())  # rows on the GPU may still be in the making
+            lane.stream.wait_stream(torch.cuda.current_stream())  # rows on the GPU may still be incomplete
             stack.enter_context(torch.cuda.stream(lane.stream))
         yield lane
         _idle.append(lane)
@@ -95,7 +95,7 @@ def _take(device: str) -> Lane:
 
 
 def locked(size: int) -> Any:
-    """Return so many bytes that the GPU can read by itself; ordinary ones where none can be locked (or no GPU is)."""
+    """Return N bytes that the GPU can read directly; ordinary memory if none can be locked or there is no GPU."""
     import torch
 
     try:

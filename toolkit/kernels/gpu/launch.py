@@ -1,4 +1,4 @@
-"""Run the Triton kernels of each type over rows that lie on a device."""
+"""Run the Triton kernels of each type over rows on a device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

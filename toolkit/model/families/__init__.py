@@ -63,9 +63,9 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
 
 
 def check_base(folder: Path, *, exported: bool) -> None:
-    """Hold a base's config.json to its tensors, by headers alone; raises ToolkitError for what does not fit.
+    """Check a base's config.json against its tensors, by headers alone; raises ToolkitError if they do not match.
 
-    One that is to be `exported` must be of a family that can be, and have each of its tensors in the right shape.
+    A base that will be `exported` must be of a supported family, with each tensor in the right shape.
     """
     if exported:
         family, model = family_of(folder)
@@ -79,11 +79,11 @@ def check_base(folder: Path, *, exported: bool) -> None:
 def gguf_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Return the tensors of a model's GGUF file by name, (out, in); a family that cannot be exported counts as Llama.
 
-    It holds for sizes that config.json alone tells, too: nothing is read.
+    Sizes from config.json alone are enough: nothing is read.
     """
     found = (family.layouts for family in FAMILIES.values() if family.architecture == model.architecture)
     try:
         layouts = next(found, llama.llama_layouts)(model)
-    except ToolkitError:  # Gemma-2 with a head of its own
+    except ToolkitError:  # Gemma-2 with a separate head
         layouts = llama.llama_layouts(model)
     return {layout.name: layout.shape for layout in layouts}

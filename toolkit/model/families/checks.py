@@ -1,4 +1,4 @@
-"""A base's config.json held to its tensors, before anything is laid out by it."""
+"""A base's config.json checked against its tensors, before anything is laid out by it."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ def layers_in(names: Iterable[str]) -> int:
 
 
 def check_layers(base: Path, model: ModelConfig, stored: Iterable[str]) -> None:
-    """Raise ToolkitError unless the weights have as many layers as config.json states; nothing is laid out for it."""
+    """Raise ToolkitError unless the weights have as many layers as config.json states."""
     there = layers_in(stored)
     if model.layers != there:
         raise ToolkitError(

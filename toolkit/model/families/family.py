@@ -1,4 +1,4 @@
-"""What every family is described with: the place of each tensor, and what a GGUF file states of the model."""
+"""The description of a family: the place of each tensor, and the model's metadata in a GGUF file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,11 +35,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Family:
-    """What one architecture does in its own way.
+    """What is special to one architecture.
 
     `architecture` is llama.cpp's name. `model` completes the sizes by the rest of config.json; it raises ValueError for
-    what llama.cpp computes otherwise. `ignored` are name endings of tensors that are not weights. `special_by_flag`:
-    llama.cpp's converter takes an added token for a control token by its flag alone, not by its looks as well.
+    what llama.cpp computes differently. `ignored` are name endings of tensors that are not weights. `special_by_flag`:
+    llama.cpp's converter decides by its flag alone that an added token is a control token, not also by its text.
     """
 
     architecture: str
@@ -52,7 +52,7 @@ class Family:
 
 
 def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
-    """Return a tensor as ggml has it: row order per head from (2, half) to (half, 2), the offset added in float32."""
+    """Return a tensor in ggml's layout: row order per head from (2, half) to (half, 2), the offset added in float32."""
     if layout.offset:
         values = values + np.float32(layout.offset)  # type: ignore[assignment]
     if not layout.heads:
@@ -64,7 +64,7 @@ def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
 def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict[str, Any]]:
     """Return rotary base and scaling: {} for none, else its `type` and the numbers that `kinds` names for that type.
 
-    Reads both ways that config.json states them: `rope_parameters` (transformers 5) and `rope_scaling`.
+    Reads both forms in config.json: `rope_parameters` (transformers 5) and `rope_scaling`.
     """
     stated = rope_parameters(config)
     theta = real(stated, "rope_theta", real(config, "rope_theta", 10000.0))
@@ -79,7 +79,7 @@ def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict
 
 
 def rope_parameters(config: Values) -> dict[str, Any]:
-    """Return what config.json states of the rotary embedding, {} where nothing; raises ValueError for no object."""
+    """Return what config.json states of the rotary embedding, {} if nothing; raises ValueError for anything but an object."""
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, dict):
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
@@ -110,10 +110,10 @@ def described(model: ModelConfig, keys: str) -> Metadata:
 
 
 def without_window(window: int) -> str:
-    """Say what it means that llama.cpp computes a model without its sliding window."""
+    """Say what changes because llama.cpp computes a model without its sliding window."""
     return f"its sliding window: beyond {window} tokens it attends to more than it was trained to"
 
 
 def nothing_computed(model: ModelConfig) -> dict[str, Floats]:
-    """Return no tensors: those of the checkpoint are all there are."""
+    """Return no tensors: the checkpoint has them all."""
     return {}

@@ -16,7 +16,7 @@ LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scal
 
 
 def gemma2_model(config: Values, model: ModelConfig) -> ModelConfig:
-    """Complete the sizes by window and soft caps; raises ValueError for what llama.cpp computes otherwise."""
+    """Complete the sizes by window and soft caps; raises ValueError for what llama.cpp computes differently."""
     expect(config, "hidden_activation", "gelu_pytorch_tanh")
     expect(config, "hidden_act", "gelu_pytorch_tanh")
     expect(config, "attention_bias", False)
@@ -50,7 +50,7 @@ def _check_layer_types(config: Values, layers: int) -> None:
 
 
 def gemma2_layouts(model: ModelConfig) -> list[Layout]:
-    """List the tensors in file order; there is no head of its own, llama.cpp takes the embedding."""
+    """List the tensors in file order; there is no separate head, llama.cpp takes the embedding."""
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     matrices = (
         ("self_attn.q_proj", "attn_q", (query, model.hidden)),

@@ -1,4 +1,4 @@
-"""Llama and what is shaped like it: Llama 2 to 3.3, Mistral 7B and Nemo, SmolLM2, TinyLlama. Architecture `llama`.
+"""Llama and models of the same shape: Llama 2 to 3.3, Mistral 7B and Nemo, SmolLM2, TinyLlama. Architecture `llama`.
 
 Facts: llama.cpp's conversion/llama.py.
 """
@@ -19,7 +19,7 @@ ROPE_KINDS = {
 
 
 def llama_model(config: Values, model: ModelConfig) -> ModelConfig:
-    """Complete the sizes by the rotary embedding; raises ValueError for what llama.cpp computes otherwise."""
+    """Complete the sizes by the rotary embedding; raises ValueError for what llama.cpp computes differently."""
     expect(config, "hidden_act", "silu")
     theta, scaling = rope(config, ROPE_KINDS)
     if scaling.get("type") == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:

@@ -18,7 +18,7 @@ from toolkit.model.model_config import ModelConfig
 
 
 def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
-    """Complete the sizes by rotary embedding and window; raises ValueError for what llama.cpp computes otherwise."""
+    """Complete the sizes by rotary embedding and window; raises ValueError for what llama.cpp computes differently."""
     expect(config, "hidden_act", "silu")
     stated = rope_parameters(config)
     if model.heads * model.head_dim != model.hidden:
@@ -48,7 +48,7 @@ def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
 def attention_factor(context: int, original: int) -> float:
     """Return longrope's factor of the rotary embedding (arXiv 2402.13753): sqrt(1 + ln(scale) / ln(original)).
 
-    Raises ValueError for an original context of one token, whose logarithm nothing can be divided by.
+    Raises ValueError for an original context of one token, whose logarithm is zero.
     """
     if original < 2:
         raise ValueError(f"no valid `original_max_position_embeddings`: {original}, longrope needs 2 or more")
@@ -59,7 +59,7 @@ def attention_factor(context: int, original: int) -> float:
 def rotary_dimensions(part: float, head_size: int) -> int:
     """Return how many dimensions of each head the rotary embedding turns: all, or the first ones (Phi-4-mini).
 
-    Raises ValueError for a part that is no even number of dimensions.
+    Raises ValueError for a part that is not an even number of dimensions.
     """
     dimensions = int(head_size * part)
     if part > 1 or dimensions < 2 or dimensions % 2:
