@@ -30,7 +30,7 @@ class Sources:
 
 
 def check_adapter(folder: Path) -> None:
-    """Raise ToolkitError unless a folder holds an adapter; the hint names one in a subfolder, or another way to export."""
+    """Raise ToolkitError unless a folder holds an adapter; the hint names one in a subfolder, or another way."""
     if (folder / CONFIG).is_file() or is_mlx(folder):
         return
     if not folder.exists():

@@ -79,7 +79,7 @@ def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict
 
 
 def rope_parameters(config: Values) -> dict[str, Any]:
-    """Return what config.json states of the rotary embedding, {} if nothing; raises ValueError for anything but an object."""
+    """Return config.json's rotary embedding, {} if there is none; raises ValueError for anything but an object."""
     stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(stated, dict):
         key = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
