@@ -183,9 +183,11 @@ def test_templates_of_every_kind_are_rendered(made: tuple[Path, Path], tmp_path:
 
 def test_a_run_of_the_toolkit_is_held_to_its_own_prompts(made: tuple[Path, Path], tmp_path: Path) -> None:
     form = prompt_format(Config().prompt)
-    export(made[0], None, {"F16": tmp_path / "a.gguf"}, chat_template(form, bos=True), "x", form=form)
+    export(made[0], None, {"F16": tmp_path / "a.gguf"}, chat_template(form, bos=True), "x", prompt_format=form)
     with pytest.raises(ToolkitError, match="different tokens in the file than in training"):
-        export(made[0], None, {"F16": tmp_path / "b.gguf"}, "x" + chat_template(form, bos=True), "x", form=form)
+        export(
+            made[0], None, {"F16": tmp_path / "b.gguf"}, "x" + chat_template(form, bos=True), "x", prompt_format=form
+        )
 
 
 def test_text_that_looks_like_a_token_is_warned_of(
@@ -331,4 +333,4 @@ def test_the_toolkits_prompts_on_every_kind_of_vocabulary(family: str, tmp_path:
     for preset in ("alpaca", "alpaca-no-input"):
         form = prompt_format(build({"prompt": {"preset": preset}}).prompt)
         template = chat_template(form, bos=bool(load_tokenizer(base, form).bos_text))
-        export(base, None, {"F16": tmp_path / "a.gguf"}, template, "x", form=form)
+        export(base, None, {"F16": tmp_path / "a.gguf"}, template, "x", prompt_format=form)

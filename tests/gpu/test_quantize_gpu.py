@@ -58,7 +58,7 @@ def test_pieces_and_threads_change_nothing(kind: str, monkeypatch: pytest.Monkey
         for _ in range(5):
             parts = list(pool.map(lambda part: gpu.quantize(Type[kind], part), np.array_split(rows, 32)))
             assert np.array_equal(np.concatenate(parts), expected)
-    assert lanes._idle and all(lane.given.is_pinned() and lane.written.is_pinned() for lane in lanes._idle)
+    assert lanes._idle and all(lane.sent.is_pinned() and lane.written.is_pinned() for lane in lanes._idle)
 
 
 def test_rows_that_lie_on_the_gpu_or_at_an_odd_address() -> None:

@@ -50,13 +50,13 @@ def export(
     *,
     overrides: Mapping[str, str] | None = None,
     imatrix: Importance = None,
-    form: PromptFormat | None = None,
+    prompt_format: PromptFormat | None = None,
 ) -> Outcome:
     """Write base + adapter as GGUF files in one pass over the base: one per quantization, each complete or not at all.
 
     `base` is a folder of safetensors with config.json and tokenizer.json; `targets` maps quantizations to files;
     `template` is the Jinja chat template, `name` the model's name in the metadata; `overrides` and `imatrix` are those
-    of `plan`; `form` is the prompt format of a model that was trained here. Raises ToolkitError for damaged input,
+    of `plan`; `prompt_format` is that of a model that was trained here. Raises ToolkitError for damaged input,
     weights that a type cannot hold, chats that llama.cpp would read as different tokens than training did, or too
     little disk space; the targets are then unchanged.
     """
@@ -69,7 +69,7 @@ def export(
         console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
     check_head(base, planned)
     say_vocabulary(base, planned)
-    trained = chat_check.training(planned.tokenizer, base, form)
+    trained = chat_check.training(planned.tokenizer, base, prompt_format)
     common = chat_check.settle(planned.model.architecture, _metadata(base, adapter, planned, template, name), trained)
     chat_check.warn_of_text(template, trained)
     headers = {quantization: _header(planned, common, quantization) for quantization in targets}

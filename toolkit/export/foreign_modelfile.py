@@ -24,13 +24,19 @@ FIRST = "# Written by toolkit export for "
 
 
 def write_beside(
-    targets: dict[str, Path], config: Config, name: str, template: str, form: PromptFormat | None, *, force: bool
+    targets: dict[str, Path],
+    config: Config,
+    name: str,
+    template: str,
+    prompt_format: PromptFormat | None,
+    *,
+    force: bool,
 ) -> dict[str, Any]:
     """Write `Modelfile` next to the GGUF files and return its path with the next command.
 
-    It names the default quantization, or the first one. `template` is the chat template in the files, `form` the prompt
-    format that it belongs to, None for a template that came with the model. A Modelfile of another model stays: the
-    new one is then `NAME.Modelfile`.
+    It names the default quantization, or the first one. `template` is the chat template in the files,
+    `prompt_format` its prompt format, None for a template that came with the model. A Modelfile of another model
+    stays: the new one is then `NAME.Modelfile`.
     """
     quantization = config.export.default if config.export.default in targets else next(iter(targets))
     gguf = targets[quantization]
@@ -38,8 +44,8 @@ def write_beside(
         bos, eos = file.text(file.bos) if file.adds_bos else "", file.text(file.eos)
         render = renderer(template, {"bos_token": file.text(file.bos), "eos_token": eos})
     called = _model_name(name)
-    own = format_of(lambda messages: render(messages).removeprefix(bos)) if form is None else None
-    if form is None and own is None:
+    own = format_of(lambda messages: render(messages).removeprefix(bos)) if prompt_format is None else None
+    if prompt_format is None and own is None:
         console.warn(
             "this chat template cannot be written in Ollama's template language; Ollama uses the one in the GGUF, "
             f"or a similar one of its own: see it with `ollama show {called} --template`"
@@ -49,11 +55,12 @@ def write_beside(
     try:
         if own is not None:
             lines.append(f"TEMPLATE {modelfile.quote(go_template(own, ''), 'the prompt template')}")
-        if form is not None:
-            lines.append(f"TEMPLATE {modelfile.quote(go_template(form, form.eos or eos), 'the prompt template')}")
-            if form.instruction:
-                lines.append(f"SYSTEM {modelfile.quote(form.instruction, '`prompt.instruction`')}")
-        for stop in dict.fromkeys([eos, *(form.stops if form else ())]):
+        if prompt_format is not None:
+            go = go_template(prompt_format, prompt_format.eos or eos)
+            lines.append(f"TEMPLATE {modelfile.quote(go, 'the prompt template')}")
+            if prompt_format.instruction:
+                lines.append(f"SYSTEM {modelfile.quote(prompt_format.instruction, '`prompt.instruction`')}")
+        for stop in dict.fromkeys([eos, *(prompt_format.stops if prompt_format else ())]):
             if stop:
                 lines.append(f"PARAMETER stop {modelfile.quote(stop, f'the stop text {stop!r}')}")
     except ToolkitError as exc:  # a text that no Modelfile can hold; the GGUF files are written all the same

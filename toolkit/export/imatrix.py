@@ -45,12 +45,12 @@ class Chunks:
     dataset: str
 
 
-def chunks_of_run(folder: RunFolder, planned: ExportPlan, form: PromptFormat, tokenizer: Tokenizer) -> Chunks:
+def chunks_of_run(folder: RunFolder, planned: ExportPlan, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Chunks:
     """Choose what a run's trained model is measured on: its training split, never what it is validated with.
 
     Raises ToolkitError if the training split is missing, holds a held-out record, or is too short.
     """
-    ids = chunks(folder, form, tokenizer, min(CHUNK, planned.model.context))
+    ids = chunks(folder, prompt_format, tokenizer, min(CHUNK, planned.model.context))
     return Chunks(ids, path_name(folder.split_file("train"), folder))
 
 
@@ -66,7 +66,7 @@ def measure(base: Path, planned: ExportPlan, chosen: Chunks, inputs: str) -> Ima
     return Imatrix(sums, counts, len(chosen.ids), len(chosen.ids[0]), chosen.dataset, inputs)
 
 
-def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: int) -> list[list[int]]:
+def chunks(folder: RunFolder, prompt_format: PromptFormat, tokenizer: Tokenizer, length: int) -> list[list[int]]:
     """Join training records, as training saw them and in random order, and cut them into at most CHUNKS equal pieces.
 
     As in llama.cpp each piece starts with BOS if the model has one; it replaces the piece's first token.
@@ -84,7 +84,7 @@ def chunks(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, length: 
     for record in records:
         if len(ids) >= CHUNKS * length:
             break
-        prompt = render(form, record["input"], record["instruction"])
+        prompt = render(prompt_format, record["input"], record["instruction"])
         ids += tokenizer.record_ids(prompt, record["output"], cut=bool(record.get("truncated")))[0]
     length = min(length, len(ids))  # a very small training split makes one shorter piece
     if length < 16:

@@ -73,7 +73,7 @@ def _plain(pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
     return tuple(piece for piece in pieces if piece != "")
 
 
-def _same(form: PromptFormat, render: Render, system: bool) -> bool:
+def _same(prompt_format: PromptFormat, render: Render, system: bool) -> bool:
     """Tell whether a format renders chats as the template does."""
     turns = [
         ("user", "What is flu?"),
@@ -87,7 +87,7 @@ def _same(form: PromptFormat, render: Render, system: bool) -> bool:
             messages = [*said, *turns[:count]]
             given = [{"role": role, "content": content} for role, content in messages]
             try:
-                if conversation(form, given, "") != render(messages):
+                if conversation(prompt_format, given, "") != render(messages):
                     return False
             except Exception:  # a template may raise in any way
                 return False

@@ -31,7 +31,9 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
     template = chat_template(form, bos=bool(load_tokenizer(start.folder, form).bos_text))
     pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))
     if not wanted.imatrix:
-        return export(start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides, form=form)
+        return export(
+            start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides, prompt_format=form
+        )
     matrix, reused = _imatrix(config, folder, manifest, start, force)
     outcome = export(
         start.folder,
@@ -41,7 +43,7 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
         name,
         overrides=wanted.overrides,
         imatrix=matrix.importance(),
-        form=form,
+        prompt_format=form,
     )
     figures = {
         "imatrix_tokens": matrix.chunks * matrix.chunk_size,

@@ -23,7 +23,7 @@ class Order:
     """What to export, of which adapter and base, under which name and with which chat template.
 
     `adapter` is None for a whole model. `template` takes the base's folder; it returns the text, and whether it is
-    that of our settings. `form` is the prompt format of a model that was trained here, None for one from elsewhere.
+    that of our settings. `prompt_format` is that of a model that was trained here, else None.
     """
 
     adapter: Path | None
@@ -32,7 +32,7 @@ class Order:
     name: str
     template: Callable[[Path], tuple[str, bool]]
     config: Config
-    form: PromptFormat | None = None
+    prompt_format: PromptFormat | None = None
 
 
 def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[str, ...]) -> Order:
@@ -133,7 +133,10 @@ def carry_out(
     if order.base != settings.base:  # the 16-bit weights that the settings name belong to their own base
         changed["base_16bit"] = ""
     model = settings.model_copy(update=changed)
-    with foreign.in_options() if order.form is None else contextlib.nullcontext(), _as_peft(order.adapter) as adapter:
+    with (
+        foreign.in_options() if order.prompt_format is None else contextlib.nullcontext(),
+        _as_peft(order.adapter) as adapter,
+    ):
         ready = replace(order, adapter=adapter)
         found = merge_base.resolve(model, config.export)
         if found.label != order.base:
@@ -170,10 +173,16 @@ def _write(
     if form == "gguf":
         pretokenizer_parity.warn_if_split_differs(base, None)
         outcome = room.export(
-            base, order.adapter, targets, text, order.name, overrides=order.config.export.overrides, form=order.form
+            base,
+            order.adapter,
+            targets,
+            text,
+            order.name,
+            overrides=order.config.export.overrides,
+            prompt_format=order.prompt_format,
         )
         figures = {key: outcome.figures[key] for key in targets}
-        if order.form is None:
+        if order.prompt_format is None:
             used = prompt_format(order.config.prompt) if ours else None
             extra = foreign_modelfile.write_beside(targets, order.config, order.name, text, used, force=force)
     elif form == "safetensors":

@@ -245,9 +245,9 @@ def _download(label: str, revision: str, weights: bool) -> Base:
 
 def licence_of(folder: Path) -> str:
     """Name a base's licence from its files: the model card's `license`, else a licence file's first line."""
-    gpu = folder / "README.md"
-    if gpu.is_file():
-        found = re.search(r"^license:\s*(\S+)\s*$", gpu.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    card = folder / "README.md"
+    if card.is_file():
+        found = re.search(r"^license:\s*(\S+)\s*$", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
         if found:
             return found[1]
     for path in sorted(folder.glob("LICENSE*")):

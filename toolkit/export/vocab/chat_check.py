@@ -44,33 +44,33 @@ _TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
 class Training:
     """How training made ids of a chat.
 
-    With a `form`, in this toolkit: each of its prompts begins with BOS where there is one, and control tokens are found
-    in the format's own text. Else as transformers does: `raw` finds them anywhere in what the template rendered.
+    With a `prompt_format`, in this toolkit: each of its prompts begins with BOS if there is one, and control tokens
+    are found in the format's own text. Else as transformers does: `raw` finds them anywhere in what the template rendered.
     """
 
     tokenizer: Tokenizer
     raw: Any
-    form: PromptFormat | None
+    prompt_format: PromptFormat | None
 
     def ids(self, text: str, begin: str) -> list[int]:
         """Return the ids of a rendered chat, with one BOS in front if the model has one; `begin` is its text."""
         bos = self.tokenizer.bos
-        if self.form is not None:
+        if self.prompt_format is not None:
             plain = text.removeprefix(begin) if bos is not None else text
             return self.tokenizer.prompt_ids(Prompt((Part(plain, ours=True),)))
         ids: list[int] = self.raw.encode(text, add_special_tokens=False).ids
         return ids if bos is None or bos in ids else [bos, *ids]
 
 
-def training(source: TokenizerSource, base: Path, form: PromptFormat | None = None) -> Training:
-    """Load the tokenizer that training used; `form` is the toolkit's own prompt format, None for foreign training."""
+def training(source: TokenizerSource, base: Path, prompt_format: PromptFormat | None = None) -> Training:
+    """Load the tokenizer that training used; `prompt_format` is the toolkit's own, None for foreign training."""
     from tokenizers import Tokenizer as Encoder
 
     tokenizer = load_tokenizer(source.trained, eos_from=base)
     raw = Encoder.from_file(str(source.trained / "tokenizer.json"))
     raw.no_truncation()
     raw.no_padding()
-    return Training(tokenizer, raw, form)
+    return Training(tokenizer, raw, prompt_format)
 
 
 def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata:
@@ -106,7 +106,7 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
         names.append(
             (other, f"the model's name in the file is `{other}`: with `{name}`, llama.cpp assumes another vocabulary")
         )
-    elif architecture == "phi3" and trained.form is None:
+    elif architecture == "phi3" and trained.prompt_format is None:
         other = f"{name} (phi-3)"
         names.append(
             (
@@ -131,9 +131,9 @@ def check_chat(path: Path, template: str, trained: Training) -> None:
         chats = list(_rendered(template, texts))
         for index, (messages, text) in enumerate(chats):
             expected, found = trained.ids(text, texts["bos_token"]), file.chat_ids(text)
-            if trained.form is not None and index < 2 and len(messages) == 1 + index:
+            if trained.prompt_format is not None and index < 2 and len(messages) == 1 + index:
                 system = messages[0][1] if index else None
-                expected = trained.tokenizer.prompt_ids(render(trained.form, messages[-1][1], system))
+                expected = trained.tokenizer.prompt_ids(render(trained.prompt_format, messages[-1][1], system))
             if expected != found:
                 raise ToolkitError(_difference(expected, found, trained, file), hint=HINT)
             if file.bos is not None and found[:2] == [file.bos, file.bos]:

@@ -147,9 +147,9 @@ def quantize_into(kind: Type, rows: Any, out: Chunk, importance: Floats | None =
         weights = None if importance is None else torch.from_numpy(np.array(importance, np.float32)).to(device)
         for start in range(0, len(rows), step):
             piece = rows[start : start + step]
-            written, flags = launch.quantize_rows(kind, lane.there(piece), weights)
+            written, flags = launch.quantize_rows(kind, lane.to_device(piece), weights)
             part = blocks[start * per_row : start * per_row + len(written)]
-            marks = lane.back(written, flags, part)
+            marks = lane.from_device(written, flags, part)
             flagged = np.flatnonzero(marks)
             if len(flagged):
                 _again(kind, piece, importance, flagged, part)

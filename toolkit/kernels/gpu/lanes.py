@@ -25,11 +25,11 @@ class Lane:
 
     device: str
     stream: Any
-    given: Any
+    sent: Any
     written: Any
     flags: Any
 
-    def there(self, rows: Any) -> Any:
+    def to_device(self, rows: Any) -> Any:
         """Return a piece as a tensor on the device, at an address for words of 64 bits.
 
         NumPy's uint16 is bfloat16: it becomes float32 there, so one kernel does for both.
@@ -38,15 +38,15 @@ class Lane:
 
         if isinstance(rows, np.ndarray):
             kind = torch.bfloat16 if rows.dtype == np.uint16 else torch.float32
-            if rows.nbytes > self.given.numel():  # a single row of more than PIECE weights
-                self.given = locked(rows.nbytes)
-            staged = self.given[: rows.nbytes]
+            if rows.nbytes > self.sent.numel():  # a single row of more than PIECE weights
+                self.sent = locked(rows.nbytes)
+            staged = self.sent[: rows.nbytes]
             np.copyto(staged.numpy(), rows.reshape(-1).view(np.uint8))
             return staged.view(kind).view(rows.shape).to(self.device, non_blocking=True).float()
         moved = rows.to(self.device, non_blocking=True)
         return moved.clone() if moved.data_ptr() % 8 else moved
 
-    def back(self, written: Any, flags: Any, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
+    def from_device(self, written: Any, flags: Any, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
         """Copy what the device wrote into `out`, and wait for it; return the flags, good until the next piece."""
         if written.numel() > self.written.numel() or len(flags) > len(self.flags):
             self.written, self.flags = locked(written.numel()), locked(len(flags))
@@ -95,7 +95,7 @@ def _take(device: str) -> Lane:
 
 
 def locked(size: int) -> Any:
-    """Return N bytes that the GPU can read directly; ordinary memory if none can be locked or there is no GPU."""
+    """Return `size` bytes that the GPU can read directly; ordinary memory if none can be locked or there is no GPU."""
     import torch
 
     try:
