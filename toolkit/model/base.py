@@ -208,7 +208,7 @@ def check_folder(path: Path, *, weights: bool = True) -> None:
     if "config.json" not in names:
         listed = ", ".join(names[:8]) or "nothing"
         raise ToolkitError(
-            f"`{path}` is not a model folder: it has no config.json, it holds {listed}", exit_code=MISSING
+            f"`{path}` is not a model folder: it has no config.json; it holds {listed}", exit_code=MISSING
         )
     if weights and not any(name.endswith(".safetensors") for name in names):
         pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]

@@ -213,7 +213,7 @@ def _place(
         return replaced, True
     if isinstance(trained, Rows) or isinstance(output, Rows):
         raise ToolkitError(
-            f"the adapter in `{folder}` trains single token embeddings and the output of a tied base apart from them",
+            f"the adapter in `{folder}` trains single token embeddings and, separately, the output of a tied base",
             hint="train either of them, or both as `modules_to_save`",
         )
     if model.architecture in HEAD_FROM_EMBEDDING:

@@ -45,7 +45,7 @@ class Training:
     """How training made ids of a chat.
 
     With a `prompt_format`, in this toolkit: each of its prompts begins with BOS if there is one, and control tokens
-    are found in the format's own text. Else as transformers does: `raw` finds them anywhere in what the template rendered.
+    are found in the format's own text. Else as in transformers: `raw` finds them anywhere in the rendered text.
     """
 
     tokenizer: Tokenizer
@@ -151,7 +151,7 @@ def warn_of_text(template: str, trained: Training) -> None:
     if found:
         listed = ", ".join(f"`{token}` ({len(trained.tokenizer.encode(token))} tokens)" for token in list(found)[:4])
         console.warn(
-            f"the chat template writes tokens that this vocabulary does not have, they become plain text: {listed}"
+            f"the chat template writes tokens that this vocabulary does not have; they become plain text: {listed}"
         )
 
 
