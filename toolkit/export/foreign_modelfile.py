@@ -1,4 +1,4 @@
-"""The Modelfile beside GGUF files of a model that was trained elsewhere, for `ollama create`.
+"""The Modelfile for GGUF files of a model that was trained elsewhere, for `ollama create`.
 
 If the model has its own chat template, TEMPLATE says the same in Go where possible; else Ollama takes the GGUF's.
 """

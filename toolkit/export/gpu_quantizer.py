@@ -21,7 +21,7 @@ from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
 from toolkit.kernels import gpu
 
 SECONDS = 4.0  # of quantizing on the CPU; with less, the GPU would be ready too late
-SPEEDS = (150e6, 12e6)  # weights a second and core: of the compiled kernels, of libggml
+SPEEDS = (150e6, 12e6)  # weights per second and core: of the compiled kernels, of libggml
 LEAST = 1 << 20  # weights of a block; a core does fewer in less time than the copies to the GPU and back take
 STEPS = SLAB // BLOCK  # blocks that go to the GPU at a time: each round trip costs the same, however short
 

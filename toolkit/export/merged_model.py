@@ -98,7 +98,7 @@ def size(tensor: PlannedTensor) -> int:
 
 
 def _is_half(tensor: PlannedTensor) -> bool:
-    """Whether the base has a tensor in float16, or in 4 bits that stand for float16."""
+    """Tell whether the base has a tensor in float16, or in 4 bits quantized from float16."""
     stored = tensor.stored
     if tensor.replaced or stored is None:
         return True

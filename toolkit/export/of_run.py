@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: bool) -> Outcome:
-    """Write a run's GGUF files, and its importance matrix if one is wanted; warn of records that are read differently.
+    """Write a run's GGUF files, and its importance matrix if required; warn of records that are read differently.
 
     An importance matrix of the same model, adapter and records is reused unless `force`.
     """

@@ -1,6 +1,6 @@
 """Turn float32 rows into a ggml type, slab by slab in threads; `toolkit.kernels` chooses and tests what does it.
 
-What libggml asserts aborts the whole interpreter, so everything is checked here before the call.
+A failed assertion in libggml aborts the whole interpreter, so everything is checked here before the call.
 """
 
 from collections import deque
@@ -42,7 +42,7 @@ def quantized(
 ) -> Iterator[Chunk]:
     """Yield a tensor's bytes in a ggml type, slab by slab in order, while the pool works on the slabs that follow.
 
-    `values` is C-contiguous float32, finite; `importance`, one value a column, says how much an error there costs.
+    `values` is C-contiguous float32, finite; `importance`, one value per column, says how much an error there costs.
     Raises ToolkitError for weights beyond float16's range, in which F16 keeps the weights and the quantized types their
     scales.
     """

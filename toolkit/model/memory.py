@@ -30,12 +30,12 @@ UNSLOTH_LOGITS = 600_000_000
 # two cores (benchmarks/export.py): this much, and blocks in work.
 EXPORT = 680_000_000
 EXPORT_BLOCKS = 1 << 24
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
 LOGIT_TOKENS, LOGIT_COLUMNS = 4096, 32768  # of a tile of TRL's loss on CUDA
-# A layer's backward pass takes this much of what the layer keeps, beside it: an H100 with PEFT took 12.6 GB (12,076
+# A layer's backward pass takes this much of what the layer keeps, in addition: an H100 with PEFT took 12.6 GB (12,076
 # tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
 BACKWARD = 0.25
-GATHERED = 3  # layers that a GPU holds whole where FSDP divides them: at work, being fetched, and being put together
+GATHERED = 3  # layers that a GPU holds completely under FSDP: in use, being fetched, and being assembled
 
 
 def total(parts: Mapping[str, int]) -> int:
@@ -44,7 +44,7 @@ def total(parts: Mapping[str, int]) -> int:
 
 
 def export_peak(whole: int, cores: int) -> Parts:
-    """Return the peak of an export; `whole` are the bytes of the largest tensor that does not go in blocks of rows."""
+    """Return the peak of an export; `whole` is the size of the largest tensor not exported in blocks of rows."""
     return {"libraries": EXPORT, "blocks": EXPORT_BLOCKS * (2 * cores + 1), "whole tensor": whole}
 
 
@@ -121,7 +121,7 @@ def training_cpu(
 def weights_cuda(shape: ModelConfig, *, four_bit: bool, offloaded: bool = False) -> int:
     """Return the base's weights on a GPU: nf4 with double quantization for the layers, else 16 bits.
 
-    `offloaded`: the input embeddings stand in the machine's memory, where no output head shares them.
+    `offloaded`: the input embeddings are in the machine's memory, if no output head shares them.
     """
     rest = shape.parameters() - shape.linear_weights()
     away = 2 * shape.table() if offloaded and not shape.tied else 0
@@ -143,7 +143,7 @@ def training_cuda(
 
     With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
     full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, and each
-    holds a few layers whole, or the output head. By default the tokens are `batch_size` records of `max_length`, and
+    holds a few complete layers, or the output head. By default the tokens are `batch_size` records of `max_length`, and
     checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens

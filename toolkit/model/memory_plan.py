@@ -12,10 +12,10 @@ from toolkit.model.memory import Parts, total
 from toolkit.model.model_config import ModelConfig
 
 USABLE = 0.96  # of a GPU's free memory: what torch's allocator cannot fill because of its blocks' sizes
-HEADROOM = 1.25  # of a whole record must fit where another way needs less: it cannot be halved if the estimate is wrong
+HEADROOM = 1.25  # of a complete record must fit if another way needs less: it cannot be halved if the estimate is wrong
 # Tokens of a micro-batch on a GPU: on an H100 two of 9,500 took as long as one of 19,000, in 50 GB where it took 84.
 MAX_TOKENS = 16_384
-# Tokens for which there must be room beside dequantized weights: from here on a larger micro-batch gains less than they
+# Tokens that must fit next to dequantized weights: from here on a larger micro-batch gains less than they
 # do. On an H100 a step of 2,700 tokens is 8 % faster with them, one of two micro-batches of 10,000 2 %.
 MIN_TOKENS_WITH_DEQUANTIZED = 4_096
 

@@ -1,4 +1,4 @@
-"""What an adapter can change of its base, and whether it fits: LoRA, DoRA, single tokens, biases, whole tensors."""
+"""What an adapter can change of its base, and whether it fits: LoRA, DoRA, single tokens, biases, complete tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Adapters of mlx_lm.lora, written as PEFT writes them: the same numbers under other names, transposed.
 
 MLX has y + scale * (x @ lora_a) @ lora_b, with lora_a (in, rank) and lora_b (rank, out); DoRA's magnitudes are `m`.
-Source: mlx_lm's tuner/lora.py and tuner/dora.py; releases of 2024 had an `alpha` besides, and scale * alpha / rank.
+Source: mlx_lm's tuner/lora.py and tuner/dora.py; releases of 2024 also had an `alpha`, and scale * alpha / rank.
 """
 
 import json

@@ -47,7 +47,7 @@ _NAME = re.compile(
 
 @dataclass
 class _Found:
-    """An adapter's tensors by what they are: LoRA's by module and form, whole ones by the base's tensor."""
+    """An adapter's tensors by what they are: LoRA's by module and form, complete ones by the base's tensor."""
 
     parts: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
     own: dict[str, TensorInfo] = field(default_factory=dict)  # of the module alone: modules_to_save

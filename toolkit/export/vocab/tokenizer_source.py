@@ -38,7 +38,7 @@ class TokenizerSource:
 def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSource:
     """Compare the tokenizer next to an adapter with the base's, and choose the one that fits the embedding's rows.
 
-    Equal ones: the base's. Ids within the embedding's `rows`: the adapter's, whatever was renamed or added. More
+    Equal ones: the base's. Ids within the embedding's `rows`: the adapter's, even if tokens were renamed or added. More
     ids than rows: the base's, because the model was never trained with them (a `[PAD]` added without
     resize_token_embeddings). Raises ToolkitError for an adapter without tokenizer.json whose settings name tokens
     that the base's vocabulary does not have.

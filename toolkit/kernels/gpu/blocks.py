@@ -50,7 +50,7 @@ def any_flag(flags, block, mask, SUBS: tl.constexpr):
 
 @triton.jit
 def largest_scale(values, block, mask, SUBS: tl.constexpr, MOST: tl.constexpr):
-    """Return a block's largest scale, its sub-blocks' codes of up to MOST beside it, and what went out of range."""
+    """Return a block's largest scale, its sub-blocks' codes of up to MOST, and what went out of range."""
     xs = ()
     largest = tl.zeros_like(block).to(tl.float32)
     for j in tl.static_range(SUBS):
