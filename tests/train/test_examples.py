@@ -59,9 +59,9 @@ def test_proof_finds_missing_eos_doubled_bos_and_nothing_to_learn(base: Base, tm
     for bad, said in (
         (replace(good, input_ids=good.input_ids[:-1], labels=good.labels[:-1]), "EOS"),
         (replace(good, labels=[*good.labels[:-1], IGNORED]), "EOS"),
-        (replace(good, input_ids=[tokenizer.bos, *good.input_ids], labels=[IGNORED, *good.labels]), "BOS stands 2"),
-        (replace(good, input_ids=good.input_ids[1:], labels=good.labels[1:]), "BOS stands 0"),
-        (replace(good, labels=[IGNORED] * (len(good.labels) - 1) + [tokenizer.eos]), "nothing of its answer"),
+        (replace(good, input_ids=[tokenizer.bos, *good.input_ids], labels=[IGNORED, *good.labels]), "BOS occurs 2"),
+        (replace(good, input_ids=good.input_ids[1:], labels=good.labels[1:]), "BOS occurs 0"),
+        (replace(good, labels=[IGNORED] * (len(good.labels) - 1) + [tokenizer.eos]), "no part of its answer"),
     ):
         with pytest.raises(ToolkitError, match=f"row 7.*{said}"):
             examples.prove_examples([good, bad], tokenizer)
@@ -75,9 +75,9 @@ def test_a_cut_answer_does_not_teach_to_stop(base: Base, tmp_path: Path) -> None
     assert whole.input_ids == [*example.input_ids, tokenizer.eos] and whole.labels == [*example.labels, tokenizer.eos]
     examples.prove_examples([example, whole], tokenizer)
     for bad, said in (
-        (replace(whole, truncated=True), "EOS .* stands behind the cut"),
+        (replace(whole, truncated=True), "EOS .* follows the cut"),
         (replace(example, truncated=False), "do not end in EOS"),
-        (replace(example, labels=[IGNORED] * len(example.labels)), "nothing of its answer"),
+        (replace(example, labels=[IGNORED] * len(example.labels)), "no part of its answer"),
     ):
         with pytest.raises(ToolkitError, match=f"row 7.*{said}"):
             examples.prove_examples([example, bad], tokenizer)

@@ -174,7 +174,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     wait_for_step(folder, 2, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
-    assert "stopping with a checkpoint" in err and "KeyboardInterrupt" in err
+    assert "stopping as soon as a checkpoint can be saved" in err and "KeyboardInterrupt" in err
     step = int(re.findall(r"a checkpoint of step (\d) of 8 stands", err)[0])
     assert not folder.adapter.exists()
     assert train(settings, folder, base).figures["resumed_at_step"] == step >= 2

@@ -1,4 +1,4 @@
-"""The train room: prepared records + base model → a LoRA adapter, with the loss it reached on held-out records."""
+"""The train stage: prepared records and a base model → a LoRA adapter, with its loss on held-out records."""
 
 import time
 from typing import Any
@@ -18,7 +18,7 @@ from toolkit.train.stage import describe_steps
 
 
 class OutOfMemory(ToolkitError):
-    """A micro-batch did not fit; whoever started this process may start another one with the `smaller` one, if any."""
+    """A micro-batch did not fit; the caller may start another process with the `smaller` one, if any."""
 
     def __init__(self, plan: memory_plan.MemoryPlan) -> None:
         self.smaller = memory_plan.halved(plan.micro_batch, plan.micro_batch * plan.accumulation)
@@ -34,10 +34,10 @@ def train(
 ) -> Outcome:
     """Fine-tune the base on `data/train.jsonl` and write `adapter/`, `train_log.jsonl` and `loss.png`.
 
-    An interrupted run goes on from its last whole checkpoint, unless `restart`. Several processes that were launched
-    together call this alike; the first one writes. `avoid` is why Unsloth is not to be used, `at_most` the records of a
-    micro-batch after memory ran out. Raises KeyboardInterrupt after Ctrl-C, once the step in hand is saved;
-    OutOfMemory; ToolkitError where the data or the loss are no good.
+    An interrupted run continues from its last complete checkpoint, unless `restart`. Processes that were launched
+    together all call this; the first one writes. `avoid` says why Unsloth must not be used. `at_most` limits the
+    records of a micro-batch after memory ran out. Raises KeyboardInterrupt after Ctrl-C, once the current step is
+    saved; OutOfMemory; ToolkitError if the data or the loss are unusable.
     """
     started = time.monotonic()
     backend, precision = _backend(config, avoid)
@@ -47,10 +47,10 @@ def train(
         console.warn(doubt)
     if len(job.splits["val"]) < job.held_out_records:
         some = f"{len(job.splits['val']):,} of {job.held_out_records:,} held-out records"
-        console.info(f"the held-out loss is taken on {some} (train.max_eval_samples)")
+        console.info(f"the held-out loss is measured on {some} (train.max_eval_samples)")
     console.info(memory_plan.describe_plan(job.plan))
     if not job.plan.fits:
-        console.warn(f"{job.plan.reason}; it is tried all the same")
+        console.warn(f"{job.plan.reason}; training tries it anyway")
     try:
         trainer = _fit(job)
     except RuntimeError as exc:  # torch.OutOfMemoryError is one
@@ -71,11 +71,11 @@ def train(
 def _stopped(job: Job) -> str:
     if not job.saved:
         return "stopped before the first checkpoint"
-    return f"stopped: a checkpoint of step {job.saved} of {job.steps} stands, and the same command goes on from there"
+    return f"stopped: step {job.saved} of {job.steps} is saved, and the same command continues from there"
 
 
 def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
-    """Choose the library that trains and its precision; raises ToolkitError where this machine cannot."""
+    """Choose the training library and its precision; raises ToolkitError if this machine cannot run them."""
     parallel.check()
     if parallel.rank():
         console.configure(quiet=True)
@@ -88,7 +88,7 @@ def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
     if parallel.sharded() and precision == "f16":
         raise ToolkitError(
             "FSDP trains in bf16 here, and this machine's precision is f16",
-            hint='set train.precision = "bf16" if its GPUs have it (Ampere and later)',
+            hint='set train.precision = "bf16" if its GPUs support it (Ampere and later)',
             exit_code=MISSING,
         )
     return backend, precision
@@ -104,7 +104,7 @@ def _fit(job: Job) -> Any:
     job.trainable, job.total = outcome.count_parameters(model)  # now: FSDP hides which weights have 4 bits
     console.info(f"adapter: {job.trainable:,} trainable of {job.total:,} parameters")
     if job.resume:
-        console.info(f"going on from step {checkpoints.step_of(job.resume)} of {job.steps}")
+        console.info(f"continuing from step {checkpoints.step_of(job.resume)} of {job.steps}")
 
     from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
 
@@ -118,7 +118,7 @@ def _fit(job: Job) -> Any:
 
 
 def is_out_of_memory(exc: BaseException) -> bool:
-    """Tell whether torch, or a library on top of it, found no memory on the device."""
+    """Tell whether torch, or a library on top of it, ran out of memory on the device."""
     import torch
 
     said = str(exc)

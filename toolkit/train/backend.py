@@ -13,7 +13,7 @@ from toolkit.model.precision import resolve_precision
 
 
 class UnslothFailed(ToolkitError):
-    """Unsloth is installed but does not work here; whoever started this process may start another one without it."""
+    """Unsloth is installed but does not work here; the caller may start another process without it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Unsloth does not work here: {reason}", hint='set train.backend = "peft"', exit_code=MISSING)
@@ -24,8 +24,8 @@ class UnslothFailed(ToolkitError):
 class Backend:
     """How to load a model to train here.
 
-    `load(base, config, plan, device, dtype)` gives the model with a fresh adapter, for passes in a torch dtype; on the
-    device None it stays in main memory, from where FSDP shards it. `infer` readies it for generation.
+    `load(base, config, plan, device, dtype)` returns the model with a fresh adapter, for passes in a torch dtype. On
+    the device None it stays in main memory, and FSDP shards it from there. `infer` prepares it for generation.
     """
 
     name: str
@@ -40,10 +40,10 @@ class Backend:
 
 
 def choose(wanted: str, avoid: str = "") -> Backend:
-    """Choose Unsloth where there is a CUDA GPU and it is installed, else plain PEFT; or what the settings demand.
+    """Choose Unsloth if it is installed and there is a CUDA GPU, else plain PEFT; or what the settings demand.
 
-    `avoid` says why Unsloth is not to be taken although it is installed. What the settings demand was checked
-    (`precision.check_backend`). Raises UnslothFailed.
+    `avoid` says why Unsloth must not be used although it is installed. `precision.check_backend` has checked what the
+    settings demand. Raises UnslothFailed.
     """
     from toolkit.train import peft_backend, unsloth_backend
 
@@ -82,7 +82,7 @@ def gpu_has_bf16() -> bool:
 
 
 def dequantize(model: Any, dtype: Any) -> Any:
-    """Write the values of a model's 4-bit weights out in the 16 bits in which every pass would multiply them anyway."""
+    """Expand a model's 4-bit weights to 16 bits, in which every pass would multiply them anyway."""
     import torch
 
     model = model.dequantize(dtype=dtype).requires_grad_(False)  # the repository may name another type

@@ -1,7 +1,7 @@
-"""Which records each step sees, and how they are laid into micro-batches.
+"""Which records each step sees, and how they are divided into micro-batches.
 
 Both are pure functions of the settings and the records' lengths. A step sees as many records as the settings say,
-whatever the memory plan and however many GPUs there are. A resumed run goes on with the records that would have come.
+whatever the memory plan and the number of GPUs. A resumed run continues with the records that would have come next.
 """
 
 import random
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
-PARTS = 32  # of the held-out records at least, where there are so many: enough for a standard error
+PARTS = 32  # of the held-out records at least, if there are that many: enough for a standard error
 
 
 def step_records(count: int, per_step: int, steps: int, seed: int) -> Rows:
@@ -30,7 +30,7 @@ def _epoch(epoch: int, count: int, seed: int) -> Rows:
 
 
 def pack_steps(steps: Rows, lengths: Rows, micro_batches: int) -> Rows:
-    """Reorder the records inside each step, so that its micro-batches hold equally many, of about equally many tokens.
+    """Reorder the records inside each step, so that its micro-batches have equal counts and about equal tokens.
 
     `steps` is as `step_records` returns it, `lengths` are the tokens of every record. Returns (steps, micro-batches,
     records). Several processes take the micro-batches in turn, as accelerate's sampler deals them. The longest records
@@ -44,10 +44,10 @@ def pack_steps(steps: Rows, lengths: Rows, micro_batches: int) -> Rows:
 
 
 def held_out_batch(records: int, micro_batch: int) -> tuple[int, int]:
-    """Return the records of a held-out batch, and how many batches make one of the parts that losses are compared by.
+    """Return the records of a held-out batch, and the batches of a part; losses are compared part by part.
 
-    A part has as many records whatever fits into memory, so that losses of two plans can be compared; there are some
-    32 parts, or each record is one.
+    The size of a part does not depend on memory, so the losses of two plans can be compared. There are about 32 parts,
+    or one per record.
     """
     part = max(1, records // PARTS)
     size = max(size for size in range(1, min(part, micro_batch) + 1) if part % size == 0)
@@ -55,7 +55,7 @@ def held_out_batch(records: int, micro_batch: int) -> tuple[int, int]:
 
 
 def held_out_parts(sums: list[list[float]], records: int, micro_batch: int) -> list[list[float]]:
-    """Add the summed loss and tokens of held-out batches, in order, up to those of parts; copies at the end drop."""
+    """Add up the summed loss and tokens of held-out batches, in order, by part; copies at the end are dropped."""
     _, together = held_out_batch(records, micro_batch)
     real = [one for one in sums if one[1]]
     cuts = range(0, len(real), together)
@@ -63,6 +63,6 @@ def held_out_parts(sums: list[list[float]], records: int, micro_batch: int) -> l
 
 
 def largest(laid: Rows, lengths: Rows, *, padded: bool = False) -> int:
-    """Return the tokens of the largest micro-batch; `padded`: each record takes as much as the longest beside it."""
+    """Return the tokens of the largest micro-batch; if `padded`, each record takes as many as its longest one."""
     tokens = lengths[laid]
     return int((tokens.max(axis=2) * tokens.shape[2] if padded else tokens.sum(axis=2)).max())

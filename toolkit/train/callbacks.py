@@ -1,4 +1,4 @@
-"""What the toolkit adds to the trainer's loop: the log and progress line, checkpoints that are whole, and Ctrl-C."""
+"""What the toolkit adds to the trainer's loop: the log and progress line, complete checkpoints, and Ctrl-C."""
 
 import gc
 import json
@@ -23,7 +23,7 @@ from toolkit.train.job import Job
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
-    """Add tokens, speed and memory to the trainer's log, show it, and end a run whose numbers are not finite."""
+    """Add tokens, speed and memory to the trainer's log, show it, and stop a run whose numbers are not finite."""
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self.job = job
@@ -32,7 +32,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.progress: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the log up to the checkpoint that the run goes on from."""
+        """Write the log up to the checkpoint that the run continues from."""
         if state.is_world_process_zero:
             write_text(self.job.live_log, log_text(state.log_history))
         self.progress = self.stack.enter_context(console.progress("training", state.max_steps, "steps"))
@@ -43,7 +43,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.clock, self.logged = time.monotonic(), state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember the random states where a step may be left: on a CPU, which is slow, with every step logged."""
+        """Remember the random states if a step may be abandoned: on a CPU, which is slow, with every step logged."""
         if args.device.type == "cpu" and args.world_size == 1 and args.logging_steps == 1:
             self.trainer.random_states = (
                 (random.setstate, random.getstate()),
@@ -84,18 +84,18 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.clock = time.monotonic()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Say the held-out loss."""
+        """Report the held-out loss."""
         console.info(f"held-out loss at step {state.global_step}: {metrics['eval_loss']:.4f} nats per token")
         self.clock = time.monotonic()
 
     def on_save(self, *_: Any, **__: Any) -> None:
-        """Leave the time of saving out of the speed."""
+        """Leave the time for saving out of the speed."""
         self.clock = time.monotonic()
 
     def _check(self, step: int, loss: float, norm: float) -> None:
-        """Raise ToolkitError at a step whose loss or gradient is not finite, the first since the last log.
+        """Raise ToolkitError for the first step since the last log whose loss or gradient is not finite.
 
-        It names the rows of the micro-batches whose loss is not finite, or else of the step.
+        It names the rows of the micro-batches whose loss is not finite, or else all rows of the step.
         """
         trainer, args = self.trainer, self.trainer.args
         losses, norms = trainer.micro_losses, {one: float(found) for one, found in trainer.norms.items()}
@@ -115,23 +115,23 @@ class Report(TrainerCallback):  # type: ignore[misc]
         raise ToolkitError(
             f"step {step}: the loss is {found[step]}, the gradient norm {norms[step]}; the batch holds rows "
             + ", ".join(map(str, rows)),
-            hint="look at these rows, or lower `train.learning_rate`; the last checkpoint before it is kept",
+            hint="check these rows, or lower `train.learning_rate`; the last checkpoint before this step is kept",
             details={"step": step, "rows": rows},
         )
 
 
 class Keep(TrainerCallback):  # type: ignore[misc]
-    """Decide when to save and to take the held-out loss, and mark each checkpoint that is whole.
+    """Decide when to save and to measure the held-out loss, and mark each complete checkpoint.
 
-    transformers saves at evaluations only where save_steps is a multiple of eval_steps. Here the best adapter is saved
-    whenever it was found, and every save_steps beside it.
+    transformers saves at evaluations only if save_steps is a multiple of eval_steps. Here the best adapter is saved
+    whenever it is found, and a checkpoint every save_steps too.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Take eval_steps and the best checkpoint's place as they are now, not as a checkpoint brought them back."""
+        """Use eval_steps and the best checkpoint's path as they are now, not as a checkpoint restored them."""
         state.compute_steps(args, state.max_steps)
         best = self.job.checkpoint(state.best_global_step or 0)
         state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -144,13 +144,13 @@ class Keep(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-        """Ask for a checkpoint of an adapter that is better than all before."""
+        """Ask for a checkpoint of an adapter that is better than all earlier ones."""
         best = math.inf if state.best_metric is None else state.best_metric
         if self.job.settings.eval_steps and state.global_step and metrics["eval_loss"] < best:
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint, once every process has written its part."""
+        """Mark the checkpoint once every process has written its part."""
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
             checkpoints.mark(self.job.checkpoint(state.global_step), self.job.fingerprint, self.job.course)
@@ -158,21 +158,21 @@ class Keep(TrainerCallback):  # type: ignore[misc]
 
 
 class StopEarly(EarlyStoppingCallback):  # type: ignore[misc]
-    """transformers' own, which a resumed run goes on with: by itself it counts from nothing there."""
+    """transformers' early stopping, but a resumed run keeps its count; transformers' own starts again at zero."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the held-out losses since the best one."""
         best = state.best_global_step or 0
         since = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > best]
         self.early_stopping_patience_counter = len(since)
-        # The trainer looks this up when it saves, also where the checkpoint's run had no early stopping.
+        # The trainer looks this up when it saves, even if the checkpoint's run had no early stopping.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    """End the run after the step or held-out batch in hand, with a checkpoint; a second signal ends it at once.
+    """End the run after the current step or held-out batch, with a checkpoint; a second signal ends it at once.
 
-    On a CPU, where a step may take minutes, the run ends after the micro-batch in hand (see `training_step`).
+    On a CPU, where a step may take minutes, the run ends after the current micro-batch (see `training_step`).
     """
 
     def __init__(self, job: Job, stack: ExitStack) -> None:
@@ -180,21 +180,21 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         self.stack = stack
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Take the signals over until training ends."""
+        """Handle the signals until training ends."""
         for number in parallel.stopping_signals():
             self.stack.callback(signal.signal, number, signal.signal(number, self.stop))
 
     def stop(self, number: int, frame: object) -> None:
-        """Note that the run is to stop."""
+        """Note that the run must stop."""
         if number == signal.SIGHUP:
             streams.hang_up()
         if self.job.stopped:
             raise KeyboardInterrupt
         self.job.stopped = True
-        console.info("stopping with a checkpoint, as soon as one can be saved; once more stops at once")
+        console.info("stopping as soon as a checkpoint can be saved; a second signal stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let all processes decide alike; whatever is saved, measured or ended with was logged and looked at before."""
+        """Let all processes decide alike; whatever is saved, measured or final was logged and checked before."""
         if state.global_step < state.max_steps and stop_asked(self.job, args):
             self.job.stopped = True
             control.should_training_stop = control.should_save = True

@@ -1,7 +1,7 @@
-"""The trainer's checkpoints: which of them are whole, and belong to this run.
+"""The trainer's checkpoints: which of them are complete and belong to this run.
 
 transformers writes into `checkpoint-N` directly, so a killed save leaves half a folder under the highest number. A
-marker that is written last, after all files are on disk, makes a checkpoint count.
+checkpoint counts once it has a marker, which is written last, after all files are on disk.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from toolkit.train.schedule import ENDLESS
 
 MARKER = "toolkit.json"
 STATE = "trainer_state.json"  # transformers' own, with the log
-LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be taken over
+LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be loaded
 # These do not change what the weights become.
 NOT_DECISIVE = {
     "save_steps", "eval_steps", "max_eval_samples", "early_stopping_patience", "logging_steps", "packing",
@@ -27,7 +27,7 @@ NOT_DECISIVE = {
 
 
 def fingerprint(config: Config, folder: RunFolder, *, length: bool = True) -> str:
-    """Hash all that decides the weights: settings of model, prompt and training, and the training records (hex).
+    """Hash everything that decides the weights: settings of model, prompt and training, and the training records (hex).
 
     The number of steps is left out where the learning rate does not depend on it, and without `length`.
     """
@@ -44,7 +44,7 @@ LENGTH = {"max_steps", "num_train_epochs"}
 
 
 def place(folder: RunFolder, run: str) -> Path:
-    """Return the folder of one run's checkpoints; runs of other settings have their own beside it."""
+    """Return the folder of one run's checkpoints; runs with other settings have their own next to it."""
     return folder.checkpoints / run[:12]
 
 
@@ -60,9 +60,9 @@ def held_out_steps(checkpoint: Path) -> set[int]:
 
 
 def mark(checkpoint: Path, run: str, course: str = "") -> None:
-    """Make a checkpoint that all processes have written count for the run of this fingerprint.
+    """Mark a checkpoint that all processes have written as complete, for the run of this fingerprint.
 
-    `course` is the fingerprint without the length: runs that have it in common differ in their steps alone.
+    `course` is the fingerprint without the length: runs that share it differ only in their number of steps.
     """
     for path in checkpoint.iterdir():
         to_disk(path)
@@ -74,24 +74,24 @@ def mark(checkpoint: Path, run: str, course: str = "") -> None:
 
 
 def is_whole(checkpoint: Path, run: str, key: str = "fingerprint") -> bool:
-    """Tell whether a checkpoint was written to its end by the run of this fingerprint (or of this `course`)."""
+    """Tell whether the run of this fingerprint (or of this `course`) wrote a checkpoint completely."""
     return bool(read_json_or_nothing(checkpoint / MARKER).get(key) == run)
 
 
 def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:
-    """Return the whole checkpoint of this run with the highest step, up to `at_most`; None if there is none."""
+    """Return the complete checkpoint of this run with the highest step, up to `at_most`; None if there is none."""
     found = [path for path in folder.glob("checkpoint-*") if is_whole(path, run) and step_of(path) <= at_most]
     return max(found, key=step_of, default=None)
 
 
 def of_another_length(folder: RunFolder, course: str) -> Path | None:
-    """Return the last whole checkpoint of a run that differs in its number of steps alone, None if there is none."""
+    """Return the last complete checkpoint of a run that differs only in its number of steps, None if there is none."""
     found = [path for path in folder.checkpoints.glob("*/checkpoint-*") if is_whole(path, course, "course")]
     return max(found, key=step_of, default=None)
 
 
 def bytes_of(config: Config, folder: RunFolder) -> int:
-    """Return the bytes that this run's checkpoints hold, which it does not need once more."""
+    """Return the bytes that this run's checkpoints take already, and that it does not need again."""
     if not folder.split_file("train").is_file():
         return 0
     return size_of_folder(place(folder, fingerprint(config, folder)))
@@ -105,7 +105,7 @@ def clear_unfinished(folder: Path, run: str) -> None:
 
 
 def clear_other_runs(folder: RunFolder, run: str) -> None:
-    """Remove the checkpoints of other settings, whose adapter was replaced by a finished run."""
+    """Remove the checkpoints of other settings; a finished run has replaced their adapter."""
     for path in folder.checkpoints.iterdir():
         if path.is_dir() and path != place(folder, run):
             shutil.rmtree(path, ignore_errors=True)

@@ -23,5 +23,5 @@ def attention(config: Config, gpu: Gpu) -> Check:
     kernel = attention_kernels.expected(gpu, unsloth=unsloth)
     if kernel != attention_kernels.MASK:
         return Check("attention", True, kernel, "")
-    fix = "pip install xformers" if unsloth else f"let Unsloth train: {INSTALL}"
+    fix = "pip install xformers" if unsloth else f"train with Unsloth: {INSTALL}"
     return Check("attention", None, kernel, fix)

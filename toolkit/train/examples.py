@@ -1,4 +1,4 @@
-"""From prepared records to token ids and labels, and the proof that both are right before the first step."""
+"""From prepared records to token ids and labels, and the check that both are right before the first step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class Example:
 
 
 def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings) -> list[Example]:
-    """Read one split and turn each record into ids and labels, without EOS behind an answer that was cut.
+    """Read one split and turn each record into ids and labels; an answer that was cut gets no EOS.
 
     With `completion_only_loss` the prompt's labels are ignored. Raises ToolkitError for a record that is longer than
     `max_length`: prepare should have cut it.
@@ -43,7 +43,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
         ids, start = tokenizer.record_ids(prompt, record["output"], cut=record["truncated"])
         if len(ids) > settings.max_length:
             raise ToolkitError(
-                f"row {record['row']} has {len(ids)} tokens, train.max_length is {settings.max_length}",
+                f"row {record['row']} has {len(ids)} tokens, but train.max_length is {settings.max_length}",
                 hint="run `toolkit prepare` again: it fits every record to the context",
             )
         labels = [IGNORED] * start + ids[start:] if settings.completion_only_loss else list(ids)
@@ -54,7 +54,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
 def dataset(records: list[Example], *, multiple: int = 1) -> Any:
     """Return records as a `datasets.Dataset` with the columns `input_ids` and `labels`.
 
-    It is filled up to a multiple of `multiple` records, of whose copies nothing is learned: accelerate would repeat
+    Copies fill it up to a multiple of `multiple` records. Nothing is learned from these: accelerate would repeat
     records there, and they would count twice.
     """
     from datasets import Dataset
@@ -68,7 +68,7 @@ def dataset(records: list[Example], *, multiple: int = 1) -> Any:
 def load_examples(
     folder: RunFolder, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings
 ) -> dict[str, list[Example]]:
-    """Return the records of the splits `train` and `val`, proven and shown; raises ToolkitError where one is bad."""
+    """Return the records of the splits `train` and `val`, checked and shown; raises ToolkitError if one is bad."""
     splits = {name: tokenize(folder.split_file(name), tokenizer, form, settings) for name in ("train", "val")}
     if not splits["train"]:
         raise ToolkitError(f"`{folder.split_file('train')}` holds no records", hint="run `toolkit prepare` again")
@@ -78,7 +78,7 @@ def load_examples(
 
 
 def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
-    """Check that a record's labels end in EOS where its answer ends, and that BOS stands once where the model has one.
+    """Check that a record's labels end in EOS if its answer ends, and that BOS occurs once if the model has one.
 
     Raises ToolkitError with the row: training on such records gives a model that never stops, that stops in the middle
     of a sentence, or that has never seen the prompt it will be served.
@@ -87,24 +87,26 @@ def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
         ends = example.labels[-1] == tokenizer.eos
         if ends is example.truncated:
             raise ToolkitError(
-                f"row {example.row}: its answer was cut, and EOS (`{tokenizer.eos_text}`) stands behind the cut"
+                f"row {example.row}: its answer was cut, but EOS (`{tokenizer.eos_text}`) follows the cut"
                 if ends
                 else f"row {example.row}: its labels do not end in EOS (`{tokenizer.eos_text}`)"
             )
         if all(label == IGNORED for label in example.labels[: -1 if ends else None]):
-            raise ToolkitError(f"row {example.row}: nothing of its answer is left to learn")
+            raise ToolkitError(f"row {example.row}: no part of its answer is left to learn")
         if tokenizer.bos is None:
             continue
         count = example.input_ids.count(tokenizer.bos)
         if example.input_ids[0] != tokenizer.bos or count != 1:
-            raise ToolkitError(f"row {example.row}: BOS stands {count} times, once at the start is right")
+            raise ToolkitError(f"row {example.row}: BOS occurs {count} times, not once at the start")
     cut = sum(example.truncated for example in all_examples)
     bos = "no BOS (the model has none)" if tokenizer.bos is None else "one BOS"
-    console.done(f"{len(all_examples):,} records: all whole answers end in EOS, {bos}; {cut:,} cut answers without it")
+    console.done(
+        f"{len(all_examples):,} records: all complete answers end in EOS, {bos}; {cut:,} cut answers have no EOS"
+    )
 
 
 def show(some: list[Example], tokenizer: Tokenizer, count: int = 3) -> None:
-    """Print the first examples as the model sees them; the part it learns stands behind a mark."""
+    """Print the first examples as the model sees them; a mark precedes the part it learns."""
     for number, example in enumerate(some[:count], 1):
         start = next(index for index, label in enumerate(example.labels) if label != IGNORED)
         prompt = tokenizer.decode(example.input_ids[:start])

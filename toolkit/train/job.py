@@ -1,4 +1,4 @@
-"""One run of training: what it is made of, laid out before the first step."""
+"""One training run: everything that is decided before the first step."""
 
 import functools
 import shutil
@@ -28,11 +28,11 @@ from toolkit.train.schedule import ENDLESS
 
 @dataclass
 class Job:
-    """What a run is made of, and what it has come to in this process.
+    """What a run consists of, and its progress in this process.
 
-    `splits` holds of `val` the records that the held-out loss is taken on, of `held_out_records` in all. `resume` is
-    the checkpoint to go on from, `saved` the step of the last one that stands. `order` holds the indices of the records
-    that each step sees, shape (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and
+    `splits["val"]` holds the records that the held-out loss is measured on, out of `held_out_records`. `resume` is the
+    checkpoint to continue from, `saved` the step of the last saved one. `order` holds the indices of the records that
+    each step sees, shape (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and
     `total` count the loaded model's parameters. `stopped` is set by a signal.
     """
 
@@ -79,7 +79,7 @@ class Job:
 
     @property
     def evaluates_first(self) -> bool:
-        """Whether the held-out loss is taken before any step: at the start, or where a stopped run left one out."""
+        """Whether the held-out loss is measured before any step: at the start, or if a stopped run left one out."""
         if not self.splits["val"] or self.resume is None:
             return bool(self.splits["val"])
         every, due = self.settings.eval_steps, self.saved == self.steps
@@ -95,9 +95,9 @@ class Job:
 def lay_out_job(
     config: Config, folder: RunFolder, base: Base, backend: Backend, precision: str, *, restart: bool, at_most: int
 ) -> Job:
-    """Read and prove the records, find the checkpoint to go on from, and lay the whole run into micro-batches.
+    """Read and check the records, find the checkpoint to continue from, and divide the run into micro-batches.
 
-    Several processes call this alike and come to the same. Raises ToolkitError where the records are no good.
+    Several processes call this and get the same result. Raises ToolkitError if the records are unusable.
     """
     form = prompt_format(config.prompt)
     tokenizer = load_tokenizer(base.folder, form)
@@ -139,7 +139,7 @@ def process_state(backend: Backend) -> Any:
 
 
 def _checkpoint(folder: RunFolder, run: str, backend: Backend, steps: int, *, restart: bool) -> Path | None:
-    """Return the checkpoint to go on from; the first process clears away what does not count."""
+    """Return the checkpoint to continue from; the first process removes what does not count."""
     state, place = process_state(backend), checkpoints.place(folder, run)
     with state.main_process_first():
         if restart and state.is_main_process:
@@ -150,17 +150,17 @@ def _checkpoint(folder: RunFolder, run: str, backend: Backend, steps: int, *, re
 
 
 def _say_why_not(other: Path | None, settings: TrainSettings) -> None:
-    """Say why a run that had fewer or more steps is not gone on with, if there is one."""
+    """Say why a run with fewer or more steps is not continued, if there is one."""
     if other is not None:
         console.info(
-            f"training starts anew, not from step {checkpoints.step_of(other)} of a run of another length: "
+            f"training starts over, not from step {checkpoints.step_of(other)} of a run of another length: "
             f'with train.lr_scheduler_type = "{settings.lr_scheduler_type}" the learning rate depends on the length. '
-            f"A run that began with {', '.join(ENDLESS[:-1])} or {ENDLESS[-1]} can go on with more steps"
+            f"A run that started with {', '.join(ENDLESS[:-1])} or {ENDLESS[-1]} can continue with more steps"
         )
 
 
 def _device(config: Config, base: Base, backend: Backend, precision: str) -> Device:
-    """Return what trains, with the memory that is free now on the process that has least."""
+    """Return what trains, with the free memory of the process that has the least."""
     from accelerate.utils import gather_object
 
     state = process_state(backend)

@@ -1,4 +1,4 @@
-"""Train in a process of its own, or in several: start it, pass Ctrl-C on, and take over its outcome or its error.
+"""Train in a process of its own, or in several: start it, pass Ctrl-C on, and return its outcome or raise its error.
 
 `accelerate launch` starts several; nothing here distributes anything.
 """
@@ -27,11 +27,11 @@ WORKER = ["-m", "toolkit.train.worker"]
 
 
 def run_training(config: Config, folder: RunFolder, base: Base, *, restart: bool = False, gpus: int = 1) -> Outcome:
-    """Do what `train` does, in another process; `gpus` > 1 starts so many through accelerate's launcher.
+    """Do what `train` does, in another process; `gpus` > 1 starts that many through accelerate's launcher.
 
-    Where Unsloth turns out not to work and the settings leave the choice, PEFT takes its place. Where memory runs out,
-    the next process goes on from the last checkpoint with half the micro-batch and twice the accumulation. In a process
-    that a launcher started as one of several, this very process trains. Raises what `train` raises.
+    If Unsloth turns out not to work and the settings leave the choice, PEFT replaces it. If memory runs out, the next
+    process continues from the last checkpoint with half the micro-batch and twice the accumulation. A process that a
+    launcher started as one of several trains itself. Raises what `train` raises.
     """
     if hardware.launched():
         from toolkit.train import train
@@ -49,8 +49,8 @@ def run_training(config: Config, folder: RunFolder, base: Base, *, restart: bool
             request |= {"at_most": found["smaller"], "restart": False}
             times_out_of_memory += 1
             console.warn(
-                f"{found['error']['message']}; going on from the last checkpoint with {found['smaller']}, "
-                "and more of them a step: the same records, the same result"
+                f"{found['error']['message']}; continuing from the last checkpoint "
+                f"in micro-batches of {found['smaller']}, and more of them per step: the same records, the same result"
             )
         else:
             break
@@ -63,7 +63,7 @@ def run_training(config: Config, folder: RunFolder, base: Base, *, restart: bool
 
 
 def request_of(config: Config, folder: RunFolder, base: Base, *, restart: bool = False) -> dict[str, Any]:
-    """Return what `worker.py` is told, as JSON has it."""
+    """Return the request for `worker.py`, as JSON values."""
     return {
         "config": config.model_dump(mode="json", by_alias=True),
         "base": {"label": base.label, "folder": str(base.folder), "commit": base.commit},
@@ -76,7 +76,7 @@ def request_of(config: Config, folder: RunFolder, base: Base, *, restart: bool =
 
 
 def follow(config: Config, folder: RunFolder) -> None:
-    """Be one of several processes, but not the first: train what the first one asks for, if it does."""
+    """Run as one of several processes, but not the first: train what the first one asks for, if it does."""
     from toolkit.train import train
 
     request = parallel.wait_for_request()
@@ -114,9 +114,9 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     if code in (INTERRUPTED, *(-number for number in parallel.stopping_signals())):
         return {"interrupted": True}
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    hint = "the lines above tell why; the same command goes on from the last checkpoint"
+    hint = "the lines above say why; the same command continues from the last checkpoint"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
-        hint = "the system kills what takes too much memory: see `toolkit doctor`; the same command goes on from there"
+        hint = "the system kills a process that takes too much memory: see `toolkit doctor`; the same command continues"
     raise ToolkitError(f"the process that trains {how}", hint=hint)
 
 
@@ -130,7 +130,7 @@ def _launcher(gpus: int) -> list[str]:
         raise ToolkitError(
             f"--gpus {gpus}, but this machine has {there}", hint=f"use --gpus {there} at most", exit_code=MISSING
         )
-    # Without GPUs the processes train on the CPU, which is of use for tests only.
+    # Without GPUs the processes train on the CPU, which is useful only for tests.
     how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(gpus), "--main_process_port", "0"]
     return [sys.executable, "-m", "accelerate.commands.launch", *how, "--mixed_precision=no", "--dynamo_backend=no"]
 
@@ -150,7 +150,7 @@ def _environment(gpus: int) -> dict[str, str]:
 
 @contextmanager
 def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass signals that ask for an end on to the process; it ends after its step, and this one waits for it."""
+    """Pass signals that ask for an end on to the process; it ends after its step, and this process waits for it."""
 
     def pass_on(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
@@ -160,7 +160,7 @@ def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
 
     try:
         former = {number: signal.signal(number, pass_on) for number in parallel.stopping_signals()}
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not the main thread: another thread handles signals
         former = {}
     try:
         yield

@@ -71,12 +71,12 @@ def finish(job: Job, trainer: Any) -> Outcome:
 
 
 def _kept_step(job: Job, trainer: Any) -> int:
-    """Return the step of the adapter that is kept, and say so where it is not the last one."""
+    """Return the step of the adapter that is kept, and say so if it is not the last one."""
     state, settings = trainer.state, job.settings
     step: int = state.global_step
     if step < job.steps:
         patience = settings.early_stopping_patience
-        console.info(f"early stopping after step {step}: {patience} held-out losses in a row are no better")
+        console.info(f"early stopping after step {step}: {patience} held-out losses in a row were not better")
     if not settings.eval_steps or not state.best_global_step or state.best_global_step == step:
         return step
     best = int(state.best_global_step)
@@ -127,7 +127,7 @@ def _save(job: Job, model: Any, weights: dict[str, Any]) -> None:
 
 
 def _name_base(path: Path, base: Path) -> None:
-    """Keep a cache path out of adapter_config.json: only its last part means something elsewhere."""
+    """Keep a cache path out of adapter_config.json: only its last part is of use elsewhere."""
     values = json.loads(path.read_text(encoding="utf-8"))
     if values.get("base_model_name_or_path") == str(base):
         values["base_model_name_or_path"] = base.name

@@ -1,7 +1,7 @@
 """Several processes that train together, one a GPU, as accelerate or torchrun launched them; or this one alone.
 
-accelerate does the work (DDP, FSDP2, DeepSpeed, several machines, as its own configuration says). What stands here is
-how the others wait for the first one, which alone writes, prints, and may have a model to download.
+accelerate does the work (DDP, FSDP2, DeepSpeed, several machines, as its own configuration says). Here the other
+processes wait for the first one. Only that one writes, prints, and may have a model to download.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def sharded() -> bool:
 
 
 def check() -> None:
-    """Raise ToolkitError where accelerate's configuration asks for what cannot train here."""
+    """Raise ToolkitError if accelerate's configuration asks for something that cannot train here."""
     if sharded() and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ToolkitError(
             "accelerate's configuration asks for FSDP version 1; the toolkit shards with version 2",
@@ -48,7 +48,7 @@ def send_request(request: dict[str, Any]) -> None:
 
 
 def dismiss() -> None:
-    """Let the other processes go, if there are any that were not asked for anything."""
+    """Let the other processes end, if there are any that were not asked for anything."""
     if hardware.launched():
         store = _store()
         if not store.check([REQUEST]):
@@ -56,7 +56,7 @@ def dismiss() -> None:
 
 
 def wait_for_request() -> dict[str, Any] | None:
-    """Wait for what the first process wants trained; None where there is nothing to do."""
+    """Wait for the first process's request; None if there is nothing to do."""
     store = _store()
     store.wait([REQUEST], DOWNLOAD)
     found: dict[str, Any] | None = json.loads(store.get(REQUEST))
@@ -79,13 +79,13 @@ def silent() -> Iterator[None]:
 
 
 def stopping_signals() -> list[int]:
-    """Return the signals that end a run with a checkpoint; a hang-up not where it is ignored, as nohup has it."""
+    """Return the signals that end a run with a checkpoint; without a hang-up that is ignored, as under nohup."""
     hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hang_up]
 
 
 def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent is killed; a system that cannot goes without."""
+    """Ask the kernel to end this process when its parent is killed; on other systems this does nothing."""
     try:
         ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     except (OSError, AttributeError):

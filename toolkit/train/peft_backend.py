@@ -38,7 +38,7 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
     if kernel == VARLEN:
         options["attn_implementation"] = varlen.register_kernel()
     elif getattr(values, "attn_logit_softcapping", None) is not None:
-        options["attn_implementation"] = "eager"  # transformers takes torch's, which leaves Gemma-2's soft cap out
+        options["attn_implementation"] = "eager"  # transformers would take torch's, which leaves out Gemma-2's soft cap
     model = AutoModelForCausalLM.from_pretrained(base.folder, use_safetensors=True, **options)
     if cuda:
         varlen.announce(kernel)
@@ -93,6 +93,6 @@ def _make_shardable(model: Any) -> None:
 
 
 def infer(model: Any) -> None:
-    """Ready the model for generation."""
+    """Prepare the model for generation."""
     model.eval()
     model.config.use_cache = True

@@ -1,4 +1,4 @@
-"""The loss curve: training loss, its smoothed course, and the held-out loss."""
+"""The loss curve: training loss, its smoothed curve, and the held-out loss."""
 
 from pathlib import Path
 from typing import Any

@@ -11,9 +11,9 @@ CHEAP = 1_000_000_000  # parameters beyond which a CPU takes minutes for an answ
 
 
 def answer(job: Job, model: Any) -> dict[str, str] | None:
-    """Ask the first of validation's questions, greedily, and print the answer; None where that was not possible.
+    """Ask the first validation question, greedily, and print the answer; None if that was not possible.
 
-    The adapter is saved by now, so whatever goes wrong here is said and no more.
+    The adapter is already saved, so a failure here is only reported.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""The course of the learning rate, looked at before the first step: transformers' own, step by step."""
+"""The learning rate over a run, checked before the first step: transformers' own, step by step."""
 
 from toolkit.core.train_settings import TrainSettings
 
-# Their course does not depend on the length of the run, so a run can go on after its end with more steps.
+# Their learning rate does not depend on the length of the run, so a finished run can continue with more steps.
 ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
 
 
@@ -19,16 +19,18 @@ def learning_rates(settings: TrainSettings, steps: int) -> list[float]:
 
 
 def doubts(settings: TrainSettings, steps: int) -> list[str]:
-    """Say where the settings leave a run without a learning rate worth its steps."""
+    """Say if the settings leave a run with too low a learning rate for its steps."""
     rates = learning_rates(settings, steps)
     most, idle = max(rates), sum(rate == 0 for rate in rates)
     length, warm_up = f"{steps:,} step{'s' * (steps > 1)}", settings.warmup_steps
     fewer = f"set train.warmup_steps to {max(0, steps // 10)} or train for longer (train.num_train_epochs)"
     if not most:
-        return [f"nothing will be learned: the learning rate is 0 in all of {length}; {fewer}"]
+        return [f"nothing will be learned: the learning rate is 0 for the whole run of {length}; {fewer}"]
     if most < settings.learning_rate:
-        share = f"gets to {most:.1e} at most, not to {settings.learning_rate:.1e}"
-        return [f"the warm-up of {warm_up:,} steps lasts for all of {length}: the learning rate {share}; {fewer}"]
+        share = f"reaches {most:.1e} at most, not {settings.learning_rate:.1e}"
+        return [
+            f"the warm-up of {warm_up:,} steps lasts for the whole run of {length}: the learning rate {share}; {fewer}"
+        ]
     if idle > 1:  # a warm-up begins with one such step
-        return [f"the learning rate is 0 in {idle:,} of {length}: nothing is learned in those"]
+        return [f"the learning rate is 0 in {idle:,} of {length}: nothing is learned in these"]
     return []

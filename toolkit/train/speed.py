@@ -1,12 +1,12 @@
-"""What keeps a GPU from waiting: fewer walks through the modules, and rows that begin where kernels want them."""
+"""What keeps a GPU from waiting: fewer walks through the modules, and rows that are aligned for the kernels."""
 
 from contextlib import ExitStack
 from typing import Any
 
 from toolkit.train.examples import IGNORED
 
-# Tokens of a row on a GPU are a multiple of this: rows of 16-bit numbers that do not begin at 16 bytes leave cuBLAS its
-# slow kernels for the adapter's products, 3 to 6 % of a step on an H100.
+# A row on a GPU has a multiple of this many tokens. For 16-bit rows that are not aligned to 16 bytes, cuBLAS uses slow
+# kernels in the adapter's products: 3 to 6 % of a step on an H100.
 ALIGNED = 16
 
 
@@ -28,7 +28,7 @@ def remember_parts(model: Any, stack: ExitStack) -> None:
 
 
 def filled_up(collator: Any, records: list[dict[str, Any]]) -> Any:
-    """Lay records into one row, filled up to a multiple of ALIGNED tokens by a record of which nothing is learned."""
+    """Pack records into one row, filled up to a multiple of ALIGNED tokens by a record that is not learned."""
     missing = -sum(len(record["input_ids"]) for record in records) % ALIGNED
     filling = [{"input_ids": records[0]["input_ids"][:1] * missing, "labels": [IGNORED] * missing}] * bool(missing)
     return collator([*records, *filling])

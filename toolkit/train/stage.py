@@ -48,7 +48,7 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
 
 
 def describe_steps(steps: int, per_step: int, records: int) -> str:
-    """Say in one line how long a run is, and how much of its training records it sees."""
+    """Say in one line how long a run is, and how many of its training records it sees."""
     seen = steps * per_step
     share = f"{seen:,} of " if seen < records else ""
     count = f"{steps:,} step{'s' * (steps > 1)} of {per_step:,} record{'s' * (per_step > 1)}"

@@ -2,10 +2,10 @@
 
 Import this module after the backend was chosen: Unsloth changes TRL when it is imported. Six methods are overridden:
 
-- `compute_loss`, on a CPU only: TRL's loss is a Triton kernel there is no CPU version of. transformers' own takes its
+- `compute_loss`, on a CPU only: TRL's loss is a Triton kernel that has no CPU version. transformers' own takes its
   place, divided by the same count of learned tokens.
 - `training_step` and `_clip_grad_norm` keep each micro-batch's loss and each step's norm on the device until they are
-  logged, so that one that is not finite is named by its rows.
+  logged, so that an error can name the rows of one that is not finite.
 - `evaluate` returns the mean over tokens. transformers' is a mean over batches, in which a token of a short answer
   weighs more. It keeps the sums that `core/learned.py` compares, stops when asked to, and saves before the last one.
 - `save_model`, under FSDP only: the adapter is gathered, not the whole base (70B: 140 GB a save).
@@ -65,7 +65,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     def training_step(self, *arguments: Any, **named: Any) -> Any:
         """Run forward and backward over one micro-batch, and keep its loss.
 
-        Raises KeyboardInterrupt where the run is to stop and the step may take long: the step is done again then.
+        Raises KeyboardInterrupt if the run must stop and the step may take long: the step is repeated later.
         """
         if self.job.stopped and self.random_states:
             for restore, state in self.random_states:
@@ -85,7 +85,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> dict[str, float]:
         """Return the mean loss per learned token (nats) over the held-out records, and log it.
 
-        A checkpoint stands before the last one. Raises KeyboardInterrupt where the run is to stop, once one stands.
+        A checkpoint is saved before the last one. Raises KeyboardInterrupt if the run must stop, once one is saved.
         """
         state, loader, sums = self.state, self.get_eval_dataloader(eval_dataset), []
         if state.global_step >= state.max_steps and self.control.should_save:
@@ -97,7 +97,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
                     self.leave()
                 inputs = self._prepare_inputs(inputs)
                 learned = (inputs["labels"][:, 1:] != IGNORED).sum()
-                some = learned.clamp(min=1)  # a process may have copies only, of which nothing is learned
+                some = learned.clamp(min=1)  # a process may have only copies, from which nothing is learned
                 # The loss is multiplied by the processes, whose gradients are averaged in training.
                 loss = self.compute_loss(self.model, inputs, num_items_in_batch=some) / self.args.world_size
                 sums.append(torch.stack([loss.double() * some, learned.double()]))
@@ -115,13 +115,13 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def save_now(self) -> None:
-        """Save a checkpoint of this step, unless it stands already or there was no step."""
+        """Save a checkpoint of this step, unless it is saved already or there was no step."""
         if self.state.global_step != self.job.saved:
             self._save_checkpoint(self.model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def leave(self) -> NoReturn:
-        """Save a checkpoint of the last whole step, and raise KeyboardInterrupt."""
+        """Save a checkpoint of the last complete step, and raise KeyboardInterrupt."""
         self.job.stopped = True
         self.save_now()
         raise KeyboardInterrupt
@@ -156,12 +156,12 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
-    """Return the trainer of a job; `train` holds the whole run's records in order, `held_out` is None without any.
+    """Return the trainer of a job; `train` holds the whole run's records in order, `held_out` may be None.
 
     Both are data sets with `input_ids` and `labels`.
     """
     for records in (train, held_out):
-        if records is not None:  # Unsloth believes this, and else pads the rows, since nothing would cut them
+        if records is not None:  # Unsloth relies on this; otherwise it pads the rows, since nothing would cut them
             records._unsloth_truncated_to = job.settings.max_length
     silence_transformers()
     logging.getLogger("trl").setLevel(logging.ERROR)  # its advice on attention for padding-free rows was followed

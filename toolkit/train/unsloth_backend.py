@@ -12,14 +12,14 @@ from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import read_config
 from toolkit.train.backend import Backend, UnslothFailed, dequantize
 
-# Families whose own forward pass at Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
+# Families whose own forward pass in Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
 # Gemma-2, and runs others through transformers' code.
 PACKED = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def make_unsloth_backend() -> Backend:
     """Return this backend; imports Unsloth, which must come before transformers. Raises UnslothFailed."""
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would ask the hub for a file to be counted by
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it would fetch a file from the hub, only to be counted
     with _working():
         import unsloth  # noqa: F401
     return Backend("unsloth", "cuda", "Unsloth", load_with_unsloth, infer)
@@ -42,7 +42,7 @@ def _working() -> Iterator[None]:
 def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
     """Load the base in 4 bits (unless settings say otherwise) and put a fresh adapter on it.
 
-    Unsloth finds the device of this process by itself, from what its launcher said.
+    Unsloth finds the device of this process on its own, from the launcher's environment.
     """
     from unsloth import FastLanguageModel  # before transformers and trl, which it patches
 
@@ -56,7 +56,7 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
             max_seq_length=settings.max_length,
             dtype=compute,
             load_in_4bit=config.model.load_in_4bit,
-            offload_embedding=plan.strategy.offloaded,  # by itself Unsloth decides on figures of its own
+            offload_embedding=plan.strategy.offloaded,  # otherwise Unsloth decides from its own figures
             use_exact_model_name=True,  # the folder we resolved, not a namesake on the hub
         )
         if plan.strategy.dequantized:
@@ -79,12 +79,12 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
 
 
 def pads(folder: Path) -> bool:
-    """Tell whether Unsloth pads the records of a micro-batch for this base, instead of laying them into one row."""
+    """Tell whether Unsloth pads the records of a micro-batch for this base, instead of packing them into one row."""
     return read_config(folder).get("model_type") not in PACKED
 
 
 def infer(model: Any) -> None:
-    """Ready the model for Unsloth's fast generation."""
+    """Prepare the model for Unsloth's fast generation."""
     from unsloth import FastLanguageModel
 
     FastLanguageModel.for_inference(model)

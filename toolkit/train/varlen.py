@@ -1,7 +1,7 @@
 """One attention kernel for all records of a packed row, on CUDA: torch's own flash attention of variable lengths.
 
-Unsloth takes this kernel by itself from torch 2.12 on; for torch 2.11 the same kernel is offered to it here. Models of
-transformers take it as their attention implementation. Without it torch computes the whole row under a mask.
+Unsloth uses this kernel on its own from torch 2.12 on; for torch 2.11 the same kernel is offered to it here. Models of
+transformers use it as their attention implementation. Without it torch computes the whole row under a mask.
 """
 
 import functools
@@ -22,7 +22,7 @@ def attention(
 
     Key and value may have fewer heads, each for a group of the query's. `ends` is int32 on the device, (records + 1,),
     0 first and the number of tokens last; `longest` is the longest record's tokens; `window` how many keys back a query
-    looks, itself included. Differentiable. Raises what torch raises where the GPU or the dtype has no such kernel.
+    looks, itself included. Differentiable. Raises what torch raises if the GPU or the dtype has no such kernel.
     """
     return _function().apply(query, key, value, ends, longest, scale, window)
 
@@ -43,10 +43,10 @@ def supported(device: Any, dtype: Any, width: int) -> bool:
 
 
 def offer_to_unsloth() -> str:
-    """Give Unsloth the kernel where this torch's own interface lacks what it needs, and name what it will use.
+    """Give Unsloth the kernel if this torch's own interface lacks what it needs, and name what it will use.
 
-    Unsloth 2026.10.9 looks for it in `unsloth.utils.attention_dispatch`, once, at import, and with it takes it before
-    xformers. A later version that looks elsewhere keeps its own way, and the name says so.
+    Unsloth 2026.10.9 looks for it in `unsloth.utils.attention_dispatch`, once, at import, and prefers it to xformers. A
+    later version that looks elsewhere keeps its own choice, and the name says so.
     """
     import torch
     from unsloth.utils import attention_dispatch as dispatch
@@ -56,7 +56,7 @@ def offer_to_unsloth() -> str:
     fits = supported(torch.cuda.current_device(), torch.bfloat16, 128)
     if fits and dispatch._TORCH_VARLEN_ATTN is None:
         dispatch._TORCH_VARLEN_ATTN = _as_torch_does
-        dispatch._LEAN_VARLEN = False  # its shorter way asks torch for what 2.11 has not
+        dispatch._LEAN_VARLEN = False  # its shorter way asks torch for what 2.11 does not have
         dispatch._NATIVE_BEATS_XFORMERS = True
     taken = dispatch.select_attention_backend(use_varlen=True)
     return {"flash_varlen": FLASH_ATTN, "xformers": XFORMERS}.get(taken, VARLEN if fits else MASK)
@@ -80,7 +80,7 @@ def register_kernel() -> str:
 def add_lengths(module: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Tell a model's attention where the records of a packed row begin; a hook that runs before its forward pass.
 
-    Every position 0 begins a record. The GPU is asked once a pass; asked in every layer, Python would wait for it.
+    Every position 0 begins a record. The GPU is asked once per pass; Python would wait for it in every layer.
     """
     import torch
 
@@ -108,7 +108,7 @@ def attend(
 ) -> tuple[Any, None]:
     """Attend causally inside each record; shapes (1, heads, tokens, width) → (1, tokens, heads, width).
 
-    Without `cu_seq_lens_q` (generation with a cache) torch's own attention does it. Signature: transformers' attention
+    Without `cu_seq_lens_q` (generation with a cache) torch's own attention is used. Signature: transformers' attention
     interface.
     """
     if cu_seq_lens_q is None:

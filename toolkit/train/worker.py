@@ -1,7 +1,7 @@
 """The process that trains: `python -m toolkit.train.worker REQUEST ANSWER`, one, or several that accelerate launched.
 
-Unsloth changes transformers in the process it is imported into, and CUDA memory is given back for certain only when a
-process ends; so whoever runs the stages never trains itself. REQUEST and ANSWER are JSON files (`launch.py`).
+Unsloth changes transformers in the process that imports it, and only the end of a process surely frees CUDA memory. So
+the process that runs the stages never trains itself. REQUEST and ANSWER are JSON files (`launch.py`).
 """
 
 import json
