@@ -18,8 +18,8 @@ from toolkit.prompt.renderings import render
 
 WORD_JOINER = "\u2060"
 
-# What tokenizers write control tokens as. Ollama hands the whole prompt to llama.cpp, which takes such text for the
-# token itself wherever it stands, and no request can tell it not to; plain markup such as <b> or [1] is none.
+# How tokenizers write control tokens. Ollama passes the whole prompt to llama.cpp, which reads such text as the token
+# itself, and no request can prevent that. Plain markup such as <b> or [1] is not a control token.
 _CONTROL = re.compile(
     r"""<(?=[|｜][^<>\n]{1,80}?[|｜]>)                                      # <|end_of_text|>, <｜User｜>
       | <(?=/?(?:s|unk|pad|bos|eos|cls|sep|mask|think|reponame|filename)>)    # <s>, </s>, <pad>
@@ -32,11 +32,11 @@ _CONTROL = re.compile(
 )
 
 
-def neutralise(text: str, controls: Collection[str] = ()) -> str:
-    """Put an invisible word joiner (U+2060) behind the first character of what looks like a control token.
+def escape_control_tokens(text: str, controls: Collection[str] = ()) -> str:
+    """Put an invisible word joiner (U+2060) after the first character of what looks like a control token.
 
     `controls` are those of the model's vocabulary; the usual ones of other models are found too. The model then reads
-    characters, as in training, but the joiner's three bytes with them: a server has no way to leave it out.
+    characters, as in training, but also the joiner's three bytes: a server cannot leave it out.
     """
     for token in sorted((token for token in controls if len(token) > 1 and token in text), key=len, reverse=True):
         text = text.replace(token, token[0] + WORD_JOINER + token[1:])
@@ -44,10 +44,10 @@ def neutralise(text: str, controls: Collection[str] = ()) -> str:
 
 
 def control_tokens(folder: RunFolder, *texts: str) -> list[str]:
-    """Return the control tokens of a run's vocabulary that stand in texts; none where nothing is trained."""
+    """Return the control tokens of a run's vocabulary that occur in texts; none if nothing is trained."""
     path = folder.adapter / "tokenizer.json"
     if not path.is_file() or not any(re.search(r"[^\w\s.,;:?!()'\"-]", text) for text in texts):
-        return []  # no need to read it: there is none of letters and common marks alone
+        return []  # no need to read it: no control token has only letters and common marks
     from toolkit.prompt.tokenizer import load_tokenizer
 
     return [token for token in load_tokenizer(folder.adapter).controls if any(token in text for text in texts)]
@@ -70,20 +70,23 @@ def ask_server(
     controls: Collection[str] = (),
     file: Path | None = None,
 ) -> Iterator[str]:
-    """Yield the pieces of the answer as they come; `instruction` None leaves the one the model was registered with.
+    """Yield the pieces of the answer as they come; `instruction` None keeps the one the model was registered with.
 
-    Control tokens in the question or instruction are neutralised, with a warning; `controls` are the model's own.
+    Control tokens in the question or instruction are escaped, with a warning; `controls` are the model's own.
     The vocabulary in `file`, one of the run's GGUF files, counts the prompt before the model runs; the server's own
-    count is compared behind the answer.
+    count is compared after the answer.
     Raises ToolkitError if the server fails, if it would cut the question or did, or if the answer stops without an end.
     """
-    safe_question, safe_instruction = neutralise(question, controls), neutralise(instruction or "", controls)
+    safe_question, safe_instruction = (
+        escape_control_tokens(question, controls),
+        escape_control_tokens(instruction or "", controls),
+    )
     if (safe_question, safe_instruction) != (question, instruction or ""):
         console.warn(
-            "the text holds what looks like control tokens; an invisible character in each, which the model reads too, "
-            "keeps Ollama from taking them for the tokens"
+            "the text contains what looks like control tokens; an invisible character in each, which the model "
+            "reads too, keeps Ollama from reading them as the tokens"
         )
-    # Left to itself a server cuts a prompt that does not fit to half, and forgets its front while it answers.
+    # By default a server cuts a prompt that does not fit in half, and drops its start while it answers.
     body: dict[str, Any] = {
         "model": f"{_name(config)}:{tag}",
         "prompt": safe_question,
@@ -115,7 +118,7 @@ def ask_server(
 def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
     """Count the tokens of the prompt that the server would run; raises ToolkitError if they leave no room to answer.
 
-    Returns None where nothing can be counted: without the file, or with a server that does not show the prompt.
+    Returns None if nothing can be counted: without the file, or with a server that does not show the prompt.
     """
     from toolkit.llamacpp.vocabulary import open_vocabulary
 
@@ -136,7 +139,7 @@ def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
 
 def _too_long(count: int, room: int, then: str = "") -> ToolkitError:
     return ToolkitError(
-        f"the question has {count:,} tokens with its prompt, and there is room for {room:,}",
+        f"the question has {count:,} tokens with its prompt, but there is room for {room:,}",
         hint=f"ask a shorter question, or raise `ollama.num_ctx`{then}",
     )
 

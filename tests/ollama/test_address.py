@@ -86,10 +86,10 @@ def test_a_port_that_is_none_becomes_the_usual_one(text: str, capsys: pytest.Cap
 @pytest.mark.parametrize("text", ["ftp://host", "a b", "ho<st>", "http://user@host", "host:80:80!", "://", "hôst"])
 def test_what_is_no_address_is_refused_with_its_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", text)
-    with pytest.raises(ToolkitError, match="OLLAMA_HOST is no address") as caught:
+    with pytest.raises(ToolkitError, match="OLLAMA_HOST is not an address") as caught:
         server_address(OllamaSettings())
     assert text in caught.value.message and caught.value.exit_code == USAGE
-    with pytest.raises(ToolkitError, match=r"`ollama.host` is no address"):
+    with pytest.raises(ToolkitError, match=r"`ollama.host` is not an address"):
         server_address(OllamaSettings(host=text))
 
 

@@ -38,6 +38,6 @@ def test_a_proxys_limit_is_named_whenever_it_answers(
             translate_errors(settings, "uploading `model.gguf`"),
         ):
             blobs.upload(http, path, "ab" * 32)
-    assert "takes no request of this size while uploading `model.gguf`: HTTP 413" in caught.value.message
+    assert "refused the size of the request while uploading `model.gguf`: HTTP 413" in caught.value.message
     assert "client_max_body_size" in caught.value.hint and "export" not in caught.value.hint
     assert caught.value.exit_code == FAILED

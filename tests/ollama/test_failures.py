@@ -25,7 +25,7 @@ def refused(body: str, status: int) -> ToolkitError:
     ("exception", "message"),
     [
         (ServerError('{"error": "no luck"}', 500), "refused while testing: no luck"),
-        (httpx.ReadTimeout("slow"), "no whole answer within 3 s while testing"),
+        (httpx.ReadTimeout("slow"), "no complete answer within 3 s while testing"),
         (httpx.RemoteProtocolError("gone"), "broke while testing: gone"),
         (ConnectionError("refused"), "broke while testing: refused"),
         (json.JSONDecodeError("bad", "<html>", 0), "not Ollama's while testing"),
@@ -45,7 +45,7 @@ def test_failures_say_what_was_being_done(exception: Exception, message: str) ->
 )
 def test_a_proxys_limit_is_named_and_not_the_file(body: str) -> None:
     found = refused(body, 413)
-    assert "proxy before the Ollama server at http://10.0.0.1:5" in found.message and "HTTP 413" in found.message
+    assert "proxy in front of the Ollama server at http://10.0.0.1:5" in found.message and "HTTP 413" in found.message
     assert "client_max_body_size" in found.hint and "export" not in found.hint
 
 

@@ -99,7 +99,7 @@ def test_a_port_that_takes_connections_but_says_nothing() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        with pytest.raises(ToolkitError, match="says nothing"):
+        with pytest.raises(ToolkitError, match="sends nothing"):
             server.version(OllamaSettings(host=f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.3))
 
 

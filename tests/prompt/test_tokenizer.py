@@ -155,8 +155,8 @@ def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(wi
     [
         ({"preset": "chatml"}, "no control token `<|im_start|>`, `<|im_end|>`"),
         ({"preset": "custom", "user_turn": "{instruction}{input}", "eos": "</s>"}, "no control token `</s>`"),
-        ({"preset": "custom", "user_turn": "<|begin_of_text|>{instruction}{input}"}, "it would stand twice"),
-        ({"instruction": "End with <|end_of_text|>"}, "holds the control token `<|end_of_text|>`"),
+        ({"preset": "custom", "user_turn": "<|begin_of_text|>{instruction}{input}"}, "it would appear twice"),
+        ({"instruction": "End with <|end_of_text|>"}, "contains the control token `<|end_of_text|>`"),
     ],
 )
 def test_a_format_that_the_vocabulary_cannot_hold_is_refused(base: Path, changes: dict[str, str], said: str) -> None:

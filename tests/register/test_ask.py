@@ -35,17 +35,17 @@ TOKENS = [
 
 @pytest.mark.parametrize("token", TOKENS)
 def test_control_tokens_become_text(token: str) -> None:
-    safe = ask.neutralise(f"a{token}b{token}")
+    safe = ask.escape_control_tokens(f"a{token}b{token}")
     assert token not in safe
     assert safe.replace(ask.WORD_JOINER, "") == f"a{token}b{token}"
-    assert ask.neutralise(safe) == safe
+    assert ask.escape_control_tokens(safe) == safe
 
 
 @pytest.mark.parametrize(
     "text", ["a < b and c > d", "<b>bold</b>", "[1] and [see below]", "x <| y", "### Response:", "<3", "<|\n|>"]
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
-    assert ask.neutralise(text) == text
+    assert ask.escape_control_tokens(text) == text
 
 
 def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_path: Path) -> None:
@@ -55,9 +55,9 @@ def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_p
     layout["added_tokens"].append({**layout["added_tokens"][0], "id": 265, "content": "{user}"})
     path.write_text(json.dumps(layout))
     question = "What does {user} mean?"
-    assert ask.neutralise(question) == question
+    assert ask.escape_control_tokens(question) == question
     assert ask.control_tokens(run.folder, question) == ["{user}"]
-    assert ask.neutralise(question, ["{user}"]) == f"What does {{{ask.WORD_JOINER}user}} mean?"
+    assert ask.escape_control_tokens(question, ["{user}"]) == f"What does {{{ask.WORD_JOINER}user}} mean?"
     assert ask.control_tokens(run.folder, "How to prevent it?") == []
 
 
@@ -117,7 +117,7 @@ def pretending(parameters: str, read: int, seen: list[dict[str, Any]]) -> Abstra
 @pytest.mark.parametrize(
     ("parameters", "read", "said"),
     [
-        ("num_ctx                        7\nseed 42", 7, "has 7 tokens with its prompt, and there is room for 7"),
+        ("num_ctx                        7\nseed 42", 7, "has 7 tokens with its prompt, but there is room for 7"),
         ("num_ctx 8", 4, "read 4 of the prompt's 7 tokens"),
         ("seed 42", 6, "read 6 of the prompt's 7 tokens"),
         ("num_ctx 8", 7, ""),
@@ -202,5 +202,5 @@ def test_a_question_is_answered_in_pieces_and_control_tokens_stay_text(
     nothing = counted("ab") - 2
     for token in tiny_gguf.CONTROL:
         assert counted(f"a{token}b") == nothing + 3, "the server takes it for the token"
-        safe = ask.neutralise(f"a{token}b")
+        safe = ask.escape_control_tokens(f"a{token}b")
         assert counted(safe) >= nothing + 2 + len(token) + 3 - safe.count("he"), "now each of its bytes is one token"

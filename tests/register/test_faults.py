@@ -67,12 +67,12 @@ FAULTS: dict[str, Fault] = {
     ),
     "a drip at create": Fault(
         Strike("POST", "/api/create", drips(200, '{"status":"parsing GGUF"}' * 9, 0.1)),
-        "no whole answer within 4 s while creating",
+        "no complete answer within 4 s while creating",
         timeout=4.0,
     ),
     "a drip at show": Fault(
         Strike("POST", "/api/show", drips(200, '{"template":"' + "x" * 99, 0.1), body=b"toolkit-new-"),
-        "no whole answer within 4 s while proving",
+        "no complete answer within 4 s while proving",
         timeout=4.0,
     ),
     "full disk in the upload": Fault(
@@ -90,18 +90,18 @@ FAULTS: dict[str, Fault] = {
     ),
     "html at create": Fault(Strike("POST", "/api/create", says(200, "<html>\n", "text/html")), "not Ollama's"),
     "reset at create": Fault(Strike("POST", "/api/create", lambda handler: handler.reset()), "broke while creating"),
-    "silence at create": Fault(Strike("POST", "/api/create", silence), "no whole answer within 4 s", timeout=4.0),
+    "silence at create": Fault(Strike("POST", "/api/create", silence), "no complete answer within 4 s", timeout=4.0),
     "html at show": Fault(
         Strike("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
-        "a proxy before .* got no answer from it while proving",
+        "a proxy in front of .* got no answer from it while proving",
     ),
     "a proxy's limit in the upload": Fault(
         Strike("POST", "/api/blobs/", says(413, "<title>413 Too Large</title>", "text/html"), times=99),
-        "takes no request of this size while uploading .*: HTTP 413",
+        "refused the size of the request while uploading .*: HTTP 413",
     ),
     "another prompt": Fault(
         Strike("POST", "/api/chat", says(200, '{"_debug_info":{"rendered_template":"Below is X"}}')),
-        r"/api/chat renders another prompt .* at character 10 'X' stands instead of 'an instruction",
+        r"/api/chat renders a different prompt .* at character 10: 'X' instead of 'an instruction",
     ),
     "no end of the answer": Fault(
         Strike("POST", "/api/generate", says(200, '{"response":"a","done":false}'), body=b'"num_predict"'),
@@ -226,7 +226,7 @@ def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrit
             passing.fault = Strike("GET", "/api/version", answer)
             run = make_run(tmp_path / version, url, "rewritten", seed=210)
             if refused:
-                with pytest.raises(ToolkitError, match="stored another file"):
+                with pytest.raises(ToolkitError, match="stored a different file"):
                     run.register()
                 assert run.held() == {}
             else:
@@ -294,7 +294,7 @@ def test_a_server_that_is_killed_in_create_and_under_the_question(
             with pytest.raises(ToolkitError, match="broke") as caught:
                 fresh.register()
             assert caught.value.exit_code == FAILED
-            assert "the next `toolkit register` does it" in " ".join(capsys.readouterr().err.split())
+            assert "the next `toolkit register` will do it" in " ".join(capsys.readouterr().err.split())
         with pytest.raises(ToolkitError, match="no Ollama server answers") as caught:
             former.register()
         assert caught.value.exit_code == MISSING

@@ -108,11 +108,11 @@ def test_the_reader_reads_as_the_server_does(body: str, commands: list[tuple[str
     ("text", "said"),
     [
         ('FROM x\nSYSTEM "Hi" is a greeting\nLICENSE y', "no closing quotes"),
-        ('FROM x\nSYSTEM """a """\nb"""\n', r"line 3: .*cannot stand in the name `b"),
+        ('FROM x\nSYSTEM """a """\nb"""\n', r"line 3: .*is not allowed in the name `b"),
         ("FROM x\nSYSTEM", "has no value"),
-        ("FROM x\nPARAMETER num-ctx 1", "'-' cannot stand in the name `num"),
-        ("FROM x\nFORM y", "line 2: `FORM` is no instruction"),
-        ("FROM x\nMESSAGE tool y", "`tool` is no role"),
+        ("FROM x\nPARAMETER num-ctx 1", "'-' is not allowed in the name `num"),
+        ("FROM x\nFORM y", "line 2: `FORM` is not an instruction"),
+        ("FROM x\nMESSAGE tool y", "`tool` is not a role"),
         ("SYSTEM x", "there is no FROM"),
         ("", "there is no FROM"),
     ],
@@ -239,10 +239,10 @@ def test_a_template_may_add_to_ours(tmp_path: Path) -> None:
         (lambda text: text + "PARAMETER temperature 0.9\n", r"PARAMETER temperature \(0.9 instead of 0.2\)"),
         (lambda text: text.replace("[[ from_ ]]", "llama3"), "changed FROM"),
         (lambda text: text.replace("LICENSE [[ license ]]", ""), "changed LICENSE"),
-        (lambda text: text + "PARAMETER num_thread two\n", "num_thread: a whole number of 32 bits is needed"),
+        (lambda text: text + "PARAMETER num_thread two\n", "num_thread: expected a 32-bit integer"),
         (lambda text: text + "ADAPTER ./x\n", "ADAPTER: it would change"),
         (lambda text: text.replace("[[ system ]]", "[[ sytem ]]"), r"`sytem` \(line"),
-        (lambda text: text + "HELLO x\n", "`HELLO` is no instruction"),
+        (lambda text: text + "HELLO x\n", "`HELLO` is not an instruction"),
     ],
 )
 def test_a_template_that_changes_what_was_trained_is_refused(

@@ -178,7 +178,7 @@ def test_https_with_a_key_from_the_cli_on(
         with pytest.raises(ToolkitError, match="no TLS connection"):
             run.register()
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-        with pytest.raises(ToolkitError, match="does not let us in: HTTP 401") as caught:
+        with pytest.raises(ToolkitError, match="refuses access: HTTP 401") as caught:
             run.register()
         assert "OLLAMA_API_KEY" in caught.value.hint
         monkeypatch.setenv("OLLAMA_API_KEY", "secret")
@@ -274,7 +274,7 @@ def test_every_tag_of_another_maker_is_named_at_once_and_every_copy_is_kept(
 @pytest.mark.parametrize("model", ["other:f16", "named:q8_0", "named", "named:toolkit-commit-1", "f16"])
 def test_naming_what_would_not_be_replaced_is_a_mistake(ollama: OllamaServer, tmp_path: Path, model: str) -> None:
     run = make_run(tmp_path, ollama.url, "named", seed=45)
-    with pytest.raises(ToolkitError, match=f"--replace {model}: this registration replaces no such model") as caught:
+    with pytest.raises(ToolkitError, match=f"--replace {model}: this registration does not write that model") as caught:
         run.register(model)
     assert caught.value.exit_code == USAGE and "`named:f16`, `named:f32`, `named:latest`" in caught.value.hint
 

@@ -38,7 +38,7 @@ def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
     first = make_run(tmp_path / "1", ollama.url, "swing", seed=1)
     first_outcome = first.register()
     old, old_answer = first.held(), first.answer()
-    with pytest.raises(ToolkitError, match="holds no former model `swing:previous`") as caught:
+    with pytest.raises(ToolkitError, match="has no former model `swing:previous`") as caught:
         rollback.roll_back(first.config)
     assert caught.value.exit_code == MISSING
     second = make_run(tmp_path / "2", ollama.url, "swing", seed=2)
@@ -120,7 +120,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama: OllamaServer, tm
     assert shown["previous"] == "this run's, rolled back"
     rewritten = server.rewrites(ollama.version)
     assert (tags["f16"]["stored_sha256"] != run.digests["F16"]) == rewritten
-    assert shown["mine"] == ("not made with toolkit" if rewritten else "this run's file, registered otherwise")
+    assert shown["mine"] == ("not made with toolkit" if rewritten else "this run's file, registered differently")
     other.register()
     later = make_run(tmp_path / "c", ollama.url, "seen", seed=53)
     later.register()

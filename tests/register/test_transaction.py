@@ -166,7 +166,7 @@ def test_one_machine_does_one_call_a_name_and_a_killed_one_is_no_obstacle(
     holder.start()
     assert ready.wait(20)
     with (
-        pytest.raises(ToolkitError, match="another toolkit on this machine is registering `M`"),
+        pytest.raises(ToolkitError, match="another toolkit process on this machine is registering `M`"),
         transaction.alone("M", 0.3),
     ):
         pass

@@ -86,7 +86,7 @@ def test_a_signal_in_a_held_out_loss_ends_it_with_the_batch_in_hand(
     assert seen.count(step) == 2 and bool(hung) == (number == signal.SIGHUP)
     assert (steps_saved(settings, folder)[-1:] or [0]) == [step]
     said = " ".join(capsys.readouterr().err.split())
-    assert (f"a checkpoint of step {step} of 8 stands" if step else "stopped before the first checkpoint") in said
+    assert (f"stopped: step {step} of 8 is saved" if step else "stopped before the first checkpoint") in said
     assert train(settings, folder, base).figures["resumed_at_step"] == step
     assert_equal(log_of(folder), once)
 

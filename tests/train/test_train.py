@@ -175,7 +175,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert "stopping as soon as a checkpoint can be saved" in err and "KeyboardInterrupt" in err
-    step = int(re.findall(r"a checkpoint of step (\d) of 8 stands", err)[0])
+    step = int(re.findall(r"stopped: step (\d) of 8 is saved", err)[0])
     assert not folder.adapter.exists()
     assert train(settings, folder, base).figures["resumed_at_step"] == step >= 2
     assert_equal(log_of(folder), once)

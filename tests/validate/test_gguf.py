@@ -137,7 +137,7 @@ def test_swapped_tokens_fail_and_are_shown(made: scored_models.World, trained: T
     example = found["unequal_examples"][0]
     assert (example["row"], example["what"]) == (10, "prompt")
     assert example["expected"] == trained.tokenizer.prompt_ids(trained.records[0].prompt) != example["found"]
-    assert any("6 of 6 prompts have other token ids" in problem for problem in found["problems"])
+    assert any("6 of 6 prompts have token ids that differ" in problem for problem in found["problems"])
 
 
 def set_value(key: str, value: int) -> Callable[[GGUFReader], None]:
@@ -150,28 +150,26 @@ def set_value(key: str, value: int) -> Callable[[GGUFReader], None]:
 def test_another_eos_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     path = changed(made, tmp_path, set_value("tokenizer.ggml.eos_token_id", 0))
     found = entry(made, trained, path, "F32")
-    assert found["problems"] == ["EOS is 0, training's is 1 (`<|end_of_text|>`)"]
+    assert found["problems"] == ["EOS is 0, but training used 1 (`<|end_of_text|>`)"]
 
 
 def test_a_missing_bos_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     found = entry(made, trained, changed(made, tmp_path, set_value("tokenizer.ggml.add_bos_token", 0)), "F32")
     assert found["unequal_prompts"] == len(scored_models.ROWS)
-    assert any("training puts [0] in front" in problem for problem in found["problems"])
+    assert any("training puts [0] before" in problem for problem in found["problems"])
 
 
 def test_an_eos_behind_every_prompt_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     found = entry(made, trained, changed(made, tmp_path, set_value("tokenizer.ggml.add_eos_token", 1)), "F32")
     assert found["unequal_prompts"] == len(scored_models.ROWS)
-    assert any("nothing behind" in problem for problem in found["problems"])
+    assert any("nothing after" in problem for problem in found["problems"])
 
 
 def test_another_chat_template_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     template = chat_template(trained.form, bos=True)
     export(made.base.folder, made.folder.adapter, {"F32": path}, template.replace("English", "pt-BR"), "other")
-    assert entry(made, trained, path, "F32")["problems"] == [
-        "its chat template is not the one of these prompt settings"
-    ]
+    assert entry(made, trained, path, "F32")["problems"] == ["its chat template does not match these prompt settings"]
 
 
 @pytest.mark.parametrize("length", [1023, 1024, 1025])
@@ -197,5 +195,5 @@ def test_another_vocabulary_size_is_said_and_not_scored(
     export(tmp_path, None, {"F32": path}, chat_template(trained.form, bos=True), "wide")
     found = entry(made, trained, path, "F32")
     width = trained.reference.logits.shape[1]
-    assert found["problems"] == [f"its vocabulary has {width + 8} tokens, the trained model's {width}"]
+    assert found["problems"] == [f"its vocabulary has {width + 8} tokens, the trained model's has {width}"]
     assert found["mean_kl"] is None and not found["passed"]

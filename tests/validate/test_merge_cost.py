@@ -1,4 +1,4 @@
-"""What merging into another base than the trained one costs, measured beside the gate: KL, top-1 and perplexity."""
+"""The cost of merging into a base other than the trained one, measured outside the gate: KL, top-1 and perplexity."""
 
 import json
 import shutil
@@ -108,10 +108,12 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     assert [name for name in entry if f"`{name}`" not in documented] == []
     shown, card = report_table(outcome.figures).splitlines()[-1], run.folder.model_card.read_text(encoding="utf-8")
     assert shown.startswith("merged into tiny, trained on tiny-bnb-4bit: mean KL ")
-    for value in (f"{entry['perplexity']:.3f}", f"{entry['trained_perplexity']:.3f}", "part of no verdict"):
+    for value in (f"{entry['perplexity']:.3f}", f"{entry['trained_perplexity']:.3f}", "not part of any verdict"):
         assert value in shown and value in card
     report["merge"]["merged_as_trained"] = True
-    assert "merged into tiny-bnb-4bit, which it was trained on; into tiny instead: mean KL" in report_table(report)
+    assert "merged into tiny-bnb-4bit, which it was trained on; if merged into tiny instead: mean KL" in report_table(
+        report
+    )
 
 
 @pytest.mark.parametrize(

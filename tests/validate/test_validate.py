@@ -270,7 +270,7 @@ def test_a_repeat_penalty_is_reported_warned_of_and_judged_by_nothing(
     assert entry["mean_kl"] > 10 * entry["plain_kl"] and entry["perplexity"] != entry["plain_perplexity"]
     documented = validate.__doc__ or ""
     assert all(f"`{name}`" in documented for name in entry)
-    said = "ollama.repeat_penalty 1.5 serves Q8_0 otherwise than measured"
+    said = "ollama.repeat_penalty 1.5 changes what Q8_0 serves"
     assert said in report_table(outcome.figures)
     assert said in " ".join(capsys.readouterr().err.split())
     assert "repeat\\_penalty 1.5" in run.folder.model_card.read_text()

@@ -1,1 +1,1 @@
-"""The Ollama server: asking it, its tags and blobs, and the Modelfile."""
+"""The Ollama server: requests, tags and blobs, and the Modelfile."""

@@ -17,10 +17,10 @@ _warned: set[str] = set()
 def server_address(settings: OllamaSettings) -> str:
     """Return the server's address as `scheme://host:port[/path]`.
 
-    `ollama.host`, else OLLAMA_HOST, else 127.0.0.1:11434. Spaces and quotes around it are taken off. Without a scheme
-    the port is 11434, with one it is the scheme's own; a port that is none becomes that port too, with a warning. The
+    `ollama.host`, else OLLAMA_HOST, else 127.0.0.1:11434. Spaces and quotes around it are removed. Without a scheme
+    the port is 11434, with one it is the scheme's own; an invalid port becomes that port too, with a warning. The
     unspecified addresses that a server binds to mean loopback here.
-    Raises ToolkitError (exit 2) for what is no address.
+    Raises ToolkitError (exit 2) for an invalid address.
     """
     source = "`ollama.host`" if settings.host.strip() else "OLLAMA_HOST"
     text = (settings.host.strip() or os.environ.get("OLLAMA_HOST", "").strip()).strip("\"'").strip()
@@ -32,14 +32,14 @@ def server_address(settings: OllamaSettings) -> str:
     host, port = _split(hostport)
     if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
         raise ToolkitError(
-            f"{source} is no address of an Ollama server: `{text}`",
+            f"{source} is not an address of an Ollama server: `{text}`",
             hint="write it as host, host:port, http://host:port or https://host",
             exit_code=USAGE,
         )
     if port is None:
         port = default
     elif not re.fullmatch(r"[0-9]{1,9}", port) or int(port) > 65535:
-        _warn_once(f"{source} names port `{port}`, which is none: {default} is taken, as Ollama does")
+        _warn_once(f"{source} names port `{port}`, which is invalid: {default} is used, as Ollama does")
         port = default
     return f"{scheme}://{_plain(host)}:{int(port)}" + (f"/{path.strip('/')}" if path.strip("/") else "")
 
@@ -55,7 +55,7 @@ def _split(hostport: str) -> tuple[str, str | None]:
 
 
 def _plain(host: str) -> str:
-    """Write a host as an address has it: what a server binds to is loopback, IPv6 stands in brackets."""
+    """Write a host as part of an address: an unspecified address becomes loopback, IPv6 gets brackets."""
     try:
         number = ipaddress.ip_address(host)
     except ValueError:
@@ -94,7 +94,7 @@ def _loops(address: str) -> bool:
 
 
 def warn_if_open(url: str) -> None:
-    """Say once that what goes to another machine over plain HTTP can be read on the way."""
+    """Warn once that data sent to another machine over plain HTTP can be read on the way."""
     if url.startswith("http://") and not is_loopback(url):
         what = "model, prompts and OLLAMA_API_KEY" if os.environ.get("OLLAMA_API_KEY") else "model and prompts"
         _warn_once(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")

@@ -1,4 +1,4 @@
-"""What the server's store is asked for: blobs, models, names. All raise what `translate_errors` translates."""
+"""Requests to the server's store: blobs, models, names. All raise what `translate_errors` translates."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ from toolkit.ollama.modelfile import Modelfile
 
 CHUNK = 1 << 20
 PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds before an upload that broke off is tried again
-GATEWAY = (502, 503, 504)  # of a proxy that lost the server: the connection broke, behind it
+GATEWAY = (502, 503, 504)  # from a proxy that lost the server: the connection behind it broke
 
 
 def has_blob(http: httpx.Client, digest: str) -> bool:
@@ -29,8 +29,8 @@ def has_blob(http: httpx.Client, digest: str) -> bool:
 def upload(http: httpx.Client, path: Path, digest: str) -> bool:
     """Send a GGUF file as a blob unless the server has it; say whether it was sent.
 
-    `digest` is its SHA-256 (hex) from the manifest: the file is not hashed here, the server does and compares. A
-    connection that breaks is tried again a few times; Ollama keeps nothing of a broken upload, so each starts anew.
+    `digest` is its SHA-256 (hex) from the manifest: the file is not hashed here; the server hashes and compares it. A
+    connection that breaks is tried again a few times; Ollama keeps nothing of a broken upload, so each starts over.
     """
     for number, pause in enumerate((*PAUSES, None), 1):
         try:
@@ -43,10 +43,10 @@ def upload(http: httpx.Client, path: Path, digest: str) -> bool:
             if pause is None:
                 raise ToolkitError(
                     f"the upload of `{path.name}` broke off {number} times: {reason}",
-                    hint="see whether the server still runs and what its log says, and whether a proxy limits "
+                    hint="check that the server still runs, what its log says, and whether a proxy limits "
                     "a request's size or time; then run the same command again",
                 ) from exc
-            console.warn(f"the upload of `{path.name}` broke off ({reason}); again in {console.duration(pause)}")
+            console.warn(f"the upload of `{path.name}` broke off ({reason}); next try in {console.duration(pause)}")
             time.sleep(pause)
     raise AssertionError  # the last round returns or raises
 
@@ -118,12 +118,12 @@ def made_by(http: httpx.Client, model: str) -> str:
 
 
 def foreign(http: httpx.Client, name: str, tags: Iterable[str]) -> list[str]:
-    """Return those of the tags, which the server holds, whose model this toolkit did not make."""
+    """Return those tags, of tags that the server holds, whose model this toolkit did not make."""
     return [tag for tag in tags if not made_by(http, server.listed_name(name, tag))]
 
 
 def refuse_foreign(name: str, tags: Iterable[str]) -> None:
-    """Raise ToolkitError if there are tags of other makers that nobody named for replacement."""
+    """Raise ToolkitError if there are tags of other makers, which nobody named for replacement."""
     models = [server.listed_name(name, tag) for tag in tags]
     if models:
         raise ToolkitError(

@@ -1,7 +1,7 @@
 """A time-out that a server cannot stretch by sending a byte now and then.
 
-httpx gives every single read its time. Here each line of an answer must come within the client's read time-out too, or
-the whole answer where it has no lines.
+httpx applies its time-out to every single read. Here each line of an answer must come within the client's read time-out
+too, or the whole answer if it has no lines.
 """
 
 import time
@@ -12,7 +12,7 @@ import httpx
 
 
 class _Timed(httpx.SyncByteStream):
-    """A body that may be waited for so many seconds a line; what its reader does meanwhile is not counted."""
+    """A body with a limit of seconds per line; the time that its reader takes is not counted."""
 
     def __init__(self, inner: httpx.SyncByteStream, seconds: float) -> None:
         self.inner, self.seconds = inner, seconds
@@ -35,7 +35,7 @@ class _Timed(httpx.SyncByteStream):
 
 
 def enforce(reply: httpx.Response) -> None:
-    """Hold a reply's body to its request's read time-out: an event hook of httpx, for when the header is there."""
+    """Apply a request's read time-out to its reply's body: an event hook of httpx, called once the header is there."""
     seconds = reply.request.extensions["timeout"]["read"]
     if seconds is not None:
         reply.stream = _Timed(cast(httpx.SyncByteStream, reply.stream), seconds)

@@ -13,7 +13,7 @@ from toolkit.ollama.address import server_address
 
 
 class ServerError(Exception):
-    """A server's refusal: what it says, and the HTTP status it says it with (200 within a stream)."""
+    """A server's refusal: its text, and its HTTP status (200 within a stream)."""
 
     def __init__(self, body: str, status: int) -> None:
         super().__init__(body)
@@ -22,14 +22,14 @@ class ServerError(Exception):
 
 
 def _said(body: str) -> str:
-    """Return the one line that a body says: of JSON its `error`, of a proxy's HTML page its title."""
+    """Return one line from a body: the `error` of JSON, the title of a proxy's HTML page."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
         found = None
     if isinstance(found, dict) and "error" in found:
         error = found["error"]
-        if isinstance(error, str) and error.startswith("{"):  # llama-server's own answer, handed on as it came
+        if isinstance(error, str) and error.startswith("{"):  # llama-server's own answer, passed on unchanged
             return _said(error)
         body = str(error.get("message", error) if isinstance(error, dict) else error)
     title = re.search(r"<title>(.*?)</title>", body, re.IGNORECASE | re.DOTALL)
@@ -42,7 +42,7 @@ def _is_page(body: str) -> bool:
 
 _STORE = "its OLLAMA_MODELS, by default ~/.ollama/models of the user that runs it"
 
-# What a refusal says → what to do. The first that is found counts.
+# What a refusal says → what to do. The first match counts.
 _HINTS = (
     (r"no space left|disk quota exceeded|not enough space|disk is full",
      f"free space on the server's disk: it keeps models in {_STORE}; then run the same command again"),
@@ -55,13 +55,13 @@ _HINTS = (
      "ask a shorter question, or raise `ollama.num_ctx` and run `toolkit register`"),
     (r"model .*not found", "`toolkit status` says what the server holds; `toolkit register` makes the model"),
     (r"unsupported|unknown (model )?architecture|llama-server|llama-quantize|runner",
-     "the server's own log says more; a newer Ollama may know what this one lacks"),
+     "the server's own log says more; a newer Ollama may support the model"),
     (r"digest|blob|no such file|gguf|tensor|magic|offset|eof",
-     "run the same command again; if it stays, write the file again with `toolkit export --force`"),
+     "run the same command again; if it still fails, write the file again with `toolkit export --force`"),
 )  # fmt: skip
 _STATUS_HINTS = {
-    401: "set OLLAMA_API_KEY to the key that it wants",
-    403: "set OLLAMA_API_KEY to the key that it wants, or have its OLLAMA_ORIGINS let this machine in",
+    401: "set OLLAMA_API_KEY to the key that the server expects",
+    403: "set OLLAMA_API_KEY to the key that the server expects, or allow this machine in its OLLAMA_ORIGINS",
     429: "wait until it has answered others, then run the same command again",
 }
 
@@ -69,14 +69,14 @@ _STATUS_HINTS = {
 def _refusal(exc: ServerError, url: str, doing: str) -> ToolkitError:
     if exc.status == 413:
         return ToolkitError(
-            f"a proxy before the Ollama server at {url} takes no request of this size while {doing}: HTTP 413",
-            hint="raise the proxy's limit (nginx: `client_max_body_size 0;`), or name the server itself in "
+            f"a proxy in front of the Ollama server at {url} refused the size of the request while {doing}: HTTP 413",
+            hint="raise the proxy's limit (nginx: `client_max_body_size 0;`), or give the server's own address in "
             "`ollama.host` or OLLAMA_HOST; nothing is wrong with the file",
         )
     if exc.status in (502, 503, 504) and not re.search(_HINTS[3][0], exc.text, re.IGNORECASE):
         return ToolkitError(
-            f"a proxy before the Ollama server at {url} got no answer from it while {doing}: {exc.text}",
-            hint="see whether the server still runs, then run the same command again",
+            f"a proxy in front of the Ollama server at {url} got no answer from it while {doing}: {exc.text}",
+            hint="check that the server still runs, then run the same command again",
         )
     found = next((hint for pattern, hint in _HINTS if re.search(pattern, exc.text, re.IGNORECASE)), "")
     hint = _STATUS_HINTS.get(exc.status) or found or "the server's own log says more"
@@ -93,18 +93,18 @@ def translate_errors(settings: OllamaSettings, doing: str) -> Iterator[None]:
         raise _refusal(exc, url, doing) from exc
     except httpx.TimeoutException as exc:
         raise ToolkitError(
-            f"the Ollama server at {url} gave no whole answer within {settings.timeout:g} s while {doing}",
+            f"the Ollama server at {url} gave no complete answer within {settings.timeout:g} s while {doing}",
             hint="give it longer with `--set ollama.timeout=SECONDS`, or look at the server's own log",
         ) from exc
     except (httpx.TransportError, httpx.StreamError, ConnectionError) as exc:
         raise ToolkitError(
             f"the connection to the Ollama server at {url} broke while {doing}: "
             f"{' '.join(str(exc).split())[:400] or 'no reason given'}",
-            hint="see whether it still runs (`ollama ps`) and what its log says, then run the same command again",
+            hint="check that it still runs (`ollama ps`) and what its log says, then run the same command again",
             exit_code=FAILED,
         ) from exc
     except (ValueError, RecursionError) as exc:  # no JSON, no UTF-8, numbers without end
         raise ToolkitError(
-            f"the server at {url} answered something that is not Ollama's while {doing}",
-            hint="check `ollama.host` and OLLAMA_HOST: a proxy may stand before the server",
+            f"the server at {url} gave an answer that is not Ollama's while {doing}",
+            hint="check `ollama.host` and OLLAMA_HOST: a proxy may be in front of the server",
         ) from exc

@@ -52,16 +52,16 @@ class Modelfile:
 
 
 def quote(value: str, what: str) -> str:
-    r"""Write a value so that Ollama's parser reads exactly it: `\"\"\"`, the value, `\"\"\"`.
+    r"""Write a value so that Ollama's parser reads exactly that value: `\"\"\"`, the value, `\"\"\"`.
 
-    Raises ToolkitError where the grammar has no way to write it: a line that ends in `\"\"\"`, or a character that
+    Raises ToolkitError if the grammar has no way to write it: a line that ends in `\"\"\"`, or a character that
     the parser drops. That is what Go's strconv.IsPrint refuses, and so does str.isprintable; tab, CR and LF stay.
     """
     for position, char in enumerate(value):
         if not char.isprintable() and char not in "\t\r\n":
             raise ToolkitError(
                 f"{what} holds U+{ord(char):04X} at character {position + 1}, which Ollama would drop from a Modelfile",
-                hint="replace it by an ordinary character, such as a plain space for a no-break one",
+                hint="replace it with an ordinary character, such as a plain space for a no-break one",
                 exit_code=USAGE,
             )
     if CLOSES_EARLY.search(value):
@@ -74,7 +74,7 @@ def quote(value: str, what: str) -> str:
 
 
 def bare(value: str, what: str) -> str:
-    """Write a number or path as it is where it is one plain word, else quoted."""
+    """Write a number or path unchanged if it is one plain word, else quoted."""
     return value if BARE.fullmatch(value) else quote(value, what)
 
 
@@ -112,17 +112,17 @@ def read_modelfile(text: str, where: str = "the Modelfile") -> list[Command]:
             if state == "name":
                 name = buffer.lower()
                 if name not in COMMANDS:
-                    raise broken(f"`{buffer}` is no instruction (known: {', '.join(COMMANDS).upper()})")
+                    raise broken(f"`{buffer}` is not an instruction (known: {', '.join(COMMANDS).upper()})")
                 state = name if name in ("parameter", "message") else "value"
             else:
                 if state == "message" and buffer not in ROLES:
-                    raise broken(f"`{buffer}` is no role (known: {', '.join(ROLES)})")
+                    raise broken(f"`{buffer}` is not a role (known: {', '.join(ROLES)})")
                 name, state = f"{state}:{buffer}", "value"
             buffer = ""
         else:
             allowed = {"name": r"[A-Za-z]", "parameter": r"[A-Za-z0-9_]", "message": r"[A-Za-z]"}[state]
             if not re.fullmatch(allowed, char):
-                raise broken(f"{char!r} cannot stand in the name `{buffer}…`")
+                raise broken(f"{char!r} is not allowed in the name `{buffer}…`")
             buffer += char
     if state == "value":
         value = _unquote(buffer.strip(" \t\r\n"))
@@ -137,7 +137,7 @@ def read_modelfile(text: str, where: str = "the Modelfile") -> list[Command]:
 
 
 def _unquote(text: str) -> str | None:
-    """Take the quotes off a trimmed value; None where they are not closed yet."""
+    """Remove the quotes of a trimmed value; None if they are not closed yet."""
     for mark in ('"""', '"'):
         if text.startswith(mark):
             return text[len(mark) : -len(mark)] if len(text) >= 2 * len(mark) and text.endswith(mark) else None
@@ -145,10 +145,10 @@ def _unquote(text: str) -> str | None:
 
 
 def meaning(commands: list[Command], where: str = "the Modelfile") -> Modelfile:
-    """Say what a Modelfile means, with typed parameters.
+    """Return what a Modelfile means, with typed parameters.
 
     Raises ToolkitError that lists every parameter Ollama does not know or could not use (its API would take them and
-    fail at the first question), and for instructions that would make another model than the one that was tested.
+    fail at the first question), and for instructions that would make a different model from the one that was tested.
     """
     values = {"from": "", "template": "", "system": ""}
     licenses: list[str] = []
@@ -171,7 +171,7 @@ def meaning(commands: list[Command], where: str = "the Modelfile") -> Modelfile:
             problems.append(f"{kind.upper()}: it would change what the model answers in a way that was not tested")
     if problems:
         raise ToolkitError(
-            f"{where} has what cannot be registered:\n" + "\n".join(f"  {problem}" for problem in problems),
+            f"{where} contains what cannot be registered:\n" + "\n".join(f"  {problem}" for problem in problems),
             hint=f"parameters that Ollama knows: {', '.join(PARAMETERS)}",
             exit_code=USAGE,
         )
@@ -185,15 +185,17 @@ def _typed(name: str, text: str) -> Any:
     if name in INTEGERS:
         if re.fullmatch(r"[+-]?[0-9]{1,15}", text) and abs(int(text)) <= LARGEST_INTEGER:
             return int(text)
-        raise ValueError(f"PARAMETER {name}: a whole number of 32 bits is needed, got `{text}`")
+        raise ValueError(f"PARAMETER {name}: expected a 32-bit integer, got `{text}`")
     if name in FLOATS:
         plain = re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?", text)
         if plain and abs(float(text)) <= LARGEST_FLOAT:
             return float(text)
-        raise ValueError(f"PARAMETER {name}: a number is needed, got `{text}`")
+        raise ValueError(f"PARAMETER {name}: expected a number, got `{text}`")
     if name in BOOLEANS:
         if text in ("true", "false"):
             return text == "true"
-        raise ValueError(f"PARAMETER {name}: true or false is needed, got `{text}`")
+        raise ValueError(f"PARAMETER {name}: expected true or false, got `{text}`")
     close = difflib.get_close_matches(name, PARAMETERS, n=1)
-    raise ValueError(f"PARAMETER {name}: Ollama knows none of that name" + (f"; `{close[0]}`?" if close else ""))
+    raise ValueError(
+        f"PARAMETER {name}: Ollama has no parameter of that name" + (f"; did you mean `{close[0]}`?" if close else "")
+    )

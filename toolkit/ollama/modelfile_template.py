@@ -1,4 +1,4 @@
-"""The user's Modelfile.template: reading it, filling it, and holding what comes out to what was meant."""
+"""The user's Modelfile.template: reading it, filling it, and checking the result against what was meant."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from toolkit.ollama.modelfile import LISTS, Modelfile
 
 
 def template_text(path: str) -> tuple[str, str]:
-    """Return the user's Modelfile.template, or the toolkit's own where `path` is empty, and its name for messages.
+    """Return the user's Modelfile.template, or the toolkit's own if `path` is empty, and its name for messages.
 
     Raises ToolkitError (exit 2) if the user's cannot be read.
     """
@@ -27,7 +27,7 @@ def template_text(path: str) -> tuple[str, str]:
 def fill_template(values: dict[str, Any], template_text: str, where: str = "Modelfile.template") -> str:
     """Fill a Modelfile.template: Jinja2 with `[[ ]]`, `[% %]` and `[# #]`.
 
-    Raises ToolkitError that names every undefined name with its line, or what else is wrong with the template.
+    Raises ToolkitError that lists every undefined name with its line, or says what else is wrong.
     """
     from jinja2 import StrictUndefined, TemplateSyntaxError, nodes
     from jinja2.meta import find_undeclared_variables
@@ -51,7 +51,7 @@ def fill_template(values: dict[str, Any], template_text: str, where: str = "Mode
         if used:
             listed = ", ".join(f"`{name}` (line {line})" for line, name in dict.fromkeys(used))
             raise ToolkitError(
-                f"{where} uses what is not defined: {listed}",
+                f"{where} uses undefined names: {listed}",
                 hint=f"defined are {', '.join(sorted(values))}",
                 exit_code=USAGE,
             )
@@ -59,7 +59,7 @@ def fill_template(values: dict[str, Any], template_text: str, where: str = "Mode
     except TemplateSyntaxError as exc:
         raise ToolkitError(
             f"{where}, line {exc.lineno}: {exc.message}",
-            hint="values stand in [[ ]], loops and conditions in [% %], notes in [# #]",
+            hint="values go in [[ ]], loops and conditions in [% %], notes in [# #]",
             exit_code=USAGE,
         ) from exc
     except ToolkitError:
@@ -84,9 +84,9 @@ def _line_in_template(exc: BaseException) -> int | str:
 
 
 def check_unchanged(found: Modelfile, meant: Modelfile, where: str = "Modelfile.template") -> None:
-    """Raise ToolkitError that names what a rendered Modelfile changed of what was meant.
+    """Raise ToolkitError that lists what a rendered Modelfile changed.
 
-    More parameters, stop texts and licences may stand beside ours.
+    It may add parameters, stop texts and licences to ours.
     """
     changed = [
         name

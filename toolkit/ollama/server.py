@@ -1,6 +1,7 @@
-"""The Ollama server: which version answers, and asking it over HTTP.
+"""The Ollama server: which version answers, and requests over HTTP.
 
-The package `ollama` is not used: importing it makes a client of whatever the environment names, and fails with it.
+The package `ollama` is not used: importing it makes a client for whatever server the environment names, and may fail
+there.
 """
 
 import json
@@ -22,7 +23,7 @@ from toolkit.ollama import deadlines
 from toolkit.ollama.address import is_loopback, server_address, warn_if_open
 from toolkit.ollama.failures import ServerError
 
-MINIMUM = (0, 30, 0)  # from here on a server runs llama.cpp's own
+MINIMUM = (0, 30, 0)  # from this version on, a server runs llama.cpp's own
 CONNECT_SECONDS = 2.0
 QUICK_SECONDS = 10.0
 
@@ -32,7 +33,7 @@ _RACED = re.compile(r"no such file|cannot find the (file|path)|not found|^(unexp
 
 
 def version(settings: OllamaSettings) -> str | None:
-    """Ask the server for its version; None where nothing answers, within two seconds.
+    """Ask the server for its version; None if nothing answers within two seconds.
 
     Raises ToolkitError (exit 3) if what answers is not Ollama, or is older than 0.30. A build from source says 0.0.0
     whatever its age: it is accepted, since whoever builds a server knows what was built.
@@ -46,7 +47,7 @@ def version(settings: OllamaSettings) -> str | None:
             raise _not_ollama(url, f"no TLS connection: {exc}") from None
         return None
     except httpx.TimeoutException:
-        raise _not_ollama(url, "it takes the connection but says nothing") from None
+        raise _not_ollama(url, "it accepts the connection but sends nothing") from None
     except httpx.TransportError as exc:
         raise _not_ollama(url, f"{type(exc).__name__}: {exc}") from None
     try:
@@ -55,8 +56,8 @@ def version(settings: OllamaSettings) -> str | None:
         answer = None
     if reply.status_code in (401, 403):
         raise ToolkitError(
-            f"the server at {url} does not let us in: HTTP {reply.status_code}",
-            hint="set OLLAMA_API_KEY to the key that it wants",
+            f"the server at {url} refuses access: HTTP {reply.status_code}",
+            hint="set OLLAMA_API_KEY to the key that it expects",
             exit_code=MISSING,
         )
     found = answer.get("version") if isinstance(answer, dict) else None
@@ -76,7 +77,7 @@ def version(settings: OllamaSettings) -> str | None:
 def _not_ollama(url: str, reason: str) -> ToolkitError:
     return ToolkitError(
         f"what answers at {url} is not an Ollama server: {reason}",
-        hint="check `ollama.host` and OLLAMA_HOST: another program may have that port, or a proxy stands before it",
+        hint="check `ollama.host` and OLLAMA_HOST: another program may have that port, or a proxy is in front of it",
         exit_code=MISSING,
     )
 
@@ -100,7 +101,7 @@ def require(settings: OllamaSettings) -> str:
 
 
 def rewrites(found: str) -> bool | None:
-    """Say whether a server of this version stores a GGUF rewritten, under another digest; None where it is not known.
+    """Say whether a server of this version stores a GGUF rewritten, under another digest; None if unknown.
 
     Up to 0.34.0 it runs `llama-quantize COPY` at create; a build from source does not say what it is.
     """
@@ -109,7 +110,7 @@ def rewrites(found: str) -> bool | None:
 
 
 def http(settings: OllamaSettings) -> httpx.Client:
-    """Make a client of the configured server and time-out; it sends OLLAMA_API_KEY where there is one."""
+    """Make a client of the configured server and time-out; it sends OLLAMA_API_KEY if there is one."""
     url = server_address(settings)
     warn_if_open(url)
     return _http(url, _timeout(settings))
@@ -149,10 +150,10 @@ def _environment(url: str) -> Iterator[None]:
 
 
 def retry_on_race(ask: Callable[[], Answer]) -> Answer:
-    """Call; for about a second call again while it fails as it does beside another client's change of the store.
+    """Call; for about a second call again while it fails in a way that another client's change of the store causes.
 
     To find any name Ollama lists its manifests, then looks at each. One that was deleted in between fails the call:
-    with HTTP 500, 400 or `model not found`, whichever model that was and though the call's own is there. One that is
+    with HTTP 500, 400 or `model not found`, even if the call's own model is there. One that is
     being written reads as EOF (manifest/manifest.go, `Manifests` and `WriteManifest`).
     """
     for pause in (0.05, 0.1, 0.2, 0.4):
@@ -207,7 +208,7 @@ def stream(http: httpx.Client, path: str, body: dict[str, Any]) -> Iterator[dict
 
 
 def held(http: httpx.Client) -> dict[str, str]:
-    """Return what the server holds: `name:tag` in lower case (case makes no other name) → manifest digest (hex)."""
+    """Return what the server holds: `name:tag` in lower case (names ignore case) → manifest digest (hex)."""
     listed = call(http, "/api/tags", method="GET").get("models")
     if listed is not None and not isinstance(listed, list):
         raise json.JSONDecodeError("no list of models", str(listed)[:80], 0)

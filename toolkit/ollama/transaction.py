@@ -1,4 +1,4 @@
-"""Names on a server change all together or not at all, whatever is killed.
+"""Names on a server change all together or not at all, even if a process is killed.
 
 Ollama can only copy and delete single names. A registration therefore works under temporary tags of the model's own
 name, `toolkit-KIND-TOKEN-TAG`; TOKEN is unique to one call on one machine. The kinds:
@@ -9,9 +9,9 @@ name, `toolkit-KIND-TOKEN-TAG`; TOKEN is unique to one call on one machine. The 
 - old: what TAG held before. gone: TAG held nothing before (the model itself is what TAG gets).
 
 One machine does one registration of a name at a time, by a lock file that the kernel frees when the process dies. A
-token of this machine that is not ours is dead, and the next call undoes it. Whether another machine's call is dead
-cannot be known: while its `commit` stands, others are refused, unless they are told to undo it. Undoing deletes `new`
-first, from which a commit copies: should that call be alive, it fails there and touches nothing more.
+token of this machine that is not ours is dead, and the next call undoes it. Nobody can know whether another machine's
+call is dead. While its `commit` stands, others are refused, unless they were asked to undo it. Undoing deletes `new`
+first, from which a commit copies. If that call is alive, it fails there and changes nothing more.
 """
 
 import fcntl
@@ -66,10 +66,10 @@ class Transaction:
         """Raise ToolkitError if another machine's commit stands."""
         for token in self.others(held):
             raise ToolkitError(
-                f"another machine is registering `{self.name}`, or was cut off: `{self.name}:toolkit-commit-{token}` "
-                "stands",
+                f"another machine is registering `{self.name}`, or was interrupted: "
+                f"`{self.name}:toolkit-commit-{token}` exists",
                 hint="wait for it, or run the same command there; if that machine is gone, `toolkit register` with "
-                f"`--replace {server.listed_name(self.name, f'toolkit-commit-{token}')}` puts the former models back",
+                f"`--replace {server.listed_name(self.name, f'toolkit-commit-{token}')}` restores the former models",
             )
 
 
@@ -83,7 +83,7 @@ def copies_of(tags: Iterable[str], foreign: Mapping[str, str] = MappingProxyType
 
 
 def user_tags(held: dict[str, str]) -> dict[str, str]:
-    """Return the tags that are no temporary ones, with their digests."""
+    """Return the tags that are not temporary, with their digests."""
     return {tag: digest for tag, digest in held.items() if not TEMPORARY.fullmatch(tag)}
 
 
@@ -105,11 +105,11 @@ def alone(name: str, patience: float) -> Iterator[str]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise ToolkitError(
-                        f"another toolkit on this machine is registering `{name}`, for more than {patience:g} s",
-                        hint="wait for it to end; `--set ollama.timeout=SECONDS` says how long",
+                        f"another toolkit process on this machine is registering `{name}`: waited {patience:g} s",
+                        hint="wait for it to end; `--set ollama.timeout=SECONDS` sets how long to wait",
                     ) from None
                 if not waiting:
-                    console.info(f"another toolkit on this machine is registering `{name}`: waiting for it")
+                    console.info(f"another toolkit process on this machine is registering `{name}`: waiting for it")
                     waiting = True
                 time.sleep(0.2)
         boot = Path("/proc/sys/kernel/random/boot_id")
@@ -128,7 +128,7 @@ def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection
     with alone(name, patience) as machine:
         work = Transaction(http, name, machine + uuid.uuid4().hex[:8])
         if recover(work, replace=replace):
-            console.warn(f"an earlier registration of `{name}` was cut off: its former models are back")
+            console.warn(f"an earlier registration of `{name}` was interrupted: its former models are restored")
         try:
             yield work
         except BaseException:
@@ -136,8 +136,8 @@ def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection
                 undo(work, work.token)
             except Exception as exc:  # what made us give up matters more, and is raised next
                 console.warn(
-                    f"the server could not be cleaned up ({type(exc).__name__}); the next `toolkit register` does it: "
-                    f"`{name}` holds its former model, or gets it back then"
+                    f"the server could not be cleaned up ({type(exc).__name__}); the next `toolkit register` will do "
+                    f"it: `{name}` holds its former model or gets it back then"
                 )
             raise
         try:
@@ -155,7 +155,7 @@ def _of(held: dict[str, str], token: str, kind: str) -> dict[str, str]:
 
 
 def recover(work: Transaction, *, replace: Collection[str] = ()) -> bool:
-    """Undo what dead calls of this machine left; say whether former models had to be put back.
+    """Undo what dead calls of this machine left; say whether former models had to be restored.
 
     Raises ToolkitError while another machine's commit stands, unless `replace` names its tag: then it is undone too.
     """
@@ -222,7 +222,7 @@ def _same(work: Transaction, want: dict[str, str], found: dict[str, str]) -> Non
     if wrong:
         raise ToolkitError(
             f"the Ollama server does not list `{work.name}:{wrong[0]}` as the model that it should be",
-            hint="another program may be changing the same name, or the server's disk be full: run the command again",
+            hint="another program may be changing the same name, or the server's disk is full: run the command again",
         )
 
 

@@ -4,9 +4,9 @@ A format is a list of literal pieces and slots. From it come the training text, 
 GGUF, Ollama's Go TEMPLATE, the stop list, and a Python function for scripts. Only the Jinja template begins with the
 model's BOS: what renders it adds none, every other runtime does.
 
-Mapping everywhere: system and developer messages fill the instruction (joined by a blank line, where there are
-several), the user message fills the input. Messages of one role in a row are one message, joined by a blank line, as
-Ollama joins them. A last message of the assistant is left open for the model to go on with.
+Mapping everywhere: system and developer messages fill the instruction (joined by a blank line, if there are several),
+the user message fills the input. Messages of one role in a row are one message, joined by a blank line, as Ollama joins
+them. A last message of the assistant is left open for the model to continue.
 """
 
 import re
@@ -27,7 +27,7 @@ class Slot(Enum):
 
 @dataclass(frozen=True)
 class IfInstruction:
-    """Pieces that stand only where there is an instruction."""
+    """Pieces that are used only if there is an instruction."""
 
     pieces: tuple[str | Slot, ...]
 
@@ -39,10 +39,10 @@ Piece = str | Slot | IfInstruction
 class PromptFormat:
     """One prompt format: `start` once, then `turn` for each question, up to where its answer starts.
 
-    An answer ends in `eos`, a control token of the vocabulary, or in the base's own EOS where that is empty; `after`
-    stands behind a past answer and its EOS. `instruction` fills in where nothing else does; it may be empty where its
-    pieces are `IfInstruction`. `controls` are what must be control tokens of the vocabulary. `stops` end an answer
-    that runs on into another prompt.
+    An answer ends in `eos`, a control token of the vocabulary, or in the base's own EOS if that is empty; `after`
+    follows a past answer and its EOS. `instruction` is used if nothing else is given; it may be empty if its pieces are
+    `IfInstruction`. `controls` must all be control tokens of the vocabulary. `stops` end an answer that runs on into
+    another prompt.
     """
 
     start: tuple[Piece, ...]
@@ -62,7 +62,7 @@ class PromptFormat:
     def tail(self) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
         """What ends a question, and what opens its answer: the generation prompt.
 
-        A question ends as an answer does, in `eos` and `after`; where it does not, all of it opens the answer.
+        A question ends as an answer does, in `eos` and `after`; if it does not, all of it opens the answer.
         """
         pieces = self.turn[self.turn.index(Slot.INPUT) + 1 :]
         for index, piece in enumerate(pieces):
@@ -93,7 +93,7 @@ class Prompt:
         return "".join(part.text for part in self.parts)
 
     def __add__(self, answer: str) -> "Prompt":
-        """Return the prompt with data behind it."""
+        """Return the prompt followed by data."""
         return Prompt((*self.parts, Part(answer, ours=False)))
 
 
@@ -121,7 +121,7 @@ def _alpaca(settings: PromptSettings) -> PromptFormat:
 
 
 def _alpaca_no_input(settings: PromptSettings) -> PromptFormat:
-    """Stanford Alpaca's wording without input: the question is the instruction, a given one stands in front of it."""
+    """Stanford Alpaca's wording without input: the question is the instruction, a given one precedes it."""
     preamble = (
         "Below is an instruction that describes a task. "
         f"Write a response{_language(settings)} that appropriately completes the request."
@@ -158,7 +158,7 @@ def _llama3(settings: PromptSettings) -> PromptFormat:
 
 
 def _custom(settings: PromptSettings) -> PromptFormat:
-    """The user's own; `config` has checked that each slot stands where it must."""
+    """The user's own format; `config` has checked the position of each slot."""
     slots = {"{instruction}": Slot.INSTRUCTION, "{input}": Slot.INPUT}
 
     def pieces(text: str) -> tuple[Piece, ...]:

@@ -72,7 +72,7 @@ _RELATED = (
 def language_code(text: str) -> str:
     """Return the ISO 639-1 code of a language named in a setting: `Portuguese`, `português`, `pt-BR`; "" if unknown.
 
-    A text that names several languages is none of them.
+    For a text that names several languages it is "" too.
     """
     folded = text.strip().casefold()
     for code, names in NAMES.items():
@@ -87,7 +87,7 @@ def language_code(text: str) -> str:
 
 
 def language_name(code: str) -> str:
-    """Return the English name of a language, or its code where it has none here."""
+    """Return the English name of a language, or its code if it has none here."""
     return NAMES[code][0] if code in NAMES else code
 
 
@@ -101,7 +101,7 @@ class Sentences:
     """Alpaca's prompt in one language, and what validation asks in it.
 
     `preamble` is Alpaca's first paragraph with a request for that language. `headings` stand over instruction, question
-    and answer. `instruction` fills in where a record brings none.
+    and answer. `instruction` is used for a record that has none.
     """
 
     preamble: str

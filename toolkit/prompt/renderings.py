@@ -7,24 +7,29 @@ from typing import Any
 from toolkit.prompt.format import MESSAGE_SEPARATOR, IfInstruction, Part, Piece, Prompt, PromptFormat, Slot
 
 
-def render(form: PromptFormat, question: str, instruction: str | None = None) -> Prompt:
+def render(prompt_format: PromptFormat, question: str, instruction: str | None = None) -> Prompt:
     """Render a first question up to where the answer starts; this is what training masks and serving sends."""
-    return Prompt((*_fill(form.start, form, question, instruction), *_fill(form.turn, form, question, instruction)))
+    return Prompt(
+        (
+            *_fill(prompt_format.start, prompt_format, question, instruction),
+            *_fill(prompt_format.turn, prompt_format, question, instruction),
+        )
+    )
 
 
-def prompt_text(form: PromptFormat, question: str, instruction: str | None = None) -> str:
+def prompt_text(prompt_format: PromptFormat, question: str, instruction: str | None = None) -> str:
     """Return the text of `render`."""
-    return render(form, question, instruction).text
+    return render(prompt_format, question, instruction).text
 
 
 Message = Mapping[str, Any]
 """A chat message as the API has it: `role`, and `content`, which may be text, null or a list of text parts."""
 
 
-def conversation(form: PromptFormat, messages: Sequence[Message], eos: str, *, generate: bool = True) -> str:
+def conversation(prompt_format: PromptFormat, messages: Sequence[Message], eos: str, *, generate: bool = True) -> str:
     """Render chat messages as the templates below do; `eos` is the EOS token's text, a BOS is left to the runtime.
 
-    With `generate` the text ends where the model goes on: behind the prompt of the last question, or behind what the
+    With `generate` the text ends where the model continues: after the prompt of the last question, or after what the
     last answer has so far. Without it, it ends with the last question, or with the last answer and its EOS.
     """
     turns: list[tuple[str, str]] = []
@@ -33,17 +38,17 @@ def conversation(form: PromptFormat, messages: Sequence[Message], eos: str, *, g
         if turns and turns[-1][0] == role:
             content = turns.pop()[1] + MESSAGE_SEPARATOR + content
         turns.append((role, content))
-    instruction = _instruction(form, turns)
-    closing, opening = form.tail
-    text = "".join(part.text for part in _fill(form.start, form, "", instruction))
+    instruction = _instruction(prompt_format, turns)
+    closing, opening = prompt_format.tail
+    text = "".join(part.text for part in _fill(prompt_format.start, prompt_format, "", instruction))
     spoken = [turn for turn in turns if turn[0] in ("user", "assistant")]
     for number, (role, content) in enumerate(spoken, 1):
         last = number == len(spoken)
         if role == "user":
-            pieces = (*form.head, Slot.INPUT, *closing, *(opening if generate or not last else ()))
-            text += "".join(part.text for part in _fill(pieces, form, content, instruction))
+            pieces = (*prompt_format.head, Slot.INPUT, *closing, *(opening if generate or not last else ()))
+            text += "".join(part.text for part in _fill(pieces, prompt_format, content, instruction))
         else:
-            text += content + (eos + form.after if not last else "" if generate else eos)
+            text += content + (eos + prompt_format.after if not last else "" if generate else eos)
     return text
 
 
@@ -55,23 +60,23 @@ def message_text(content: Any) -> str:
     return MESSAGE_SEPARATOR.join(text for text in texts if isinstance(text, str))
 
 
-def _instruction(form: PromptFormat, turns: list[tuple[str, str]]) -> str:
-    """Join what system and developer say; the format's own instruction gives way to any other.
+def _instruction(prompt_format: PromptFormat, turns: list[tuple[str, str]]) -> str:
+    """Join the system and developer messages; any other text replaces the format's own instruction.
 
     A server puts that one in front of messages that do not begin with a system message.
     """
     said = [(role, text) for role, text in turns if role in ("system", "developer")]
-    if len(said) > 1 and turns[0][0] == "system" and turns[0][1] in ("", form.instruction):
+    if len(said) > 1 and turns[0][0] == "system" and turns[0][1] in ("", prompt_format.instruction):
         said = said[1:]
     return MESSAGE_SEPARATOR.join(text for _, text in said)
 
 
-def _fill(pieces: tuple[Piece, ...], form: PromptFormat, question: str, instruction: str | None) -> list[Part]:
-    values = {Slot.INSTRUCTION: instruction or form.instruction, Slot.INPUT: question}
+def _fill(pieces: tuple[Piece, ...], prompt_format: PromptFormat, question: str, instruction: str | None) -> list[Part]:
+    values = {Slot.INSTRUCTION: instruction or prompt_format.instruction, Slot.INPUT: question}
     parts: list[Part] = []
     for piece in pieces:
         if isinstance(piece, IfInstruction):
-            parts += _fill(piece.pieces, form, question, instruction) if values[Slot.INSTRUCTION] else []
+            parts += _fill(piece.pieces, prompt_format, question, instruction) if values[Slot.INSTRUCTION] else []
         else:
             parts.append(Part(piece, ours=True) if isinstance(piece, str) else Part(values[piece], ours=False))
     return parts
@@ -89,16 +94,17 @@ _MESSAGE_TEXT = (
 )
 
 
-def chat_template(form: PromptFormat, *, bos: bool) -> str:
+def chat_template(prompt_format: PromptFormat, *, bos: bool) -> str:
     """Render the format as a Jinja chat template for the GGUF and the tokenizer.
 
-    With `bos`, where the model has one, it begins with that token: what renders a chat template adds none itself.
+    With `bos`, if the model has one, it begins with that token: what renders a chat template does not add one.
     Everything is written as an expression, because transformers and llama.cpp trim literal text around tags. What ends
-    a message is kept in `ns.tail` until another question or answer follows, and in `ns.end` for where none does.
+    a message is kept in `ns.tail` until another question or answer follows, and in `ns.end` if none does.
     """
-    parts = (form.start, form.head, *form.tail)
+    parts = (prompt_format.start, prompt_format.head, *prompt_format.tail)
     start, head, closing, opening = (_sum(each, _jinja, "ns.lead", "") for each in parts)
-    instruction, eos = _jinja(form.instruction), _jinja(form.eos) if form.eos else "eos_token"
+    instruction, after = _jinja(prompt_format.instruction), _jinja(prompt_format.after)
+    eos = _jinja(prompt_format.eos) if prompt_format.eos else "eos_token"
     return (
         f"{'{{ bos_token }}' if bos else ''}{_MESSAGE_TEXT}"
         "{% set ns = namespace(lead='', rest='', more=false, before='', tail='', end='') %}"
@@ -119,18 +125,18 @@ def chat_template(form: PromptFormat, *, bos: bool) -> str:
         f"{{% set ns.tail = {closing} + {opening} %}}"
         f"{{% set ns.end = {closing} + ({opening} if add_generation_prompt else '') %}}"
         "{% elif message['role'] == 'assistant' %}{{ ns.tail + content }}"
-        f"{{% set ns.end = '' if add_generation_prompt else {eos} %}}{{% set ns.tail = {eos} + {_jinja(form.after)} %}}"
+        f"{{% set ns.end = '' if add_generation_prompt else {eos} %}}{{% set ns.tail = {eos} + {after} %}}"
         "{% endif %}{% set ns.before = message['role'] %}{% endfor %}{{ ns.end }}"
     )
 
 
-def go_template(form: PromptFormat, eos: str) -> str:
+def go_template(prompt_format: PromptFormat, eos: str) -> str:
     """Render the format as an Ollama TEMPLATE (Go text/template in messages mode).
 
-    `eos` is the EOS token's text; it stands after past answers only. No `{{-` is used: it would eat the newline that
+    `eos` is the EOS token's text; it follows past answers only. No `{{-` is used: it would eat the newline that
     ends the prompt. Nor is `.System`: it lacks what a developer says.
     """
-    default = _go_string(form.instruction)
+    default = _go_string(prompt_format.instruction)
 
     def written(pieces: tuple[Piece, ...]) -> str:
         text = ""
@@ -143,6 +149,7 @@ def go_template(form: PromptFormat, eos: str) -> str:
                 text += "{{ $lead }}" if piece is Slot.INSTRUCTION else "{{ .Content }}"
         return text
 
+    start, turn, after = written(prompt_format.start), written(prompt_format.turn), _go(eos + prompt_format.after)
     return (
         '{{ $lead := "" }}{{ $rest := "" }}{{ $more := false }}{{ $last := -1 }}{{ range $i, $_ := .Messages }}'
         '{{ if or (eq .Role "user") (eq .Role "assistant") }}{{ $last = $i }}'
@@ -153,17 +160,17 @@ def go_template(form: PromptFormat, eos: str) -> str:
         f'{{{{ if and $more (or (eq $lead "") (eq $lead {default})) }}}}{{{{ $lead = $rest }}}}'
         '{{ else if $more }}{{ $lead = printf "%s\\n\\n%s" $lead $rest }}{{ end }}'
         f'{{{{ if eq $lead "" }}}}{{{{ $lead = {default} }}}}{{{{ end }}}}'
-        f'{written(form.start)}{{{{ range $i, $_ := .Messages }}}}{{{{ if eq .Role "user" }}}}{written(form.turn)}'
+        f'{start}{{{{ range $i, $_ := .Messages }}}}{{{{ if eq .Role "user" }}}}{turn}'
         '{{ else if eq .Role "assistant" }}{{ .Content }}'
-        f"{{{{ if ne $i $last }}}}{_go(eos + form.after)}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
+        f"{{{{ if ne $i $last }}}}{after}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
     )
 
 
-def python_function(form: PromptFormat) -> str:
+def python_function(prompt_format: PromptFormat) -> str:
     """Render the format as a Python function that needs nothing else, for scripts that send `raw` prompts."""
-    text = _sum((*form.start, *form.turn), repr, "instruction", "question", "\n        ")
+    text = _sum((*prompt_format.start, *prompt_format.turn), repr, "instruction", "question", "\n        ")
     return (
-        f"def prompt(question, instruction={form.instruction!r}):\n"
+        f"def prompt(question, instruction={prompt_format.instruction!r}):\n"
         f'    """Return the text that the model was trained to answer."""\n'
         f"    return (\n        {text}\n    )\n"
     )
@@ -184,7 +191,7 @@ def _sum(
     return f"{space}+ ".join(terms) if terms else quote("")
 
 
-# Ollama prefers a GGUF's chat template that has these words over TEMPLATE (server/images.go).
+# Ollama prefers a GGUF's chat template to TEMPLATE if it has these words (server/images.go).
 _TELLING = re.compile("(?<=tool)(?=s|_call)|(?<=<)(?=/?think>)")
 
 
@@ -192,7 +199,7 @@ def _jinja(text: str) -> str:
     """Quote text as a Jinja string.
 
     Only escapes that llama.cpp's own Jinja reads are used; Jinja2 itself would turn a carriage return into a newline.
-    Words that Ollama takes for abilities are written in two halves.
+    Words that Ollama takes for abilities are split in two.
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return '"' + _TELLING.sub('" + "', escaped) + '"'

@@ -16,7 +16,7 @@ from toolkit.core.parsing import read_json
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 
-# Tokens that llama.cpp stops at and never finds in text, whatever their kind is in the file (src/llama-vocab.cpp).
+# Tokens that llama.cpp stops at and never finds in text, whatever their kind in the file (src/llama-vocab.cpp).
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
 # Letters, digits, spaces, other scripts, characters of two to four bytes, controls, and a text of no token at all.
 TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧 😀 ﷺ\u200b\t<|x|>", "\x00\x7f\ufffd", "ab" * 40)
@@ -26,9 +26,9 @@ TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧
 class Tokenizer:
     """A base model's vocabulary, with the ids that begin and end every record.
 
-    `bos` is None where the model's tokenizer adds none. `encoder` is a `tokenizers.Tokenizer`; `inner` is another for
-    text that stands behind other text, where the first one puts a space before every text (SentencePiece, as Llama-2).
-    `controls` are the control tokens: id by text.
+    `bos` is None if the model's tokenizer adds none. `encoder` is a `tokenizers.Tokenizer`; `inner` is another for text
+    that follows other text, if the first one puts a space before every text (SentencePiece, as Llama-2). `controls` are
+    the control tokens: id by text.
     """
 
     encoder: Any
@@ -41,7 +41,7 @@ class Tokenizer:
 
     @property
     def bos_text(self) -> str:
-        """The BOS token's text, as a chat template begins with it; empty where the model has none."""
+        """The BOS token's text, as a chat template begins with it; empty if the model has none."""
         return "" if self.bos is None else str(self.encoder.id_to_token(self.bos))
 
     def encode(self, text: str) -> list[int]:
@@ -77,7 +77,7 @@ class Tokenizer:
         return self._cut[text]
 
     def prompt_ids(self, prompt: Prompt | str) -> list[int]:
-        """Return the ids that a runtime must see for a prompt: BOS where the model has one, then the text."""
+        """Return the ids that a runtime must see for a prompt: BOS if the model has one, then the text."""
         ids = [] if self.bos is None else [self.bos]
         for run in self.segments(prompt):
             ids += [run] if isinstance(run, int) else self.encode(run)
@@ -86,9 +86,9 @@ class Tokenizer:
     def record_ids(self, prompt: Prompt | str, answer: str, *, cut: bool = False) -> tuple[list[int], int]:
         """Return the ids of prompt, answer and EOS, and how many of them are the prompt's.
 
-        An answer that was `cut` does not end there: no EOS stands behind it.
+        An answer that was `cut` does not end there, so no EOS follows it.
 
-        The prompt's ids are always those of the prompt alone, as in serving. The answer's are those it has behind the
+        The prompt's ids are always those of the prompt alone, as in serving. The answer's are those it has after the
         prompt, unless that would change the prompt's.
         """
         start = self.prompt_ids(prompt)
@@ -126,10 +126,12 @@ def _cannot_encode(reason: str) -> ToolkitError:
     return ToolkitError(f"the base model's tokenizer.json fails at a text: {reason}", hint="copy the base model again")
 
 
-def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: Path | None = None) -> Tokenizer:
+def load_tokenizer(
+    folder: Path, prompt_format: PromptFormat | None = None, *, eos_from: Path | None = None
+) -> Tokenizer:
     """Load `tokenizer.json` of a model folder; EOS is the prompt format's, else what the folder's settings name.
 
-    Where they name none, it is what those of `eos_from` name: an adapter's tokenizer may leave it to the base.
+    If they name none, it is what those of `eos_from` name: an adapter's tokenizer may leave it to the base.
     Raises ToolkitError if the folder has no fast tokenizer or names no EOS; exit 2 if the format cannot be written in
     its vocabulary.
     """
@@ -145,9 +147,13 @@ def load_tokenizer(folder: Path, form: PromptFormat | None = None, *, eos_from: 
     ):
         encoder, inner, bos = _encoders(layout, path)
     controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
-    if form is not None:
-        _check(form, controls, None if bos is None else encoder.id_to_token(bos), folder)
-    eos = controls[form.eos] if form is not None and form.eos else _eos_id(folder, encoder, eos_from)
+    if prompt_format is not None:
+        _check(prompt_format, controls, None if bos is None else encoder.id_to_token(bos), folder)
+    eos = (
+        controls[prompt_format.eos]
+        if prompt_format is not None and prompt_format.eos
+        else _eos_id(folder, encoder, eos_from)
+    )
     return Tokenizer(encoder, bos, eos, str(encoder.id_to_token(eos)), inner, controls)
 
 
@@ -186,9 +192,9 @@ def _encoders(layout: dict[str, Any], path: Path) -> tuple[Any, Any, int | None]
     return encoder, inner, bos
 
 
-def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder: Path) -> None:
+def _check(prompt_format: PromptFormat, controls: dict[str, int], bos: str | None, folder: Path) -> None:
     """Raise ToolkitError (exit 2) if a vocabulary cannot write a prompt format, or servers would read it otherwise."""
-    missing = [token for token in form.controls if token not in controls]
+    missing = [token for token in prompt_format.controls if token not in controls]
     if missing:
         raise ToolkitError(
             f"the vocabulary of `{folder}` has no control token {', '.join(f'`{token}`' for token in missing)}, which "
@@ -196,18 +202,18 @@ def _check(form: PromptFormat, controls: dict[str, int], bos: str | None, folder
             hint='choose a base that has it, or `prompt.preset = "alpaca"`, which is plain text and needs none',
             exit_code=USAGE,
         )
-    text = render(form, "").text
+    text = render(prompt_format, "").text
     if bos and text.startswith(bos):
         raise ToolkitError(
-            f"the prompt format begins with `{bos}`, which every runtime puts there itself: it would stand twice",
+            f"the prompt format begins with `{bos}`, which every runtime adds itself: it would appear twice",
             hint="leave it out of `prompt.prefix` or `prompt.user_turn`",
             exit_code=USAGE,
         )
-    held = [token for token in controls if token in form.instruction]
+    held = [token for token in controls if token in prompt_format.instruction]
     if held:
         raise ToolkitError(
-            f"`prompt.instruction` holds the control token `{held[0]}`: it trains as text, and a server would take it "
-            "for the token in every prompt",
+            f"`prompt.instruction` contains the control token `{held[0]}`: training reads it as text, but a server "
+            "would read it as the token in every prompt",
             hint="write the instruction without it",
             exit_code=USAGE,
         )
@@ -223,7 +229,7 @@ def looks_special(text: str) -> bool:
 def with_space_always(layout: dict[str, Any]) -> dict[str, Any]:
     """Return a tokenizer.json that puts a space before a text even if it begins with one, as SentencePiece does.
 
-    Metaspace leaves it out there, llama.cpp does not: training has to see what the runtime will.
+    Metaspace leaves it out there, llama.cpp does not: training must see what the runtime will see.
     """
     step = layout.get("pre_tokenizer")
     if not isinstance(step, dict) or step.get("type") != "Metaspace" or layout.get("normalizer"):
@@ -287,7 +293,7 @@ def _eos_id(folder: Path, encoder: Any, other: Path | None) -> int:
                     hint="name it by its text: set eos_token in tokenizer_config.json",
                 )
     raise ToolkitError(
-        f"the base model in `{folder}` names no end-of-sequence token",
+        f"the base model in `{folder}` does not name an end-of-sequence token",
         hint="without EOS a model never stops: add eos_token to its tokenizer_config.json",
     )
 

@@ -37,11 +37,10 @@ def register(
     """Register each quantization as `name:quantization` and `export.default` as `name:latest` too, or change nothing.
 
     `eos` is the EOS token's text; `files` and `digests` (SHA-256, hex) are by quantization; `held_out` holds rows with
-    instruction and input. What `latest` held stays as `name:previous`, what another tag held as `name:previous-TAG`.
-    `replace` names, as `name:tag`, models that are not ours and may be replaced, which keep a copy too, and what
-    another machine left unfinished.
-    Raises ToolkitError: exit 3 without a usable server, 2 for settings, 1 for what fails on the way; then, as after
-    Ctrl-C, every name holds what it held before.
+    instruction and input. What `latest` held is kept as `name:previous`, what another tag held as `name:previous-TAG`.
+    `replace` names, as `name:tag`, models that are not ours and may be replaced; a copy of them is kept too. It may
+    also name what another machine left unfinished. Raises ToolkitError: exit 3 without a usable server, 2 for settings,
+    1 for a failure on the way. Then, as after Ctrl-C, every name holds what it held before.
     """
     form = prompt_format(config.prompt)
     tokenizer = load_tokenizer(folder.adapter, form)
@@ -112,16 +111,16 @@ def register(
 
 
 def modelfile_text(config: Config, folder: RunFolder, eos: str) -> str:
-    """Return the Modelfile of the default quantization, for a file that stands in the run folder.
+    """Return the Modelfile of the default quantization, for a file in the run folder.
 
-    `ollama create NAME -f FILE` makes the same model of it. Raises ToolkitError as `register` does for settings, and
+    `ollama create NAME -f FILE` makes the same model from it. Raises ToolkitError as `register` does for settings, and
     (exit 2) if a value cannot be written in a Modelfile.
     """
     described = specs.describe_model(config, folder, eos)
     if described.unwritable:
         raise ToolkitError(
             "; ".join(described.unwritable),
-            hint="`toolkit register` makes the model through the server's API, which takes every text",
+            hint="`toolkit register` makes the model through the server's API, which accepts any text",
             exit_code=USAGE,
         )
     return described.text
@@ -140,24 +139,24 @@ def _warn_of_a_short_context(config: Config, spec: Modelfile) -> None:
     if spec.parameters["num_ctx"] < needed:
         console.warn(
             f"num_ctx {spec.parameters['num_ctx']:,} is less than train.max_length + num_predict = {needed:,}: "
-            "the server cuts longer prompts without a word"
+            "the server silently cuts longer prompts"
         )
 
 
 def _warn_of_penalties(spec: Modelfile) -> None:
-    """Say that a penalty, of the settings or of the user's template, serves another distribution than was trained."""
+    """Warn that a penalty, from the settings or the user's template, changes the distribution that was trained."""
     neutral = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     given = [f"{name} {spec.parameters[name]:g}" for name, value in neutral.items() if name in spec.parameters
              and spec.parameters[name] != value]  # fmt: skip
     if given:
         console.warn(
-            f"{', '.join(given)}: answers are drawn from another distribution than the one that was trained and that "
-            "`toolkit validate` judges; it reports what `ollama.repeat_penalty` changes"
+            f"{', '.join(given)}: answers come from a different distribution than the one that was trained and that "
+            "`toolkit validate` measures; its report shows the effect of `ollama.repeat_penalty`"
         )
 
 
 def _put(config: Config, work: Transaction, model: str, path: Path, digest: str, spec: Modelfile) -> None:
-    """Upload a file where the server lacks it, and make a model of it under a temporary name."""
+    """Upload a file unless the server has it, and make a model from it under a temporary name."""
     for last in (False, True):
         with translate_errors(config.ollama, f"uploading `{path.name}`"):
             if not blobs.upload(work.http, path, digest):
@@ -181,13 +180,13 @@ def _still_there(http: httpx.Client, digest: str) -> bool:
 
 
 def _check_stored(version: str, path: Path, proof: dict[str, Any]) -> None:
-    """Compare the digest of the file that the server runs with ours; some servers rewrite what they are given."""
+    """Compare the digest of the file that the server runs with ours; some servers rewrite what they receive."""
     if proof["stored_sha256"] == proof["gguf_sha256"]:
         return
     if server.rewrites(version) is False:
         raise ToolkitError(
-            f"the Ollama server stored another file than `{path.name}`: its SHA-256 is {proof['stored_sha256']}",
-            hint="run the same command again; if it stays, report it with the server's version",
+            f"the Ollama server stored a different file than `{path.name}`: its SHA-256 is {proof['stored_sha256']}",
+            hint="run the same command again; if it still fails, report it with the server's version",
             exit_code=FAILED,
         )
-    console.info(f"{path.name}: this server stores it rewritten; both digests are recorded")
+    console.info(f"{path.name}: this server rewrites the files that it stores; both digests are recorded")

@@ -7,7 +7,7 @@ from toolkit.ollama.address import server_address
 
 
 def ollama(config: Config, *, needed: bool) -> Check:
-    """Check that an Ollama server answers and is new enough; where none does, that is only fatal if `needed`."""
+    """Check that an Ollama server answers and is new enough; without one, the check fails only if `needed`."""
     url = server_address(config.ollama)
     if server.version(config.ollama) is None:
         fix = (

@@ -1,7 +1,8 @@
-"""Greedy answers of llama.cpp and of the server from the same GGUF file, beside each other.
+"""Greedy answers of llama.cpp and of the server from the same GGUF file, side by side.
 
-They are recorded and shown; a difference fails nothing. Both programs add up the same numbers in another order, so two
-tokens that are almost equally likely may change places. Prompts, token ids and the file's digest prove what is served.
+They are recorded and shown; a difference fails nothing. Both programs add up the same numbers in a different order, so
+two tokens that are almost equally likely may change places. Prompts, token ids and the file's digest prove what is
+served.
 """
 
 from typing import Any

@@ -18,7 +18,7 @@ from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import go_template
 
-# What the models of the recipe are under, by a part of their name; others are named without a licence.
+# Licences of the recipe's models, by a part of their name; others are named without a licence.
 LICENCES = {
     "llama-3.1": "the Llama 3.1 Community License; Built with Llama",
     "llama-3.2": "the Llama 3.2 Community License; Built with Llama",
@@ -48,7 +48,7 @@ def tags_to_replace(name: str, replace: Collection[str], tags: Collection[str]) 
         listed = server.listed_name(whole, tag)
         if listed not in models and not (mark and listed == server.listed_name(name, tag)):
             raise ToolkitError(
-                f"--replace {model}: this registration replaces no such model",
+                f"--replace {model}: this registration does not write that model",
                 hint=f"it writes {', '.join(f'`{each}`' for each in models)}",
                 exit_code=USAGE,
             )
@@ -74,7 +74,7 @@ def sampling_parameters(config: Config, eos_text: str, form: PromptFormat) -> di
 def licence(config: Config, folder: RunFolder) -> str:
     """Return the licence text: our marker with the run's id, base and data with their hash, then the terms.
 
-    The terms are the user's, or a line about the base model. What the manifest does not hold is left out.
+    The terms are the user's, or a line about the base model. What is not in the manifest is left out.
     """
     lines = [f"{MARKER}{folder.name}", f"Base model: {config.model.base}"]
     if folder.manifest.exists():
@@ -102,9 +102,9 @@ class Description:
 def describe_model(config: Config, folder: RunFolder, eos: str) -> Description:
     """Render the Modelfile of the default quantization, and say what it means.
 
-    `eos` is the EOS token's text. A value that no Modelfile can hold is replaced by a word while the user's template
-    is filled, and put back into what it means: the API takes it. The text is then a comment that says why. Raises
-    ToolkitError (exit 2) if the user's template is wrong or changes what was trained.
+    `eos` is the EOS token's text. A value that no Modelfile can hold is replaced by a placeholder while the user's
+    template is filled, and restored afterwards: the API accepts it. The text is then a comment that says why.
+    Raises ToolkitError (exit 2) if the user's template is wrong or changes what was trained.
     """
     form = prompt_format(config.prompt)
     gguf = folder.gguf(config.export.default)
@@ -146,7 +146,7 @@ def describe_model(config: Config, folder: RunFolder, eos: str) -> Description:
 
 
 def _put_back(found: Modelfile, stand_ins: dict[str, str]) -> Modelfile:
-    """Replace the words that stood in for values by the values."""
+    """Replace the placeholders by their values."""
     parameters = {
         name: [stand_ins.get(item, item) for item in value] if isinstance(value, list) else value
         for name, value in found.parameters.items()

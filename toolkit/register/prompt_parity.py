@@ -1,6 +1,6 @@
 """The chain from a record to the server's tokens: text, chat template and vocabulary.
 
-What is proven for which prompts stands in `prove_prompts`.
+`prove_prompts` says what is proven for which prompts.
 """
 
 import time
@@ -17,7 +17,7 @@ from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.register import greedy, verify
 
-COUNT_SECONDS = 20.0  # as long as prompts are run to have them counted, beyond the first ones
+COUNT_SECONDS = 20.0  # the time for running prompts to have them counted, after the first ones
 COUNTED = 10
 
 
@@ -25,24 +25,24 @@ def prove_prompts(
     http: httpx.Client,
     model: str,
     path: Path,
-    form: PromptFormat,
+    prompt_format: PromptFormat,
     tokenizer: Tokenizer,
     held_out: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Prove that a model on the server reads prompts as the trained one; record a few greedy answers (`greedy`).
+    """Prove that a model on the server reads prompts as the trained one does; record a few greedy answers (`greedy`).
 
     For every held-out prompt: the server's rendering by /api/generate and /api/chat is the training text, byte for
     byte, and llama.cpp makes the trained tokenizer's ids of it with the file's own vocabulary, with one BOS where the
-    model has one. For as many as can be run in twenty seconds, spread over them and ten at least: the server counts as
-    many tokens and gives the same ids back.
+    model has one. For as many as can be run in twenty seconds, spread over all and ten at least: the server counts the
+    same number of tokens and returns the same ids.
 
     Returns the figures. Raises ToolkitError at the first difference.
     """
     if not held_out:
         raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
-    rows = [(str(row["input"]), str(row.get("instruction") or form.instruction)) for row in held_out]
-    seen, plain, answers = _in_llamacpp(path, form, tokenizer, rows)
-    verify.every_prompt(http, model, form, tokenizer.eos_text, rows)
+    rows = [(str(row["input"]), str(row.get("instruction") or prompt_format.instruction)) for row in held_out]
+    seen, plain, answers = _in_llamacpp(path, prompt_format, tokenizer, rows)
+    verify.every_prompt(http, model, prompt_format, tokenizer.eos_text, rows)
     counted = _count(http, model, rows, seen, tokenizer.bos)
     asked = [rows[index] for index in spread(plain, greedy.QUESTIONS)]
     return {
@@ -55,17 +55,17 @@ def prove_prompts(
 
 
 def _in_llamacpp(
-    path: Path, form: PromptFormat, tokenizer: Tokenizer, rows: list[tuple[str, str]]
+    path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, rows: list[tuple[str, str]]
 ) -> tuple[list[list[int]], list[int], list[str]]:
     """Tokenize every prompt as a server does, and answer a few; the file is closed before the server loads its own.
 
     Returns the ids that a server makes of each prompt, the numbers of the prompts whose ids are the trained ones, and
-    the answers to those that `spread` chooses of them.
+    the answers to those that `spread` chooses.
 
     A prompt whose data looks like a control token has other ids on a server than in training; it is counted, and the
-    trained ids are compared with those of llama.cpp told to take data for text.
+    trained ids are compared with those of llama.cpp when it reads data as text.
     """
-    prompts = [render(form, *row) for row in rows]
+    prompts = [render(prompt_format, *row) for row in rows]
     trained = [tokenizer.prompt_ids(prompt) for prompt in prompts]
     context = max(map(len, trained)) + greedy.TOKENS + 1
     with llamacpp.opened(path, context) as llm:
@@ -74,7 +74,7 @@ def _in_llamacpp(
         for prompt, ids, (question, _) in zip(prompts, trained, rows, strict=True):
             if llamacpp.tokenize(llm, prompt) != ids or ids[1:].count(-1 if tokenizer.bos is None else tokenizer.bos):
                 raise ToolkitError(
-                    f"`{path.name}` reads a prompt otherwise than the trained model, asked {question[:60]!r}",
+                    f"`{path.name}` reads a prompt differently from the trained model, asked {question[:60]!r}",
                     hint="write it again with `toolkit export --force`; `toolkit validate` shows both lists of ids",
                 )
             served.append(llamacpp.served(llm, prompt.text))
@@ -83,7 +83,7 @@ def _in_llamacpp(
                 token in part.text for part in prompt.parts if not part.ours for token in tokenizer.controls
             ):
                 raise ToolkitError(
-                    f"a server would read a prompt otherwise than the trained model, asked {question[:60]!r}",
+                    f"a server would read a prompt differently from the trained model, asked {question[:60]!r}",
                     hint="report it with the base model's name: its vocabulary has unmarked control tokens",
                 )
         plain = [index for index, ids in enumerate(served) if ids == trained[index]]
@@ -94,7 +94,7 @@ def _in_llamacpp(
 def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:
     """Render every prompt by the chat template in the file, in the Jinja that transformers runs, and compare.
 
-    Behind a chat template nothing adds a BOS, so it must begin with it.
+    After a chat template nothing adds a BOS, so it must begin with it.
     """
     import llama_cpp
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -113,13 +113,13 @@ def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[tuple[str, str]], 
         wanted = tokenizer.bos_text + prompt.text
         if found != wanted:
             raise ToolkitError(
-                f"the GGUF's chat template renders another prompt: {verify.difference(wanted, found)}",
+                f"the GGUF's chat template renders a different prompt: {verify.difference(wanted, found)}",
                 hint="write the file again with `toolkit export --force`",
             )
 
 
 def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: list[list[int]], bos: int | None) -> int:
-    """Have prompts run for one token; the server must count their ids, and give them back as its context.
+    """Run prompts for one token each; the server must count their ids and return them as its context.
 
     The last id may merge with the answer's first token and is left out of the second comparison. Returns how many.
     """
@@ -136,8 +136,8 @@ def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: li
         given = [int(index) for index in found.get("context") or []]
         if found.get("prompt_eval_count") != len(ids) or given[: len(text_ids) - 1] != text_ids[:-1]:
             raise ToolkitError(
-                f"the server reads a prompt otherwise than llama.cpp: {found.get('prompt_eval_count')} tokens instead "
-                f"of {len(ids)}, asked {question[:60]!r}",
-                hint="let prompts fit in `ollama.num_ctx`, or update the server: it reads the file otherwise",
+                f"the server reads a prompt differently from llama.cpp: {found.get('prompt_eval_count')} tokens "
+                f"instead of {len(ids)}, asked {question[:60]!r}",
+                hint="check that prompts fit in `ollama.num_ctx`, or update the server: it reads the file differently",
             )
     return len(order)

@@ -1,4 +1,4 @@
-"""The way back: `latest` and `previous` change places."""
+"""Rollback: `latest` and `previous` change places."""
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +19,11 @@ from toolkit.register import verify
 def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str] = ()) -> dict[str, Any]:
     """Give `name:latest` the model that `name:previous` holds, and the other way round; a second call undoes it.
 
-    The former model must answer first. A quantization's tag that held the same model as `latest` follows it where the
+    The former model must answer first. A quantization's tag that held the same model as `latest` follows it if the
     former model is of that quantization too. Returns name, and for each changed tag its digest and the run that made
-    it; with `dry_run` what they would be.
-    Raises ToolkitError, exit 3, if there is no former model or server; unless `replace` names them, for a `latest` that
-    is not ours and another machine's unfinished registration. Then nothing has changed.
+    it; with `dry_run` what they would be. Raises ToolkitError (exit 3) if there is no former model or server. Raises it
+    too for a `latest` that is not ours and for another machine's unfinished registration, unless `replace` names them.
+    Then nothing has changed.
     """
     name = specs.model_name(config)
     named = specs.tags_to_replace(name, replace, [LATEST])
@@ -33,8 +33,8 @@ def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str]
         before = transaction.user_tags(work.held())
         if PREVIOUS not in before:
             raise ToolkitError(
-                f"the Ollama server holds no former model `{name}:{PREVIOUS}`",
-                hint="there is one once a second version is registered",
+                f"the Ollama server has no former model `{name}:{PREVIOUS}`",
+                hint="there is one after a second version is registered",
                 exit_code=MISSING,
             )
         if LATEST in before and LATEST not in named:
@@ -54,7 +54,7 @@ def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str]
         def guard(held: dict[str, str]) -> None:
             if held != before:
                 raise ToolkitError(
-                    f"another program changed `{name}` meanwhile", hint="look with `toolkit status`, then try again"
+                    f"another program changed `{name}` meanwhile", hint="check with `toolkit status`, then try again"
                 )
 
         runs = {tag: blobs.made_by(http, source) for tag, source in sources.items()}
@@ -69,7 +69,7 @@ def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str]
 def _begun(
     http: httpx.Client, name: str, config: Config, dry_run: bool, replace: Collection[str]
 ) -> AbstractContextManager[Transaction]:
-    if dry_run:  # not even what a dead call left is cleared away
+    if dry_run:  # not even what a dead call left is deleted
         return nullcontext(Transaction(http, name, ""))
     return transaction.begin(http, name, config.ollama.timeout, replace=replace)
 

@@ -38,7 +38,7 @@ def _eos(config: "Config", folder: "RunFolder") -> str:
 
 
 def _gate(context: Context) -> None:
-    """Raise ToolkitError (exit 4) where a model that learned nothing would replace one that answers."""
+    """Raise ToolkitError (exit 4) if a model that learned nothing would replace one that answers."""
     from toolkit.core.errors import GATE, ToolkitError
     from toolkit.ollama import server
     from toolkit.ollama.failures import translate_errors
@@ -50,13 +50,13 @@ def _gate(context: Context) -> None:
     if not said or server.version(config.ollama) is None:
         return
     name, tags = model_name(config), (LATEST, *(one.lower() for one in config.export.quantizations))
-    doing = translate_errors(config.ollama, "looking for the model that is there")
+    doing = translate_errors(config.ollama, "looking for the current model")
     with doing, server.http(config.ollama) as http:
         held = server.held(http)
     if any(server.listed_name(name, tag) in held for tag in tags):
         raise ToolkitError(
             f"`{name}` answers in Ollama, and this model would replace it: {said[0]}",
-            hint="train again as that says, or replace it all the same with --force",
+            hint="train again as that says, or replace it anyway with --force",
             exit_code=GATE,
         )
 
@@ -72,7 +72,7 @@ def _may_replace(context: Context, path: Path) -> bool:
 
 
 def _lost(config: "Config", record: "StageRecord") -> str:
-    """Say that the server does not hold the model any more; where no server answers, the record is believed."""
+    """Say that the server no longer holds the model; if no server answers, the record is believed."""
     from toolkit.core.errors import ToolkitError
     from toolkit.register.status import lost
 
@@ -117,7 +117,7 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
 
 
 def _parted(model: str, one: dict[str, str]) -> str:
-    """Show where the greedy answers of llama.cpp and Ollama part, both beside each other."""
+    """Show where the greedy answers of llama.cpp and Ollama differ, side by side."""
     pairs = zip(one["llama.cpp"], one["ollama"], strict=False)
     equal = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
     ours, theirs = (one[who][equal : equal + 40] for who in ("llama.cpp", "ollama"))

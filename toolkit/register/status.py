@@ -17,7 +17,7 @@ from toolkit.register import verify
 def lost(config: Config, figures: dict[str, Any]) -> str:
     """Say why the server's model is not the one that was registered last; empty if it is, or was rolled back.
 
-    `figures` are those of the register stage. Raises ToolkitError if what answers is no Ollama; without a server
+    `figures` are those of the register stage. Raises ToolkitError if what answers is not Ollama; without a server
     (`server.version` is None) the figures are believed.
     """
     if server.version(config.ollama) is None:
@@ -29,7 +29,7 @@ def lost(config: Config, figures: dict[str, Any]) -> str:
     if LATEST not in held:
         return "the server does not hold the model"
     if registered in (held[LATEST], held.get(PREVIOUS)):
-        return ""  # as `previous` it was rolled back on purpose: only `toolkit register` brings it again
+        return ""  # as `previous` it was rolled back on purpose: only `toolkit register` restores it
     return f"the server holds another model as `{name}:{LATEST}`"
 
 
@@ -73,13 +73,13 @@ def _tag(
     ours = next((figures for figures in recorded.values() if figures["digest"] == digest), None)
     gguf = ours["gguf_sha256"] if ours else stored if stored in files else ""
     if ours and ours["stored_sha256"] != stored:
-        words = "damaged: the server names another file than was proven"
+        words = "damaged: the server names a different file than the one that was proven"
     elif ours and gguf in files:
         words = "this run's" if recorded.get(tag, {}).get("digest") == digest else "this run's, rolled back"
     elif ours:
         words = "this run's, of an earlier export"
     elif gguf:
-        words = "this run's file, registered otherwise"
+        words = "this run's file, registered differently"
     else:
         words = f"of run {run.partition(' ')[0]}" if run else "not made with toolkit"
     return {"state": words, "digest": digest, "run": run, "gguf_sha256": gguf, "stored_sha256": stored}

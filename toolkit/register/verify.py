@@ -33,9 +33,9 @@ def check_shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
         )
     if (found.get("system") or "") != spec.system:
         raise ToolkitError(
-            f"the Ollama server has another system message for `{model}`: "
+            f"the Ollama server has a different system message for `{model}`: "
             f"{difference(spec.system, str(found.get('system')))}",
-            hint="run the same command again; if it stays, report it with the server's version",
+            hint="run the same command again; if it still fails, report it with the server's version",
         )
     got = shown_parameters(str(found.get("parameters", "")))
     want = {name: value if isinstance(value, list) else [value] for name, value in spec.parameters.items()}
@@ -46,8 +46,8 @@ def check_shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
     ]
     if wrong:
         raise ToolkitError(
-            f"the Ollama server has other parameters for `{model}`: {'; '.join(wrong)}",
-            hint="run the same command again; if it stays, report it with the server's version",
+            f"the Ollama server has different parameters for `{model}`: {'; '.join(wrong)}",
+            hint="run the same command again; if it still fails, report it with the server's version",
         )
     return stored_digest(found)
 
@@ -85,28 +85,35 @@ def _go_unquote(text: str) -> str:
     return re.sub(r'\\(x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}|[abfnrtv\\"])', plain, text)
 
 
-def every_prompt(http: httpx.Client, model: str, form: PromptFormat, eos: str, rows: list[tuple[str, str]]) -> None:
+def every_prompt(
+    http: httpx.Client, model: str, prompt_format: PromptFormat, eos: str, rows: list[tuple[str, str]]
+) -> None:
     """Compare the server's own rendering of (question, instruction) with the training text, byte for byte.
 
-    Each by /api/generate and /api/chat, with the instruction as system message; ten of them without, where the model's
-    own system message fills in, and ten in a conversation. Raises ToolkitError at the first difference.
+    Each by /api/generate and /api/chat, with the instruction as system message; ten of them also without one, so that
+    the model's own is used, and ten in a conversation. Raises ToolkitError at the first difference.
     """
 
     def alone(row: tuple[str, str]) -> None:
         question, instruction = row
-        _same(prompt_text(form, question, instruction), renderings(http, model, question, instruction))
+        _same(prompt_text(prompt_format, question, instruction), renderings(http, model, question, instruction))
 
     some = rows[:: max(1, len(rows) // ROWS)][:ROWS]
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(alone, rows))
-        list(pool.map(lambda row: _same(prompt_text(form, row[0]), renderings(http, model, row[0], None)), some))
-    conversations(http, model, form, eos, some)
+        list(
+            pool.map(lambda row: _same(prompt_text(prompt_format, row[0]), renderings(http, model, row[0], None)), some)
+        )
+    conversations(http, model, prompt_format, eos, some)
 
 
-def conversations(http: httpx.Client, model: str, form: PromptFormat, eos: str, rows: list[tuple[str, str]]) -> None:
+def conversations(
+    http: httpx.Client, model: str, prompt_format: PromptFormat, eos: str, rows: list[tuple[str, str]]
+) -> None:
     """Compare the server's rendering of conversations with the plain one.
 
-    A second turn keeps the instruction, a developer's counts as the system's, and a begun answer is left open.
+    A second turn keeps the instruction, a developer's message counts as the system's, and an unfinished answer stays
+    open.
     """
     for (question, instruction), (following, _) in itertools.pairwise(rows):
         asked = [
@@ -120,15 +127,15 @@ def conversations(http: httpx.Client, model: str, form: PromptFormat, eos: str, 
         for messages in (asked, begun):
             body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
             found = server.call(http, "/api/chat", body)
-            _same(conversation(form, messages, eos), {"/api/chat": _rendered(found)})
+            _same(conversation(prompt_format, messages, eos), {"/api/chat": _rendered(found)})
 
 
 def _same(want: str, found: dict[str, str]) -> None:
     for path, got in found.items():
         if got != want:
             raise ToolkitError(
-                f"{path} renders another prompt than the one that was trained: {difference(want, got)}",
-                hint="do not run the server with OLLAMA_GO_TEMPLATE=0, and let prompts fit in `ollama.num_ctx`",
+                f"{path} renders a different prompt than the one that was trained: {difference(want, got)}",
+                hint="do not run the server with OLLAMA_GO_TEMPLATE=0, and check that prompts fit in `ollama.num_ctx`",
             )
 
 
@@ -185,6 +192,6 @@ def asked(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference(want: str, got: str) -> str:
-    """Say where two texts part, with a little of both."""
+    """Say where two texts differ, with a little of both."""
     at = next((i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b), min(len(want), len(got)))
-    return f"at character {at + 1} {got[at : at + 40]!r} stands instead of {want[at : at + 40]!r}"
+    return f"at character {at + 1}: {got[at : at + 40]!r} instead of {want[at : at + 40]!r}"

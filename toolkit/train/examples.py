@@ -31,7 +31,7 @@ class Example:
         return sum(label != IGNORED for label in self.labels[1:])
 
 
-def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings) -> list[Example]:
+def tokenize(path: Path, tokenizer: Tokenizer, prompt_format: PromptFormat, settings: TrainSettings) -> list[Example]:
     """Read one split and turn each record into ids and labels; an answer that was cut gets no EOS.
 
     With `completion_only_loss` the prompt's labels are ignored. Raises ToolkitError for a record that is longer than
@@ -39,7 +39,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, form: PromptFormat, settings: Tra
     """
     found = []
     for record in read_records(path):
-        prompt = render(form, record["input"], record["instruction"])
+        prompt = render(prompt_format, record["input"], record["instruction"])
         ids, start = tokenizer.record_ids(prompt, record["output"], cut=record["truncated"])
         if len(ids) > settings.max_length:
             raise ToolkitError(
@@ -66,10 +66,10 @@ def dataset(records: list[Example], *, multiple: int = 1) -> Any:
 
 
 def load_examples(
-    folder: RunFolder, tokenizer: Tokenizer, form: PromptFormat, settings: TrainSettings
+    folder: RunFolder, tokenizer: Tokenizer, prompt_format: PromptFormat, settings: TrainSettings
 ) -> dict[str, list[Example]]:
     """Return the records of the splits `train` and `val`, checked and shown; raises ToolkitError if one is bad."""
-    splits = {name: tokenize(folder.split_file(name), tokenizer, form, settings) for name in ("train", "val")}
+    splits = {name: tokenize(folder.split_file(name), tokenizer, prompt_format, settings) for name in ("train", "val")}
     if not splits["train"]:
         raise ToolkitError(f"`{folder.split_file('train')}` holds no records", hint="run `toolkit prepare` again")
     prove_examples(splits["train"] + splits["val"], tokenizer)

@@ -42,7 +42,7 @@ class Job:
     backend: Backend
     precision: str
     tokenizer: Tokenizer
-    form: PromptFormat
+    prompt_format: PromptFormat
     splits: dict[str, list[Example]]
     fingerprint: str
     resume: Path | None

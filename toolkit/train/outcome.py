@@ -115,11 +115,11 @@ def _save(job: Job, model: Any, weights: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(job.base.folder)
-    tokenizer.chat_template = chat_template(job.form, bos=job.tokenizer.bos is not None)
+    tokenizer.chat_template = chat_template(job.prompt_format, bos=job.tokenizer.bos is not None)
     if job.tokenizer.bos_text and tokenizer.bos_token is None:  # the template names it
         tokenizer.bos_token = job.tokenizer.bos_text
-    if job.form.eos:
-        tokenizer.eos_token = job.form.eos
+    if job.prompt_format.eos:
+        tokenizer.eos_token = job.prompt_format.eos
     with writing_folder(job.folder.adapter) as fresh:
         model.save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)

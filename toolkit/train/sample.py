@@ -24,7 +24,7 @@ def answer(job: Job, model: Any) -> dict[str, str] | None:
     if job.backend.device == "cpu" and sum(parameter.numel() for parameter in model.parameters()) > CHEAP:
         console.info("no question is asked: a model of this size takes minutes for an answer on a CPU")
         return None
-    ids = tokenizer.prompt_ids(render(job.form, question, settings.instruction))
+    ids = tokenizer.prompt_ids(render(job.prompt_format, question, settings.instruction))
     try:
         job.backend.infer(model)
         device = next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""The validate room: the GGUF files in llama.cpp against the trained model in transformers, on held-out records."""
+"""The validate stage: the GGUF files in llama.cpp against the trained model in transformers, on held-out records."""
 
 import json
 from pathlib import Path
@@ -40,9 +40,9 @@ def validate(
 ) -> Outcome:
     """Score every GGUF against base + adapter on held-out rows; write `report.json` and `README.md`.
 
-    `base` is the one that was merged into; `other` the base that training had, or could have merged into, if that is
-    another one: what the choice costs is measured beside the verdicts.
-    Fields of report.json (KL divergences in nats, per answer token, EOS counted as one):
+    `base` is the one that was merged into. `other` is another base that the adapter was trained on, or could have been
+    merged into. The cost of that choice is measured, but is not part of the verdicts. Fields of report.json (KL
+    divergences in nats, per answer token, EOS counted as one):
 
     - `version`, `run`, `passed`, `versions`: of this format, the run's name, all verdicts together, the libraries;
     - `base`: `label`, `commit` (empty unless from a hub), `licence` (empty if unknown);
@@ -157,7 +157,7 @@ def _plain(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _sources(folder: RunFolder, manifest: Manifest, known: list[FileRecord]) -> dict[str, str]:
-    """Collect the SHA-256 of the held-out records and the adapter, and of what export and prepare say they read."""
+    """Collect the SHA-256 of the held-out records and the adapter, and of the recorded inputs of export and prepare."""
     paths = [
         folder.split_file("test"),
         folder.adapter / "adapter_config.json",
@@ -173,13 +173,13 @@ def _sources(folder: RunFolder, manifest: Manifest, known: list[FileRecord]) -> 
 
 
 def _gate(report: dict[str, Any], folder: RunFolder) -> None:
-    """Raise ToolkitError (exit 4) naming every quantization that failed, with what was found and what was wanted."""
+    """Raise ToolkitError (exit 4) that names every quantization that failed, and its problems."""
     failed = {name: entry["problems"] for name, entry in report["quantizations"].items() if not entry["passed"]}
     if not failed:
         return
     console.info(report_table(report))
     listed = "\n".join(f"  {name}: {'; '.join(problems)}" for name, problems in failed.items())
-    # An unquantized file has nothing to lose: far off, it holds other weights.
+    # An unquantized file loses nothing: if it is far off, it holds other weights.
     only_distance = all(
         name not in ("F32", "F16", "BF16") and len(problems) == 1 and "over its bound" in problems[0]
         for name, problems in failed.items()
@@ -187,10 +187,10 @@ def _gate(report: dict[str, Any], folder: RunFolder) -> None:
     advice = (
         "choose a finer quantization, or raise its bound in `validate.max_kl` if that distance is acceptable to you"
         if only_distance
-        else "write the GGUF files again with `toolkit export --force`; if it stays, the base is not the one trained on"
+        else "write the GGUF files again with `toolkit export --force`; if it still fails, the base is the wrong one"
     )
     raise ToolkitError(
-        f"{len(failed)} of {len(report['quantizations'])} quantizations are not what was trained:\n{listed}",
+        f"{len(failed)} of {len(report['quantizations'])} quantizations do not match the trained model:\n{listed}",
         hint=f"see `{folder.report}`; {advice}",
         exit_code=GATE,
         details={"quantizations": _plain(report), "problems": failed},

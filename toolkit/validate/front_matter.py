@@ -43,13 +43,13 @@ def front_matter(report: dict[str, Any], name: str, manifest: Manifest) -> str:
 
 
 def _language(manifest: Manifest) -> str | None:
-    """Return the ISO 639 code of the language that most prepared answers are in, None where that is not sure."""
+    """Return the ISO 639 code of the language that most prepared answers are in, None if that is not certain."""
     prepared = manifest.stages.get("prepare")
     return (prepared.figures.get("language") or None) if prepared and "train" in manifest.stages else None
 
 
 def _trained_on_medquad(manifest: Manifest) -> bool:
-    """Say whether this run trained, on what it prepared of MedQuAD; the file is known by its SHA-256."""
+    """Say whether this run prepared MedQuAD and trained on it; the SHA-256 identifies the file."""
     prepared = manifest.stages.get("prepare")
     if prepared is None or "train" not in manifest.stages:
         return False
@@ -57,6 +57,6 @@ def _trained_on_medquad(manifest: Manifest) -> bool:
 
 
 def _hub_license(found: str) -> str | None:
-    """Return the hub's identifier of a licence, None for a licence that it has no identifier for."""
+    """Return the hub's identifier of a licence, None if it has none."""
     plain = found.strip("\"'").lower()
     return plain if plain in HUB_LICENSES else None

@@ -18,9 +18,9 @@ EXAMPLES = 3  # unequal texts that are kept with both lists of ids
 
 @dataclass(frozen=True)
 class Parity:
-    """Whether the GGUF's vocabulary gives training's ids: how many texts differ, the first of them, and what else does.
+    """Whether the GGUF's vocabulary gives training's ids: how many texts differ, and the first of them.
 
-    `differences` name EOS, BOS, chat template and vocabulary size where they are not the trained model's.
+    `differences` name EOS, BOS, chat template and vocabulary size if they differ from the trained model's.
     """
 
     prompts: int
@@ -32,9 +32,9 @@ class Parity:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was found in one file; `distance` is None where the vocabulary has another size than the reference's.
+    """What was measured in one file; `distance` is None if the vocabulary's size differs from the reference's.
 
-    `penalised` is the distance with a repeat penalty, where one was asked for.
+    `penalised` is the distance with a repeat penalty, if one was asked for.
     """
 
     parity: Parity
@@ -105,23 +105,23 @@ def _differences(llm: Any, tokenizer: Tokenizer, template: str, vocabulary: int)
     found = []
     eos = llm.token_eos()
     if eos != tokenizer.eos:
-        found.append(f"EOS is {eos}, training's is {tokenizer.eos} (`{tokenizer.eos_text}`)")
-    # What the vocabulary really puts around a text counts, not the flags: an absent one means another thing for
+        found.append(f"EOS is {eos}, but training used {tokenizer.eos} (`{tokenizer.eos_text}`)")
+    # The tokens that the vocabulary really adds to a text count, not the flags: an absent flag means something else for
     # each kind of vocabulary.
     plain, whole = llm.tokenize(b"x", add_bos=False), llm.tokenize(b"x", add_bos=True)
     expected = [] if tokenizer.bos is None else [tokenizer.bos]
     if whole != expected + plain:
         found.append(
-            f"a text becomes {whole}, training puts {expected or 'no BOS'} in front of {plain} and nothing behind"
+            f"a text becomes {whole}, but training puts {expected or 'no BOS'} before {plain} and nothing after"
         )
-    # Not llm.metadata: its buffer cuts a value whose length it equals.
+    # Not llm.metadata: it cuts a value that exactly fills its buffer.
     raw = llama_cpp.llama_model_chat_template(llm.model, None)
     if raw is None:
-        found.append("it holds no chat template")
+        found.append("it has no chat template")
     elif raw.decode("utf-8", errors="replace") != template:
-        found.append("its chat template is not the one of these prompt settings")
+        found.append("its chat template does not match these prompt settings")
     if llm.n_vocab() != vocabulary:
-        found.append(f"its vocabulary has {llm.n_vocab():,} tokens, the trained model's {vocabulary:,}")
+        found.append(f"its vocabulary has {llm.n_vocab():,} tokens, the trained model's has {vocabulary:,}")
     return found
 
 

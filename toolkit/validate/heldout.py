@@ -18,7 +18,7 @@ from toolkit.prompt.tokenizer import Tokenizer
 class Record:
     """One held-out record: `ids` are prompt, answer and EOS, the first `start` of them the prompt's.
 
-    A cut answer has no EOS: the model is not scored for an end that is none.
+    A cut answer has no EOS, so the model is not scored on a false end.
     """
 
     row: int
@@ -29,7 +29,7 @@ class Record:
 
     @property
     def seen(self) -> list[int]:
-        """The ids that a model reads: all but the last, behind which nothing is predicted."""
+        """The ids that a model reads: all but the last, after which nothing is predicted."""
         return self.ids[:-1]
 
     @property
@@ -43,22 +43,22 @@ class Record:
         return np.array(self.ids[self.start :], dtype=np.int64)
 
 
-def read_held_out(path: Path, form: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
+def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
     """Read one split in file order; raises ToolkitError if it is missing, damaged or empty."""
     found = []
     for number, values in enumerate(read_records(path), 1):
         try:
-            found.append(_record(values, number, form, tokenizer))
+            found.append(_record(values, number, prompt_format, tokenizer))
         except (KeyError, TypeError) as exc:
             raise ToolkitError(
-                f"`{path}` line {number} is no prepared record: {exc}", hint="run `toolkit prepare --force`"
+                f"`{path}` line {number} is not a prepared record: {exc}", hint="run `toolkit prepare --force`"
             ) from None
     if not found:
         raise ToolkitError(f"`{path}` holds no records to validate with", hint="raise `data.test` and prepare again")
     return found
 
 
-def _record(values: dict[str, Any], number: int, form: PromptFormat, tokenizer: Tokenizer) -> Record:
-    prompt = render(form, values["input"], values["instruction"])
+def _record(values: dict[str, Any], number: int, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Record:
+    prompt = render(prompt_format, values["input"], values["instruction"])
     ids, start = tokenizer.record_ids(prompt, values["output"], cut=bool(values.get("truncated")))
     return Record(int(values.get("row", number)), prompt, values["output"], ids, start)

@@ -10,9 +10,9 @@ from toolkit.validate.report import nats, percent
 
 
 def environment() -> Environment:
-    """Return the environment that reads `toolkit/templates/`; a name that is not given is an error.
+    """Return the environment that reads `toolkit/templates/`; an undefined name is an error.
 
-    Nothing is escaped by itself: the template names a filter for each value that is not the toolkit's own.
+    Nothing is escaped automatically: the template names a filter for each value that is not the toolkit's own.
     """
     made = Environment(
         loader=PackageLoader("toolkit"),
@@ -38,14 +38,14 @@ def environment() -> Environment:
 
 
 def _fenced(text: str, language: str) -> str:
-    """Fence text as code; the fence is longer than any run of backticks in it, and control characters are shown."""
+    """Fence text as code; the fence is longer than any run of backticks in it, and control characters are replaced."""
     text = _shown(text)
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:
-    """Write text as code in a line; its marks are longer than any run of backticks in it."""
+    """Write text as inline code; its marks are longer than any run of backticks in it."""
     text = _shown(" ".join(text.split()))
     mark, space = "`" * (_longest_run(text) + 1), " " if "`" in text else ""
     return f"{mark}{space}{text}{space}{mark}"

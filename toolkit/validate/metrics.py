@@ -10,7 +10,7 @@ import numpy.typing as npt
 Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
-PENALISED = 64  # tokens that a repeat penalty looks back on, by default in Ollama and in llama-cpp-python
+PENALISED = 64  # tokens that a repeat penalty looks back over, by default in Ollama and in llama-cpp-python
 CHUNK = 2**20  # logits held in float64 at a time: 8 MiB an array
 
 
@@ -45,10 +45,10 @@ def compare(reference: Logits, candidate: Logits, targets: npt.NDArray[np.int64]
 
 
 def penalised(logits: Logits, seen: Sequence[int], first: int, penalty: float) -> Logits:
-    """Return a copy of logits as a repeat penalty leaves them: tokens among the last 64 are made less likely.
+    """Return a copy of logits after a repeat penalty: tokens among the last 64 are made less likely.
 
     `logits` has shape (tokens, vocabulary): the row at i follows `seen[: first + i + 1]`. As llama.cpp's sampler does
-    (src/llama-sampler.cpp, penalties), a positive logit is divided by the penalty, another multiplied.
+    (src/llama-sampler.cpp, penalties), a positive logit is divided by the penalty, any other is multiplied.
     """
     changed = logits.copy()
     for index, row in enumerate(changed):
@@ -60,7 +60,7 @@ def penalised(logits: Logits, seen: Sequence[int], first: int, penalty: float) -
 
 
 def join(parts: list[Distance]) -> Distance:
-    """Put the tokens of several comparisons behind one another."""
+    """Concatenate the tokens of several comparisons."""
     return Distance(
         np.concatenate([np.empty(0), *(part.kl for part in parts)]),
         np.concatenate([np.empty(0), *(part.nll for part in parts)]),
@@ -78,12 +78,12 @@ def negative_log_likelihood(logits: Logits, targets: npt.NDArray[np.int64]) -> V
 
 
 def perplexity(nll: Values) -> float:
-    """Return exp(mean NLL), every token weighing the same."""
+    """Return exp(mean NLL), every token with the same weight."""
     return math.exp(float(nll.mean()))
 
 
 def _log_softmax(logits: Logits) -> tuple[Values, Values]:
-    """Return log p and p in float64; the maximum is taken off first, so that nothing overflows."""
+    """Return log p and p in float64; the maximum is subtracted first, so that nothing overflows."""
     log_p = logits.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         log_p -= log_p.max(axis=1, keepdims=True)

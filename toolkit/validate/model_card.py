@@ -1,6 +1,6 @@
 """The model card: what the model is, how it was made, how close each file is to it, and what it is not for.
 
-The text is in `toolkit/templates/model_card.md`; here its values are gathered.
+The text is in `toolkit/templates/model_card.md`; this module gathers its values.
 """
 
 import shlex
@@ -25,15 +25,15 @@ RECIPE = (
 
 
 def model_card(report: dict[str, Any], config: Config, folder: RunFolder, manifest: Manifest) -> str:
-    """Write the model card in Markdown from a report and what the manifest holds of earlier stages.
+    """Write the model card in Markdown, from a report and the manifest's records of earlier stages.
 
-    What is not known, as with an adapter trained elsewhere, is left out.
+    Unknown values are left out, as with an adapter that was trained elsewhere.
     """
     return environment().get_template("model_card.md").render(_values(report, config, folder, manifest))
 
 
 def _values(report: dict[str, Any], config: Config, folder: RunFolder, manifest: Manifest) -> dict[str, Any]:
-    """Gather what the template names, by name."""
+    """Gather the template's values by name."""
     return {
         "front_matter": front_matter(report, folder.name, manifest),
         "name": folder.name,

@@ -1,4 +1,4 @@
-"""The trained model as transformers and PEFT run it in float32: what every GGUF is held against."""
+"""The trained model as transformers and PEFT run it in float32: every GGUF is compared with it."""
 
 import contextlib
 import errno
@@ -29,10 +29,10 @@ RESERVE = 256 * 2**20  # bytes of disk left free for the report and whatever els
 
 @dataclass(frozen=True)
 class MergeCost:
-    """What the choice of the base to merge into changes: `distance` of the adapter on another base from it as trained.
+    """The effect of the merge base: `distance` of the adapter on another base from the model as trained.
 
-    `distance.nll` is that other one's, `trained_nll` that of the model as trained. Where it could not be measured both
-    are None and `problem` says why.
+    `distance.nll` is that of the other base, `trained_nll` that of the model as trained. If they could not be measured,
+    both are None and `problem` says why.
     """
 
     distance: Distance | None
@@ -42,7 +42,7 @@ class MergeCost:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the trained model said: `logits` (answer tokens of all rows, vocabulary) in float32, on disk.
+    """Results of the trained model: `logits` (answer tokens of all rows, vocabulary) in float32, on disk.
 
     `nll` and `base_nll` are the tokens' negative log-likelihoods in nats with the adapter and without it; `answers` are
     the untrained model's. `merge` is None where the adapter has one base only.
@@ -70,7 +70,7 @@ def measured(
 ) -> Iterator[Reference]:
     """Run the trained model over the records and the untrained one over records and prompts, then free it.
 
-    With `other` the adapter is scored on that base too, whose weights take the first one's place in memory. The logits
+    With `other` the adapter is scored on that base too; its weights replace the first one's in memory. The logits
     live in an unlinked file in `spill_folder` while the block runs. Raises ToolkitError if the adapter does
     not fit the base, the disk has no room, or a logit is not finite.
     """
@@ -119,7 +119,7 @@ def load_reference(base: Path, adapter: Path) -> tuple[Any, str]:
 
 
 def release() -> None:
-    """Give freed tensors back to the machine before llama.cpp loads its own."""
+    """Return the memory of freed tensors to the system before llama.cpp loads its own."""
     import torch
 
     gc.collect()
@@ -128,7 +128,7 @@ def release() -> None:
 
 
 def _device(base: Path) -> str:
-    """Choose CUDA where the float32 weights fit into its free memory, with room for activations; else the CPU."""
+    """Choose CUDA if the float32 weights fit into its free memory, with room for activations; else the CPU."""
     import torch
     from safetensors import safe_open
 
@@ -149,7 +149,7 @@ def _width(model: Any) -> int:
 
 @contextlib.contextmanager
 def spill(folder: Path, rows: int, width: int) -> Iterator[Logits]:
-    """Give a float32 array of shape (rows, width) in a file that no name leads to, so it cannot be left behind.
+    """Yield a float32 array of shape (rows, width) in an unlinked file, which cannot be left behind.
 
     Its blocks are allocated at once, because a full disk under a memory map kills the process. Raises ToolkitError
     if there is no room.
@@ -171,7 +171,7 @@ def spill(folder: Path, rows: int, width: int) -> Iterator[Logits]:
 def _no_room(folder: Path, rows: int, need: int, free: int) -> ToolkitError:
     return ToolkitError(
         f"the reference of {rows:,} answer tokens needs {console.size(need)} of disk in `{folder}` while validation "
-        f"runs, {console.size(free)} are free",
+        f"runs, but {console.size(free)} is free",
         hint="free some space, or score fewer rows with `--set validate.rows=10`",
     )
 
@@ -205,8 +205,8 @@ def _merge_cost(model: Any, device: str, records: list[Record], logits: Logits, 
     """Score the adapter on the other base and compare with `logits`, those of the base that is merged into."""
     try:
         exchange(model, other)
-    except ToolkitError as exc:  # beside the gate: what cannot be measured is said, and fails nothing
-        console.warn(f"what merging into another base than the trained one costs is not measured: {exc.message}")
+    except ToolkitError as exc:  # not part of the gate: a failure here is only reported
+        console.warn(f"the cost of merging into a base other than the trained one is not measured: {exc.message}")
         return MergeCost(None, None, exc.message)
     parts, nll = [], []
     position = 0
@@ -246,7 +246,7 @@ def _answer(model: Any, device: str, tokenizer: Tokenizer, prompt: Prompt, token
     greedy = GenerationConfig(
         max_new_tokens=tokens, do_sample=False, eos_token_id=tokenizer.eos, pad_token_id=tokenizer.eos
     )
-    # What a base ships beside its weights (a repetition penalty, say) would be filled in where this one is silent.
+    # What a base ships with its weights (such as a repetition penalty) would fill in whatever is not set here.
     model.get_base_model().generation_config = greedy
     ids = tokenizer.prompt_ids(prompt)
     with torch.inference_mode():

@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "llama-cpp-
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what measured: Python and the libraries on both splits of the comparison."""
+    """Return the versions of Python and of the libraries on both sides of the comparison."""
     return {"toolkit": __version__, "python": python_version(), **installed(LIBRARIES)}
 
 
@@ -43,7 +43,7 @@ def quantization_entry(name: str, file: FileRecord, found: Measurement, bound: f
 
 
 def merge_entry(other: OtherBase | None, cost: MergeCost | None) -> dict[str, Any] | None:
-    """Turn what the choice of the merge base costs into its entry of report.json; None where there is no choice."""
+    """Turn the cost of the merge base into its entry of report.json; None if there is no choice."""
     if other is None or cost is None:
         return None
     return {
@@ -57,7 +57,7 @@ def merge_entry(other: OtherBase | None, cost: MergeCost | None) -> dict[str, An
 
 
 def penalty_entry(quantization: str, penalty: float, found: Measurement) -> dict[str, Any] | None:
-    """Turn what a repeat penalty changes of what is served into its entry of report.json; None where there is none."""
+    """Turn the effect of a repeat penalty on the served model into its entry of report.json; None without one."""
     if penalty == 1:
         return None
     plain = _distances(found.distance)
@@ -71,14 +71,14 @@ def penalty_entry(quantization: str, penalty: float, found: Measurement) -> dict
 
 
 def penalty_sentence(entry: dict[str, Any]) -> str:
-    """Say how far a repeat penalty takes what is served from what was trained."""
-    what = f"ollama.repeat_penalty {entry['repeat_penalty']:g} serves {entry['quantization']} otherwise than measured"
+    """Say how far a repeat penalty moves the served model from the trained one."""
+    what = f"ollama.repeat_penalty {entry['repeat_penalty']:g} changes what {entry['quantization']} serves"
     if entry["mean_kl"] is None or entry["plain_kl"] is None:
-        return f"{what}: how far is not measurable"
+        return f"{what}: the distance cannot be measured"
     return (
         f"{what}: with it mean KL {nats(entry['mean_kl'])} instead of {nats(entry['plain_kl'])}, "
         f"top-1 {percent(entry['top1'])}, perplexity {entry['perplexity']:.3f} instead of "
-        f"{entry['plain_perplexity']:.3f}; part of no verdict"
+        f"{entry['plain_perplexity']:.3f}; not part of any verdict"
     )
 
 
@@ -87,9 +87,9 @@ def learned_entry(
 ) -> tuple[dict[str, Any], list[str]]:
     """Compare the trained model's loss with the base's; return the entry of report.json and what is wrong.
 
-    `base_nll` and `nll` are those of the scored records' tokens, `record` is training's. What training found on its own
-    held-out records counts: there are more of them, so here only a loss that rose is held against a model that is
-    better there.
+    `base_nll` and `nll` are those of the scored records' tokens, `record` is training's. Training's result on its own
+    held-out records counts, because there are more of them. So here only a loss that rose counts against a model that
+    is better there.
     """
     cuts = np.cumsum([len(one.targets) for one in scored])[:-1]
     parts = [[(float(one.sum()), len(one)) for one in np.split(values, cuts)] for values in (base_nll, nll)]
@@ -121,7 +121,7 @@ def _problems(name: str, entry: dict[str, Any], found: Measurement) -> list[str]
     for what in ("prompts", "records"):
         if entry[f"unequal_{what}"]:
             problems.append(
-                f"{entry[f'unequal_{what}']:,} of {entry['prompts']:,} {what} have other token ids than in training"
+                f"{entry[f'unequal_{what}']:,} of {entry['prompts']:,} {what} have token ids that differ from training"
             )
     return problems + found.parity.differences
 
@@ -140,7 +140,7 @@ def row_entries(scored: list[Record], found: Measurement) -> list[dict[str, Any]
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """Lay out a report's quantizations for the screen, and what the merge base costs; distances in nats."""
+    """Format a report's quantizations, and the cost of the merge base, for the screen; distances in nats."""
     rows = [
         (
             name,
@@ -162,20 +162,20 @@ def report_table(report: dict[str, Any]) -> str:
 
 
 def merge_sentence(entry: dict[str, Any]) -> str:
-    """Say what the base that was merged into changes against the one that the adapter was trained on."""
-    where = f"merged into {entry['trained_on']}, which it was trained on; into {entry['instead']} instead"
+    """Say how the base that was merged into differs from the one that the adapter was trained on."""
+    where = f"merged into {entry['trained_on']}, which it was trained on; if merged into {entry['instead']} instead"
     if not entry["merged_as_trained"]:
         where = f"merged into {entry['instead']}, trained on {entry['trained_on']}"
     if entry["problem"]:
-        return f"{where}: what that costs is not measured, because {entry['problem']}"
+        return f"{where}: the cost is not measured, because {entry['problem']}"
     return (
         f"{where}: mean KL {nats(entry['mean_kl'])} from the model as trained, top-1 {percent(entry['top1'])}, "
-        f"perplexity {entry['perplexity']:.3f} (as trained {entry['trained_perplexity']:.3f}); part of no verdict"
+        f"perplexity {entry['perplexity']:.3f} (as trained {entry['trained_perplexity']:.3f}); not part of any verdict"
     )
 
 
 def percent(share: float | None) -> str:
-    """Write a share as a percentage that says 100 only where nothing is missing."""
+    """Write a share as a percentage that says 100 only if nothing is missing."""
     if share is None:
         return "-"
     return "100%" if share == 1 else f"{min(100 * share, 99.99):.2f}%"

@@ -7,7 +7,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit
 from toolkit.model.merge_base import OtherBase
 
-# What PEFT puts between a module's name and the base's own weight where it trains that module.
+# What PEFT puts between a module's name and the base's own weight if it trains that module.
 WRAPPERS = (".base_layer", ".original_module", ".token_adapter")
 NOT_QUANTIZED = ("lm_head", ".lora_", ".modules_to_save.")
 
