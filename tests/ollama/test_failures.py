@@ -72,7 +72,12 @@ def test_a_full_disk_is_the_servers(text: str) -> None:
         ('{"error": "digest mismatch, expected \\"a\\""}', 400, "digest mismatch", "toolkit export --force"),
         ('{"error": "server busy, please try again.  maximum pending requests exceeded"}', 503, "busy", "wait"),
         ('{"error": "model \\"m\\" not found"}', 404, "not found", "toolkit register"),
-        (NGINX.format("502 Bad Gateway", "502 Bad Gateway"), 502, "proxy before .* 502 Bad Gateway$", "still runs"),
+        (
+            NGINX.format("502 Bad Gateway", "502 Bad Gateway"),
+            502,
+            "proxy in front of .* 502 Bad Gateway$",
+            "still runs",
+        ),
         ("unauthorized", 401, "unauthorized", "OLLAMA_API_KEY"),
         ("", 418, "HTTP 418", "own log"),
     ],

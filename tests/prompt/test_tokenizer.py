@@ -79,7 +79,7 @@ def test_a_shortened_answer_fits_and_is_a_beginning(
 def test_eos_from_config_where_the_tokenizer_names_none(base: Path, tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(ToolkitError, match="no end-of-sequence"):
+    with pytest.raises(ToolkitError, match="not name an end-of-sequence"):
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": [7, 8]}))
     assert load_tokenizer(tmp_path).eos == 7

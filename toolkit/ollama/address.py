@@ -45,7 +45,7 @@ def server_address(settings: OllamaSettings) -> str:
 
 
 def _split(hostport: str) -> tuple[str, str | None]:
-    """Split host and port as Go's net.SplitHostPort does; the port is None where there is none."""
+    """Split host and port as Go's net.SplitHostPort does; the port is None if there is none."""
     bracketed = re.fullmatch(r"\[([^\[\]]*)\]:([^:]*)", hostport)
     plain = re.fullmatch(r"([^\[\]:]*):([^:\[\]]*)", hostport)
     found = bracketed or plain
@@ -66,7 +66,7 @@ def _plain(host: str) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Say whether an address is this machine's own; where a proxy is set, a name is looked up."""
+    """Say whether an address is this machine's own; if a proxy is set, a name is looked up."""
     host = (urllib.parse.urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):  # RFC 6761
         return True

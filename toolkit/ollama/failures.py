@@ -103,7 +103,7 @@ def translate_errors(settings: OllamaSettings, doing: str) -> Iterator[None]:
             hint="check that it still runs (`ollama ps`) and what its log says, then run the same command again",
             exit_code=FAILED,
         ) from exc
-    except (ValueError, RecursionError) as exc:  # no JSON, no UTF-8, numbers without end
+    except (ValueError, RecursionError) as exc:  # not JSON, not UTF-8, endless numbers
         raise ToolkitError(
             f"the server at {url} gave an answer that is not Ollama's while {doing}",
             hint="check `ollama.host` and OLLAMA_HOST: a proxy may be in front of the server",

@@ -128,7 +128,7 @@ def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
             timeout=timeout,
             headers={"Authorization": f"Bearer {key}"} if key else {},
             trust_env=not is_loopback(url),  # no proxy of the environment between us and our own machine
-            # SSL_CERT_FILE and SSL_CERT_DIR name whose certificates count for loopback too.
+            # The certificates that SSL_CERT_FILE and SSL_CERT_DIR name count for loopback too.
             verify=httpx.create_ssl_context() if url.startswith("https://") else True,
             event_hooks={"response": [deadlines.enforce]},
         )
@@ -136,7 +136,7 @@ def _http(url: str, timeout: httpx.Timeout) -> httpx.Client:
 
 @contextmanager
 def _environment(url: str) -> Iterator[None]:
-    """Say which part of the environment a client cannot be made with: a proxy, or a file of certificates."""
+    """Say which part of the environment prevents a client: a proxy, or a file of certificates."""
     try:
         yield
     except (ImportError, ValueError, httpx.InvalidURL, OSError) as exc:
@@ -144,7 +144,7 @@ def _environment(url: str) -> Iterator[None]:
         raise ToolkitError(
             f"no connection to {url} can be made in this environment: {reason}",
             hint="correct or unset ALL_PROXY, HTTP_PROXY, HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR; "
-            f"`NO_PROXY={urllib.parse.urlsplit(url).hostname}` goes past a proxy",
+            f"`NO_PROXY={urllib.parse.urlsplit(url).hostname}` bypasses a proxy",
             exit_code=MISSING,
         ) from None
 

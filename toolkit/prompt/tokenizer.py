@@ -123,7 +123,7 @@ class Tokenizer:
 
 
 def _cannot_encode(reason: str) -> ToolkitError:
-    return ToolkitError(f"the base model's tokenizer.json fails at a text: {reason}", hint="copy the base model again")
+    return ToolkitError(f"the base model's tokenizer.json fails on a text: {reason}", hint="copy the base model again")
 
 
 def load_tokenizer(

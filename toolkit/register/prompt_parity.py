@@ -32,7 +32,7 @@ def prove_prompts(
     """Prove that a model on the server reads prompts as the trained one does; record a few greedy answers (`greedy`).
 
     For every held-out prompt: the server's rendering by /api/generate and /api/chat is the training text, byte for
-    byte, and llama.cpp makes the trained tokenizer's ids of it with the file's own vocabulary, with one BOS where the
+    byte, and llama.cpp makes the trained tokenizer's ids of it with the file's own vocabulary, with one BOS if the
     model has one. For as many as can be run in twenty seconds, spread over all and ten at least: the server counts the
     same number of tokens and returns the same ids.
 

@@ -36,9 +36,9 @@ def lost(config: Config, figures: dict[str, Any]) -> str:
 def server_state(config: Config, manifest: Manifest) -> dict[str, Any]:
     """Return the server's address and version, and for each tag of the name what it holds.
 
-    Per tag: `state` in words, `digest` of its manifest (empty where the server has no such tag), `run` that made it,
-    `stored_sha256` of the GGUF that the server runs, and `gguf_sha256` of the file that was uploaded, where it is
-    this run's. Without a server `version` is None and there are no tags. Raises ToolkitError if what answers fails.
+    Per tag: `state` in words, `digest` of its manifest (empty if the server has no such tag), `run` that made it,
+    `stored_sha256` of the GGUF that the server runs, and `gguf_sha256` of the file that was uploaded, if it is this
+    run's. Without a server `version` is None and there are no tags. Raises ToolkitError if what answers fails.
     """
     version = server.version(config.ollama)
     found: dict[str, Any] = {"server": server_address(config.ollama), "version": version, "tags": {}}

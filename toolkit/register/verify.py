@@ -53,7 +53,7 @@ def check_shown(http: httpx.Client, model: str, spec: Modelfile) -> str:
 
 
 def stored_digest(found: dict[str, Any]) -> str:
-    """Return the SHA-256 (hex) of the GGUF that /api/show's Modelfile names; empty where it names none."""
+    """Return the SHA-256 (hex) of the GGUF that /api/show's Modelfile names; empty if it names none."""
     stored = re.search(r"^FROM .*sha256-([0-9a-f]{64})", str(found.get("modelfile", "")), re.MULTILINE)
     return stored[1] if stored else ""
 
@@ -161,7 +161,7 @@ def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload:
     """Ask the first validation question; return its answer, why it ended, and the speed in tokens/s.
 
     `unload` frees the model's memory on the server afterwards. Raises ToolkitError if there is no answer, or it ends
-    neither by itself nor at the limit.
+    neither on its own nor at the limit.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -180,7 +180,7 @@ def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload:
 
 
 def asked(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask a question through /api/generate; raises ToolkitError unless the answer ended by itself or at the limit."""
+    """Ask a question through /api/generate; raises ToolkitError unless the answer ended on its own or at the limit."""
     found = server.call(http, "/api/generate", body)
     text, reason = str(found.get("response", "")), found.get("done_reason")
     if reason not in ("stop", "length") or not found.get("eval_count"):

@@ -194,7 +194,7 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
         console.info("stopping as soon as a checkpoint can be saved; a second signal stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Let all processes decide alike; whatever is saved, measured or final was logged and checked before."""
+        """Let all processes decide the same; whatever is saved, measured or final was logged and checked before."""
         if state.global_step < state.max_steps and stop_asked(self.job, args):
             self.job.stopped = True
             control.should_training_stop = control.should_save = True

@@ -29,7 +29,7 @@ NOT_DECISIVE = {
 def fingerprint(config: Config, folder: RunFolder, *, length: bool = True) -> str:
     """Hash everything that decides the weights: settings of model, prompt and training, and the training records (hex).
 
-    The number of steps is left out where the learning rate does not depend on it, and without `length`.
+    The number of steps is left out if the learning rate does not depend on it, and without `length`.
     """
     left_out = {*NOT_DECISIVE}
     if not length or config.train.lr_scheduler_type in ENDLESS:

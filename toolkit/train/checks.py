@@ -8,7 +8,7 @@ from toolkit.model.precision import INSTALL, check_backend, precision_of, uses_u
 
 
 def backend(config: Config, gpu: Gpu | None) -> Check:
-    """Say which library trains, in which precision, and why; raises ToolkitError where the settings cannot be met."""
+    """Say which library trains, in which precision, and why; raises ToolkitError if the settings cannot be met."""
     check_backend(config, gpu.name if gpu else "", bf16=gpu is not None and gpu.bf16)
     if uses_unsloth(config, gpu):
         return Check("backend", True, f"Unsloth in {precision_of(config, gpu)}", "")

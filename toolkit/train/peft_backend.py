@@ -19,7 +19,7 @@ def make_peft_backend(device: str, reason: str) -> Backend:
 def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:
     """Load the base and put a fresh adapter on it; on a CPU the weights are float32.
 
-    On CUDA the base stays in 16 bits, `compute`, where it is not quantized: PEFT's own preparation would turn
+    On CUDA the base stays in 16 bits, `compute`, if it is not quantized: PEFT's own preparation would turn
     embeddings and head into float32, 2 GB more for an 8B model.
     """
     import torch

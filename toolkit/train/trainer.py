@@ -1,4 +1,4 @@
-"""The trainer: TRL's SFTTrainer, Unsloth's patched one where Unsloth was imported before.
+"""The trainer: TRL's SFTTrainer, Unsloth's patched one if Unsloth was imported before.
 
 Import this module after the backend was chosen: Unsloth changes TRL when it is imported. Six methods are overridden:
 
@@ -48,7 +48,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     micro_losses: dict[int, list[Any]]  # by step, of those that are not logged yet
     norms: dict[int, Any]
     parts: list[list[float]]  # summed loss and tokens of the last evaluation
-    random_states: Sequence[tuple[Callable[[Any], object], Any]] = ()  # as the step began, where it may be left
+    random_states: Sequence[tuple[Callable[[Any], object], Any]] = ()  # as the step began, if it may be abandoned
     weights: int  # of the model, without its embeddings
     stack: ExitStack  # what has to end with training: the progress line, the signals
     control: Any

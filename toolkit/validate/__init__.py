@@ -55,10 +55,10 @@ def validate(
       (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `bound`, `passed`,
       `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
       `expected` and `found` ids);
-    - `merge`, null where the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
+    - `merge`, null if the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
       (which of the two was merged into); of the adapter on `instead` from the model as trained `mean_kl`, `kl_99`,
       `max_kl`, `top1`, `perplexity`, and `trained_perplexity` (null if not measurable: `problem` says why);
-    - `penalty`, null where `ollama.repeat_penalty` is 1: `repeat_penalty`; of the default `quantization` with it
+    - `penalty`, null if `ollama.repeat_penalty` is 1: `repeat_penalty`; of the default `quantization` with it
       `mean_kl`, `kl_99`, `max_kl`, `top1`, `perplexity`, without it `plain_kl`, `plain_perplexity` (null if not
       measurable);
     - `answers`: `question`, `instruction`, `before` (base in transformers), `after` (default GGUF in llama.cpp);

@@ -39,7 +39,7 @@ class Record:
 
     @property
     def targets(self) -> npt.NDArray[np.int64]:
-        """The answer's ids, with EOS where it ends: what the positions from `first` on should predict."""
+        """The answer's ids, with EOS if it ends: what the positions from `first` on should predict."""
         return np.array(self.ids[self.start :], dtype=np.int64)
 
 

@@ -27,7 +27,7 @@ def compare(reference: Logits, candidate: Logits, targets: npt.NDArray[np.int64]
     """Compare two models' logits of shape (tokens, vocabulary) at the tokens `targets`, shape (tokens,).
 
     KL(reference || candidate) = sum p (log p - log q), over the whole vocabulary (Kullback and Leibler 1951); `nll` is
-    the candidate's -log q(target). NaN where a logit is not finite. Raises ValueError if the shapes differ.
+    the candidate's -log q(target). NaN if a logit is not finite. Raises ValueError if the shapes differ.
     """
     if reference.shape != candidate.shape or targets.shape != reference.shape[:1]:
         raise ValueError(f"shapes differ: {reference.shape}, {candidate.shape}, {targets.shape}")
@@ -69,7 +69,7 @@ def join(parts: list[Distance]) -> Distance:
 
 
 def negative_log_likelihood(logits: Logits, targets: npt.NDArray[np.int64]) -> Values:
-    """Return -log p(target) in nats for logits of shape (tokens, vocabulary); NaN where a logit is not finite."""
+    """Return -log p(target) in nats for logits of shape (tokens, vocabulary); NaN if a logit is not finite."""
     found = np.empty(len(logits))
     for rows in _chunks(logits.shape):
         log_p, _ = _log_softmax(logits[rows])

@@ -45,7 +45,7 @@ class Reference:
     """Results of the trained model: `logits` (answer tokens of all rows, vocabulary) in float32, on disk.
 
     `nll` and `base_nll` are the tokens' negative log-likelihoods in nats with the adapter and without it; `answers` are
-    the untrained model's. `merge` is None where the adapter has one base only.
+    the untrained model's. `merge` is None if the adapter has one base only.
     """
 
     logits: Logits

@@ -127,7 +127,7 @@ def _problems(name: str, entry: dict[str, Any], found: Measurement) -> list[str]
 
 
 def row_entries(scored: list[Record], found: Measurement) -> list[dict[str, Any]]:
-    """List the scored rows with their number of answer tokens and their mean KL (None where it was not measured)."""
+    """List the scored rows with their number of answer tokens and their mean KL (None if it was not measured)."""
     entries = []
     position = 0
     for record in scored:
