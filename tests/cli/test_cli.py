@@ -159,7 +159,7 @@ def test_status_and_dry_run_of_a_fresh_project(toolkit: Callable[..., Called], t
         (["prepare", "--set", "model.base=pypi:no-such-package"], "no-such-package", (3,)),
         (["prepare", "--offline", "--set", "model.base=owner/absent"], "owner/absent", (3,)),
         (["train"], "cannot do the configured run", (3,)),
-        (["export", "--adapter", "gone", "--output", "out"], "adapter_config.json", (1,)),
+        (["export", "--adapter", "gone", "--output", "out"], "it does not exist", (1,)),
         (["export", "--quant", "Q8_0"], "--adapter", (2,)),
         (["modelfile"], "no trained model", (1,)),
         (["ask", ""], "empty", (2,)),

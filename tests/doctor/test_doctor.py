@@ -211,7 +211,7 @@ def test_a_small_gpu(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "a CUDA GPU" in only_failure(home.examine("train.backend=unsloth"), "backend").found
+    assert "no CUDA GPU" in only_failure(home.examine("train.backend=unsloth"), "backend").found
     assert "auto" in only_failure(home.examine("train.precision=f16"), "backend").fix
     with_gpu(monkeypatch, GPU)
     assert "bitsandbytes" in only_failure(home.examine(stages=("train",)), "backend").found
