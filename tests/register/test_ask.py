@@ -147,7 +147,7 @@ def test_a_question_that_would_be_cut_is_refused_as_without_a_server(ollama: Oll
     run = make_run(tmp_path, ollama.url, "cut", ollama={"num_ctx": 1024, "num_predict": 8})
     run.register()
     long = "IMPORTANT: the patient is allergic to penicillin. " + "A mild cough since Monday. " * 30
-    with pytest.raises(ToolkitError, match="and there is room for 1,024") as caught:
+    with pytest.raises(ToolkitError, match="but there is room for 1,024") as caught:
         list(ask.answer(run.config, run.folder, long, None)[1])
     by_file = make_run(tmp_path, "127.0.0.1:9", "cut", ollama={"num_ctx": 1024})
     with pytest.raises(ToolkitError) as local:
