@@ -206,7 +206,7 @@ def test_ctrl_c_on_the_command_line_ends_with_130_and_the_same_command_goes_on(
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert json.loads(out.splitlines()[-1])["exit_code"] == 130
-    assert "the same command goes on" in err and "Traceback" not in err
+    assert "the same command continues" in err and "Traceback" not in err
     assert toolkit("status", "--json").json["stages"]["train"]["state"] == "not run"
     again = toolkit("train", "--json")
     assert again.code == 0, again.err

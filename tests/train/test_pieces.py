@@ -229,7 +229,7 @@ def test_doctor_and_training_refuse_the_same(monkeypatch: pytest.MonkeyPatch) ->
     def found(gpu: str, packages: set[str], **values: Any) -> str:
         return refused(monkeypatch, gpu, packages, **values)
 
-    assert "a CUDA GPU" in found("", {"unsloth"}, backend="unsloth")
+    assert "no CUDA GPU" in found("", {"unsloth"}, backend="unsloth")
     assert "the package unsloth" in found("G", {"bitsandbytes"}, backend="unsloth")
     assert "f16, which needs" in found("", set(), precision="f16")
     assert "f32, but a GPU" in found("G", {"unsloth"}, precision="f32")
