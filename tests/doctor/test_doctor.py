@@ -374,7 +374,7 @@ def test_the_conversion_is_found_where_base_puts_it(home: Home) -> None:
 
 def test_an_address_that_is_none_is_one_failure(home: Home) -> None:
     check = only_failure(home.examine("ollama.host=ftp://x"), "ollama")
-    assert "no address of an Ollama server" in check.found
+    assert "not an address of an Ollama server" in check.found
 
 
 def test_the_folder_need_not_exist(home: Home) -> None:
