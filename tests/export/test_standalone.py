@@ -30,7 +30,7 @@ def test_one_command_writes_files_that_llama_cpp_loads(
     called = toolkit(*call, "--output", "out", "--json")
     assert called.code == 0, called.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["mine-F16.gguf", "mine-Q8_0.gguf"]
+    assert names == ["Modelfile", "mine-F16.gguf", "mine-Q8_0.gguf"]
     for quantization, file in called.json["files"].items():
         assert (tmp_path / file["path"]).name == f"mine-{quantization}.gguf"
     with llamacpp.opened(tmp_path / "out" / "mine-Q8_0.gguf", 64) as llm:

@@ -16,6 +16,7 @@ from gguf import GGUFValueType, Keys
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import naming
 from toolkit.export.vocab.tokenizer_source import TokenizerSource
 from toolkit.formats import gguf_writer
 from toolkit.formats.gguf_writer import Metadata
@@ -84,7 +85,8 @@ def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata
     with tempfile.TemporaryDirectory(prefix="toolkit-") as folder:
         path = Path(folder) / "vocabulary.gguf"
         for changed, said in _ways(architecture, metadata, trained):
-            path.write_bytes(gguf_writer.header(architecture, changed, []))
+            with naming(path):
+                path.write_bytes(gguf_writer.header(architecture, changed, []))
             try:
                 check_chat(path, str(metadata[Keys.Tokenizer.CHAT_TEMPLATE][0]), trained)
             except ToolkitError as exc:
