@@ -17,6 +17,7 @@ from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_reader import open_gguf
 
+CONTEXT = b"llama.context_length" + struct.pack("<II", 4, 4096)
 CHILD = """
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def test_a_whole_file_is_read(whole: Path) -> None:
         (lambda data: b"GGUF" + b"\xff" * 40, "damaged"),
         (lambda data: data.replace(string("a") + string("b"), string("a") + string("a")), "a token twice"),
         (lambda data: data.replace(string("x") + string("y"), string("y") + string("y")), "a token twice"),
+        (lambda data: data.replace(b"[INST]", b"\0INST]").replace(b"</s>", b"\0/s>"), "a token twice"),
+        (lambda data: data.replace(CONTEXT, CONTEXT[:-4] + b"\0\0\0\x80"), "`llama.context_length` is 2147483648"),
     ],
 )
 def test_a_damaged_file_is_refused(whole: Path, tmp_path: Path, damage: Callable[[bytes], bytes], said: str) -> None:

@@ -53,13 +53,18 @@ class Vocabulary:
 
 
 def check_header(path: Path) -> None:
-    """Raise ToolkitError for a header over which llama.cpp would abort the process: damaged, or with a token twice."""
-    tokens = open_gguf(path).metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, list) and len(set(map(str, tokens))) < len(tokens):
-        raise ToolkitError(
-            f"`{path}` is damaged: its vocabulary has a token twice",
-            hint="write it again with `toolkit export --force`",
-        )
+    """Raise ToolkitError for a header over which llama.cpp aborts: damaged, a token twice, a number too large."""
+    metadata, problem = open_gguf(path).metadata, ""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        texts = {str(token).partition("\0")[0] for token in tokens}  # llama.cpp reads a text up to its first NUL
+        problem = "its vocabulary has a token twice" if len(texts) < len(tokens) else ""
+    sizes = f"{metadata.get('general.architecture')}."
+    for key, value in metadata.items():
+        if key.startswith(sizes) and type(value) is int and not 0 <= value < 2**31:
+            problem = f"`{key}` is {value}"
+    if problem:
+        raise ToolkitError(f"`{path}` is damaged: {problem}", hint="write it again with `toolkit export --force`")
 
 
 @contextlib.contextmanager
