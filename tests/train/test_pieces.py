@@ -47,6 +47,23 @@ def test_only_a_marked_checkpoint_of_the_same_run_counts(tmp_path: Path) -> None
     assert checkpoints.newest(tmp_path, "c") is None
 
 
+@pytest.mark.parametrize("name", ["checkpoint-3-backup", "checkpoint-best", "checkpoint-3 (copy)", "checkpoint-"])
+def test_a_copy_that_a_user_keeps_is_neither_used_nor_removed(tmp_path: Path, name: str) -> None:
+    folder = RunFolder(tmp_path, "r")
+    own, other = (checkpoints.place(folder, run) for run in ("a", "b"))
+    for place, run in ((own, "a"), (other, "b")):
+        checkpoints.mark(save(place, 3), run, "course")
+        shutil.copytree(place / "checkpoint-3", place / name)
+    assert checkpoints.newest(own, "a") == own / "checkpoint-3"
+    assert checkpoints.of_another_length(folder, "course") in (own / "checkpoint-3", other / "checkpoint-3")
+    (own / name / checkpoints.MARKER).unlink()
+    checkpoints.clear_unfinished(own, "a")
+    checkpoints.clear_other_runs(folder, "a")
+    assert [path.name for path in other.iterdir()] == [name]
+    checkpoints.clear_all(own)
+    assert [path.name for path in own.iterdir()] == [name]
+
+
 def test_what_a_killed_save_left_is_cleared_away_and_the_rest_stays(tmp_path: Path) -> None:
     whole = checkpoints.place(RunFolder(tmp_path, "r"), "a")
     checkpoints.mark(save(whole, 3), "a")

@@ -4,8 +4,10 @@ transformers writes into `checkpoint-N` directly, so a killed save leaves half a
 checkpoint counts once it has a marker, which is written last, after all files are on disk.
 """
 
+import contextlib
 import hashlib
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -53,6 +55,11 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def _numbered(folder: Path) -> list[Path]:
+    """Return the trainer's own checkpoints in a folder, not a copy that a user keeps next to them."""
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-[0-9]+", path.name)]
+
+
 def held_out_steps(checkpoint: Path) -> set[int]:
     """Return the steps whose held-out loss a checkpoint knows."""
     history = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["log_history"]
@@ -80,13 +87,14 @@ def is_whole(checkpoint: Path, run: str, key: str = "fingerprint") -> bool:
 
 def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:
     """Return the complete checkpoint of this run with the highest step, up to `at_most`; None if there is none."""
-    found = [path for path in folder.glob("checkpoint-*") if is_whole(path, run) and step_of(path) <= at_most]
+    found = [path for path in _numbered(folder) if is_whole(path, run) and step_of(path) <= at_most]
     return max(found, key=step_of, default=None)
 
 
 def of_another_length(folder: RunFolder, course: str) -> Path | None:
     """Return the last complete checkpoint of a run that differs only in its number of steps, None if there is none."""
-    found = [path for path in folder.checkpoints.glob("*/checkpoint-*") if is_whole(path, course, "course")]
+    every = [path for run in folder.checkpoints.glob("*/") for path in _numbered(run)]
+    found = [path for path in every if is_whole(path, course, "course")]
     return max(found, key=step_of, default=None)
 
 
@@ -99,8 +107,16 @@ def bytes_of(config: Config, folder: RunFolder) -> int:
 
 def clear_unfinished(folder: Path, run: str) -> None:
     """Remove what a killed save left, which the trainer would count among its own."""
-    for path in folder.glob("checkpoint-*"):
+    for path in _numbered(folder):
         if not is_whole(path, run):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_all(folder: Path) -> None:
+    """Remove what the trainer wrote for one run, but no copy of a checkpoint that a user keeps there."""
+    own = _numbered(folder)
+    for path in folder.glob("*"):
+        if path in own or not path.name.startswith("checkpoint-"):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -108,4 +124,6 @@ def clear_other_runs(folder: RunFolder, run: str) -> None:
     """Remove the checkpoints of other settings; a finished run has replaced their adapter."""
     for path in folder.checkpoints.iterdir():
         if path.is_dir() and path != place(folder, run):
-            shutil.rmtree(path, ignore_errors=True)
+            clear_all(path)
+            with contextlib.suppress(OSError):  # a user's copy is in it
+                path.rmdir()

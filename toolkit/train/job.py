@@ -1,7 +1,6 @@
 """One training run: everything that is decided before the first step."""
 
 import functools
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +142,7 @@ def _checkpoint(folder: RunFolder, run: str, backend: Backend, steps: int, *, re
     state, place = process_state(backend), checkpoints.place(folder, run)
     with state.main_process_first():
         if restart and state.is_main_process:
-            shutil.rmtree(place, ignore_errors=True)
+            checkpoints.clear_all(place)
         if state.is_main_process:
             checkpoints.clear_unfinished(place, run)
         return checkpoints.newest(place, run, steps)
