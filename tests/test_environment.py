@@ -113,7 +113,7 @@ def test_faults_of_the_environment_are_no_defects(problem: Callable[[], Any], co
     with pytest.raises(BaseException) as caught:
         problem()
     found = explain(caught.value)
-    assert found is not None and found.hint and found.exit_code == code and "defect" not in found.hint
+    assert found is not None and found.hint and found.exit_code == code and "bug in the toolkit" not in found.hint
 
 
 def raising(problem: BaseException) -> None:

@@ -83,7 +83,9 @@ def test_a_port_that_is_none_becomes_the_usual_one(text: str, capsys: pytest.Cap
     assert " ".join(capsys.readouterr().err.split()).count("as Ollama does") == 1
 
 
-@pytest.mark.parametrize("text", ["ftp://host", "a b", "ho<st>", "http://user@host", "host:80:80!", "://", "hôst"])
+@pytest.mark.parametrize(
+    "text", ["ftp://host", "a b", "::1:99999999", "[1:2]", "ho<st>", "http://user@host", "host:80:80!", "://", "hôst"]
+)
 def test_what_is_no_address_is_refused_with_its_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", text)
     with pytest.raises(ToolkitError, match="OLLAMA_HOST is not an address") as caught:
@@ -116,13 +118,13 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("text", ["ftp://host", "'::1'", "127.0.0.1:99999", "a b"])
+@pytest.mark.parametrize("text", ["ftp://host", "'::1'", "127.0.0.1:99999", "::1:99999999", "a b"])
 @pytest.mark.parametrize("verb", [["status"], ["prepare", "--dry-run"], ["doctor"]], ids=" ".join)
 def test_a_verb_that_needs_no_server_does_not_mind(verb: list[str], text: str, project: Path) -> None:
     plain = call_toolkit(*verb, cwd=project, OLLAMA_HOST="127.0.0.1:9")
     done = call_toolkit(*verb, cwd=project, OLLAMA_HOST=text)
     assert done.code == plain.code
-    assert "defect" not in done.out + done.err and "Traceback" not in done.out + done.err
+    assert "bug in the toolkit" not in done.out + done.err and "Traceback" not in done.out + done.err
 
 
 @pytest.mark.parametrize("verb", [["ask", "How?"], ["register", "--rollback"]], ids=" ".join)

@@ -46,12 +46,17 @@ def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
     new = second.held()
     manifests = recorded(first, first_outcome), recorded(second, second_outcome)
 
+    for own in ("stable", "previous-stable", "latest-kept-0123456789ab"):  # copies of the user's own
+        second.client().copy("swing", f"swing:{own}")
+    copies = {tag: digest for tag, digest in second.held().items() if tag not in new}
+    new |= copies
+
     preview = rollback.roll_back(second.config, dry_run=True)
     assert second.held() == new and preview["dry_run"]
     done = rollback.roll_back(second.config)
     assert done["tags"] == preview["tags"] and done["answer"]
     held = second.held()
-    kept = {"previous-f16": old["f16"], "previous-f32": old["f32"]}
+    kept = {"previous-f16": old["f16"], "previous-f32": old["f32"], **copies}
     assert held == {"latest": old["latest"], "f32": old["f32"], "f16": new["f16"], "previous": new["latest"], **kept}
     assert second.answer() == old_answer
     assert not temporary(second)

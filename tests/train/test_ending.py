@@ -283,4 +283,4 @@ def test_why_a_run_cannot_go_on_is_said(
     said = " ".join(capsys.readouterr().err.split())
     assert "training starts over, not from step 2" in said and "constant_with_warmup or inverse_sqrt" in said
     train(changed(settings, max_steps=4, learning_rate=5e-4), folder, base)
-    assert "starts anew" not in capsys.readouterr().err
+    assert "starts over" not in capsys.readouterr().err

@@ -30,7 +30,7 @@ def server_address(settings: OllamaSettings) -> str:
     default = {"http": "80" if separator else "11434", "https": "443"}.get(scheme)
     hostport, _, path = rest.partition("/")
     host, port = _split(hostport)
-    if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host):
+    if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host) or (":" in host and not _is_number(host)):
         raise ToolkitError(
             f"{source} is not an address of an Ollama server: `{text}`",
             hint="write it as host, host:port, http://host:port or https://host",
@@ -52,6 +52,14 @@ def _split(hostport: str) -> tuple[str, str | None]:
     if found:
         return found[1] or "127.0.0.1", found[2]
     return hostport.strip("[]") or "127.0.0.1", None
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(host: str) -> str:

@@ -8,6 +8,7 @@ import httpx
 
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.output_settings import QUANTIZATIONS
 from toolkit.ollama import blobs, server, transaction
 from toolkit.ollama.address import server_address
 from toolkit.ollama.failures import translate_errors
@@ -48,7 +49,7 @@ def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str]
             sources[PREVIOUS] = f"{name}:{LATEST}"
             if _file_type(http, f"{name}:{PREVIOUS}") == _file_type(http, f"{name}:{LATEST}"):
                 same = [tag for tag, digest in before.items() if digest == before[LATEST] and tag not in sources]
-                same = [tag for tag in same if not tag.startswith(PREVIOUS)]  # what is kept stays
+                same = [tag for tag in same if tag.upper() in QUANTIZATIONS]  # a user's own tag is a copy to keep
                 sources |= {tag: f"{name}:{PREVIOUS}" for tag in same}
 
         def guard(held: dict[str, str]) -> None:
