@@ -1,3 +1,6 @@
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
+
 import pytest
 
 from toolkit.prepare.cells import cell_text, is_blank, is_null_word, joined_text, name_key
@@ -42,6 +45,23 @@ from toolkit.prepare.cells import cell_text, is_blank, is_null_word, joined_text
         "undefined",
         "(null)",
         "NIL",
+        "N / A",
+        "n. a.",
+        "N/A\u200b",
+        "\u200b",
+        "#DIV/0",
+        "#ДЕЛ/0!",
+        "#ЗНАЧ!",
+        "#ЧИСЛО!",
+        "#ИМЯ?",
+        "#Н/Д",
+        "#I/T",
+        "#值!",
+        "#名前?",
+        "#ΑΞΙΑ!",
+        "#SZÁM!",
+        "#DĚLENÍ_NULOU!",
+        "#YOK",
     ],
 )
 def test_null_words(text: str) -> None:
@@ -75,6 +95,15 @@ def test_null_words(text: str) -> None:
         "C#",
         "Err:5",
         "null and void",
+        "",
+        "#Да!",
+        "#да/нет",
+        "#ΑΞΙΑ",
+        "#C!",
+        "#值",
+        "#A B!",
+        "n / a ratio",
+        "\u200bNa",
     ],
 )
 def test_what_is_an_answer(text: str) -> None:
@@ -94,6 +123,12 @@ def test_what_is_an_answer(text: str) -> None:
         ([], None),
         ("\u200b \ufeff", ""),
         ("\u200ba", "\u200ba"),
+        (Decimal("12.50"), "12.50"),
+        ([Decimal(7)], "7"),
+        (date(2024, 2, 29), "2024-02-29"),
+        (datetime(2024, 2, 29, 8, 30, tzinfo=UTC), "2024-02-29 08:30:00+00:00"),
+        (time(8, 30), "08:30:00"),
+        (b"a", None),
     ],
 )
 def test_cells_as_text(value: object, text: str | None) -> None:

@@ -61,6 +61,43 @@ def test_html_goes(text: str, bare: str) -> None:
     assert find_html(text) and remove_html(text) == bare and find_html(bare) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        ("4x10<sup>9</sup>/L and 2 &times; 10<sup class='e'><b>-5</b></sup>", "4x10⁹/L and 2 × 10⁻⁵"),
+        ("10<sup>&minus;12</sup> 2<SUP> n+1 </SUP> Na<sup>+</sup> Ca<sup>2+</sup>", "10⁻¹² 2ⁿ⁺¹ Na⁺ Ca²⁺"),
+        ("10<sup>x</sup>, 10<sup>-5.5</sup>, e<sup>-k*t</sup>, so<sup>[1]</sup>", "10^x, 10^-5.5, e^(-k*t), so^[1]"),
+        ("2<sup>3<sup>2</sup></sup>", "2^3²"),
+        ("10&lt;sup&gt;9&lt;/sup&gt;", "10⁹"),
+        ("the 1<sup>st</sup>, 2<sup>ème</sup>, 1<sup>o</sup>, A<sup>&reg;</sup>", "the 1st, 2ème, 1º, A®"),
+        ("CO<sub>2</sub>, C<sub>6</sub>H<sub>12</sub>O<sub>6</sub>", "CO2, C6H12O6"),
+        ("log<sub>10</sub>5, 1<sup>1</sup>/<sub>2</sub>", "log₁₀5, 1¹/₂"),
+        ("<p>a</sup>b<sup></sup>c</p>", "abc"),
+    ],
+)
+def test_raised_and_lowered_digits_make_no_other_number(text: str, bare: str) -> None:
+    assert remove_html(text) == bare and find_html(bare) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "bare"),
+    [
+        (
+            "<p> Do: </p>\n  <pre>def f(x):\n    if x &gt; 1:\n\treturn 1\n   \n</pre>\n  <p>  Done. </p>",
+            "Do:\n\ndef f(x):\n    if x > 1:\n\treturn 1\n\nDone.",
+        ),
+        (
+            "So:<pre class='py'><code>for x in y:\n    <span class='k'>print</span>  (x)</code>\n  z</pre>\n  end",
+            "So:\nfor x in y:\n    print  (x)\n  z\n\nend",
+        ),
+        ("<pre>    a\n      b &lt;br&gt;</pre>", "a\n  b"),
+        ("a <code> b</code> c\n   d", "a  b c\nd"),
+    ],
+)
+def test_code_keeps_its_indentation(text: str, bare: str) -> None:
+    assert remove_html(text) == bare
+
+
 def test_an_endless_comment_is_text_and_takes_no_time() -> None:
     text = "<!--" * 50_000 + "<script>" * 50_000
     assert remove_html(text) == text

@@ -1,6 +1,8 @@
 """Names and cells: which are the same, which are empty, and what a spreadsheet left as text."""
 
 import re
+from datetime import date, time
+from decimal import Decimal
 from typing import Any
 
 # Zero-width blanks and joiners, directional marks, BOM, soft hyphen: invisible characters in a name.
@@ -13,11 +15,13 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 # What programs write where they have no value. `na` is handled separately: Na is sodium.
 _NULL_WORD = re.compile(
-    r"-?nan|none|null|nil|nat|n/a|n\.a\.|<(?:na|nan|null|none)>|[(\[](?:null|none|blank|empty)[)\]]|undefined|\\n", re.I
+    r"-?nan|none|null|nil|nat|n\s?/\s?a|n\.\s?a\.|<(?:na|nan|null|none)>|[(\[](?:null|none|blank|empty)[)\]]|undefined|\\n",
+    re.I,
 )
-# Errors of spreadsheets, in whatever language: #REF!, #DIV/0!, #NAME?, #VALOR!, #¿NOMBRE?; and those without a mark.
-_SHEET_ERROR = re.compile(
-    r"#[¡¿]?(?=[^!?]*[A-Z])[A-ZÀ-ÖØ-Þ0-9/_]{2,20}[!?]|#(?:N/?A(?: N/A)?|N/D|NV|GETTING_DATA)|Err:[0-9]{3}|##+"
+# Errors of spreadsheets, in whatever language: #REF!, #DIV/0!, #¿NOMBRE?, #ЗНАЧ!, #名前?; and those without a mark.
+_SHEET_ERROR = re.compile(r"#[¡¿]?([^\s!?#]{1,20})[!?]")
+_BARE_SHEET_ERROR = re.compile(
+    r"#(?:N/?A(?: N/A)?|[^\W\d_]/[^\W\d_]|[^\W\d_]{2,12}/0|NV|YOK|GETTING_DATA)|Err:[0-9]{3}|##+"
 )
 _NO_WORD = re.compile(r"[-‐-―−._…?*/\\~|\s]+")
 LONGEST_NULL = 24  # characters
@@ -39,7 +43,7 @@ def name_key(name: str) -> str:
 
 
 def cell_text(value: Any) -> str | None:
-    r"""Return a cell as text with `\n` as the line end and without blank ends; None if it is not text or a number.
+    r"""Return a cell as text with `\n` as the line end and without blank ends; None for a list, an object or bytes.
 
     A list of one text is that text.
     """
@@ -52,7 +56,7 @@ def cell_text(value: Any) -> str | None:
             value = value.replace("\r\n", "\n").replace("\r", "\n")
         value = value.strip()
         return value if value.isascii() or _INVISIBLE.sub("", value).strip() else ""
-    return str(value) if isinstance(value, int | float) else None
+    return str(value) if isinstance(value, int | float | Decimal | date | time) else None
 
 
 def joined_text(value: Any) -> str | None:
@@ -74,12 +78,29 @@ def is_blank(value: Any) -> bool:
 
 
 def is_null_word(text: str) -> bool:
-    """Say whether a whole text is only a program's word for no value, or a spreadsheet's error."""
+    """Say whether a whole text is only a program's word for no value, a spreadsheet's error, or invisible."""
+    if not text.isascii():
+        visible = _INVISIBLE.sub("", text).strip()
+        if text and not visible:
+            return True
+        text = visible
     if len(text) > LONGEST_NULL:
         return False
     return (
         _NULL_WORD.fullmatch(text) is not None
         or text in ("NA", "na", "#NA")
         or _NO_WORD.fullmatch(text) is not None
-        or _SHEET_ERROR.fullmatch(text) is not None
+        or _is_sheet_error(text)
     )
+
+
+def _is_sheet_error(text: str) -> bool:
+    """Say whether a text is a spreadsheet's error: capitals, or letters of a script that has none."""
+    if any(char.islower() for char in text.removeprefix("Err:")):
+        return False
+    if _BARE_SHEET_ERROR.fullmatch(text):
+        return True
+    match = _SHEET_ERROR.fullmatch(text)
+    if match is None or not any(map(str.isalpha, match[1])):
+        return False
+    return len(match[1]) > 1 or not match[1].isupper()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from html.entities import html5
+from textwrap import dedent
 
 EXCERPT = 60  # characters of an example
 
@@ -31,6 +32,15 @@ _ALONE = frozenset(("br", "hr", "p", "li", "td", "th", "tr", "dd", "dt", "h1", "
 
 ROUNDS = 4  # text escaped twice has its tags in the second round
 _LOST = re.compile("\ufffd|ï¿½")
+
+_RAISED = dict(zip("0123456789+-−–=()ni", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁻⁼⁽⁾ⁿⁱ", strict=True))
+_LOWERED = dict(zip("0123456789", "₀₁₂₃₄₅₆₇₈₉", strict=True))
+_WORD_END = re.compile("st|nd|rd|th|er|re|ère|e|[iè]?ème|de|ste|os|as|r?ra|TM|SM")  # 1st, 2ème, 20ste: no power
+_LONGEST_RAISED = 24  # characters
+# The blanks before a line of code are noncharacters of Unicode until all tags are gone: strip() keeps these.
+_HELD = str.maketrans(" \t", "\ufdd0\ufdd1")
+_FREED = str.maketrans("\ufdd0\ufdd1", " \t")
+_INDENT = re.compile(r"^[ \t]+(?=\S|\Z)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -83,30 +93,70 @@ def _is_entity(entity: str) -> bool:
 
 
 def remove_html(text: str) -> str:
-    """Return text without HTML: tags that break a line as line ends, others as nothing, entities as characters."""
+    """Return text without HTML: tags that break a line as line ends, others as nothing, entities as characters.
+
+    Raised digits stay powers (`10⁹`, else `10^x`), and code in `<pre>` and `<code>` keeps its indentation.
+    """
+    bare = text
     for _ in range(ROUNDS):
-        if not find_html(text):
+        if not find_html(bare):
             break
-        text = _without_entities(_without_tags(text))
-    return text
+        bare = _without_entities(_without_tags(bare))
+    return text if bare == text else dedent(bare.translate(_FREED)).strip()
 
 
 def _without_tags(text: str) -> str:
     if "<" not in text:
         return text
 
-    places = [(start, end, "") for start, end in _dropped(text)]
-    places += [(*match.span(), _instead(match["name"].lower(), closing=bool(match["close"]))) for match in _tags(text)]
-    pieces, position = [], 0
-    for start, end, instead in sorted(places, key=lambda place: (place[0], -place[1])):
-        if start >= position:
-            pieces += [text[position:start], instead]
-            position = end
+    places = [(start, end, "", "") for start, end in _dropped(text)]
+    places += [(*match.span(), match["name"].lower(), match["close"]) for match in _tags(text)]
+    pieces: list[str] = []
+    shifted: list[tuple[int, str]] = []  # for each open <sup> or <sub>, where its pieces begin and what is before
+    position = code = 0
+    for start, end, name, close in sorted(places, key=lambda place: (place[0], -place[1])):
+        if start < position:
+            continue
+        if position < start:
+            pieces.append(_held(text[position:start]) if code else text[position:start])
+        position = end
+        if name in ("sup", "sub"):
+            if not close:
+                shifted.append((len(pieces), pieces[-1][-1] if pieces else ""))
+            elif shifted:
+                first, before = shifted.pop()
+                inner = _shifted(name, "".join(pieces[first:]), before, text[end : end + 1])
+                pieces[first:] = [inner] if inner else []
+        elif name in ("pre", "code"):
+            code = max(0, code - 1) if close else code + 1
+        if instead := _instead(name, closing=bool(close)):
+            pieces.append(instead)
     bare = "".join([*pieces, text[position:]])
     if bare == text:
         return text
-    lines = [line.strip() for line in bare.split("\n")]
+    lines = [line.strip().rstrip(" \t\ufdd0\ufdd1") for line in bare.split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _held(code: str) -> str:
+    return _INDENT.sub(lambda match: match[0].translate(_HELD), code)
+
+
+def _shifted(name: str, text: str, before: str, after: str) -> str:
+    """Return raised or lowered text as plain text that is no other number; `before` and `after` are its neighbours."""
+    inner = _without_entities(text).strip()
+    if name == "sub":
+        joins = before.isdigit() or before in ("/", "⁄") or after.isdigit()  # CO2 is plain, log₁₀5 is not
+        return "".join(_LOWERED[char] for char in inner) if inner and joins and set(inner) <= set(_LOWERED) else text
+    if not any(char.isalnum() or char in _RAISED for char in inner) or len(inner) > _LONGEST_RAISED or "\n" in inner:
+        return text
+    if set(inner) <= set(_RAISED):
+        return "".join(_RAISED[char] for char in inner)
+    if inner in ("o", "a") and before.isalnum():
+        return {"o": "º", "a": "ª"}[inner]
+    if _WORD_END.fullmatch(inner) or set(inner) <= set(_RAISED.values()):
+        return inner
+    return f"^{inner}" if re.fullmatch(r"[-+−]?\w+(?:\.\d+)?|\[.*\]", inner) else f"^({inner})"
 
 
 def _instead(name: str, *, closing: bool) -> str:
