@@ -196,3 +196,85 @@ def test_one_column_for_two_roles_is_refused() -> None:
 )
 def test_the_hint_fits_what_was_found(names: list[str], name: str, hint: str) -> None:
     assert hint in refusal(table(dict.fromkeys(names, "x"), name)).hint
+
+
+@pytest.mark.parametrize(
+    ("header", "role"),
+    [
+        ("context,context", "context"),
+        ("Context,context ", "context"),
+        ("Passage Text,passage text", "context"),
+        ("options,options", "context"),
+        ("system_prompt,System_Prompt", "instruction"),
+    ],
+)
+def test_two_left_columns_of_one_name_are_refused_where_a_setting_could_take_one(
+    tmp_path: Path, header: str, role: str
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(f"question,answer,{header}\nq,a,x,y\n")
+    source = read_table(path, wanted_names(DataSettings()))
+    error = refusal(source)
+    assert f"more than one column with the {role}" in error.message
+    for choice in error.hint.split("`")[1::2]:
+        settings = config_file.build({}, [shlex.split(choice)[1]]).data
+        assert getattr(find_columns(source, settings), role) in source.columns
+    path.write_text(f"question,answer,{header}\nq,a,x,\n")
+    source = read_table(path, ())
+    if len(set(source.columns)) < 4:
+        assert f"more than one column with the {role}" in refusal(source).message
+    else:
+        assert find_columns(source, DataSettings()).answer == "answer"
+
+
+def test_two_left_columns_without_meaning_may_have_one_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("question,answer,note,note,context\nq,a,x,y,c\n")
+    assert line(read_table(path, ())) == "question ← question, answer ← answer; not used: note, context"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("clinical_context", "in front of the question"),
+        ("patient_history", "in front of the question"),
+        ("Passage Text", "in front of the question"),
+        ("ctx", "in front of the question"),
+        ("caseDescription", "in front of the question"),
+        ("Source-Document", "in front of the question"),
+        ("answer_choices", "will not see the choices"),
+        ("answerOptions", "will not see the choices"),
+        ("choice_text", "will not see the choices"),
+        ("system_prompt_text", "makes it the instruction"),
+        ("System Instructions", "makes it the instruction"),
+        ("chat_history", "earlier turns"),
+        ("previous messages", "earlier turns"),
+    ],
+)
+def test_a_word_in_a_name_carries_meaning(name: str, said: str) -> None:
+    found = warnings({"question": "q", "answer": "a", name: "x"})
+    assert len(found) == 1 and f"`{name}`" in found[0] and said in found[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "question_id",
+        "history_id",
+        "document url",
+        "contextLength",
+        "choice_type",
+        "num_turns",
+        "has_context",
+        "correct_option",
+        "edit_history",
+        "operating_system",
+        "evidence_level",
+        "conversation_id",
+        "error_message",
+        "adoption",
+        "optional",
+    ],
+)
+def test_a_name_about_a_text_is_no_text(name: str) -> None:
+    assert warnings({"question": "q", "answer": "a", name: "x"}) == []

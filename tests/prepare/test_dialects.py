@@ -180,3 +180,52 @@ def test_objects_of_nothing_are_no_rows(tmp_path: Path) -> None:
 def test_a_broken_line_is_still_named(tmp_path: Path) -> None:
     with pytest.raises(ToolkitError, match="line 2 is not JSON"):
         reading(tmp_path, "x.jsonl", json.dumps(ROWS[0]) + '\n{"question": "r", "ans')
+
+
+def test_a_data_frame_with_two_columns_of_one_name_loses_none(tmp_path: Path) -> None:
+    for name in ("x.json", "x.jsonl"):
+        split = {"columns": ["question", "answer", "answer"], "index": [0], "data": [["q", "a", "b"]]}
+        assert reading(tmp_path, name, json.dumps(split)).columns.count("answer") == 2
+        split = {"columns": [1, "1", "answer"], "index": [0, 1], "data": [["q", "r", "b"], ["q", "r", "b"]]}
+        assert reading(tmp_path, name, json.dumps(split, indent=1)).columns == ["1", "answer", "1"]
+
+
+@pytest.mark.parametrize(("names", "expected"), [([0, 1], ["0", "1"]), ([1.5, "answer"], ["1.5", "answer"])])
+def test_a_data_frame_whose_columns_are_numbers_has_names(
+    tmp_path: Path, names: list[float | str], expected: list[str]
+) -> None:
+    split = {"columns": names, "index": [0], "data": [["q", "a"]]}
+    table = reading(tmp_path, "x.json", json.dumps(split))
+    assert table.columns == expected and cells(table) == [["q", "a"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('question, answer\n"q", "a"\n"r", "b"\n', [["q", "a"], ["r", "b"]]),
+        ('"question", "answer"\n"q, so",  "a, b ""c"""\n', [["q, so", 'a, b "c"']]),
+        ('question; answer\n "q"; "two\n""lines"""\nr; b\n', [["q", 'two\n"lines"'], ["r", "b"]]),
+        ('question,answer\n"q","said, ""so"""\nr, b\n', [["q", 'said, "so"'], ["r", "b"]]),
+    ],
+)
+def test_blanks_in_front_of_a_quoted_cell_are_none(tmp_path: Path, text: str, expected: list[list[str]]) -> None:
+    table = reading(tmp_path, "x.csv", text)
+    assert table.columns == ["question", "answer"]
+    assert [[cell.strip() for cell in row] for row in cells(table)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('q, "Rest" is best.\nr,b\n', [["q", ' "Rest" is best.'], ["r", "b"]]),
+        ('q, "half\nr, and half"\n', [["q", ' "half'], ["r", ' and half"']]),
+        ('q, "half\nr,b\n', [["q", ' "half'], ["r", "b"]]),
+    ],
+)
+def test_a_quote_inside_a_cell_swallows_no_rows(tmp_path: Path, text: str, expected: list[list[str]]) -> None:
+    assert cells(reading(tmp_path, "x.csv", "question,answer\n" + text)) == expected
+
+
+def test_a_file_with_blanks_before_its_quotes_that_breaks_off_is_truncated(tmp_path: Path) -> None:
+    with pytest.raises(ToolkitError, match=r"truncated: the quoted cell of the row at line 3"):
+        reading(tmp_path, "x.csv", 'question, answer\n"q", "a"\n"r", "breaks off\n')

@@ -11,7 +11,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import clean
 from toolkit.prepare.columns import find_columns, wanted_names
-from toolkit.prepare.read import read_table
+from toolkit.prepare.read import UNREADABLE, read_table
 from toolkit.prepare.split import drop_duplicates
 from toolkit.prepare.table import Table
 
@@ -266,3 +266,47 @@ def test_a_parquet_column_whose_name_is_not_utf8_is_named(tmp_path: Path, name: 
     with pytest.raises(ToolkitError) as problem:
         read_table(path, ["answer"])
     assert "whose name is not UTF-8" in problem.value.message and str(path) in problem.value.message
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "date", "nested", "zone", "struct", "list"])
+def test_a_parquet_cell_that_cannot_be_read_matters_only_where_it_is_wanted(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    late = pa.array([10**15, None], pa.timestamp("ms"))
+    bad = pa.array([b"\xff", None], pa.binary()).view(pa.string())
+    column = {
+        "timestamp": late,
+        "date": pa.array([10**8, None], pa.int32()).view(pa.date32()),
+        "nested": pa.StructArray.from_arrays([late], ["t"]),
+        "zone": pa.array([1, None], pa.timestamp("us", tz="Mars/Base")),
+        "struct": pa.StructArray.from_arrays([bad], ["x"]),
+        "list": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), late),
+    }[kind]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"question": ["q", "r"], "answer": ["a", "b"], "when": column}), path)
+    rows = read_table(path, WANTED).rows
+    assert [row.values["answer"] for row in rows] == ["a", "b"] and rows[0].values["when"] == UNREADABLE
+    pq.write_table(pa.table({"question": ["q", "r"], "answer": column}), path)
+    with pytest.raises(ToolkitError) as caught:
+        read_table(path, WANTED)
+    assert "the column `answer`" in caught.value.message and "cannot be read" in caught.value.message
+    assert "\n" not in caught.value.message and caught.value.hint
+    assert ("the time zone is unknown here" in caught.value.message) == (kind == "zone")
+
+
+@pytest.mark.parametrize("kind", ["fixed", "large", "dictionary"])
+def test_binary_parquet_columns_are_text(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = [b"Rest", b"caf\xe9", None]
+    fixed = pa.array(cells, pa.binary(4))
+    column = {
+        "fixed": fixed,
+        "large": pa.array(cells, pa.large_binary()),
+        "dictionary": pa.array(cells, pa.binary()).dictionary_encode(),
+    }[kind]
+    pq.write_table(pa.table({"question": ["q", "r", "s"], "answer": column}), tmp_path / "x.parquet")
+    rows = read_table(tmp_path / "x.parquet", WANTED).rows
+    assert [row.values["answer"] for row in rows] == ["Rest", "caf\udce9", None]

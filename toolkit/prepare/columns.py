@@ -9,6 +9,7 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.cells import is_blank, name_key
+from toolkit.prepare.meaning import bare, meaning
 from toolkit.prepare.table import Table
 
 # The usual names, best first; compared without case and spaces.
@@ -17,14 +18,7 @@ ANSWERS = ("answer", "output", "response", "completion", "assistant")
 INSTRUCTION = "instruction"
 IDS = ("id", "answerid", "qid", "uid")
 
-# What left columns may mean, by names without case, spaces, `_` and `-`.
-_CONTEXT = re.compile(
-    "contexts?|passages?|documents?|background|evidence|abstract|article|knowledge|vignette|sourcetext|description|input"
-)
-_HISTORY = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns")
-_SYSTEM = re.compile("system(?:prompt|message)?")
-_OPTIONS = re.compile("options?|choices?|op[a-e]|(?:option|choice)[a-e0-9]")
-_CHATS = re.compile(f"{_HISTORY.pattern}|role|content|from|value")
+_CHATS = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns|role|content|from|value")
 SHOWN = 12  # names in one line
 SHOWN_NAME = 40  # characters of each
 LONG_NAME = 60  # characters, or
@@ -89,7 +83,26 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
         question, instruction = instruction, None
     if question is None and not any(_is_medquad(row.values.get(answer)) for row in table.rows):
         raise _no_column("question", QUESTIONS, table)
-    return Columns(question, answer, instruction, row_id, named["context"])
+    columns = Columns(question, answer, instruction, row_id, named["context"])
+    _left_once(columns, table)
+    return columns
+
+
+def _left_once(columns: Columns, table: Table) -> None:
+    """Refuse two columns of one name that a warning would tell the user to name: a setting would not fit one."""
+    taken = columns.taken().values()
+    alike: dict[str, list[str]] = {}
+    for name in table.columns:
+        if name not in taken:
+            alike.setdefault(name_key(name), []).append(name)
+    for role, kinds in (("context", ("context", "options")), ("instruction", ("system",))):
+        for names in alike.values():
+            if len(names) > 1 and getattr(columns, role) is None and meaning(names[0]) in kinds:
+                filled = unused(table, columns)
+                # Of an exact name, the rows hold the last cell only: the first column may be the one that is filled.
+                same = names if len(set(names)) < len(names) else [name for name in names if name in filled]
+                if len(same) > 1:
+                    raise _two_columns(role, same, table)
 
 
 def _named(name: str, role: str, table: Table) -> str | None:
@@ -154,7 +167,7 @@ def _hint_for_names(role: str, table: Table) -> str:
     """Return what to do where no column has a known name."""
     if not table.columns:
         return 'write each row as an object that names its cells, such as {"question": "…", "answer": "…"}'
-    chats = [name for name in table.columns if _CHATS.fullmatch(_meaning(name))]
+    chats = [name for name in table.columns if _CHATS.fullmatch(bare(name))]
     if chats and len(table.columns) <= len(chats) + 2:
         return (
             "these look like chats, which cannot be read yet: write one question and one answer per row, "
@@ -184,10 +197,6 @@ def _is_medquad(cell: Any) -> bool:
     return isinstance(cell, str) and cell.lstrip().startswith("Question:")
 
 
-def _meaning(name: str) -> str:
-    return name_key(name).replace("_", "").replace("-", "")
-
-
 def unused(table: Table, columns: Columns) -> list[str]:
     """Return the columns that hold something and are not taken."""
     left = dict.fromkeys(name for name in table.columns if name not in columns.taken().values())
@@ -211,26 +220,26 @@ def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
     """Yield a warning for each column left that is known to carry meaning, with what to do."""
     options = []
     for name in left:
-        key = _meaning(name)
-        if _CONTEXT.fullmatch(key):
+        kind = meaning(name)
+        if kind == "context":
             done = f"`--set {_setting('context', name)}` puts it in front of the question"
             if columns.context:
                 done = f"`{columns.context}` is the context; write both into one column to have both"
             yield f"column `{name}` is not used: the model will not see it; {done}"
-        elif key == INSTRUCTION and columns.question:
+        elif bare(name) == INSTRUCTION and columns.question:
             settings = [_setting("question", name)] + (
                 [] if columns.context else [_setting("context", columns.question)]
             )
             words = " ".join(f"--set {setting}" for setting in settings)
             yield f"column `{name}` is not used: `{words}` makes it the question, with `{columns.question}` in front"
-        elif _SYSTEM.fullmatch(key):
+        elif kind == "system":
             yield f"column `{name}` is not used: {_take_system(columns, name)}"
-        elif _HISTORY.fullmatch(key):
+        elif kind == "chat":
             yield (
                 f"column `{name}` is not used: a chat's earlier turns cannot be read yet; "
                 "leave out the rows that need them, or write the turns into the question"
             )
-        elif _OPTIONS.fullmatch(key):
+        elif kind == "options":
             options.append(name)
     if len(options) == 1 and not columns.context:
         yield (

@@ -31,7 +31,7 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     skipped = text[: named.end()].count("\n") if named else 0
     text = text[named.end() :] if named else text
     delimiter = named["delimiter"] if named else max(DELIMITERS, key=lambda mark: _fit_of_header(text, mark, wanted))
-    found = _tabbed(text, path, skipped) if delimiter == "\t" else _quoted(text, delimiter, path, skipped)
+    found = _tabbed(text, path, skipped) if delimiter == "\t" else _spaced(text, delimiter, path, skipped)
     filled = ((line, cells) for line, cells in found if not all(map(is_blank, cells)))
     header = [tidy_name(name) for name in next(filled, (0, []))[1]]
     columns = [name or f"column {number}" for number, name in enumerate(header, start=1)]
@@ -49,9 +49,46 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     return columns[: max(needed, widest)], rows
 
 
-def _quoted(text: str, delimiter: str, path: Path, skipped: int) -> list[Cells]:
+def _spaced(text: str, delimiter: str, path: Path, skipped: int) -> list[Cells]:
+    """Read text whose quoted cells may have blanks in front, as in `"q", "a"`; a quote inside other cells is text."""
+    if delimiter == " " or not re.search(rf'(?:\A|[\r\n]|{re.escape(delimiter)}) +"', text):
+        return _quoted(text, delimiter, path, skipped)
+    try:
+        plain = _quoted(text, delimiter, path, skipped)
+    except ToolkitError:
+        return _quoted(text, delimiter, path, skipped, blanks=True)
+    opened = [_from_quote(cells) for _, cells in plain]
+    opened = [cells for cells in opened if cells]
+    closed = sum(_is_closed(delimiter.join(cells), delimiter) for cells in opened)
+    filled = [cells for _, cells in plain if not all(map(is_blank, cells))]
+    if not opened or (not closed and all(len(cells) == len(filled[0]) for cells in filled)):
+        return plain
+    try:
+        return _quoted(text, delimiter, path, skipped, blanks=True)
+    except ToolkitError:
+        if closed * 2 >= len(opened):
+            raise
+        return plain
+
+
+def _from_quote(cells: list[str]) -> list[str]:
+    """Return a row's cells from the first that begins with blanks and a quote."""
+    first = next((at for at, cell in enumerate(cells) if re.match(' +"', cell)), len(cells))
+    return cells[first:]
+
+
+def _is_closed(text: str, delimiter: str) -> bool:
+    """Say whether the end of a row is whole when its quotes are those of cells."""
+    try:
+        list(csv.reader([text], delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error:
+        return False
+    return True
+
+
+def _quoted(text: str, delimiter: str, path: Path, skipped: int, blanks: bool = False) -> list[Cells]:
     # Strict: a quote that is never closed would otherwise silently swallow all rows after it.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=blanks, strict=True)
     rows: list[Cells] = []
     start = skipped + 1
     try:
@@ -105,7 +142,7 @@ def _fit_of_header(text: str, delimiter: str, wanted: frozenset[str]) -> tuple[i
     """Rate a delimiter by the header it gives: names that are known, then the number of columns."""
     sample = io.StringIO(text[:65536], newline="")
     try:
-        rows = csv.reader(sample, delimiter=delimiter)
+        rows = csv.reader(sample, delimiter=delimiter, skipinitialspace=True)
         header = next((row for row in rows if not all(map(is_blank, row))), [])
     except csv.Error:
         return (0, 0)

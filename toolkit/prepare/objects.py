@@ -22,7 +22,8 @@ class _Reader:
     def __init__(self) -> None:
         self.repeated: list[tuple[dict[str, Any], list[str]]] = []
 
-    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def record(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Make an object of names and values."""
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
@@ -30,7 +31,7 @@ class _Reader:
         return found
 
     def value(self, text: str) -> Any:
-        return parse_json(text, data=True, pairs=self._object)
+        return parse_json(text, data=True, pairs=self.record)
 
     def values(self, text: str) -> list[tuple[int, Any]]:
         """Read values one after the other, with blanks or a comma between, each with the line where it begins."""
@@ -88,7 +89,7 @@ def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
         ) from None
     except (RecursionError, ValueError) as exc:
         raise ToolkitError(f"`{path}` cannot be read as JSON: {exc}", hint="export it as JSONL") from None
-    return reader.rows([(None, item) for item in _records(value, path)])
+    return reader.rows([(None, item) for item in _records(value, path, reader)])
 
 
 def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
@@ -110,8 +111,10 @@ def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
                 f"`{path}` line {number:,} is not JSON: {detail}",
                 hint="every line must be one JSON object; the last line of a truncated file is incomplete",
             ) from None
-    if len(found) == 1 and _records(found[0][1], path) != [found[0][1]]:
-        return reader.rows([(None, item) for item in _records(found[0][1], path)])
+    if len(found) == 1:
+        records = _records(found[0][1], path, reader)
+        if records != [found[0][1]]:
+            return reader.rows([(None, item) for item in records])
     return reader.rows(found)
 
 
@@ -123,18 +126,18 @@ def _not_by_line(text: str, path: Path) -> tuple[list[str], list[Row]] | None:
     except (ValueError, RecursionError):
         return None
     if len(values) == 1:
-        return reader.rows([(None, item) for item in _records(values[0][1], path)])
+        return reader.rows([(None, item) for item in _records(values[0][1], path, reader)])
     return reader.rows([*values])
 
 
-def _records(value: Any, path: Path) -> list[Any]:
+def _records(value: Any, path: Path, reader: _Reader) -> list[Any]:
     """Find the records in a whole file's value; raises ToolkitError if there are none."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
         names, cells = value.get("columns"), value.get("data")
         if _is_text(names) and _is_text_rows(cells, len(names)):  # pandas: orient="split"
-            return [dict(zip(names, row, strict=True)) for row in cells]
+            return [reader.record([(str(name), cell) for name, cell in zip(names, row, strict=True)]) for row in cells]
         columns = _columns(value)
         if columns:
             names = list(columns)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.prepare.cells import is_blank
+from toolkit.prepare.cells import is_blank, name_key
 from toolkit.prepare.containers import EXTENSIONS, PLAIN, decode_text, looks_like
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
 from toolkit.prepare.objects import read_json_rows, read_jsonl_rows, tidied
@@ -19,6 +19,8 @@ from toolkit.prepare.source import check_file
 from toolkit.prepare.table import Row, Table
 
 _KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_SHOWN_TYPE = 80  # characters of a column's type
+UNREADABLE = "(cannot be read)"
 _NO_ROWS = "set `data.source` to a file with questions and answers"
 
 
@@ -38,7 +40,7 @@ def parse_table(content: bytes, path: Path, wanted: Iterable[str]) -> Table:
     kind = "parquet" if path.suffix.lower() in (".parquet", ".pq") else _KINDS.get(path.suffix.lower())
     kind = kind or _sniff(content, path)
     if kind == "parquet":
-        columns, rows = _parquet(content, path)
+        columns, rows = _parquet(content, path, frozenset(wanted))
     else:
         text = decode_text(content, path)
         if kind == "json":
@@ -70,15 +72,17 @@ def _sniff(content: bytes, path: Path) -> str:
     )
 
 
-def _parquet(content: bytes, path: Path) -> tuple[list[str], list[Row]]:
-    """Read a parquet file; text that is not UTF-8 becomes lone surrogates, as in the other formats."""
+def _parquet(content: bytes, path: Path, wanted: frozenset[str]) -> tuple[list[str], list[Row]]:
+    """Read a parquet file; text that is not UTF-8 becomes lone surrogates, as in the other formats.
+
+    A cell that has no value in Python, such as a date after the year 9999, is an error in a wanted column only.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(io.BytesIO(content)).read()  # read_table refuses two columns of one name
         names = list(table.column_names)
-        columns = [_values(column, pa) for column in table.columns]
     except UnicodeDecodeError as exc:
         name = exc.object.decode("utf-8", "backslashreplace")
         raise ToolkitError(
@@ -91,6 +95,7 @@ def _parquet(content: bytes, path: Path) -> tuple[list[str], list[Row]]:
             f"`{path}` is not a whole parquet file: {str(exc).splitlines()[0]}" + (f" ({found})" if hint else ""),
             hint=hint or "the file is broken or truncated: copy or export it again",
         ) from None
+    columns = [_cells(column, name, path, wanted) for name, column in zip(names, table.columns, strict=True)]
     rows = [
         Row(number, None, dict(zip(names, cells, strict=True)))
         for number, cells in enumerate(zip(*columns, strict=True), start=1)
@@ -99,11 +104,34 @@ def _parquet(content: bytes, path: Path) -> tuple[list[str], list[Row]]:
     return tidied(names, rows)
 
 
+def _cells(column: Any, name: str, path: Path, wanted: frozenset[str]) -> list[Any]:
+    """Return a column's cells; where they cannot be read and nobody wants them, only which ones hold something."""
+    import pyarrow as pa
+
+    try:
+        return _values(column, pa)
+    # Of dates beyond Python's range, unknown time zones, text in a struct that is not UTF-8, types without a cast.
+    except (ValueError, ArithmeticError, LookupError, TypeError, pa.ArrowException) as exc:
+        if name_key(name) not in wanted:
+            return [UNREADABLE if there else None for there in column.is_valid().to_pylist()]
+        detail = str(exc.args[0] if exc.args and isinstance(exc, LookupError) else exc).partition("\n")[0]
+        kind = str(column.type)[:_SHOWN_TYPE]
+        if "zoneinfo" in detail:  # Arrow says that Python's own module is missing
+            detail = "the time zone is unknown here"
+        raise ToolkitError(
+            f"`{path}`: the column `{name}` ({kind}) has a cell that cannot be read: {detail}",
+            hint="write the column as text, or leave it out",
+        ) from None
+
+
 def _values(column: Any, pa: Any) -> list[Any]:
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     types = pa.types
-    if any(check(column.type) for check in (types.is_string, types.is_large_string, types.is_binary)):
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if types.is_fixed_size_binary(column.type):
+        column = column.cast(pa.binary())
+    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    if any(check(column.type) for check in texts):
         # Arrow does not check UTF-8 on reading, and to_pylist would raise on the first bad cell of all.
         cells = column.cast(pa.large_binary()).to_pylist()
         return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
