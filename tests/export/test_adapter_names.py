@@ -1,6 +1,7 @@
 """Adapters under other names than PEFT's: wrappers' prefixes, MLX; and adapters that do less than they promise."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tests.support import models
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan, standalone
+from toolkit.export.adapter.mlx import convert_mlx
 from toolkit.export.adapter.names import plain_name
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -205,6 +207,14 @@ def test_what_mlx_must_merge_itself(
     assert "mlx_lm.fuse" in caught.value.hint and "toolkit export --model" in caught.value.hint
 
 
+def test_a_command_for_mlx_with_spaces_in_its_names(made: tuple[Path, Path], tmp_path: Path) -> None:
+    adapter = mlx(made[1], tmp_path / "my 'own' adapter", model="a base", fine_tune_type="full")
+    with pytest.raises(ToolkitError, match="fine-tuning type") as caught:
+        convert_mlx(adapter, tmp_path)
+    words = shlex.split(caught.value.hint.partition(": ")[2].partition(" (")[0])
+    assert words[2] == "a base" and words[4] == str(adapter)
+
+
 # What the settings promise and the weights do not hold.
 
 
@@ -220,7 +230,11 @@ def only(*parts: str) -> Callable[[Tensors], Tensors]:
         (("q_proj",), {"target_modules": "all-linear"}, "LoRA for 2 of 14"),
         (("q_proj",), {"target_modules": r".*\.(q|k)_proj"}, "LoRA for 2 of 4"),
         (("layers.1",), {"layers_to_transform": [1]}, ""),
-        (("q_proj",), {"layers_to_transform": 1, "target_modules": ["q_proj", "v_proj"]}, "LoRA for 1 of 2"),
+        (
+            ("1.self_attn.q_proj",),
+            {"layers_to_transform": 1, "target_modules": ["q_proj", "v_proj"]},
+            "LoRA for 1 of 2",
+        ),
         (("q_proj",), {"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["k_proj"]}, ""),
         (("q_proj",), {"target_modules": ["q_proj", "lm_head"]}, "LoRA for 2 of 3"),
     ],
@@ -233,6 +247,110 @@ def test_modules_that_are_named_and_absent(
     export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
     heard = capsys.readouterr().err
     assert (said in heard) if said else "warning" not in heard
+
+
+# What the weights hold and the settings leave out.
+
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+LEFT_OUT: dict[str, tuple[dict[str, Any], str, int]] = {
+    "fewer modules": ({"target_modules": ["q_proj"]}, "target_modules", 12),
+    "a typing error": ({"target_modules": ["qproj"]}, "target_modules", 14),
+    "a part of a name": ({"target_modules": ["proj"]}, "target_modules", 14),
+    "an expression": ({"target_modules": r".*\.layers\.0\..*q_proj"}, "target_modules", 13),
+    "an expression for a part of the name": ({"target_modules": "q_proj"}, "target_modules", 14),
+    "fewer layers": ({"layers_to_transform": [0]}, "layers_to_transform", 7),
+    "one layer": ({"layers_to_transform": 1, "layers_pattern": "layers"}, "layers_to_transform", 7),
+    "layers of another name": ({"layers_to_transform": [0, 1], "layers_pattern": ["h"]}, "layers_to_transform", 14),
+    "an exclusion": ({"exclude_modules": ["q_proj"]}, "exclude_modules", 2),
+    "an exclusion's expression": ({"exclude_modules": r".*mlp.*"}, "exclude_modules", 6),
+    "all but some": ({"target_modules": "all-linear", "exclude_modules": ["mlp.up_proj"]}, "exclude_modules", 2),
+    "an exclusion, no targets": ({"target_modules": None, "exclude_modules": ["q_proj"]}, "exclude_modules", 2),
+    "layers, no targets": ({"target_modules": None, "layers_to_transform": [0]}, "layers_to_transform", 7),
+}  # fmt: skip
+
+
+def named_by_peft(base: Path, config: dict[str, Any]) -> set[str]:
+    """The modules that PEFT itself gives LoRA for these settings; it refuses settings that name none."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaForCausalLM
+
+    model: Any = LlamaForCausalLM.from_pretrained(base)
+    try:
+        return set(get_peft_model(model, LoraConfig(**{"target_modules": ALL, **config})).targeted_module_names)
+    except ValueError:
+        return set()
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_weights_that_the_settings_leave_out(made: tuple[Path, Path], tmp_path: Path, case: str) -> None:
+    """PEFT would load them nowhere; nobody knows what was trained."""
+    config, key, count = LEFT_OUT[case]
+    adapter = changed(made[1], tmp_path / "adapter", dict, **config)
+    with pytest.raises(ToolkitError, match=rf"for 14 modules, but `{key}` in adapter_config.json leaves out") as caught:
+        plan(made[0], adapter, ["F16"])
+    assert f"leaves out {count} of them: `model.layers." in caught.value.message and "\n" not in caught.value.message
+    assert f"correct `{key}`" in caught.value.hint and "delete" in caught.value.hint
+    if config.get("target_modules", ALL):
+        assert 14 - len(named_by_peft(made[0], config)) == count
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": "all-linear"},
+        {"target_modules": "ALL-linear"},
+        {"target_modules": r".*\.(self_attn|mlp)\.(\w+_)+proj|.*\.[qkvo]_proj"},
+        {"target_modules": [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in (
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+            "mlp.up_proj", "mlp.down_proj")], "layers_to_transform": [5]},
+        {"layers_to_transform": []},
+        {"layers_to_transform": [0, 1], "layers_pattern": ["blocks", "layers"]},
+        {"exclude_modules": ["lm_head", "proj"]},
+        {"exclude_modules": []},
+    ],
+)  # fmt: skip
+def test_settings_that_name_all_weights(
+    made: tuple[Path, Path], tmp_path: Path, config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = changed(made[1], tmp_path / "adapter", dict, **config)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "warning" not in capsys.readouterr().err
+    assert len(named_by_peft(made[0], config)) == 14
+
+
+@pytest.mark.parametrize("targets", [None, [], ""])
+def test_settings_without_targets_are_warned_of(
+    made: tuple[Path, Path], tmp_path: Path, targets: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Older files and other tools leave them out; the weights then say what was trained."""
+    export(made[0], made[1], {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "warning" not in capsys.readouterr().err
+    adapter = changed(made[1], tmp_path / "adapter", dict, target_modules=targets)
+    export(made[0], adapter, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
+    assert "names no `target_modules`: LoRA is merged for all 14 modules" in capsys.readouterr().err
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(("trained", "key"), [("modules_to_save.weight", "modules_to_save"), ("bias", "lora_bias")])
+def test_other_trained_weights_that_the_settings_leave_out(tmp_path: Path, trained: str, key: str) -> None:
+    base = models.save_model(tmp_path / "base", attention_bias=True, **SHAPE)
+    settings: dict[str, Any] = {"lora_bias": True} if key == "lora_bias" else {"modules_to_save": ["norm"]}
+    adapter = models.save_adapter(tmp_path / "adapter", base, target_modules=["q_proj"], **settings)
+    change = renamed(lambda name: name.replace("norm.weight", f"norm.{trained}"))
+    plan(base, changed(adapter, tmp_path / "named", change), ["F16"])
+    with pytest.raises(ToolkitError, match=f"but `{key}` in adapter_config.json leaves out"):
+        plan(base, changed(adapter, tmp_path / "unnamed", change, **dict.fromkeys(settings)), ["F16"])
+
+
+def test_a_tied_end_is_named_by_the_other(tmp_path: Path) -> None:
+    """With ensure_weight_tying PEFT names lm_head if embed_tokens is named."""
+    base = models.save_model(tmp_path / "base", **SHAPE)
+    adapter = models.save_adapter(tmp_path / "adapter", base, target_modules=["q_proj", "embed_tokens", "lm_head"])
+    config = {"target_modules": ["q_proj", "embed_tokens"]}
+    plan(base, changed(adapter, tmp_path / "tied", dict, ensure_weight_tying=True, **config), ["F16"])
+    with pytest.raises(ToolkitError, match="leaves out 1 of them: `lm_head`"):
+        plan(base, changed(adapter, tmp_path / "apart", dict, **config), ["F16"])
 
 
 def zeroed(*parts: str) -> Callable[[Tensors], Tensors]:

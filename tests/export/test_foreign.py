@@ -1,6 +1,7 @@
 """`toolkit export --adapter` and `--model`: whose base, whose chat template, and what stands beside the GGUF."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,31 @@ def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsy
     assert "the adapter's own is a different chat template, which is not used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("change", ["prompt.instruction=Answer briefly.", "prompt.language=Deutsch"])
+def test_what_fills_a_preset_in_states_none(
+    pair: tuple[Path, Path], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's own template stays; where nobody has one, the text is used."""
+    adapter = pair[1]
+    order = standalone.of_adapter(adapter, None, "none.toml", (change,))
+    assert "### Response" in template_in(order) and change.partition("=")[2] in Path("out/Modelfile").read_text()
+    assert "has no effect" not in capsys.readouterr().err
+    jinja(adapter, OWN)
+    (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca-no-input"\n')
+    for settings in ("none.toml", "toolkit.toml"):
+        assert template_in(standalone.of_adapter(adapter, None, settings, (change,))) == OWN
+        assert f"--set {change.partition('=')[0]} has no effect on this chat template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["prompt.suffix=<end>", "prompt.after=<end>", 'prompt.stops=["<end>"]'])
+def test_a_part_of_a_custom_preset_states_it(pair: tuple[Path, Path], tmp_path: Path, change: str) -> None:
+    jinja(pair[1], OWN)
+    custom = 'preset = "custom"\nuser_turn = "Q {instruction} {input} A "\n'
+    (tmp_path / "toolkit.toml").write_text(f"[prompt]\n{custom}")
+    assert template_in(standalone.of_adapter(pair[1], None, "toolkit.toml", ())) == OWN
+    assert template_in(standalone.of_adapter(pair[1], None, "toolkit.toml", (change,))) != OWN
+
+
 # What stands beside the GGUF.
 
 
@@ -325,3 +351,38 @@ def test_what_is_no_adapter_is_named(pair: tuple[Path, Path], tmp_path: Path) ->
         with pytest.raises(ToolkitError) as caught:
             standalone.of_model(given, "none.toml", ())
         assert hint in caught.value.hint
+
+
+def test_hints_can_be_typed_as_they_are(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Names with spaces, quotes and dollar signs, and one that looks like an option."""
+    base, adapter = Path("my model"), Path("it's $mine")
+    shutil.copytree("base", base)
+    shutil.copytree("mine", adapter)
+    shutil.copytree("mine", "runs --adapter x/checkpoint 7")
+    shutil.copytree("mine", "runs --adapter x/checkpoint 8")
+    state = json.dumps({"best_model_checkpoint": "checkpoint 7"})
+    Path("runs --adapter x/trainer_state.json").write_text(state)
+    shutil.copytree("base", "models --adapter y/last one")
+
+    def model(folder: Path) -> None:
+        foreign.check_model(str(folder))
+
+    for check, given, option, named in (
+        (foreign.check_adapter, base, "--model", base),
+        (foreign.check_adapter, adapter / "adapter_model.safetensors", "--adapter", adapter),
+        (foreign.check_adapter, base / "model.safetensors", "--model", base / "model.safetensors"),
+        (foreign.check_adapter, Path("runs --adapter x"), "--adapter", Path("runs --adapter x/checkpoint 8")),
+        (foreign.check_adapter, Path("models --adapter y"), "--model", Path("models --adapter y/last one")),
+        (model, adapter, "--adapter", adapter),
+        (model, Path("models --adapter y"), "--model", Path("models --adapter y/last one")),
+        (model, Path("runs --adapter x"), "--adapter", Path("runs --adapter x/checkpoint 8")),
+    ):
+        with pytest.raises(ToolkitError) as caught:
+            check(given)
+        words = shlex.split(caught.value.hint)
+        assert words[words.index(option) + 1] == str(named), caught.value.hint
+    configured(adapter, base_model_name_or_path="/gone")
+    Path("toolkit.toml").write_text('[model]\nbase = "my model"\n')
+    with pytest.raises(ToolkitError) as caught:
+        standalone.of_adapter(adapter, None, "toolkit.toml", ())
+    assert caught.value.hint.endswith("--base 'my model'")

@@ -2,12 +2,13 @@
 
 import contextlib
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import console
+from toolkit.core import aliases, console
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.core.parsing import read_json
@@ -18,6 +19,9 @@ from toolkit.model import base as bases
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
+
+# Keys of `prompt` that make a format; the others only fill one in.
+STATES_PRESET = {"preset", "prefix", "user_turn", "suffix", "eos", "stops"}
 
 
 @dataclass(frozen=True)
@@ -42,23 +46,21 @@ def check_adapter(folder: Path) -> None:
         )
     if folder.is_file():
         beside = (folder.parent / CONFIG).is_file()
-        hint = f"--adapter {folder.parent}" if beside else f"a whole model: toolkit export --model {folder}"
+        hint = _option("--adapter", folder.parent) if beside else f"a whole model: {_export('--model', folder)}"
         raise ToolkitError(f"`{folder}` is a file, not an adapter folder", hint=hint, exit_code=USAGE)
     start = f"`{folder}` is not an adapter folder: it has no {CONFIG}"
     inside = _inside(folder, CONFIG)
     if inside:
         raise ToolkitError(
-            f"{start}, but these folders in it do: {_listed(folder, inside)}", hint=_which(folder, inside)
+            f"{start}, but these folders in it do: {_listed(folder, inside)}", hint=_which(folder, inside, "--adapter")
         )
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-        raise ToolkitError(
-            f"{start}; it holds a whole model", hint=f"export it as it is: toolkit export --model {folder}"
-        )
+        raise ToolkitError(f"{start}; it holds a whole model", hint=f"export it as it is: {_export('--model', folder)}")
     inside = _inside(folder, "config.json")
     if inside:
         raise ToolkitError(
             f"{start}; it holds whole models in {_listed(folder, inside)}",
-            hint=_which(folder, inside).replace("--adapter", "toolkit export --model"),
+            hint=_which(folder, inside, "toolkit export --model"),
         )
     raise ToolkitError(start, hint="name the folder that PEFT's save_pretrained wrote")
 
@@ -69,11 +71,11 @@ def check_model(label: str) -> None:
     if not folder.is_dir() or (folder / "config.json").is_file():
         return
     if (folder / CONFIG).is_file() or is_mlx(folder):
-        raise ToolkitError(f"`{folder}` holds an adapter, not a whole model", hint=f"toolkit export --adapter {folder}")
+        raise ToolkitError(f"`{folder}` holds an adapter, not a whole model", hint=_export("--adapter", folder))
     for name, option in (("config.json", "--model"), (CONFIG, "--adapter")):
         inside = _inside(folder, name)
         if inside:
-            hint = _which(folder, inside).replace("--adapter", option)
+            hint = _which(folder, inside, option)
             raise ToolkitError(
                 f"`{folder}` is not a model folder, but it contains {_listed(folder, inside)}", hint=hint
             )
@@ -95,15 +97,23 @@ def _listed(folder: Path, inside: list[Path]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _which(folder: Path, inside: list[Path]) -> str:
+def _option(option: str, value: Path | str) -> str:
+    return f"{option} {shlex.quote(str(value))}"
+
+
+def _export(option: str, value: Path | str) -> str:
+    return f"toolkit export {_option(option, value)}"
+
+
+def _which(folder: Path, inside: list[Path], option: str) -> str:
     last = inside[-1]
-    hint = f"--adapter {last}" + (" is the last one" if len(inside) > 1 else "")
+    hint = _option(option, last) + (" is the last one" if len(inside) > 1 else "")
     for state in (folder / "trainer_state.json", last / "trainer_state.json"):
         with contextlib.suppress(ToolkitError):
             best = read_json(state, "").get("best_model_checkpoint")
             found = [path for path in inside if isinstance(best, str) and path.name == Path(best).name]
             if found and found[0] != last:
-                return f"{hint}, --adapter {found[0]} the best by its held-out loss"
+                return f"{hint}, {_option(option, found[0])} the best by its held-out loss"
     return hint
 
 
@@ -132,7 +142,7 @@ def base_of(adapter: Path, given: str | None, sources: Sources) -> tuple[str, st
     if way == "the adapter's own" and not elsewhere and not Path(label).expanduser().exists():
         raise ToolkitError(
             f"the adapter in `{adapter}` names the base `{label}`, which is not on this machine",
-            hint=f"name it with --base {stated or 'DIR|GGUF|ID'}",
+            hint=f"name it with {_option('--base', stated) if stated else '--base DIR|GGUF|ID'}",
             exit_code=MISSING,
         )
     revision = bases.revision_of(label, settings)
@@ -163,14 +173,17 @@ def _same(one: str, other: str) -> bool:
 def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[[Path], tuple[str, bool]]:
     """Return what finds the chat template, given the base's folder: its text, and whether it is that of our settings.
 
-    A preset given by --set is taken, else the adapter's own template, else the preset in the settings' file, else the
-    base's own, else the default preset. Names the source, and warns of a different template that is not used.
+    A preset or a part of a custom one given by --set is taken, else the adapter's own template, else the preset in the
+    settings' file, else the base's own, else the default preset. Names the source, and warns of a different template
+    that is not used.
     """
 
     def choose(folder: Path) -> tuple[str, bool]:
         prompt = sources.config.prompt
         preset = chat_template(prompt_format(prompt), bos=load_tokenizer(folder).bos is not None)
-        on_line = any(key.startswith("prompt.") for key in sources.set_there)
+        names = [key.removeprefix("prompt.") for key in sources.set_there if key.startswith("prompt.")]
+        set_there = {aliases.FORMER["prompt"].get(name, name) for name in names}
+        on_line = bool(set_there & STATES_PRESET)
         in_file = "preset" in prompt.model_fields_set and not on_line
         ways: list[tuple[str, str | None, bool]] = [
             (f"--set prompt.preset = {prompt.preset}", preset if on_line else None, True),
@@ -181,6 +194,9 @@ def template_of(adapter: Path | None, label: str, sources: Sources) -> Callable[
         ]
         (way, text, ours), *others = [(way, text, ours) for way, text, ours in ways if text]
         console.info(f"chat template: {way}")
+        if not ours and set_there:
+            keys = ", ".join(f"prompt.{key}" for key in sorted(set_there))
+            console.warn(f"--set {keys} has no effect on this chat template; it needs --set prompt.preset")
         for other, differs, _ in others[:-1]:
             if differs != text:
                 console.warn(f"{other} is a different chat template, which is not used")

@@ -6,6 +6,7 @@ Source: mlx_lm's tuner/lora.py and tuner/dora.py; releases of 2024 also had an `
 
 import json
 import re
+import shlex
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,9 +98,10 @@ def _scale(parameters: dict[str, Any], rank: int, folder: Path) -> float:
 
 def _fuse(folder: Path, what: str, settings: dict[str, Any]) -> ToolkitError:
     base = settings.get("model")
-    named = base if isinstance(base, str) and base else "BASE"
+    named = shlex.quote(base) if isinstance(base, str) and base else "BASE"
+    there = shlex.quote(str(folder))
     return ToolkitError(
         f"the MLX adapter in `{folder}` {what}",
-        hint=f"merge it with MLX: mlx_lm.fuse --model {named} --adapter-path {folder} --save-path FUSED "
+        hint=f"merge it with MLX: mlx_lm.fuse --model {named} --adapter-path {there} --save-path FUSED "
         "(--dequantize for a base in 4 bits), then `toolkit export --model FUSED`",
     )

@@ -8,7 +8,7 @@ and their meaning: PEFT's utils/save_and_load.py, tuners/lora/layer.py, tuners/t
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from toolkit.export.adapter.deltas import (
     Shift,
     check_shapes,
 )
-from toolkit.export.adapter.effect import unkept_promise
+from toolkit.export.adapter.effect import check_named, unkept_promise
 from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
@@ -71,11 +71,13 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     embedding = replaced.get(EMBEDDING)
     resized = embedding is not None and len(embedding.shape) == 2 and embedding.shape[1] == model.hidden
     rows = embedding.shape[0] if embedding and resized else model.vocab
-    gap = unkept_promise(config, {*found.parts, *(name.rpartition(".")[0] for name in found.own)}, weights)
+    own = {name.rpartition(".")[0] for name in found.own}
+    gap = unkept_promise(config, {*found.parts, *own}, weights)
     adapter = Adapter(replaced, changes, rows, tied, gap)
     check_shapes(adapter, weights, model)
+    unnamed = check_named(config, found.parts, own, folder / WEIGHTS)
     _check_promises(config, found, folder)
-    return adapter
+    return replace(adapter, gap=gap or unnamed)
 
 
 def _open_weights(folder: Path) -> dict[str, TensorInfo]:
