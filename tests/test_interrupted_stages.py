@@ -75,7 +75,7 @@ def prepared(place: Path) -> Path:
     return place
 
 
-WHICH = ["3:8", pytest.param("all", marks=pytest.mark.slow)]
+WHICH = ["3:8", pytest.param("all", marks=pytest.mark.exhaustive)]  # every write: ten minutes on two cores
 
 
 @pytest.mark.parametrize("which", WHICH)
@@ -95,7 +95,7 @@ def test_an_export_of_two_files(place: Path, which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["1:9", "6:9"])
+@pytest.mark.parametrize("which", ["1:9", pytest.param("6:9", marks=pytest.mark.exhaustive)])
 def test_a_validation(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
 
@@ -106,7 +106,7 @@ def test_a_validation(place: Path, which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["7:41", "23:41"])
+@pytest.mark.parametrize("which", ["7:41", pytest.param("23:41", marks=pytest.mark.exhaustive)])
 def test_a_training(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
 

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,10 +168,16 @@ def call(command: list[str], place: Path, number: int = -1, kill: bool = False) 
         return os.waitstatus_to_exitcode(status), said.read().decode("utf-8", "replace"), count
 
 
+def _untimed(path: Path) -> bytes:
+    """Return a file's bytes, without the speed that a training log states."""
+    content = path.read_bytes()
+    return re.sub(rb'"tokens_per_second": [0-9.]+', b"", content) if path.name == "train_log.jsonl" else content
+
+
 def results(place: Path) -> dict[str, str]:
     """Return the hash of every file below a folder, but for logs, the manifest and the cache."""
     return {
-        str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(place)): hashlib.sha256(_untimed(path)).hexdigest()
         for path in sorted(place.rglob("*"))
         if path.is_file() and path.name not in OTHER and "cache" not in path.parts and "checkpoints" not in path.parts
     }

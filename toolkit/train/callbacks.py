@@ -209,6 +209,11 @@ def stop_asked(job: Job, args: Any) -> bool:
 
 
 def log_text(history: list[dict[str, Any]]) -> str:
-    """Return the trainer's log as JSON lines: an object for each step, and one for each held-out loss."""
+    """Return the trainer's log as JSON lines: an object for each step, and one for each held-out loss.
+
+    The keys have one order, also of entries that a checkpoint brought back.
+    """
     kept = [entry for entry in history if "loss" in entry or "eval_loss" in entry]
-    return "".join(json.dumps({"step": entry["step"], **entry}) + "\n" for entry in kept)
+    first = ("step", "loss", "eval_loss")
+    ordered = [{key: entry[key] for key in (*first, *sorted({*entry} - {*first})) if key in entry} for entry in kept]
+    return "".join(json.dumps(entry) + "\n" for entry in ordered)
