@@ -31,7 +31,7 @@ def both(*arguments: str, cwd: Path, **env: str) -> list[tuple[int, str, str]]:
 SAYS = """
 import os, sys, __main__
 print(sys.argv, os.getcwd(), os.environ["ONE"], os.environ.get("TWO"), __name__, __main__.SAID, sys.stdin.read())
-print(sys.path[0], len({*os.listdir("/proc/self/fd")} - {"0", "1", "2"}), file=sys.stderr)
+print(sys.path[0], file=sys.stderr)
 """
 
 

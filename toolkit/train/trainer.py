@@ -102,6 +102,10 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
                 loss = self.compute_loss(self.model, inputs, num_items_in_batch=some) / self.args.world_size
                 sums.append(torch.stack([loss.double() * some, learned.double()]))
                 progress.advance()
+        if self.is_fsdp_enabled:  # a forward pass leaves some modules whole; the best adapter loads into shares only
+            for module in self.model.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()
         # The processes take the batches in turn; copies fill up the last turn.
         dealt = self.accelerator.gather(torch.stack(sums)).reshape(self.args.world_size, -1, 2)
         self.parts = batches.held_out_parts(

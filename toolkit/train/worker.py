@@ -60,7 +60,12 @@ def main(request: Path, answer: Path) -> int:
         if hardware.launched() and not first:
             console.error(known)  # the others may be waiting, and their launcher ends them
     if first or found.get("smaller"):  # any of them may be the one that ran out of memory
-        write_text(answer, json.dumps(found, default=str))
+        try:
+            write_text(answer, json.dumps(found, default=str))
+        except OSError as exc:
+            known = explain(exc) or unexpected(exc)
+            console.error(known)
+            return known.exit_code
     return code
 
 
