@@ -231,11 +231,16 @@ def check_stages_before(name: str, config: "Config", folder: "RunFolder") -> Non
 
 
 def _check_needs(found: Stage, context: Context) -> None:
-    """Raise ToolkitError where a stage that this one cannot do without was never performed; warn of the others."""
+    """Raise ToolkitError where a stage that this one cannot do without was never performed; warn of the others.
+
+    Those that were performed are known to be fresh: `check_stages_before` has looked.
+    """
     for earlier in itertools.takewhile(lambda other: other != found.name, STAGES):
+        if earlier in context.manifest.stages:
+            continue
         if earlier in found.needs:
-            _refuse_stale(found.name, earlier, _why(earlier, context.config, context.folder, context.manifest))
-        elif earlier not in context.manifest.stages:
+            _refuse_stale(found.name, earlier, "not run")
+        else:
             console.warn(f"{earlier} was not run here: its files are used as they are")
 
 

@@ -45,6 +45,14 @@ FILES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
+def written(name: str, home: Home) -> list[str]:
+    """Write one of FILES; return the changes of settings that go with it."""
+    text, change = FILES[name]
+    path = home.path / name
+    path.write_text(text, encoding="utf-8")
+    return [f"data.source={path}", *filter(None, [change])]
+
+
 def refusal(home: Home, *changes: str) -> ToolkitError | None:
     """What prepare says of the data, None if it takes them."""
     config = home.config(*changes)
@@ -57,15 +65,12 @@ def refusal(home: Home, *changes: str) -> ToolkitError | None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_the_doctor_agrees_with_prepare(name: str, home: Home) -> None:
-    text, change = FILES[name]
-    path = home.path / name
-    path.write_text(text, encoding="utf-8")
-    changes = [f"data.source={path}", *filter(None, [change])]
+    changes = written(name, home)
     refused = refusal(home, *changes)
     found = home.examine(*changes, stages=("prepare",))
     if refused is None:
         check = next(check for check in found if check.name == "data")
-        assert check.ok is True and "train, " in check.found and str(path) in check.found
+        assert check.ok is True and "train, " in check.found and str(home.path / name) in check.found
         return
     check = only_failure(found, "data")
     assert check.found == refused.message and check.fix == refused.hint
@@ -73,10 +78,7 @@ def test_the_doctor_agrees_with_prepare(name: str, home: Home) -> None:
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_without_the_tokenizer_nothing_is_said_to_be_right_that_prepare_refuses(name: str, home: Home) -> None:
-    text, change = FILES[name]
-    path = home.path / name
-    path.write_text(text, encoding="utf-8")
-    changes = [f"data.source={path}", *filter(None, [change])]
+    changes = written(name, home)
     config = home.config(*changes)
     try:
         check = data_checks.data(config, lambda: None, offline=True)

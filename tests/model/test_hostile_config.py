@@ -62,13 +62,15 @@ def laid_out() -> Iterator[list[int]]:
         yield counts
 
 
-def write(base: Path, family: str, place: tuple[str, ...], value: Any) -> None:
+def write(bases: dict[str, Path], family: str, place: tuple[str, ...], value: Any) -> Path:
+    """Write one changed value into a family's config.json; return the base's folder."""
     values = json.loads(json.dumps({**CONFIGS[family], **ADDED}))
     inner = values
     for key in place[:-1]:
         inner = inner[key]
     inner[place[-1]] = value
-    (base / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    (bases[family] / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    return bases[family]
 
 
 def outcome(call: Any) -> str:
@@ -87,9 +89,7 @@ def outcome(call: Any) -> str:
 def test_a_base_is_used_or_refused(
     bases: dict[str, Path], laid_out: list[int], change: tuple[str, tuple[str, ...]], value: Any
 ) -> None:
-    family, place = change
-    base = bases[family]
-    write(base, family, place, value)
+    base = write(bases, *change, value)
     laid_out.clear()
     said = outcome(lambda: plan(base, None, ["Q4_K_M", "IQ2_M"]))
     asked = outcome(lambda: checks.base_model(str(base), "", offline=True, exported=True))
@@ -103,9 +103,7 @@ def test_the_doctor_computes_for_any_config(
     bases: dict[str, Path], laid_out: list[int], change: tuple[str, tuple[str, ...]], value: Any
 ) -> None:
     """Its sums need no weights: a thousand layers are the most that it lays out."""
-    family, place = change
-    base = bases[family]
-    write(base, family, place, value)
+    base = write(bases, *change, value)
     laid_out.clear()
     config = build({"model": {"base": str(base)}, "data": {"source": str(base / "config.json")}}, ())
     model = resources.shape_or_none(str(base), "")
@@ -123,7 +121,7 @@ def test_the_doctor_computes_for_any_config(
 def test_layers_that_the_weights_have_not_are_never_laid_out(
     bases: dict[str, Path], laid_out: list[int], family: str, layers: int
 ) -> None:
-    write(bases[family], family, ("num_hidden_layers",), layers)
+    write(bases, family, ("num_hidden_layers",), layers)
     laid_out.clear()
     with pytest.raises(ToolkitError, match=r"config\.json.*`num_hidden_layers`"):
         plan(bases[family], None, ["Q4_K_M"])
@@ -131,6 +129,6 @@ def test_layers_that_the_weights_have_not_are_never_laid_out(
 
 
 def test_an_original_context_of_one_token_is_named(bases: dict[str, Path]) -> None:
-    write(bases["phi3"], "phi3", ("original_max_position_embeddings",), 1)
+    write(bases, "phi3", ("original_max_position_embeddings",), 1)
     with pytest.raises(ToolkitError, match=r"config\.json.*`original_max_position_embeddings`: 1"):
         plan(bases["phi3"], None, ["F16"])

@@ -15,6 +15,7 @@ from toolkit.core.parsing import read_json
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.mlx import is_mlx
 from toolkit.formats.gguf_reader import open_gguf
+from toolkit.formats.names import first_names
 from toolkit.model import base as bases
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
@@ -93,8 +94,7 @@ def _inside(folder: Path, name: str) -> list[Path]:
 
 
 def _listed(folder: Path, inside: list[Path]) -> str:
-    names = [f"`{path.relative_to(folder)}`" for path in inside]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return first_names([str(path.relative_to(folder)) for path in inside], 5)
 
 
 def _option(option: str, value: Path | str) -> str:

@@ -30,7 +30,7 @@ def server_address(settings: OllamaSettings) -> str:
     default = {"http": "80" if separator else "11434", "https": "443"}.get(scheme)
     hostport, _, path = rest.partition("/")
     host, port = _split(hostport)
-    if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host) or (":" in host and not _is_number(host)):
+    if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host) or (":" in host and _number(host) is None):
         raise ToolkitError(
             f"{source} is not an address of an Ollama server: `{text}`",
             hint="write it as host, host:port, http://host:port or https://host",
@@ -54,20 +54,19 @@ def _split(hostport: str) -> tuple[str, str | None]:
     return hostport.strip("[]") or "127.0.0.1", None
 
 
-def _is_number(host: str) -> bool:
+def _number(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return a host that is written as a number, None for a name."""
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _plain(host: str) -> str:
     """Write a host as part of an address: an unspecified address becomes loopback, IPv6 gets brackets."""
-    try:
-        number = ipaddress.ip_address(host)
-    except ValueError:
-        return f"[{host}]" if ":" in host else host
+    number = _number(host)
+    if number is None:
+        return host
     if number.version == 4:
         return "127.0.0.1" if number.is_unspecified else host
     return "[::1]" if number.is_unspecified else f"[{host}]"

@@ -8,6 +8,7 @@ from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
+from toolkit.formats.names import first_names
 from toolkit.prepare.cells import is_blank, name_key
 from toolkit.prepare.meaning import bare, meaning
 from toolkit.prepare.table import Table
@@ -189,8 +190,7 @@ def _looks_like_data(name: str) -> bool:
 
 def listed(names: list[str]) -> str:
     """Return names as a message shows them, the first dozen."""
-    shown = ", ".join(f"`{name[:SHOWN_NAME]}`" for name in names[:SHOWN]) or "none"
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return first_names([name[:SHOWN_NAME] for name in names], SHOWN) or "none"
 
 
 def _is_medquad(cell: Any) -> bool:

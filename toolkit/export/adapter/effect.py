@@ -10,6 +10,7 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, LoraDelta
+from toolkit.formats.names import three_names
 from toolkit.formats.tensor_values import read_tensor
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def unkept_promise(config: Mapping[str, Any], there: Collection[str], weights: M
         return ""
     return (
         f"the adapter has LoRA for {len(named) - len(absent)} of {len(named)} modules that it names; "
-        f"unchanged: {_shown(absent)}"
+        f"unchanged: {three_names(absent)}"
     )
 
 
@@ -63,7 +64,7 @@ def check_named(
         keys = ", ".join(f"`{key}`" for key in dict.fromkeys(reasons[module] for module in left))
         raise ToolkitError(
             f"`{path}` holds trained weights for {len({*lora, *own})} modules, but {keys} in {CONFIG} "
-            f"{'leave' if ',' in keys else 'leaves'} out {len(left)} of them: {_shown(left)}",
+            f"{'leave' if ',' in keys else 'leaves'} out {len(left)} of them: {three_names(left)}",
             hint=f"PEFT would not load these: correct {keys} in {CONFIG} if they were trained, else delete "
             f"their tensors from {path.name}",
         )
@@ -73,10 +74,6 @@ def check_named(
         f"{CONFIG} names no `target_modules`: LoRA is merged for all {len(lora)} modules in the weights; "
         "PEFT would load it only for its default modules, or refuse"
     )
-
-
-def _shown(modules: Sequence[str]) -> str:
-    return ", ".join(f"`{module}`" for module in modules[:3]) + (", …" if len(modules) > 3 else "")
 
 
 def _left_out_by(config: Mapping[str, Any], module: str) -> str:

@@ -30,6 +30,7 @@ from toolkit.export.adapter.effect import check_named, unkept_promise
 from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
 from toolkit.formats import checkpoint
 from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.names import first_names
 from toolkit.model.config_values import brief
 from toolkit.model.model_config import ModelConfig
 
@@ -124,10 +125,9 @@ def _sort(
                 )
             place[target] = tensor
     if strangers:
-        shown = ", ".join(f"`{name}`" for name in strangers[:5])
-        more = f" and {len(strangers) - 5} more" if len(strangers) > 5 else ""
         raise ToolkitError(
-            f"the adapter in `{folder}` holds tensors that belong to no weight of the base: {shown}{more}",
+            f"the adapter in `{folder}` holds tensors that belong to no weight of the base: "
+            f"{first_names(strangers, 5)}",
             hint=OTHER_BASE,
         )
     return found

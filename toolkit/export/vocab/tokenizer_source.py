@@ -8,6 +8,7 @@ from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
+from toolkit.formats.names import three_names
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 DAMAGED = "the tokenizer is damaged: copy it again"
@@ -55,7 +56,7 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
         beyond = sorted((index, text) for text, index in found.items() if index >= rows)
         said = (
             f"the base's; the tokenizer in {place} has {len(beyond)} more tokens than the embedding has rows ({rows:,})"
-            f": {_listed([text for _, text in beyond])}"
+            f": {three_names([text for _, text in beyond])}"
         )
         return TokenizerSource(base, adapter, said, loud=True)
     if known == found and _flags(ours) == _flags(theirs) and _same_ids(ours, theirs, base, adapter):
@@ -71,7 +72,7 @@ def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple
     added = [text for index, text in sorted(there.items()) if index not in texts]
     gone = [text for index, text in sorted(texts.items()) if index not in there]
     parts = [
-        f"{len(these):,} {what} ({_listed(these)})"
+        f"{len(these):,} {what} ({three_names(these)})"
         for what, these in (("renamed", renamed), ("added", added), ("absent", gone))
         if these
     ]
@@ -79,11 +80,6 @@ def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple
     loud = len(renamed) + len(gone) > len(known) // 10
     note = "; check that the adapter was trained with this one" if loud else ""
     return f"the adapter's own tokenizer in {place}, compared with the base's: {what}{note}", loud
-
-
-def _listed(texts: list[str]) -> str:
-    shown = ", ".join(f"`{text}`" for text in texts[:3])
-    return shown + (", …" if len(texts) > 3 else "")
 
 
 def _flags(layout: dict[str, Any]) -> dict[Any, tuple[bool, ...]]:
