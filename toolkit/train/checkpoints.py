@@ -117,7 +117,8 @@ def clear_all(folder: Path) -> None:
     own = _numbered(folder)
     for path in folder.glob("*"):
         if path in own or not path.name.startswith("checkpoint-"):
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # what cannot be removed only takes space
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def clear_other_runs(folder: RunFolder, run: str) -> None:
