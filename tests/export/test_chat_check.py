@@ -134,7 +134,144 @@ def test_flags_that_llama_cpp_has_not(
         export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, template, "x")
     assert "tokenizer.save_pretrained" in caught.value.hint
     assert not list(tmp_path.glob("*.gguf"))
-    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")  # it does not stand in this template
+    assert "gives `<|reserved_0|>` the flag" in caught.value.message
+    with pytest.raises(ToolkitError, match="the flag"):  # nor in a question, where training finds it too
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    change(adapter, flag("<|reserved_0|>", **dict.fromkeys(flags, False)))  # the hint
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+
+
+def add(folder: Path, text: str, **flags: bool) -> None:
+    """Add a token to a tokenizer, in one of the rows that the embedding has left."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    special = flags.pop("special", False)
+    token = AddedToken(text, special=special, **{"normalized": False, **flags})
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+AROUND = "take{0}now, take {0} now\n{0}\n\n {0} take {0}{0}"
+
+
+@pytest.mark.parametrize("family", ["nemo", "mistral", "phi3", "gemma2"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"lstrip": True},
+        {"rstrip": True},
+        {"single_word": True},
+        {"lstrip": True, "rstrip": True, "special": True},
+        {"normalized": True},
+        {},
+        {"special": True},
+    ],
+    ids=lambda flags: "+".join(flags) or "none",
+)
+def test_an_added_token_is_found_as_in_training_or_refused(family: str, flags: dict[str, bool], tmp_path: Path) -> None:
+    """Whatever is exported has the ids of training around the token; else the token and its flag are named."""
+    base = families.save(tmp_path / "base", family)
+    add(base, "<dose>", **flags)
+    template = "Question: {% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}Answer:"
+    target = tmp_path / "a.gguf"
+    trained = Tokenizer.from_file(str(base / "tokenizer.json"))
+    chat = f"Question: {AROUND.format('<dose>')}\nAnswer:"
+    expected = trained.encode(chat, add_special_tokens=False).ids
+    try:
+        export(base, None, {"F16": target}, template, "x")
+    except ToolkitError as exc:
+        named = [flag for flag in flags if flag not in ("special", "normalized")]
+        assert "<dose>" in exc.message and all(f"`{flag}`" in exc.message for flag in named)
+        assert family == "mistral" or flags  # llama.cpp puts Mistral's space behind a token too
+        assert not target.exists() and "tokenizer.json" in exc.hint
+    else:
+        found = ids_in_file(target, chat)
+        assert flags.get("special") or found[-len(expected) :] == expected
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"single_word": True}])
+def test_a_run_of_the_toolkit_trains_with_tokens_as_llama_cpp_finds_them(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, flags: dict[str, bool]
+) -> None:
+    add(adapter, "<dose>", **flags)
+    form = prompt_format(Config().prompt)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, chat_template(form, bos=True), "x", prompt_format=form)
+    text = AROUND.format("<dose>")
+    assert ids_in_file(tmp_path / "a.gguf", text) == load_tokenizer(adapter, eos_from=made[0]).prompt_ids(text)
+
+
+# The same tokens, made of a text by other rules.
+
+
+def merges_swapped(layout: Any) -> None:
+    merges = layout["model"]["merges"]
+    merges[:] = [*merges[::-1]]
+
+
+def merges_fewer(layout: Any) -> None:
+    del layout["model"]["merges"][-40:]
+
+
+@pytest.mark.parametrize("changed", [merges_swapped, merges_fewer])
+def test_other_merges_are_those_of_the_training(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, changed: Callable[[Any], None], capsys: Any
+) -> None:
+    change(adapter, changed)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "the same tokens, found in a text by other rules" in capsys.readouterr().err
+    trained = Tokenizer.from_file(str(adapter / "tokenizer.json"))
+    for text in (*models.TEXT, "Drinking enoughs waterish"):
+        assert ids_in_file(tmp_path / "a.gguf", text)[1:] == trained.encode(text, add_special_tokens=False).ids
+
+
+def test_merges_that_llama_cpp_has_not(made: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:
+    change(adapter, setting("model", "ignore_merges", value=False), setting("normalizer", value={"type": "NFKC"}))
+    with pytest.raises(ToolkitError, match="is not one that llama"):
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+
+
+def test_merges_written_in_another_way_are_the_same(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def as_texts(layout: Any) -> None:
+        layout["model"]["merges"] = [" ".join(pair) for pair in layout["model"]["merges"]]
+        layout["model"].pop("dropout", None)
+
+    change(adapter, as_texts)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "vocabulary:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", [{"reserved_0": "<|im_start|>"}, {}])
+def test_more_tokens_than_rows_and_other_ones_below(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, changed: dict[str, str]
+) -> None:
+    """Neither vocabulary is that of the training."""
+    if changed:
+        rename(adapter, **changed)
+    else:
+        change(adapter, merges_swapped)
+    models.add_tokens(adapter, adapter, *(f"<|new_{n}|>" for n in range(60)))
+    with pytest.raises(ToolkitError, match=r"(renames tokens|splits text).* and has \d+ more tokens than") as caught:
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "save_embedding_layers" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("template", "chat"),
+    [
+        ("{{ bos_token }}Answer:", "one message"),
+        ("{% for m in messages[1:] %}{{ m['content'] }}{% endfor %}", "one message"),
+        ("{{ messages[0]['content'] }}", "a system message"),
+        ("{% for m in messages if m['role'] == messages[0]['role'] %}{{ m['content'] }}{% endfor %}", "a system"),
+        ("{% for m in messages[:2] %}{{ m['content'] }}{% endfor %}", "earlier messages"),
+    ],
+)
+def test_a_template_that_does_not_show_the_question(
+    made: tuple[Path, Path], tmp_path: Path, template: str, chat: str
+) -> None:
+    with pytest.raises(ToolkitError, match=f"does not show the question of a chat that has {chat}"):
+        export(made[0], None, {"F16": tmp_path / "a.gguf"}, template, "x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_bos_is_what_the_training_put_there(made: tuple[Path, Path], adapter: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from toolkit.export.jinja_format import format_of
-from toolkit.export.vocab.chat_check import renderer
+from toolkit.export.jinja_render import renderer
 from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import conversation, go_template
 

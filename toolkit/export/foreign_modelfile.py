@@ -14,7 +14,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import write_text
 from toolkit.core.output_settings import check_model_name
 from toolkit.export.jinja_format import format_of
-from toolkit.export.vocab.chat_check import renderer
+from toolkit.export.jinja_render import renderer
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.ollama import modelfile
 from toolkit.prompt.format import PromptFormat

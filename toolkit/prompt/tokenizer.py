@@ -177,6 +177,10 @@ def _encoders(layout: dict[str, Any], path: Path) -> tuple[Any, Any, int | None]
     for entry in layout.get("added_tokens") or []:
         text = entry["content"]
         entry["special"] = bool(entry.get("special")) or looks_special(text) or text in STOPS
+        # llama.cpp finds added tokens as they are written; training must see what the runtime will see.
+        entry.update(lstrip=False, rstrip=False, single_word=False)
+        if "▁" not in text and not entry["special"]:
+            entry["normalized"] = False
     encoder = Encoder.from_str(json.dumps(layout))
     inner = Encoder.from_str(json.dumps(_without_prefix(layout))) if with_space else None
     for each in (encoder, inner or encoder):

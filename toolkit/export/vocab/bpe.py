@@ -5,7 +5,7 @@ tokenizer.json with what each name means; one that is not known is refused, neve
 llama.cpp's src/llama-vocab.cpp.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ def pre_tokenizer(layout: dict[str, Any], base: Path) -> str:
         if found == known:
             return name
     kinds = ", ".join(str(step.get("type")) for step in found.steps) or "none"
+    if any(replace(found, ignore_merges=known.ignore_merges) == known for known in PRE_TOKENIZERS.values()):
+        kinds += f", with `ignore_merges` {str(found.ignore_merges).lower()}"
     raise ToolkitError(
         f"the pre-tokenizer in `{base / 'tokenizer.json'}` ({kinds}) is not one that llama.cpp is known to have",
         hint=SUPPORTED,

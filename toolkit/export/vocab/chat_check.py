@@ -17,7 +17,10 @@ from gguf import GGUFValueType, Keys
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import naming
-from toolkit.export.vocab.tokenizer_source import TokenizerSource
+from toolkit.core.parsing import read_json
+from toolkit.export.jinja_render import HINT, Chat, renderer
+from toolkit.export.vocab.added_tokens import AddedToken, added_tokens
+from toolkit.export.vocab.tokenizer_source import DAMAGED, TokenizerSource, token_ids
 from toolkit.formats import gguf_writer
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.llamacpp.vocabulary import Vocabulary, open_vocabulary
@@ -25,16 +28,15 @@ from toolkit.prompt.format import Part, Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
-HINT = (
-    "the file would not run as it was trained. Put the training's tokenizer and chat template next to the "
-    "adapter: tokenizer.save_pretrained(DIR)"
-)
 SYSTEM, QUESTION = "Explain as a general doctor.", "I've had 39.5 °C since 24 May;  what now?\n- see a doctor?"
+SIMPLE = "does water help"
 ANSWER = "Drink water. If it lasts more than 3 days, see a doctor."
-CHATS: tuple[tuple[tuple[str, str], ...], ...] = (
+CHATS: tuple[Chat, ...] = (
     (("user", QUESTION),),
     (("system", SYSTEM), ("user", QUESTION)),
     (("user", QUESTION), ("assistant", ANSWER), ("user", "Thank you!")),
+    (("user", f"{QUESTION} \n"), ("assistant", f"\n{ANSWER} "), ("user", "  Thank you!\n")),
+    (("system", f"{SYSTEM}\n"), ("user", f"\n {QUESTION} "), ("assistant", f" {ANSWER}\n"), ("user", "\n Thank you! ")),
 )
 # llama.cpp strips spaces after every control token of a model with such a name (llama-vocab.cpp, "set attributes").
 _NAMES = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
@@ -47,11 +49,14 @@ class Training:
 
     With a `prompt_format`, in this toolkit: each of its prompts begins with BOS if there is one, and control tokens
     are found in the format's own text. Else as in transformers: `raw` finds them anywhere in the rendered text.
+    `added` are the added tokens that a question may hold, `path` is their file.
     """
 
     tokenizer: Tokenizer
     raw: Any
     prompt_format: PromptFormat | None
+    added: tuple[AddedToken, ...]
+    path: Path
 
     def ids(self, text: str, begin: str) -> list[int]:
         """Return the ids of a rendered chat, with one BOS in front if the model has one; `begin` is its text."""
@@ -71,7 +76,24 @@ def training(source: TokenizerSource, base: Path, prompt_format: PromptFormat | 
     raw = Encoder.from_file(str(source.trained / "tokenizer.json"))
     raw.no_truncation()
     raw.no_padding()
-    return Training(tokenizer, raw, prompt_format)
+    path = source.trained / "tokenizer.json"
+    return Training(tokenizer, raw, prompt_format, tuple(_in_questions(source, tokenizer, prompt_format)), path)
+
+
+def _in_questions(
+    source: TokenizerSource, tokenizer: Tokenizer, prompt_format: PromptFormat | None
+) -> Iterator[AddedToken]:
+    """Yield the added tokens that training found in a question, of those that the file has.
+
+    This toolkit finds no control token there. Elsewhere one that nobody writes into a question does no harm; but one
+    with a flag was trained on with other neighbours than llama.cpp gives it.
+    """
+    layout = read_json(source.trained / "tokenizer.json", DAMAGED)
+    there = token_ids(read_json(source.folder / "tokenizer.json", DAMAGED))
+    for token in added_tokens(layout):
+        found = token.text not in tokenizer.controls if prompt_format is not None else token.flags or not token.special
+        if found and token.text in there and token.text != tokenizer.bos_text:
+            yield token
 
 
 def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata:
@@ -108,7 +130,7 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
         names.append(
             (other, f"the model's name in the file is `{other}`: with `{name}`, llama.cpp assumes another vocabulary")
         )
-    elif architecture == "phi3" and trained.prompt_format is None:
+    elif trained.prompt_format is None and (architecture == "phi3" or any("rstrip" in t.flags for t in trained.added)):
         other = f"{name} (phi-3)"
         names.append(
             (
@@ -130,19 +152,31 @@ def check_chat(path: Path, template: str, trained: Training) -> None:
     """Raise ToolkitError unless llama.cpp loads a file's vocabulary, and reads chats with it as training did."""
     with open_vocabulary(path) as file:
         texts = {"bos_token": file.text(file.bos), "eos_token": file.text(file.eos)}
-        chats = list(_rendered(template, texts))
-        for index, (messages, text) in enumerate(chats):
+        for index, (messages, text) in enumerate(_rendered(template, texts)):
             expected, found = trained.ids(text, texts["bos_token"]), file.chat_ids(text)
             if trained.prompt_format is not None and index < 2 and len(messages) == 1 + index:
                 system = messages[0][1] if index else None
                 expected = trained.tokenizer.prompt_ids(render(trained.prompt_format, messages[-1][1], system))
             if expected != found:
-                raise ToolkitError(_difference(expected, found, trained, file), hint=HINT)
+                raise _differs(expected, found, trained, file, [token for token in trained.added if token.text in text])
             if file.bos is not None and found[:2] == [file.bos, file.bos]:
                 raise ToolkitError(
                     f"a chat begins with `{texts['bos_token']}` twice: the chat template writes it more than once",
                     hint="remove one from the chat template next to the adapter",
                 )
+        write = renderer(template, texts)
+        for token in trained.added:
+            try:
+                text = write([("user", token.probe)])
+            except Exception:  # a template may raise in any way
+                continue
+            if trained.prompt_format is not None:
+                expected = trained.tokenizer.prompt_ids(render(trained.prompt_format, token.probe))
+            else:
+                expected = trained.ids(text, texts["bos_token"])
+            found = file.chat_ids(text)
+            if expected != found:
+                raise _differs(expected, found, trained, file, [token])
 
 
 def warn_of_text(template: str, trained: Training) -> None:
@@ -157,76 +191,37 @@ def warn_of_text(template: str, trained: Training) -> None:
         )
 
 
-def _rendered(template: str, texts: dict[str, str]) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
+def _rendered(template: str, texts: dict[str, str]) -> Iterator[tuple[Chat, str]]:
     """Yield each chat with its rendering; one that the template refuses (a system message) is left out.
 
-    Raises ToolkitError if it renders none, or is not valid Jinja.
+    Raises ToolkitError if it is not valid Jinja, renders no chat, or leaves out the question of one that it renders.
     """
     rendered, problem = 0, "it renders nothing"
-    render = renderer(template, texts)
+    write = renderer(template, texts)
     for messages in CHATS:
         try:
-            text = render(messages)
+            text = write(messages)
+            shown = write([*messages[:-1], ("user", SIMPLE)])
         except Exception as exc:  # a template may raise in any way, on purpose too
             problem = f"{exc}"
             continue
+        if SIMPLE not in shown.casefold():
+            chat = "a chat that has " + {1: "one message", 2: "a system message"}.get(len(messages), "earlier messages")
+            raise ToolkitError(
+                f"the chat template does not show the question of {chat}",
+                hint="the model would answer without it: correct the chat template, or choose another with "
+                "--set prompt.preset=NAME",
+            )
         rendered += 1
         yield messages, text
     if not rendered:
         raise ToolkitError(f"the chat template does not render a question: {problem}", hint=HINT)
 
 
-def renderer(template: str, texts: dict[str, str]) -> Callable[[Sequence[tuple[str, str]]], str]:
-    """Return the function that renders messages (role, content) by a chat template, up to where the next answer starts.
-
-    `texts` are its bos_token and eos_token. Raises ToolkitError for invalid Jinja; the function may raise anything.
-    """
-    from jinja2 import TemplateError
-
-    try:
-        compiled = _environment().from_string(_plain(template))
-    except TemplateError as exc:
-        raise ToolkitError(f"the chat template is not valid Jinja: {exc}", hint=HINT) from None
-
-    def render(messages: Sequence[tuple[str, str]]) -> str:
-        given = [{"role": role, "content": content} for role, content in messages]
-        text: str = compiled.render(messages=given, add_generation_prompt=given[-1]["role"] == "user", **texts)
-        return text
-
-    return render
-
-
-def _environment() -> Any:
-    """The Jinja that transformers renders chat templates in (utils/chat_template_utils.py)."""
-    import json
-    from datetime import datetime
-
-    from jinja2.exceptions import TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(value: Any, indent: int | None = None, **_: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = to_json
-    now: Callable[[str], str] = datetime.now().strftime
-    environment.globals.update(raise_exception=refuse, strftime_now=now, tools=None, documents=None)
-    return environment
-
-
-def _plain(template: str) -> str:
-    """Write transformers' own `generation` blocks, which only mark the answer, as blocks that Jinja has."""
-    return re.sub(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})", r"\1\2if true\3", template).replace(
-        "endif true", "endif"
-    )
-
-
-def _difference(expected: Sequence[int], found: Sequence[int], trained: Training, file: Vocabulary) -> str:
-    """Say where the ids differ: the tokens of both sides, from the first difference on."""
+def _differs(
+    expected: Sequence[int], found: Sequence[int], trained: Training, file: Vocabulary, tokens: Sequence[AddedToken]
+) -> ToolkitError:
+    """Say where the ids differ: the tokens of both sides, from the first difference on, and flags of added `tokens`."""
     pairs = zip(expected, found, strict=False)
     at = next((index for index, (one, other) in enumerate(pairs) if one != other), min(len(expected), len(found)))
 
@@ -234,9 +229,25 @@ def _difference(expected: Sequence[int], found: Sequence[int], trained: Training
         tokens = [f"{index} `{text(index) or ''}`" for index in ids[at : at + 3]]
         return ", ".join(tokens) + (", …" if len(ids) > at + 3 else "") if tokens else "nothing"
 
-    return (
-        f"a chat has different tokens in the file than in training, from token {at + 1} on: training saw "
+    flagged = [token for token in tokens if token.flags]
+    which = f"a chat with `{tokens[0].text}`" if tokens and not flagged else "a chat"
+    message = (
+        f"{which} has different tokens in the file than in training, from token {at + 1} on: training saw "
         f"{shown(expected, trained.raw.id_to_token)}, llama.cpp would see {shown(found, file.text)}"
+    )
+    if not flagged and which == "a chat":
+        return ToolkitError(message, hint=HINT)
+    if not flagged:
+        return ToolkitError(
+            message,
+            hint="llama.cpp treats the spaces around this token differently: if the model was trained without it, "
+            "remove it from `added_tokens` in tokenizer.json next to the adapter (tokenizer.save_pretrained(DIR))",
+        )
+    flags = ", ".join(f"`{flag}`" for flag in flagged[0].flags)
+    return ToolkitError(
+        f"{message}. `{trained.path}` gives `{flagged[0].text}` the flag {flags}, which llama.cpp does not have",
+        hint=f"if the model was trained without this token, set {flags} to false in tokenizer.json next to the adapter "
+        "(tokenizer.save_pretrained(DIR) writes it); else train it again with that tokenizer",
     )
 
 

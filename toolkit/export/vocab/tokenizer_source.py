@@ -50,10 +50,13 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
         _check_named(base, adapter)
         return TokenizerSource(base, base)
     ours, theirs = (read_json(folder / "tokenizer.json", DAMAGED) for folder in (base, adapter))
-    known, found = _ids(ours), _ids(theirs)
+    known, found = token_ids(ours), token_ids(theirs)
     place = f"`{adapter}`"
     if found and max(found.values()) >= rows:
         beyond = sorted((index, text) for text, index in found.items() if index >= rows)
+        _check_below(known, {text: index for text, index in found.items() if index < rows}, adapter, len(beyond), rows)
+        if not _same_ids(ours, theirs, base, adapter):
+            raise _unusable(adapter, "splits text differently from the base's", len(beyond), rows)
         said = (
             f"the base's; the tokenizer in {place} has {len(beyond)} more tokens than the embedding has rows ({rows:,})"
             f": {three_names([text for _, text in beyond])}"
@@ -62,6 +65,22 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
     if known == found and _flags(ours) == _flags(theirs) and _same_ids(ours, theirs, base, adapter):
         return TokenizerSource(base, adapter)
     return TokenizerSource(adapter, adapter, *_compared(known, found, place))
+
+
+def _check_below(known: dict[str, int], found: dict[str, int], adapter: Path, beyond: int, rows: int) -> None:
+    """Raise ToolkitError if a tokenizer with more tokens than rows also renames the base's: neither fits alone."""
+    there = {index: text for text, index in found.items()}
+    renamed = [f"{text} → {there[index]}" for text, index in known.items() if there.get(index, text) != text]
+    if renamed:
+        raise _unusable(adapter, f"renames tokens of the base ({three_names(renamed)})", beyond, rows)
+
+
+def _unusable(adapter: Path, what: str, beyond: int, rows: int) -> ToolkitError:
+    return ToolkitError(
+        f"the tokenizer in `{adapter}` {what}, and has {beyond} more tokens than the embedding has rows ({rows:,})",
+        hint="remove those tokens from its tokenizer.json, or save the adapter with its resized embedding: "
+        "save_pretrained(…, save_embedding_layers=True)",
+    )
 
 
 def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple[str, bool]:
@@ -76,7 +95,7 @@ def _compared(known: dict[str, int], found: dict[str, int], place: str) -> tuple
         for what, these in (("renamed", renamed), ("added", added), ("absent", gone))
         if these
     ]
-    what = f"tokens {', '.join(parts)}" if parts else "the same tokens, treated differently"
+    what = f"tokens {', '.join(parts)}" if parts else "the same tokens, found in a text by other rules"
     loud = len(renamed) + len(gone) > len(known) // 10
     note = "; check that the adapter was trained with this one" if loud else ""
     return f"the adapter's own tokenizer in {place}, compared with the base's: {what}{note}", loud
@@ -88,7 +107,9 @@ def _flags(layout: dict[str, Any]) -> dict[Any, tuple[bool, ...]]:
 
 
 def _same_ids(ours: dict[str, Any], theirs: dict[str, Any], base: Path, adapter: Path) -> bool:
-    """Tell whether two tokenizers with the same tokens split a text the same way, with the same BOS in front."""
+    """Tell whether two tokenizers with the same tokens make the same ids of a text, with the same BOS in front."""
+    if _rules(ours) != _rules(theirs):
+        return False
     if any(ours.get(key) != theirs.get(key) for key in ("normalizer", "pre_tokenizer")) and (
         _splits(ours, base) != _splits(theirs, adapter)
     ):
@@ -96,6 +117,13 @@ def _same_ids(ours: dict[str, Any], theirs: dict[str, Any], base: Path, adapter:
     if ours.get("post_processor") == theirs.get("post_processor"):
         return True
     return load_tokenizer(base).bos == load_tokenizer(adapter, eos_from=base).bos
+
+
+def _rules(layout: dict[str, Any]) -> dict[str, Any]:
+    """How a tokenizer.json's model makes tokens of a word: merges in their order, and settings that are not off."""
+    model = layout.get("model")
+    stated = {key: value for key, value in model.items() if key != "vocab"} if isinstance(model, dict) else {}
+    return {key: value for key, value in {**stated, "merges": bpe.pairs(stated.get("merges"))}.items() if value}
 
 
 def _splits(layout: dict[str, Any], folder: Path) -> str | bool:
@@ -115,7 +143,7 @@ def _check_named(base: Path, adapter: Path) -> None:
         return
     values = read_json(path, DAMAGED)
     named = values.get("added_tokens_decoder")
-    texts = {index: text for text, index in _ids(read_json(base / "tokenizer.json", DAMAGED)).items()}
+    texts = {index: text for text, index in token_ids(read_json(base / "tokenizer.json", DAMAGED)).items()}
     for key, entry in (named if isinstance(named, dict) else {}).items():
         text = entry.get("content") if isinstance(entry, dict) else None
         index = int(key) if str(key).isdecimal() and len(str(key)) < 10 else -1
@@ -150,8 +178,8 @@ def _eos_text(values: dict[str, Any]) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _ids(layout: dict[str, Any]) -> dict[str, int]:
-    """The id of each token in a tokenizer.json; a Unigram vocabulary is a list of texts with their scores."""
+def token_ids(layout: dict[str, Any]) -> dict[str, int]:
+    """Return the id of each token in a tokenizer.json; a Unigram vocabulary is a list of texts with their scores."""
     model, added = layout.get("model"), layout.get("added_tokens")
     stated = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(stated, list):
