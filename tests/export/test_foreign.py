@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,47 @@ def test_a_template_that_go_cannot_say(pair: tuple[Path, Path], capsys: pytest.C
     carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
     assert "TEMPLATE" not in Path("out/Modelfile").read_text()
     assert "`ollama show mine --template`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (ZEPHYR.replace("m['content']", "m['content'] | trim"), "send messages without them"),
+        (ZEPHYR.replace("m['content']", "m['content'].split('</think>')[-1]"), "<think>…</think> from earlier answers"),
+    ],
+)
+def test_a_template_that_does_more_than_go(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], template: str, words: str
+) -> None:
+    jinja(pair[1], template)
+    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    assert "TEMPLATE" in Path("out/Modelfile").read_text() and words in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(("form", "written"), [("%d %b %Y", True), ("%H:%M", False)])
+def test_a_template_go_gets_the_date_of_the_day(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], form: str, written: bool
+) -> None:
+    jinja(pair[1], f"{{{{ strftime_now('{form}') + '\\n' }}}}" + ZEPHYR)
+    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    text, said = Path("out/Modelfile").read_text(), " ".join(capsys.readouterr().err.split())
+    assert ("currentDate" in text) == written and (f"it writes the date as `{form}`" in said) != written
+    assert ("llama-server --jinja -m out/mine-F16.gguf" in said) != written
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_template_that_is_not_utf8(pair: tuple[Path, Path], name: str) -> None:
+    """It would have become another template, or none, in silence."""
+    text = "{{ messages[0]['content'] }} für Ärzte"
+    written = text if name.endswith("jinja") else json.dumps({"chat_template": text}, ensure_ascii=False)
+    (pair[1] / name).write_bytes(written.encode("latin-1"))
+    with pytest.raises(ToolkitError, match=r"UTF-8 text: byte 0xfc"):
+        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    if name.endswith("jinja"):
+        with pytest.raises(ToolkitError) as caught:
+            foreign.saved_template(pair[1])
+        subprocess.run(caught.value.hint.partition("If it is Latin-1: ")[2], shell=True, check=True)
+        assert foreign.saved_template(pair[1]) == text
 
 
 def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:

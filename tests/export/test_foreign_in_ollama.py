@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from tests.support import models
 from tests.support.ollama_server import OllamaServer
 from toolkit.export import standalone
+from toolkit.export.jinja_render import renderer
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text
@@ -55,3 +56,22 @@ def test_ollama_create_of_the_modelfile(
             trained = Tokenizer.from_file(str(adapter / "tokenizer.json"))
             assert expected == trained.encode(text, add_special_tokens=False).ids
     assert answer["prompt_eval_count"] == len(expected), answer
+
+
+def test_the_date_of_the_day_in_ollama(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's own words: today's date, as the chat template would write it."""
+    template = "{{ strftime_now('%d %b %Y, %B %-d %y/%-m') + '\\n' }}" + TEMPLATE.removeprefix("{{ bos_token }}")
+    base = models.save_model(tmp_path / "base", controls=CONTROLS)
+    adapter = models.save_adapter(tmp_path / "mine", base)
+    (adapter / "chat_template.jinja").write_text(template)
+    monkeypatch.chdir(tmp_path)
+    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    figures = standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=False, force=False)
+    assert server.run(*figures["next"].split()[1:], cwd=tmp_path).returncode == 0
+    messages = [("system", "Be brief."), ("user", "A?"), ("assistant", "B."), ("user", "C?")]
+    body = {"model": "mine", "messages": [{"role": role, "content": text} for role, text in messages], "stream": False}
+    answer = httpx.post(
+        f"{server.url}/api/chat", json={**body, "_debug_render_only": True}, timeout=120, trust_env=False
+    ).json()
+    expected = renderer(template, {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"})(messages)
+    assert answer["_debug_info"]["rendered_template"] == expected

@@ -209,21 +209,34 @@ def saved_template(folder: Path) -> str | None:
     """Return the chat template in a folder, in any form that transformers wrote, None if there is none.
 
     chat_template.jinja (since 4.43), tokenizer_config.json (a text, or a list of named ones), chat_template.json (of
-    processors).
+    processors). Raises ToolkitError for a file that is there and cannot be read.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8", errors="replace")
+        return _utf8(path)
     for name in ("tokenizer_config.json", "chat_template.json"):
-        kept: Any = None
-        with contextlib.suppress(OSError, ToolkitError):
-            kept = read_json(folder / name).get("chat_template")
+        if not (folder / name).is_file():
+            continue
+        kept: Any = read_json(folder / name).get("chat_template")
         if isinstance(kept, list):
             named = {each.get("name"): each.get("template") for each in kept if isinstance(each, dict)}
             kept = named.get("default") or next(iter(named.values()), None)
         if isinstance(kept, str) and kept:
             return kept
     return None
+
+
+def _utf8(path: Path) -> str:
+    content, name = path.read_bytes(), shlex.quote(str(path))
+    try:
+        return re.sub("\r\n?", "\n", content.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        line = content.count(b"\n", 0, exc.start) + 1
+        raise ToolkitError(
+            f"`{path}` is not UTF-8 text: byte 0x{content[exc.start]:02x} in line {line}",
+            hint=f"transformers reads UTF-8 only. If it is Latin-1: iconv -f latin1 -t utf-8 {name} > {name}.utf8 && "
+            f"mv {name}.utf8 {name}",
+        ) from None
 
 
 def _of_base(label: str, folder: Path) -> str | None:

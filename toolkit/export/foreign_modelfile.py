@@ -13,8 +13,8 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import write_text
 from toolkit.core.output_settings import check_model_name
-from toolkit.export.jinja_format import format_of
-from toolkit.export.jinja_render import renderer
+from toolkit.export.jinja_in_go import InGo, go_of
+from toolkit.export.jinja_render import Clock, Render, renderer
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.ollama import modelfile
 from toolkit.prompt.format import PromptFormat
@@ -42,19 +42,27 @@ def write_beside(
     gguf = targets[quantization]
     with open_vocabulary(gguf) as file:
         bos, eos = file.text(file.bos) if file.adds_bos else "", file.text(file.eos)
-        render = renderer(template, {"bos_token": file.text(file.bos), "eos_token": eos})
+        texts = {"bos_token": file.text(file.bos), "eos_token": eos}
     called = _model_name(name)
-    own = format_of(lambda messages: render(messages).removeprefix(bos)) if prompt_format is None else None
-    if prompt_format is None and own is None:
+
+    def render_at(clock: Clock) -> Render:
+        render = renderer(template, texts, clock)
+        return lambda messages: render(messages).removeprefix(bos)
+
+    own = go_of(render_at) if prompt_format is None else InGo("")
+    if own.reason:
         console.warn(
-            "this chat template cannot be written in Ollama's template language; Ollama uses the one in the GGUF, "
-            f"or a similar one of its own: see it with `ollama show {called} --template`"
+            f"this chat template cannot be written in Ollama's template language: {own.reason}. Ollama will use a "
+            f"similar one of its own, or none: its prompts are not those of training. See `ollama show {called} "
+            f"--template`, or serve the file with {shlex.join(['llama-server', '--jinja', '-m', str(gguf)])}"
         )
+    for limit in own.limits:
+        console.warn(f"the chat template does more than Ollama's template language can: {limit}")
     lines = [f'{FIRST}{" ".join(name.split())}. Ask it with: ollama run {called} "your question"']
     lines.append(f"FROM {modelfile.bare(f'./{gguf.name}', 'the name of the GGUF file')}")
     try:
-        if own is not None:
-            lines.append(f"TEMPLATE {modelfile.quote(go_template(own, ''), 'the prompt template')}")
+        if own.text:
+            lines.append(f"TEMPLATE {modelfile.quote(own.text, 'the prompt template')}")
         if prompt_format is not None:
             go = go_template(prompt_format, prompt_format.eos or eos)
             lines.append(f"TEMPLATE {modelfile.quote(go, 'the prompt template')}")

@@ -1,15 +1,12 @@
 """A chat template's prompt format, found by rendering: what comes before, between and after the messages.
 
-Ollama needs it as a Go template. Where a Modelfile has none, it takes the most similar of its own templates for a chat
-template that differs by less than 100 characters (template/template.go, Named): then prompts are not those of training.
+Ollama needs it as a Go template (`jinja_in_go`).
 """
 
-from collections.abc import Callable, Sequence
-
+from toolkit.export.jinja_render import Render
 from toolkit.prompt.format import IfInstruction, Piece, PromptFormat, Slot
 from toolkit.prompt.renderings import conversation
 
-Render = Callable[[Sequence[tuple[str, str]]], str]
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "\ufdd0sys\ufdd0", "\ufdd1one\ufdd1", "\ufdd2ans\ufdd2", "\ufdd3two\ufdd3"
 
 
