@@ -111,6 +111,49 @@ def test_killed_at_any_step(ollama: OllamaServer, tmp_path: Path, what: str) -> 
     assert steps >= {"a first registration": 14, "a second registration": 17, "a rollback": 12}[what]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("what", ["a second registration", "a rollback"])
+def test_a_signal_at_any_step_is_undone_by_the_process_itself(
+    ollama: OllamaServer, tmp_path: Path, what: str, number: int
+) -> None:
+    """Also where it comes again while the former models are restored: a closed terminal and `timeout` send two."""
+    name = f"signalled-{what.split()[-1]}-{number.real}"
+    former = make_run(tmp_path / "former", ollama.url, name, seed=41)
+    former.register()
+    if what == "a rollback":
+        make_run(tmp_path / "newer", ollama.url, name, seed=42).register()
+    before = real(former)
+    mode = "rollback" if what == "a rollback" else "register"
+    steps = 0
+    with (
+        proxy(ollama.url) as (url, passing),
+        nursery(tmp_path / "child", url, name, 43, mode) as children,
+    ):
+        for at in range(1, ENOUGH, 3):
+            pid, changes = children.begin(), 0
+
+            def strike(handler: Handler, at: int = at, pid: int = pid) -> bool:
+                nonlocal changes
+                changes += f"{handler.command} {handler.path}".startswith(CHANGES)
+                if changes in (at, at + 1):
+                    os.kill(pid, number)
+                return False
+
+            passing.then = strike
+            go(pid)
+            status = children.end()
+            passing.then = lambda handler: False
+            assert not temporary(former), f"at change {at}"
+            if changes < at:
+                assert status == 0
+                break
+            assert status in (0, 130)
+            if real(former) != before:
+                break  # the last steps only tidy up: the registration is valid
+            steps += status == 130
+    assert steps >= 3
+
+
 def whole(run: Run, others: dict[int, dict[str, str]]) -> int:
     """Say which registration the real tags are of; all must be of one."""
     held = real(run)

@@ -66,6 +66,8 @@ def main(folder: str, url: str, name: str, seed: str, what: str) -> None:
     """Fork a child for every line."""
     from tests.register import conftest
     from tests.support import tiny_gguf
+    from toolkit.core import signals
+    from toolkit.core.errors import INTERRUPTED
     from toolkit.prompt import format
     from toolkit.prompt.tokenizer import load_tokenizer
     from toolkit.register import prompt_parity, register
@@ -81,12 +83,15 @@ def main(folder: str, url: str, name: str, seed: str, what: str) -> None:
             try:
                 print(os.getpid(), flush=True)
                 os.kill(os.getpid(), signal.SIGSTOP)
-                if what == "register":
-                    rows = conftest.ROWS[:2]
-                    register(run.config, run.folder, tiny_gguf.EOS, run.files, run.digests, rows)
-                else:
-                    roll_back(run.config)
+                with signals.ending_cleanly():
+                    if what == "register":
+                        rows = conftest.ROWS[:2]
+                        register(run.config, run.folder, tiny_gguf.EOS, run.files, run.digests, rows)
+                    else:
+                        roll_back(run.config)
                 status = 0
+            except KeyboardInterrupt:
+                status = INTERRUPTED
             finally:
                 os._exit(status)
         _, waited = os.waitpid(child, 0)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.train.conftest import changed
-from toolkit.core import config_file, hardware
+from toolkit.core import config_file, hardware, signals
 from toolkit.core import files as core_files
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
@@ -182,13 +182,17 @@ def test_the_log_has_a_line_for_each_step_and_each_held_out_loss() -> None:
     assert callbacks.log_text([]) == ""
 
 
-def test_ctrl_c_is_noted_once_and_ends_training_the_second_time() -> None:
+def test_ctrl_c_is_noted_once_and_ends_training_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `timeout` and a closed terminal send twice at once is one request; a hang-up is never a second one."""
     job, before = SimpleNamespace(stopped=False), signal.getsignal(signal.SIGINT)
     with ExitStack() as stack:
         callbacks.StopOnSignal(job, stack).on_train_begin()  # type: ignore[arg-type]
         assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) != before
         os.kill(os.getpid(), signal.SIGINT)
         assert job.stopped
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(signals, "SAME", 0.0)
+        os.kill(os.getpid(), signal.SIGHUP)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) == before

@@ -10,6 +10,7 @@ from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
 from toolkit.core import console
 from toolkit.core.errors import INTERRUPTED, USAGE, ToolkitError, explain, unexpected
+from toolkit.core.signals import ending_cleanly
 from toolkit.core.streams import let_go, tolerate_any_text
 
 
@@ -19,7 +20,10 @@ def main() -> None:
     tolerate_any_text()
     _calm_warnings()
     try:
-        _main()
+        with ending_cleanly():
+            _main()
+    except KeyboardInterrupt:  # a second one, while the first was being reported
+        code = INTERRUPTED
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:  # the reader is gone, and the interpreter must not complain about it at its end

@@ -29,7 +29,7 @@ from types import MappingProxyType
 
 import httpx
 
-from toolkit.core import console, places
+from toolkit.core import console, places, signals
 from toolkit.core.errors import ToolkitError
 from toolkit.ollama import blobs, server
 from toolkit.ollama.failures import ServerError
@@ -133,7 +133,8 @@ def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection
             yield work
         except BaseException:
             try:
-                undo(work, work.token)
+                with signals.uninterrupted(f"restoring what `{name}` held; if it fails, the next call does it"):
+                    undo(work, work.token)
             except Exception as exc:  # what made us give up matters more, and is raised next
                 console.warn(
                     f"the server could not be cleaned up ({type(exc).__name__}); the next `toolkit register` will do "
@@ -141,7 +142,8 @@ def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection
                 )
             raise
         try:
-            undo(work, work.token)
+            with signals.uninterrupted(f"deleting temporary names of `{name}`"):
+                undo(work, work.token)
         except (ServerError, httpx.HTTPError, ConnectionError) as exc:
             console.warn(
                 f"temporary names `{name}:toolkit-…` are left ({type(exc).__name__}); the next call deletes them"

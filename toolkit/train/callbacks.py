@@ -15,10 +15,10 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 from transformers.trainer_callback import EarlyStoppingCallback
 
-from toolkit.core import console, streams
+from toolkit.core import console, signals, streams
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import write_text
-from toolkit.train import checkpoints, parallel
+from toolkit.train import checkpoints
 from toolkit.train.job import Job
 
 
@@ -178,18 +178,21 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def __init__(self, job: Job, stack: ExitStack) -> None:
         self.job = job
         self.stack = stack
+        self.request = signals.Request()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Handle the signals until training ends."""
-        for number in parallel.stopping_signals():
-            self.stack.callback(signal.signal, number, signal.signal(number, self.stop))
+        self.stack.enter_context(signals.handled(self.stop))
 
     def stop(self, number: int, frame: object) -> None:
         """Note that the run must stop."""
         if number == signal.SIGHUP:
             streams.hang_up()
-        if self.job.stopped:
+        count = self.request.count(number)
+        if count == 2:
             raise KeyboardInterrupt
+        if not count:
+            return
         self.job.stopped = True
         console.info("stopping as soon as a checkpoint can be saved; a second signal stops at once")
 

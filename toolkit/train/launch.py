@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import console, hardware, streams
+from toolkit.core import console, hardware, signals, streams
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
@@ -102,7 +102,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
             preexec_fn=parallel.die_with_parent,
         )
         try:
-            with _passing_on(process):
+            with _passing_on(process, alone=gpus == 1):
                 code = process.wait()
         finally:
             if process.poll() is None:
@@ -111,7 +111,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
         if answer.is_file():
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             return found
-    if code in (INTERRUPTED, *(-number for number in parallel.stopping_signals())):
+    if code in (INTERRUPTED, *(-number for number in signals.stopping_signals())):
         return {"interrupted": True}
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     hint = "the lines above say why; the same command continues from the last checkpoint"
@@ -149,21 +149,17 @@ def _environment(gpus: int) -> dict[str, str]:
 
 
 @contextmanager
-def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Pass signals that ask for an end on to the process; it ends after its step, and this process waits for it."""
+def _passing_on(process: "subprocess.Popen[bytes]", *, alone: bool) -> Iterator[None]:
+    """Pass signals that ask for an end on to the process; it ends after its step, and this process waits for it.
+
+    To a process that trains `alone` Ctrl-C goes as SIGTERM: while it still imports, SIGINT would print a traceback.
+    """
 
     def pass_on(number: int, frame: object) -> None:
         if number == signal.SIGHUP:
             streams.hang_up()
         if process.poll() is None:
-            process.send_signal(number)
+            process.send_signal(signal.SIGTERM if alone and number == signal.SIGINT else number)
 
-    try:
-        former = {number: signal.signal(number, pass_on) for number in parallel.stopping_signals()}
-    except ValueError:  # not the main thread: another thread handles signals
-        former = {}
-    try:
+    with signals.handled(pass_on):
         yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

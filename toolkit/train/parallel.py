@@ -78,12 +78,6 @@ def silent() -> Iterator[None]:
         yield
 
 
-def stopping_signals() -> list[int]:
-    """Return the signals that end a run with a checkpoint; without a hang-up that is ignored, as under nohup."""
-    hang_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hang_up]
-
-
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent is killed; on other systems this does nothing."""
     try:

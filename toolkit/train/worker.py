@@ -15,6 +15,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, explain, unexpected
 from toolkit.core.files import write_text
 from toolkit.core.run_folder import folder_of
+from toolkit.core.signals import ending_cleanly
 from toolkit.core.unfinished import noting
 from toolkit.model.base import Base
 from toolkit.train import OutOfMemory, parallel, train
@@ -36,7 +37,7 @@ def main(request: Path, answer: Path) -> int:
         base = Base(wanted["base"]["label"], Path(wanted["base"]["folder"]), wanted["base"]["commit"])
         folder = folder_of(config)
         options = {name: wanted[name] for name in ("restart", "avoid", "at_most")}
-        with noting(folder, "train") if first else parallel.silent():
+        with ending_cleanly(), noting(folder, "train") if first else parallel.silent():
             outcome = train(config, folder, base, **options)
         found = {
             "outputs": [str(path) for path in outcome.outputs],
