@@ -130,6 +130,35 @@ def test_the_default_quantization_must_be_written() -> None:
     assert "Q4_K_M" in problems({"export": {"quantizations": ["F16"]}})
 
 
+def test_two_quantizations_are_written_and_one_of_them_served() -> None:
+    settings = config_file.build({})
+    assert settings.export.quantizations == ["Q8_0", "Q4_K_M"] and settings.served == ["Q4_K_M"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "served"),
+    [
+        ([], ["Q4_K_M"]),
+        (["q8_0"], ["Q8_0", "Q4_K_M"]),
+        (["F16", "f16", "Q4_K_M"], ["F16", "Q4_K_M"]),
+        ("all", ["F16", "Q8_0", "Q4_K_M"]),
+        (["ALL", "Q8_0"], ["F16", "Q8_0", "Q4_K_M"]),
+    ],
+)
+def test_further_tags_in_ollama_are_asked_for(tags: list[str] | str, served: list[str]) -> None:
+    written = {"quantizations": ["F16", "Q8_0", "Q4_K_M"]}
+    assert config_file.build({"export": written, "ollama": {"tags": tags}}).served == served
+    override = tags if isinstance(tags, str) else ",".join(tags)
+    assert config_file.build({"export": written}, [f"ollama.tags={override}"]).served == served
+
+
+@pytest.mark.parametrize(
+    ("tags", "said"), [(["F16"], "not among export.quantizations: Q8_0, Q4_K_M"), (["Q9"], 'quantization "Q9"')]
+)
+def test_a_tag_without_a_file_is_refused(tags: list[str], said: str) -> None:
+    assert said in problems({"ollama": {"tags": tags}})
+
+
 @pytest.mark.parametrize("name", ["Med Assist", "med:latest", "-med", "a/b/c/d", "", "é"])
 def test_model_names_that_ollama_refuses(name: str) -> None:
     if name:

@@ -99,7 +99,7 @@ def test_a_download_that_was_cut_off_is_not_needed_whole(home: Home, monkeypatch
 
 @pytest.mark.parametrize("below", ["blobs", "models/blobs"])
 def test_copies_that_the_server_holds_are_not_made_again(home: Home, below: str) -> None:
-    config = home.config("export.quantizations=F16,Q8_0", "export.default=F16")
+    config = home.config("export.quantizations=F16,Q8_0", "export.default=F16", "ollama.tags=all")
     folder, outcome = folder_of(config), Outcome([], {})
     for name in config.export.quantizations:
         folder.gguf(name).parent.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def make_run(
         "model": {"base": "HuggingFaceTB/SmolLM2-135M-Instruct"},
         "export": {"quantizations": ["F16", "F32"], "default": "F32"},
         "validate": {"answer_tokens": 8},
-        "ollama": {"host": url, "num_ctx": 1024, "timeout": 120.0},
+        "ollama": {"host": url, "num_ctx": 1024, "timeout": 120.0, "tags": ["all"]},
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings}
@@ -123,6 +123,6 @@ def make_run(
     template = template if chat_template is None else chat_template
     files = {
         quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")
-        for quantization in config.export.quantizations
+        for quantization in config.served
     }
     return Run(config, place, files, {name: sha256_of(path) for name, path in files.items()})

@@ -52,6 +52,32 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama: Olla
     assert ollama.run("run", "good", "How?").returncode == 0
 
 
+def test_the_default_alone_is_stored_unless_tags_name_more(
+    mortal: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tag that is no longer named stays as it is, and the message says how to remove it."""
+
+    def stored() -> int:
+        return sum(path.stat().st_size for path in (mortal.root / "models" / "blobs").iterdir())
+
+    few = make_run(tmp_path / "1", mortal.url, "few", ollama={"tags": []})
+    few.register()
+    assert set(few.held()) == {"f32", "latest"}
+    alone = stored()
+    assert alone < 1.1 * few.files["F32"].stat().st_size
+    more = make_run(tmp_path / "1", mortal.url, "few", ollama={"tags": ["f16"]})
+    more.register()
+    named = more.held()
+    assert set(named) == {"f16", "f32", "latest"} and stored() > 1.4 * alone
+    capsys.readouterr()
+    newer = make_run(tmp_path / "2", mortal.url, "few", seed=5, ollama={"tags": []})
+    newer.register()
+    held = newer.held()
+    assert held["f16"] == named["f16"] and held["previous"] == named["latest"] != held["latest"]
+    assert set(held) == {"f16", "f32", "latest", "previous", "previous-f32"}
+    assert "`ollama rm few:f16` removes it" in capsys.readouterr().err
+
+
 def test_the_cli_makes_the_same_model_of_the_modelfile(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "twin")
     digest = run.register().figures["tags"]["latest"]["digest"]

@@ -146,7 +146,7 @@ def test_the_verbs(ollama: OllamaServer, tmp_path: Path) -> None:
     """--rollback and status as a user calls them."""
     first = make_run(tmp_path / "exports", ollama.url, "verbs", seed=71)
     first.register()
-    settings = f'[run]\nname = "verbs"\n[model]\nbase = "x"\n[ollama]\nhost = "{ollama.url}"\n'
+    settings = f'[run]\nname = "verbs"\n[model]\nbase = "x"\n[ollama]\nhost = "{ollama.url}"\ntags = "all"\n'
     (tmp_path / "toolkit.toml").write_text(settings + '[export]\nquantizations = ["F16", "F32"]\ndefault = "F32"\n')
     none = call_toolkit("register", "--rollback", cwd=tmp_path)
     assert none.code == MISSING and "no former model" in none.err

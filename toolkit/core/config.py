@@ -6,10 +6,10 @@ writes it as a comment.
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from toolkit.core.input_settings import DataSettings, ModelSettings, PromptSettings, RunSettings
-from toolkit.core.output_settings import ExportSettings, OllamaSettings, ValidateSettings
+from toolkit.core.output_settings import ALL, ExportSettings, OllamaSettings, ValidateSettings
 from toolkit.core.section import Section
 from toolkit.core.train_settings import TrainSettings
 
@@ -26,6 +26,20 @@ class Config(Section):
     # `validate` is a method of pydantic's models, so the attribute has another name than the section.
     validation: ValidateSettings = Field(ValidateSettings(), alias="validate")
     ollama: OllamaSettings = OllamaSettings()
+
+    @model_validator(mode="after")
+    def _tags_are_written(self) -> "Config":
+        absent = [name for name in self.ollama.tags if name not in (ALL, *self.export.quantizations)]
+        if absent:
+            written = ", ".join(self.export.quantizations)
+            raise ValueError(f'ollama.tags names "{absent[0]}", which is not among export.quantizations: {written}')
+        return self
+
+    @property
+    def served(self) -> list[str]:
+        """The quantizations that `register` puts into Ollama: `export.default`, and those that `ollama.tags` names."""
+        wanted = (self.export.default, *self.ollama.tags)
+        return [name for name in self.export.quantizations if name in wanted or ALL in wanted]
 
     def section(self, name: str) -> dict[str, Any]:
         """Return one section's settings as plain values, under the name it has in the file."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +18,7 @@ TENSOR_TYPES = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K",
     "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS",
 )  # fmt: skip
+ALL = "all"  # as an entry of ollama.tags
 # By bits: at least twice what the coarsest published file of Llama-3-8B has (llama.cpp's tools/perplexity/README.md),
 # and what the better mixtures of a class keep of a model of 135 million parameters (SmolLM2 on MedQuAD, measured).
 MAX_KL = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.25, "Q3": 0.5, "Q2": 1.0}
@@ -26,7 +27,7 @@ MAX_KL = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "Q6": 0.05, "Q5"
 class ExportSettings(Section):
     """The GGUF files."""
 
-    quantizations: list[str] = ["F16", "Q8_0", "Q4_K_M"]
+    quantizations: list[str] = ["Q8_0", "Q4_K_M"]
     """Which quantizations to write, all in one pass over the base."""
     default: str = "Q4_K_M"
     """Quantization that Ollama serves as `latest` and that answers are tested with."""
@@ -108,6 +109,8 @@ class OllamaSettings(Section):
 
     name: str = ""
     """Name of the model in Ollama; empty: run.name."""
+    tags: list[str] = []
+    """Quantizations that get a tag of their own besides export.default: names, or "all"; each is a copy on the disk."""
     host: str = ""
     """Address of the server; empty: OLLAMA_HOST, else 127.0.0.1:11434."""
     template: str = ""
@@ -137,6 +140,16 @@ class OllamaSettings(Section):
         if value:
             check_model_name(value)
         return value
+
+    @field_validator("tags", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("tags")
+    @classmethod
+    def _known_tags(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(ALL if name.lower() == ALL else check_quantization(name) for name in value))
 
 
 def check_quantization(name: str) -> str:

@@ -128,7 +128,7 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Ma
     store = ollama_store(config)
     if "register" in stages and store is not None:
         there = set() if "export" in stages else _served_already(config, folder, store)
-        writes.append(Write(store, "Ollama's copies", sum(size for name, size in files.items() if name not in there)))
+        writes.append(Write(store, "Ollama's copies", sum(files[name] for name in config.served if name not in there)))
     return writes
 
 
@@ -136,7 +136,7 @@ def _served_already(config: Config, folder: RunFolder, store: Path) -> set[str]:
     """Name the quantizations whose exported files the server's store holds, by the digests in the manifest."""
     record = read_manifest(folder).stages.get("export")
     digests = {file.path: file.sha256 for file in record.outputs} if record else {}
-    named = {name: digests.get(path_name(folder.gguf(name), folder)) for name in config.export.quantizations}
+    named = {name: digests.get(path_name(folder.gguf(name), folder)) for name in config.served}
     places = (store / "blobs", store / "models" / "blobs")
     return {name for name, digest in named.items() if any((place / f"sha256-{digest}").is_file() for place in places)}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from toolkit.core import console
+from toolkit.core import console, output_settings
 from toolkit.core.config import Config
 from toolkit.core.errors import FAILED, USAGE, ToolkitError
 from toolkit.core.files import writing
@@ -34,7 +34,7 @@ def register(
     *,
     replace: Collection[str] = (),
 ) -> Outcome:
-    """Register each quantization as `name:quantization` and `export.default` as `name:latest` too, or change nothing.
+    """Register each of the files as `name:quantization` and `export.default` as `name:latest` too, or change nothing.
 
     `eos` is the EOS token's text; `files` and `digests` (SHA-256, hex) are by quantization; `held_out` holds rows with
     instruction and input. What `latest` held is kept as `name:previous`, what another tag held as `name:previous-TAG`.
@@ -91,6 +91,7 @@ def register(
             file.flush()
             os.fsync(file.fileno())
             listed = transaction.commit(work, sources, copies=copies, guard=guard)
+    _say_what_stays(name, former, [*tags, *listed])
     for tag, copy in copies.items():
         if copy in listed and former.get(tag) == listed[copy]:
             console.info(f"what `{name}:{tag}` held is kept as `{name}:{copy}`")
@@ -108,6 +109,15 @@ def register(
             "tags": {tag: {"digest": listed[tag], **figures[tag]} for tag in sources},
         },
     )
+
+
+def _say_what_stays(name: str, former: Collection[str], written: Collection[str]) -> None:
+    """Name the quantizations of earlier registrations that keep their tags: these settings say nothing of them."""
+    stay = [tag for tag in former if tag.upper() in output_settings.QUANTIZATIONS and tag not in written]
+    for tag in sorted(stay):
+        console.info(
+            f"`{name}:{tag}` stays as it was: `ollama.tags` does not name it (`ollama rm {name}:{tag}` removes it)"
+        )
 
 
 def modelfile_text(config: Config, folder: RunFolder, eos: str) -> str:

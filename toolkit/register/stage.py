@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _files(config: "Config", folder: "RunFolder") -> StageFiles:
-    files = [folder.gguf(quantization) for quantization in config.export.quantizations]
+    files = [folder.gguf(quantization) for quantization in config.served]
     return StageFiles([*files, folder.split_file("test")], [folder.modelfile])
 
 
@@ -23,7 +23,7 @@ def _run(context: Context) -> "Outcome":
     from toolkit.register import register
 
     config, folder, stages = context.config, context.folder, context.manifest.stages
-    files = {quantization: folder.gguf(quantization) for quantization in config.export.quantizations}
+    files = {quantization: folder.gguf(quantization) for quantization in config.served}
     known = stages["export"].outputs if "export" in stages else []
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
     held_out = read_records(folder.split_file("test"))
@@ -49,7 +49,7 @@ def _gate(context: Context) -> None:
     said = [stages[name].warning for name in ("validate", "train") if name in stages and stages[name].warning]
     if not said or server.version(config.ollama) is None:
         return
-    name, tags = model_name(config), (LATEST, *(one.lower() for one in config.export.quantizations))
+    name, tags = model_name(config), (LATEST, *(one.lower() for one in config.served))
     doing = translate_errors(config.ollama, "looking for the current model")
     with doing, server.http(config.ollama) as http:
         held = server.held(http)

@@ -50,7 +50,7 @@ def server_state(config: Config, manifest: Manifest) -> dict[str, Any]:
     files = {file.sha256 for file in export.outputs if file.path.endswith(".gguf")} if export else set()
     with server.http(config.ollama) as http, translate_errors(config.ollama, "looking at its models"):
         held = transaction.user_tags(Transaction(http, name, "").held())
-        expected = [LATEST, *(quantization.lower() for quantization in config.export.quantizations)]
+        expected = [LATEST, *(quantization.lower() for quantization in config.served)]
         for tag in dict.fromkeys([*expected, *recorded, *held]):
             found["tags"][tag] = _tag(http, name, tag, held, recorded, files)
     return found
