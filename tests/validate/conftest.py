@@ -10,6 +10,7 @@ from toolkit.prompt.format import Prompt, PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.validate import gguf, heldout, reference
+from toolkit.validate.layers import open_trained, untrained_answers
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Trained:
     tokenizer: Tokenizer
     form: PromptFormat
     prompts: list[Prompt]
+    answers: list[str | None]
 
     def measure(self, path: Path, quantization: str, *, ask: bool = False) -> gguf.Measurement:
         return gguf.measure(
@@ -57,7 +59,7 @@ def trained(made: scored_models.World) -> Iterator[Trained]:
     records = heldout.read_held_out(made.folder.split_file("test"), form, tokenizer)
     settings = made.config.validation
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
-    with reference.measured(
-        made.base.folder, made.folder.adapter, records[:4], prompts, 8, form.stops, tokenizer, made.folder.path
-    ) as measured:
-        yield Trained(measured, records, tokenizer, form, prompts)
+    layers = open_trained(made.base.folder, made.folder.adapter)
+    answers = untrained_answers(layers, tokenizer, prompts, 8, form.stops)
+    with reference.measured(layers, records[:4], made.folder.path) as measured:
+        yield Trained(measured, records, tokenizer, form, prompts, answers)

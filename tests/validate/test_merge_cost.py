@@ -19,6 +19,7 @@ from toolkit.core.output_settings import ExportSettings
 from toolkit.model import dequantized, merge_base
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate import reference, validate
+from toolkit.validate.layers import open_trained
 from toolkit.validate.metrics import perplexity
 from toolkit.validate.report import report_table
 
@@ -46,10 +47,8 @@ def logits(base: Path, adapter: Path, trained: Trained) -> torch.Tensor:
 
 
 def measured(base: Path, made: scored_models.World, trained: Trained, other: OtherBase) -> reference.Reference:
-    with reference.measured(
-        base, made.folder.adapter, trained.records[:4], [], 8, trained.form.stops, trained.tokenizer,
-        made.folder.path, other,
-    ) as found:  # fmt: skip
+    layers = open_trained(base, made.folder.adapter)
+    with reference.measured(layers, trained.records[:4], made.folder.path, other) as found:
         return found
 
 
@@ -120,7 +119,7 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     ("spoil", "words"),
     [
         (lambda folder: None, "`tiny-bnb-4bit` is not on this machine"),
-        (lambda folder: (folder / "model.safetensors").unlink() or folder, "holds 0 of the model's 21 weights"),
+        (lambda folder: (folder / "model.safetensors").unlink() or folder, "no `model.safetensors` and no"),
     ],
 )
 def test_what_cannot_be_measured_is_said_and_fails_nothing(

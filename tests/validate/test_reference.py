@@ -17,7 +17,8 @@ from toolkit.core.files import spread
 from toolkit.export import export
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer as load
-from toolkit.validate import heldout, reference
+from toolkit.validate import heldout, reference, spill
+from toolkit.validate.layers import open_trained
 from toolkit.validate.metrics import perplexity
 
 
@@ -34,7 +35,7 @@ def deleted_files() -> list[str]:
 
 def test_spill_holds_what_is_written_and_has_no_name(tmp_path: Path) -> None:
     before = len(deleted_files())
-    with reference.spill(tmp_path, 5, 7) as array:
+    with spill.spill(tmp_path, 5, 7) as array:
         assert array.shape == (5, 7)
         assert array.dtype == np.float32
         array[:] = np.arange(35).reshape(5, 7)
@@ -48,19 +49,19 @@ def test_spill_holds_what_is_written_and_has_no_name(tmp_path: Path) -> None:
 
 def test_spill_leaves_nothing_behind_on_failure(tmp_path: Path) -> None:
     before = len(deleted_files())
-    with pytest.raises(RuntimeError, match="midway"), reference.spill(tmp_path, 5, 7):
+    with pytest.raises(RuntimeError, match="midway"), spill.spill(tmp_path, 5, 7):
         raise RuntimeError("midway")
     assert list(tmp_path.iterdir()) == []
     assert len(deleted_files()) == before
 
 
 def test_spill_checks_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=reference.RESERVE + 2_000_000))
-    with pytest.raises(ToolkitError) as caught, reference.spill(tmp_path, 1000, 1000):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=spill.RESERVE + 2_000_000))
+    with pytest.raises(ToolkitError) as caught, spill.spill(tmp_path, 1000, 1000):
         pass
     assert "1,000 answer tokens needs 4.0 MB" in caught.value.message
     assert "validate.rows" in caught.value.hint
-    with reference.spill(tmp_path, 500, 999):
+    with spill.spill(tmp_path, 500, 999):
         pass
 
 
@@ -69,7 +70,7 @@ def test_spill_survives_a_disk_that_fills_after_the_check(tmp_path: Path, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ToolkitError, match="of disk in"), reference.spill(tmp_path, 5, 7):
+    with pytest.raises(ToolkitError, match="of disk in"), spill.spill(tmp_path, 5, 7):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -83,7 +84,7 @@ def test_spill_allocates_its_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         allocated.append(os.fstat(file))
 
     monkeypatch.setattr(os, "posix_fallocate", allocate)
-    with reference.spill(tmp_path, 100, 1000):
+    with spill.spill(tmp_path, 100, 1000):
         pass
     assert allocated[0].st_size == 400_000
     assert allocated[0].st_blocks * 512 >= 400_000
@@ -126,11 +127,11 @@ def test_answers_before_are_the_bases_own_greedy_ones(
     path = tmp_path / "base.gguf"
     export(made.base.folder, None, {"F32": path}, "x", "base")
     with llamacpp.opened(path, 512, exact=True) as llm:
-        for prompt, before in zip(trained.prompts, trained.reference.answers, strict=True):
+        for prompt, before in zip(trained.prompts, trained.answers, strict=True):
             ids = trained.tokenizer.prompt_ids(prompt)
             answer = "".join(llamacpp.generate(llm, ids, 8, trained.form.stops, llamacpp.Sampling()))
             # Random weights write broken UTF-8, which llama-cpp-python drops and transformers shows as U+FFFD.
-            assert answer == before.replace("\ufffd", "")
+            assert before is not None and answer == before.replace("\ufffd", "")
 
 
 def test_held_out_records_are_read_as_training_reads_them(made: scored_models.World, trained: Trained) -> None:
@@ -178,14 +179,14 @@ def test_an_adapter_of_another_base_is_refused(made: scored_models.World, tmp_pa
     weights = {name: torch.cat([tensor, tensor], dim=1) for name, tensor in load_file(path).items()}
     save_file(weights, path)
     with pytest.raises(ToolkitError, match=r"does not fit the base .*size mismatch"):
-        reference.load_reference(made.base.folder, tmp_path / "adapter")
+        open_trained(made.base.folder, tmp_path / "adapter")
 
 
 def test_a_pickled_adapter_is_never_loaded(made: scored_models.World, tmp_path: Path) -> None:
     shutil.copytree(made.folder.adapter, tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
     with pytest.raises(ToolkitError, match=r"has no adapter_model\.safetensors") as caught:
-        reference.load_reference(made.base.folder, tmp_path / "adapter")
+        open_trained(made.base.folder, tmp_path / "adapter")
     assert caught.value.exit_code == MISSING
 
 
@@ -202,16 +203,7 @@ def test_nan_in_the_adapter_is_named_and_leaves_nothing(
     (tmp_path / "run").mkdir()
     with (
         pytest.raises(ToolkitError, match="row 10: the trained model gives logits that are not finite"),
-        reference.measured(
-            made.base.folder,
-            tmp_path / "adapter",
-            trained.records[:1],
-            [],
-            1,
-            (),
-            trained.tokenizer,
-            tmp_path / "run",
-        ),
+        reference.measured(open_trained(made.base.folder, tmp_path / "adapter"), trained.records[:1], tmp_path / "run"),
     ):
         pass
     assert list((tmp_path / "run").iterdir()) == []

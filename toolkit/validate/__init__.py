@@ -17,6 +17,7 @@ from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import gguf, heldout, reference
+from toolkit.validate.layers import open_trained, untrained_answers
 from toolkit.validate.metrics import perplexity
 from toolkit.validate.model_card import model_card
 from toolkit.validate.report import (
@@ -80,9 +81,9 @@ def validate(
     known = manifest.files()
 
     found: dict[str, gguf.Measurement] = {}
-    with reference.measured(
-        base.folder, folder.adapter, scored, prompts, settings.answer_tokens, form.stops, tokenizer, folder.path, other
-    ) as trained:
+    layers = open_trained(base.folder, folder.adapter)
+    before = untrained_answers(layers, tokenizer, prompts, settings.answer_tokens, form.stops)
+    with reference.measured(layers, scored, folder.path, other) as trained:
         for name, path in files.items():
             asked = prompts if name == config.export.default else []
             found[name] = gguf.measure(
@@ -127,8 +128,8 @@ def validate(
         "merge": merge_entry(other, trained.merge),
         "penalty": penalty_entry(config.export.default, config.ollama.repeat_penalty, default),
         "answers": [
-            {"question": question, "instruction": settings.instruction, "before": before, "after": after}
-            for question, before, after in zip(settings.questions, trained.answers, default.answers, strict=True)
+            {"question": question, "instruction": settings.instruction, "before": first, "after": after}
+            for question, first, after in zip(settings.questions, before, default.answers, strict=True)
         ],
         "rows": row_entries(scored, default),
         "sources": _sources(folder, manifest, known),

@@ -1,6 +1,5 @@
 """The stage `validate`."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.stage import Checks, Context, Examination, Stage, StageFiles
@@ -23,14 +22,13 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
 
 
 def _run(context: Context) -> "Outcome":
-    from toolkit.model import dequantized, merge_base
+    from toolkit.model import merge_base
     from toolkit.validate import validate
 
     config, manifest = context.config, context.manifest
     found = merge_base.resolve(config.model, config.export)
     other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
-    plain = replace(found, folder=dequantized.plain_folder(found.folder))
-    return validate(config, context.folder, plain, manifest, other)
+    return validate(config, context.folder, found, manifest, other)
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:

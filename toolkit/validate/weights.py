@@ -1,0 +1,85 @@
+"""The weights of a base in float32, each read from its files when it is asked for: nothing is kept in memory."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.core import hardware
+from toolkit.core.errors import ToolkitError
+from toolkit.formats.checkpoint import READABLE, TensorInfo, check_readable, open_folder
+from toolkit.formats.tensor_values import read_rows, read_tensor
+from toolkit.model.merge_base import OtherBase
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a model folder, by the names in its files; bitsandbytes' 4 bits are read dequantized.
+
+    `through` is a dtype if the linear layers must be taken through 4 bits from it, as training did when it loaded them.
+    """
+
+    folder: Path
+    tensors: dict[str, TensorInfo]
+    through: str = ""
+
+    def read(self, name: str, *, linear: bool = False) -> Any:
+        """Return one tensor in float32; `linear` says that it is the weight of a linear layer that 4 bits change.
+
+        Raises ToolkitError if the file ends early or a value is NaN or infinite.
+        """
+        import torch
+
+        with ThreadPoolExecutor(hardware.cores()) as pool:
+            found = torch.from_numpy(read_tensor(self.tensors[name], pool))
+        return _through_four_bits(found, self.through) if linear and self.through else found
+
+    def read_rows(self, name: str, start: int, end: int) -> npt.NDArray[np.float32]:
+        """Return some rows of a matrix in float32; not for one in 4 bits (`has_rows`)."""
+        rows = read_rows(self.tensors[name], start, end)
+        if rows.dtype == np.uint16:  # bfloat16, its bits
+            return np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
+        return rows.view(np.float32)
+
+    def has_rows(self, name: str) -> bool:
+        """Tell whether single rows of a tensor can be read."""
+        return self.tensors[name].dtype in READABLE
+
+    def read_some(self, name: str, wanted: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return a matrix with only the `wanted` rows, ascending, filled in; the others take no memory."""
+        table = np.zeros(self.tensors[name].shape, np.float32)
+        for index in wanted:
+            table[index : index + 1] = self.read_rows(name, index, index + 1)
+        return table
+
+
+def open_weights(folder: Path) -> Weights:
+    """List the weights of a model folder; raises ToolkitError if they are absent or of a type that is not read."""
+    tensors = open_folder(folder)
+    for tensor in tensors.values():
+        check_readable(tensor)
+    return Weights(folder, tensors)
+
+
+def other_weights(other: OtherBase) -> Weights:
+    """List the weights of the base that is not merged into; raises ToolkitError if they cannot be read here."""
+    if other.folder is None:
+        raise ToolkitError(f"the base `{other.label}` is not on this machine")
+    if other.through and not hardware.installed("bitsandbytes"):
+        raise ToolkitError("bitsandbytes, which quantized the base for training, is not installed here")
+    return Weights(other.folder, open_weights(other.folder).tensors, other.through)
+
+
+def _through_four_bits(weight: Any, dtype: str) -> Any:
+    """Quantize and dequantize a weight, as QLoRA does when it loads a 16-bit base."""
+    import torch
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(
+        weight.to(getattr(torch, dtype)), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    return functional.dequantize_4bit(packed, state).float()
