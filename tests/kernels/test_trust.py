@@ -14,7 +14,7 @@ USUAL = ("Q4_K_M", "Q8_0", "Q3_K_M")
 
 def forget() -> None:
     """Forget what this process remembers of its kernels."""
-    for remembered in (kernels.routine, kernels.trusted, kernels.opened, kernels._say_slow):
+    for remembered in (kernels.routine, kernels.trusted, kernels.opened):
         remembered.cache_clear()
 
 

@@ -8,7 +8,6 @@ import pytest
 from tests.conftest import call_toolkit
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
-from toolkit.ollama import address
 from toolkit.ollama.address import is_loopback, server_address, warn_if_open
 
 
@@ -16,7 +15,6 @@ from toolkit.ollama.address import is_loopback, server_address, warn_if_open
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
     monkeypatch.delenv("OLLAMA_API_KEY", raising=False)
-    monkeypatch.setattr(address, "_warned", set())
 
 
 # What envconfig.Host of ollama/ollama makes of it; beside its own tests' cases, those of public reports.

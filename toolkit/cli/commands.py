@@ -7,12 +7,12 @@ import click
 
 from toolkit import pipeline
 from toolkit.cli.options import as_command, verb
-from toolkit.cli.performing import command_text, is_offline, load_run, mending_command, perform_all, perform_one
+from toolkit.cli.performing import command_text, load_run, mending_command, perform_all, perform_one
 from toolkit.core import console
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 
 if TYPE_CHECKING:
-    from toolkit.core.config import Config
+    from toolkit.pipeline.run import Run
 
 
 @verb(writes=True, config=False)
@@ -61,23 +61,19 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
 
     Tools, base model, data, memory and disk (both computed), Ollama; each failing check has its fix.
     """
-    from toolkit.doctor import checks_table
-    from toolkit.doctor import doctor as examine
-
-    config, folder = load_run(path, overrides)
-    checks = examine(config, folder, offline=is_offline(), stages=pipeline.records(pipeline.STAGES))
-    failed = [check for check in checks if check.ok is False]
-    listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in checks]
+    found = load_run(path, overrides).doctor()
+    failed = found.failed
+    listed = [{"name": c.name, "ok": c.ok, "found": c.found, "fix": c.fix} for c in found.checks]
     if failed:
         if not console.as_json():
-            console.result({}, checks_table(checks))
+            console.result({}, str(found))
         raise ToolkitError(
-            f"{len(failed)} of {len(checks)} checks failed: {', '.join(check.name for check in failed)}",
+            f"{len(failed)} of {len(listed)} checks failed: {', '.join(check.name for check in failed)}",
             hint=failed[0].fix,
             exit_code=MISSING,
             details={"checks": listed},
         )
-    console.result({"checks": listed}, checks_table(checks))
+    console.result({"checks": listed}, str(found))
     console.next_step(command_text("run"))
 
 
@@ -92,7 +88,8 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
     from toolkit.train import launch, parallel
 
     if parallel.rank() > 0:
-        launch.follow(*load_run(path, overrides))
+        run = load_run(path, overrides)
+        launch.follow(run.config, run.folder)
         return
     try:
         perform_one("train", path, overrides, dry_run, force, gpus=gpus)
@@ -159,10 +156,10 @@ def export(
         if form == "gguf":
             perform_one("export", path, overrides, dry_run, force)
             return
-        config, folder = load_run(path, overrides)
+        run = load_run(path, overrides)
         if not force:
-            pipeline.check_stages_before("export", config, folder)
-        order = standalone.order_of_run(config, folder)
+            pipeline.check_stages_before("export", run.config, run.folder)
+        order = standalone.order_of_run(run.config, run.folder)
     else:
         order = standalone.of_adapter(Path(adapter), base, path, overrides)
     figures = standalone.carry_out(order, form, quantizations, output, dry_run=dry_run, force=force)
@@ -192,18 +189,16 @@ def register(
 
     If anything fails, the former model of that name is restored. A replaced model is kept as a copy.
     """
-    config, _ = load_run(path, overrides)
     if rollback:
-        _roll_back(config, dry_run, replace)
+        _roll_back(load_run(path, overrides), dry_run, replace)
         return
     perform_one("register", path, overrides, dry_run, force, replace=replace)
 
 
-def _roll_back(config: "Config", dry_run: bool, replace: tuple[str, ...]) -> None:
+def _roll_back(run: "Run", dry_run: bool, replace: tuple[str, ...]) -> None:
     from toolkit.cli import summary
-    from toolkit.register.rollback import roll_back
 
-    figures = roll_back(config, dry_run=dry_run, replace=replace)
+    figures = run.roll_back(dry_run=dry_run, replace=replace)
     console.result(*summary.of_rollback(figures))
     if not dry_run:
         console.info(f"`{command_text('register', ' --rollback')}` undoes it")
@@ -216,14 +211,7 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
 
     It belongs in the run folder, next to the gguf/ it names, and gives the same model as register.
     """
-    from toolkit.prompt.format import prompt_format
-    from toolkit.prompt.tokenizer import load_tokenizer
-    from toolkit.register import modelfile_text
-
-    config, folder = load_run(path, overrides)
-    if not folder.adapter.is_dir():
-        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{command_text('run')}` first")
-    text = modelfile_text(config, folder, load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text)
+    text = load_run(path, overrides).modelfile()
     console.result({"modelfile": text}, text.rstrip("\n"))
 
 
@@ -234,16 +222,9 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
 )
 def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str | None) -> None:
     """Ask a question, through Ollama or else llama.cpp."""
-    from toolkit.ask import answer
-
-    config, folder = load_run(path, overrides)
-    through, pieces = answer(config, folder, question, instruction)
-    whole = ""
-    for piece in pieces:
-        whole += piece
-        console.stream(piece)
+    answer = load_run(path, overrides).ask(question, instruction, piece=console.stream)
     console.stream("\n")
-    console.result({"question": question, "answer": whole, "through": through})
+    console.result({"question": question, "answer": answer.text, "through": answer.through})
 
 
 @verb(writes=True)
@@ -257,14 +238,13 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
     """Show each stage: fresh, stale (why), or not run."""
     from toolkit.cli import summary
 
-    config, folder = load_run(path, overrides)
-    reasons = pipeline.state(config, folder)
-    found, text = summary.of_status(reasons, config, folder)
-    console.result(found, text)
-    if any(reasons.values()):
+    run = load_run(path, overrides)
+    status = run.status()
+    console.result(*summary.of_status(status))
+    if any(stage.why for stage in status.stages.values()):
         console.next_step(command_text("run"))
-    elif any(stage["warning"] for stage in found["stages"].values()):
-        console.next_step(mending_command(config))
+    elif any(stage.warning for stage in status.stages.values()):
+        console.next_step(mending_command(run))
     else:
         console.next_step(command_text("ask", ' "…"'))
 

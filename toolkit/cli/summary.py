@@ -8,12 +8,12 @@ from toolkit import pipeline
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.manifest import Manifest, read_manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.pipeline import Done
 
 if TYPE_CHECKING:
     from toolkit.export import ExportPlan as ExportPlan
+    from toolkit.pipeline.results import Status
 
 Summary = tuple[dict[str, Any], str]
 
@@ -59,16 +59,12 @@ def of_rollback(figures: dict[str, Any]) -> Summary:
     return figures, f"{title}\n" + console.table(("model", "id", "made by run"), rows)
 
 
-def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
-    """Say what the server holds under the run's name; the status is shown also where the server fails."""
-    from toolkit.register.status import server_state
-
-    try:
-        found = server_state(config, manifest)
-    except ToolkitError as exc:
-        return {"problem": exc.message}, f"Ollama: {exc.message}"
+def _ollama(found: dict[str, Any]) -> str:
+    """Say what the server holds under the run's name, or what is wrong with it."""
+    if "problem" in found:
+        return f"Ollama: {found['problem']}"
     if found["version"] is None:
-        return found, f"Ollama: no server answers at {found['server']}"
+        return f"Ollama: no server answers at {found['server']}"
     rows = [
         (
             f"{found['name']}:{tag}",
@@ -80,28 +76,22 @@ def _ollama(config: Config, manifest: Manifest) -> tuple[dict[str, Any], str]:
         for tag, held in found["tags"].items()
     ]
     title = f"Ollama {found['version']} at {found['server']}"
-    return found, console.table(("model", "id", "holds", "our GGUF", "server's GGUF"), rows, title=title)
+    return console.table(("model", "id", "holds", "our GGUF", "server's GGUF"), rows, title=title)
 
 
-def of_status(reasons: dict[str, str], config: Config, folder: RunFolder) -> Summary:
+def of_status(status: "Status") -> Summary:
     """Summarise the state of every stage, when it ran, and what the Ollama server holds."""
-    manifest = read_manifest(folder)
     rows, payload, warnings = [], {}, []
-    for stage, why in reasons.items():
-        record = manifest.stages.get(stage)
-        word = "not run" if record is None else "stale" if why else "fresh"
-        reason = why if why and word == "stale" else ""
-        finished = record.finished if record else ""
-        seconds = console.duration(record.seconds) if record else ""
-        rows.append((stage, word, reason, finished, seconds))
-        warning = record.warning if record else ""
-        warnings += [f"warning: {warning}"] * bool(warning)
-        payload[stage] = {"state": word, "why": why, "finished": finished, "warning": warning}
-    text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(folder.path))
+    for stage, one in status.stages.items():
+        reason = one.why if one.state == "stale" else ""
+        seconds = "" if one.seconds is None else console.duration(one.seconds)
+        rows.append((stage, one.state, reason, one.finished, seconds))
+        warnings += [f"warning: {one.warning}"] * bool(one.warning)
+        payload[stage] = {"state": one.state, "why": one.why, "finished": one.finished, "warning": one.warning}
+    text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(status.folder))
     text = "\n".join([text, *dict.fromkeys(warnings)])
-    held, said = _ollama(config, manifest)
-    found = {"run": config.run.name, "folder": str(folder.path), "run_id": manifest.run_id, "stages": payload}
-    return {**found, "ollama": held}, f"{text}\n\n{said}"
+    found = {"run": status.run, "folder": str(status.folder), "run_id": status.run_id, "stages": payload}
+    return {**found, "ollama": status.ollama}, f"{text}\n\n{_ollama(status.ollama)}"
 
 
 def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:

@@ -3,10 +3,12 @@
 import codecs
 import difflib
 import json
+import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -15,23 +17,34 @@ from toolkit.core import aliases, console
 from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.parsing import LARGEST_TOML, parse_toml, read_bounded
+from toolkit.core.run_folder import OF_RUN
 from toolkit.core.streams import printable
 
+Changes = Mapping[str, Any]  # by section: settings by their key, as plain values
 
-def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+
+def load_config(path: Path, overrides: Iterable[str] = (), changes: Changes = MappingProxyType({})) -> Config:
     """Read a `toolkit.toml` and apply `section.key=value` overrides; every problem is reported in one error.
 
-    Raises ToolkitError (exit 2) for a missing file, broken TOML, and unknown or ill-typed settings.
+    A run's folder stands for the settings in it, wherever it was copied to: its parent is `run.folder`, its name
+    `run.name`. `changes` are further overrides, by section. Raises ToolkitError (exit 2) for a missing file, broken
+    TOML, and unknown or ill-typed settings.
     """
+    if not path.is_dir():
+        return build(_read(path), overrides, changes, where=str(path))
+    values = _read(path / OF_RUN)
+    folder = path if path.name not in ("", "..") else path.resolve()
+    run = values.get("run")
+    values["run"] = {**(run if isinstance(run, dict) else {}), "folder": str(folder.parent), "name": folder.name}
+    return build(values, overrides, changes, where=str(path / OF_RUN))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_bounded(path, LARGEST_TOML).removeprefix(codecs.BOM_UTF8)
         values = parse_toml(content.decode("utf-8").replace("\r\n", "\n"))
     except FileNotFoundError:
-        raise ToolkitError(
-            f"no settings file `{path}`",
-            hint="write one with `toolkit init`, or name yours with `-c FILE`",
-            exit_code=USAGE,
-        ) from None
+        raise _no_settings(path) from None
     except UnicodeDecodeError as exc:
         raise ToolkitError(f"`{path}` is not UTF-8 text: {exc.reason} at byte {exc.start}", exit_code=USAGE) from None
     except tomllib.TOMLDecodeError as exc:
@@ -42,17 +55,31 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         raise ToolkitError(
             f"`{path}` cannot be read: {exc}", hint="write a new one with `toolkit init`", exit_code=USAGE
         ) from None
-    return build(values, overrides, where=str(path))
+    return values
 
 
-def build(values: dict[str, Any], overrides: Iterable[str] = (), *, where: str = "the settings") -> Config:
+def _no_settings(path: Path) -> ToolkitError:
+    if path.parent.is_dir() and path.name == OF_RUN:
+        hint = "name a settings file, or the folder of a run, in which its settings are"
+        return ToolkitError(f"the folder `{path.parent}` has no `{OF_RUN}`", hint=hint, exit_code=USAGE)
+    hint = "write one with `toolkit init`, or name yours with `-c FILE`"
+    return ToolkitError(f"no settings file `{path}`", hint=hint, exit_code=USAGE)
+
+
+def build(
+    values: dict[str, Any],
+    overrides: Iterable[str] = (),
+    changes: Changes = MappingProxyType({}),
+    *,
+    where: str = "the settings",
+) -> Config:
     """Check settings that are already parsed, after applying overrides; raises ToolkitError as `load_config` does."""
     problems: list[str] = []
-    changes: dict[str, Any] = {}
+    wanted = {section: _plain(table) for section, table in changes.items()}
     for override in overrides:
-        _apply(changes, override, problems)
-    renamed = aliases.rename(values, problems) + aliases.rename(changes, problems)
-    _merge(values, changes)
+        _apply(wanted, override, problems)
+    renamed = aliases.rename(values, problems) + aliases.rename(wanted, problems)
+    _merge(values, wanted)
     try:
         config = Config.model_validate(values)
     except ValidationError as exc:
@@ -73,11 +100,22 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
     """Apply overrides to a file's settings; one of max_steps or num_train_epochs drops the other from the file."""
     for section, table in changes.items():
         there = values.setdefault(section, {})
-        if isinstance(there, dict):
+        if not isinstance(table, dict):  # refused by its type
+            values[section] = table
+        elif isinstance(there, dict):
             for one, other in (("max_steps", "num_train_epochs"), ("num_train_epochs", "max_steps")):
                 if section == "train" and one in table and other not in table:
                     there.pop(other, None)
             there.update(table)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of Python as TOML would give it: paths are text, and any sequence is a list."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple | set | frozenset) else value
 
 
 def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
@@ -94,8 +132,11 @@ def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
     if any("\ud800" <= letter <= "\udfff" for letter in override):
         problems.append(f"{where}: {printable(text)} holds bytes that are not UTF-8; rename that file or folder")
         return
+    table = values.setdefault(section, {})
+    if not isinstance(table, dict):
+        return
     try:
-        values.setdefault(section, {})[name] = _parse_value(text.strip(), annotation)
+        table[name] = _parse_value(text.strip(), annotation)
     except ValueError as exc:
         problems.append(f"{where}: {str(exc).removeprefix('`value` ')}")
 

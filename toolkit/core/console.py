@@ -19,29 +19,30 @@ from toolkit.core.streams import can_show, emit, print_json, print_text, state, 
 
 def configure(*, as_json: bool = False, quiet: bool = False) -> None:
     """Choose the mode of this process; `quiet` keeps warnings and errors only."""
-    state.json = as_json
-    state.quiet = quiet
-    state.log = None
+    state().json = as_json
+    state().quiet = quiet
+    state().log = None
+    state().warnings.clear()
 
 
 def as_json() -> bool:
     """Tell whether this process prints JSON."""
-    return state.json
+    return state().json
 
 
 def is_quiet() -> bool:
     """Tell whether this process keeps warnings and errors only."""
-    return state.quiet
+    return state().quiet
 
 
 def log_to(path: Path | None) -> None:
     """Append every printed line to `path` too, with the time in front; None stops it."""
-    state.log = path
+    state().log = path
 
 
 def info(text: str) -> None:
     """Print one line about the current work."""
-    if not state.quiet:
+    if not state().quiet:
         emit(text)
     else:
         write_log(text)
@@ -49,7 +50,7 @@ def info(text: str) -> None:
 
 def done(text: str) -> None:
     """Print that something succeeded."""
-    if not state.quiet:
+    if not state().quiet:
         emit(f"{'✓' if can_show('✓') else '[OK]'} {text}", "green")
     else:
         write_log(text)
@@ -57,7 +58,14 @@ def done(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print a warning; the work continues."""
+    state().warnings.append(text)
     emit(f"warning: {text}", "yellow")
+
+
+def warn_once(text: str) -> None:
+    """Print a warning, unless it came before in this process or, from Python, in this call of a run."""
+    if text not in state().warnings:
+        warn(text)
 
 
 def error(problem: ToolkitError) -> None:
@@ -65,20 +73,20 @@ def error(problem: ToolkitError) -> None:
     emit(f"error: {problem.message}", "bold red")
     if problem.hint:
         emit(f"\nhint: {problem.hint}")
-    if state.json:
+    if state().json:
         outcome = {"ok": False, "error": problem.message, "hint": problem.hint, "exit_code": problem.exit_code}
         print_json({**outcome, **problem.details})
 
 
 def next_step(command: str) -> None:
     """Name the command that comes next, with real paths and names."""
-    if not state.quiet:
+    if not state().quiet:
         emit(f"next: {command}", "bold")
 
 
 def result(payload: dict[str, Any], text: str = "") -> None:
     """Print a verb's result on stdout: `text` for people, or `payload` as one JSON object with `"ok": true`."""
-    if state.json:
+    if state().json:
         print_json({"ok": True, **payload})
     elif text:
         write_log(text)
@@ -87,7 +95,7 @@ def result(payload: dict[str, Any], text: str = "") -> None:
 
 def stream(piece: str) -> None:
     """Print a piece of an answer on stdout as it comes; nothing with `--json`."""
-    if not state.json:
+    if not state().json:
         print_text(piece, end="")
 
 
@@ -133,7 +141,7 @@ class Progress:
             self.text = note
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, note=self._note())
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL and not state.quiet:
+        elif time.monotonic() - self._printed >= PLAIN_INTERVAL and not state().quiet:
             self._printed = time.monotonic()
             emit(self.line())
 
@@ -182,7 +190,7 @@ def progress(label: str, total: float, unit: str) -> Iterator[Progress]:
     `unit` is a plural noun, or `B` for bytes.
     """
     tracker = Progress(label, total, unit)
-    moving = sys.stderr.isatty() and not state.quiet and os.environ.get("TERM") != "dumb"
+    moving = state().sink is None and sys.stderr.isatty() and not state().quiet and os.environ.get("TERM") != "dumb"
     bar = _bar(unit) if moving else None
     if bar is None:
         yield tracker

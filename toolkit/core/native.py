@@ -1,12 +1,18 @@
-"""Calls into libraries in Rust, which answer damaged input with a panic: a BaseException, after lines on stderr."""
+"""Calls into libraries in Rust and C++: their panics (a BaseException, after lines on stderr) and their own lines.
+
+stderr's file descriptor belongs to all threads, so one of them at a time redirects it.
+"""
 
 import contextlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 
 from toolkit.core.errors import ToolkitError
+
+_redirected = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -32,7 +38,7 @@ def guarded(refusal: Callable[[str], ToolkitError], *, silent: bool = False) -> 
 @contextlib.contextmanager
 def _held_back() -> Iterator[None]:
     """Hold back what is written on stderr, and show it if the block succeeds."""
-    with contextlib.ExitStack() as stack:
+    with _redirected, contextlib.ExitStack() as stack:
         try:
             usual = os.dup(2)
             stack.callback(os.close, usual)
@@ -52,3 +58,19 @@ def _held_back() -> Iterator[None]:
         if said:
             with contextlib.suppress(OSError):  # the reader is gone, or the disk is full
                 os.write(2, said)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Keep a C library's own lines off stderr: it writes to the file descriptor, below Python."""
+    if os.environ.get("TOOLKIT_DEBUG"):
+        yield
+        return
+    with _redirected, contextlib.ExitStack() as stack:
+        usual = os.dup(2)
+        stack.callback(os.close, usual)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        stack.callback(os.close, nowhere)
+        os.dup2(nowhere, 2)
+        stack.callback(os.dup2, usual, 2)
+        yield

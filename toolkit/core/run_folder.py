@@ -12,6 +12,7 @@ from toolkit.core.files import clear_parts
 from toolkit.core.together import put_back
 
 SPLITS = ("train", "val", "test")
+OF_RUN = "config.toml"  # the settings in a run's folder
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The settings that ran last: `config.toml`."""
-        return self.path / "config.toml"
+        return self.path / OF_RUN
 
     @property
     def log(self) -> Path:

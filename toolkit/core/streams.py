@@ -1,4 +1,7 @@
-"""Where text leaves this process: stdout, stderr and the run's log, whatever the terminal can show."""
+"""Where text leaves this process: stdout, stderr and the run's log, or a function that a Python program named.
+
+What is chosen by `directed` holds in that thread alone, so several runs at once each have their own.
+"""
 
 import contextlib
 import json
@@ -6,7 +9,9 @@ import os
 import stat
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +20,43 @@ WIDTH = 10_000  # lines are left to the terminal to wrap
 
 @dataclass
 class State:
-    """How this process prints: JSON or text, warnings alone, and the file that keeps a copy of all lines."""
+    """How text is printed: JSON or text, warnings alone, and the file that keeps a copy of all lines.
+
+    `sink` is called with each text in place of stderr. `warnings` holds those that came so far.
+    """
 
     json: bool = False
     quiet: bool = False
     log: Path | None = None
+    sink: Callable[[str], object] | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
-state = State()
+_of_process = State()
+_directed: ContextVar[State | None] = ContextVar("directed", default=None)
+
+
+def state() -> State:
+    """Return how text is printed here: as `directed` says around this call, else as the process does."""
+    return _directed.get() or _of_process
+
+
+@contextlib.contextmanager
+def directed(sink: Callable[[str], object]) -> Iterator[State]:
+    """Give what is said during the block to a function, in place of stderr; a thread that it starts is not included.
+
+    `contextvars.copy_context` includes one.
+    """
+    token = _directed.set(State(sink=sink))
+    try:
+        yield state()
+    finally:
+        _directed.reset(token)
+
+
+def adopt(found: State) -> None:
+    """Print in this thread, which a pool started, as `found` says: the state of the thread that uses the pool."""
+    _directed.set(found)
 
 
 def tolerate_any_text() -> None:
@@ -43,20 +77,30 @@ def printable(text: str) -> str:
 
 def write_log(text: str) -> None:
     """Append lines to the log, with the time in front; a failed write stops the log."""
-    if state.log is None:
+    log = state().log
+    if log is None:
         return
     stamp = time.strftime("%Y-%m-%d %H:%M:%S")
     try:
-        with state.log.open("a", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.writelines(f"{stamp}  {line}\n" for line in printable(text).splitlines() or [""])
     except OSError:
-        state.log = None  # a log that cannot be written must not stop the work it describes
+        state().log = None  # a log that cannot be written must not stop the work it describes
 
 
 def emit(text: str, style: str = "") -> None:
     """Print lines on stderr, in a style of rich's where that is installed."""
     text = printable(text)
     write_log(text)
+    show(text, style)
+
+
+def show(text: str, style: str = "") -> None:
+    """Print lines as `emit` does, but not into the log."""
+    sink = state().sink
+    if sink is not None:
+        sink(text)
+        return
     try:
         _show(text, style)
     except OSError:  # the terminal, or the program that read, is gone: the work continues
@@ -106,7 +150,9 @@ def print_json(payload: dict[str, Any]) -> None:
 
 
 def can_show(symbol: str) -> bool:
-    """Tell whether stderr's encoding has a symbol."""
+    """Tell whether a symbol can be shown; stderr's encoding may lack it."""
+    if state().sink is not None:
+        return True
     try:
         symbol.encode(getattr(sys.stderr, "encoding", None) or "ascii")
     except UnicodeEncodeError:

@@ -4,6 +4,7 @@ The CPU starts at once. Meanwhile a thread compiles and tests what this export n
 may start on the CPU and continue on the GPU. A GPU that fails is not used again, and nothing is lost.
 """
 
+import contextvars
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +94,8 @@ def beside(tensors: Sequence[PlannedTensor], imatrix: Importance, cores: int) ->
 
 def in_background(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
     """Start the tests in a separate thread."""
-    threading.Thread(target=prove_types, args=(quantizer_gpu, needs), name="gpu").start()
+    here = contextvars.copy_context()  # what the thread says goes where this one's texts go
+    threading.Thread(target=here.run, args=(prove_types, quantizer_gpu, needs), name="gpu").start()
 
 
 def needed(tensors: Sequence[PlannedTensor], imatrix: Importance) -> Mapping[Need, int]:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from threadpoolctl import threadpool_limits
 
 from toolkit import kernels
-from toolkit.core import hardware
+from toolkit.core import hardware, streams
 from toolkit.core.errors import ToolkitError
 from toolkit.export.gpu_quantizer import GpuQuantizer
 from toolkit.formats.checkpoint import SLAB, Floats, Rows
@@ -28,7 +29,8 @@ NEED_IMPORTANCE = (Type.IQ2_XXS, Type.IQ2_XS)  # of the types here, those of ggm
 @contextmanager
 def pool() -> Iterator[ThreadPoolExecutor]:
     """Yield threads for the export, one per core; BLAS, which would start as many again for each, works in one."""
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(hardware.cores()) as made:
+    spoken: dict[str, Any] = {"initializer": streams.adopt, "initargs": (streams.state(),)}
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(hardware.cores(), **spoken) as made:
         yield made
 
 
@@ -77,7 +79,7 @@ def ready(kind: Type, columns: int, name: str, importance: Floats | None) -> Flo
             f"the importance matrix holds values for tensor `{name}` that are negative or not finite",
             hint="it is damaged, or belongs to another model: compute it again",
         )
-    routine(kind)  # tests it, and warns if needed
+    kernels.warn_of_libggml(int(kind))  # tests it too
     return importance
 
 

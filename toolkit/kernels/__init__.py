@@ -51,14 +51,11 @@ class Library:
 
 @cache
 def routine(kind: int) -> Routine:
-    """Return what quantizes the ggml type of this number, tested here; warn once if it cannot be the kernels."""
+    """Return what quantizes the ggml type of this number, tested here; `warn_of_libggml` says why it is libggml."""
     library = opened() if kind in TYPES else None
     if library is None:
-        if kind in TYPES:
-            _say_slow()
         return Routine("libggml", lambda rows, out, importance: _with_ggml(kind, rows, out, importance))
     if not trusted(library, library.level, kind):
-        console.warn(f"the {TYPES[kind][0]} kernel differs from libggml on this machine: libggml is used for that type")
         return Routine("libggml", lambda rows, out, importance: _with_ggml(kind, rows, out, importance))
     return Routine(
         f"kernels ({LEVELS[library.level]})",
@@ -180,11 +177,17 @@ def kernels_state() -> tuple[bool, str]:
     return True, f"kernels with {LEVELS[library.level]}, {len(TYPES)} types, the same bytes as libggml"
 
 
-@cache
-def _say_slow() -> None:
-    console.warn(
-        "quantizing with libggml, up to 20 times slower: the compiled kernels are missing (see `toolkit doctor`)"
-    )
+def warn_of_libggml(kind: int) -> None:
+    """Warn once if libggml quantizes the ggml type of this number although there are kernels for it."""
+    library = opened()
+    if kind in TYPES and library is None:
+        console.warn_once(
+            "quantizing with libggml, up to 20 times slower: the compiled kernels are missing (see `toolkit doctor`)"
+        )
+    elif kind in TYPES and library is not None and not trusted(library, library.level, kind):
+        console.warn_once(
+            f"the {TYPES[kind][0]} kernel differs from libggml on this machine: libggml is used for that type"
+        )
 
 
 def _with_kernels(library: Library, kind: int, rows: Rows, out: Bytes, importance: Floats | None) -> None:

@@ -1,7 +1,6 @@
 """Load a GGUF file in llama.cpp (through llama-cpp-python): tokenize, logits, generate."""
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
+from toolkit.core.native import silenced
 from toolkit.llamacpp.vocabulary import check_header
 from toolkit.prompt.format import Part, Prompt
 
@@ -47,7 +47,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
     if exact:
         options = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
     try:
-        with _quiet():
+        with silenced():
             llm = llama_cpp.Llama(
                 str(path),
                 n_ctx=context,
@@ -65,22 +65,6 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
         yield llm
     finally:
         llm.close()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the C library's own lines off stderr; it writes to the file descriptor, below Python."""
-    if os.environ.get("TOOLKIT_DEBUG"):
-        yield
-        return
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
 
 
 def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:

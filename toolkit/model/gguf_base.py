@@ -1,8 +1,6 @@
 """A base that is a GGUF file: dequantized once to float32 safetensors, with its tokenizer, in the user's cache."""
 
-import contextlib
 import functools
-import io
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +61,12 @@ def _hash_of(path: Path, size: int, modified: int) -> str:
 
 def _convert_weights(path: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils
 
     silence_transformers()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors  # its progress bar cannot be turned off
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     except Exception as exc:  # a damaged or unknown GGUF fails in many ways inside the reader
         raise ToolkitError(
             f"the base model `{path}` cannot be read: {str(exc).splitlines()[0] if str(exc) else type(exc).__name__}",

@@ -11,8 +11,6 @@ from toolkit.core import console
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
 
-_warned: set[str] = set()
-
 
 def server_address(settings: OllamaSettings) -> str:
     """Return the server's address as `scheme://host:port[/path]`.
@@ -39,7 +37,7 @@ def server_address(settings: OllamaSettings) -> str:
     if port is None:
         port = default
     elif not re.fullmatch(r"[0-9]{1,9}", port) or int(port) > 65535:
-        _warn_once(f"{source} names port `{port}`, which is invalid: {default} is used, as Ollama does")
+        console.warn_once(f"{source} names port `{port}`, which is invalid: {default} is used, as Ollama does")
         port = default
     return f"{scheme}://{_plain(host)}:{int(port)}" + (f"/{path.strip('/')}" if path.strip("/") else "")
 
@@ -104,10 +102,6 @@ def warn_if_open(url: str) -> None:
     """Warn once that data sent to another machine over plain HTTP can be read on the way."""
     if url.startswith("http://") and not is_loopback(url):
         what = "model, prompts and OLLAMA_API_KEY" if os.environ.get("OLLAMA_API_KEY") else "model and prompts"
-        _warn_once(f"{url} is another machine and the connection is not encrypted: {what} can be read on the way")
-
-
-def _warn_once(text: str) -> None:
-    if text not in _warned:
-        _warned.add(text)
-        console.warn(text)
+        console.warn_once(
+            f"{url} is another machine and the connection is not encrypted: {what} can be read on the way"
+        )

@@ -20,7 +20,7 @@ from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
-from toolkit.train import parallel
+from toolkit.train import parallel, relay
 
 PACKAGE = Path(__file__).parents[2]
 WORKER = ["-m", "toolkit.train.worker"]
@@ -72,6 +72,7 @@ def request_of(config: Config, folder: RunFolder, base: Base, *, restart: bool =
         "at_most": 0,
         "quiet": console.is_quiet(),
         "log": str(folder.log) if folder.log.is_file() else "",
+        "lines": "",
     }
 
 
@@ -88,33 +89,36 @@ def follow(config: Config, folder: RunFolder) -> None:
 
 def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     """Run `worker.py` as one process, or as `gpus` of them, and return its answer."""
-    with tempfile.TemporaryDirectory(prefix="toolkit-") as place:
+    with tempfile.TemporaryDirectory(prefix="toolkit-") as place, relay.lines_of_worker(Path(place)) as lines:
         asked, answer = Path(place) / "request.json", Path(place) / "answer.json"
-        asked.write_text(json.dumps(request), encoding="utf-8")
+        asked.write_text(json.dumps({**request, "lines": lines.name}), encoding="utf-8")
         called = [*_launcher(gpus), *WORKER, str(asked), str(answer)]
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
             called,
             stdin=subprocess.DEVNULL,
-            stdout=2,
+            stdout=lines.output,
+            stderr=lines.output,
             env=_environment(gpus),
             start_new_session=True,
             preexec_fn=parallel.die_with_parent,
         )
         try:
             with _passing_on(process, alone=gpus == 1):
-                code = process.wait()
+                code = lines.wait(process)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
         if answer.is_file():
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+            streams.state().warnings.extend(found.pop("warnings", []))
             return found
+        last = lines.last()
     if code in (INTERRUPTED, *(-number for number in signals.stopping_signals())):
         return {"interrupted": True}
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    hint = "the lines above say why; the same command continues from the last checkpoint"
+    hint = f"{last}; the same command continues from the last checkpoint"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         hint = "the system kills a process that takes too much memory: see `toolkit doctor`; the same command continues"
     raise ToolkitError(f"the process that trains {how}", hint=hint)

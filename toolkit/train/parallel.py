@@ -19,6 +19,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 
 REQUEST = "toolkit_request"
 DOWNLOAD = datetime.timedelta(hours=24)  # how long the others wait for the first one's request
+_LIBC = ctypes.CDLL(None)  # now: a fork of a process with threads must not load a library
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -81,6 +82,6 @@ def silent() -> Iterator[None]:
 def die_with_parent() -> None:
     """Ask the kernel to end this process when its parent is killed; on other systems this does nothing."""
     try:
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+        _LIBC.prctl(DIE_WITH_PARENT, signal.SIGKILL)
     except (OSError, AttributeError):
         return

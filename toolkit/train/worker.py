@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import console, hardware
+from toolkit.core import console, hardware, streams
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, explain, unexpected
 from toolkit.core.files import write_text
@@ -18,7 +18,7 @@ from toolkit.core.run_folder import folder_of
 from toolkit.core.signals import ending_cleanly
 from toolkit.core.unfinished import noting
 from toolkit.model.base import Base
-from toolkit.train import OutOfMemory, parallel, train
+from toolkit.train import OutOfMemory, parallel, relay, train
 from toolkit.train.backend import UnslothFailed
 
 
@@ -26,6 +26,11 @@ def main(request: Path, answer: Path) -> int:
     """Train as requested, write the outcome or what went wrong, and return the exit code."""
     parallel.die_with_parent()
     wanted = json.loads(request.read_text(encoding="utf-8"))
+    with relay.sent_to(wanted["lines"] if parallel.rank() == 0 else ""):
+        return _work(wanted, answer)
+
+
+def _work(wanted: dict[str, Any], answer: Path) -> int:
     config = Config.model_validate(wanted["config"])
     first = parallel.rank() == 0
     console.configure(quiet=wanted["quiet"] or not first)
@@ -60,6 +65,7 @@ def main(request: Path, answer: Path) -> int:
             found["smaller"] = exc.smaller
         if hardware.launched() and not first:
             console.error(known)  # the others may be waiting, and their launcher ends them
+    found["warnings"] = streams.state().warnings
     if first or found.get("smaller"):  # any of them may be the one that ran out of memory
         try:
             write_text(answer, json.dumps(found, default=str))

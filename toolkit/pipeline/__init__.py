@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,15 +45,23 @@ LIBRARIES = (
 class Done:
     """How a stage ended: performed now, or found fresh; `why` says why it was performed.
 
-    `warning` says what is wrong with a result that exists nevertheless.
+    `figures` are those of the manifest, `files` what the stage wrote. `warning` says what is wrong with a result that
+    exists nevertheless, `warnings` holds all that came on the way. `summary` is the text of the figures.
     """
 
     stage: str
     fresh: bool
     why: str
-    figures: dict[str, Any]
+    figures: dict[str, Any] = field(repr=False)
     seconds: float
     warning: str = ""
+    files: tuple[Path, ...] = field(default=(), repr=False)
+    warnings: tuple[str, ...] = ()
+    summary: str = field(default="", repr=False)
+
+    def __str__(self) -> str:
+        """Return the text of the figures."""
+        return self.summary
 
 
 def stage(name: str) -> Stage:
@@ -134,15 +142,16 @@ def perform(
         settle(folder, name)
         keep_settings(config, folder)
         record = manifest.stages[name]
-        return Done(name, True, "", record.figures, 0.0, record.warning)
+        files = tuple(folder.path / file.path for file in record.outputs)
+        return Done(name, True, "", record.figures, 0.0, record.warning, files)
     before()
     why = why or "--force"
     context = Context(config, folder, manifest, force, offline, gpus, replace)
     found.before(context)
-    files = found.files(config, folder)
-    _check_inputs(name, files)
+    planned = found.files(config, folder)
+    _check_inputs(name, planned)
     if not force:
-        _check_outputs(found, context, files)
+        _check_outputs(found, context, planned)
         _check_needs(found, context)
         found.gate(context)
     console.info(f"\n{name} ({'first time' if why == 'not run' else why})")
@@ -154,12 +163,12 @@ def perform(
     except ToolkitError as exc:
         if exc.exit_code != GATE:
             raise
-        failed, outcome = exc, Outcome(files.outputs, {})  # the report exists, and its verdict is no
+        failed, outcome = exc, Outcome(planned.outputs, {})  # the report exists, and its verdict is no
     seconds = round(time.monotonic() - started, 2)
-    _record(found, context, files, outcome, seconds, failed)
+    _record(found, context, planned, outcome, seconds, failed)
     if failed:
         raise failed
-    return Done(name, False, why, outcome.figures, seconds, outcome.warning)
+    return Done(name, False, why, outcome.figures, seconds, outcome.warning, tuple(outcome.outputs))
 
 
 def _record(

@@ -1,0 +1,286 @@
+"""A run as Python sees it; the command line calls the same methods. Imports come late: `import toolkit` is cheap."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from toolkit import pipeline
+from toolkit.core import console, streams
+from toolkit.core.errors import MISSING, ToolkitError, explain
+from toolkit.core.streams import State
+from toolkit.pipeline import results
+from toolkit.pipeline.results import (
+    Answer,
+    Exported,
+    Findings,
+    Finished,
+    Prepared,
+    Registered,
+    StageState,
+    Status,
+    Trained,
+    Validated,
+)
+
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+    from toolkit.core.run_folder import RunFolder
+
+Progress = Callable[[str], object] | Literal["terminal"] | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its settings, and the calls that perform its stages.
+
+    A stage that is fresh is not performed again, unless `force`. `progress` is called with every line that the command
+    line would show (`print` in a notebook); None shows nothing, "terminal" what the command line shows. Whatever goes
+    wrong is raised as ToolkitError, with a hint; Ctrl-C as KeyboardInterrupt, and the same call continues. Every result
+    holds the warnings of its call. Several runs may work at once, each in a thread and a folder of its own.
+    """
+
+    config: "Config"
+    progress: Progress = None
+    warnings: tuple[str, ...] = ()
+    command: Callable[[str], str] = field(default="toolkit {}".format, repr=False, compare=False)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        *overrides: str,
+        progress: Progress = None,
+        **sections: Mapping[str, Any],
+    ) -> "Run":
+        """Read a settings file, or the folder of a run; None takes the defaults.
+
+        Settings change by section, as in `train={"max_steps": 8}`, or as `--set` takes them, as in "train.max_steps=8".
+        Raises ToolkitError (exit code 2) that lists every problem.
+        """
+        with _speaking(progress) as state:
+            from toolkit.core.config_file import build, load_config
+            from toolkit.core.run_folder import folder_of, heal
+
+            heard = len(state.warnings)
+            found = load_config(Path(path), overrides, sections) if path is not None else build({}, overrides, sections)
+            heal(folder_of(found))
+            return cls(found, progress, tuple(state.warnings[heard:]))
+
+    @property
+    def folder(self) -> "RunFolder":
+        """The run's folder, and the paths in it."""
+        from toolkit.core.run_folder import folder_of
+
+        return folder_of(self.config)
+
+    def prepare(self, *, force: bool = False) -> Prepared:
+        """Read, clean, de-duplicate and split the data."""
+        return cast(Prepared, self.perform("prepare", force=force))
+
+    def train(self, *, force: bool = False, gpus: int = 1) -> Trained:
+        """Fine-tune the base model; an interrupted training continues."""
+        return cast(Trained, self.perform("train", force=force, gpus=gpus))
+
+    def export(self, *, force: bool = False) -> Exported:
+        """Merge, and write all GGUF quantizations."""
+        return cast(Exported, self.perform("export", force=force))
+
+    def validate(self, *, force: bool = False) -> Validated:
+        """Compare each GGUF with the trained model; ToolkitError (exit code 4) says which is too far off."""
+        return cast(Validated, self.perform("validate", force=force))
+
+    def register(self, *, force: bool = False, replace: tuple[str, ...] = ()) -> Registered:
+        """Create the model in Ollama, and prove it there; `replace` names models that are not ours."""
+        return cast(Registered, self.perform("register", force=force, replace=replace))
+
+    def perform(
+        self, stage: str, *, force: bool = False, gpus: int = 1, replace: tuple[str, ...] = ()
+    ) -> pipeline.Done:
+        """Perform one stage by its name, unless it is fresh; the doctor looks before a training."""
+        from toolkit.core.run_folder import locked
+
+        with _speaking(self.progress) as state:
+            heard = len(state.warnings)
+            with locked(self.folder):
+                console.log_to(self.folder.log)
+                done = pipeline.perform(
+                    stage,
+                    self.config,
+                    self.folder,
+                    force=force,
+                    offline=is_offline(),
+                    before=lambda: self._look_first((stage,)) if stage == "train" else None,  # hours may follow
+                    gpus=gpus,
+                    replace=replace,
+                )
+            if done.fresh:
+                console.info(f"{stage}: fresh, skipped (--force does it again)")
+            told = self._told(done, state, heard)
+            if state.sink is not None:  # the command line prints the text as its result
+                streams.write_log(told.summary)
+            return told
+
+    def run(self, *, force: bool = False) -> Finished:
+        """Perform all stages that are out of date, in order; without an Ollama server all but `register`."""
+        from toolkit.core.run_folder import locked
+
+        with _speaking(self.progress) as state:
+            first = len(state.warnings)
+            finished: list[pipeline.Done] = []
+            with locked(self.folder):
+                console.log_to(self.folder.log)
+                stale = {stage: why for stage, why in pipeline.state(self.config, self.folder).items() if why or force}
+                if not stale:
+                    pipeline.keep_settings(self.config, self.folder)
+                # Without a server all but registering is done, so its absence must not stop the run here.
+                self._look_first(tuple(stage for stage in stale if stage != "register"))
+                for stage in pipeline.STAGES:
+                    if stage == "register" and stale and not self._server_answers():
+                        break
+                    heard = len(state.warnings)
+                    done = pipeline.perform(stage, self.config, self.folder, force=force, offline=is_offline())
+                    told = self._told(done, state, heard)
+                    if stale:
+                        console.info(f"{stage}: fresh, skipped" if done.fresh else told.summary)
+                    finished.append(told)
+            warnings = tuple(dict.fromkeys([*self.warnings, *state.warnings[first:]]))
+            return Finished(tuple(finished), self.folder.path, len(finished) == len(pipeline.STAGES), warnings)
+
+    def ask(
+        self, question: str, instruction: str | None = None, *, piece: Callable[[str], object] | None = None
+    ) -> Answer:
+        """Ask through Ollama, or else llama.cpp; `piece` is called with each piece of the answer as it comes."""
+        with _speaking(self.progress) as state:
+            from toolkit.ask import answer
+
+            heard, whole = len(state.warnings), []
+            through, pieces = answer(self.config, self.folder, question, instruction)
+            for each in pieces:
+                whole.append(each)
+                if piece is not None:
+                    piece(each)
+            return Answer(question, "".join(whole), through, self._heard(state, heard))
+
+    def doctor(self) -> Findings:
+        """Check this machine for the run: tools, base model, data, memory and disk, Ollama; nothing is written."""
+        with _speaking(self.progress) as state:
+            from toolkit.doctor import doctor
+
+            heard, every = len(state.warnings), pipeline.records(pipeline.STAGES)
+            found = doctor(self.config, self.folder, offline=is_offline(), stages=every)
+            return Findings(tuple(found), self._heard(state, heard))
+
+    def status(self) -> Status:
+        """Say what is fresh, stale or not run, and what the Ollama server holds."""
+        with _speaking(self.progress) as state:
+            from toolkit.core.manifest import read_manifest
+            from toolkit.register.status import server_state
+
+            heard, manifest = len(state.warnings), read_manifest(self.folder)
+            stages = {}
+            for name, why in pipeline.state(self.config, self.folder).items():
+                record = manifest.stages.get(name)
+                word = "not run" if record is None else "stale" if why else "fresh"
+                ran = (record.finished, record.seconds, record.warning) if record else ("", None, "")
+                stages[name] = StageState(word, why, *ran)
+            try:
+                held = server_state(self.config, manifest)
+            except ToolkitError as exc:  # the status is shown also where the server fails
+                held = {"problem": exc.message}
+            name, place = self.config.run.name, self.folder.path
+            return Status(name, place, manifest.run_id, stages, held, self._heard(state, heard))
+
+    def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""
+        with _speaking(self.progress):
+            from toolkit.register.rollback import roll_back
+
+            return roll_back(self.config, dry_run=dry_run, replace=replace)
+
+    def modelfile(self) -> str:
+        """Return the text for `ollama create -f`; it belongs next to the run's gguf/."""
+        with _speaking(self.progress):
+            from toolkit.prompt.format import prompt_format
+            from toolkit.prompt.tokenizer import load_tokenizer
+            from toolkit.register import modelfile_text
+
+            adapter = self.folder.adapter
+            if not adapter.is_dir():
+                hint = f"run `{self.command('run')}` first"
+                raise ToolkitError(f"there is no trained model in `{self.folder.path}`", hint=hint)
+            eos = load_tokenizer(adapter, prompt_format(self.config.prompt)).eos_text
+            return modelfile_text(self.config, self.folder, eos)
+
+    def _heard(self, state: State, since: int) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.warnings, *state.warnings[since:]]))
+
+    def _told(self, done: pipeline.Done, state: State, since: int) -> pipeline.Done:
+        """Return a stage's typed result, after a warning of what is wrong with it."""
+        if done.warning:
+            console.warn(done.warning)
+        return results.result_of(done, self.folder, self._heard(state, since))
+
+    def _look_first(self, stages: tuple[str, ...]) -> None:
+        """Let doctor look before hours are spent; a check that fails ends the run."""
+        if not stages:
+            return
+        from toolkit.doctor import doctor as examine
+
+        checks = examine(self.config, self.folder, offline=is_offline(), stages=pipeline.records(stages))
+        failed = [check for check in checks if check.ok is False]
+        if failed:
+            listed = "\n".join(f"  {check.name}: {check.found}" for check in failed)
+            raise ToolkitError(
+                f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
+            )
+
+    def _server_answers(self) -> bool:
+        """Say whether there is a server to register with; a run without one does all the rest and succeeds."""
+        from toolkit.ollama import server
+        from toolkit.ollama.address import server_address
+
+        again = f"then `{self.command('register')}`"
+        try:
+            url = server_address(self.config.ollama)
+        except ToolkitError as exc:
+            console.warn(f"{exc.message}, so the model is not registered; {exc.hint}, {again}")
+            return False
+        if server.version(self.config.ollama) is not None:
+            return True
+        console.warn(
+            f"no Ollama server answers at {url}, so the model is not registered; start one with `ollama serve`, {again}"
+        )
+        return False
+
+
+def is_offline() -> bool:
+    """Tell whether the network is forbidden, by `--offline` or by the hub's own variable."""
+    return os.environ.get("HF_HUB_OFFLINE") == "1"
+
+
+@contextmanager
+def _speaking(progress: Progress) -> Iterator[State]:
+    """Direct what is said during a call, and raise known foreign errors as ToolkitError; its hint is shown with it."""
+    if progress == "terminal":  # the command line translates errors itself
+        yield streams.state()
+        return
+    with streams.directed(progress or _nowhere) as state:
+        try:
+            yield state
+        except BaseException as exc:
+            known = explain(exc)
+            if known is None:
+                raise
+            streams.write_log(f"error: {known.message}\nhint: {known.hint}")
+            if known.hint and not hasattr(known, "__notes__"):
+                known.add_note(f"hint: {known.hint}")
+            if known is exc:
+                raise
+            raise known from exc
+
+
+def _nowhere(_: str) -> None:
+    """Show nothing."""
