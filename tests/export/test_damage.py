@@ -214,7 +214,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 work = Path(sys.argv[1])
 try:
-    export(work / "base", work / "adapter", {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}, "{{ 1 }}", "x")
+    export(work / "base", work / "adapter", {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}, "{{ messages }}", "x")
 except Exception as exc:
     print(explain(exc).message)
 """
@@ -256,12 +256,12 @@ def filled(self, data):
 gguf_writer.GgufFile.write = filled
 targets = {k: out / f"{k}.gguf" for k in ("F16", "Q4_K_M")}
 try:
-    export(work / "base", work / "adapter", targets, "{{ 1 }}", "x")
+    export(work / "base", work / "adapter", targets, "{{ messages }}", "x")
 except Exception as exc:
     print(explain(exc).message)
 print(sorted(path.name for path in out.iterdir()))
 (out / "filler").unlink()
-export(work / "base", work / "adapter", targets, "{{ 1 }}", "x")
+export(work / "base", work / "adapter", targets, "{{ messages }}", "x")
 print(sorted(path.name for path in out.iterdir()))
 """
 

@@ -216,7 +216,7 @@ from toolkit.core import hardware
 from toolkit.export import export, gpu_quantizer
 gpu_quantizer.SECONDS = 0
 hardware.DEVICES = Path({str(tmp_path)!r})
-export(Path({str(base)!r}), None, {{"Q4_K_M": Path({str(tmp_path / "x.gguf")!r})}}, "", "small")
+export(Path({str(base)!r}), None, {{"Q4_K_M": Path({str(tmp_path / "x.gguf")!r})}}, "{{{{ messages }}}}", "small")
 sys.exit(" ".join({{"torch", "triton"}} & {{*sys.modules}}) or None)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)

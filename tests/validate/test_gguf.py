@@ -180,7 +180,7 @@ def test_a_template_of_any_length_is_read_whole(
     """llama-cpp-python's own metadata loses the last byte of a value that fills its buffer exactly."""
     from toolkit.validate.gguf import check_parity
 
-    path, template = tmp_path / "long.gguf", "x" * length
+    path, template = tmp_path / "long.gguf", "{{ messages }}".ljust(length, "x")
     export(made.base.folder, made.folder.adapter, {"F32": path}, template, "long")
     with llamacpp.opened(path, 64) as llm:
         width = trained.reference.logits.shape[1]

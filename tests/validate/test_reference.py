@@ -125,7 +125,7 @@ def test_answers_before_are_the_bases_own_greedy_ones(
     """llama.cpp with the bare base gives the same text: no adapter, no repetition penalty from generation_config."""
     assert json.loads((made.base.folder / "generation_config.json").read_text())["repetition_penalty"] == 5.0
     path = tmp_path / "base.gguf"
-    export(made.base.folder, None, {"F32": path}, "x", "base")
+    export(made.base.folder, None, {"F32": path}, "{{ messages }}", "base")
     with llamacpp.opened(path, 512, exact=True) as llm:
         for prompt, before in zip(trained.prompts, trained.answers, strict=True):
             ids = trained.tokenizer.prompt_ids(prompt)
