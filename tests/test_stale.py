@@ -52,8 +52,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, **warnings: str) -> None:
-    """Have each stage write its files only; those named say a warning."""
+def pretend(
+    monkeypatch: pytest.MonkeyPatch,
+    warnings: dict[str, str] | None = None,
+    figures: dict[str, dict[str, Any]] | None = None,
+) -> None:
+    """Have each stage write its files only; those named say a warning, or have figures."""
 
     def run_of(name: str) -> Callable[[Context], Outcome]:
         def run(context: Context) -> Outcome:
@@ -61,7 +65,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, **warnings: str) -> None:
             for path in outputs:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(f"{context.config.train.max_steps}{(Path('own.csv')).read_text()}")
-            return Outcome(outputs, {}, warnings.get(name, ""))
+            return Outcome(outputs, (figures or {}).get(name, {}), (warnings or {}).get(name, ""))
 
         return run
 
@@ -174,7 +178,7 @@ def server(place: Path, *models: str) -> Iterator[None]:
 def test_a_doubtful_model_replaces_none_that_answers(
     place: Path, monkeypatch: pytest.MonkeyPatch, where: str, held: list[str], asks: bool
 ) -> None:
-    pretend(monkeypatch, **{where: DOUBT})
+    pretend(monkeypatch, {where: DOUBT})
     with server(place, *held):
         for verb in ("prepare", "train", "export", "validate"):
             result = call(verb)
@@ -201,3 +205,33 @@ def test_a_model_that_learned_replaces_one_that_answers(place: Path) -> None:
     with server(place, "r:latest"):
         perform(*pipeline.STAGES)
         assert (place / "exports/r/Modelfile").exists()
+
+
+UNMEASURED = {"learned": None, "held_out_loss_after": None}
+FOUND = {"better": (3.0, 2.5), "worse": (3.0, 17.0), "unmoved": (3.0, 3.0)}
+
+
+@pytest.mark.usefixtures("no_doctor")
+@pytest.mark.parametrize("verdict", [*FOUND, ""])
+def test_what_training_did_not_measure_is_said_and_validation_decides(
+    place: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
+) -> None:
+    """With `data.val = 0`: status says so until validate has compared, and register goes by what that found."""
+    before, after = FOUND.get(verdict, (0.0, 0.0))
+    test = {"before": before, "after": after, "error": None, "verdict": verdict} if verdict else None
+    figures: dict[str, dict[str, Any]] = {"train": UNMEASURED, "validate": {"learned": {"train": None, "test": test}}}
+    pretend(monkeypatch, {"validate": DOUBT} if verdict in ("worse", "unmoved") else {}, figures)
+    with server(place, "r:latest"):
+        perform("prepare", "train")
+        shown = CliRunner().invoke(group, ["status"]).stdout
+        assert "train: held-out loss not measured, because the val split is empty (data.val)" in shown
+        assert "`toolkit validate` compares it with its base" in shown
+        perform("export", "validate")
+        shown = CliRunner().invoke(group, ["status"]).stdout
+        assert (f"on the test split validate found {verdict}: {before:.4f} → {after:.4f}" in shown) == bool(verdict)
+        result = call("register")
+        if verdict == "better":
+            assert result.exception is None
+        else:
+            assert getattr(result.exception, "exit_code", 0) == GATE
+            assert (DOUBT if verdict else "not measured") in message(result)

@@ -119,7 +119,9 @@ def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
     adapter = models.save_adapter(tmp_path / "adapter", whole)
     hashes = []
     for base in (whole, sharded, renamed):
-        outcome = export(base, adapter, {"Q4_K_M": tmp_path / "a.gguf", "F16": tmp_path / "b.gguf"}, "{{ messages }}", "small")
+        outcome = export(
+            base, adapter, {"Q4_K_M": tmp_path / "a.gguf", "F16": tmp_path / "b.gguf"}, "{{ messages }}", "small"
+        )
         hashes.append([outcome.figures[name]["sha256"] for name in ("Q4_K_M", "F16")])
     assert hashes[0] == hashes[1] == hashes[2]
 

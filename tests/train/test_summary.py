@@ -36,6 +36,13 @@ def test_how_many_records_and_passes_a_run_is(steps: int, per_step: int, records
 def test_the_held_out_records_that_the_loss_is_of_are_counted() -> None:
     assert "held-out loss 2.5000 → 2.2500 nats per token on 200 of 500 held-out records" in summary()
     assert "held-out" not in summary(held_out_loss_before=None, held_out_loss_after=None)
+    unknown = "whether the model learned is unknown; `toolkit validate` compares it with its base"
+    for values, said in (
+        ({"held_out_loss_before": None, "held_out_loss_after": None}, "because the val split is empty (data.val): "),
+        ({"held_out_loss_before": None}, "held-out loss before training not measured: "),
+    ):
+        assert said + unknown in summary(learned=None, **values)
+    assert "unknown" not in summary(learned={"verdict": "better"})
     assert "held-out loss unknown → 2.2500" in summary(held_out_loss_before=None)
 
 

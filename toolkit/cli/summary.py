@@ -89,6 +89,7 @@ def of_status(status: "Status") -> Summary:
         warnings += [f"warning: {one.warning}"] * bool(one.warning)
         payload[stage] = {"state": one.state, "why": one.why, "finished": one.finished, "warning": one.warning}
     text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(status.folder))
+    warnings += [f"train: {status.unmeasured}"] * bool(status.unmeasured)
     text = "\n".join([text, *dict.fromkeys(warnings)])
     found = {"run": status.run, "folder": str(status.folder), "run_id": status.run_id, "stages": payload}
     return {**found, "ollama": status.ollama}, f"{text}\n\n{_ollama(status.ollama)}"

@@ -78,3 +78,13 @@ def warning_of(found: Learned | None, where: str, learning_rate: float | None) -
         f"the trained model is no better than its base: loss {losses}{error}. Train for longer "
         f"(train.num_train_epochs), or with another train.learning_rate ({rate}{USUAL_RATE:g} is usual)"
     )
+
+
+def unmeasured(figures: dict[str, Any]) -> str:
+    """Say that a training did not compare the model with its base; empty where it did, or an older one does not say."""
+    if figures.get("learned", True):
+        return ""
+    if figures.get("held_out_loss_after") is None:
+        empty = "because the val split is empty (data.val)"
+        return f"held-out loss not measured, {empty}: whether the model learned is unknown"
+    return "held-out loss before training not measured: whether the model learned is unknown"

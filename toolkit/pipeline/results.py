@@ -5,10 +5,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.core.learned import unmeasured
 from toolkit.core.stage import Check
 from toolkit.pipeline import Done, stage
 
 if TYPE_CHECKING:
+    from toolkit.core.manifest import Manifest
     from toolkit.core.run_folder import RunFolder
 
 
@@ -119,13 +121,17 @@ class StageState:
 
 @dataclass(frozen=True)
 class Status:
-    """The state of every stage, and what the Ollama server holds under the run's name."""
+    """The state of every stage, and what the Ollama server holds under the run's name.
+
+    `unmeasured` says that training did not measure whether the model learned, and what validation found instead.
+    """
 
     run: str
     folder: Path
     run_id: str
     stages: dict[str, StageState]
     ollama: dict[str, Any]
+    unmeasured: str
     warnings: tuple[str, ...]
 
 
@@ -182,3 +188,16 @@ _KINDS: dict[str, tuple[type[Done], Callable[[dict[str, Any], "RunFolder"], dict
     "validate": (Validated, _validated),
     "register": (Registered, _registered),
 }
+
+
+def unmeasured_of(manifest: "Manifest", *, validated: bool) -> str:
+    """Say that training did not measure whether the model learned, and what a fresh validation found instead."""
+    train, checked = manifest.stages.get("train"), manifest.stages.get("validate")
+    said = unmeasured(train.figures) if train else ""
+    if not said:
+        return ""
+    found = ((checked.figures.get("learned") or {}).get("test") or {}) if checked and validated else {}
+    if not found:
+        return f"{said}; `toolkit validate` compares it with its base"
+    after = "not finite" if found["after"] is None else f"{found['after']:.4f}"
+    return f"{said}; on the test split validate found {found['verdict']}: {found['before']:.4f} → {after}"

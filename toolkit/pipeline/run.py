@@ -191,7 +191,8 @@ class Run:
             except ToolkitError as exc:  # the status is shown also where the server fails
                 held = {"problem": exc.message}
             name, place = self.config.run.name, self.folder.path
-            return Status(name, place, manifest.run_id, stages, held, self._heard(state, heard))
+            unmeasured = results.unmeasured_of(manifest, validated=stages["validate"].state == "fresh")
+            return Status(name, place, manifest.run_id, stages, held, unmeasured, self._heard(state, heard))
 
     def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
         """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""

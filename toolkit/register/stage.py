@@ -40,6 +40,7 @@ def _eos(config: "Config", folder: "RunFolder") -> str:
 def _gate(context: Context) -> None:
     """Raise ToolkitError (exit 4) if a model that learned nothing would replace one that answers."""
     from toolkit.core.errors import GATE, ToolkitError
+    from toolkit.core.learned import unmeasured
     from toolkit.ollama import server
     from toolkit.ollama.failures import translate_errors
     from toolkit.ollama.transaction import LATEST
@@ -47,6 +48,9 @@ def _gate(context: Context) -> None:
 
     config, stages = context.config, context.manifest.stages
     said = [stages[name].warning for name in ("validate", "train") if name in stages and stages[name].warning]
+    checked = stages["validate"].figures.get("learned") if "validate" in stages else None
+    if "train" in stages and checked and checked["test"] is None:  # nothing was compared there either
+        said += [text for text in (unmeasured(stages["train"].figures),) if text]
     if not said or server.version(config.ollama) is None:
         return
     name, tags = model_name(config), (LATEST, *(one.lower() for one in config.served))

@@ -28,6 +28,7 @@ def _run(context: Context) -> "Outcome":
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     from toolkit.core import console
+    from toolkit.core.learned import unmeasured
 
     before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
     known = figures.get("records_a_step")  # an older manifest does not say
@@ -44,6 +45,8 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
         share = f" on {used:,} of {there:,} held-out records" if used and there else ""
         started = "unknown" if before is None else f"{before:.4f}"
         lines.insert(1, f"held-out loss {started} → {after:.4f} nats per token{share}")
+    if said := unmeasured(figures):
+        lines.insert(-1, f"{said}; `toolkit validate` compares it with its base")
     return "\n".join(lines)
 
 

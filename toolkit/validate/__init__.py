@@ -144,6 +144,7 @@ def validate(
         "reference_perplexity": report["reference"]["perplexity"],
         "base_perplexity": report["reference"]["base_perplexity"],
         "quantizations": _plain(report),
+        "learned": report["learned"],
         "merge": report["merge"],
         "penalty": report["penalty"],
         "answers": report["answers"],
