@@ -1,6 +1,8 @@
 """What all tests share: no deadlines, a clean console, and a way to call the command line as a user does."""
 
+import atexit
 import functools
+import gc
 import json
 import os
 import shutil
@@ -17,12 +19,20 @@ from tests.support import cache, outside, processes, properties  # noqa: F401  (
 from tests.support.ollama_server import OllamaServer, find_ollama, ollama_server
 from toolkit.core import console
 
-# Each of several processes that run tests (pytest-xdist) has cores of its own: threads of torch and llama.cpp on shared
-# cores wait for each other busily, and everything takes almost twice as long.
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes that run tests
+
+# Each has cores of its own: threads of torch and llama.cpp on shared cores wait for each other busily, and everything
+# takes almost twice as long.
+if WORKER and hasattr(os, "sched_setaffinity"):
     number, count = (os.environ[f"PYTEST_XDIST_WORKER{name}"] for name in ("", "_COUNT"))
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[int(number.removeprefix("gw")) % len(cores) :: int(count)])
+
+# The large libraries make a million objects that stay: looking through them again and again takes a fifth of the time
+# of their import, and taking them apart in the end takes two seconds.
+gc.set_threshold(50_000, 20, 100)
+if WORKER:
+    atexit.register(os._exit, 0)  # the first to register is the last to be called
 
 # What runs in the background ignores these, and what it starts does too: tests start processes as a terminal does.
 for signal_number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -58,6 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Write into a JUnit report what a test belongs to: tests/generations.py makes a row of it."""
+    gc.freeze()  # what the tests' modules have imported stays
     for item in items:
         words = (getattr(item, "module", None).__doc__ or item.nodeid).strip()
         item.user_properties.append(("row", words.partition("\n")[0].rstrip(".")))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import call_toolkit
+from tests.conftest import Called, call_toolkit
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama.address import is_loopback, server_address, warn_if_open
@@ -110,18 +110,25 @@ def test_plain_http_to_another_machine_is_warned_about_once(
     assert "OLLAMA_API_KEY" in warnings
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    (tmp_path / "toolkit.toml").write_text('[model]\nbase = "x"\n[data]\nsource = "none.csv"\n')
-    return tmp_path
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "toolkit.toml").write_text('[model]\nbase = "x"\n[data]\nsource = "none.csv"\n')
+    return folder
+
+
+@pytest.fixture(scope="module", params=["status", "prepare --dry-run", "doctor"])
+def plain(request: pytest.FixtureRequest, project: Path) -> tuple[list[str], Called]:
+    """A verb that needs no server, and how it ends with an address that is one."""
+    verb = request.param.split()
+    return verb, call_toolkit(*verb, cwd=project, OLLAMA_HOST="127.0.0.1:9")
 
 
 @pytest.mark.parametrize("text", ["ftp://host", "'::1'", "127.0.0.1:99999", "::1:99999999", "a b"])
-@pytest.mark.parametrize("verb", [["status"], ["prepare", "--dry-run"], ["doctor"]], ids=" ".join)
-def test_a_verb_that_needs_no_server_does_not_mind(verb: list[str], text: str, project: Path) -> None:
-    plain = call_toolkit(*verb, cwd=project, OLLAMA_HOST="127.0.0.1:9")
+def test_a_verb_that_needs_no_server_does_not_mind(plain: tuple[list[str], Called], text: str, project: Path) -> None:
+    verb, usual = plain
     done = call_toolkit(*verb, cwd=project, OLLAMA_HOST=text)
-    assert done.code == plain.code
+    assert done.code == usual.code
     assert "bug in the toolkit" not in done.out + done.err and "Traceback" not in done.out + done.err
 
 

@@ -19,13 +19,17 @@ def begin() -> Path | None:
     return Path(os.environ[PLACE])
 
 
+def place() -> Path:
+    """Return this session's folder."""
+    return Path(os.environ[PLACE])
+
+
 def copied(folder: Path, build: Callable[[Path], object], *arguments: object) -> Path:
     """Copy what `build` makes of these arguments into `folder`; the copy is the caller's to damage.
 
     Arguments are known by their repr: where it says an address, nothing is found and all is made anew.
     """
-    place = Path(os.environ[PLACE])
-    kept = place / hashlib.sha256(repr((build.__module__, build.__qualname__, arguments)).encode()).hexdigest()[:24]
+    kept = place() / hashlib.sha256(repr((build.__module__, build.__qualname__, arguments)).encode()).hexdigest()[:24]
     with kept.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():

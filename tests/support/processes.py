@@ -1,12 +1,13 @@
 """Python processes that start warm: forks of a parent that has imported the large libraries.
 
-A process that trains imports for some eight seconds before it begins. The parent of this session imports once, and its
-children have an environment, a working directory, standard streams and an exit code of their own, as `python` has.
+A process that trains imports for some eight seconds before it begins. One parent imports for all workers of a session.
+Its children have an environment, a working directory, standard streams, cores and an exit code of their own.
 What a library reads from the environment when it is imported cannot differ: such a process starts afresh.
 Tests whose point is a fresh interpreter (imports, the time of `--help`, a wheel) start one themselves.
 """
 
 import atexit
+import fcntl
 import functools
 import gc
 import importlib
@@ -20,14 +21,25 @@ import socket
 import subprocess
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from tests.support import cache
 from tests.support.places import REPOSITORY
 
+# What most verbs import, in 0.4 seconds.
+STAGES = ("prepare", "train", "export", "validate", "register")
+ALWAYS = (
+    "toolkit.cli.main",
+    "toolkit.doctor",
+    *(f"toolkit.{stage}.stage" for stage in STAGES),
+    "httpx",
+    "numpy",
+    "gguf",
+)
 LARGE = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "sklearn", "matplotlib.pyplot")
 LARGE_TOO = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "llama_cpp", "gguf")
 # Read once, when Python starts or a library is imported. OMP_NUM_THREADS is not among them: see _become.
@@ -132,7 +144,13 @@ def start(
             theirs.append(os.dup(number) if stream is None else os.open(os.devnull, os.O_RDWR))
             ours.append(None)
     report, reporting = os.pipe()
-    request = {"arguments": arguments, "cwd": str(cwd or Path.cwd()), "env": env, "imports": [*imports]}
+    request = {
+        "arguments": arguments,
+        "cwd": str(cwd or Path.cwd()),
+        "env": env,
+        "imports": [*imports],
+        "cores": _cores(),
+    }
     message = json.dumps(request).encode()
     assert len(message) < LARGEST, "too much to say to the warm parent"
     socket.send_fds(_parent(), [message], [*theirs, reporting])
@@ -150,70 +168,138 @@ def run(
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
 def _fixed(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if name.startswith(FIXED) and name not in ITS_OWN}
 
 
 @functools.cache
 def _parent() -> socket.socket:
-    """Start the parent of this process's children; it ends when the socket is closed."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.processes", str(theirs.fileno())],
-            cwd=REPOSITORY,
-            env={**AT_FIRST, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},  # its threads start at once
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-        )
+    """Connect to the session's warm parent, and start it where there is none; a closed connection ends its children."""
+    ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with _alone(place := cache.place()) as folder:
+        address = f"/proc/self/fd/{folder}/parent"  # the folder's own name may be too long for a socket's
+        try:
+            ours.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            Path(address).unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(address)
+                listener.listen()
+                subprocess.Popen(
+                    [sys.executable, "-m", "tests.support.processes", str(listener.fileno()), str(place)],
+                    cwd=REPOSITORY,
+                    # A library's threads may start as it is imported.
+                    env={**AT_FIRST, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},
+                    pass_fds=[listener.fileno()],
+                    stdin=subprocess.DEVNULL,
+                )
+            ours.connect(address)
     return ours
 
 
-def _serve(requests: socket.socket) -> dict[str, Any]:
-    """Fork a child for every request and report its end; returns in the child, with what it is to do."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    events = selectors.DefaultSelector()
-    events.register(requests, selectors.EVENT_READ)
-    children: dict[int, tuple[int, int]] = {}  # by the handle that tells its end: process id and where to report
-    while True:
-        for key, _ in events.select():
-            if key.fd != requests.fileno():
-                events.unregister(key.fd)
-                child, report = children.pop(key.fd)
-                _, status = os.waitpid(child, 0)
-                with suppress(BrokenPipeError):
-                    os.write(report, b"%d\n" % os.waitstatus_to_exitcode(status))
-                os.close(report)
-                os.close(key.fd)
-                continue
-            message, handles, _, _ = socket.recv_fds(requests, LARGEST, 4)
-            if not message:  # whoever asked has ended
-                for child, _ in children.values():
-                    os.kill(child, signal.SIGKILL)
-                sys.exit()
-            request: dict[str, Any] = json.loads(message)
-            for module in request["imports"]:
-                importlib.import_module(module)
-            tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
-            others = {(task / "comm").read_text().strip() for task in tasks}
-            assert others <= WARM_THREADS, f"a fork would lose threads: {others}"
-            gc.collect()
-            gc.freeze()  # a child's collections then write to no shared page
-            child = os.fork()
-            if not child:
-                events.close()
-                requests.close()
-                for handle, (_, report) in children.items():
-                    os.close(handle)
-                    os.close(report)
-                _become(request, handles)
-                return request
-            os.write(handles[3], b"%d\n" % child)
-            ended = os.pidfd_open(child)
-            children[ended] = child, handles[3]
-            events.register(ended, selectors.EVENT_READ)
-            for handle in handles[:3]:
+@contextmanager
+def _alone(place: Path) -> Iterator[int]:
+    """Hold the lock under which the parent starts, ends and is looked for; gives a handle of its folder."""
+    folder = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield folder
+    finally:
+        os.close(folder)
+
+
+class _Parent:
+    """What the warm parent holds: whom it listens to, and its children by the handle that tells a child's end."""
+
+    def __init__(self, listener: socket.socket, place: Path) -> None:
+        self.listener, self.place = listener, place
+        self.events = selectors.DefaultSelector()
+        self.events.register(listener, selectors.EVENT_READ)
+        self.asking: dict[int, socket.socket] = {}
+        self.children: dict[int, tuple[int, int, int]] = {}  # process id, where to report, who asked
+
+    def accept(self) -> None:
+        """Take on whoever has connected."""
+        asking, _ = self.listener.accept()
+        self.asking[asking.fileno()] = asking
+        self.events.register(asking, selectors.EVENT_READ)
+
+    def dismiss(self, number: int) -> None:
+        """End the children of a worker that has ended, and this process after the last one."""
+        for child, _, asked in self.children.values():
+            if asked == number:
+                os.kill(child, signal.SIGKILL)
+        self.events.unregister(number)
+        self.asking.pop(number).close()
+        if self.asking:
+            return
+        with suppress(FileNotFoundError), _alone(self.place) as folder:  # without the folder, the session has ended
+            self.listener.setblocking(False)
+            with suppress(BlockingIOError):
+                self.accept()  # somebody connected meanwhile
+                self.listener.setblocking(True)
+                return
+            Path(f"/proc/self/fd/{folder}/parent").unlink(missing_ok=True)
+        sys.exit()
+
+    def report(self, number: int) -> None:
+        """Say how a child has ended."""
+        self.events.unregister(number)
+        child, report, _ = self.children.pop(number)
+        _, status = os.waitpid(child, 0)
+        with suppress(BrokenPipeError):
+            os.write(report, b"%d\n" % os.waitstatus_to_exitcode(status))
+        os.close(report)
+        os.close(number)
+
+    def fork(self, message: bytes, handles: Sequence[int], asked: int) -> dict[str, Any] | None:
+        """Fork a child; returns in the child, with what it is to do."""
+        request: dict[str, Any] = json.loads(message)
+        for module in (*ALWAYS, *request["imports"]):
+            importlib.import_module(module)
+        tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
+        others = {(task / "comm").read_text().strip() for task in tasks}
+        assert others <= WARM_THREADS, f"a fork would lose threads: {others}"
+        gc.freeze()  # a child's collections then write to no shared page
+        child = os.fork()
+        if not child:
+            self.events.close()
+            for connection in (self.listener, *self.asking.values()):
+                connection.close()
+            for handle, (_, report, _) in self.children.items():
                 os.close(handle)
+                os.close(report)
+            gc.enable()
+            _become(request, handles)
+            return request
+        os.write(handles[3], b"%d\n" % child)
+        ended = os.pidfd_open(child)
+        self.children[ended] = child, handles[3], asked
+        self.events.register(ended, selectors.EVENT_READ)
+        for handle in handles[:3]:
+            os.close(handle)
+        return None
+
+    def serve(self) -> dict[str, Any]:
+        """Fork a child for every request and report its end; returns in the child, with what it is to do."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        gc.disable()  # imports make a million objects that stay
+        while True:
+            for key, _ in self.events.select():
+                if key.fd == self.listener.fileno():
+                    self.accept()
+                elif key.fd in self.children:
+                    self.report(key.fd)
+                else:
+                    message, handles, _, _ = socket.recv_fds(self.asking[key.fd], LARGEST, 4)
+                    if not message:
+                        self.dismiss(key.fd)
+                    elif request := self.fork(message, handles, key.fd):
+                        return request
 
 
 def _become(request: dict[str, Any], handles: Sequence[int]) -> None:
@@ -236,13 +322,13 @@ def _become(request: dict[str, Any], handles: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
+    os.sched_setaffinity(0, request["cores"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
         sys.modules["torch"].seed()
-        if "OMP_NUM_THREADS" in os.environ:
-            sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(request["cores"]))))
 
 
 def _run(request: dict[str, Any]) -> None:
@@ -272,7 +358,7 @@ def _main() -> None:
 
     atexit.register(leave)  # the first to register is the last to be called
     try:
-        _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
+        _run(_Parent(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2])).serve())
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
