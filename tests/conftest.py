@@ -42,7 +42,7 @@ for signal_number, usual in ((signal.SIGINT, signal.default_int_handler), (signa
 settings.load_profile("full")  # `make fast` names the other
 
 
-HEAVY = ("run", "prepare", "train", "export", "validate")  # the verbs that import torch or transformers
+HEAVY = ("run", "train", "validate")  # the verbs that import torch or transformers
 
 
 @dataclass(frozen=True)
