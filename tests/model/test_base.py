@@ -1,11 +1,8 @@
 """Finding the base model: folders, GGUF files, packages, the hub (a local one), and what is refused."""
 
-import http.server
-import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Called
+from tests.support import hub as hubs
 from tests.support.models import save_model
 from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
@@ -115,55 +113,12 @@ def test_a_damaged_gguf_leaves_no_half_conversion(tmp_path: Path, monkeypatch: p
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's API as a download needs, from a folder; /gated/ is refused as the real one does."""
-
-    folder: Path
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if "gated" in parts:
-            return self._send(403, b"Access to model gated/model is restricted.", {"X-Error-Code": "GatedRepo"})
-        if parts[:2] == ["api", "models"]:
-            if parts[2:4] != ["owner", "model"]:
-                return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            if "tree" in parts:
-                files = [
-                    {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
-                    for path in sorted(self.folder.iterdir())
-                ]
-                return self._send(200, json.dumps(files).encode())
-            names = [{"rfilename": path.name} for path in sorted(self.folder.iterdir())]
-            body = {"id": "owner/model", "sha": "c" * 40, "siblings": names}
-            return self._send(200, json.dumps(body).encode())
-        path = self.folder / parts[-1]
-        if not path.is_file():
-            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        return self._send(200, path.read_bytes(), {"ETag": f'"{path.name}"', "X-Repo-Commit": "c" * 40})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A hub on loopback with one model; gives the environment in which it is the hub."""
-    Hub.folder = save_model(tmp_path / "hub", hidden_size=64, intermediate_size=64)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf")}
-    server.shutdown()
+    folder = save_model(tmp_path / "hub", hidden_size=64, intermediate_size=64)
+    with hubs.serving(folder) as made:
+        yield made.environment(tmp_path / "hf")
 
 
 def prepare(toolkit: Callable[..., Called], label: str, hub: dict[str, str], *more: str) -> Called:

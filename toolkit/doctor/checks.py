@@ -103,7 +103,7 @@ def _on_hub(label: str, revision: str, *, offline: bool, exported: bool) -> Chec
     """Check a hub id: in the cache, or there with safetensors and with access. The token is used, never shown."""
     name = f"base {label}"
     config = base.cached_file(label, revision, "config.json")
-    if config is not None and plan.wholly_cached(label, revision):
+    if config is not None and base.wholly_cached(label, revision):
         families.check_base(config.parent, exported=exported)
         return Check(name, True, "in the hub's cache", "")
     if offline:

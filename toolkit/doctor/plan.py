@@ -9,7 +9,7 @@ from toolkit.core import hardware, places
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.manifest import path_name, read_manifest
-from toolkit.core.parsing import parse_json, read_json
+from toolkit.core.parsing import parse_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
 from toolkit.model import base, gguf_base, memory
@@ -56,22 +56,6 @@ def parameters_of(label: str, revision: str) -> int:
     return stored_parameters(path) if path is not None and path.is_dir() else 0
 
 
-def wholly_cached(label: str, revision: str) -> bool:
-    """Tell whether configuration, tokenizer and all weights of a hub repository are in the hub's cache."""
-    if not all(base.cached_file(label, revision, name) for name in ("config.json", "tokenizer.json")):
-        return False
-    if base.cached_file(label, revision, "model.safetensors"):
-        return True
-    index = base.cached_file(label, revision, "model.safetensors.index.json")
-    if index is None:
-        return False
-    try:
-        shards = set(read_json(index)["weight_map"].values())
-    except (OSError, ToolkitError, KeyError, AttributeError, TypeError):
-        return False
-    return all(base.cached_file(label, revision, shard) for shard in shards)
-
-
 def converted(path: Path) -> Path | None:
     """Return the folder of a GGUF base's conversion if it is done."""
     bases = places.cache_folder() / "bases"
@@ -87,7 +71,7 @@ def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
     if path is None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        if wholly_cached(label, revision):
+        if base.wholly_cached(label, revision):
             return []
         four_bit = label.endswith(base.FOUR_BIT)
         size = memory.weights_cuda(shape, four_bit=four_bit) + estimate.TOKENIZER
@@ -121,7 +105,7 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Ma
         saved = estimate.checkpoints(shape, config.train, moments=moments, records=_training_records(folder))
         writes.append(Write(folder.path, "checkpoints", max(0, saved - held["train"])))
     if "export" in stages:
-        writes.append(Write(folder.path, "GGUF files", sum(files.values())))
+        writes.append(Write(folder.path, "GGUF files", max(0, sum(files.values()) - held["export"])))
     if "validate" in stages:
         answers = min(answer_bytes(folder, config.validation.rows, config.train.max_length), _source_size(config))
         writes.append(Write(folder.path, "logits", estimate.kept_logits(shape, answers)))

@@ -5,9 +5,9 @@ llama.cpp's converter and quantizer would have made of the merged model, and app
 """
 
 import time
-from collections import Counter, deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,8 +18,9 @@ from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
-from toolkit.export import quantize, tensors
+from toolkit.export import quantize, streaming
 from toolkit.export.adapter import effect
+from toolkit.export.carry import carry
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
 from toolkit.export.importance import Importance
 from toolkit.export.planning import (
@@ -30,12 +31,12 @@ from toolkit.export.planning import (
     known,
     plan,
     say_vocabulary,
-    working_size,
 )
 from toolkit.export.vocab import chat_check, gguf_keys
 from toolkit.formats import ggml_types, gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import PromptFormat
 
 __all__ = ["ExportPlan", "PlannedTensor", "export", "plan"]
@@ -51,12 +52,14 @@ def export(
     overrides: Mapping[str, str] | None = None,
     imatrix: Importance = None,
     prompt_format: PromptFormat | None = None,
+    shards: HubShards | None = None,
 ) -> Outcome:
     """Write base + adapter as GGUF files in one pass over the base: one per quantization, each complete or not at all.
 
     `base` is a folder of safetensors with config.json and tokenizer.json; `targets` maps quantizations to files;
     `template` is the Jinja chat template, `name` the model's name in the metadata; `overrides` and `imatrix` are those
-    of `plan`; `prompt_format` is that of a model that was trained here. Raises ToolkitError for damaged input,
+    of `plan`; `prompt_format` is that of a model that was trained here. With `shards`, whose folder `base` is, weights
+    are fetched piece by piece, and an export that was interrupted continues. Raises ToolkitError for damaged input,
     weights that a type cannot hold, chats that llama.cpp would read as different tokens than training did, or too
     little disk space; the targets are then unchanged.
     """
@@ -67,84 +70,55 @@ def export(
     planned = plan(base, adapter, list(targets), overrides=overrides, imatrix=imatrix)
     if planned.model.ignored:
         console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
-    check_head(base, planned)
+    if shards is None:
+        streaming.discard(targets.values())
+        check_head(base, planned)
     say_vocabulary(base, planned)
     trained = chat_check.training(planned.tokenizer, base, prompt_format)
     common = chat_check.settle(planned.model.architecture, _metadata(base, adapter, planned, template, name), trained)
     chat_check.warn_of_text(template, trained)
     headers = {quantization: _header(planned, common, quantization) for quantization in targets}
-    check_disk({targets[key]: len(headers[key]) + planned.bytes[key] for key in targets})
+    sizes = {targets[key]: len(headers[key]) + planned.bytes[key] for key in targets}
+    check_disk(sizes, streaming.begun(targets.values()) if shards else 0)
     effect.say_effect(planned.tensors, planned.gap)
-    read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
-    with ExitStack() as stack:
-        files = {key: stack.enter_context(gguf_writer.gguf_file(path)) for key, path in targets.items()}
-        gpu = stack.enter_context(beside(planned.tensors, imatrix, hardware.cores()))
-        pool = stack.enter_context(quantize.pool())
-        for quantization, head in headers.items():
-            files[quantization].write(head)
-        with console.progress("export", read, "B") as progress:
-            _carry(planned, imatrix or {}, files, pool, gpu, progress)
-        for file in files.values():  # renamed only when all of them are on the disk
-            file.sync()
-        for file in files.values():
-            chat_check.check_chat(file.place, template, trained)
-    figures = {key: _figures(planned, key, files[key], gpu) for key in targets}
+
+    def check(place: Path) -> None:
+        if shards is not None:
+            check_head(base, planned, streaming.same_on_hub(shards))
+        chat_check.check_chat(place, template, trained)
+
+    with beside(planned.tensors, imatrix, hardware.cores()) as gpu, quantize.pool() as pool:
+        if shards is not None:
+            written = streaming.write_streamed(planned, shards, adapter, headers, targets, gpu, pool, check)
+        else:
+            written = _write(planned, imatrix or {}, headers, targets, gpu, pool, check)
+    figures = {key: _figures(planned, key, written[key], gpu) for key in targets}
     seconds = round(time.monotonic() - started, 3)
     return Outcome(list(targets.values()), {**figures, "seconds": seconds, "tensors": len(planned.tensors)})
 
 
-def _carry(
+def _write(
     planned: ExportPlan,
     imatrix: Mapping[str, Floats],
-    files: Mapping[str, gguf_writer.GgufFile],
-    pool: ThreadPoolExecutor,
+    headers: Mapping[str, bytes],
+    targets: Mapping[str, Path],
     gpu: GpuQuantizer,
-    progress: console.Progress,
-) -> None:
-    """Take every tensor through all steps, in blocks of rows: read → merge → lay out → quantize → write.
-
-    One thread of the pool does all steps of a block but the last, for all types at once. Each file hashes and writes in
-    its own thread, in order. Merging comes before laying out: the adapter was trained in the checkpoint's order.
-    """
-    computed = planned.family.computed(planned.model)
-    numbers = {tensor.name: number for number, tensor in enumerate(planned.tensors, 1)}
-    waiting: deque[tuple[PlannedTensor, range, int, Future[dict[Type, quantize.Chunk]]]] = deque()
-
-    def prepare(tensor: PlannedTensor) -> tensors.Source:
-        return tensors.source(tensor, None if tensor.stored else computed[tensor.name], pool)
-
-    def put(left: int) -> None:
-        while len(waiting) > left:
-            tensor, rows, total, block = waiting.popleft()
-            chunks = block.result()
-            for quantization, file in files.items():
-                file.write(chunks[tensor.types[quantization]])
-                if rows.stop == total:
-                    file.pad()
-            size = tensor.stored.size if tensor.stored else 0
-            note = f"tensor {numbers[tensor.name]} of {len(numbers)}  {tensor.name}"
-            progress.advance(size * rows.stop // total - size * rows.start // total, note)
-
-    for tensor, source in tensors.ahead(planned.tensors, prepare, working_size):
-        name, given = tensor.layout.source or tensor.name, imatrix.get(tensor.name)
-        kinds = {kind: quantize.ready(kind, tensor.shape[-1], name, given) for kind in tensor.types.values()}
-        step = source.step * gpu.steps(kinds)
-        for start in range(0, source.rows, step):
-            rows = range(start, min(start + step, source.rows))
-            waiting.append((tensor, rows, source.rows, pool.submit(_block, source, rows, kinds, name, gpu)))
-            put(2 * hardware.cores())
-        if source.whole:
-            put(0)
-        del source  # frees memory for the next one
-    put(0)
-
-
-def _block(
-    source: tensors.Source, rows: range, kinds: Mapping[Type, Floats | None], name: str, gpu: GpuQuantizer
-) -> dict[Type, quantize.Chunk]:
-    """Return some rows of a tensor in each type."""
-    values = source.read(rows.start, rows.stop)
-    return {kind: quantize.slab(values, kind, name, importance, gpu) for kind, importance in kinds.items()}
+    pool: ThreadPoolExecutor,
+    check: Callable[[Path], None],
+) -> dict[str, tuple[int, str]]:
+    """Write all files side by side, from their beginning to their end; return the bytes and SHA-256 of each."""
+    read = sum(tensor.stored.size for tensor in planned.tensors if tensor.stored)
+    with ExitStack() as stack:
+        files = {key: stack.enter_context(gguf_writer.gguf_file(path)) for key, path in targets.items()}
+        for quantization, head in headers.items():
+            files[quantization].write(head)
+        with console.progress("export", read, "B") as progress:
+            carry(planned, planned.tensors, imatrix, files, pool, gpu, progress)
+        for file in files.values():  # renamed only when all of them are on the disk
+            file.sync()
+        for file in files.values():
+            check(file.place)
+    return {key: (file.size, file.sha256) for key, file in files.items()}
 
 
 def _metadata(base: Path, adapter: Path | None, planned: ExportPlan, template: str, name: str) -> Metadata:
@@ -186,13 +160,11 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
             raise ToolkitError(f"output `{path}` {what}", hint="give each quantization a file", exit_code=USAGE)
 
 
-def _figures(
-    planned: ExportPlan, quantization: str, file: gguf_writer.GgufFile, gpu: GpuQuantizer
-) -> dict[str, object]:
+def _figures(planned: ExportPlan, quantization: str, written: tuple[int, str], gpu: GpuQuantizer) -> dict[str, object]:
     kinds = Counter(tensor.types[quantization].name for tensor in planned.tensors)
     return {
-        "bytes": file.size,
-        "sha256": file.sha256,
+        "bytes": written[0],
+        "sha256": written[1],
         "bits_per_weight": round(8 * planned.bytes[quantization] / planned.parameters, 3),
         "types": dict(kinds.most_common()),
         "quantized_by": {kind: gpu.writers(Type[kind]) for kind, _ in kinds.most_common() if kind != "F32"},

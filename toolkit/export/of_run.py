@@ -8,7 +8,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records
 from toolkit.core.manifest import Manifest, Outcome, record_file
 from toolkit.core.run_folder import SPLITS, RunFolder
-from toolkit.model import base, merge_base
+from toolkit.model import base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, prompt_text
 from toolkit.prompt.tokenizer import load_tokenizer
@@ -23,16 +23,25 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
     An importance matrix of the same model, adapter and records is reused unless `force`.
     """
     from toolkit.export import export
+    from toolkit.export.base_choice import choose_base
     from toolkit.export.vocab import pretokenizer_parity
 
     wanted = config.export
     targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
-    start, form, name = merge_base.resolve(config.model, wanted), prompt_format(config.prompt), config.run.name
+    start, shards = choose_base(config.model, wanted, folder.adapter, targets)
+    form, name = prompt_format(config.prompt), config.run.name
     template = chat_template(form, bos=bool(load_tokenizer(start.folder, form).bos_text))
     pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))
     if not wanted.imatrix:
         return export(
-            start.folder, folder.adapter, targets, template, name, overrides=wanted.overrides, prompt_format=form
+            start.folder,
+            folder.adapter,
+            targets,
+            template,
+            name,
+            overrides=wanted.overrides,
+            prompt_format=form,
+            shards=shards,
         )
     matrix, reused = _imatrix(config, folder, manifest, start, force)
     outcome = export(

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -170,8 +170,8 @@ def whole_size(tensor: PlannedTensor) -> int:
     return 4 * prod(tensor.shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)
 
 
-def check_disk(sizes: Mapping[Path, int]) -> None:
-    """Raise ToolkitError unless there is room for files of these sizes.
+def check_disk(sizes: Mapping[Path, int], held: int = 0) -> None:
+    """Raise ToolkitError unless there is room for files of these sizes, of which `held` bytes are on the disk already.
 
     Former files stay until the new ones are complete, so there must be room for both.
     """
@@ -183,7 +183,7 @@ def check_disk(sizes: Mapping[Path, int]) -> None:
         needed[device] += size
         places[device] = place
     for device, size in needed.items():
-        free = shutil.disk_usage(places[device]).free
+        free = shutil.disk_usage(places[device]).free + held
         if free < size:
             raise ToolkitError(
                 f"the export needs {console.size(size)} in `{places[device]}`, but only {console.size(free)} is free",
@@ -191,12 +191,14 @@ def check_disk(sizes: Mapping[Path, int]) -> None:
             )
 
 
-def check_head(base: Path, planned: ExportPlan) -> None:
-    """Raise ToolkitError if it is unclear which head is meant.
+def check_head(
+    base: Path, planned: ExportPlan, same: Callable[[TensorInfo, TensorInfo], bool] = checkpoint.same
+) -> None:
+    """Raise ToolkitError if it is unclear which head is meant; `same` compares two tensors.
 
     A tied model may carry a copy of its embedding as lm_head; one that differs is not a copy.
     """
-    if planned.spare_head and not checkpoint.same(*planned.spare_head):
+    if planned.spare_head and not same(*planned.spare_head):
         raise ToolkitError(
             f"the base model in `{base}` has an lm_head that differs from its embedding, though config.json ties them",
             hint="set tie_word_embeddings to false in config.json if the lm_head was trained",

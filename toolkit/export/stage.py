@@ -28,6 +28,13 @@ def _run(context: Context) -> "Outcome":
     return export_run(context.config, context.folder, context.manifest, context.force)
 
 
+def _held(config: "Config", folder: "RunFolder") -> int:
+    """Count what an interrupted export from the hub's shards left, with which the next one goes on."""
+    from toolkit.export import streaming
+
+    return streaming.begun(map(folder.gguf, config.export.quantizations))
+
+
 def _may_replace(context: Context, path: Path) -> bool:
     """Tell whether this is a complete importance matrix of an export that did not finish."""
     from toolkit.export.of_run import kept_imatrix
@@ -80,4 +87,5 @@ STAGE = Stage(
     summary=_summary,
     checks=_checks,
     may_replace=_may_replace,
+    held=_held,
 )

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
@@ -16,6 +16,9 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from toolkit.model.hub_range import HubShards
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def carry_out(
     `form` is `gguf`, `safetensors` or `lora-gguf`. Returns files with their figures, and the `next` command where there
     is one. Raises ToolkitError rather than overwrite, unless `force`.
     """
-    from toolkit.export import foreign
+    from toolkit.export import base_choice, foreign
     from toolkit.model import merge_base
 
     config = order.config
@@ -138,13 +141,17 @@ def carry_out(
         _as_peft(order.adapter) as adapter,
     ):
         ready = replace(order, adapter=adapter)
-        found = merge_base.resolve(model, config.export)
+        found, shards = (
+            base_choice.choose_base(model, config.export, adapter, targets)
+            if form == "gguf" and not dry_run
+            else (merge_base.resolve(model, config.export), None)
+        )
         if found.label != order.base:
             console.info(f"merging into its 16-bit weights: {found.label}")
         template = order.template(found.folder)
         if dry_run:
             return _preview(ready, form, targets, found.folder)
-        return _write(ready, form, targets, found.folder, template, force=force)
+        return _write(ready, form, targets, found.folder, template, shards, force=force)
 
 
 @contextlib.contextmanager
@@ -162,7 +169,14 @@ def _as_peft(adapter: Path | None) -> Iterator[Path | None]:
 
 
 def _write(
-    order: Order, form: str, targets: dict[str, Path], base: Path, template: tuple[str, bool], *, force: bool
+    order: Order,
+    form: str,
+    targets: dict[str, Path],
+    base: Path,
+    template: tuple[str, bool],
+    shards: "HubShards | None",
+    *,
+    force: bool,
 ) -> dict[str, Any]:
     from toolkit import export as room
     from toolkit.export import foreign_modelfile
@@ -180,6 +194,7 @@ def _write(
             order.name,
             overrides=order.config.export.overrides,
             prompt_format=order.prompt_format,
+            shards=shards,
         )
         figures = {key: outcome.figures[key] for key in targets}
         if order.prompt_format is None:

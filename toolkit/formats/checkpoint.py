@@ -32,6 +32,7 @@ SLAB = 1 << 22  # weights that one thread reads, checks or quantizes at a time
 BLOCK = 1 << 19  # weights that one thread takes through all steps at a time: they stay in its cache
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEADER = ".header"  # after the name of a file that is not here: its beginning, up to its first tensor
 AGAIN = "copy or download it again"
 
 
@@ -63,11 +64,11 @@ class Scales:
 def open_folder(folder: Path) -> dict[str, TensorInfo]:
     """List the tensors of a model folder: `model.safetensors`, or the shards that its index names.
 
-    Only headers are read. Raises ToolkitError for absent or truncated shards and for an index that names absent
-    tensors. Pickled weights (`.bin`) are never read.
+    Only headers are read, also where a file's beginning is all that is here (HEADER). Raises ToolkitError for absent or
+    truncated shards and for an index that names absent tensors. Pickled weights (`.bin`) are never read.
     """
-    if (folder / SINGLE).is_file():
-        return _with_four_bit(read_header(folder / SINGLE))
+    if _begins(folder / SINGLE):
+        return _with_four_bit(_header_of(folder / SINGLE))
     if (folder / INDEX).is_file():
         return _with_four_bit(_open_shards(folder))
     if any(folder.glob("*.bin")):
@@ -89,13 +90,25 @@ def _open_shards(folder: Path) -> dict[str, TensorInfo]:
         if not isinstance(file, str) or Path(file).name != file:
             raise ToolkitError(f"`{index}` places tensor `{visible(name)}` outside the folder: {file!r}", hint=AGAIN)
         if file not in shards:
-            if not (folder / file).is_file():
+            if not _begins(folder / file):
                 raise ToolkitError(f"shard `{file}` is missing from `{folder}`", hint="copy or download the base again")
-            shards[file] = read_header(folder / file)
+            shards[file] = _header_of(folder / file)
         if name not in shards[file]:
             raise ToolkitError(f"`{index}` names tensor `{visible(name)}`, which `{file}` does not hold", hint=AGAIN)
         tensors[name] = shards[file][name]
     return tensors
+
+
+def _beginning(path: Path) -> Path:
+    return path.with_name(path.name + HEADER)
+
+
+def _begins(path: Path) -> bool:
+    return path.is_file() or _beginning(path).is_file()
+
+
+def _header_of(path: Path) -> dict[str, TensorInfo]:
+    return read_header(path) if path.is_file() else read_header(_beginning(path), of=path)
 
 
 def _with_four_bit(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
@@ -131,10 +144,11 @@ def stored_bytes(tensor: TensorInfo) -> bytes:
         return file.read(tensor.size)
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path, *, of: Path | None = None) -> dict[str, TensorInfo]:
     """List the tensors of one safetensors file, every field checked against the file's real size.
 
-    Raises ToolkitError if the header is damaged or the file is shorter or longer than it says.
+    With `of`, `path` holds the beginning alone of that file, whose size is not known here. Raises ToolkitError if the
+    header is damaged or the file is shorter or longer than it says.
     """
 
     def damaged(reason: str) -> ToolkitError:
@@ -157,13 +171,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise damaged("its header is not a JSON object")
     entries.pop("__metadata__", None)
     start = 8 + length
-    tensors = {name: _entry(path, name, entry, start, damaged) for name, entry in entries.items()}
+    tensors = {name: _entry(of or path, name, entry, start, damaged) for name, entry in entries.items()}
     end = start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.size)):
         if tensor.offset != end:
             raise damaged(f"tensor `{visible(tensor.name)}` starts at byte {tensor.offset}, expected {end}")
         end += tensor.size
-    if end != actual:
+    if end != actual and of is None:
         raise damaged(f"its tensors end at byte {end}, but the file has {actual}")
     return tensors
 

@@ -74,6 +74,9 @@ class GgufFile:
         """Where the bytes can be read until the file appears under its name."""
         return Path(f"/dev/fd/{self._file.fileno()}")
 
+    def begin(self, name: str) -> None:
+        """Say which tensor comes next: the one after the last."""
+
     def write(self, data: Any) -> None:
         """Append bytes, which must not change from now on; an OSError, perhaps of an earlier call, names the target."""
         self.size += len(data)

@@ -14,6 +14,7 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
+from toolkit.core.parsing import read_json
 from toolkit.model.gguf_base import converted_folder, folder_from_gguf, is_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
@@ -141,6 +142,22 @@ def cached_file(label: str, revision: str, name: str) -> Path | None:
 
     found = try_to_load_from_cache(label, name, revision=revision or None)
     return Path(found) if isinstance(found, str) else None
+
+
+def wholly_cached(label: str, revision: str) -> bool:
+    """Tell whether configuration, tokenizer and all weights of a hub repository are in the hub's cache."""
+    if not all(cached_file(label, revision, name) for name in ("config.json", "tokenizer.json")):
+        return False
+    if cached_file(label, revision, "model.safetensors"):
+        return True
+    index = cached_file(label, revision, "model.safetensors.index.json")
+    if index is None:
+        return False
+    try:
+        shards = set(read_json(index)["weight_map"].values())
+    except (OSError, ToolkitError, KeyError, AttributeError, TypeError):
+        return False
+    return all(cached_file(label, revision, shard) for shard in shards)
 
 
 def _inside_package(package: str) -> Path:

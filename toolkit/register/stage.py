@@ -134,7 +134,7 @@ def _parted(model: str, one: dict[str, str]) -> str:
 STAGE = Stage(
     name="register",
     settings=("ollama", "prompt", "export", "run.name", "train.max_length", "validate.questions"),
-    idle=("ollama.timeout",),
+    idle=("ollama.timeout", "export.stream_base"),
     files=_files,
     run=_run,
     summary=_summary,

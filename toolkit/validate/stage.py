@@ -46,6 +46,7 @@ def _checks(there: Examination) -> Checks:
 STAGE = Stage(
     name="validate",
     settings=("validate", "prompt", "model", "export", "run.name", "ollama.repeat_penalty"),
+    idle=("export.stream_base",),
     files=_files,
     run=_run,
     summary=_summary,
