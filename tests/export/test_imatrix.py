@@ -95,7 +95,13 @@ def test_it_equals_an_independent_count(work: Path) -> None:
     assert not np.allclose(untrained["blk.2.ffn_down.weight"], sums["blk.2.ffn_down.weight"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("family", ["phi3.5", "gemma2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in ("phi3.5", "gemma2", "qwen3") else pytest.mark.slow)
+        for name in families.FAMILIES
+    ],
+)
 def test_other_families_scale_and_fuse_what_they_look_up(tmp_path: Path, family: str) -> None:
     base = families.save(tmp_path / "base", family)
     ids = np.random.default_rng(0).integers(0, 480, (2, 64)).tolist()

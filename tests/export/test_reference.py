@@ -74,7 +74,7 @@ def importance(path: Path) -> dict[str, np.ndarray]:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """A small model of every family, and what the converter makes of it."""
     folder = tmp_path_factory.mktemp("families")
-    bases = {name: families.save(folder / name, name) for name in families.FAMILIES}
+    bases = {name: families.save(folder / name, name) for name in (*families.FAMILIES, *families.VARIANTS)}
     bases["bfloat16"] = families.save(folder / "bfloat16", "gemma2", dtype=torch.bfloat16)
     bases["su"] = families.save(folder / "su", "phi3.5")
     config = bases["su"] / "config.json"
@@ -85,7 +85,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*families.FAMILIES, "bfloat16", "su"])
+@pytest.mark.parametrize("name", [*families.FAMILIES, *families.VARIANTS, "bfloat16", "su"])
 def test_what_the_converter_makes(converted: Mapping[str, Pair], name: str, tmp_path: Path) -> None:
     base, reference = converted[name]
     assert differences(base, reference, tmp_path / "f32.gguf", "F32") == []
@@ -191,6 +191,7 @@ def test_overridden_types_are_written_as_llama_cpp_writes_them(tmp_path: Path) -
         pytest.param("llama", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
         pytest.param("phi3", {"num_hidden_layers": 19}, marks=pytest.mark.slow),
         pytest.param("phi3.5", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
+        pytest.param("qwen2.5", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
         pytest.param("gemma2", {"num_hidden_layers": 26}, marks=pytest.mark.slow),
         pytest.param("gemma2", {"num_hidden_layers": 9, "num_key_value_heads": 1}, marks=pytest.mark.slow),
         ("llama", {"num_hidden_layers": 2, "hidden_size": 80, "num_attention_heads": 2, "intermediate_size": 96}),

@@ -31,6 +31,14 @@ def save_gpt4o(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "GPT2Tokenizer"}))
 
 
+def save_qwen(folder: Path) -> None:
+    """Save a small vocabulary of Qwen's kind: no BOS, an EOS that ends a turn, and a pad token that ends a document."""
+    models.save_tokenizer(folder, "qwen2", bos=False, controls=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    names = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>",
+             "pad_token": "<|endoftext|>", "unk_token": None}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
 # Family as the tests name it → class of transformers, its own settings, a small vocabulary of its kind.
 FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
     "llama": ("Llama", {}, models.save_tokenizer),
@@ -48,13 +56,27 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
                           "num_key_value_heads": 2, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0,
                           "hidden_activation": "gelu_pytorch_tanh", "intermediate_size": 512},
                lambda path: vocabularies.small_sentencepiece(path, "gemma")),
+    "qwen2.5": ("Qwen2", {"num_key_value_heads": 4, "rope_theta": 1e6}, save_qwen),
+    "qwen3": ("Qwen3", {"num_attention_heads": 6, "head_dim": 64, "tie_word_embeddings": True, "rope_theta": 1e6},
+              save_qwen),
+}  # fmt: skip
+# What else a family's config.json may say: family, its settings there.
+ORIGINAL = "original_max_position_embeddings"
+YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, ORIGINAL: 64}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2.5 linear": ("qwen2.5", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
+                                   "tie_word_embeddings": True}),
+    "qwen3 yarn": ("qwen3", {"rope_parameters": {**YARN, "attn_factor": 0.8782488562869419},
+                             "tie_word_embeddings": False}),
 }  # fmt: skip
 
 
 def save(
     folder: Path, family: str, *, vocabulary: Any = None, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Path:
-    """Save a model of a family; `vocabulary` saves its tokenizer, a small one by default."""
+    """Save a model of a family or variant; `vocabulary` saves its tokenizer, a small one by default."""
+    family, own = VARIANTS.get(family, (family, {}))
+    settings = {**own, **settings}
 
     def build(target: Path) -> None:
         _build(target, family, vocabulary or FAMILIES[family][2], dtype, settings)
@@ -78,5 +100,7 @@ def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, setti
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("norm.weight"):
-                weight.copy_((0 if family == "gemma2" else 1) + 0.1 * torch.randn(weight.shape))
+                weight.copy_((0 if name.startswith("Gemma") else 1) + 0.1 * torch.randn(weight.shape))
+            elif key.endswith(".bias"):
+                weight.copy_(0.1 * torch.randn(weight.shape))
     model.to(dtype).save_pretrained(folder)

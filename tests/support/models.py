@@ -145,9 +145,9 @@ def save_adapter(folder: Path, base: Path, **settings: Any) -> Path:
 
 def _build_adapter(folder: Path, base: Path, settings: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     options = {"r": 8, "lora_alpha": 16, "target_modules": targets, "task_type": "CAUSAL_LM"}
     torch.manual_seed(1)
@@ -178,9 +178,9 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def reference_logits(base: Path, adapter: Path | None, ids: list[int]) -> np.ndarray:
     """Return transformers' float32 logits of base + adapter, the adapter applied by PEFT unmerged."""
     from peft import PeftModel
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    model: Any = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():

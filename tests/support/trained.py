@@ -30,10 +30,10 @@ def train(
     With `reload` the asked model is a fresh base with the saved adapter, as another machine would load it.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
     def load() -> Any:
-        model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
         if resize:
             model.resize_token_embeddings(resize)
         return model

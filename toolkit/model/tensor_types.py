@@ -116,7 +116,7 @@ def _attention_values(quantization: str, base: Type, layer: int, model: ModelCon
         kind = Type.Q6_K
     elif quantization == "Q4_K_S" and layer < 4:
         kind = Type.Q5_K
-    of_70b = model.architecture == "llama" and model.layers == 80 and grouping > 1
+    of_70b = model.layers == 80 and (model.architecture == "qwen2" or (model.architecture == "llama" and grouping > 1))
     return Type.Q5_K if of_70b and kind in (Type.Q3_K, Type.Q4_K) else kind
 
 

@@ -61,13 +61,14 @@ def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)  # type: ignore[return-value]
 
 
-def rope(config: Values, kinds: dict[str, tuple[str, ...]]) -> tuple[float, dict[str, Any]]:
+def rope(config: Values, kinds: dict[str, tuple[str, ...]], theta: float = 10000.0) -> tuple[float, dict[str, Any]]:
     """Return rotary base and scaling: {} for none, else its `type` and the numbers that `kinds` names for that type.
 
-    Reads both forms in config.json: `rope_parameters` (transformers 5) and `rope_scaling`.
+    Reads both forms in config.json: `rope_parameters` (transformers 5) and `rope_scaling`; `theta` is the base where
+    none is stated.
     """
     stated = rope_parameters(config)
-    theta = real(stated, "rope_theta", real(config, "rope_theta", 10000.0))
+    theta = real(stated, "rope_theta", real(config, "rope_theta", theta))
     kind = stated.get("rope_type", stated.get("type", "default"))
     kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 files
     if kind == "default":

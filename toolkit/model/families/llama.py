@@ -37,8 +37,8 @@ def mistral(config: Values, model: ModelConfig) -> ModelConfig:
     return plain if window >= plain.context else replace(plain, ignored=without_window(window))
 
 
-def llama_layouts(model: ModelConfig) -> list[Layout]:
-    """List the tensors in file order."""
+def llama_layouts(model: ModelConfig, *, interleaved: bool = True) -> list[Layout]:
+    """List the tensors in file order; query and key become `interleaved` where llama.cpp turns them in that order."""
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     matrices = (
         ("self_attn.q_proj", "attn_q", query, model.hidden, model.heads, model.qkv_bias),
@@ -50,12 +50,15 @@ def llama_layouts(model: ModelConfig) -> list[Layout]:
         ("mlp.down_proj", "ffn_down", model.hidden, model.intermediate, 0, model.mlp_bias),
     )
     norms = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
+    head_norms = (("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")) if model.qk_norm else ()
     embedding = (model.vocab, model.hidden)
     layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", embedding)]
     for layer in range(model.layers):
         source, name = f"model.layers.{layer}.", f"blk.{layer}."
         layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (model.hidden,)) for a, b in norms]
-        for a, b, rows, columns, heads, bias in matrices:
+        layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (model.head_dim,)) for a, b in head_norms]
+        for a, b, rows, columns, turned, bias in matrices:
+            heads = turned if interleaved else 0
             layouts.append(Layout(f"{source}{a}.weight", f"{name}{b}.weight", (rows, columns), heads))
             if bias:
                 layouts.append(Layout(f"{source}{a}.bias", f"{name}{b}.bias", (rows,), heads))
