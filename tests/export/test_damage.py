@@ -214,7 +214,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
 work = Path(sys.argv[1])
 try:
-    export(work / "base", work / "adapter", {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}, "{{ messages }}", "x")
+    targets = {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}
+    export(work / "base", work / "adapter", targets, "{{ messages }}", "x")
 except Exception as exc:
     print(explain(exc).message)
 """

@@ -37,7 +37,8 @@ def slow(*given):
 setattr(tensors, name, slow)
 work = Path(sys.argv[1])
 if sys.argv[3] == "gguf":
-    export(work / "base", work / "adapter", {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}, "{{ messages }}", "x")
+    targets = {k: work / "out" / f"{k}.gguf" for k in ("F16", "Q4_K_M")}
+    export(work / "base", work / "adapter", targets, "{{ messages }}", "x")
 else:
     export_merged(work / "base", work / "adapter", work / "out" / "merged", "{{ messages }}")
 """
