@@ -120,7 +120,7 @@ def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
 
     Returns None if nothing can be counted: without the file, or with a server that does not show the prompt.
     """
-    from toolkit.llamacpp.vocabulary import open_vocabulary
+    from toolkit.llamacpp.vocabulary import open_vocabulary, trained_positions
 
     if not file.is_file():
         return None
@@ -131,17 +131,23 @@ def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
     with open_vocabulary(file) as vocabulary:
         count = len(vocabulary.chat_ids(text))
     parameters = str(server.call(http, "/api/show", {"model": body["model"]}).get("parameters", ""))
-    room = re.search(r"^num_ctx\s+(\d+)\s*$", parameters, re.MULTILINE)
-    if room and count >= int(room[1]):
-        raise _too_long(count, int(room[1]), " and run `toolkit register`")
+    found = re.search(r"^num_ctx\s+(\d+)\s*$", parameters, re.MULTILINE)
+    _check_room(count, int(found[1]) if found else None, trained_positions(file), " and run `toolkit register`")
     return count
 
 
-def _too_long(count: int, room: int, then: str = "") -> ToolkitError:
-    return ToolkitError(
-        f"the question has {count:,} tokens with its prompt, but there is room for {room:,}",
-        hint=f"ask a shorter question, or raise `ollama.num_ctx`{then}",
-    )
+def _check_room(count: int, room: int | None, positions: int | None, then: str = "") -> None:
+    """Raise ToolkitError if a prompt of so many tokens leaves no room for an answer."""
+    if positions is not None and count >= positions and (room is None or positions <= room):
+        raise ToolkitError(
+            f"the question has {count:,} tokens with its prompt, but the model has {positions:,} positions",
+            hint="ask a shorter question",
+        )
+    if room is not None and count >= room:
+        raise ToolkitError(
+            f"the question has {count:,} tokens with its prompt, but there is room for {room:,}",
+            hint=f"ask a shorter question, or raise `ollama.num_ctx`{then}",
+        )
 
 
 def _name(config: Config) -> str:
@@ -172,14 +178,18 @@ def answer(config: Config, folder: RunFolder, question: str, instruction: str | 
 
 def _ask_file(config: Config, path: Path, question: str, instruction: str | None) -> Iterator[str]:
     from toolkit import llamacpp
+    from toolkit.llamacpp.vocabulary import trained_positions
 
     form, settings = prompt_format(config.prompt), config.ollama
     context = settings.num_ctx or config.train.max_length + settings.num_predict
+    positions = trained_positions(path)
     sampling = llamacpp.Sampling(
         settings.temperature, settings.top_p, settings.top_k, settings.repeat_penalty, settings.seed
     )
-    with llamacpp.opened(path, context) as llm:
+    room = context if positions is None else min(context, positions)
+    with llamacpp.opened(path, room) as llm:
         ids = llamacpp.tokenize(llm, render(form, question, instruction))
-        if len(ids) >= context:
-            raise _too_long(len(ids), context)
+        _check_room(len(ids), context, positions)
+        if positions == room and len(ids) + settings.num_predict > room:
+            console.info(f"the answer has {room - len(ids):,} tokens at most: the model has {positions:,} positions")
         yield from llamacpp.generate(llm, ids, settings.num_predict, form.stops, sampling)

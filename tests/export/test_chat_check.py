@@ -1,6 +1,7 @@
 """After every export a chat has the tokens in llama.cpp that it had in training, or nothing is written."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -360,6 +361,51 @@ def test_tokens_named_without_a_tokenizer(
     with pytest.raises(ToolkitError, match=words) as caught:
         export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
     assert "save_pretrained" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("file", "eos"),
+    [
+        ("tokenizer_config.json", "<|im_end|>"),
+        ("tokenizer_config.json", {"content": "<end_of_turn>", "special": True}),
+        ("special_tokens_map.json", "</s>"),
+    ],
+)
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_eos_that_no_vocabulary_has(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, file: str, eos: Any, saved: bool
+) -> None:
+    """The model would never stop, or stop at a token that it was not trained to end with."""
+    (adapter / "tokenizer_config.json").unlink()
+    (adapter / file).write_text(json.dumps({"eos_token": eos}))
+    if not saved:
+        (adapter / "tokenizer.json").unlink()
+    text = eos["content"] if isinstance(eos, dict) else eos
+    with pytest.raises(ToolkitError, match=rf"{file}` names the EOS `{re.escape(text)}`"):
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+
+
+def test_an_eos_beyond_the_rows_is_said(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.add_tokens(made[0], adapter, *(f"<|new_{n}|>" for n in range(60)), "<|im_end|>")
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its EOS `<|im_end|>` is one of them, so answers end in the base's" in said
+
+
+def test_a_renamed_eos_without_settings_is_the_bases_by_its_id(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path
+) -> None:
+    rename(adapter, end_of_text="<|im_end|>")
+    (adapter / "tokenizer_config.json").unlink()
+    base = Path(shutil.copytree(made[0], tmp_path / "base"))
+    index = Tokenizer.from_file(str(base / "tokenizer.json")).token_to_id("<|end_of_text|>")
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": index}))
+    export(base, adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    with open_vocabulary(tmp_path / "a.gguf") as file:
+        assert file.text(file.eos) == "<|im_end|>"
 
 
 def test_an_adapters_tokenizer_may_leave_eos_to_the_base(

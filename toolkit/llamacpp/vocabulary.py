@@ -67,6 +67,13 @@ def check_header(path: Path) -> None:
         raise ToolkitError(f"`{path}` is damaged: {problem}", hint="write it again with `toolkit export --force`")
 
 
+def trained_positions(path: Path) -> int | None:
+    """Return how many positions the model in a GGUF file was trained on, None if the file does not say."""
+    metadata = open_gguf(path).metadata
+    found = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return found if type(found) is int and found > 0 else None
+
+
 @contextlib.contextmanager
 def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
     """Load the vocabulary of a GGUF file; raises ToolkitError with llama.cpp's own words if it does not load."""

@@ -277,18 +277,31 @@ def _plain_step(step: Any, inner: str) -> Any:
     return step
 
 
+def named_eos(folder: Path) -> tuple[str, Path] | None:
+    """Return the EOS that the settings next to a tokenizer name by its text, with their file; None if none does."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _read(folder / name).get("eos_token")
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str):
+            return text, folder / name
+    return None
+
+
 def _eos_id(folder: Path, encoder: Any, other: Path | None) -> int:
     for place in (folder, *([other] if other else [])):
-        token = _read(place / "tokenizer_config.json").get("eos_token")
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
-            found: int | None = encoder.token_to_id(token)
-            if found is not None:
-                return found
+        named = named_eos(place)
+        found: int | None = encoder.token_to_id(named[0]) if named else None
+        if found is not None:
+            return found
+        if named and place == folder:
+            raise ToolkitError(
+                f"`{named[1]}` names the EOS `{named[0]}`, which tokenizer.json does not have",
+                hint="a model whose EOS is lost never stops: save the training's tokenizer there "
+                "(tokenizer.save_pretrained(DIR)), or correct eos_token",
+            )
         for name in ("generation_config.json", "config.json"):
-            named = _read(place / name).get("eos_token_id")
-            first = named[0] if isinstance(named, list) and named else named
+            stated = _read(place / name).get("eos_token_id")
+            first = stated[0] if isinstance(stated, list) and stated else stated
             if type(first) is int and 0 <= first < 2**31 and encoder.id_to_token(first) is not None:
                 return first
             if first is not None:

@@ -21,7 +21,7 @@ from toolkit.ollama.transaction import LATEST, Transaction
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.register import model_spec as specs
-from toolkit.register import prompt_parity, verify
+from toolkit.register import prompt_parity, room, verify
 
 
 def register(
@@ -53,6 +53,8 @@ def register(
     named = specs.tags_to_replace(name, replace, [*tags, *copies.values()])
     _warn_of_a_short_context(config, spec)
     _warn_of_penalties(spec)
+    room.warn_of_positions(spec, files[default])
+    room.check_prompts_fit(spec, files[default], form, tokenizer, held_out)
 
     version = server.require(config.ollama)
     doing = translate_errors(config.ollama, f"registering `{name}`")
@@ -133,6 +135,7 @@ def modelfile_text(config: Config, folder: RunFolder, eos: str) -> str:
             hint="`toolkit register` makes the model through the server's API, which accepts any text",
             exit_code=USAGE,
         )
+    room.warn_of_positions(described.spec, folder.gguf(config.export.default))
     return described.text
 
 

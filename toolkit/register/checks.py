@@ -20,3 +20,12 @@ def ollama(config: Config, *, needed: bool) -> Check:
             else Check("ollama", None, found, fix)
         )
     return Check("ollama", True, f"version {server.require(config.ollama)} at {url}", "")
+
+
+def context(config: Config) -> list[Check]:
+    """Say if the context that the settings state is shorter than the prompts that training may see."""
+    stated, needed = config.ollama.num_ctx, config.train.max_length
+    if not stated or stated >= needed:
+        return []
+    found = f"num_ctx {stated:,} is less than train.max_length {needed:,}: `register` refuses longer held-out prompts"
+    return [Check("context", None, found, "leave out `ollama.num_ctx`: it is then computed")]

@@ -89,7 +89,10 @@ def _lost(config: "Config", record: "StageRecord") -> str:
 def _checks(there: Examination) -> Checks:
     from toolkit.register import checks
 
-    return [("ollama", lambda: checks.ollama(there.config, needed=there.alone))]
+    return [
+        ("ollama", lambda: checks.ollama(there.config, needed=there.alone)),
+        ("context", lambda: checks.context(there.config)),
+    ]
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:

@@ -9,7 +9,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.formats.names import three_names
-from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer, named_eos
 
 DAMAGED = "the tokenizer is damaged: copy it again"
 SAVE_IT = "save the training's tokenizer next to the adapter: tokenizer.save_pretrained(DIR)"
@@ -57,10 +57,14 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
         _check_below(known, {text: index for text, index in found.items() if index < rows}, adapter, len(beyond), rows)
         if not _same_ids(ours, theirs, base, adapter):
             raise _unusable(adapter, "splits text differently from the base's", len(beyond), rows)
+        texts = [text for _, text in beyond]
         said = (
             f"the base's; the tokenizer in {place} has {len(beyond)} more tokens than the embedding has rows ({rows:,})"
-            f": {three_names([text for _, text in beyond])}"
+            f": {three_names(texts)}"
         )
+        named = named_eos(adapter)
+        if named and named[0] in texts:
+            said += f"; its EOS `{named[0]}` is one of them, so answers end in the base's"
         return TokenizerSource(base, adapter, said, loud=True)
     if known == found and _flags(ours) == _flags(theirs) and _same_ids(ours, theirs, base, adapter):
         return TokenizerSource(base, adapter)
@@ -139,9 +143,7 @@ def _splits(layout: dict[str, Any], folder: Path) -> str | bool:
 def _check_named(base: Path, adapter: Path) -> None:
     """Raise ToolkitError if an adapter's settings give a token another text than the base's vocabulary does."""
     path = adapter / "tokenizer_config.json"
-    if not path.is_file():
-        return
-    values = read_json(path, DAMAGED)
+    values = read_json(path, DAMAGED) if path.is_file() else {}
     named = values.get("added_tokens_decoder")
     texts = {index: text for text, index in token_ids(read_json(base / "tokenizer.json", DAMAGED)).items()}
     for key, entry in (named if isinstance(named, dict) else {}).items():
@@ -153,29 +155,20 @@ def _check_named(base: Path, adapter: Path) -> None:
                 "is no tokenizer.json next to it",
                 hint=SAVE_IT,
             )
-    text = _eos_text(values)
-    if text is not None and text not in texts.values():
+    named_by = named_eos(adapter)
+    if named_by and named_by[0] not in texts.values():
         raise ToolkitError(
-            f"`{path}` names the EOS `{text}`, which the base's vocabulary does not have, and there is no "
-            "tokenizer.json next to it",
+            f"`{named_by[1]}` names the EOS `{named_by[0]}`, which the base's vocabulary does not have, and there is "
+            "no tokenizer.json next to it",
             hint=SAVE_IT,
         )
 
 
 def eos(adapter: Path | None, tokenizer: Tokenizer) -> int:
     """Return the trained model's EOS: the one that the adapter names, if the vocabulary has it, else the base's."""
-    path = adapter / "tokenizer_config.json" if adapter is not None else None
-    if path is None or not path.is_file():
-        return tokenizer.eos
-    text = _eos_text(read_json(path, DAMAGED))
-    found: int | None = tokenizer.encoder.token_to_id(text) if text is not None else None
+    named = named_eos(adapter) if adapter is not None else None
+    found: int | None = tokenizer.encoder.token_to_id(named[0]) if named else None
     return tokenizer.eos if found is None else found
-
-
-def _eos_text(values: dict[str, Any]) -> str | None:
-    named = values.get("eos_token")
-    text = named.get("content") if isinstance(named, dict) else named
-    return text if isinstance(text, str) else None
 
 
 def token_ids(layout: dict[str, Any]) -> dict[str, int]:
