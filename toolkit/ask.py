@@ -129,7 +129,7 @@ def _count(http: httpx.Client, body: dict[str, Any], file: Path) -> int | None:
     if not isinstance(text, str):
         return None
     with open_vocabulary(file) as vocabulary:
-        count = len(vocabulary.chat_ids(text))
+        count = len(vocabulary.served_ids(text))
     parameters = str(server.call(http, "/api/show", {"model": body["model"]}).get("parameters", ""))
     found = re.search(r"^num_ctx\s+(\d+)\s*$", parameters, re.MULTILINE)
     _check_room(count, int(found[1]) if found else None, trained_positions(file), " and run `toolkit register`")

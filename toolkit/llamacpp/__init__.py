@@ -13,7 +13,7 @@ import numpy.typing as npt
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.native import silenced
-from toolkit.llamacpp.vocabulary import check_header
+from toolkit.llamacpp.vocabulary import check_header, vocabulary_of
 from toolkit.prompt.format import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; limits the logits in memory besides the result
@@ -89,9 +89,8 @@ def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:
 
 
 def served(llm: Any, text: str) -> list[int]:
-    """Return the ids of a prompt as a server makes them: control tokens are found anywhere in it."""
-    ids: list[int] = llm.tokenize(text.encode("utf-8"), add_bos=True, special=True)
-    return ids
+    """Return the ids of a prompt as a server makes them (`Vocabulary.served_ids`)."""
+    return vocabulary_of(llm.model).served_ids(text)
 
 
 def _controls(llm: Any, text: str) -> list[str]:

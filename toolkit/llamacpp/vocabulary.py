@@ -32,16 +32,20 @@ class Vocabulary:
         return raw.decode("utf-8", errors="replace")
 
     def chat_ids(self, prompt: str) -> list[int]:
-        """Return the ids that llama-server and Ollama make of a prompt which a chat template rendered.
+        """Return the ids that llama-server makes of a prompt which the chat template in the file rendered.
 
-        They remove a BOS from its start if the vocabulary adds one, and find control tokens anywhere in it. Source:
-        llama.cpp's common/chat.cpp (apply) and common_tokenize.
+        It removes a BOS from its start if the vocabulary adds one (llama.cpp's common/chat.cpp, apply).
+        """
+        begin = self.text(self.bos)
+        return self.served_ids(prompt.removeprefix(begin) if self.adds_bos else prompt)
+
+    def served_ids(self, prompt: str) -> list[int]:
+        """Return the ids that a server makes of a prompt, as Ollama does of its TEMPLATE's.
+
+        BOS comes first if the vocabulary adds one; control tokens are found anywhere in the prompt (common_tokenize).
         """
         import llama_cpp
 
-        begin = self.text(self.bos)
-        if self.adds_bos and begin:
-            prompt = prompt.removeprefix(begin)
         raw = prompt.encode("utf-8")
         room = len(raw) + 16
         while True:
@@ -50,6 +54,16 @@ class Vocabulary:
             if count >= 0:
                 return list(buffer[:count])
             room = -count
+
+
+def vocabulary_of(model: Any) -> Vocabulary:
+    """Return the vocabulary of a model that llama.cpp has loaded (its C pointer)."""
+    import llama_cpp
+
+    handle = llama_cpp.llama_model_get_vocab(model)
+    bos, eos = llama_cpp.llama_vocab_bos(handle), llama_cpp.llama_vocab_eos(handle)
+    adds = bool(llama_cpp.llama_vocab_get_add_bos(handle))
+    return Vocabulary(handle, bos if bos >= 0 else None, eos if eos >= 0 else None, adds)
 
 
 def check_header(path: Path) -> None:
@@ -96,10 +110,7 @@ def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
         model = llama_cpp.llama_model_load_from_file(str(path).encode("utf-8", errors="surrogateescape"), params)
         if not model:
             raise ToolkitError("llama.cpp cannot load the vocabulary: " + (" ".join(said) or "it gives no reason"))
-        handle = llama_cpp.llama_model_get_vocab(model)
-        bos, eos = llama_cpp.llama_vocab_bos(handle), llama_cpp.llama_vocab_eos(handle)
-        adds = bool(llama_cpp.llama_vocab_get_add_bos(handle))
-        yield Vocabulary(handle, bos if bos >= 0 else None, eos if eos >= 0 else None, adds)
+        yield vocabulary_of(model)
     finally:
         if model:
             llama_cpp.llama_model_free(model)

@@ -1,0 +1,34 @@
+"""What a server makes of a prompt: one function, whether the vocabulary or the complete model is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import tiny_gguf
+from toolkit import llamacpp
+from toolkit.llamacpp.vocabulary import open_vocabulary, trained_positions
+
+BOS = tiny_gguf.BOS
+
+
+@pytest.mark.parametrize(
+    "text", ["", "hello", BOS, f"{BOS}hello", f"{BOS}{BOS}x", f"x{BOS}y {tiny_gguf.EOS}", "é😀" * 9]
+)
+def test_the_ids_of_a_servers_prompt(tmp_path: Path, text: str) -> None:
+    """Ollama adds its BOS to whatever its TEMPLATE renders; llama-server removes the chat template's own first."""
+    path = tiny_gguf.write(tmp_path / "a.gguf")
+    with llamacpp.opened(path, 64) as llm, open_vocabulary(path) as file:
+        served = llamacpp.served(llm, text)
+        assert served == file.served_ids(text) == llm.tokenize(text.encode(), add_bos=True, special=True)
+        assert file.chat_ids(text) == file.served_ids(text.removeprefix(BOS))
+        assert served[0] == file.bos
+
+
+@pytest.mark.parametrize("positions", [1, 512, 2**31 - 1])
+def test_the_positions_of_a_model(tmp_path: Path, positions: int) -> None:
+    path = tiny_gguf.write(tmp_path / "a.gguf")
+    assert trained_positions(path) == tiny_gguf.CONTEXT
+    content, key = path.read_bytes(), b"llama.context_length"
+    at = content.index(key) + len(key) + 4
+    path.write_bytes(content[:at] + positions.to_bytes(4, "little") + content[at + 4 :])
+    assert trained_positions(path) == positions
