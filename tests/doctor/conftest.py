@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.support.bases import save_weights
+from tests.support.bases import save_vocabulary, save_weights
 from toolkit import pipeline
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
@@ -103,11 +102,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving) -> H
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
     save_weights(tmp_path / "base")
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(["</s>"])
-    words.save(str(tmp_path / "base" / "tokenizer.json"))
-    (tmp_path / "base" / "tokenizer_config.json").write_text('{"eos_token": "</s>"}', encoding="utf-8")
+    save_vocabulary(tmp_path / "base")
     rows = "".join(f"question {number},answer {number}\n" for number in range(20))
     (tmp_path / "data.csv").write_text(f"question,answer\n{rows}", encoding="utf-8")
     return Home(tmp_path, serving({"/api/version": (200, '{"version":"0.34.1"}', {})}))

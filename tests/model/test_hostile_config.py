@@ -16,7 +16,7 @@ from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import folder_of
 from toolkit.doctor import checks, resources
-from toolkit.export import plan
+from toolkit.export import foresight, plan
 from toolkit.model import families
 from toolkit.model.families.family import Family, Layout
 from toolkit.model.model_config import ModelConfig
@@ -92,7 +92,7 @@ def test_a_base_is_used_or_refused(
     base = write(bases, *change, value)
     laid_out.clear()
     said = outcome(lambda: plan(base, None, ["Q4_K_M", "IQ2_M"]))
-    asked = outcome(lambda: checks.base_model(str(base), "", offline=True, exported=True))
+    asked = outcome(lambda: foresight.open_base(base))
     assert said == asked  # the doctor tells before training what the export would
     outcome(lambda: checks.base_model(str(base), "", offline=True))
     assert sum(laid_out) <= 2 * 25  # the checkpoint has 19 to 23 tensors

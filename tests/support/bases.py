@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from toolkit.model.families import family_of
+from toolkit.model.gguf_base import LLAMA3_SPLIT
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -28,6 +30,38 @@ CONFIGS: dict[str, dict[str, Any]] = {
                "query_pre_attn_scalar": 16, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
                "tie_word_embeddings": True, "layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip
+
+
+WORDS = [
+    "Below", "Ġis", "Ġan", "Ġinstruction", "Ġthat", "Ġdescribes", "Ġa", "Ġtask", ",", "Ġpaired", "Ġwith", "Ġinput",
+    "Ġprovides", "Ġfurther", "Ġcontext", ".", "ĠWrite", "Ġresponse", "Ġin", "ĠEnglish", "Ġappropriately",
+    "Ġcompletes", "Ġthe", "Ġrequest", "###", "ĠInstruction", ":", "ĠInput", "ĠResponse", "Ġas", "Ġgeneral", "Ġdoctor",
+    "question", "Ġanswer", "answer", "Explain", "Ġ###", "ĊĊ",
+]  # fmt: skip
+
+
+def save_vocabulary(folder: Path, **changes: Any) -> None:
+    """Write a byte-level BPE tokenizer of 300 tokens as Llama-3's is made; `changes` replace parts of its model.
+
+    The words of the default prompt are tokens: `ignore_merges` finds them without a merge. llama.cpp needs one.
+    """
+    tokens = dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *WORDS])
+    encoder = Tokenizer(
+        models.BPE({text: index for index, text in enumerate(tokens)}, [("Ġ", "a")], ignore_merges=True)
+    )
+    encoder.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    encoder.decoder = decoders.ByteLevel()
+    encoder.add_special_tokens(["</s>"])
+    layout = json.loads(encoder.to_str())
+    layout["model"] |= changes
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(layout), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}', encoding="utf-8")
 
 
 def save_base(folder: Path, family: str, **changes: Any) -> Path:

@@ -45,9 +45,13 @@ def mending_command(run: "Run") -> str:
 def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, **options: Any) -> None:
     """Perform one stage, print its result, and name the next step; `options` are those of `Run.perform`."""
     from toolkit.cli import summary
+    from toolkit.pipeline.run import is_offline
 
     run = load_run(path, overrides)
     if dry_run:
+        # What ends before training, or with it, may be for the adapter alone.
+        alone = list(pipeline.STAGES).index(name) <= list(pipeline.STAGES).index("train")
+        pipeline.check_usable(run.config, offline=is_offline(), adapter_alone=alone)
         console.result(*summary.preview([name], run.config, run.folder))
         return
     done = run.perform(name, force=force, **options)
@@ -56,6 +60,8 @@ def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool,
     model = run.config.ollama.name or run.config.run.name
     if done.warning:
         console.next_step(mending_command(run))
+    elif name == "train" and pipeline.ends_with_adapter(run.config, offline=is_offline()):
+        console.next_step(command_text("status"))
     else:
         console.next_step(command_text(following) if following else f'ollama run {model} "…"')
 
@@ -63,9 +69,11 @@ def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool,
 def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Perform all stages that are out of date, in order, and print what was done."""
     from toolkit.cli import summary
+    from toolkit.pipeline.run import is_offline
 
     run = load_run(path, overrides)
     if dry_run:
+        pipeline.check_usable(run.config, offline=is_offline())
         console.result(*summary.preview(list(pipeline.STAGES), run.config, run.folder))
         return
     finished = run.run(force=force)
@@ -74,5 +82,9 @@ def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: boo
         console.next_step(command_text("ask", ' "…"'))
         return
     console.result(*summary.of_run(list(finished.stages), run.folder))
-    doubtful = any(done.warning for done in finished.stages)
-    console.next_step(mending_command(run) if doubtful else command_text("ask", ' "…"'))
+    if any(done.warning for done in finished.stages):
+        console.next_step(mending_command(run))
+    elif any(done.stage == "export" for done in finished.stages):
+        console.next_step(command_text("ask", ' "…"'))
+    else:
+        console.next_step(command_text("status"))

@@ -110,7 +110,9 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
         payload[stage] = {"would_run": bool(why), "why": why, "reads": reads, "writes": writes}
         rows.append((stage, f"would run: {why}" if why else "fresh, would be skipped", _size_of(reads), _short(writes)))
     free = shutil.disk_usage(next(p for p in folder.path.resolve().parents if p.exists())).free
-    writing = _export_plan(config, folder) if "export" in stages else None
+    # The adapter in the folder is what would be exported, if no training comes before.
+    certain = folder.adapter.is_dir() and (stages == ["export"] or not reasons["train"])
+    writing = _export_plan(config, folder, certain=certain) if "export" in stages else None
     text = console.table(("stage", "what", "reads", "writes"), rows, title=f"{folder.path} (nothing is written)")
     found: dict[str, Any] = {
         "dry_run": True,
@@ -130,8 +132,11 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
     return found, text
 
 
-def _export_plan(config: Config, folder: RunFolder) -> "ExportPlan | None":
-    """Plan the export where base and adapter are on this machine already; else nothing is known."""
+def _export_plan(config: Config, folder: RunFolder, *, certain: bool) -> "ExportPlan | None":
+    """Plan the export where base and adapter are on this machine already; else nothing is known.
+
+    Raises ToolkitError for an adapter that cannot be exported if it is `certain` that it is the one.
+    """
     from toolkit.export import plan
     from toolkit.model import base, merge_base
 
@@ -144,6 +149,8 @@ def _export_plan(config: Config, folder: RunFolder) -> "ExportPlan | None":
         wanted = config.export
         return plan(present, adapter, wanted.quantizations, overrides=wanted.overrides, weighed=wanted.imatrix)
     except ToolkitError:
+        if certain:
+            raise
         return None
 
 

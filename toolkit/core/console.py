@@ -35,6 +35,17 @@ def is_quiet() -> bool:
     return state().quiet
 
 
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Say nothing but warnings and errors inside: what is only tried tells the user nothing."""
+    here = state()
+    former, here.quiet = here.quiet, True
+    try:
+        yield
+    finally:
+        here.quiet = former
+
+
 def log_to(path: Path | None) -> None:
     """Append every printed line to `path` too, with the time in front; None stops it."""
     state().log = path

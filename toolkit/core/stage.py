@@ -77,6 +77,11 @@ def never(_: Context, __: Path) -> bool:
     return False
 
 
+def foresees_nothing(_: "Config", __: bool) -> Check | None:
+    """Refuse no model before it is trained."""
+    return None
+
+
 def holds_nothing(_: "Config", __: "RunFolder") -> int:
     """Hold no bytes of an interrupted run."""
     return 0
@@ -96,7 +101,9 @@ class Stage:
     the doctor's checks, each with its name. `before` may fetch what `files` names. `needs` are stages that must be
     fresh, each with the message where it is not. `may_replace` tells whether a file that it did not write may be
     replaced. `lost` says why its result is gone although its files are there. `held` counts the bytes on disk that an
-    interrupted run left and the next one continues with. `gate` raises ToolkitError where the result may not replace
+    interrupted run left and the next one continues with. `costly`: hours may follow, so the others' `foresee` is asked
+    first, which says whether the stage could use the model that these settings train (`offline` or not): a refusal has
+    `ok` False, None is nothing known. `gate` raises ToolkitError where the result may not replace
     what is in use; it is not called with --force.
     """
 
@@ -113,3 +120,5 @@ class Stage:
     lost: "Callable[[Config, StageRecord], str]" = still_there
     held: "Callable[[Config, RunFolder], int]" = holds_nothing
     gate: Callable[[Context], None] = nothing
+    costly: bool = False
+    foresee: "Callable[[Config, bool], Check | None]" = foresees_nothing

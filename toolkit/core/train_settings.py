@@ -78,6 +78,8 @@ class TrainSettings(Section):
     """Seed of the adapter's weights, the data order and dropout."""
     report_to: list[str] = []
     """Where else the trainer reports its log, by transformers' names: tensorboard, wandb, mlflow, …"""
+    allow_unexportable: bool = False
+    """Train a base that cannot be exported to GGUF, for its adapter alone; false: it is refused before training."""
 
     @field_validator("target_modules")
     @classmethod

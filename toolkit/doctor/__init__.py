@@ -14,14 +14,21 @@ from toolkit.doctor import checks, plan, resources
 from toolkit.doctor.resources import Job
 from toolkit.model import base
 
+# Checks of what a stage would refuse a model for: where one of them failed, it is not asked as well.
+SAID_THERE = ("base ", "adapter", "prompt", "llama.cpp")
+
 __all__ = ["Check", "doctor", "table"]
 
 
-def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence[Stage]) -> list[Check]:
+def doctor(
+    config: Config, folder: RunFolder, *, offline: bool, stages: Sequence[Stage], later: Sequence[Stage] = ()
+) -> list[Check]:
     """Check what the given stages need: tools, base, data, memory, disk, Ollama.
 
-    Every check is made, whatever the others find; one that raises an error counts as failed. Nothing is written, and
-    only headers are read or asked for. A missing Ollama server fails only where registering is all that is to be done.
+    Every check is made, whatever the others find; one that raises an error counts as failed. Only headers are read or
+    asked for, and nothing is written but the small files of a base on the hub, into its cache. A missing Ollama
+    server fails only where registering is all that is to be done. Where hours may follow, the stages and those that
+    come `later` are asked whether they could use the trained model.
     """
     names = tuple(stage.name for stage in stages)
     found: list[Check] = []
@@ -50,17 +57,29 @@ def doctor(config: Config, folder: RunFolder, *, offline: bool, stages: Sequence
     labels = plan.labels(config, names)
     for label in labels:
         revision = base.revision_of(label, config.model)
-        exported = "export" in names and label == base.merge_label(config.model, config.export)
-        check = partial(checks.base_model, label, revision, offline=offline, exported=exported)
-        look(f"base {label}", check)
+        look(f"base {label}", partial(checks.base_model, label, revision, offline=offline))
     if labels:
         held = {stage.name: 0 for stage in stages}
         for stage in stages:
             with contextlib.suppress(OSError):  # files that cannot be read hold nothing useful
                 held[stage.name] = stage.held(config, folder)
         _look_at_resources(config, folder, held, labels[0], gpu, look)
+    if any(stage.costly for stage in stages) or "export" in names:
+        sound = all(check.ok is not False for check in found if check.name.startswith(SAID_THERE))
+        for stage in [*stages, *later]:
+            look(stage.name, partial(_ahead, stage, config, offline=offline, sound=sound))
     look("run folder", lambda: checks.run_folder(folder))
     return found
+
+
+def _ahead(stage: Stage, config: Config, *, offline: bool, sound: bool) -> Found:
+    """Ask a stage whether it could use the trained model; what is not `sound` fails elsewhere already."""
+    check = stage.foresee(config, offline) if sound else None
+    if check is None:
+        return []
+    if check.ok is False and config.train.allow_unexportable:
+        return Check(check.name, None, f"{check.found}; the adapter alone is trained (train.allow_unexportable)", "")
+    return check
 
 
 def _look_at_resources(

@@ -17,6 +17,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import plan
 from toolkit.model import base, families
+from toolkit.model.gguf_base import converted
 from toolkit.model.gguf_config import gguf_config
 
 INSTALL = "pip install -c constraints.txt ."
@@ -70,15 +71,12 @@ def gpu(gpu: Gpu | None) -> Check:
     return Check("gpu", None, "no CUDA GPU: the CPU will train", "")
 
 
-def base_model(label: str, revision: str, *, offline: bool, exported: bool = False) -> Check:
-    """Check that a base is available: complete on this machine, or on the hub with access.
-
-    One that is to be `exported` must be of a family that can be, with each tensor that its config.json promises.
-    """
+def base_model(label: str, revision: str, *, offline: bool) -> Check:
+    """Check that a base is available: complete on this machine, or on the hub with access."""
     name = f"base {label}"
     path = base.local_path(label)
     if path is None:
-        return _on_hub(label, revision, offline=offline, exported=exported)
+        return _on_hub(label, revision, offline=offline)
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -88,23 +86,23 @@ def base_model(label: str, revision: str, *, offline: bool, exported: bool = Fal
             gguf_config(path)
         except ToolkitError as exc:
             return Check(name, False, f"damaged: {exc.message}", DAMAGED)
-        ready = "converted already" if plan.converted(path) else "will be converted to float32 once"
+        ready = "converted already" if converted(path) else "will be converted to float32 once"
         return Check(name, True, f"{path.name}, {ready}", "")
     base.check_folder(path)
     try:
         count = plan.parameters_of(label, revision)  # reads every header
     except ToolkitError as exc:
         return Check(name, False, f"its weights are damaged: {exc.message}", DAMAGED)
-    families.check_base(path, exported=exported)
+    families.check_base(path)
     return Check(name, True, f"safetensors with {count:,} elements in {path}", "")
 
 
-def _on_hub(label: str, revision: str, *, offline: bool, exported: bool) -> Check:
+def _on_hub(label: str, revision: str, *, offline: bool) -> Check:
     """Check a hub id: in the cache, or there with safetensors and with access. The token is used, never shown."""
     name = f"base {label}"
     config = base.cached_file(label, revision, "config.json")
     if config is not None and base.wholly_cached(label, revision):
-        families.check_base(config.parent, exported=exported)
+        families.check_base(config.parent)
         return Check(name, True, "in the hub's cache", "")
     if offline:
         fix = f"fetch it where there is a network with `hf download {label}`, or set `model.base` to a local folder"

@@ -12,7 +12,8 @@ from toolkit.core.manifest import path_name, read_manifest
 from toolkit.core.parsing import parse_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
-from toolkit.model import base, gguf_base, memory
+from toolkit.model import base, memory
+from toolkit.model.gguf_base import converted
 from toolkit.model.gguf_config import gguf_config
 from toolkit.model.known_models import known_model
 from toolkit.model.model_config import ModelConfig, model_config, stored_parameters
@@ -54,15 +55,6 @@ def parameters_of(label: str, revision: str) -> int:
         config = base.cached_file(label, revision, "config.json")
         path = config.parent if config else None
     return stored_parameters(path) if path is not None and path.is_dir() else 0
-
-
-def converted(path: Path) -> Path | None:
-    """Return the folder of a GGUF base's conversion if it is done."""
-    bases = places.cache_folder() / "bases"
-    if not any(bases.glob(f"{path.stem}-*")):
-        return None  # spares hashing the file
-    folder = gguf_base.converted_folder(path)
-    return folder if gguf_base.is_whole(folder) else None
 
 
 def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:

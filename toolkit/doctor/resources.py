@@ -14,6 +14,7 @@ from toolkit.core.stage import Check
 from toolkit.doctor import estimate, plan
 from toolkit.doctor.plan import Write
 from toolkit.model import base, memory_plan
+from toolkit.model.gguf_base import converted
 from toolkit.model.memory import Parts, total
 from toolkit.model.memory_plan import Device
 from toolkit.model.model_config import ModelConfig
@@ -125,7 +126,7 @@ def unconverted(config: Config, stages: tuple[str, ...]) -> bool:
     """Tell whether one of the bases is a GGUF file that was not converted yet."""
     for label in plan.labels(config, stages):
         path = base.local_path(label)
-        if path is not None and path.is_file() and plan.converted(path) is None:
+        if path is not None and path.is_file() and converted(path) is None:
             return True
     return False
 

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from gguf import GGML_QUANT_VERSION, GGUFValueType, Keys, size_label
 from gguf import GGMLQuantizationType as Type
 
 from toolkit.core import console, hardware, output_settings
@@ -22,6 +21,7 @@ from toolkit.export import quantize, streaming
 from toolkit.export.adapter import effect
 from toolkit.export.carry import carry
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
+from toolkit.export.header import header, shared_metadata
 from toolkit.export.importance import Importance
 from toolkit.export.planning import (
     ExportPlan,
@@ -32,10 +32,9 @@ from toolkit.export.planning import (
     plan,
     say_vocabulary,
 )
-from toolkit.export.vocab import chat_check, gguf_keys
-from toolkit.formats import ggml_types, gguf_writer
+from toolkit.export.vocab import chat_check
+from toolkit.formats import gguf_writer
 from toolkit.formats.checkpoint import Floats
-from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import PromptFormat
 
@@ -75,9 +74,10 @@ def export(
         check_head(base, planned)
     say_vocabulary(base, planned)
     trained = chat_check.training(planned.tokenizer, base, prompt_format)
-    common = chat_check.settle(planned.model.architecture, _metadata(base, adapter, planned, template, name), trained)
+    metadata = shared_metadata(base, adapter, planned, template, name)
+    common = chat_check.settle(planned.model.architecture, metadata, trained)
     chat_check.warn_of_text(template, trained)
-    headers = {quantization: _header(planned, common, quantization) for quantization in targets}
+    headers = {quantization: header(planned, common, quantization) for quantization in targets}
     sizes = {targets[key]: len(headers[key]) + planned.bytes[key] for key in targets}
     check_disk(sizes, streaming.begun(targets.values()) if shards else 0)
     effect.say_effect(planned.tensors, planned.gap)
@@ -119,33 +119,6 @@ def _write(
         for file in files.values():
             check(file.place)
     return {key: (file.size, file.sha256) for key, file in files.items()}
-
-
-def _metadata(base: Path, adapter: Path | None, planned: ExportPlan, template: str, name: str) -> Metadata:
-    """The key-value pairs that all quantizations share, in the converter's order."""
-    label = size_label(planned.parameters, planned.parameters, 0, 0)
-    return {
-        Keys.General.TYPE: ("model", GGUFValueType.STRING),
-        Keys.General.NAME: (name, GGUFValueType.STRING),
-        Keys.General.SIZE_LABEL: (label, GGUFValueType.STRING),
-        **planned.family.metadata(planned.model),
-        Keys.General.QUANTIZATION_VERSION: (GGML_QUANT_VERSION, GGUFValueType.UINT32),
-        **gguf_keys.tokenizer_metadata(
-            planned.vocabulary,
-            planned.model.vocab,
-            base,
-            special_by_flag=planned.family.special_by_flag,
-            adapter=adapter,
-        ),
-        Keys.Tokenizer.CHAT_TEMPLATE: (template, GGUFValueType.STRING),
-    }
-
-
-def _header(planned: ExportPlan, common: Metadata, quantization: str) -> bytes:
-    number = int(ggml_types.BASE[quantization][1])
-    metadata = {**common, Keys.General.FILE_TYPE: (number, GGUFValueType.UINT32)}
-    tensors = [(tensor.name, tensor.shape, tensor.types[quantization]) for tensor in planned.tensors]
-    return gguf_writer.header(planned.model.architecture, metadata, tensors)
 
 
 def _check_targets(targets: Mapping[str, Path]) -> None:

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType
 from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export.adapter import weights as adapters
-from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Change, LoraDelta
+from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Adapter, Change, LoraDelta
 from toolkit.export.importance import Importance, check_importance, expected_importance
 from toolkit.export.vocab.tokenizer_source import TokenizerSource, tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
@@ -75,6 +75,16 @@ class ExportPlan:
         return self.tokenizer.folder
 
 
+@dataclass(frozen=True)
+class Start:
+    """A base as a plan sees it: family and sizes, the tensors that it holds, and the place of each."""
+
+    family: Family
+    model: ModelConfig
+    stored: Mapping[str, TensorInfo]
+    layouts: list[Layout]
+
+
 def plan(
     base: Path,
     adapter: Path | None,
@@ -91,20 +101,38 @@ def plan(
     Raises ToolkitError for everything that can be known beforehand: an unsupported architecture or adapter, absent or
     truncated files, tensors that are missing, unknown or of another shape.
     """
-    names = [known(name) for name in quantizations]
     family, model = families.family_of(base)
     stored = checkpoint.open_folder(base)
     layouts = families.checked_layouts(base, family, model, stored)
+    adapted = None
+    if adapter is not None:
+        adapted = adapters.open_adapter(adapter, {layout.source: layout.shape for layout in layouts}, model)
+    source = tokenizer_source(base, adapter, adapted.vocabulary if adapted else model.vocab)
+    start = Start(family, model, stored, layouts)
+    return arrange(start, adapted, source, quantizations, overrides=overrides, imatrix=imatrix, weighed=weighed)
+
+
+def arrange(
+    start: Start,
+    adapted: Adapter | None,
+    source: TokenizerSource,
+    quantizations: Sequence[str],
+    *,
+    overrides: Mapping[str, str] | None = None,
+    imatrix: Importance = None,
+    weighed: bool = False,
+) -> ExportPlan:
+    """Give every tensor of a base and an adapter its source, place and types; raises what `plan` raises."""
+    names = [known(name) for name in quantizations]
+    family, model, stored, layouts = start.family, start.model, start.stored, start.layouts
     spare_head = (stored[HEAD], stored[EMBEDDING]) if model.tied and HEAD in stored else None
     changes: Mapping[str, Change] = {}
     replaced: Mapping[str, TensorInfo] = {}
-    rows, new_rows, gap = model.vocab, 0, ""
-    if adapter is not None:
-        shapes = {layout.source: layout.shape for layout in layouts}
-        adapted = adapters.open_adapter(adapter, shapes, model)
+    new_rows, gap = 0, ""
+    if adapted is not None:
         # An embedding that is no longer the output matrix is written twice: as it was, and as trained.
         stored = {**stored, **({HEAD: stored[EMBEDDING]} if model.tied else {}), **adapted.replaced}
-        rows, new_rows, gap = adapted.vocabulary, adapted.vocabulary - model.vocab, adapted.gap
+        new_rows, gap = adapted.vocabulary - model.vocab, adapted.gap
         model = replace(model, vocab=adapted.vocabulary, tied=adapted.tied)
         layouts, changes, replaced = family.layouts(model), adapted.changes, adapted.replaced
     computed = [Layout("", name, values.shape) for name, values in family.computed(model).items()]
@@ -140,7 +168,7 @@ def plan(
         memory=memory.total(memory.export_peak(largest, hardware.cores())),
         parameters=sum(prod(tensor.shape) for tensor in tensors),
         spare_head=spare_head,
-        tokenizer=tokenizer_source(base, adapter, rows),
+        tokenizer=source,
         new_rows=new_rows,
         gap=gap,
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.core.stage import Checks, Context, Examination, Stage, StageFiles
+from toolkit.core.stage import Check, Checks, Context, Examination, Stage, StageFiles
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
@@ -76,6 +76,12 @@ def _checks(there: Examination) -> Checks:
     ]
 
 
+def _foresee(config: "Config", offline: bool) -> Check | None:
+    from toolkit.export.foresight import look_ahead
+
+    return look_ahead(config, offline)
+
+
 STAGE = Stage(
     name="export",
     settings=(
@@ -88,4 +94,5 @@ STAGE = Stage(
     checks=_checks,
     may_replace=_may_replace,
     held=_held,
+    foresee=_foresee,
 )

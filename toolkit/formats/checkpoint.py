@@ -79,16 +79,43 @@ def open_folder(folder: Path) -> dict[str, TensorInfo]:
     raise ToolkitError(f"no `{SINGLE}` and no `{INDEX}` in `{folder}`", hint="give a folder with a complete base model")
 
 
-def _open_shards(folder: Path) -> dict[str, TensorInfo]:
+def holds_weights(folder: Path) -> bool:
+    """Tell whether a model folder has its safetensors, every shard that an index names included."""
+    if (folder / SINGLE).is_file():
+        return True
+    return (folder / INDEX).is_file() and all((folder / file).is_file() for file in set(_places(folder).values()))
+
+
+def promised(folder: Path) -> list[str]:
+    """List the tensors that the index of a model folder names, its shards absent or not; empty without an index.
+
+    The parts of a weight in bitsandbytes' 4 bits count as that weight. Raises ToolkitError for a damaged index.
+    """
+    if not (folder / INDEX).is_file():
+        return []
+    names = set(_places(folder))
+    weights = {name.partition(bnb_4bit.STATE)[0] for name in names if bnb_4bit.STATE in name}
+    parts = {f"{weight}.{part}" for weight in weights for part in bnb_4bit.PARTS}
+    return sorted(name for name in names - parts if bnb_4bit.STATE not in name)
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Return the shard of each tensor by the folder's index."""
     index = folder / INDEX
     places = read_json(index, AGAIN).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise ToolkitError(f"`{index}` has no weight_map", hint=AGAIN)
-    shards: dict[str, dict[str, TensorInfo]] = {}
-    tensors = {}
     for name, file in places.items():
         if not isinstance(file, str) or Path(file).name != file:
             raise ToolkitError(f"`{index}` places tensor `{visible(name)}` outside the folder: {file!r}", hint=AGAIN)
+    return places
+
+
+def _open_shards(folder: Path) -> dict[str, TensorInfo]:
+    index = folder / INDEX
+    shards: dict[str, dict[str, TensorInfo]] = {}
+    tensors = {}
+    for name, file in _places(folder).items():
         if file not in shards:
             if not _begins(folder / file):
                 raise ToolkitError(f"shard `{file}` is missing from `{folder}`", hint="copy or download the base again")

@@ -7,6 +7,7 @@ files at once here. Format: https://github.com/ggml-org/ggml/blob/master/docs/gg
 import hashlib
 import io
 import os
+import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,10 +52,32 @@ def header(
     buffer = io.BytesIO()
     # The writer opens files by path only; given its open file, it continues from there.
     writer.fout, writer.state = [buffer], WriterState.EMPTY
+    general = writer._pack_val
+
+    def pack(value: Any, kind: GGUFValueType, add_vtype: bool, sub_type: GGUFValueType | None = None) -> bytes:
+        quick = _packed_list(value) if kind == GGUFValueType.ARRAY and sub_type is None else None
+        return general(value, kind, add_vtype, sub_type) if quick is None else quick
+
+    writer._pack_val = pack  # a vocabulary takes it seconds, value by value
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     return buffer.getvalue().ljust(padded(buffer.tell()), b"\0")
+
+
+def _packed_list(values: Any) -> bytes | None:
+    """Return a list of texts, integers or floats as the writer packs it with its type; None for any other."""
+    kinds = {type(value) for value in values} if isinstance(values, list) else set()
+    if kinds == {str}:
+        kind, raw = GGUFValueType.STRING, [value.encode("utf-8") for value in values]
+        content = b"".join(part for text in raw for part in (struct.pack("<Q", len(text)), text))
+    elif kinds == {int} and min(values) >= -(2**31) and max(values) < 2**31:
+        kind, content = GGUFValueType.INT32, np.array(values, "<i4").tobytes()
+    elif kinds == {float}:
+        kind, content = GGUFValueType.FLOAT32, np.array(values, "<f4").tobytes()
+    else:
+        return None
+    return struct.pack("<IIQ", GGUFValueType.ARRAY, kind, len(values)) + content
 
 
 class GgufFile:

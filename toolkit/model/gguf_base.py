@@ -54,6 +54,14 @@ def converted_folder(path: Path) -> Path:
     return cache_folder() / "bases" / f"{path.stem}-{_hash_of(path, state.st_size, state.st_mtime_ns)}-{CONVERSION}"
 
 
+def converted(path: Path) -> Path | None:
+    """Return the folder of a GGUF file's conversion if it is done."""
+    if not any((cache_folder() / "bases").glob(f"{path.stem}-*")):
+        return None  # spares hashing the file
+    folder = converted_folder(path)
+    return folder if is_whole(folder) else None
+
+
 @functools.cache
 def _hash_of(path: Path, size: int, modified: int) -> str:
     return sha256_of(path)[:16]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import __version__
 from toolkit.core import console
-from toolkit.core.errors import GATE, ToolkitError
-from toolkit.core.stage import Context, Stage, StageFiles
+from toolkit.core.errors import GATE, MISSING, ToolkitError
+from toolkit.core.stage import Check, Context, Stage, StageFiles
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
@@ -85,6 +85,35 @@ def settings_of(found: Stage, config: "Config") -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in found.idle}
 
 
+def refusal(config: "Config", *, offline: bool) -> Check | None:
+    """Ask every stage whether it could use the model that these settings train; return the first refusal.
+
+    Small files of a hub id are fetched for it, unless `offline`, and no weight is read.
+    """
+    found = (stage(name).foresee(config, offline) for name in STAGES)
+    return next((check for check in found if check is not None and check.ok is False), None)
+
+
+def check_usable(config: "Config", *, offline: bool, adapter_alone: bool = True) -> None:
+    """Raise ToolkitError (exit 3) where a model that these settings train could not be used.
+
+    Where an `adapter_alone` is of use, train.allow_unexportable makes that a warning.
+    """
+    found = refusal(config, offline=offline)
+    if found is None:
+        return
+    if adapter_alone and config.train.allow_unexportable:
+        console.warn(f"the trained model cannot be exported: {found.found}")
+        return
+    raise ToolkitError(f"the trained model cannot be exported: {found.found}", hint=found.fix, exit_code=MISSING)
+
+
+def ends_with_adapter(config: "Config", *, offline: bool) -> str:
+    """Say why training is the last stage, as train.allow_unexportable asks; empty where others follow."""
+    found = refusal(config, offline=offline) if config.train.allow_unexportable else None
+    return found.found if found is not None else ""
+
+
 def state(config: "Config", folder: "RunFolder") -> dict[str, str]:
     """Say for each stage why it must run again; an empty string means fresh. A stage after a stale one is stale."""
     from toolkit.core.manifest import read_manifest
@@ -145,6 +174,8 @@ def perform(
         files = tuple(folder.path / file.path for file in record.outputs)
         return Done(name, True, "", record.figures, 0.0, record.warning, files)
     before()
+    if found.costly:
+        check_usable(config, offline=offline)
     why = why or "--force"
     context = Context(config, folder, manifest, force, offline, gpus, replace)
     found.before(context)

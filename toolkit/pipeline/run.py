@@ -112,7 +112,7 @@ class Run:
                     self.folder,
                     force=force,
                     offline=is_offline(),
-                    before=lambda: self._look_first((stage,)) if stage == "train" else None,  # hours may follow
+                    before=lambda: self._look_first((stage,)) if pipeline.stage(stage).costly else None,
                     gpus=gpus,
                     replace=replace,
                 )
@@ -138,6 +138,8 @@ class Run:
                 # Without a server all but registering is done, so its absence must not stop the run here.
                 self._look_first(tuple(stage for stage in stale if stage != "register"))
                 for stage in pipeline.STAGES:
+                    if stage == "export" and stale and self._ends_with_adapter():
+                        break
                     if stage == "register" and stale and not self._server_answers():
                         break
                     heard = len(state.warnings)
@@ -230,13 +232,25 @@ class Run:
             return
         from toolkit.doctor import doctor as examine
 
-        checks = examine(self.config, self.folder, offline=is_offline(), stages=pipeline.records(stages))
+        every = [*pipeline.STAGES]
+        now, later = pipeline.records(stages), pipeline.records(every[every.index(stages[-1]) + 1 :])
+        checks = examine(self.config, self.folder, offline=is_offline(), stages=now, later=later)
         failed = [check for check in checks if check.ok is False]
         if failed:
             listed = "\n".join(f"  {check.name}: {check.found}" for check in failed)
             raise ToolkitError(
                 f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
             )
+
+    def _ends_with_adapter(self) -> bool:
+        """Say whether a run is done with its adapter: for a base without export, train.allow_unexportable asks that."""
+        why = pipeline.ends_with_adapter(self.config, offline=is_offline())
+        if why:
+            console.warn(
+                f"the run ends with the adapter in `{self.folder.adapter}`, as train.allow_unexportable asks: "
+                f"it cannot be exported, validated or registered ({why})"
+            )
+        return bool(why)
 
     def _server_answers(self) -> bool:
         """Say whether there is a server to register with; a run without one does all the rest and succeeds."""

@@ -4,6 +4,7 @@ Text from users and records is always text: a `<|end_of_text|>` in it is encoded
 token. Control tokens come from the prompt format alone; BOS and EOS are added here by id, where they belong.
 """
 
+import functools
 import json
 import re
 from dataclasses import dataclass, field
@@ -141,11 +142,8 @@ def load_tokenizer(
             f"the base model in `{folder}` has no tokenizer.json",
             hint="save its tokenizer there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
         )
-    layout = read_json(path, "copy the base model again")
-    with guarded(
-        lambda reason: ToolkitError(f"`{path}` cannot be read: {reason}", hint="copy the base model again"), silent=True
-    ):
-        encoder, inner, bos = _encoders(layout, path)
+    there = path.stat()
+    encoder, inner, bos = _read_encoders(path.resolve(), there.st_mtime_ns, there.st_size)
     controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
     if prompt_format is not None:
         _check(prompt_format, controls, None if bos is None else encoder.id_to_token(bos), folder)
@@ -155,6 +153,16 @@ def load_tokenizer(
         else _eos_id(folder, encoder, eos_from)
     )
     return Tokenizer(encoder, bos, eos, str(encoder.id_to_token(eos)), inner, controls)
+
+
+@functools.lru_cache(maxsize=2)
+def _read_encoders(path: Path, modified: int, size: int) -> tuple[Any, Any, int | None]:
+    """Read a tokenizer.json as `_encoders` does, once: a vocabulary of 128,256 tokens takes a second."""
+    layout = read_json(path, "copy the base model again")
+    with guarded(
+        lambda reason: ToolkitError(f"`{path}` cannot be read: {reason}", hint="copy the base model again"), silent=True
+    ):
+        return _encoders(layout, path)
 
 
 def _encoders(layout: dict[str, Any], path: Path) -> tuple[Any, Any, int | None]:

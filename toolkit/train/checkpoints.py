@@ -24,7 +24,7 @@ LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be load
 # These do not change what the weights become.
 NOT_DECISIVE = {
     "save_steps", "eval_steps", "max_eval_samples", "early_stopping_patience", "logging_steps", "packing",
-    "gradient_checkpointing", "report_to",
+    "gradient_checkpointing", "report_to", "allow_unexportable",
 }  # fmt: skip
 
 

@@ -79,11 +79,12 @@ STAGE = Stage(
     settings=("train", "prompt", "model.base", "model.revision", "model.load_in_4bit"),
     idle=(
         *("train.save_steps", "train.eval_steps", "train.max_eval_samples"),
-        *("train.logging_steps", "train.report_to"),
+        *("train.logging_steps", "train.report_to", "train.allow_unexportable"),
     ),
     files=_files,
     run=_run,
     summary=_summary,
     checks=_checks,
     held=_held,
+    costly=True,
 )

@@ -29,7 +29,7 @@ def unkept_promise(config: Mapping[str, Any], there: Collection[str], weights: M
     if not config.get("target_modules"):
         return ""
     modules = [name.removesuffix(".weight") for name, shape in weights.items() if len(shape) == 2]
-    named = [module for module in modules if not _left_out_by(config, module)]
+    named = [module for module in modules if not left_out_by(config, module)]
     absent = [module for module in named if module not in there]
     if not absent:
         return ""
@@ -51,9 +51,9 @@ def check_named(
     tied = bool(config.get("ensure_weight_tying"))
     reasons: dict[str, str] = {}
     for module, forms in lora.items():
-        reason = _left_out_by(config, module)
+        reason = left_out_by(config, module)
         if tied and module in ENDS:  # PEFT names both ends if one of them is named
-            reason = reason and _left_out_by(config, ENDS[module])
+            reason = reason and left_out_by(config, ENDS[module])
         if not reason and "lora_B.bias" in forms and not config.get("lora_bias"):
             reason = "lora_bias"
         reasons[module] = reason
@@ -76,7 +76,7 @@ def check_named(
     )
 
 
-def _left_out_by(config: Mapping[str, Any], module: str) -> str:
+def left_out_by(config: Mapping[str, Any], module: str) -> str:
     """Return the setting by which PEFT gives a module no LoRA, "" if it does; no `target_modules` name every module."""
     wanted = config.get("target_modules")
     if _matches(config.get("exclude_modules"), module):

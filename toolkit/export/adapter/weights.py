@@ -63,7 +63,17 @@ def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: Mo
     """
     config = plain_patterns(read_json(folder / CONFIG, "give the folder that PEFT's save_pretrained wrote"))
     check_config(config, folder)
-    tensors = plain_names(_open_weights(folder), folder)
+    return adapter_of(config, plain_names(_open_weights(folder), folder), weights, model, folder)
+
+
+def adapter_of(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, TensorInfo],
+    weights: Mapping[str, tuple[int, ...]],
+    model: ModelConfig,
+    folder: Path,
+) -> Adapter:
+    """Return what an adapter of these settings and tensors changes; raises what `open_adapter` raises."""
     found = _sort(folder, tensors, config, weights, model)
     changes: dict[str, Change] = {}
     for module, parts in found.parts.items():

@@ -159,13 +159,13 @@ def pairs(stated: Any) -> list[list[str]] | None:
     """Return merges as pairs, from either way that tokenizer.json writes them; None if they are damaged."""
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in stated or []]
     valid = all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in merges
+        type(pair) is list and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is str for pair in merges
     )
     return merges if valid else None
 
 
 def _merges(stated: Any, base: Path) -> list[str]:
     merges = pairs(stated)
-    if merges is None or any(" " in part for pair in merges for part in pair):
+    if merges is None or any(" " in left or " " in right for left, right in merges):
         raise ToolkitError(f"`{base / 'tokenizer.json'}` holds merges that are not byte-level BPE", hint=SUPPORTED)
     return [f"{left} {right}" for left, right in merges]

@@ -12,6 +12,7 @@ from toolkit.model.config_values import count
 from toolkit.model.families import gemma2, llama, phi3, qwen
 from toolkit.model.families.checks import check_layers, checked_layouts
 from toolkit.model.families.family import Family, to_ggml_layout
+from toolkit.model.families.refused import kind_of
 from toolkit.model.model_config import (
     ModelConfig,
     architecture,
@@ -22,7 +23,16 @@ from toolkit.model.model_config import (
     unusable,
 )
 
-__all__ = ["FAMILIES", "Family", "check_base", "checked_layouts", "family_of", "gguf_shapes", "to_ggml_layout"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "check_base",
+    "checked_layouts",
+    "family_of",
+    "gguf_shapes",
+    "supported",
+    "to_ggml_layout",
+]
 
 FAMILIES = {
     "LlamaForCausalLM": llama.LLAMA,
@@ -34,6 +44,11 @@ FAMILIES = {
 }
 
 
+def supported() -> str:
+    """List the architectures that can be exported, for a message."""
+    return ", ".join(sorted(FAMILIES))
+
+
 def family_of(folder: Path) -> tuple[Family, ModelConfig]:
     """Return family and sizes of the model in a folder.
 
@@ -42,9 +57,11 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
     config = read_config(folder)
     name = architecture(config)
     if name not in FAMILIES:
+        kind = kind_of(config, name or "")
         raise ToolkitError(
-            f"the base model in `{folder}` has the architecture {name and name[:60]}, which cannot be exported",
-            hint=f"supported: {', '.join(sorted(FAMILIES))}",
+            f"the base model in `{folder}` has the architecture {name and name[:60]}, which cannot be exported"
+            f"{f': it is {kind}' if kind else ''}",
+            hint=f"supported: {supported()}",
         )
     method = bnb_4bit.refused(config)
     if method:
@@ -64,15 +81,8 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
         raise unusable(folder, exc) from None
 
 
-def check_base(folder: Path, *, exported: bool) -> None:
-    """Check a base's config.json against its tensors, by headers alone; raises ToolkitError if they do not match.
-
-    A base that will be `exported` must be of a supported family, with each tensor in the right shape.
-    """
-    if exported:
-        family, model = family_of(folder)
-        checked_layouts(folder, family, model, checkpoint.open_folder(folder))
-        return
+def check_base(folder: Path) -> None:
+    """Check a base's config.json against its tensors, by headers alone; raises ToolkitError if they do not match."""
     found = model_config(folder)
     if found is not None:
         check_layers(folder, found, checkpoint.open_folder(folder))
