@@ -23,6 +23,9 @@ CSV = b"question,answer\nq,a\nr,b\n"
 FOREIGN = "question,answer\n" + "Não é febre?,É água à mesa, não há médico\n".replace(", n", " n") * 6
 
 
+JAPANESE = "question,answer\n" + "咳に効くものは何ですか？,休息と水です。カタカナも使います\n" * 6
+
+
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Work in a folder of one's own, in which hints may write."""
@@ -149,6 +152,17 @@ def test_other_files_are_named(tmp_path: Path, start: bytes, said: str, name: st
         ("cp1251", "question,answer\n" + "Что помогает от кашля?,Отдых и вода\n" * 6),
         ("gb18030", "question,answer\n" + "咳嗽怎么办？,多喝水，休息。\n" * 6),
         ("cp949", "question,answer\n" + "기침에 도움이 되는 것은?,물을 마시세요\n" * 6),
+        ("mac_roman", FOREIGN),
+        ("cp850", FOREIGN),
+        ("shift_jis", JAPANESE),
+        ("euc_jp", JAPANESE),
+        ("iso2022_jp", JAPANESE),
+        ("utf-16-le", JAPANESE),
+        ("utf-16-be", JAPANESE),
+        ("utf-32-le", JAPANESE),
+        ("koi8_r", "question,answer\n" + "Что помогает от кашля?,Отдых и вода\n" * 6),
+        ("cp1250", "question,answer\n" + "Co pomaga na kaszel?,Świeże powietrze i dużo snu\n" * 6),
+        ("cp1254", "question,answer\n" + "Öksürüğe ne iyi gelir?,Dinlenmek ve ılık su\n" * 6),
     ],
 )
 def test_the_hint_converts_the_encoding(tmp_path: Path, encoding: str, text: str) -> None:
@@ -167,6 +181,18 @@ def test_a_few_lines_of_another_encoding(tmp_path: Path) -> None:
     hint = encoding_hint(path, path.read_bytes())
     assert "line 3 reads `É gota?,Não é`" in hint
     assert follow(hint).rows[1].values == {"question": "É gota?", "answer": "Não é"}
+
+
+def test_two_encodings_that_read_different_words_are_both_named(tmp_path: Path) -> None:
+    """Nothing tells a few names in an English text apart but the reader."""
+    text = "question,answer\nWhat is it?,Ask the naïve patients at the café in this town\n"
+    path = tmp_path / "few.csv"
+    path.write_bytes(text.encode("cp1252"))
+    hint = encoding_hint(path, path.read_bytes())
+    first, second = hint.split("; if ")
+    assert "naïve" in first and "naďve" in second
+    assert [row.values["answer"] for row in follow(first).rows] == ["Ask the naïve patients at the café in this town"]
+    assert "iconv -f WINDOWS-1250" in second and follow(second).rows
 
 
 def test_bad_lines_among_good_ones_are_named(tmp_path: Path) -> None:

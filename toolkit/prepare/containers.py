@@ -7,11 +7,13 @@ import zipfile
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
+from toolkit.prepare.encodings import Reading, find_wide_encoding, guess_encodings
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 PLAIN = "it looks like plain text"
 BINARY = "it looks like binary data"
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
+MOST_LINES = 200  # of these, from which the encoding is guessed
 UNSEEN = "\ufeff\u200b\u2060"  # marks at the start of a text, which some programs write twice
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
 
@@ -56,16 +58,6 @@ _MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
-# Encodings of data files, by Python's name; the Mac's are left out because short texts are mistaken for them.
-_ENCODINGS = {
-    "cp1252": "WINDOWS-1252",
-    "cp1251": "WINDOWS-1251",
-    "cp1253": "WINDOWS-1253",
-    "gb18030": "GB18030",
-    "big5": "BIG5",
-    "shift_jis": "SHIFT_JIS",
-    "cp949": "CP949",
-}
 
 
 def looks_like(content: bytes, path: Path) -> tuple[str, str]:
@@ -158,10 +150,12 @@ def decode_text(content: bytes, path: Path) -> str:
     sample = content[:65536]
     found, hint = looks_like(content, path)
     known = found not in (PLAIN, BINARY)
-    if not known and sample.count(0) * 5 > len(sample) * 2:  # about every other byte: two bytes a character
-        first = content.index(0)
-        encoding = "UTF-16LE" if first % 2 else "UTF-16BE"
-        raise ToolkitError(f"`{path}` is UTF-16, not UTF-8 (NUL at byte {first})", hint=iconv(path, encoding))
+    if not known and (wide := find_wide_encoding(sample)):
+        raise ToolkitError(
+            f"`{path}` is {wide[:6]}, not UTF-8 (NUL at byte {content.index(0)})", hint=iconv(path, wide)
+        )
+    if not known and any(sign in content for sign in (b"\x1b$B", b"\x1b$@")):
+        raise ToolkitError(f"`{path}` is ISO-2022-JP, not UTF-8", hint=iconv(path, "ISO-2022-JP"))
     controls = len(sample) - len(sample.translate(None, _CONTROLS))
     if known or controls > max(32, len(sample) // 20):
         hint = hint or f"give it the extension .parquet, or export your records as one of {' '.join(EXTENSIONS)}"
@@ -198,20 +192,18 @@ def encoding_hint(path: Path, content: bytes) -> str:
     if len(bad) * 2 <= len(foreign):  # read in another encoding, the good lines would be spoiled
         numbers = ", ".join(f"{number:,}" for number in list(bad)[:8])
         return f"type the text of line {numbers} again in an editor, and save the file as UTF-8"
-    encoding = _guess(b"\n".join(list(bad.values())[:200]))
-    number, line = next(iter(bad.items()))
-    shown = " ".join(line.decode(encoding, "replace").split())[:60]
-    return (
-        f"if line {number:,} reads `{shown}`, the file is {_ENCODINGS[encoding]}: {iconv(path, _ENCODINGS[encoding])}"
-    )
+    readings = guess_encodings(list(bad.values())[:MOST_LINES])
+    said = []
+    for reading in readings:
+        number, line = _telling(bad, readings)
+        shown = " ".join(line.decode(reading.python, "replace").split())[:60]
+        said.append(f"if line {number:,} reads `{shown}`, the file is {reading.iconv}: {iconv(path, reading.iconv)}")
+    return "; ".join(said)
 
 
-def _guess(sample: bytes) -> str:
-    """Guess from the share of letters beyond ASCII: a few in a Western text, most of them in another script."""
-    from charset_normalizer import from_bytes
-
-    ascii_letters = sum(sample.count(letter) for letter in range(65, 123))
-    if sum(byte > 127 for byte in sample) < ascii_letters:
-        return "cp1252"
-    best = from_bytes(sample, cp_isolation=[name for name in _ENCODINGS if name != "cp1252"]).best()
-    return best.encoding if best and best.encoding in _ENCODINGS else "cp1252"
+def _telling(lines: dict[int, bytes], readings: list[Reading]) -> tuple[int, bytes]:
+    """Return the first line that differs in the encodings, with its number."""
+    for number, line in lines.items():
+        if len({line.decode(reading.python, "replace") for reading in readings}) == len(readings):
+            return number, line
+    return next(iter(lines.items()))
