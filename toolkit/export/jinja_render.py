@@ -1,5 +1,6 @@
 """Render chat templates as transformers does (utils/chat_template_utils.py)."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -25,19 +26,26 @@ def renderer(template: str, texts: dict[str, str], clock: Clock | None = None) -
     from jinja2 import TemplateError
 
     try:
-        compiled = _environment(clock or datetime.now().strftime).from_string(_plain(template))
+        compiled = _compiled(template)
     except TemplateError as exc:
         raise ToolkitError(f"the chat template is not valid Jinja: {exc}", hint=HINT) from None
+    given_to_all = {**texts, "strftime_now": clock or datetime.now().strftime}
 
     def render(messages: Chat) -> str:
         given = [{"role": role, "content": content} for role, content in messages]
-        text: str = compiled.render(messages=given, add_generation_prompt=given[-1]["role"] == "user", **texts)
+        text: str = compiled.render(messages=given, add_generation_prompt=given[-1]["role"] == "user", **given_to_all)
         return text
 
     return render
 
 
-def _environment(clock: Clock) -> Any:
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    """Compile a chat template once for all the checks of an export; it takes far longer than they do."""
+    return _environment().from_string(_plain(template))
+
+
+def _environment() -> Any:
     """The Jinja that transformers renders chat templates in."""
     import json
 
@@ -53,7 +61,7 @@ def _environment(clock: Clock) -> Any:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = to_json
-    environment.globals.update(raise_exception=refuse, strftime_now=clock, tools=None, documents=None)
+    environment.globals.update(raise_exception=refuse, tools=None, documents=None)
     return environment
 
 
