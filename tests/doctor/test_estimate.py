@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -55,11 +56,21 @@ def test_overrides_count(tmp_path: Path) -> None:
     assert larger - plain == pytest.approx(30 * 576 * 1536 * (8.5 - 5.5) / 8)  # rows of 576 fall back to Q5_0
 
 
-def test_the_peak_of_a_validation_is_the_larger_of_reference_and_gguf() -> None:
-    small = estimate.validation(SMOLLM2, {"Q4_K_M": 10}, 512)
-    large = estimate.validation(SMOLLM2, {"Q4_K_M": 10**12}, 512)
-    assert "weights" in small and "GGUF" not in small
-    assert large["GGUF"] == 10**12
+def test_the_peak_of_a_validation_is_that_of_its_largest_step() -> None:
+    assert LLAMA_8B is not None
+    assert "head" in estimate.validation(SMOLLM2, ["Q4_K_M"], 128)
+    assert "one layer" in estimate.validation(LLAMA_8B, ["Q4_K_M"], 512)
+    longer, exact = (estimate.validation(LLAMA_8B, [name], 4096) for name in ("Q4_K_M", "F32"))
+    assert exact["KV cache"] == 2 * longer["KV cache"]
+
+
+def test_a_validation_of_8b_takes_no_more_than_4_gb_and_does_not_grow_with_the_layers() -> None:
+    assert LLAMA_8B is not None
+    for context in (256, 1024, 2048):
+        one = estimate.validation(LLAMA_8B, ["F16"], context)
+        assert total(one) < 4e9
+        if "one layer" in one:
+            assert estimate.validation(dataclasses.replace(LLAMA_8B, layers=64), ["F16"], context) == one
 
 
 def test_checkpoints_count_only_what_will_be_saved() -> None:

@@ -21,7 +21,11 @@ from toolkit.validate.report import quantization_entry, row_entries
 def entry(made: scored_models.World, trained: Trained, path: Path, quantization: str) -> dict[str, Any]:
     found = trained.measure(path, quantization)
     return quantization_entry(
-        quantization, record_file(path, made.folder), found, made.config.validation.bound(quantization)
+        quantization,
+        record_file(path, made.folder),
+        found,
+        made.config.validation.bound(quantization),
+        trained.records[:4],
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 
 from tests.support.properties import tries
 from toolkit.validate import metrics
-from toolkit.validate.metrics import compare, negative_log_likelihood, penalised, perplexity
+from toolkit.validate.metrics import compare, mean_interval, negative_log_likelihood, penalised, perplexity
 
 
 def logits_of(*rows: list[float]) -> np.ndarray:
@@ -37,6 +37,37 @@ def test_perplexity_of_a_uniform_guess_is_the_vocabulary() -> None:
 
 def test_perplexity_weighs_tokens_not_rows() -> None:
     assert perplexity(np.array([0.0, 0.0, math.log(8)])) == pytest.approx(2.0)
+
+
+def test_the_interval_of_a_mean_is_scipys_bootstrap_over_rows() -> None:
+    from scipy.stats import bootstrap
+
+    draw = np.random.default_rng(1)
+    counts = draw.integers(5, 60, 40)
+    totals = draw.gamma(2.0, 0.05, 40) * counts
+    low, high = mean_interval(totals, counts) or (0.0, 0.0)
+    expected = bootstrap(
+        (totals, counts), lambda total, count, axis: total.sum(axis) / count.sum(axis), paired=True,
+        n_resamples=20_000, method="percentile", rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=0.02)
+    assert low < totals.sum() / counts.sum() < high
+    assert mean_interval(totals, counts) == (low, high)  # the same resamples every time
+
+
+def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
+    held = 0
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        counts = draw.integers(20, 60, 40)
+        low, high = mean_interval(draw.gamma(2.0, 0.5, 40) * counts, counts) or (0.0, 0.0)
+        held += low <= 1.0 <= high
+    assert 0.88 <= held / 200 <= 0.99
+
+
+@pytest.mark.parametrize("totals", [[], [1.0], [1.0, np.nan], [np.inf, 1.0]])
+def test_there_is_no_interval_of_one_row_or_of_what_is_not_finite(totals: list[float]) -> None:
+    assert mean_interval(np.array(totals), np.ones(len(totals), np.int64)) is None
 
 
 @pytest.mark.parametrize("vocabulary", [3, 1000, 50_000])

@@ -59,6 +59,26 @@ def test_the_report_holds_every_documented_field(passed: scored_models.World) ->
     assert all(answer["before"] and answer["before"] != answer["after"] for answer in report["answers"])
 
 
+def test_the_bases_answers_are_those_that_training_kept(
+    made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = scored_models.copy(made, tmp_path, rows=1)
+    asked = {"instruction": run.config.validation.instruction, "tokens": 8, "after": "x"}
+    kept = [{**asked, "question": question, "before": f"to {question}"} for question in ("What is a fever?", "other?")]
+    manifest = run.manifest()
+    manifest.stages["train"] = stage(run, [], {}, {"answers": kept})
+    for questions, expected in (
+        (["What is a fever?"], ["to What is a fever?"]),
+        (["What is a fever?", "Does rest help?"], [None, None]),  # one of them is new, and the base is too large
+    ):
+        monkeypatch.setattr("toolkit.validate.layers.SMALL", 1)
+        config = scored_models.settings(tmp_path, rows=1, questions=questions)
+        validate(config, run.folder, run.base, manifest)
+        assert [one["before"] for one in report_of(run)["answers"]] == expected
+        card = run.folder.model_card.read_text(encoding="utf-8")
+        assert card.count("Before:") == len([one for one in expected if one]) and card.count("After:") == len(questions)
+
+
 def test_nothing_else_is_left_in_the_run_folder(passed: scored_models.World) -> None:
     names = sorted(path.name for path in passed.folder.path.iterdir())
     assert names == ["README.md", "adapter", "data", "gguf", "report.json"]
@@ -81,7 +101,7 @@ def test_a_failed_gate_still_writes_report_and_card(made: scored_models.World, t
     assert error.exit_code == GATE
     assert error.message.startswith("2 of 3 quantizations")
     measured = report_of(run)["quantizations"]["Q8_0"]["mean_kl"]
-    assert f"Q8_0: mean KL {measured:.3g} is over its bound 1e-06" in error.message
+    assert f"Q8_0: mean KL {measured:.3g} (up to " in error.message and "is over its bound 1e-06" in error.message
     assert "F16: its chat template" in error.message and "F32" not in error.message
     assert str(run.folder.report) in error.hint
     assert "toolkit export --force" in error.hint

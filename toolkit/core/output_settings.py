@@ -24,6 +24,9 @@ ALL = "all"  # as an entry of ollama.tags
 MAX_KL = {"F32": 1e-6, "F16": 1e-4, "BF16": 2e-3, "Q8_0": 0.02, "Q6": 0.05, "Q5": 0.1, "Q4": 0.25, "Q3": 0.5, "Q2": 1.0}
 
 
+LEAST_ROWS = 10  # that validate.rows = "auto" scores, where there are as many
+
+
 class ExportSettings(Section):
     """The GGUF files."""
 
@@ -82,8 +85,8 @@ class ExportSettings(Section):
 class ValidateSettings(Section):
     """How close each GGUF must be to the trained model."""
 
-    rows: int = Field(50, ge=1)
-    """Held-out rows to score, spread evenly over the test split; all of its prompts are compared token by token."""
+    rows: Literal["auto"] | int = "auto"
+    """Held-out rows to score, spread over the test split; "auto": what takes about five minutes a file, at least 10."""
     max_kl: dict[str, float] = MAX_KL
     """Highest mean KL divergence (nats) from the trained model, by quantization, or by bits (Q4: Q4_K_M, IQ4_XS, …)."""
     questions: list[str] = [
@@ -96,6 +99,13 @@ class ValidateSettings(Section):
     """Instruction for these questions."""
     answer_tokens: int = Field(64, ge=1)
     """Length of these answers, in tokens."""
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _automatic_or_a_number(cls, value: Any) -> Any:
+        if value != "auto" and (type(value) is not int or value < 1):
+            raise ValueError(f'write "auto" or a whole number of rows from 1 on, got {value!r}')
+        return value
 
     @field_validator("max_kl")
     @classmethod

@@ -4,7 +4,7 @@ Training's memory is `toolkit.memory`'s.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.train_settings import TrainSettings
@@ -17,6 +17,8 @@ from toolkit.model.tensor_types import tensor_types
 
 CHECKPOINTS = 4  # two are kept and the best one, and another is written before the oldest goes
 TOKENIZER = 20_000_000  # tokenizer.json of Llama 3 is 17 MB
+HEAD_SLICE, HEAD_LOGITS = 4 << 25, 4 << 26  # bytes of the head and of logits that validation holds at a time
+GGUF_BATCH = 512  # tokens that llama.cpp evaluates at a time
 ANSWER_BYTES = 1412  # MedQuAD's mean (3,500,005 bytes in 2,479 rows), where no test records exist yet
 VOCABULARY = 64  # bytes a token of a GGUF file's header: text, kind, merges
 BYTES_PER_TOKEN = 3  # of English in the recipe's vocabularies at the least; 4 is usual
@@ -33,20 +35,23 @@ def export_memory(shape: ModelConfig, cores: int, *, whole: bool) -> Parts:
     return memory.export_peak(4 * largest if whole else 0, cores)
 
 
-def validation(shape: ModelConfig, files: Mapping[str, int], context: int, *, on_gpu: bool = False) -> Parts:
-    """Return the peak of a validation with records of `context` tokens: the reference, or after it the largest GGUF.
+def validation(shape: ModelConfig, quantizations: Collection[str], context: int) -> Parts:
+    """Return the peak of a validation with records of `context` tokens, beside the files, which are mapped.
 
-    The reference is the base in float32 and one record's logits with their log-probabilities; a GGUF comes with a
-    16-bit KV cache (32-bit for F32) and a batch of logits.
+    The reference holds one layer in float32 and what a record becomes in it, or 256 MiB of logits twice with a slice of
+    the head. A GGUF has a 16-bit KV cache (32-bit for F32), one record's logits, and a batch of them.
     """
-    logits = 12 * context * shape.vocab
-    reference = {"weights": 4 * shape.parameters(), "logits": logits}
-    if on_gpu:
-        reference = {"logits": logits}
-    file = max(files.values(), default=0)
-    cache = 2 * shape.layers * shape.key_value * context * (4 if "F32" in files else 2)
-    loaded = {"GGUF": file, "KV cache": cache, "logits": logits}
-    return {"libraries": LIBRARIES, **(reference if total(reference) >= total(loaded) else loaded)}
+    layer = 4 * shape.linear_weights() // shape.layers
+    inside = 4 * context * (4 * shape.hidden + 4 * shape.query + 3 * shape.intermediate)
+    head = min(4 * shape.table(), HEAD_SLICE) + 2 * HEAD_LOGITS
+    cache = 2 * shape.layers * shape.key_value * context * (4 if "F32" in quantizations else 2)
+    steps: list[Parts] = [
+        {"one layer": layer, "activations": inside},
+        {"head": head},
+        {"KV cache": cache, "logits": 4 * (context + GGUF_BATCH) * shape.vocab},
+    ]
+    largest: Parts = max(steps, key=total)
+    return {"libraries": LIBRARIES, **largest}
 
 
 def gguf_files(shape: ModelConfig, settings: ExportSettings) -> dict[str, int]:

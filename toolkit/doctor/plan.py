@@ -9,6 +9,7 @@ from toolkit.core import hardware, places
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.manifest import path_name, read_manifest
+from toolkit.core.output_settings import LEAST_ROWS
 from toolkit.core.parsing import parse_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.doctor import estimate
@@ -99,7 +100,8 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Ma
     if "export" in stages:
         writes.append(Write(folder.path, "GGUF files", max(0, sum(files.values()) - held["export"])))
     if "validate" in stages:
-        answers = min(answer_bytes(folder, config.validation.rows, config.train.max_length), _source_size(config))
+        rows = LEAST_ROWS if config.validation.rows == "auto" else config.validation.rows  # more only if there is room
+        answers = min(answer_bytes(folder, rows, config.train.max_length), _source_size(config))
         writes.append(Write(folder.path, "logits", estimate.kept_logits(shape, answers)))
     store = ollama_store(config)
     if "register" in stages and store is not None:

@@ -117,9 +117,7 @@ def _what_fits(job: Job, there: Device) -> str:
 
 
 def _validation(job: Job) -> Parts:
-    files = estimate.gguf_files(job.shape, job.config.export)
-    on_gpu = job.gpu is not None and 4 * job.shape.parameters() < 0.9 * job.gpu.free
-    return estimate.validation(job.shape, files, job.config.train.max_length, on_gpu=on_gpu)
+    return estimate.validation(job.shape, job.config.export.quantizations, job.config.train.max_length)
 
 
 def unconverted(config: Config, stages: tuple[str, ...]) -> bool:

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.native import silenced
+from toolkit.formats.gguf_reader import open_gguf
 from toolkit.llamacpp.vocabulary import check_header, vocabulary_of
 from toolkit.prompt.format import Part, Prompt
 
 BATCH = 256  # tokens evaluated at once; limits the logits in memory besides the result
+GPU_RESERVE = 1_500_000_000  # bytes of a GPU for the KV cache, a batch of logits, and llama.cpp's own
 SMALL = 64 * 2**20  # bytes of a file up to which threads would wait for each other longer than they compute
 
 
@@ -36,7 +38,8 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
     """Load a GGUF with room for `context` tokens; gives a `llama_cpp.Llama`, closed at the end.
 
     `exact` keeps the KV cache in float32 and flash attention off: with an F32 GGUF the logits then equal float32
-    transformers to rounding. Otherwise it runs as llama.cpp does by default. Raises ToolkitError if it does not load.
+    transformers to rounding; a GPU rounds more. Otherwise it runs as llama.cpp does by default, on a GPU as far as the
+    file fits there (`gpu_layers`). Raises ToolkitError if it does not load.
     """
     import llama_cpp
 
@@ -53,7 +56,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
                 n_ctx=context,
                 n_batch=max(BATCH, min(context, 512)),
                 n_threads=hardware.cores() if path.stat().st_size > SMALL else 1,  # else half of them
-                n_gpu_layers=-1,
+                n_gpu_layers=0 if exact else gpu_layers(path),
                 verbose=False,
                 **options,
             )
@@ -65,6 +68,21 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
         yield llm
     finally:
         llm.close()
+
+
+def gpu_layers(path: Path) -> int:
+    """Return how many layers of a GGUF go to the GPU: 0 in a build for the CPU, -1 for all, or as many as fit there."""
+    import llama_cpp
+
+    if not llama_cpp.llama_supports_gpu_offload():
+        return 0
+    gpu = hardware.gpu()
+    if gpu is None:  # a build for another kind of GPU, which knows best
+        return -1
+    metadata = open_gguf(path).metadata
+    layers = int(metadata.get(f"{metadata.get('general.architecture')}.block_count") or 0)
+    share = max(0, gpu.free - GPU_RESERVE) / path.stat().st_size
+    return -1 if share >= 1 else int(share * layers)
 
 
 def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:

@@ -39,6 +39,17 @@ def llama_cpp() -> Check:
     return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads", "")
 
 
+def gpu_build() -> Check:
+    """Tell whether llama.cpp was built for the CUDA GPU of this machine; without it files are compared on the CPU."""
+    import llama_cpp
+
+    if llama_cpp.llama_supports_gpu_offload():
+        return Check("llama.cpp on the GPU", True, "this build of llama-cpp-python uses the GPU", "")
+    again = f"pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python=={_pinned()}"
+    fix = f'validate is faster with one that is built by CUDA\'s compiler: CMAKE_ARGS="-DGGML_CUDA=on" {again}'
+    return Check("llama.cpp on the GPU", None, "this build of llama-cpp-python computes on the CPU only", fix)
+
+
 def _pinned() -> str:
     found = [line.partition("==")[2] for line in requirements() if line.startswith("llama-cpp-python==")]
     return found[0].split(";")[0].strip() if found else "0.3.36"

@@ -9,7 +9,7 @@ from toolkit.prompt.tokenizer import Tokenizer
 def greedy_answer(model: Any, tokenizer: Tokenizer, prompt: Prompt, tokens: int, stops: tuple[str, ...]) -> str:
     """Answer with at most `tokens` tokens, up to EOS or a stop string.
 
-    `model` is one of transformers with everything loaded; adapters in it have their say.
+    `model` is one of transformers, or of PEFT, with everything loaded.
     """
     import torch
     from transformers import GenerationConfig
@@ -19,7 +19,8 @@ def greedy_answer(model: Any, tokenizer: Tokenizer, prompt: Prompt, tokens: int,
     )
     ids = tokenizer.prompt_ids(prompt)
     # What a base ships with its weights (such as a repetition penalty) would fill in whatever is not set here.
-    former, model.generation_config = model.generation_config, greedy
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    former, inner.generation_config = inner.generation_config, greedy
     try:
         with torch.inference_mode():
             given = torch.tensor([ids], device=next(model.parameters()).device)
@@ -27,7 +28,7 @@ def greedy_answer(model: Any, tokenizer: Tokenizer, prompt: Prompt, tokens: int,
                 input_ids=given, attention_mask=torch.ones_like(given), generation_config=greedy, use_cache=True
             )
     finally:
-        model.generation_config = former
+        inner.generation_config = former
     new = found[0, len(ids) :].tolist()
     text = tokenizer.decode(new[: new.index(tokenizer.eos)] if tokenizer.eos in new else new)
     cuts = [text.index(stop) for stop in stops if stop in text]

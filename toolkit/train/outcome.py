@@ -64,7 +64,7 @@ def finish(job: Job, trainer: Any) -> Outcome:
         },
         **_memory(job, trainer.args.device),
     }
-    figures["answer"] = None if parallel.sharded() else sample.answer(job, model)
+    figures["answers"] = [] if parallel.sharded() else sample.answers(job, model)
     where = f"{len(job.splits['val']):,} of {job.held_out_records:,} held-out records"
     warning = warning_of(learned, where, job.settings.learning_rate)
     return Outcome([*outputs, folder.train_log, folder.loss_plot], figures, warning)

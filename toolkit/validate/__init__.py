@@ -1,6 +1,8 @@
 """The validate stage: the GGUF files in llama.cpp against the trained model in transformers, on held-out records."""
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
 from toolkit.core.files import spread
-from toolkit.core.manifest import FileRecord, Manifest, Outcome, path_name, record_file
+from toolkit.core.manifest import FileRecord, Manifest, Outcome, StageRecord, path_name, record_file
+from toolkit.core.output_settings import ValidateSettings
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.together import write_together
 from toolkit.model.base import Base, licence_of
@@ -20,6 +23,7 @@ from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.layers import open_trained, untrained_answers
 from toolkit.validate.metrics import perplexity
 from toolkit.validate.model_card import model_card
+from toolkit.validate.pace import choose_rows
 from toolkit.validate.report import (
     learned_entry,
     merge_entry,
@@ -37,12 +41,18 @@ REPORT_VERSION = 1
 
 
 def validate(
-    config: Config, folder: RunFolder, base: Base, manifest: Manifest, other: OtherBase | None = None
+    config: Config,
+    folder: RunFolder,
+    base: Base,
+    manifest: Manifest,
+    other: OtherBase | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Score every GGUF against base + adapter on held-out rows; write `report.json` and `README.md`.
 
     `base` is the one that was merged into. `other` is another base that the adapter was trained on, or could have been
-    merged into. The cost of that choice is measured, but is not part of the verdicts. Fields of report.json (KL
+    merged into. The cost of that choice is measured, but is not part of the verdicts. By `clock` the number of rows is
+    chosen. Fields of report.json (KL
     divergences in nats, per answer token, EOS counted as one):
 
     - `version`, `run`, `passed`, `versions`: of this format, the run's name, all verdicts together, the libraries;
@@ -53,7 +63,8 @@ def validate(
       records, each null or `before`, `after`, `error` (of their difference), `verdict` (better, unmoved, worse);
     - `warnings`: what is wrong with the trained model itself, in words;
     - `quantizations`, by name: `file`, `bytes`, `sha256`, `bits_per_weight`; `mean_kl`, `kl_99`, `max_kl`, `top1`
-      (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `bound`, `passed`,
+      (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `mean_kl_low`,
+      `mean_kl_high` (95 % interval over rows; with fewer than 30 its upper end must be within `bound`); `passed`,
       `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
       `expected` and `found` ids);
     - `merge`, null if the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
@@ -62,7 +73,8 @@ def validate(
     - `penalty`, null if `ollama.repeat_penalty` is 1: `repeat_penalty`; of the default `quantization` with it
       `mean_kl`, `kl_99`, `max_kl`, `top1`, `perplexity`, without it `plain_kl`, `plain_perplexity` (null if not
       measurable);
-    - `answers`: `question`, `instruction`, `before` (base in transformers), `after` (default GGUF in llama.cpp);
+    - `answers`: `question`, `instruction`, `before` (base in transformers, null if it is too large and training did not
+      ask it), `after` (default GGUF in llama.cpp);
     - `rows`, of the default quantization: `row`, `tokens`, `kl` (mean);
     - `sources`: SHA-256 by path of what went in.
 
@@ -76,13 +88,18 @@ def validate(
     settings, form = config.validation, prompt_format(config.prompt)
     tokenizer = load(base.folder, form)
     records = heldout.read_held_out(folder.split_file("test"), form, tokenizer)
-    scored = spread(records, settings.rows)
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
     known = manifest.files()
 
     found: dict[str, gguf.Measurement] = {}
     layers = open_trained(base.folder, folder.adapter)
-    before = untrained_answers(layers, tokenizer, prompts, settings.answer_tokens, form.stops)
+    if settings.rows == "auto":
+        scored = choose_rows(records, layers, files[config.export.default], folder.path, clock)
+    else:
+        scored = spread(records, settings.rows)
+    before = _answers_before(settings, manifest.stages.get("train"))
+    if None in before:
+        before = untrained_answers(layers, tokenizer, prompts, settings.answer_tokens, form.stops)
     with reference.measured(layers, scored, folder.path, other) as trained:
         for name, path in files.items():
             asked = prompts if name == config.export.default else []
@@ -102,7 +119,7 @@ def validate(
     default = found[config.export.default]
     learned, warnings = learned_entry(scored, trained.base_nll, trained.nll, manifest.stages.get("train"))
     entries = {
-        name: quantization_entry(name, record_file(path, folder, known), found[name], settings.bound(name))
+        name: quantization_entry(name, record_file(path, folder, known), found[name], settings.bound(name), scored)
         for name, path in files.items()
     }
     report: dict[str, Any] = {
@@ -152,9 +169,16 @@ def validate(
     return Outcome([folder.report, folder.model_card], figures, warnings[0] if warnings else "")
 
 
+def _answers_before(settings: ValidateSettings, record: StageRecord | None) -> list[str | None]:
+    """Return the base's answers that training left, each None if it was not asked that."""
+    kept = (record.figures.get("answers") if record else None) or []
+    known = {(one["question"], one["instruction"], one["tokens"]): one["before"] for one in kept}
+    return [known.get((question, settings.instruction, settings.answer_tokens)) for question in settings.questions]
+
+
 def _plain(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the table's values by quantization."""
-    keys = ("bytes", "mean_kl", "kl_99", "top1", "perplexity", "bound", "passed")
+    keys = ("bytes", "mean_kl", "mean_kl_low", "mean_kl_high", "kl_99", "top1", "perplexity", "bound", "passed")
     return {name: {key: entry[key] for key in keys} for name, entry in report["quantizations"].items()}
 
 

@@ -171,12 +171,14 @@ def _put(model: Any, name: str, value: Any) -> None:
 def _saved(skeleton: Skeleton, name: str) -> str:
     """Return the adapter's tensor that a weight has instead of the base's; empty if there is none.
 
-    An adapter may hold a matrix of the base itself, which a tied head shares.
+    An adapter may hold a matrix of the base itself, which a tied head shares, as it shares trained tokens.
     """
     if name in skeleton.adapter:
         return name
     if any(part in name for part in OWN):
-        return ""
+        module, leaf = _owner(skeleton.model, name)
+        same = (full for full in skeleton.adapter if ".trainable_tokens_" in full and ".trainable_tokens_" in name)
+        return next((full for full in same if _owner(skeleton.model, full) == (module, leaf)), "")
     plain = _plain(name)
     wanted = (plain, skeleton.tied.get(plain, plain))
     kept = (full for full in skeleton.adapter if not any(part in full for part in OWN))

@@ -23,6 +23,8 @@ from toolkit.validate.skeleton import HEAD, Skeleton, compute, make_skeleton, pl
 from toolkit.validate.spill import spill
 from toolkit.validate.weights import Weights, open_weights
 
+BOTH = (True, False)  # with the adapter, without it
+LOGITS = 1 << 26  # in memory at a time: 256 MiB
 SMALL = 500_000_000  # parameters of a base that may be in memory whole to answer questions: 2 GB
 
 
@@ -64,7 +66,7 @@ def final_states(
     ):
         found = np.split(states, len(adapters))
         for layer in range(-1, len(layers)):
-            with _ready(trained, layer, records):
+            with ready(trained, layer, records):
                 for adapted, values in zip(adapters, found, strict=True):
                     with with_adapter(skeleton, adapted):
                         for record, span in zip(records, spans, strict=True):
@@ -74,7 +76,7 @@ def final_states(
 
 
 @contextlib.contextmanager
-def _ready(trained: Trained, layer: int, records: Sequence[Record]) -> Iterator[None]:
+def ready(trained: Trained, layer: int, records: Sequence[Record]) -> Iterator[None]:
     """Hold the weights of one layer, or of the embedding (-1), which a CPU looks up."""
     skeleton, weights = trained.skeleton, trained.weights
     module = skeleton.decoder.layers[layer] if layer >= 0 else skeleton.base.get_input_embeddings()
@@ -112,6 +114,11 @@ def logits_of(skeleton: Skeleton, states: Logits) -> Logits:
     return array
 
 
+def chunk_size(skeleton: Skeleton) -> int:
+    """Return the number of positions whose logits are computed at once."""
+    return max(1, LOGITS // skeleton.vocabulary)
+
+
 @contextlib.contextmanager
 def head(trained: Trained) -> Iterator[None]:
     """Hold what is behind the layers: the last norm, and the head in slices."""
@@ -133,7 +140,10 @@ def spans_of(lengths: list[int]) -> list[slice]:
 def untrained_answers(
     trained: Trained, tokenizer: Tokenizer, prompts: list[Prompt], tokens: int, stops: tuple[str, ...]
 ) -> list[str | None]:
-    """Return the base's greedy answers, each None if its weights are too many to be in memory at once."""
+    """Return the base's greedy answers, each None if its weights are too many to be in memory at once.
+
+    Training asks while the model is loaded; this is for an adapter from elsewhere, and for questions of a later day.
+    """
     skeleton, weights = trained.skeleton, trained.weights
     if not prompts or sum(prod(tensor.shape) for tensor in weights.tensors.values()) > SMALL:
         return [None for _ in prompts]

@@ -11,6 +11,7 @@ Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
 PENALISED = 64  # tokens that a repeat penalty looks back over, by default in Ollama and in llama-cpp-python
+RESAMPLES = 2000  # of the rows, for an interval
 CHUNK = 2**20  # logits held in float64 at a time: 8 MiB an array
 
 
@@ -66,6 +67,23 @@ def join(parts: list[Distance]) -> Distance:
         np.concatenate([np.empty(0), *(part.nll for part in parts)]),
         np.concatenate([np.empty(0, dtype=np.bool_), *(part.same_top for part in parts)]),
     )
+
+
+def mean_interval(totals: Values, counts: npt.NDArray[np.int64]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean over tokens, from the total and the number of tokens of each row.
+
+    The percentile bootstrap over rows, because a row's tokens are no independent draws (Efron 1979; 2,000 resamples,
+    always the same ones). None for fewer than two rows, or values that are not finite.
+    """
+    if len(totals) < 2 or not np.isfinite(totals).all():
+        return None
+    draw = np.random.default_rng(0)
+    means = []
+    for _ in range(RESAMPLES // 100):  # 100 at a time: their counts of all rows are in memory
+        times = draw.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=100)
+        means.append(times @ totals / (times @ counts))
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def negative_log_likelihood(logits: Logits, targets: npt.NDArray[np.int64]) -> Values:

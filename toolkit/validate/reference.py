@@ -14,14 +14,11 @@ from toolkit.core.errors import ToolkitError
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate.filling import check_weights
 from toolkit.validate.heldout import Record
-from toolkit.validate.layers import Trained, final_states, head, logits_of, spans_of, with_adapter
+from toolkit.validate.layers import BOTH, Trained, chunk_size, final_states, head, logits_of, spans_of, with_adapter
 from toolkit.validate.metrics import Distance, Logits, Values, compare, join, negative_log_likelihood
 from toolkit.validate.skeleton import Skeleton
 from toolkit.validate.spill import spill
 from toolkit.validate.weights import other_weights
-
-LOGITS = 1 << 26  # logits in memory at a time: 256 MiB
-BOTH = (True, False)  # with the adapter, without it
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def _answer_positions(records: Sequence[Record]) -> npt.NDArray[np.int64]:
 
 
 def _chunks(skeleton: Skeleton, count: int) -> list[slice]:
-    step = max(1, LOGITS // skeleton.vocabulary)
+    step = chunk_size(skeleton)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 

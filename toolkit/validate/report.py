@@ -12,9 +12,10 @@ from toolkit.core.manifest import FileRecord, StageRecord, installed
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Distance, Values, perplexity
+from toolkit.validate.metrics import Distance, Values, mean_interval, perplexity
 from toolkit.validate.reference import MergeCost
 
+FEW = 30  # rows below which the upper end of the mean's interval is held against the bound
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "numpy", "llama-cpp-python")
 
 
@@ -23,21 +24,29 @@ def versions() -> dict[str, str]:
     return {"toolkit": __version__, "python": python_version(), **installed(LIBRARIES)}
 
 
-def quantization_entry(name: str, file: FileRecord, found: Measurement, bound: float) -> dict[str, Any]:
-    """Turn one file's measurement into its entry of report.json, verdict included."""
+def quantization_entry(
+    name: str, file: FileRecord, found: Measurement, bound: float, scored: list[Record]
+) -> dict[str, Any]:
+    """Turn one file's measurement on the scored records into its entry of report.json, verdict included.
+
+    Of fewer than 30 rows the upper end of the interval counts: their mean may be low by chance.
+    """
+    interval = _interval(found.distance, scored)
     entry: dict[str, Any] = {
         "file": file.path,
         "bytes": file.size,
         "sha256": file.sha256,
         "bits_per_weight": round(found.bits_per_weight, 3),
         **_distances(found.distance),
+        "mean_kl_low": interval[0] if interval else None,
+        "mean_kl_high": interval[1] if interval else None,
         "bound": bound,
         "prompts": found.parity.prompts,
         "unequal_prompts": found.parity.unequal_prompts,
         "unequal_records": found.parity.unequal_records,
         "unequal_examples": found.parity.examples,
     }
-    entry["problems"] = _problems(name, entry, found)
+    entry["problems"] = _problems(entry, found, len(scored))
     entry["passed"] = not entry["problems"]
     return entry
 
@@ -111,13 +120,24 @@ def _distances(distance: Distance | None) -> dict[str, float | None]:
     return {name: float(value) for name, value in zip(names, values, strict=True)}
 
 
-def _problems(name: str, entry: dict[str, Any], found: Measurement) -> list[str]:
+def _interval(distance: Distance | None, scored: list[Record]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean KL over the scored records, None if there is none."""
+    if distance is None:
+        return None
+    counts = np.array([len(record.targets) for record in scored])
+    totals = np.array([part.sum() for part in np.split(distance.kl, np.cumsum(counts)[:-1])])
+    return mean_interval(totals, counts)
+
+
+def _problems(entry: dict[str, Any], found: Measurement, rows: int) -> list[str]:
     problems = []
+    mean, high = entry["mean_kl"], entry["mean_kl_high"]
+    few = f" (up to {high:.3g}, which counts with {rows} rows)" if high is not None and rows < FEW else ""
     if found.distance is not None and entry["mean_kl"] is None:
         count = int((~np.isfinite(found.distance.kl)).sum())
         problems.append(f"its logits are not finite at {count:,} of {len(found.distance.kl):,} answer tokens")
-    elif entry["mean_kl"] is not None and entry["mean_kl"] > entry["bound"]:
-        problems.append(f"mean KL {entry['mean_kl']:.3g} is over its bound {entry['bound']:g} (`validate.max_kl`)")
+    elif mean is not None and (high if few else mean) > entry["bound"]:
+        problems.append(f"mean KL {mean:.3g}{few} is over its bound {entry['bound']:g} (`validate.max_kl`)")
     for what in ("prompts", "records"):
         if entry[f"unequal_{what}"]:
             problems.append(
@@ -156,9 +176,21 @@ def report_table(report: dict[str, Any]) -> str:
     ]
     columns = ("quantization", "size", "mean KL", "99 % KL", "top-1", "perplexity", "bound", "verdict")
     text = console.table(columns, rows)
-    said = [merge_sentence(report["merge"])] if report.get("merge") else []
+    said = [interval_sentence(report["quantizations"], report.get("rows_scored") or report["held_out"]["rows_scored"])]
+    said = [line for line in said if line]
+    said += [merge_sentence(report["merge"])] if report.get("merge") else []
     said += [penalty_sentence(report["penalty"])] if report.get("penalty") else []
     return "\n".join([text, *said])
+
+
+def interval_sentence(entries: dict[str, dict[str, Any]], rows: int) -> str:
+    """State the 95 % interval of each mean KL, and whether its upper end decided; empty where there is none."""
+    ends = {name: (entry.get("mean_kl_low"), entry.get("mean_kl_high")) for name, entry in entries.items()}
+    listed = [f"{name} {nats(low)} to {nats(high)}" for name, (low, high) in ends.items() if low is not None]
+    if not listed:
+        return ""
+    counts = f"; with fewer than {FEW} rows its upper end is held against the bound" if rows < FEW else ""
+    return f"95 % interval of the mean KL, over {rows:,} rows: {', '.join(listed)}{counts}"
 
 
 def merge_sentence(entry: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ class Skeleton:
 
     def name_of(self, module: Any) -> str:
         """Return the full name of one of the model's modules."""
-        return next(name for name, found in self.model.named_modules() if found is module)
+        return str(next(name for name, found in self.model.named_modules() if found is module))
 
 
 def make_skeleton(base: Path, adapter: Path, device: str) -> Skeleton:
@@ -99,6 +99,7 @@ def make_skeleton(base: Path, adapter: Path, device: str) -> Skeleton:
     options = {"attn_implementation": "eager"} if capped else {}
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **options)
+    model.tie_weights()  # accelerate's context gives each name a weight of its own
     first: dict[int, str] = {}
     tied = {}
     for name, weight in model.named_parameters(remove_duplicate=False):

@@ -40,7 +40,8 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
 def _checks(there: Examination) -> Checks:
     from toolkit.llamacpp import checks
 
-    return [("one libggml", checks.second_ggml), ("llama.cpp", checks.llama_cpp)]
+    made: Checks = [("one libggml", checks.second_ggml), ("llama.cpp", checks.llama_cpp)]
+    return [*made, ("llama.cpp on the GPU", checks.gpu_build)] if there.gpu is not None else made
 
 
 STAGE = Stage(

@@ -1,8 +1,10 @@
 """The weights of a base in float32, each read from its files when it is asked for: nothing is kept in memory."""
 
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,11 @@ class Weights:
 
     def read_some(self, name: str, wanted: Sequence[int]) -> npt.NDArray[np.float32]:
         """Return a matrix with only the `wanted` rows, ascending, filled in; the others take no memory."""
-        table = np.zeros(self.tensors[name].shape, np.float32)
+        shape = self.tensors[name].shape
+        room = mmap.mmap(-1, 4 * prod(shape))
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # else each row takes 2 MB
+            room.madvise(mmap.MADV_NOHUGEPAGE)
+        table = np.frombuffer(room, np.float32).reshape(shape)
         for index in wanted:
             table[index : index + 1] = self.read_rows(name, index, index + 1)
         return table
