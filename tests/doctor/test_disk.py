@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.conftest import Home, only_failure
+from toolkit import pipeline
+from toolkit.core import hardware
+from toolkit.core.config import Config
 from toolkit.core.console import size
 from toolkit.core.manifest import Manifest, Outcome, StageRecord, record_file, write_manifest
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.core.stage import Check
+from toolkit.doctor import disk as disks
 from toolkit.doctor import plan
+from toolkit.doctor.resources import Job
 from toolkit.model.known_models import known_model
 from toolkit.train import checkpoints
 
@@ -122,3 +127,76 @@ def test_copies_that_the_server_holds_are_not_made_again(home: Home, below: str)
     assert 0 < copies("register") < all_of_them / 2, size(copies("register"))
     hold(home.path / "cache" / below / f"sha256-{files[1].sha256}", 10)
     assert copies("register") == 0
+
+
+def writes(*given: tuple[str, int, str, bool]) -> list[plan.Write]:
+    return [plan.Write(Path("/x"), what, size, stage, kept) for what, size, stage, kept in given]
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        ([("a", 5, "train", True), ("b", 7, "export", True)], 12),
+        ([("a", 5, "train", True), ("gone", 9, "train", False), ("b", 7, "export", True)], 14),
+        ([("a", 5, "train", True), ("gone", 3, "train", False), ("b", 7, "export", True)], 12),
+        ([("always", 1, "", True), ("gone", 9, "validate", False), ("later", 20, "register", True)], 21),
+        ([("gone", 9, "train", False), ("gone too", 8, "validate", False)], 9),
+        ([], 0),
+    ],
+)
+def test_what_goes_with_its_stage_makes_room_for_the_next(given: list[tuple[str, int, str, bool]], most: int) -> None:
+    assert disks.peak(writes(*given), tuple(pipeline.STAGES)) == most
+
+
+def test_a_finished_runs_checkpoints_go_unless_it_could_continue(home: Home) -> None:
+    prepared(home)
+    found = disk(home.examine(*STEPS, stages=("train", "export")))
+    assert "checkpoints 81.7 MB during train" in found
+    endless = disk(home.examine(*STEPS, "train.lr_scheduler_type=constant", stages=("train", "export")))
+    assert "checkpoints 81.7 MB," in endless
+
+
+HUB = ("model.base=unsloth/Meta-Llama-3.1-8B-bnb-4bit", "model.base_16bit=unsloth/Meta-Llama-3.1-8B")
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "free_disk", lambda path: free)
+
+
+def job(config: Config, *stages: str) -> Job:
+    assert SHAPE is not None
+    return Job(config, folder_of(config), dict.fromkeys(stages, 0), SHAPE, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "free", "pieces"),
+    [
+        ("export.stream_base=auto", 10**12, False),
+        ("export.stream_base=auto", 30 * 10**9, True),
+        ("export.stream_base=true", 10**12, True),
+        ("export.stream_base=false", 30 * 10**9, False),
+        ("export.imatrix=true", 30 * 10**9, False),
+        ("export.merge_base=as-trained", 20 * 10**9, False),
+    ],
+)
+def test_a_base_that_does_not_fit_is_counted_in_pieces(
+    home: Home, monkeypatch: pytest.MonkeyPatch, change: str, free: int, pieces: bool
+) -> None:
+    on_gpu(monkeypatch, free)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
+    found = "".join(check.found for check in disks.disk(job(home.config(*HUB, change), "train", "export")))
+    assert ("pieces of unsloth/Meta-Llama-3.1-8B 268.4 MB during export" in found) == pieces
+    assert "download of unsloth/Meta-Llama-3.1-8B-bnb-4bit 5.7 GB" in found
+    sixteen = "download of unsloth/Meta-Llama-3.1-8B 16.1 GB" in found
+    assert sixteen == (not pieces and change != "export.merge_base=as-trained")
+
+
+def test_a_cpu_trains_the_very_base_and_needs_it_whole(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, 10**9)
+    monkeypatch.setattr(hardware, "sees_gpu", lambda: False)
+    config = home.config(*HUB)
+    assert not plan.may_stream("unsloth/Meta-Llama-3.1-8B", config, ("train", "export"))
+    assert plan.may_stream("unsloth/Meta-Llama-3.1-8B", config, ("export",))
+    [check] = disks.disk(job(home.config(*HUB, "export.stream_base=false"), "export"))
+    assert check.ok is False and "--set export.stream_base=auto" in check.fix

@@ -20,9 +20,12 @@ from toolkit.core import config_file, hardware, signals
 from toolkit.core import files as core_files
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.run_folder import RunFolder
+from toolkit.core.manifest import Manifest
+from toolkit.core.run_folder import RunFolder, folder_of
+from toolkit.core.stage import Context
 from toolkit.model import precision
 from toolkit.train import backend, callbacks, checkpoints, checks, peft_backend, plot, unsloth_backend
+from toolkit.train.stage import STAGE
 
 
 def save(folder: Path, step: int) -> Path:
@@ -74,6 +77,22 @@ def test_what_a_killed_save_left_is_cleared_away_and_the_rest_stays(tmp_path: Pa
     assert sorted(path.name for path in whole.iterdir()) == ["checkpoint-3", "runs"]
     assert len(list((whole / "checkpoint-3").iterdir())) == 4
     checkpoints.clear_unfinished(tmp_path / "none", "a")
+
+
+@pytest.mark.parametrize(("schedule", "kept"), [("linear", False), ("cosine", False), ("constant", True)])
+def test_a_recorded_run_keeps_only_checkpoints_that_could_continue(tmp_path: Path, schedule: str, kept: bool) -> None:
+    config = config_file.build({"run": {"folder": str(tmp_path)}, "train": {"lr_scheduler_type": schedule}})
+    folder = folder_of(config)
+    folder.data.mkdir(parents=True)
+    folder.split_file("train").write_text("{}\n")
+    place = checkpoints.place(folder, checkpoints.fingerprint(config, folder))
+    for name in (2, 4):
+        save(place, name)
+    (place / "runs").mkdir()
+    shutil.copytree(place / "checkpoint-4", place / "checkpoint-4-mine")
+    STAGE.after(Context(config, folder, Manifest(run_id="x")))
+    own = ["checkpoint-2", "checkpoint-4"] if kept else []
+    assert sorted(path.name for path in place.iterdir()) == [*own, "checkpoint-4-mine", "runs"]
 
 
 @pytest.mark.parametrize("killed_at", ["a file", "the mark's text", "the mark's rename"])

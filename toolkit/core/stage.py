@@ -98,13 +98,13 @@ class Stage:
 
     `settings` are the sections and keys that decide its result, without `idle` ones, which only change how it runs.
     `files` says what it reads and writes, and downloads nothing. `summary` writes its figures as text. `checks` lists
-    the doctor's checks, each with its name. `before` may fetch what `files` names. `needs` are stages that must be
-    fresh, each with the message where it is not. `may_replace` tells whether a file that it did not write may be
-    replaced. `lost` says why its result is gone although its files are there. `held` counts the bytes on disk that an
-    interrupted run left and the next one continues with. `costly`: hours may follow, so the others' `foresee` is asked
-    first, which says whether the stage could use the model that these settings train (`offline` or not): a refusal has
-    `ok` False, None is nothing known. `gate` raises ToolkitError where the result may not replace
-    what is in use; it is not called with --force.
+    the doctor's checks, each with its name. `before` may fetch what `files` names, `after` removes what is of no use
+    once the result is recorded. `needs` are stages that must be fresh, each with the message where it is not.
+    `may_replace` tells whether a file that it did not write may be replaced. `lost` says why its result is gone
+    although its files are there. `held` counts the bytes on disk that an interrupted run left and the next one
+    continues with. `costly`: hours may follow, so the others' `foresee` is asked first, which says whether the stage
+    could use the model that these settings train (`offline` or not): a refusal has `ok` False, None is nothing known.
+    `gate` raises ToolkitError where the result may not replace what is in use; it is not called with --force.
     """
 
     name: str
@@ -115,6 +115,7 @@ class Stage:
     checks: Callable[[Examination], Checks] = no_checks
     idle: tuple[str, ...] = ()
     before: Callable[[Context], None] = nothing
+    after: Callable[[Context], None] = nothing
     needs: Mapping[str, str] = field(default_factory=dict)
     may_replace: Callable[[Context, Path], bool] = never
     lost: "Callable[[Config, StageRecord], str]" = still_there

@@ -17,6 +17,10 @@ from toolkit.core.section import Section
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+# Their learning rate does not depend on the length of the run, so a finished run can continue with more steps.
+ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
+
+
 class TrainSettings(Section):
     """LoRA and the optimizer."""
 

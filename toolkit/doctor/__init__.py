@@ -10,7 +10,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError, explain
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check, Examination, Found, Stage
-from toolkit.doctor import checks, plan, resources
+from toolkit.doctor import checks, disk, plan, resources
 from toolkit.doctor.resources import Job
 from toolkit.model import base
 
@@ -99,7 +99,7 @@ def _look_at_resources(
     if "train" in job.stages:
         look("adapter", lambda: resources.adapter(config, shape))
     look("memory", lambda: resources.memory(job))
-    look("disk", lambda: resources.disk(job))
+    look("disk", lambda: disk.disk(job))
 
 
 def _guarded(name: str, check: Callable[[], Found]) -> Found:

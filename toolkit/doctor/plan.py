@@ -12,10 +12,12 @@ from toolkit.core.manifest import path_name, read_manifest
 from toolkit.core.output_settings import LEAST_ROWS
 from toolkit.core.parsing import parse_json
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.train_settings import ENDLESS
 from toolkit.doctor import estimate
 from toolkit.model import base, memory
 from toolkit.model.gguf_base import converted
 from toolkit.model.gguf_config import gguf_config
+from toolkit.model.hub_shards import PIECE
 from toolkit.model.known_models import known_model
 from toolkit.model.model_config import ModelConfig, model_config, stored_parameters
 from toolkit.ollama.address import is_loopback, server_address
@@ -23,11 +25,13 @@ from toolkit.ollama.address import is_loopback, server_address
 
 @dataclass(frozen=True)
 class Write:
-    """Bytes that will be written under a path, and what they are."""
+    """Bytes that will be written under a path, and what they are; what is not `kept` goes when its `stage` ends."""
 
     path: Path
     what: str
     size: int
+    stage: str = ""
+    kept: bool = True
 
 
 def labels(config: Config, stages: tuple[str, ...]) -> list[str]:
@@ -58,8 +62,23 @@ def parameters_of(label: str, revision: str) -> int:
     return stored_parameters(path) if path is not None and path.is_dir() else 0
 
 
-def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
-    """List what fetching or converting a base writes: nothing where it is already here."""
+def first_use(label: str, config: Config, stages: tuple[str, ...]) -> str:
+    """Name the stage that loads a base's weights first; prepare reads the tokenizer alone."""
+    training = label == base.training_label(config.model)
+    return next((stage for stage in (("train",) if training else ()) + ("export", "validate") if stage in stages), "")
+
+
+def may_stream(label: str, config: Config, stages: tuple[str, ...]) -> bool:
+    """Tell whether the export can read a base from the hub without keeping it: nobody else needs it whole."""
+    trained = "train" in stages and label == base.training_label(config.model)
+    whole = trained or config.export.imatrix or config.export.stream_base is False or label.endswith(base.FOUR_BIT)
+    return not whole and label == base.merge_label(config.model, config.export) and base.local_path(label) is None
+
+
+def base_writes(
+    label: str, revision: str, shape: ModelConfig, *, stage: str = "", streamed: bool = False
+) -> list[Write]:
+    """List what fetching or converting a base writes: nothing where it is already here, pieces where it is streamed."""
     path = base.local_path(label)
     if path is None:
         from huggingface_hub.constants import HF_HUB_CACHE
@@ -69,9 +88,12 @@ def base_writes(label: str, revision: str, shape: ModelConfig) -> list[Write]:
         four_bit = label.endswith(base.FOUR_BIT)
         size = memory.weights_cuda(shape, four_bit=four_bit) + estimate.TOKENIZER
         there = _downloaded(Path(HF_HUB_CACHE), label, revision)
-        return [Write(Path(HF_HUB_CACHE), f"download of {label}", max(0, size - there))]
+        if streamed:  # the export takes the largest tensors first, while its results are small
+            at_once = 2 * max(PIECE, *(2 * inputs * outputs for inputs, outputs in shape.linears().values()))
+            return [Write(places.cache_folder(), f"pieces of {label}", at_once, "export", kept=False)]
+        return [Write(Path(HF_HUB_CACHE), f"download of {label}", max(0, size - there), stage)]
     if path.is_file() and converted(path) is None:
-        return [Write(places.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER)]
+        return [Write(places.cache_folder(), "converted base", 4 * shape.parameters() + estimate.TOKENIZER, stage)]
     return []
 
 
@@ -91,22 +113,24 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Ma
     writes, stages = [], held.keys()
     files = estimate.gguf_files(shape, config.export)
     if "prepare" in stages:
-        writes.append(Write(folder.path, "records", 2 * _source_size(config)))
+        writes.append(Write(folder.path, "records", 2 * _source_size(config), "prepare"))
     if "train" in stages:
+        continues = config.train.lr_scheduler_type in ENDLESS
         moments = 2 if config.train.optim.endswith("8bit") and hardware.sees_gpu() else 8
-        writes.append(Write(folder.path, "adapter", estimate.adapter_folder(shape, config.train)))
+        writes.append(Write(folder.path, "adapter", estimate.adapter_folder(shape, config.train), "train"))
         saved = estimate.checkpoints(shape, config.train, moments=moments, records=_training_records(folder))
-        writes.append(Write(folder.path, "checkpoints", max(0, saved - held["train"])))
+        writes.append(Write(folder.path, "checkpoints", max(0, saved - held["train"]), "train", kept=continues))
     if "export" in stages:
-        writes.append(Write(folder.path, "GGUF files", max(0, sum(files.values()) - held["export"])))
+        writes.append(Write(folder.path, "GGUF files", max(0, sum(files.values()) - held["export"]), "export"))
     if "validate" in stages:
         rows = LEAST_ROWS if config.validation.rows == "auto" else config.validation.rows  # more only if there is room
         answers = min(answer_bytes(folder, rows, config.train.max_length), _source_size(config))
-        writes.append(Write(folder.path, "logits", estimate.kept_logits(shape, answers)))
+        writes.append(Write(folder.path, "logits", estimate.kept_logits(shape, answers), "validate", kept=False))
     store = ollama_store(config)
     if "register" in stages and store is not None:
         there = set() if "export" in stages else _served_already(config, folder, store)
-        writes.append(Write(store, "Ollama's copies", sum(files[name] for name in config.served if name not in there)))
+        copies = sum(files[name] for name in config.served if name not in there)
+        writes.append(Write(store, "Ollama's copies", copies, "register"))
     return writes
 
 

@@ -1,6 +1,5 @@
 """The checks of memory and disk: what the configured run needs, computed, against what is free."""
 
-import os
 from dataclasses import dataclass
 
 from toolkit.core import hardware
@@ -8,11 +7,9 @@ from toolkit.core.config import Config
 from toolkit.core.console import size
 from toolkit.core.errors import ToolkitError
 from toolkit.core.hardware import Gpu
-from toolkit.core.places import mover
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import estimate, plan
-from toolkit.doctor.plan import Write
 from toolkit.model import base, memory_plan
 from toolkit.model.gguf_base import converted
 from toolkit.model.memory import Parts, total
@@ -156,53 +153,6 @@ def least_memory(label: str, revision: str) -> Check:
         )
     found = f"{count:,} parameters of a kind whose activations cannot be computed: weights {size(4 * count)} in float32"
     return Check("memory", None, found, "watch the first steps")
-
-
-def disk(job: Job) -> list[Check]:
-    """Compare what will be written on each file system with what is free there."""
-    writes = plan.stage_writes(job.config, job.folder, job.shape, job.held)
-    for label in plan.labels(job.config, job.stages):
-        writes += plan.base_writes(label, base.revision_of(label, job.config.model), job.shape)
-    systems: dict[int, list[Write]] = {}
-    for write in writes:
-        systems.setdefault(hardware.file_system(write.path), []).append(write)
-    barred = [check for write in writes if (check := _barred(write))]
-    return [*barred, *(_file_system(together) for together in systems.values())]
-
-
-def _barred(write: Write) -> Check | None:
-    """Fail where a cache cannot be written; the run folder has a check of its own, and the server its own user."""
-    variable, place = mover(write.path), hardware.existing(write.path)
-    if not variable or os.access(place, os.W_OK | os.X_OK):
-        return None
-    found = f"`{write.path}` cannot be written: no permission for `{place}`"
-    return Check("cache", False, found, f"change its permissions, or set {variable} to another folder")
-
-
-def _file_system(writes: list[Write]) -> Check:
-    places = ", ".join(dict.fromkeys(str(write.path) for write in writes))
-    need = sum(write.size for write in writes)
-    listed = ", ".join(f"{write.what} {size(write.size)}" for write in writes)
-    free = hardware.free_disk(writes[0].path)
-    fits = need <= free
-    found = f"{places}: needs {size(need)} ({listed}), {'' if fits else 'only '}{size(free)} are free"
-    return Check("disk", fits, found, "" if fits else _move(writes, need - free))
-
-
-def _move(writes: list[Write], missing: int) -> str:
-    largest = max(writes, key=lambda write: write.size)
-    ways = {
-        "GGUF files": "write fewer with `--set export.quantizations=Q4_K_M`, or set run.folder to another disk",
-        "Ollama's copies": "set OLLAMA_MODELS to a folder on another disk, for the server too",
-        "converted base": "set XDG_CACHE_HOME to a folder on another disk",
-        "logits": "lower `validate.rows`, or set run.folder to another disk",
-    }
-    hub = (
-        "set HF_HOME to a folder on another disk"
-        if largest.what.startswith("download")
-        else "set run.folder to another disk"
-    )
-    return f"free {size(missing)} there; or {ways.get(largest.what, hub)}"
 
 
 def shape_or_none(label: str, revision: str) -> ModelConfig | None:

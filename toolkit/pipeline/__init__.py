@@ -199,6 +199,7 @@ def perform(
     _record(found, context, planned, outcome, seconds, failed)
     if failed:
         raise failed
+    found.after(context)
     return Done(name, False, why, outcome.figures, seconds, outcome.warning, tuple(outcome.outputs))
 
 

@@ -16,7 +16,7 @@ from toolkit.core.config import Config
 from toolkit.core.files import sha256_of, size_of_folder, to_disk
 from toolkit.core.parsing import read_json_or_nothing
 from toolkit.core.run_folder import RunFolder
-from toolkit.train.schedule import ENDLESS
+from toolkit.core.train_settings import ENDLESS
 
 MARKER = "toolkit.json"
 STATE = "trainer_state.json"  # transformers' own, with the log
@@ -109,6 +109,13 @@ def clear_unfinished(folder: Path, run: str) -> None:
     """Remove what a killed save left, which the trainer would count among its own."""
     for path in _numbered(folder):
         if not is_whole(path, run):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def clear_finished(config: Config, folder: RunFolder) -> None:
+    """Remove a finished run's checkpoints where no run of more steps could continue from them; its logs stay."""
+    if config.train.lr_scheduler_type not in ENDLESS:
+        for path in _numbered(place(folder, fingerprint(config, folder))):
             shutil.rmtree(path, ignore_errors=True)
 
 

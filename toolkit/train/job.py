@@ -11,7 +11,7 @@ from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.files import spread
 from toolkit.core.run_folder import RunFolder
-from toolkit.core.train_settings import TrainSettings
+from toolkit.core.train_settings import ENDLESS, TrainSettings
 from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import Device, MemoryPlan
@@ -22,7 +22,6 @@ from toolkit.train import batches, checkpoints, examples, parallel, unsloth_back
 from toolkit.train.backend import Backend
 from toolkit.train.batches import Rows
 from toolkit.train.examples import Example
-from toolkit.train.schedule import ENDLESS
 
 
 @dataclass

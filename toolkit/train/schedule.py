@@ -2,9 +2,6 @@
 
 from toolkit.core.train_settings import TrainSettings
 
-# Their learning rate does not depend on the length of the run, so a finished run can continue with more steps.
-ENDLESS = ("constant", "constant_with_warmup", "inverse_sqrt")
-
 
 def learning_rates(settings: TrainSettings, steps: int) -> list[float]:
     """Return the learning rate of each step of a run, as transformers' scheduler gives it."""

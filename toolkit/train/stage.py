@@ -64,6 +64,12 @@ def _held(config: "Config", folder: "RunFolder") -> int:
     return checkpoints.bytes_of(config, folder)
 
 
+def _after(context: Context) -> None:
+    from toolkit.train import checkpoints
+
+    checkpoints.clear_finished(context.config, context.folder)
+
+
 def _checks(there: Examination) -> Checks:
     from toolkit.train import checks
 
@@ -85,6 +91,7 @@ STAGE = Stage(
     run=_run,
     summary=_summary,
     checks=_checks,
+    after=_after,
     held=_held,
     costly=True,
 )
