@@ -361,14 +361,14 @@ def test_the_table_has_marks_and_every_fix(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_conversion_is_found_where_base_puts_it(home: Home) -> None:
     path = home.path / "some.gguf"
     path.write_bytes(b"GGUF")
-    assert plan.converted(path) is None
+    assert gguf_base.converted(path) is None
     from toolkit.core.files import sha256_of
 
     folder = places.cache_folder() / "bases" / f"some-{sha256_of(path)[:16]}-{gguf_base.CONVERSION}"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").touch()
     (folder / "tokenizer.json").touch()
-    assert plan.converted(path) == folder
+    assert gguf_base.converted(path) == folder
     assert base.resolve(str(path)).folder == folder
 
 

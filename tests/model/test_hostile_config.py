@@ -15,7 +15,7 @@ from toolkit import pipeline
 from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import folder_of
-from toolkit.doctor import checks, resources
+from toolkit.doctor import checks, disk, resources
 from toolkit.export import foresight, plan
 from toolkit.model import families
 from toolkit.model.families.family import Family, Layout
@@ -111,7 +111,7 @@ def test_the_doctor_computes_for_any_config(
         resources.least_memory(str(base), "")
         return
     job = resources.Job(config, folder_of(config), dict.fromkeys(pipeline.STAGES, 0), model, None)
-    found = [resources.adapter(config, model), *resources.memory(job), *resources.disk(job)]
+    found = [resources.adapter(config, model), *resources.memory(job), *disk.disk(job)]
     assert all(check.found for check in found)
     assert all(count <= 20_000 for count in laid_out)
 
