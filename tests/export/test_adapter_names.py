@@ -379,6 +379,55 @@ def test_an_adapter_that_changes_nothing(
     assert (said in heard) if said else "warning" not in heard
 
 
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [
+        (1e-12, "this adapter changes nothing: 14 of 14 LoRA products are too small to change a weight"),
+        (1e-38, "this adapter changes nothing"),
+        (1e-3, ""),
+    ],
+)
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_product_too_small_for_any_weight(
+    made: tuple[Path, Path], tmp_path: Path, factor: float, said: str, dry: bool,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def smaller(tensors: Tensors) -> Tensors:
+        return {name: value * np.float32(factor if "lora_B" in name else 1) for name, value in tensors.items()}
+
+    adapter = changed(made[1], tmp_path / "adapter", smaller, base_model_name_or_path=str(made[0]))
+    monkeypatch.chdir(tmp_path)
+    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=dry, force=False)
+    heard = " ".join(capsys.readouterr().err.split())
+    assert (said in heard) if said else "changes nothing" not in heard
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("form", ["bf16", "f32"])
+def test_dora_as_training_begins_with_it_changes_nothing(
+    made: tuple[Path, Path], tmp_path: Path, targets: list[str], form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = models.save_adapter(tmp_path / "dora", made[0], use_dora=True, target_modules=targets)
+    path, base = adapter / "adapter_model.safetensors", load_file(made[0] / "model.safetensors")
+    values = zeroed("lora_B")(load_file(path))
+    values = zeroed("lora_embedding_B")(values)
+    for name in values:
+        if "magnitude" in name:
+            module = name.removeprefix("base_model.model.").partition(".lora_magnitude")[0]
+            weight = base[f"{module}.weight"] if f"{module}.weight" in base else base["model.embed_tokens.weight"]
+            norm = np.linalg.norm(weight.astype(np.float32), axis=0 if "embed_tokens" in module else 1)
+            rounded = torch.from_numpy(norm).bfloat16().float().numpy() if form == "bf16" else norm
+            values[name] = rounded.reshape(values[name].shape)
+    save_file(values, path)
+    export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "this adapter changes nothing" in capsys.readouterr().err
+    name = next(name for name in values if "magnitude" in name)
+    save_file({**values, name: values[name] * np.float32(1.1)}, path)
+    export(made[0], adapter, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
+    assert "this adapter changes nothing" not in capsys.readouterr().err
+
+
 def test_other_training_beside_zeros_is_no_nothing(
     made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

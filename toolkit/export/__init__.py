@@ -38,7 +38,7 @@ from toolkit.formats.checkpoint import Floats
 from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import PromptFormat
 
-__all__ = ["ExportPlan", "PlannedTensor", "export", "plan"]
+__all__ = ["ExportPlan", "PlannedTensor", "check_chats", "export", "plan"]
 
 
 def export(
@@ -72,15 +72,11 @@ def export(
     if shards is None:
         streaming.discard(targets.values())
         check_head(base, planned)
-    say_vocabulary(base, planned)
-    trained = chat_check.training(planned.tokenizer, base, prompt_format)
-    metadata = shared_metadata(base, adapter, planned, template, name)
-    common = chat_check.settle(planned.model.architecture, metadata, trained)
-    chat_check.warn_of_text(template, trained)
+    common, trained = check_chats(base, adapter, planned, template, name, prompt_format)
     headers = {quantization: header(planned, common, quantization) for quantization in targets}
     sizes = {targets[key]: len(headers[key]) + planned.bytes[key] for key in targets}
     check_disk(sizes, streaming.begun(targets.values()) if shards else 0)
-    effect.say_effect(planned.tensors, planned.gap)
+    effect.say_effect(planned.tensors, planned.gap, base_here=shards is None)
 
     def check(place: Path) -> None:
         if shards is not None:
@@ -95,6 +91,21 @@ def export(
     figures = {key: _figures(planned, key, written[key], gpu) for key in targets}
     seconds = round(time.monotonic() - started, 3)
     return Outcome(list(targets.values()), {**figures, "seconds": seconds, "tensors": len(planned.tensors)})
+
+
+def check_chats(
+    base: Path, adapter: Path | None, planned: ExportPlan, template: str, name: str, prompt_format: PromptFormat | None
+) -> tuple[Metadata, chat_check.Training]:
+    """Return the metadata that all files share, with which llama.cpp reads chats as training did, and the training.
+
+    Says whose vocabulary it is. Raises ToolkitError if chats cannot have the ids of training.
+    """
+    say_vocabulary(base, planned)
+    trained = chat_check.training(planned.tokenizer, base, prompt_format)
+    metadata = shared_metadata(base, adapter, planned, template, name)
+    common = chat_check.settle(planned.model.architecture, metadata, trained)
+    chat_check.warn_of_text(template, trained)
+    return common, trained
 
 
 def _write(

@@ -150,7 +150,7 @@ def carry_out(
             console.info(f"merging into its 16-bit weights: {found.label}")
         template = order.template(found.folder)
         if dry_run:
-            return _preview(ready, form, targets, found.folder)
+            return _preview(ready, form, targets, found.folder, template[0])
         return _write(ready, form, targets, found.folder, template, shards, force=force)
 
 
@@ -215,13 +215,16 @@ def _write(
     return {"files": files, "seconds": outcome.figures["seconds"], **extra}
 
 
-def _preview(order: Order, form: str, targets: dict[str, Path], base: Path) -> dict[str, Any]:
-    """Say what would be written; for GGUF files with every tensor's type."""
-    from toolkit.export import plan, preview
+def _preview(order: Order, form: str, targets: dict[str, Path], base: Path, template: str) -> dict[str, Any]:
+    """Say what would be written, for GGUF files with every tensor's type; refuse and warn as the export would."""
+    from toolkit.export import check_chats, plan, preview
+    from toolkit.export.adapter.effect import say_effect
 
     overrides = order.config.export.overrides
     planned = plan(base, order.adapter, list(targets) if form == "gguf" else ["F16"], overrides=overrides)
+    say_effect(planned.tensors, planned.gap)
     if form == "gguf":
+        check_chats(base, order.adapter, planned, template, order.name, order.prompt_format)
         files = {key: {"path": str(path), "bytes": planned.bytes[key]} for key, path in targets.items()}
         return {"files": files, "dry_run": True, "plan": preview.describe_export(planned)}
     if form == "safetensors":
