@@ -89,6 +89,24 @@ def save(
     return folder
 
 
+def save_stub(folder: Path, family: str) -> Path:
+    """Save what a hub shows of a family or variant before a download: config.json, tokenizer and index, no weight."""
+    import transformers
+
+    from toolkit.model.families import family_of
+
+    family, varied = VARIANTS.get(family, (family, {}))
+    name, own, vocabulary = FAMILIES[family]
+    vocabulary(folder)
+    config = getattr(transformers, f"{name}Config")(**{**COMMON, "vocab_size": 608, **own, **varied})
+    config.architectures = [f"{name}ForCausalLM"]
+    config.save_pretrained(folder)
+    found, model = family_of(folder)
+    places = {layout.source: "model-00001-of-00001.safetensors" for layout in found.layouts(model)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
 def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, settings: dict[str, Any]) -> None:
     import transformers
 

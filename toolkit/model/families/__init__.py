@@ -58,9 +58,9 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
     name = architecture(config)
     if name not in FAMILIES:
         kind = kind_of(config, name or "")
+        what = f"has the architecture {name[:60]}" if name else "names no architecture in its config.json"
         raise ToolkitError(
-            f"the base model in `{folder}` has the architecture {name and name[:60]}, which cannot be exported"
-            f"{f': it is {kind}' if kind else ''}",
+            f"the base model in `{folder}` {what}, which cannot be exported{f': it is {kind}' if kind else ''}",
             hint=f"supported: {supported()}",
         )
     method = bnb_4bit.refused(config)

@@ -34,7 +34,7 @@ def kind_of(config: Values, name: str) -> str:
         kinds.append("a mixture of experts")
     senses = [sense for sense in ("vision", "audio") if isinstance(config.get(f"{sense}_config"), dict)]
     if senses or "vision" in low or "vlfor" in low or "vlmoefor" in low:
-        kinds.append(f"a {' and '.join(senses or ['vision'])} model")
+        kinds.append(f"{'an' if senses[:1] == ['audio'] else 'a'} {' and '.join(senses or ['vision'])} model")
     elif not inner and config.get("vocab_size") is None and (config.get("image_size") or config.get("patch_size")):
         kinds.append("a vision model, which writes no text")
     elif name.endswith(WITHOUT_TEXT) or config.get("is_encoder_decoder") is True:
