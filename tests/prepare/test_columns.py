@@ -192,6 +192,9 @@ def test_one_column_for_two_roles_is_refused() -> None:
         (["title", "text", "chat", "url"], "x.json", "--set data.answer_column=NAME"),
         ([], "x.jsonl", "write each row as an object"),
         (["What helps?", "Rest."], "x.parquet", "--set data.answer_column=NAME"),
+        (["questiontext", "patientanswer"], "x.csv", "--set data.answer_column=patientanswer"),
+        (["questiontext", "answer"], "x.csv", "--set data.question_column=questiontext"),
+        (["Question Text", "answer_id", "Doctor Response"], "x.jsonl", "'data.answer_column=Doctor Response'"),
     ],
 )
 def test_the_hint_fits_what_was_found(names: list[str], name: str, hint: str) -> None:
@@ -249,6 +252,10 @@ def test_two_left_columns_without_meaning_may_have_one_name(tmp_path: Path) -> N
         ("System Instructions", "makes it the instruction"),
         ("chat_history", "earlier turns"),
         ("previous messages", "earlier turns"),
+        ("supporting_facts", "in front of the question"),
+        ("patienthistory", "in front of the question"),
+        ("answeroptions", "will not see the choices"),
+        ("priordialogue", "earlier turns"),
     ],
 )
 def test_a_word_in_a_name_carries_meaning(name: str, said: str) -> None:

@@ -2,13 +2,18 @@
 
 import bz2
 import gzip
+import io
+import json
 import lzma
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
+import warnings
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -93,6 +98,107 @@ def test_the_hint_unpacks_a_zip(tmp_path: Path) -> None:
     path = zipped(tmp_path / "data set.zip", {"in/plain.csv": CSV, "__MACOSX/in/._plain.csv": b"x", "README": b"x"})
     error = refusal(path)
     assert "a zip file" in error.message and len(follow(error.hint).rows) == 2
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("name", ["all.tar", "plain.csv", "no extension"])
+def test_the_hint_unpacks_a_tar(tmp_path: Path, elsewhere: Path, mode: Literal["w", "w:gz"], name: str) -> None:
+    """Into a folder of its own, where it overwrites nothing."""
+    name = name if mode == "w" else f"{name}.tar.gz"
+    with tarfile.open(tmp_path / name, mode) as archive:
+        for inner, content in (("plain.csv", CSV), ("README", b"x")):
+            info = tarfile.TarInfo(inner)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    (elsewhere / "plain.csv").write_bytes(b"mine")
+    assert len(follow(refusal(tmp_path / name).hint).rows) == 2
+    assert (elsewhere / "plain.csv").read_bytes() == b"mine"
+
+
+def test_the_hint_converts_an_old_feather_file(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import feather
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        feather.write_feather(pa.table({"question": ["q", "r"], "answer": ["a", "b"]}), tmp_path / "x", version=1)
+    error = refusal(tmp_path / "x")
+    assert "an old Feather file" in error.message and len(follow(error.hint).rows) == 2
+
+
+def test_the_hint_takes_the_table_of_a_markdown_file(tmp_path: Path) -> None:
+    path = tmp_path / "our faq.md"
+    path.write_text("# Questions\n\n| question | answer |\n|:---|---:|\n| q | a |\n| r | b |\n\nMore.\n")
+    error = refusal(path)
+    assert "a Markdown file" in error.message and len(follow(error.hint).rows) == 2
+    path.write_text("# Questions\n\nWhat helps?\n\nRest.\n")
+    assert "question,answer" in refusal(path).hint
+
+
+SQUAD = {"context": "Text.", "qas": [
+    {"id": "1", "question": "q", "answers": [{"text": "a", "answer_start": 0}], "is_impossible": False},
+    {"id": "2", "question": "r", "answers": [{"text": "b", "answer_start": 3}]},
+]}  # fmt: skip
+ROWS = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        ({"version": "2.0", "data": [{"title": "T", "paragraphs": [SQUAD]}]}, "data.paragraphs.qas"),
+        ([{"title": "T", "paragraphs": [SQUAD]}], "paragraphs.qas"),
+        ({"train": ROWS, "test": ROWS[:1]}, "`train`, `test`"),
+        ({"meta": {"v": 1}, "data": {"train": ROWS}}, "data.train"),
+        ([{"topic": "x", "faq": ROWS[:1]}, {"topic": "y", "faq": ROWS[1:]}], "faq"),
+        ({"x": {"items": ROWS}, "y": [1, 2], "z": [{"a": 1}]}, "x.items"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_the_hint_lists_records_that_lie_deeper(tmp_path: Path, content: object, where: str, kind: str) -> None:
+    path = tmp_path / f"it's {kind}.{kind}"
+    lines = content if kind == "jsonl" and isinstance(content, list) else [content]
+    path.write_text("\n".join(map(json.dumps, lines)) if kind == "jsonl" else json.dumps(content))
+    with pytest.raises(ToolkitError) as caught:
+        find_columns(read_table(path, wanted_names(DataSettings())), DataSettings())
+    assert where in caught.value.hint
+    table = follow(caught.value.hint)
+    assert [(row.values["question"], row.values["answer"]) for row in table.rows] == [("q", "a"), ("r", "b")]
+    if "qas" in where:
+        assert {row.values["context"] for row in table.rows} == {"Text."}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("question^answer\nq^a, so\nr^b\n", "separated by '^'"),
+        ("question:answer\nq:a\nr:b\n", "separated by ':'"),
+        ("Question ~ Answer\nq~a\nr~b\n", "separated by '~'"),
+        ("Our questions, 2026\n\nquestion,answer\nq,a\nr,b\n", "line 3 seems to have the names"),
+        ("Report;;\nof May;;\nQuestion;Answer;\nq;a;\nr;b;\n", "line 3 seems to have the names"),
+        ('Export\n"question"\t"answer"\nq\ta\nr\tb\n', "line 2 seems to have the names"),
+        ("Export\nquestion^answer\nq^a\nr^b\n", "separated by '^'"),
+    ],
+)
+def test_the_hint_finds_the_names(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "my data.csv"
+    path.write_text(text)
+    with pytest.raises(ToolkitError) as caught:
+        find_columns(read_table(path, wanted_names(DataSettings())), DataSettings())
+    assert said in caught.value.hint
+    table = follow(caught.value.hint)
+    columns = find_columns(table, DataSettings())
+    assert [row.values[columns.answer][:1] for row in table.rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+def test_a_number_or_nesting_that_no_row_has_is_named_with_what_to_do(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    for value, said in (("1" * 5000, "in quotes"), ("[" * 200 + "]" * 200, "as text")):
+        path.write_text(
+            f'{{"question": "q", "answer": "a", "more": {value}}}\n' + '{"question": "r"}' * (kind == "jsonl")
+        )
+        error = refusal(path)
+        assert "`more` is" in error.message and said in error.hint and "JSONL" not in error.hint
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])

@@ -158,9 +158,41 @@ def test_pandas_writes_what_is_read(tmp_path: Path) -> None:
     import pandas as pd
 
     frame = pd.DataFrame(ROWS)
-    for orient in ("columns", "records", "table", "split"):
+    for orient in ("columns", "records", "table", "split", "index"):
         frame.to_json(tmp_path / "x.json", orient=orient)
         assert cells(read_table(tmp_path / "x.json", WANTED))[1][-2:] == ["r", "b"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"5a7b": {"question": "q", "answer": "a"}, "5a7c": {"question": "r", "answer": "b"}},
+        {"9": {"question": "q", "answer": ["a"]}},
+    ],
+)
+def test_rows_by_number_or_name_are_rows(tmp_path: Path, rows: dict[str, dict[str, Any]]) -> None:
+    for name in ("x.json", "x.jsonl"):
+        assert [row.values for row in reading(tmp_path, name, json.dumps(rows)).rows] == [*rows.values()]
+
+
+def test_one_row_with_lists_beside_question_and_answer_is_a_row(tmp_path: Path) -> None:
+    """As HotpotQA's."""
+    row = {"question": "q", "answer": "a", "supporting_facts": [["T", 0]], "context": [["T", ["one", "two"]]]}
+    for name in ("x.json", "x.jsonl"):
+        assert [one.values for one in reading(tmp_path, name, json.dumps(row)).rows] == [row]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("| question | answer |\n|---|:--:|\n| q | a |\n| r | b |\n", [["q", "a"], ["r", "b"]]),
+        ("question | answer\n--- | ---\nq | a\nr | b\n", [["q", "a"], ["r", "b"]]),
+        ("|question|answer|\n|q|a|\n", [["", "q", "a", ""]]),
+    ],
+)
+def test_lines_that_draw_a_table_are_no_rows(tmp_path: Path, text: str, expected: list[list[str]]) -> None:
+    found = cells(reading(tmp_path, "x.csv", text))
+    assert [[cell.strip() for cell in row] for row in found] in (expected, [row[:3] for row in expected])
 
 
 def test_one_row_of_lists_is_a_row(tmp_path: Path) -> None:

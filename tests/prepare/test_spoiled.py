@@ -14,6 +14,8 @@ TEXT = [
     "Dear <title> <name>, your <label>",
     "<s>said</s> <think>no</think> <|im_end|> [INST] <unk>",
     "AT&T, R&D; Q&A; A&E &c; ?a=1&para=2&copy=3",
+    "?a=1&lt=3&amp=2&deg=1&#39=4, this&not that, &ampere &#1",
+    "if a <b and c> d, x <a and b> y, <div c> <p x>, x<b>c",
     "Smith <smith@example.org>, <http://example.org>",
     "List<String> <ClinicalDocument>",
 ]
@@ -54,6 +56,13 @@ def test_what_is_no_mojibake_stays(text: str) -> None:
         ("&lt;p&gt;escaped twice&amp;nbsp;&lt;/p&gt;", "escaped twice"),
         ("&#x41;&#8226;&hellip;", "A•…"),
         ("<p></p>", ""),
+        ("<p>Rest, <strong>drink water", "Rest, drink water"),
+        ("<b>Rest</i> and <i>sleep", "Rest and sleep"),
+        ("<div class=x>one<div>two", "one\ntwo"),
+        ("<td nowrap>a</td><td nowrap align='left'>b", "a b"),
+        ("<input type=checkbox checked disabled> fever", "fever"),
+        ("Rest and <a href='http://example.org/a b", "Rest and"),
+        ("fever&nbsp &lt 39 &amp rest, p&lt0.05, don&#39t, Caf&eacute", "fever  < 39 & rest, p<0.05, don't, Café"),
         ("x<span class='a'>y", "xy"),
     ],
 )

@@ -5,6 +5,11 @@ from datetime import date, time
 from decimal import Decimal
 from typing import Any
 
+# The usual names of columns, best first; compared by `name_key`.
+QUESTIONS = ("question", "input", "prompt", "query", "user")
+ANSWERS = ("answer", "output", "response", "completion", "assistant")
+INSTRUCTION = "instruction"
+
 # Zero-width blanks and joiners, directional marks, BOM, soft hyphen: invisible characters in a name.
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe0e\ufe0f\ufeff]"

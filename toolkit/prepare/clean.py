@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.prepare.cells import cell_text, is_null_word, joined_text, name_key
-from toolkit.prepare.columns import INSTRUCTION, Columns
+from toolkit.prepare.cells import INSTRUCTION, cell_text, is_null_word, joined_text, name_key
+from toolkit.prepare.columns import Columns
 from toolkit.prepare.spoiled import REPAIRS
 from toolkit.prepare.table import Row, Table
 from toolkit.prompt.format import MESSAGE_SEPARATOR

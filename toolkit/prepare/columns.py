@@ -9,17 +9,16 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.formats.names import first_names
-from toolkit.prepare.cells import is_blank, name_key
-from toolkit.prepare.meaning import bare, meaning
+from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, name_key
+from toolkit.prepare.headers import header_hint
+from toolkit.prepare.meaning import bare, meaning, told_about
+from toolkit.prepare.nested import hint_for_nested_file
 from toolkit.prepare.table import Table
 
-# The usual names, best first; compared without case and spaces.
-QUESTIONS = ("question", "input", "prompt", "query", "user")
-ANSWERS = ("answer", "output", "response", "completion", "assistant")
-INSTRUCTION = "instruction"
 IDS = ("id", "answerid", "qid", "uid")
 
 _CHATS = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns|role|content|from|value")
+_OBJECTS = (".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 SHOWN = 12  # names in one line
 SHOWN_NAME = 40  # characters of each
 LONG_NAME = 60  # characters, or
@@ -160,28 +159,44 @@ def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError
     return ToolkitError(
         f"`{table.path}` has no column with the {role}: wanted {' or '.join(f'`{name}`' for name in wanted)}, "
         f"found {listed(table.columns)}",
-        hint=_hint_for_names(role, table),
+        hint=_hint_for_names(role, wanted, table),
     )
 
 
-def _hint_for_names(role: str, table: Table) -> str:
+def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
     """Return what to do where no column has a known name."""
     if not table.columns:
         return 'write each row as an object that names its cells, such as {"question": "…", "answer": "…"}'
+    if table.path.suffix.lower() in _OBJECTS:
+        if inside := hint_for_nested_file(table.path):
+            return inside
+    elif above := header_hint(table.path, {role: wanted}):
+        return above
     chats = [name for name in table.columns if _CHATS.fullmatch(bare(name))]
     if chats and len(table.columns) <= len(chats) + 2:
         return (
             "these look like chats, which cannot be read yet: write one question and one answer per row, "
             'such as {"question": "…", "answer": "…"}'
         )
-    if table.path.suffix.lower() not in (".json", ".jsonl", ".ndjson", ".parquet", ".pq") and any(
-        map(_looks_like_data, table.columns)
-    ):
+    if table.path.suffix.lower() not in _OBJECTS and any(map(_looks_like_data, table.columns)):
         return (
             "no header? The first row looks like data: add a first line that names the columns, "
             "such as `question,answer`"
         )
+    if likely := _likely(role, table):
+        return f"if that is `{likely}`: `--set {_setting(role, likely)}`"
     return f"name it with `--set data.{role}_column=NAME`"
+
+
+def _likely(role: str, table: Table) -> str:
+    """Return the one column whose name holds a usual name of the role, such as `questiontext`; else nothing."""
+    keys = {"question": QUESTIONS[:1], "answer": ANSWERS}.get(role, ())
+    found = [
+        name
+        for name in table.columns
+        if any(key in bare(name) for key in keys) and not told_about(name) and meaning(name) is None
+    ]
+    return found[0] if len(found) == 1 else ""
 
 
 def _looks_like_data(name: str) -> bool:

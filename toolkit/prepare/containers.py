@@ -1,9 +1,12 @@
 """What a file's bytes are: text to decode, or a container with what to do about it."""
 
 import io
+import lzma
 import re
 import shlex
+import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
@@ -41,6 +44,7 @@ _OTHERS = {
 _ARROW = {
     b"ARROW1": ("an Arrow file", "f.read_table({0!r})"),
     b"\xff\xff\xff\xff": ("an Arrow file of the datasets library", "i.open_stream({0!r}).read_all()"),
+    b"FEA1": ("an old Feather file", "f.read_table({0!r})"),
 }
 # Members of a zip, by which its programs are known, and the programs' own extensions.
 _INSIDE = {
@@ -57,6 +61,7 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_RULE = re.compile(rb"^ *\|? *:?-{2,}:? *(?:\| *:?-{2,}:? *)+\|? *\r?$", re.MULTILINE)  # under a table's header
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
 
 
@@ -66,11 +71,8 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
         if content.startswith(signature):
             inner = path.with_suffix("").name if path.suffix.lower() not in EXTENSIONS else path.name
             if inner.lower().endswith(".tar") or path.suffix.lower() in (".tgz", ".tbz", ".txz"):
-                return (
-                    f"it looks like {name}",
-                    f"`tar -xf {quoted(path)}`, then set `data.source` to the data file inside",
-                )
-            return f"it looks like {name}", _converted(f"{command} {quoted(path)}", inner)
+                return f"it looks like {name}", _untar(path)
+            return f"it looks like {name}", with_fresh_file(f"{command} {quoted(path)}", inner)
     if content.startswith(b"PK\x03\x04"):
         name, hint = _zip(content, path)
         return f"it looks like {name}", hint
@@ -86,6 +88,12 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
             return f"it looks like {name}", f"`{command}`, then `--set {quoted(f'data.source={target}')}`"
     if content[:4] == b"PAR1":
         return "it looks like parquet", ""
+    if content[257:262] == b"ustar":
+        return "it looks like a tar archive", _untar(path)
+    if path.suffix.lower() in (".md", ".markdown"):
+        table = _RULE.search(content) is not None
+        rows = with_fresh_file(f"grep '|' {quoted(path)}", f"{path.stem}.csv")
+        return "it looks like a Markdown file", f"its table alone can be read: {rows}" if table else _BY_HAND
     start = content[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<table")):
         return "it looks like an HTML page", "download the file itself, or copy the page's table into a CSV file"
@@ -118,8 +126,23 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def _converted(command: str, name: str) -> str:
-    """Return the hint that writes a command's output to a new file and uses that file as the data."""
+def _untar(path: Path) -> str:
+    """Name the one data file inside, where the archive can be read and has one."""
+    target = _fresh("unpacked")
+    unpack = f"`mkdir {quoted(target)} && tar -xf {quoted(path)} -C {quoted(target)}`"
+    try:
+        with tarfile.open(path) as archive:
+            names = [member.name for member in archive if member.isfile()]
+    except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
+        names = []
+    data = [name for name in names if name.lower().endswith(EXTENSIONS)]
+    if len(data) != 1:
+        return f"{unpack}, then set `data.source` to the data file inside"
+    return f"{unpack}, then `--set {quoted(f'data.source={target / data[0]}')}`"
+
+
+def with_fresh_file(command: str, name: str) -> str:
+    """Return the hint that writes a command's output to a new file of about this name, and uses it as the data."""
     target = _fresh(name if Path(name).suffix.lower() in EXTENSIONS else f"{name}.csv")
     return f"`{command} > {quoted(target)}`, then `--set {quoted(f'data.source={target}')}`"
 
@@ -134,7 +157,7 @@ def _fresh(name: str) -> Path:
 
 def iconv(path: Path, encoding: str) -> str:
     """Return the hint that writes a file as UTF-8 by iconv, from an encoding by its name there."""
-    return _converted(f"iconv -f {encoding} -t UTF-8 {quoted(path)}", f"{path.stem}.utf8{path.suffix}")
+    return with_fresh_file(f"iconv -f {encoding} -t UTF-8 {quoted(path)}", f"{path.stem}.utf8{path.suffix}")
 
 
 def decode_text(content: bytes, path: Path) -> str:

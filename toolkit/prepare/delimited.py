@@ -32,6 +32,7 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     text = text[named.end() :] if named else text
     delimiter = named["delimiter"] if named else max(DELIMITERS, key=lambda mark: _fit_of_header(text, mark, wanted))
     found = _tabbed(text, path, skipped) if delimiter == "\t" else _spaced(text, delimiter, path, skipped)
+    found = _markdown(found) if delimiter == "|" else found
     filled = ((line, cells) for line, cells in found if not all(map(is_blank, cells)))
     header = [tidy_name(name) for name in next(filled, (0, []))[1]]
     columns = [name or f"column {number}" for number, name in enumerate(header, start=1)]
@@ -47,6 +48,16 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
             rows.append(Row(number, line, {}, problem, delimiter.join(cells)))
     widest = max((len(row.values) for row in rows), default=0)
     return columns[: max(needed, widest)], rows
+
+
+def _markdown(rows: list[Cells]) -> list[Cells]:
+    """Return rows without what only draws a table: the line under the header, and a bar at both ends."""
+    ruled = [cells for _, cells in rows if any(cells) and all(re.fullmatch(" *:?-{2,}:? *|", cell) for cell in cells)]
+    if not ruled:
+        return rows
+    rows = [(line, cells) for line, cells in rows if cells not in ruled]
+    barred = all(len(cells) > 2 and is_blank(cells[0]) and is_blank(cells[-1]) for _, cells in rows if any(cells))
+    return [(line, cells[1:-1]) for line, cells in rows] if barred else rows
 
 
 def _spaced(text: str, delimiter: str, path: Path, skipped: int) -> list[Cells]:

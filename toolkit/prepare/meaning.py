@@ -20,7 +20,7 @@ _WORDS: dict[Meaning, re.Pattern[str]] = {
     "chat": re.compile("messages|conversations?|dialog(?:ue)?s?|chats?|turns"),
     "context": re.compile(
         "contexts?|ctxs?|passages?|paragraphs?|excerpts?|documents?|background|evidence|abstracts?|articles?|knowledge|"
-        "vignettes?|descriptions?|history|anamnesis"
+        "facts?|vignettes?|descriptions?|history|anamnesis"
     ),
 }
 _SYSTEM = re.compile("prompt|messages?|instructions?|text")
@@ -36,6 +36,14 @@ _NOT: dict[Meaning, frozenset[str]] = {
     "options": frozenset({"correct", "right", "best", "gold", "true", "chosen", "selected"}),
     "context": frozenset({"edit", "version", "revision", "change"}),
 }
+# The last word of a name that is written as one in small letters: `patienthistory`, `answeroptions`.
+_JOINED: dict[Meaning, re.Pattern[str]] = {
+    "options": re.compile(".+(?:options|choices)"),
+    "chat": re.compile(".+(?:messages|conversations?|dialogues?)"),
+    "context": re.compile(
+        ".+(?:contexts?|passages?|paragraphs?|background|evidence|abstracts?|articles?|vignettes?|history|anamnesis)"
+    ),
+}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
 
 
@@ -49,12 +57,25 @@ def meaning(name: str) -> Meaning | None:
     for found, pattern in _WHOLE.items():
         if pattern.fullmatch(bare(name)):
             return found
-    words = [word.casefold() for word in _WORD.findall(tidy_name(name))]
-    if not words or words[0] in _COUNTS or _ABOUT.fullmatch(words[-1]):
+    words = _words(name)
+    if told_about(name):
         return None
     if "system" in words and any(map(_SYSTEM.fullmatch, words)):
         return "system"
     for found, pattern in _WORDS.items():
         if any(map(pattern.fullmatch, words)):
             return found if _NOT.get(found, frozenset()).isdisjoint(words) else None
+    for found, pattern in _JOINED.items():
+        if len(words) == 1 and pattern.fullmatch(words[0]):
+            return None if words[0].startswith(tuple(_NOT.get(found, ()))) else found
     return None
+
+
+def told_about(name: str) -> bool:
+    """Tell whether a column holds something about a text, such as its number, and not a text."""
+    words = _words(name)
+    return not words or words[0] in _COUNTS or _ABOUT.fullmatch(words[-1]) is not None
+
+
+def _words(name: str) -> list[str]:
+    return [word.casefold() for word in _WORD.findall(tidy_name(name))]

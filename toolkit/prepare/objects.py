@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import parse_json
 from toolkit.prepare.cells import is_blank, tidy_name
+from toolkit.prepare.nested import hint_for_nested, is_record
 from toolkit.prepare.table import Row
 
 NOT_AN_OBJECT = "not a JSON object"
@@ -88,7 +89,7 @@ def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
             hint="the file is broken or truncated: export it again",
         ) from None
     except (RecursionError, ValueError) as exc:
-        raise ToolkitError(f"`{path}` cannot be read as JSON: {exc}", hint="export it as JSONL") from None
+        raise ToolkitError(f"`{path}` cannot be read as JSON: {exc}", hint=_beyond_bounds(exc)) from None
     return reader.rows([(None, item) for item in _records(value, path, reader)])
 
 
@@ -106,16 +107,24 @@ def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
             whole = _not_by_line(text, path)
             if whole is not None:
                 return whole
-            detail = exc.msg if isinstance(exc, json.JSONDecodeError) else str(exc)
-            raise ToolkitError(
-                f"`{path}` line {number:,} is not JSON: {detail}",
-                hint="every line must be one JSON object; the last line of a truncated file is incomplete",
-            ) from None
+            if isinstance(exc, json.JSONDecodeError):
+                raise ToolkitError(
+                    f"`{path}` line {number:,} is not JSON: {exc.msg}",
+                    hint="every line must be one JSON object; the last line of a truncated file is incomplete",
+                ) from None
+            raise ToolkitError(f"`{path}` line {number:,} cannot be read: {exc}", hint=_beyond_bounds(exc)) from None
     if len(found) == 1:
         records = _records(found[0][1], path, reader)
         if records != [found[0][1]]:
             return reader.rows([(None, item) for item in records])
     return reader.rows(found)
+
+
+def _beyond_bounds(exc: Exception) -> str:
+    """Return what to do about JSON that is whole and has a value that no row has."""
+    if "digits" in str(exc):
+        return "write that number as text, in quotes, or leave it out"
+    return 'leave it out, or write it as text: a row is an object of texts, such as {"question": "…", "answer": "…"}'
 
 
 def _not_by_line(text: str, path: Path) -> tuple[list[str], list[Row]] | None:
@@ -145,9 +154,21 @@ def _records(value: Any, path: Path, reader: _Reader) -> list[Any]:
         lists = [item for item in value.values() if isinstance(item, list) and not _is_text(item)]
         if len(lists) == 1:
             return lists[0]
-        if not lists:
-            return [value]
-    raise ToolkitError(f"`{path}` holds no list of records", hint=_RECORDS)
+        if not lists or is_record(value):
+            return _by_name(value) or [value]
+    inside = hint_for_nested(value, path)
+    raise ToolkitError(f"`{path}` holds no list of records", hint=inside or _RECORDS)
+
+
+def _by_name(value: dict[str, Any]) -> list[Any] | None:
+    """Return the rows of an object of rows by number or name (pandas: orient="index"): all have the same cells."""
+    rows = list(value.values())
+    if not rows or not all(isinstance(row, dict) and row for row in rows):
+        return None
+    names = rows[0].keys()
+    cells = [cell for row in rows for cell in row.values()]
+    same = all(row.keys() == names for row in rows) and not any(isinstance(cell, dict) for cell in cells)
+    return rows if same and (len(rows) > 1 or next(iter(value)).isdecimal()) else None
 
 
 def _is_text(items: Any) -> TypeGuard[list[Any]]:

@@ -14,6 +14,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.prepare.cells import is_blank, name_key
 from toolkit.prepare.containers import EXTENSIONS, PLAIN, decode_text, looks_like
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
+from toolkit.prepare.headers import header_hint
 from toolkit.prepare.objects import read_json_rows, read_jsonl_rows, tidied
 from toolkit.prepare.source import check_file
 from toolkit.prepare.table import Row, Table
@@ -48,7 +49,10 @@ def parse_table(content: bytes, path: Path, wanted: Iterable[str]) -> Table:
         elif kind == "jsonl":
             columns, rows = read_jsonl_rows(text, path)
         else:
-            columns, rows = read_delimited(text, path, frozenset(wanted))
+            try:
+                columns, rows = read_delimited(text, path, frozenset(wanted))
+            except ToolkitError as exc:  # lines above the header may have told another delimiter
+                raise ToolkitError(exc.message, hint=header_hint(path, {}) or exc.hint) from None
     if not rows:
         found, hint = looks_like(content, path)
         raise ToolkitError(f"`{path}` has no rows" + ("" if found == PLAIN else f": {found}"), hint=hint or _NO_ROWS)

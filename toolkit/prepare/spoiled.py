@@ -20,15 +20,27 @@ _INLINE = (
     "link|mark|meta|nobr|object|option|q|samp|script|select|small|span|strike|strong|style|sub|sup|td|textarea|th|tt|"
     "u|var"
 )
-_ATTRIBUTE = r"""\s+[\w:-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>]+)"""
+_ALONE_IN_TAG = (
+    "nowrap|noshade|compact|disabled|checked|selected|readonly|required|multiple|hidden|controls|async|defer"
+)
+_ATTRIBUTE = rf"""(?:\s+[\w:-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'|[^\s"'<>]+)|\s+(?:{_ALONE_IN_TAG})(?=[\s/>]))"""
 _TAG = re.compile(rf"<(?P<close>/?)(?P<name>{_BLOCKS}|{_INLINE})(?P<attributes>(?:{_ATTRIBUTE})*)\s*/?>", re.IGNORECASE)
 _DROPPED = {"<!--": "-->", "<!doctype ": ">", "<script": "</script>", "<style": "</style>"}  # with what they hold
+_CUT = re.compile(rf"<(?:{_BLOCKS}|{_INLINE})\s+[\w:-]+\s*=\s*[^<>]*\Z", re.IGNORECASE)  # the text broke off in a tag
 _OPENING = re.compile("|".join(_DROPPED), re.IGNORECASE)
 _BREAKING = re.compile(rf"(?:{_BLOCKS}|br)\Z")
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+# Browsers read some entities without `;` too: those that are never parts of an address or a name.
+_ACCENTED = "[A-Za-z](?:acute|grave|circ|uml|tilde|cedil|slash|ring)|szlig|AElig|aelig"
+_ENTITY = re.compile(
+    r"&(?:(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});|#[0-9]{2,5}(?![0-9;=])|[lg]t(?=[0-9])"
+    rf"|(?:amp|lt|gt|quot|nbsp|deg|middot|{_ACCENTED})(?![A-Za-z0-9;=]))"
+)
 # These appear without a closing tag too. Others need one: `<title>` alone may be a place to fill in, and
 # `a<b>c` a comparison.
-_ALONE = frozenset(("br", "hr", "p", "li", "td", "th", "tr", "dd", "dt", "h1", "h2", "h3", "h4", "h5", "h6"))
+_ALONE = re.compile(
+    "br|hr|p|li|t[dhrt]|d[dtl]|h[1-6]|[uo]l|tbody|thead|tfoot|div|span|strong|em|blockquote|pre|font|center|nobr|su[pb]"
+)
+_BEFORE_WORD = re.compile("b|i|u|big|small|strike|mark|cite")  # these too, where a word begins: ` <b>Rest`
 
 ROUNDS = 4  # text escaped twice has its tags in the second round
 _LOST = re.compile("\ufffd|ï¿½")
@@ -79,17 +91,31 @@ def _dropped(text: str) -> list[tuple[int, int]]:
             endless.add(closing)
         else:
             found.append((match.start(), end.end()))
+    cut = _CUT.search(text)
+    if cut and not (found and cut.start() < found[-1][1]):
+        found.append(cut.span())
     return found
 
 
 def _tags(text: str) -> list[re.Match[str]]:
     found = list(_TAG.finditer(text))
     closed = {match["name"].lower() for match in found if match["close"]}
-    return [match for match in found if match["attributes"] or match["name"].lower() in closed | _ALONE]
+    return [
+        match
+        for match in found
+        if match["attributes"]
+        or (name := match["name"].lower()) in closed
+        or _ALONE.fullmatch(name)
+        or (_BEFORE_WORD.fullmatch(name) and _begins_word(text, *match.span()))
+    ]
+
+
+def _begins_word(text: str, start: int, end: int) -> bool:
+    return text[end : end + 1].isalpha() and (not start or text[start - 1].isspace() or text[start - 1] == ">")
 
 
 def _is_entity(entity: str) -> bool:
-    return entity[1] == "#" or entity[1:] in html5
+    return entity[1] == "#" or entity[1:] in html5  # which has the names without `;` as well
 
 
 def remove_html(text: str) -> str:
