@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.doctor.conftest import Home, only_failure
+from tests.support.places import REPOSITORY
 from toolkit import pipeline
 from toolkit.core import hardware
 from toolkit.core.config import Config
+from toolkit.core.config_file import load_config
 from toolkit.core.console import size
 from toolkit.core.manifest import Manifest, Outcome, StageRecord, record_file, write_manifest
 from toolkit.core.run_folder import RunFolder, folder_of
@@ -200,3 +202,36 @@ def test_a_cpu_trains_the_very_base_and_needs_it_whole(home: Home, monkeypatch: 
     assert plan.may_stream("unsloth/Meta-Llama-3.1-8B", config, ("export",))
     [check] = disks.disk(job(home.config(*HUB, "export.stream_base=false"), "export"))
     assert check.ok is False and "--set export.stream_base=auto" in check.fix
+
+
+RECIPE = REPOSITORY / "examples" / "medassist.toml"
+
+
+@pytest.mark.parametrize(
+    ("free", "change", "pieces"),
+    [
+        (35, "export.stream_base=auto", True),
+        (36, "export.stream_base=auto", False),
+        (20, "export.stream_base=auto", True),
+        (20, "export.stream_base=true", True),
+    ],
+)
+def test_the_recipe_fits_on_the_disk_that_the_readme_names(
+    home: Home, monkeypatch: pytest.MonkeyPatch, free: int, change: str, pieces: bool
+) -> None:
+    """From the CSV to a validated report, without Ollama: 20 GB where the base is read in pieces, 36 GB to keep it."""
+    on_gpu(monkeypatch, free * 10**9)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
+    config = load_config(RECIPE, [change, "validate.rows=10"])
+    [check] = disks.disk(job(config, "prepare", "train", "export", "validate"))
+    assert check.ok, check.found
+    assert ("pieces of" in check.found) == pieces
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert "20 GB of disk, or 36 GB to keep the base" in readme
+
+
+def test_less_than_that_is_too_little(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu(monkeypatch, 19 * 10**9)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
+    [check] = disks.disk(job(load_config(RECIPE, ["validate.rows=10"]), "prepare", "train", "export", "validate"))
+    assert check.ok is False and "write fewer with `--set export.quantizations=Q4_K_M`" in check.fix

@@ -1,7 +1,12 @@
 """A base that stays on the hub gives the same bytes; what is fetched is checked, counted and deleted."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,16 +15,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from tests.conftest import call_toolkit
 from tests.support import hub as hubs
 from tests.support import models
 from tests.support.damage import edit_json, edit_weights
+from tests.support.places import REPOSITORY
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
-from toolkit.export import base_choice, export, streaming
+from toolkit.export import export, streaming
 from toolkit.formats import checkpoint
-from toolkit.model import hub_range, hub_shards
+from toolkit.model import base_choice, hub_shards
 from toolkit.model.hub_range import HubShards
 
 LABEL = "owner/model"
@@ -35,18 +42,10 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hubs.Hub]:
-    """The base on a hub, with pieces so small that a shard has several."""
-    from huggingface_hub import constants
-
+    """The base on a hub."""
     shutil.copytree(originals / "base", tmp_path / "hub")
-    monkeypatch.setattr(hub_shards, "PIECE", 150_000)
-    monkeypatch.setattr(hub_range, "WAIT", 0.0)
     with hubs.serving(tmp_path / "hub") as made:
-        template = made.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        hubs.use(made, tmp_path, monkeypatch)
         yield made
 
 
@@ -227,8 +226,8 @@ def test_what_the_hubs_cache_has_is_read_there_and_stays(hub: hubs.Hub, original
 
 
 def chosen(tmp_path: Path, label: str = LABEL, **changes: Any) -> HubShards | None:
-    export_settings = ExportSettings(**changes)
-    return base_choice.choose_base(ModelSettings(base=label), export_settings, None, targets(tmp_path / "out"))[1]
+    wanted = ExportSettings(**changes)
+    return streaming.base_of(ModelSettings(base=label), wanted, None, targets(tmp_path / "out"))[1]
 
 
 def test_the_disk_decides_unless_the_settings_do(
@@ -242,7 +241,7 @@ def test_the_disk_decides_unless_the_settings_do(
 
     free(size)  # the results do not fit beside it
     assert chosen(tmp_path) is not None
-    assert "piece by piece and not kept, because base and results take" in capsys.readouterr().err
+    assert "piece by piece and not kept: kept, it would need" in capsys.readouterr().err
     nothing_is_left(tmp_path)
     free(3 * size)
     assert chosen(tmp_path, stream_base=True) is not None
@@ -305,11 +304,11 @@ def test_single_tensors_are_fetched_and_checked(hub: hubs.Hub, tmp_path: Path) -
     name = "model.layers.1.mlp.up_proj.weight"
     expected = checkpoint.stored_bytes(checkpoint.open_folder(hub.folder)[name])
     for _ in range(2):
-        with hub_shards.at_hand(source, [tensors[name]]) as found:
-            assert checkpoint.stored_bytes(found[name]) == expected
+        with hub_shards.at_hand(source, tensors[name]) as found:
+            assert checkpoint.stored_bytes(found) == expected
         nothing_is_left(tmp_path)
     hub.fault = lambda name, start, body: bytes([body[0] ^ 1]) + body[1:]
-    with pytest.raises(ToolkitError, match="another hash"), hub_shards.at_hand(source, [tensors[name]]):
+    with pytest.raises(ToolkitError, match="another hash"), hub_shards.at_hand(source, tensors[name]):
         pass
 
 
@@ -322,3 +321,37 @@ def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
     assert len(contents(tmp_path / "out")) == 3
     whole(hub.folder, originals / "adapter", tmp_path / "out")
     assert sorted(contents(tmp_path / "out")) == ["Q4_K_M.gguf", "Q8_0.gguf"]
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
+    """On the command line, killed with SIGKILL while the third shard comes."""
+    command = ["export", "--adapter", str(originals / "adapter"), "--base", LABEL, "--output", str(tmp_path / "out")]
+    command += ["--quant", "Q8_0", "--quant", "Q4_K_M", "--set", "export.stream_base=true", "--json"]
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**os.environ, **hub.environment(tmp_path / "home"), **cache, "PYTHONPATH": str(REPOSITORY)}
+    order = [shard.name for shard in hub_shards.order(hub_shards.open_shards(LABEL))]
+    come = threading.Event()
+
+    def fault(name: str, start: int, body: bytes) -> bytes:
+        if name == order[2] and len(body) > 10_000:
+            come.set()
+            time.sleep(30)
+        return body
+
+    hub.fault = fault
+    process = subprocess.Popen([sys.executable, "-m", "toolkit", *command], cwd=tmp_path, env=environment)
+    assert come.wait(120)
+    process.kill()
+    process.wait()
+    hub.fault, hub.asked = lambda name, start, body: body, []
+    called = call_toolkit(*command, cwd=tmp_path, timeout=600, **hub.environment(tmp_path / "home"), **cache)
+    assert called.code == 0, called.err
+    assert "the interrupted export goes on: 2 shards are done" in called.err
+    assert {name for name, _, _ in hub.asked} == {*order[2:]}
+    nothing_is_left(tmp_path)
+    local = [str(hub.folder) if word == LABEL else word.replace(str(tmp_path / "out"), "local") for word in command]
+    assert call_toolkit(*local, cwd=tmp_path, timeout=600, **cache).code == 0
+    assert {name: found for name, found in contents(tmp_path / "out").items() if name.endswith(".gguf")} == {
+        name: found for name, found in contents(tmp_path / "local").items() if name.endswith(".gguf")
+    }

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from toolkit.model import hub_range, hub_shards
+
 COMMIT = "c" * 40
 LARGE = (".safetensors",)  # in LFS, with a SHA-256
 
@@ -104,6 +108,19 @@ def serving(folder: Path) -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this the hub of the test's process, with its caches in `home`; pieces are small, so there are several."""
+    from huggingface_hub import constants
+
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setattr(hub_shards, "PIECE", 150_000)
+    monkeypatch.setattr(hub_range, "WAIT", 0.0)
 
 
 def git_blob(path: Path) -> str:

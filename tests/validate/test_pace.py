@@ -59,7 +59,7 @@ def test_a_small_disk_limits_the_rows(
     layers = open_trained(made.base.folder, made.folder.adapter)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=RESERVE + 10_000_000))
     chosen = pace.choose_rows(trained.records * 20, layers, made.folder.gguf("Q8_0"), made.folder.path, ticking(1e-9))
-    size = 4 * sum(len(record.targets) for record in chosen) * layers.skeleton.vocabulary
+    size = 2 * 4 * sum(len(record.seen) for record in chosen) * layers.skeleton.hidden_size
     assert 10 < len(chosen) < 120 and size < 2_500_000
 
 

@@ -87,7 +87,7 @@ def _move(writes: list[Write], missing: int, job: Job) -> str:
         "GGUF files": "write fewer with `--set export.quantizations=Q4_K_M`, or set run.folder to another disk",
         "Ollama's copies": "set OLLAMA_MODELS to a folder on another disk, for the server too",
         "converted base": "set XDG_CACHE_HOME to a folder on another disk",
-        "logits": "lower `validate.rows`, or set run.folder to another disk",
+        "last layer's states": "lower `validate.rows`, or set run.folder to another disk",
     }
     hub = (
         "set HF_HOME to a folder on another disk"

@@ -21,6 +21,7 @@ HEAD_SLICE, HEAD_LOGITS = 4 << 25, 4 << 26  # bytes of the head and of logits th
 GGUF_BATCH = 512  # tokens that llama.cpp evaluates at a time
 ANSWER_BYTES = 1412  # MedQuAD's mean (3,500,005 bytes in 2,479 rows), where no test records exist yet
 VOCABULARY = 64  # bytes a token of a GGUF file's header: text, kind, merges
+PROMPT = 128  # tokens of a question in its prompt; MedQuAD's have 60
 BYTES_PER_TOKEN = 3  # of English in the recipe's vocabularies at the least; 4 is usual
 
 
@@ -81,6 +82,9 @@ def checkpoints(shape: ModelConfig, settings: TrainSettings, *, moments: int = 8
     return saves * (adapter_folder(shape, settings) + moments * trained)
 
 
-def kept_logits(shape: ModelConfig, answer_bytes: int) -> int:
-    """Return the file of float32 logits that validation keeps while it runs, for answers of `answer_bytes` in all."""
-    return 4 * shape.vocab * math.ceil(answer_bytes / BYTES_PER_TOKEN)
+def kept_states(shape: ModelConfig, answer_bytes: int, rows: int) -> int:
+    """Return the files of the last layer's states that validation keeps while it runs, for answers of so many bytes.
+
+    They are float32: with the adapter, without it, and on another base.
+    """
+    return 3 * 4 * shape.hidden * (math.ceil(answer_bytes / BYTES_PER_TOKEN) + PROMPT * rows)

@@ -125,7 +125,8 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Ma
     if "validate" in stages:
         rows = LEAST_ROWS if config.validation.rows == "auto" else config.validation.rows  # more only if there is room
         answers = min(answer_bytes(folder, rows, config.train.max_length), _source_size(config))
-        writes.append(Write(folder.path, "logits", estimate.kept_logits(shape, answers), "validate", kept=False))
+        states = estimate.kept_states(shape, answers, rows)
+        writes.append(Write(folder.path, "last layer's states", states, "validate", kept=False))
     store = ollama_store(config)
     if "register" in stages and store is not None:
         there = set() if "export" in stages else _served_already(config, folder, store)

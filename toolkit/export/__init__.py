@@ -35,6 +35,7 @@ from toolkit.export.planning import (
 from toolkit.export.vocab import chat_check
 from toolkit.formats import gguf_writer
 from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import PromptFormat
 

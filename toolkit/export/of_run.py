@@ -22,13 +22,12 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
 
     An importance matrix of the same model, adapter and records is reused unless `force`.
     """
-    from toolkit.export import export
-    from toolkit.export.base_choice import choose_base
+    from toolkit.export import export, streaming
     from toolkit.export.vocab import pretokenizer_parity
 
     wanted = config.export
     targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
-    start, shards = choose_base(config.model, wanted, folder.adapter, targets)
+    start, shards = streaming.base_of(config.model, wanted, folder.adapter, targets)
     form, name = prompt_format(config.prompt), config.run.name
     template = chat_template(form, bos=bool(load_tokenizer(start.folder, form).bos_text))
     pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))

@@ -111,7 +111,7 @@ def carry_out(
     `form` is `gguf`, `safetensors` or `lora-gguf`. Returns files with their figures, and the `next` command where there
     is one. Raises ToolkitError rather than overwrite, unless `force`.
     """
-    from toolkit.export import base_choice, foreign
+    from toolkit.export import foreign, streaming
     from toolkit.model import merge_base
 
     config = order.config
@@ -142,7 +142,7 @@ def carry_out(
     ):
         ready = replace(order, adapter=adapter)
         found, shards = (
-            base_choice.choose_base(model, config.export, adapter, targets)
+            streaming.base_of(model, config.export, adapter, targets)
             if form == "gguf" and not dry_run
             else (merge_base.resolve(model, config.export), None)
         )

@@ -19,14 +19,17 @@ from toolkit import __version__
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import announce, sha256_of, write_text
+from toolkit.core.input_settings import ModelSettings
+from toolkit.core.output_settings import ExportSettings
 from toolkit.core.parsing import read_json_or_nothing
 from toolkit.export.carry import carry
 from toolkit.export.gpu_quantizer import GpuQuantizer
-from toolkit.export.planning import ExportPlan, PlannedTensor
+from toolkit.export.planning import ExportPlan, PlannedTensor, plan
 from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.ggml_types import stored_size
 from toolkit.formats.gguf_writer import padded
-from toolkit.model import hub_shards
+from toolkit.model import base_choice, hub_shards
+from toolkit.model.base import Base
 from toolkit.model.hub_range import HubShards
 
 HERE = ""  # stands for the tensors that are on this machine: the adapter's, and shards of the hub's cache
@@ -123,6 +126,18 @@ def discard(targets: Iterable[Path]) -> None:
     targets = list(targets)
     for path in (*map(part_of, targets), *(_state_path([target]) for target in targets)):
         path.unlink(missing_ok=True)
+
+
+def base_of(
+    model: ModelSettings, export: ExportSettings, adapter: Path | None, targets: Mapping[str, Path]
+) -> tuple[Base, HubShards | None]:
+    """Return the base to merge into for these files, and its shards where it is to be read from the hub in pieces."""
+
+    def results(folder: Path) -> Mapping[Path, int]:
+        sizes = plan(folder, adapter, list(targets), overrides=export.overrides).bytes
+        return {targets[name]: count for name, count in sizes.items()}
+
+    return base_choice.choose_base(model, export, results, begun=begun(targets.values()) > 0)
 
 
 def identity(source: HubShards, adapter: Path | None, headers: Mapping[str, bytes]) -> str:

@@ -11,11 +11,11 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.core import places
 from toolkit.core.errors import MISSING, ToolkitError
@@ -230,25 +230,30 @@ def digest_of(source: HubShards, tensor: TensorInfo) -> str:
 
 
 @contextlib.contextmanager
-def at_hand(source: HubShards, tensors: Iterable[TensorInfo]) -> Iterator[dict[str, TensorInfo]]:
-    """Fetch single tensors in any order for the time of the block; what is on this machine is given as it is.
+def at_hand(source: HubShards, tensor: TensorInfo) -> Iterator[TensorInfo]:
+    """Fetch one tensor for the time of the block, in memory: the disk may be full. One that is here stays as it is.
 
-    Each is compared with its hash, which was noted when its shard was checked. Raises ToolkitError if it differs.
+    It is compared with its hash, which was noted when its shard was checked. Raises ToolkitError if it differs.
     """
-    found: dict[str, TensorInfo] = {}
-    with _folder_of_pieces(source) as folder:
-        for number, tensor in enumerate(tensors):
-            shard = source.shards.get(tensor.path.name) if tensor.path.parent == source.folder else None
-            if shard is None:
-                found[tensor.name] = tensor
-                continue
-            local = replace(tensor, path=folder / f"{number}", offset=0)
-            with local.path.open("wb") as file:
-                fetch(source, shard, tensor.offset, tensor.offset + tensor.size, file.write)
-            if _sha256(local) != digests(source, shard)[tensor.name]:
-                raise ToolkitError(
-                    f"`{visible(tensor.name)}` of `{source.label}` was fetched with another hash than before",
-                    hint="run the same command again",
-                )
-            found[tensor.name] = local
-        yield found
+    shard = source.shards.get(tensor.path.name) if tensor.path.parent == source.folder else None
+    if shard is None:
+        yield tensor
+        return
+    expected = digests(source, shard)[tensor.name]
+    with _in_memory(source.folder) as file:
+        fetch(source, shard, tensor.offset, tensor.offset + tensor.size, file.write)
+        file.flush()
+        local = replace(tensor, path=Path(f"/dev/fd/{file.fileno()}"), offset=0)
+        if _sha256(local) != expected:
+            raise ToolkitError(
+                f"`{visible(tensor.name)}` of `{source.label}` was fetched with another hash than before",
+                hint="run the same command again",
+            )
+        yield local
+
+
+def _in_memory(folder: Path) -> IO[bytes]:
+    """Open a file without a name in main memory, or on the disk where the system has none."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("tensor"), "w+b")
+    return tempfile.TemporaryFile(dir=folder)

@@ -15,6 +15,7 @@ from toolkit.core.output_settings import ValidateSettings
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.together import write_together
 from toolkit.model.base import Base, licence_of
+from toolkit.model.hub_range import HubShards
 from toolkit.model.merge_base import OtherBase
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, render
@@ -46,13 +47,14 @@ def validate(
     base: Base,
     manifest: Manifest,
     other: OtherBase | None = None,
+    shards: HubShards | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
     """Score every GGUF against base + adapter on held-out rows; write `report.json` and `README.md`.
 
-    `base` is the one that was merged into. `other` is another base that the adapter was trained on, or could have been
-    merged into. The cost of that choice is measured, but is not part of the verdicts. By `clock` the number of rows is
-    chosen. Fields of report.json (KL
+    `base` is the one that was merged into; with `shards` its weights are fetched from the hub when they are used.
+    `other` is another base that the adapter was trained on, or could have been merged into. The cost of that choice is
+    measured, but is not part of the verdicts. `clock` (seconds) decides the number of rows. Fields of report.json (KL
     divergences in nats, per answer token, EOS counted as one):
 
     - `version`, `run`, `passed`, `versions`: of this format, the run's name, all verdicts together, the libraries;
@@ -92,7 +94,7 @@ def validate(
     known = manifest.files()
 
     found: dict[str, gguf.Measurement] = {}
-    layers = open_trained(base.folder, folder.adapter)
+    layers = open_trained(base.folder, folder.adapter, shards)
     if settings.rows == "auto":
         scored = choose_rows(records, layers, files[config.export.default], folder.path, clock)
     else:

@@ -11,7 +11,8 @@ from toolkit.core import console
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Distance, Logits, compare, join, penalised
+from toolkit.validate.metrics import Distance, compare, join, penalised
+from toolkit.validate.recomputed import Recomputed
 
 EXAMPLES = 3  # unequal texts that are kept with both lists of ids
 
@@ -49,7 +50,7 @@ def measure(
     quantization: str,
     records: list[Record],
     scored: list[Record],
-    reference: Logits,
+    reference: Recomputed,
     tokenizer: Tokenizer,
     template: str,
     prompts: list[Prompt],
@@ -126,7 +127,7 @@ def _differences(llm: Any, tokenizer: Tokenizer, template: str, vocabulary: int)
 
 
 def _distance(
-    llm: Any, quantization: str, scored: list[Record], reference: Logits, penalty: float
+    llm: Any, quantization: str, scored: list[Record], reference: Recomputed, penalty: float
 ) -> tuple[Distance, Distance | None]:
     """Compare the logits of the scored rows; a second time with a repeat penalty, unless that is 1."""
     parts, with_penalty = [], []
@@ -136,9 +137,10 @@ def _distance(
             rows = slice(position, position + len(record.targets))
             position = rows.stop
             found = llamacpp.logits(llm, record.seen, record.first)
-            parts.append(compare(reference[rows], found, record.targets))
+            expected = reference[rows]
+            parts.append(compare(expected, found, record.targets))
             if penalty != 1:
                 changed = penalised(found, record.seen, record.first, penalty)
-                with_penalty.append(compare(reference[rows], changed, record.targets))
+                with_penalty.append(compare(expected, changed, record.targets))
             bar.advance(len(record.seen), f"mean KL {np.concatenate([part.kl for part in parts]).mean():.2g}")
     return join(parts), join(with_penalty) if with_penalty else None

@@ -14,6 +14,7 @@ import numpy as np
 
 from toolkit.core import console
 from toolkit.model.greedy_answer import greedy_answer
+from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.filling import check_weights, filled, sliced_head, whole
@@ -36,14 +37,16 @@ class Trained:
     weights: Weights
 
 
-def open_trained(base: Path, adapter: Path) -> Trained:
+def open_trained(base: Path, adapter: Path, shards: HubShards | None = None) -> Trained:
     """Lay out base and adapter without reading the weights, on the GPU where there is one.
 
-    Raises ToolkitError if the adapter does not fit the base, or the base's files lack a weight.
+    With `shards`, whose folder `base` is, each weight is fetched when it is needed. Raises ToolkitError if the adapter
+    does not fit the base, or the base's files lack a weight.
     """
     import torch
 
-    found = Trained(make_skeleton(base, adapter, "cuda" if torch.cuda.is_available() else "cpu"), open_weights(base))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = Trained(make_skeleton(base, adapter, device), open_weights(base, shards))
     check_weights(found.skeleton, found.weights)
     return found
 

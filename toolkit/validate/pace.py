@@ -17,7 +17,7 @@ from toolkit.validate.spill import RESERVE
 
 SECONDS = 300.0  # for one file, and for the reference
 TIMED = 2  # rows whose time is taken, after one that loads what is loaded once
-DISK = 0.25  # share of the free disk that the logits may take
+DISK = 0.25  # share of the free disk that the last layer's states may take
 
 Clock = Callable[[], float]
 
@@ -25,17 +25,16 @@ Clock = Callable[[], float]
 def choose_rows(records: list[Record], trained: Trained, default: Path, folder: Path, clock: Clock) -> list[Record]:
     """Choose as many records as fit into about five minutes a file: at least 10, or all, spread evenly.
 
-    The time is that of the default quantization in llama.cpp, or of the reference if that is slower. Logits take at
-    most a quarter of the free disk in `folder`.
+    The time is that of the default quantization in llama.cpp, or of the reference if that is slower. The last layer's
+    states take at most a quarter of the free disk in `folder`.
     """
     if len(records) <= LEAST_ROWS:
         return records
     first = spread(records, TIMED + 1)
     speeds = {"the reference": _reference(trained, first, clock), default.name: _in_llamacpp(default, first, clock)}
     slowest = max(speeds, key=lambda name: speeds[name])
-    answers = float(np.mean([len(record.targets) for record in records]))
     seen = float(np.mean([len(record.seen) for record in records]))
-    size = 4 * (answers * trained.skeleton.vocabulary + len(BOTH) * seen * trained.skeleton.hidden_size)
+    size = 4 * len(BOTH) * seen * trained.skeleton.hidden_size
     room = DISK * max(0, shutil.disk_usage(folder).free - RESERVE)
     count = count_rows(len(records), speeds[slowest] * seen, size, room)
     each = console.duration(speeds[slowest] * seen)

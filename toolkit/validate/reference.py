@@ -16,8 +16,8 @@ from toolkit.validate.filling import check_weights
 from toolkit.validate.heldout import Record
 from toolkit.validate.layers import BOTH, Trained, chunk_size, final_states, head, logits_of, spans_of, with_adapter
 from toolkit.validate.metrics import Distance, Logits, Values, compare, join, negative_log_likelihood
+from toolkit.validate.recomputed import Recomputed
 from toolkit.validate.skeleton import Skeleton
-from toolkit.validate.spill import spill
 from toolkit.validate.weights import other_weights
 
 
@@ -36,13 +36,13 @@ class MergeCost:
 
 @dataclass(frozen=True)
 class Reference:
-    """Results of the trained model: `logits` (answer tokens of all rows, vocabulary) in float32, on disk.
+    """Results of the trained model: `logits` (answer tokens of all rows, vocabulary), computed when asked for.
 
     `nll` and `base_nll` are the tokens' negative log-likelihoods in nats with the adapter and without it. `merge` is
     None if the adapter has one base only.
     """
 
-    logits: Logits
+    logits: Recomputed
     nll: Values
     base_nll: Values
     device: str
@@ -55,12 +55,14 @@ def measured(
 ) -> Iterator[Reference]:
     """Run the trained and the untrained model over the records.
 
-    With `other` the adapter is scored on that base too. The logits live in an unlinked file in `spill_folder` while the
-    block runs. Raises ToolkitError if the disk has no room, or a logit is not finite.
+    With `other` the adapter is scored on that base too. The last layer's states live in an unlinked file in
+    `spill_folder` while the block runs. Raises ToolkitError if the disk has no room, or a logit is not finite.
     """
     skeleton = trained.skeleton
-    with spill(spill_folder, sum(len(record.targets) for record in records), skeleton.vocabulary) as logits:
-        nll, base_nll = _score(trained, records, logits, spill_folder)
+    label = f"reference (float32, {skeleton.device})"
+    with final_states(trained, records, BOTH, spill_folder, label) as states:
+        nll, base_nll = _score(trained, records, states, label)
+        logits = Recomputed(trained, states[0], _answer_positions(records))
         merge = _merge_cost(skeleton, records, logits, other, spill_folder) if other else None
         release()
         yield Reference(logits, nll, base_nll, skeleton.device, merge)
@@ -88,25 +90,18 @@ def _chunks(skeleton: Skeleton, count: int) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _score(trained: Trained, records: list[Record], logits: Logits, folder: Path) -> tuple[Values, Values]:
-    """Fill `logits` with the trained model's; return its NLL per answer token, and the untrained model's."""
+def _score(trained: Trained, records: list[Record], states: list[Logits], label: str) -> tuple[Values, Values]:
+    """Return the trained model's NLL per answer token, and the untrained model's, from their states."""
     skeleton = trained.skeleton
-    nll, base_nll = np.empty(len(logits)), np.empty(len(logits))
     targets = np.concatenate([record.targets for record in records])
-    positions, chunks = _answer_positions(records), _chunks(skeleton, len(logits))
-    label = f"reference (float32, {skeleton.device})"
-    with (
-        final_states(trained, records, BOTH, folder, label) as states,
-        head(trained),
-        console.progress(f"{label}, logits", 2 * len(logits), "tokens") as bar,
-    ):
+    nll, base_nll = np.empty(len(targets)), np.empty(len(targets))
+    positions, chunks = _answer_positions(records), _chunks(skeleton, len(targets))
+    with head(trained), console.progress(f"{label}, logits", 2 * len(targets), "tokens") as bar:
         for adapted, found, values in zip(BOTH, states, (nll, base_nll), strict=True):
             with with_adapter(skeleton, adapted):
                 for rows in chunks:
                     some = logits_of(skeleton, found[positions[rows]])
                     values[rows] = negative_log_likelihood(some, targets[rows])
-                    if adapted:
-                        logits[rows] = some
                     bar.advance(len(some))
     rows_of = np.repeat([record.row for record in records], [len(record.targets) for record in records])
     for who, values in (("trained", nll), ("untrained", base_nll)):
@@ -118,7 +113,9 @@ def _score(trained: Trained, records: list[Record], logits: Logits, folder: Path
     return nll, base_nll
 
 
-def _merge_cost(skeleton: Skeleton, records: list[Record], logits: Logits, other: OtherBase, folder: Path) -> MergeCost:
+def _merge_cost(
+    skeleton: Skeleton, records: list[Record], logits: Recomputed, other: OtherBase, folder: Path
+) -> MergeCost:
     """Score the adapter on the other base and compare with `logits`, those of the base that is merged into."""
     try:
         return _on_other_base(skeleton, records, logits, other, folder)
@@ -128,16 +125,18 @@ def _merge_cost(skeleton: Skeleton, records: list[Record], logits: Logits, other
 
 
 def _on_other_base(
-    skeleton: Skeleton, records: list[Record], logits: Logits, other: OtherBase, folder: Path
+    skeleton: Skeleton, records: list[Record], logits: Recomputed, other: OtherBase, folder: Path
 ) -> MergeCost:
     trained = Trained(skeleton, other_weights(other))
     check_weights(skeleton, trained.weights)
     targets, positions = np.concatenate([record.targets for record in records]), _answer_positions(records)
     compared, nll = [], []
     label = f"the adapter on {other.label} (float32, {skeleton.device})"
-    with final_states(trained, records, (True,), folder, label) as [states], head(trained):
+    with final_states(trained, records, (True,), folder, label) as [states]:
         for rows in _chunks(skeleton, len(logits)):
-            merged, found = np.array(logits[rows]), logits_of(skeleton, states[positions[rows]])
+            merged = logits[rows]
+            with head(trained):  # one head at a time is in the model
+                found = logits_of(skeleton, states[positions[rows]])
             as_trained, instead = (merged, found) if other.merged_as_trained else (found, merged)
             compared.append(compare(as_trained, instead, targets[rows]))
             nll.append(negative_log_likelihood(as_trained, targets[rows]))

@@ -22,13 +22,13 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
 
 
 def _run(context: Context) -> "Outcome":
-    from toolkit.model import merge_base
+    from toolkit.model import base_choice, merge_base
     from toolkit.validate import validate
 
     config, manifest = context.config, context.manifest
-    found = merge_base.resolve(config.model, config.export)
+    found, shards = base_choice.choose_base(config.model, config.export)
     other = merge_base.other(config.model, config.export, manifest.stages.get("train"))
-    return validate(config, context.folder, found, manifest, other)
+    return validate(config, context.folder, found, manifest, other, shards)
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:

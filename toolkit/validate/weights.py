@@ -3,7 +3,8 @@
 import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.checkpoint import READABLE, TensorInfo, check_readable, open_folder
 from toolkit.formats.tensor_values import read_rows, read_tensor
+from toolkit.model.hub_range import HubShards
+from toolkit.model.hub_shards import at_hand
 from toolkit.model.merge_base import OtherBase
 
 
@@ -23,11 +26,14 @@ class Weights:
     """The tensors of a model folder, by the names in its files; bitsandbytes' 4 bits are read dequantized.
 
     `through` is a dtype if the linear layers must be taken through 4 bits from it, as training did when it loaded them.
+    With `shards` the base is on the hub, and a tensor is fetched, used and dropped; `kept` is one that is read by rows.
     """
 
     folder: Path
     tensors: dict[str, TensorInfo]
     through: str = ""
+    shards: HubShards | None = None
+    kept: "Kept" = field(default_factory=lambda: Kept())
 
     def read(self, name: str, *, linear: bool = False) -> Any:
         """Return one tensor in float32; `linear` says that it is the weight of a linear layer that 4 bits change.
@@ -36,16 +42,23 @@ class Weights:
         """
         import torch
 
-        with ThreadPoolExecutor(hardware.cores()) as pool:
-            found = torch.from_numpy(read_tensor(self.tensors[name], pool))
+        with self._at_hand(name) as tensor, ThreadPoolExecutor(hardware.cores()) as pool:
+            found = torch.from_numpy(read_tensor(tensor, pool))
         return _through_four_bits(found, self.through) if linear and self.through else found
 
     def read_rows(self, name: str, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return some rows of a matrix in float32; not for one in 4 bits (`has_rows`)."""
-        rows = read_rows(self.tensors[name], start, end)
+        tensor = self.tensors[name]
+        if self.shards is not None:
+            tensor = self.kept.get(self.shards, tensor)
+        rows = read_rows(tensor, start, end)
         if rows.dtype == np.uint16:  # bfloat16, its bits
             return np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
         return rows.view(np.float32)
+
+    def _at_hand(self, name: str) -> AbstractContextManager[TensorInfo]:
+        tensor = self.tensors[name]
+        return nullcontext(tensor) if self.shards is None else at_hand(self.shards, tensor)
 
     def has_rows(self, name: str) -> bool:
         """Tell whether single rows of a tensor can be read."""
@@ -63,12 +76,30 @@ class Weights:
         return table
 
 
-def open_weights(folder: Path) -> Weights:
-    """List the weights of a model folder; raises ToolkitError if they are absent or of a type that is not read."""
+class Kept:
+    """The matrix of a hub's base whose rows are being read, until another one's are."""
+
+    def __init__(self) -> None:
+        self._tensor: TensorInfo | None = None
+        self._name, self._stack = "", ExitStack()
+
+    def get(self, shards: HubShards, tensor: TensorInfo) -> TensorInfo:
+        """Return a tensor whose values can be read."""
+        if self._name != tensor.name or self._tensor is None:
+            self._stack.close()
+            self._tensor, self._name = self._stack.enter_context(at_hand(shards, tensor)), tensor.name
+        return self._tensor
+
+
+def open_weights(folder: Path, shards: HubShards | None = None) -> Weights:
+    """List the weights of a model folder; raises ToolkitError if they are absent or of a type that is not read.
+
+    With `shards`, whose folder it is, each is fetched when it is read.
+    """
     tensors = open_folder(folder)
     for tensor in tensors.values():
         check_readable(tensor)
-    return Weights(folder, tensors)
+    return Weights(folder, tensors, shards=shards)
 
 
 def other_weights(other: OtherBase) -> Weights:
