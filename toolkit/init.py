@@ -7,6 +7,7 @@ from typing import Any
 from toolkit.core.config_file import starter
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import write_text
+from toolkit.core.streams import printable
 from toolkit.prompt.languages import SENTENCES, language_name
 
 SAMPLE = Path("data/sample.csv")
@@ -42,6 +43,12 @@ def start(directory: Path, *, dry_run: bool, force: bool, data: Path | None = No
 def _from_inside(data: Path, directory: Path) -> str:
     """Return a data file's path as it is called from a folder: relative within the folder, else from the root."""
     whole, folder = data.expanduser().resolve(), directory.expanduser().resolve()
+    if (shown := printable(str(whole))) != str(whole):
+        raise ToolkitError(
+            f"the settings cannot name `{shown}`: TOML is UTF-8, and that name is not",
+            hint="rename the file or folder, then run the same command again",
+            exit_code=USAGE,
+        )
     return whole.relative_to(folder).as_posix() if whole.is_relative_to(folder) else str(whole)
 
 

@@ -266,3 +266,24 @@ def test_patterns_survive_being_written(tmp_path: Path) -> None:
     overrides = {r"blk\.0\.": "Q6_K", "output.weight": "Q8_0"}
     (tmp_path / "toolkit.toml").write_text(config_file.starter({"export": {"overrides": overrides}}))
     assert config_file.load_config(tmp_path / "toolkit.toml").export.overrides == overrides
+
+
+@pytest.mark.parametrize("key", ["model.base", "model.base_16bit", "data.source", "run.folder"])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("a" * 5000, "5,000 bytes"),
+        ("x/" + "é" * 200, "400 bytes"),
+        ("pypi:" + "a" * 300, "305 bytes"),
+        ("/".join(["ab"] * 2000), "a path has 4,095 at most"),
+    ],
+)
+def test_a_name_that_no_file_has_is_refused_in_one_short_line(key: str, value: str, said: str) -> None:
+    with pytest.raises(ToolkitError) as caught:
+        config_file.build({}, [f"{key}={value}"])
+    assert key in caught.value.message and said in caught.value.message and len(caught.value.message) < 300
+    assert caught.value.exit_code == USAGE
+
+
+def test_a_name_of_255_bytes_is_one() -> None:
+    assert config_file.build({}, [f"model.base={'a' * 255}/{'b' * 255}"]).model.base.endswith("b")

@@ -20,6 +20,15 @@ def test_os_errors() -> None:
     assert other is not None and "gone" in other.message and other.exit_code == FAILED
 
 
+def test_a_name_that_is_too_long_is_shortened() -> None:
+    for name in ("a" * 5000, "é" * 3000):
+        with pytest.raises(OSError, match="too long") as caught:
+            Path(name).stat()
+        found = explain(caught.value)
+        assert found is not None and "too long for a file" in found.message and len(found.message) < 200
+        assert f"{len(name.encode()):,} bytes" in found.message and "255 bytes" in found.hint
+
+
 def test_hub_errors_by_their_real_classes() -> None:
     import httpx
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError

@@ -44,6 +44,11 @@ READ = {
     "\t' example.com '\n": "http://example.com:11434",
     '"': "http://127.0.0.1:11434",
     "127.0.0.1:08080": "http://127.0.0.1:8080",
+    "HTTP://example.com": "http://example.com:11434",
+    "Http://1.2.3.4:80/x": "http://1.2.3.4:80/x",
+    "HTTPS://example.com": "https://example.com:11434",
+    "EXAMPLE.com": "http://EXAMPLE.com:11434",
+    "OLLAMA.COM": "http://OLLAMA.COM:11434",
 }
 # A server binds to these; a client means loopback.
 BOUND = {
@@ -82,7 +87,19 @@ def test_a_port_that_is_none_becomes_the_usual_one(text: str, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    "text", ["ftp://host", "a b", "::1:99999999", "[1:2]", "ho<st>", "http://user@host", "host:80:80!", "://", "hôst"]
+    "text",
+    [
+        "ftp://host",
+        "FTP://host",
+        "a b",
+        "::1:99999999",
+        "[1:2]",
+        "ho<st>",
+        "http://user@host",
+        "host:80:80!",
+        "://",
+        "hôst",
+    ],
 )
 def test_what_is_no_address_is_refused_with_its_name(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_HOST", text)

