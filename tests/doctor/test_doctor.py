@@ -198,6 +198,21 @@ def test_a_gpu_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) ->
     assert "base unsloth/Meta-Llama-3.1-8B" in found  # merged in 16
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_a_llama_cpp_built_for_the_gpu_is_recommended_where_there_is_one(
+    home: Home, monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    import llama_cpp
+
+    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: built)
+    assert "llama.cpp on the GPU" not in {check.name for check in home.examine(stages=("validate",))}
+    with_gpu(monkeypatch, GPU)
+    check = next(check for check in home.examine(stages=("validate",)) if check.name == "llama.cpp on the GPU")
+    assert check.ok is (True if built else None)
+    line = 'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36'
+    assert (line in check.fix) is not built
+
+
 def test_a_small_gpu(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(
         monkeypatch,

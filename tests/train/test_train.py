@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from tests.train.conftest import (
     SAME,
@@ -29,7 +31,9 @@ from toolkit.core.files import read_records
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model.base import Base
+from toolkit.model.greedy_answer import greedy_answer
 from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.train import batches, checkpoints, examples, outcome, train
 
@@ -83,6 +87,24 @@ def test_training_writes_adapter_log_and_plot_and_learns(small: tuple[Config, Ru
     assert [entry["step"] for entry in log] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
     assert all(entry["grad_norm"] > 0 for entry in log if "loss" in entry)
     assert result.figures["tokens_seen"] == log[-2]["tokens"]
+
+
+def test_the_questions_are_answered_by_the_base_and_by_the_trained_model(
+    small: tuple[Config, RunFolder], base: Base
+) -> None:
+    """Validation shows these answers: transformers and PEFT give the same from the saved folders."""
+    settings, folder = small
+    asked = settings.validation.model_copy(update={"answer_tokens": 12, "questions": ["Does rest help?", "And water?"]})
+    found = train(settings.model_copy(update={"validation": asked}), folder, base).figures["answers"]
+    assert [(one["question"], one["tokens"]) for one in found] == [(question, 12) for question in asked.questions]
+    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32)
+    form, tokenizer = prompt_format(settings.prompt), load_tokenizer(base.folder)
+    prompts = [render(form, question, asked.instruction) for question in asked.questions]
+    before = [greedy_answer(model, tokenizer, prompt, 12, form.stops) for prompt in prompts]
+    trained = PeftModel.from_pretrained(model, folder.adapter)
+    after = [greedy_answer(trained, tokenizer, prompt, 12, form.stops) for prompt in prompts]
+    assert [one["before"] for one in found] == before and [one["after"] for one in found] == after
+    assert before != after
 
 
 def summed_losses(model: Any, rows: list[examples.Example]) -> list[tuple[float, int]]:

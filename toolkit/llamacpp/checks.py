@@ -39,15 +39,17 @@ def llama_cpp() -> Check:
     return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads", "")
 
 
-def gpu_build() -> Check:
-    """Tell whether llama.cpp was built for the CUDA GPU of this machine; without it files are compared on the CPU."""
-    import llama_cpp
-
+def gpu_build() -> list[Check]:
+    """Tell whether llama.cpp was built for the GPU of this machine; without it files are compared on the CPU."""
+    try:
+        import llama_cpp
+    except Exception:  # the check above names it
+        return []
     if llama_cpp.llama_supports_gpu_offload():
-        return Check("llama.cpp on the GPU", True, "this build of llama-cpp-python uses the GPU", "")
+        return [Check("llama.cpp on the GPU", True, "this build of llama-cpp-python uses the GPU", "")]
     again = f"pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python=={_pinned()}"
     fix = f'validate is faster with one that is built by CUDA\'s compiler: CMAKE_ARGS="-DGGML_CUDA=on" {again}'
-    return Check("llama.cpp on the GPU", None, "this build of llama-cpp-python computes on the CPU only", fix)
+    return [Check("llama.cpp on the GPU", None, "this build of llama-cpp-python computes on the CPU only", fix)]
 
 
 def _pinned() -> str:
