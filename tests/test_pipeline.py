@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.conftest import Called
+from tests.support import tiny_gguf
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from toolkit import doctor, pipeline
@@ -250,7 +251,7 @@ def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config)
         (folder.adapter / path.name).write_bytes(path.read_bytes())
     for quantization in settings.export.quantizations:
         folder.gguf(quantization).parent.mkdir(exist_ok=True)
-        folder.gguf(quantization).write_bytes(b"GGUF")
+        tiny_gguf.write(folder.gguf(quantization))
     folder.modelfile.write_text(modelfile_text(settings, folder, load_tokenizer(folder.adapter).eos_text))
     with pytest.raises(ToolkitError, match="not validated"):
         pipeline.perform("register", settings, folder)

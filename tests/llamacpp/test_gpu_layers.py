@@ -17,7 +17,7 @@ GPU = hardware.Gpu("a GPU", "", int(16e9), 0, bf16=True, capability=(8, 9), flas
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("layers")
     scored_models.base_model(folder / "base")
-    export(folder / "base", None, {"F32": folder / "a.gguf"}, "x", "a")
+    export(folder / "base", None, {"F32": folder / "a.gguf"}, "{{ messages }}", "a")
     return folder / "a.gguf"
 
 
