@@ -56,6 +56,16 @@ WRAPPED: dict[str, tuple[Callable[[str], str], str]] = {
     "checkpointing": (lambda name: name.replace(".mlp", "._checkpoint_wrapped_module.mlp"), "_checkpoint_wrapped"),
     "DeepSpeed, Lightning": (lambda name: f"_forward_module.model.{name}", "_forward_module"),
     "PEFT in PEFT": (lambda name: f"base_model.model.{name}", "base_model.model"),
+    "TRL's value head": (lambda name: f"pretrained_model.{name}", "pretrained_model"),
+    "a policy": (lambda name: f"policy.{name}", "policy"),
+    "a class around it": (lambda name: f"_model.model.{name}", "_model"),
+    "a model that also sees": (
+        lambda name: name.replace("base_model.model.", "base_model.model.language_model.", 1), "language_model"
+    ),
+    "a model that also sees, newer": (
+        lambda name: name.replace("base_model.model.model.", "base_model.model.model.language_model."), "language_model"
+    ),
+    "DDP around a policy around torch.compile": (lambda name: f"module.policy._orig_mod.{name}", "module`, `policy"),
     "a state dict": (lambda name: name.replace(".weight", ".default.weight"), "default"),
     "no prefix": (lambda name: name.removeprefix("base_model.model."), ""),
 }  # fmt: skip
@@ -99,6 +109,53 @@ def test_two_names_that_become_one(made: tuple[Path, Path], tmp_path: Path) -> N
     with pytest.raises(ToolkitError, match=r"holds `.+` and `.+`, which are one tensor without") as caught:
         plan(made[0], changed(made[1], tmp_path / "adapter", twice), ["F16"])
     assert "unwrap" in caught.value.hint
+
+
+@pytest.mark.parametrize("names", [("default", "other"), ("code", "law", "math")])
+def test_a_state_dict_of_several_adapters(made: tuple[Path, Path], tmp_path: Path, names: tuple[str, ...]) -> None:
+    def several(tensors: Tensors) -> Tensors:
+        return {
+            name.replace(".weight", f".{adapter}.weight"): value for name, value in tensors.items() for adapter in names
+        }
+
+    adapter = changed(made[1], tmp_path / "adapter", several)
+    with pytest.raises(ToolkitError, match=f"a state dict of {len(names)} adapters: `{names[0]}`, `{names[1]}`") as got:
+        plan(made[0], adapter, ["F16"])
+    assert f"selected_adapters=['{names[0]}']" in got.value.hint
+
+
+MODELS = {
+    "torch.compile": lambda name: f"_orig_mod.{name}",
+    "DDP": lambda name: f"module.{name}",
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name.replace('.mlp', '._fsdp_wrapped_module.mlp')}",
+    "TRL's value head": lambda name: f"pretrained_model.{name}",
+    "a policy": lambda name: f"policy.{name}",
+    "a class around it": lambda name: f"_model.{name}",
+    "a model that also sees": lambda name: f"language_model.{name}",
+}
+
+
+@pytest.mark.parametrize("wrapped", MODELS)
+def test_a_whole_model_in_wrappers(
+    made: tuple[Path, Path], tmp_path: Path, wrapped: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = Path(shutil.copytree(made[0], tmp_path / "base"))
+    path = base / "model.safetensors"
+    save_file({MODELS[wrapped](name): value for name, value in load_file(path).items()}, path)
+    export(base, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    assert "removed from the names of its tensors" in capsys.readouterr().err
+    export(made[0], None, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert "removed" not in capsys.readouterr().err
+
+
+def test_two_names_of_a_whole_model_that_become_one(made: tuple[Path, Path], tmp_path: Path) -> None:
+    base = Path(shutil.copytree(made[0], tmp_path / "base"))
+    path = base / "model.safetensors"
+    values = load_file(path)
+    save_file({**values, **{f"module.{name}": value for name, value in list(values.items())[:1]}}, path)
+    with pytest.raises(ToolkitError, match="which are one tensor without their wrappers' prefixes"):
+        export(base, None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
 
 
 def test_strangers_are_named_as_they_are_in_the_file(made: tuple[Path, Path], tmp_path: Path) -> None:
@@ -205,6 +262,69 @@ def test_what_mlx_must_merge_itself(
     with pytest.raises(ToolkitError, match=words) as caught:
         standalone.carry_out(order, "gguf", ("F32",), str(tmp_path / "out"), dry_run=False, force=False)
     assert "mlx_lm.fuse" in caught.value.hint and "toolkit export --model" in caught.value.hint
+
+
+@pytest.mark.parametrize("left", ["checkpoints", "half a file", "half a file alone", "no settings"])
+def test_what_a_broken_off_mlx_training_left(
+    made: tuple[Path, Path], tmp_path: Path, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hint says how to go on; the checkpoint that it names is exported."""
+    adapter = mlx(models.save_adapter(tmp_path / "peft", made[0]), tmp_path / "my mlx", model=str(made[0]))
+    weights = adapter / "adapters.safetensors"
+    monkeypatch.chdir(tmp_path)
+    for number in ("0000100", "0000200") if "alone" not in left and left != "no settings" else ():
+        shutil.copyfile(weights, adapter / f"{number}_adapters.safetensors")
+    if left == "checkpoints":
+        weights.unlink()
+    elif left == "no settings":
+        (adapter / "adapter_config.json").unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:300])
+    with pytest.raises(ToolkitError) as caught:
+        standalone.of_adapter(adapter, None, "none.toml", ())
+    if "cp " in caught.value.hint:
+        words = shlex.split(caught.value.hint.partition(": ")[2])
+        assert words[1].endswith("0000200_adapters.safetensors")
+        shutil.copyfile(words[1], words[2])
+    elif left == "no settings":
+        text = caught.value.hint.partition("values: ")[2].replace("BASE", str(made[0]))
+        (adapter / "adapter_config.json").write_text(text)
+    else:
+        assert left == "half a file alone" and "train again" in caught.value.hint
+        return
+    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    assert standalone.carry_out(order, "gguf", ("F32",), "out", dry_run=False, force=False)["files"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys", "without", "said"),
+    [
+        ({"num_layers": 2}, None, "layers.0.mlp", "11 of 14 modules"),
+        ({"num_layers": -1}, None, "layers.1.", "7 of 14 modules"),
+        ({"lora_layers": 2}, None, "layers.0.", "7 of 14 modules"),
+        ({"num_layers": 1}, None, "layers.0.", ""),
+        ({"num_layers": 16}, None, "q_proj", ""),
+        ({"num_layers": 16}, ["self_attn.q_proj", "self_attn.v_proj"], "q_proj", "12 of 14 modules"),
+        ({}, ["self_attn.q_proj", "self_attn.v_proj"], " ", ""),
+    ],
+)
+def test_modules_that_an_mlx_training_names_and_lacks(
+    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any],
+    keys: list[str] | None, without: str, said: str, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    adapter = mlx(models.save_adapter(tmp_path / "peft", made[0]), tmp_path / "mlx", model=str(made[0]))
+    path = adapter / "adapters.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if without not in name}, path)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    del config["num_layers"]
+    if keys:
+        config["lora_parameters"]["keys"] = keys
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, **settings}))
+    monkeypatch.chdir(tmp_path)
+    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=True, force=False)
+    heard = " ".join(capsys.readouterr().err.split())
+    assert f"the adapter has LoRA for {said} that it names" in heard if said else "that it names" not in heard
 
 
 def test_a_command_for_mlx_with_spaces_in_its_names(made: tuple[Path, Path], tmp_path: Path) -> None:

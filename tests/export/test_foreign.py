@@ -428,3 +428,38 @@ def test_hints_can_be_typed_as_they_are(pair: tuple[Path, Path], tmp_path: Path)
     with pytest.raises(ToolkitError) as caught:
         standalone.of_adapter(adapter, None, "toolkit.toml", ())
     assert caught.value.hint.endswith("--base 'my model'")
+
+
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        (("--model", "base", "--base", "base"), "toolkit export --model base"),
+        (("--model", "mine", "--base", "base"), "toolkit export --adapter mine --base base"),
+        (("--model", "base", "--adapter", "mine"), "toolkit export --adapter mine --base base"),
+        (("--base", "a base"), "toolkit export --model 'a base'"),
+    ],
+)
+def test_options_that_exclude_each_other(
+    pair: tuple[Path, Path], toolkit: Callable[..., Called], given: tuple[str, ...], hint: str
+) -> None:
+    """The hint is the command that was probably meant."""
+    done = toolkit("export", *given, "--output", "out", "--json")
+    assert done.code == 2 and done.json["hint"] == hint and not Path("out").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": {}}', '{"model": {"type": "BPE", "vocab": {}}, "added_tokens": []}'])
+def test_a_tokenizer_without_a_vocabulary(pair: tuple[Path, Path], text: str) -> None:
+    (pair[1] / "tokenizer.json").write_text(text)
+    with pytest.raises(ToolkitError, match="holds no vocabulary") as caught:
+        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    assert "delete it: the base's is then used" in caught.value.hint
+    (pair[1] / "tokenizer.json").unlink()  # as it says
+    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+
+
+@pytest.mark.parametrize("text", ['{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 1}}', "no JSON"])
+def test_a_damaged_tokenizer_beside_an_adapter(pair: tuple[Path, Path], text: str) -> None:
+    (pair[1] / "tokenizer.json").write_text(text)
+    with pytest.raises(ToolkitError) as caught:
+        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    assert "copy the base" not in caught.value.hint

@@ -137,16 +137,14 @@ def export(
 
     whole = adapter is not None and adapter.lower() == "none"
     if model is not None and (base is not None or (adapter is not None and not whole)):
-        raise ToolkitError(
-            "--model is a whole model: leave out --adapter and --base",
-            hint="--adapter DIR --base DIR merges an adapter",
-            exit_code=USAGE,
-        )
+        raise standalone.one_too_many(model, base, None if whole else adapter)
     if model is not None or whole:
         order = standalone.of_model(model or base, path, overrides)
     elif adapter is None:
-        foreign = [("--base", base), ("--quant", quantizations), ("--output", output if form == "gguf" else None)]
+        foreign = [("--quant", quantizations), ("--output", output if form == "gguf" else None)]
         given = [name for name, value in foreign if value]
+        if base is not None:
+            raise standalone.one_too_many(None, base, None)
         if given:
             raise ToolkitError(
                 f"{given[0]} needs --adapter or --model",

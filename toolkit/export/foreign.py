@@ -13,7 +13,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.export.adapter.config import CONFIG
-from toolkit.export.adapter.mlx import is_mlx
+from toolkit.export.adapter.mlx import check_mlx, is_mlx
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.formats.names import first_names
 from toolkit.model import base as bases
@@ -36,7 +36,8 @@ class Sources:
 
 def check_adapter(folder: Path) -> None:
     """Raise ToolkitError unless a folder holds an adapter; the hint names one in a subfolder, or another way."""
-    if (folder / CONFIG).is_file() or is_mlx(folder):
+    if holds_adapter(folder):
+        check_mlx(folder)
         return
     if not folder.exists():
         shape = bases.HUB_ID.fullmatch(str(folder))
@@ -66,12 +67,17 @@ def check_adapter(folder: Path) -> None:
     raise ToolkitError(start, hint="name the folder that PEFT's save_pretrained wrote")
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Tell whether a folder holds an adapter of PEFT or MLX, or what is left of one."""
+    return (folder / CONFIG).is_file() or is_mlx(folder)
+
+
 def check_model(label: str) -> None:
     """Raise ToolkitError for a folder that is not a model, but holds an adapter, or models in its subfolders."""
     folder = Path(label).expanduser()
     if not folder.is_dir() or (folder / "config.json").is_file():
         return
-    if (folder / CONFIG).is_file() or is_mlx(folder):
+    if holds_adapter(folder):
         raise ToolkitError(f"`{folder}` holds an adapter, not a whole model", hint=_export("--adapter", folder))
     for name, option in (("config.json", "--model"), (CONFIG, "--adapter")):
         inside = _inside(folder, name)

@@ -13,6 +13,7 @@ from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export.adapter import weights as adapters
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Adapter, Change, LoraDelta
+from toolkit.export.adapter.names import plain_model
 from toolkit.export.importance import Importance, check_importance, expected_importance
 from toolkit.export.vocab.tokenizer_source import TokenizerSource, tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
@@ -102,7 +103,7 @@ def plan(
     truncated files, tensors that are missing, unknown or of another shape.
     """
     family, model = families.family_of(base)
-    stored = checkpoint.open_folder(base)
+    stored = plain_model(checkpoint.open_folder(base), base)
     layouts = families.checked_layouts(base, family, model, stored)
     adapted = None
     if adapter is not None:

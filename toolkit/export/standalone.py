@@ -1,6 +1,7 @@
 """Exports outside a run folder: an adapter trained elsewhere, a whole model, or this run's own in another form."""
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -50,6 +51,23 @@ def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[
     label, revision = foreign.base_of(adapter, base, sources)
     template = foreign.template_of(adapter, label, sources)
     return Order(adapter, label, revision, adapter.resolve().name, template, sources.config)
+
+
+def one_too_many(model: str | None, base: str | None, adapter: str | None) -> ToolkitError:
+    """Say that options exclude each other, with the command that was probably meant."""
+    from toolkit.export import foreign
+
+    if model is None:
+        message = "--base names the base of an adapter, but there is no --adapter"
+        return ToolkitError(message, hint=f"toolkit export --model {shlex.quote(base or '')}", exit_code=USAGE)
+    other = "--base" if adapter is None else "--adapter"
+    message = f"--model is a whole model, and {other} has no meaning next to it"
+    if adapter is None and foreign.holds_adapter(Path(model).expanduser()):
+        message, adapter = f"`{model}` holds an adapter, not a whole model", model
+    hint = f"--model {shlex.quote(model)}"
+    if adapter is not None:
+        hint = f"--adapter {shlex.quote(adapter)} --base {shlex.quote(base or model)}"
+    return ToolkitError(message, hint=f"toolkit export {hint}", exit_code=USAGE)
 
 
 def of_model(model: str | None, settings: str, overrides: tuple[str, ...]) -> Order:

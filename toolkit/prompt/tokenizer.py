@@ -19,6 +19,7 @@ from toolkit.prompt.renderings import render
 
 # Tokens that llama.cpp stops at and never finds in text, whatever their kind in the file (src/llama-vocab.cpp).
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
+SAVE_IT = "save the training's tokenizer next to the adapter: tokenizer.save_pretrained(DIR)"
 # Letters, digits, spaces, other scripts, characters of two to four bytes, controls, and a text of no token at all.
 TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧 😀 ﷺ\u200b\t<|x|>", "\x00\x7f\ufffd", "ab" * 40)
 
@@ -143,7 +144,12 @@ def load_tokenizer(
             hint="save its tokenizer there with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)",
         )
     there = path.stat()
-    encoder, inner, bos = _read_encoders(path.resolve(), there.st_mtime_ns, there.st_size)
+    try:
+        encoder, inner, bos = _read_encoders(path.resolve(), there.st_mtime_ns, there.st_size)
+    except ToolkitError as exc:
+        if eos_from in (None, folder):
+            raise
+        raise ToolkitError(exc.message, hint=f"{SAVE_IT}, or delete it: the base's is then used") from None
     controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
     if prompt_format is not None:
         _check(prompt_format, controls, None if bos is None else encoder.id_to_token(bos), folder)

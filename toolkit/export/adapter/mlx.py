@@ -30,8 +30,34 @@ BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_te
 
 
 def is_mlx(folder: Path) -> bool:
-    """Tell whether a folder holds an adapter of MLX, by the name of its weights."""
-    return (folder / MLX_WEIGHTS).is_file() and not (folder / WEIGHTS).is_file()
+    """Tell whether a folder holds an adapter of MLX, by the name of its weights; perhaps a checkpoint's alone."""
+    return bool((folder / MLX_WEIGHTS).is_file() or _checkpoints(folder)) and not (folder / WEIGHTS).is_file()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """List the weights that training saved on its way (0000100_adapters.safetensors), the last one last."""
+    return sorted(path for path in folder.glob(f"*_{MLX_WEIGHTS}") if re.fullmatch(r"\d+", path.name.partition("_")[0]))
+
+
+def check_mlx(folder: Path) -> None:
+    """Raise ToolkitError for what an MLX run left that did not come to its end; the hint says how to use it."""
+    if not is_mlx(folder):
+        return
+    weights, found = folder / MLX_WEIGHTS, _checkpoints(folder)
+    use = f"use its last checkpoint: cp {shlex.quote(str(found[-1]))} {shlex.quote(str(weights))}" if found else ""
+    if not weights.is_file():
+        raise ToolkitError(f"the MLX training in `{folder}` did not end: it has no {MLX_WEIGHTS}", hint=use)
+    try:
+        checkpoint.read_header(weights)
+    except ToolkitError as exc:
+        again = "the training broke off while it saved: train again, or copy the file again"
+        raise ToolkitError(exc.message, hint=use or again, exit_code=exc.exit_code) from None
+    if not (folder / CONFIG).is_file():
+        stated = '{"model": "BASE", "lora_parameters": {"rank": 8, "scale": 20.0}}'
+        raise ToolkitError(
+            f"the MLX adapter in `{folder}` has no {CONFIG}, which says its scale and base",
+            hint=f"copy it from the training, or write it there with the training's values: {stated}",
+        )
 
 
 def convert_mlx(folder: Path, target: Path) -> None:
@@ -73,12 +99,13 @@ def convert_mlx(folder: Path, target: Path) -> None:
     if len(ranks) != 1:
         raise _fuse(folder, f"holds matrices of different ranks: {sorted(ranks)}", settings)
     [rank] = ranks
+    wanted = _promised(settings, parameters, list(modules))
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": settings.get("model"),
         "r": rank,
         "lora_alpha": _scale(parameters, rank, folder) * rank,
-        "target_modules": sorted(modules),
+        "target_modules": sorted({*modules, *wanted}),
         "use_dora": any("m" in parts for parts in modules.values()),
     }
     save_file(values, target / WEIGHTS, metadata={"format": "pt"})
@@ -86,6 +113,28 @@ def convert_mlx(folder: Path, target: Path) -> None:
     for path in sorted(found for pattern in BESIDE for found in folder.glob(pattern)):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
+
+
+def _promised(settings: dict[str, Any], parameters: dict[str, Any], modules: list[str]) -> set[str]:
+    """Return the modules that MLX would have trained: the same `keys` of each of the last `num_layers` layers.
+
+    A name without a layer means all of them, as in PEFT's target_modules.
+    """
+    placed = [match for match in (re.fullmatch(r"(.+\.layers)\.(\d{1,6})\.(.+)", name) for name in modules) if match]
+    if not placed:
+        return set()
+    stated = parameters.get("keys")
+    keys = {match[3] for match in placed}
+    if isinstance(stated, list):
+        keys |= {key for key in stated if isinstance(key, str) and key}
+    numbers = {int(match[2]) for match in placed}
+    count = settings.get("num_layers", settings.get("lora_layers"))
+    last = max(numbers)
+    if type(count) is int and 0 < count <= last + 1:
+        numbers |= set(range(last - count + 1, last + 1))
+    elif type(count) is int:
+        return keys
+    return {f"{placed[0][1]}.{number}.{key}" for number in numbers for key in keys}
 
 
 def _scale(parameters: dict[str, Any], rank: int, folder: Path) -> float:

@@ -17,8 +17,12 @@ from toolkit.formats.checkpoint import TensorInfo
 PREFIX = "base_model.model."
 # Parts that wrappers write anywhere in a name: torch.compile, FSDP, activation checkpointing.
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# Parts that are in front only: DDP and DeepSpeed's engine, Lightning and FSDP's older form, PEFT itself.
-_IN_FRONT = ("module", "_forward_module", "_fpw_module", "base_model")
+# Parts that are in front only: DDP and DeepSpeed's engine, Lightning and FSDP's older form, PEFT itself, TRL's model
+# with a value head, trainers of policies, models that also see, and classes that hold the model as an attribute.
+_IN_FRONT = (
+    "module", "_forward_module", "_fpw_module", "base_model", "pretrained_model", "policy", "_policy", "policy_model",
+    "language_model", "_model",
+)  # fmt: skip
 # A state dict that was not saved by save_pretrained still has the adapter's name behind each matrix.
 _MATRIX = re.compile(
     r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)\.([^.]+)(\.weight|\.bias)?"
@@ -34,6 +38,7 @@ def plain_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, Te
     """
     plain: dict[str, TensorInfo] = {}
     taken: Counter[str] = Counter()
+    _check_one_adapter(tensors, folder)
     for name, tensor in tensors.items():
         short, parts = plain_name(name)
         if short in plain:
@@ -50,6 +55,19 @@ def plain_names(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, Te
     return plain
 
 
+def _check_one_adapter(tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    """Raise ToolkitError for a state dict of a model that has several adapters."""
+    found = [match[2] for name in tensors for match in (_MATRIX.search(name), _SAVED.search(name)) if match]
+    names = [name for name in dict.fromkeys(found) if name not in ("weight", "bias")]
+    if len(names) > 1:
+        listed = ", ".join(f"`{name}`" for name in names)
+        raise ToolkitError(
+            f"the adapter in `{folder}` is a state dict of {len(names)} adapters: {listed}",
+            hint=f"save the one you want: model.save_pretrained(DIR, selected_adapters=[{names[0]!r}]); PEFT writes it "
+            f"into DIR, or into DIR/{names[0]}",
+        )
+
+
 def plain_name(name: str) -> tuple[str, list[str]]:
     """Return a tensor's name as PEFT writes it, and the parts that were removed from it."""
     parts = name.split(".")
@@ -60,8 +78,9 @@ def plain_name(name: str) -> tuple[str, list[str]]:
         start += 1
     front, rest = parts[:start], parts[start:]
     # `model.` belongs to the base's own name if the rest is in the inner model.
-    inner = ["model"] if front[-1:] == ["model"] and rest[:1] != ["lm_head"] else []
-    front = front[: len(front) - len(inner)]
+    inner = ["model"] if rest[:1] != ["lm_head"] and "model" in front else []
+    if inner:
+        del front[len(front) - 1 - front[::-1].index("model")]
     usual = PREFIX.rstrip(".").split(".")
     taken += [part for part in front if part not in usual]
     if front.count("base_model") > 1 or front.count("model") > 1:
@@ -97,3 +116,28 @@ def plain_patterns(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(config.get(key), dict):
             changed[key] = {cut(pattern): value for pattern, value in config[key].items()}
     return {**config, **changed}
+
+
+def plain_model(tensors: Mapping[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
+    """Return a whole model's tensors under the names that transformers' save_pretrained writes.
+
+    One line says what was removed. Raises ToolkitError if two names become one.
+    """
+    wrappers = {*_ANYWHERE, *_IN_FRONT}
+    if not any(wrappers.intersection(name.split(".")) for name in tensors):
+        return dict(tensors)
+    plain: dict[str, TensorInfo] = {}
+    taken: dict[str, None] = {}
+    for name, tensor in tensors.items():
+        short, parts = plain_name(name)
+        short = short.removeprefix(PREFIX)
+        if short in plain:
+            raise ToolkitError(
+                f"the model in `{folder}` holds `{plain[short].name}` and `{name}`, which are one tensor without their "
+                "wrappers' prefixes",
+                hint="save the model once, unwrapped: accelerator.unwrap_model(model).save_pretrained(DIR)",
+            )
+        plain[short] = tensor
+        taken.update(dict.fromkeys(part for part in parts if part in wrappers))
+    console.info(f"model: {', '.join(f'`{part}`' for part in taken)} removed from the names of its tensors")
+    return plain

@@ -9,10 +9,9 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.formats.names import three_names
-from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer, named_eos
+from toolkit.prompt.tokenizer import SAVE_IT, Tokenizer, load_tokenizer, named_eos
 
 DAMAGED = "the tokenizer is damaged: copy it again"
-SAVE_IT = "save the training's tokenizer next to the adapter: tokenizer.save_pretrained(DIR)"
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
 
 
@@ -52,6 +51,11 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
     ours, theirs = (read_json(folder / "tokenizer.json", DAMAGED) for folder in (base, adapter))
     known, found = token_ids(ours), token_ids(theirs)
     place = f"`{adapter}`"
+    if not found:
+        raise ToolkitError(
+            f"`{adapter / 'tokenizer.json'}` holds no vocabulary",
+            hint=f"{SAVE_IT}, or delete it: the base's is then used",
+        )
     if found and max(found.values()) >= rows:
         beyond = sorted((index, text) for text, index in found.items() if index >= rows)
         _check_below(known, {text: index for text, index in found.items() if index < rows}, adapter, len(beyond), rows)
