@@ -291,6 +291,44 @@ def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: P
 
 
 @pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text + "PARAMETER temperature 0.1\n",
+        lambda text: text.replace("1.0", "1.1"),
+        lambda text: "\n".join(text.split("\n")[:1] + text.split("\n")[2:]),
+    ],
+)
+@pytest.mark.parametrize("force", [True, False])
+def test_a_modelfile_that_a_user_edited_stays(
+    pair: tuple[Path, Path], edit: Callable[[str], str], force: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = standalone.of_adapter(pair[1], None, "none.toml", ())
+    carry(order)
+    path = Path("out/Modelfile")
+    edited = edit(path.read_text())
+    path.write_text(edited)
+    again = ("F16",) if force else ("Q8_0",)
+    figures = carry(order, *again, force=force)
+    assert path.read_text() == edited and figures["modelfile"] == "out/mine.Modelfile"
+    said = " ".join(capsys.readouterr().err.split())
+    assert "`out/Modelfile` was edited, and stays as it is; the new one is `out/mine.Modelfile`" in said
+    second = Path("out/mine.Modelfile")
+    assert carry(order, *again, force=True)["modelfile"] == "out/mine.Modelfile"
+    second.write_text(second.read_text() + "SYSTEM mine\n")
+    assert carry(order, *again, force=True)["modelfile"] == "out/mine-2.Modelfile"
+    assert second.read_text().endswith("SYSTEM mine\n") and path.read_text() == edited
+
+
+def test_a_modelfile_that_nobody_edited_is_written_again(
+    pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = standalone.of_adapter(pair[1], None, "none.toml", ())
+    assert carry(order)["modelfile"] == carry(order, "Q8_0")["modelfile"] == "out/Modelfile"
+    assert "FROM ./mine-Q8_0.gguf" in Path("out/Modelfile").read_text()
+    assert "was edited" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("name", "called"), [("my adapter (2)", "my-adapter--2-"), (".hidden", "hidden"), ("ü", "model")]
 )
 def test_a_name_that_ollama_takes(pair: tuple[Path, Path], tmp_path: Path, name: str, called: str) -> None:

@@ -4,9 +4,11 @@ import contextlib
 import fcntl
 import glob
 import hashlib
+import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -153,6 +155,31 @@ def clear_parts(parts: Iterable[Path], formers: Iterable[Path]) -> None:
         rightful = former.with_name(former.name.removeprefix(".").removesuffix(".old"))
         if former.is_dir():
             shutil.rmtree(former, ignore_errors=True) if rightful.exists() else former.replace(rightful)
+
+
+@contextlib.contextmanager
+def scratch_folder(kind: str) -> Iterator[Path]:
+    """Give a folder among the temporary files, removed at the end.
+
+    What killed processes left of this kind goes first; what is younger than a minute may not be locked yet.
+    """
+    old = time.time() - 60
+    left = Path(tempfile.gettempdir()).glob(f"toolkit-{kind}-*.part")
+    clear_parts((path for path in left if _changed(path) < old), [])
+    with tempfile.TemporaryDirectory(prefix=f"toolkit-{kind}-", suffix=".part") as name:
+        descriptor = os.open(name, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.lstat().st_mtime
+    except OSError:  # another process has removed it
+        return math.inf
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,8 +3,10 @@
 If the model has its own chat template, TEMPLATE says the same in Go where possible; else Ollama takes the GGUF's.
 """
 
+import hashlib
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import go_template
 
 FIRST = "# Written by toolkit export for "
+_SUM = "# An edited Modelfile is kept. Checksum of this one: "
 
 
 def write_beside(
@@ -36,7 +39,7 @@ def write_beside(
 
     It names the default quantization, or the first one. `template` is the chat template in the files,
     `prompt_format` its prompt format, None for a template that came with the model. A Modelfile of another model
-    stays: the new one is then `NAME.Modelfile`.
+    stays, and so does one that a user edited: the new one is then `NAME.Modelfile`.
     """
     quantization = config.export.default if config.export.default in targets else next(iter(targets))
     gguf = targets[quantization]
@@ -75,18 +78,39 @@ def write_beside(
         console.warn(f"no Modelfile is written: {exc.message}")
         return {}
     lines.append("PARAMETER repeat_penalty 1.0")
-    path = gguf.parent / "Modelfile"
-    if path.exists() and not force and not _ours(path, lines[0]):
-        path = gguf.parent / f"{gguf.name.removesuffix(f'-{quantization}.gguf')}.Modelfile"
-    write_text(path, "\n".join(lines) + "\n")
+    stem = gguf.name.removesuffix(f"-{quantization}.gguf")
+    path = _free_place(gguf.parent, stem, lines[0], force)
+    write_text(path, "\n".join([lines[0], f"{_SUM}{_checksum(lines)}", *lines[1:]]) + "\n")
     return {"modelfile": str(path), "next": shlex.join(["ollama", "create", called, "-f", str(path)])}
 
 
-def _ours(path: Path, first: str) -> bool:
-    try:
-        return path.read_text(encoding="utf-8").partition("\n")[0] == first
-    except (OSError, UnicodeDecodeError):
-        return False
+def _free_place(folder: Path, stem: str, first: str, force: bool) -> Path:
+    """Return where the Modelfile goes: nothing is there, or what this tool wrote for this model and nobody edited.
+
+    `force` also replaces a Modelfile that came from elsewhere, but no edited one.
+    """
+    edited, number = [], 1
+    path = folder / "Modelfile"
+    while path.exists():
+        try:
+            line, *rest = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError, ValueError):
+            line, rest = "", []
+        sums = [each.removeprefix(_SUM) for each in rest if each.startswith(_SUM)]
+        untouched = sums == [_checksum([line, *(each for each in rest if not each.startswith(_SUM))])]
+        if line.startswith(FIRST) and not untouched:
+            edited.append(f"`{path}`")
+        elif line == first or (force and path.name == "Modelfile"):
+            break
+        path = folder / (f"{stem}.Modelfile" if number == 1 else f"{stem}-{number}.Modelfile")
+        number += 1
+    if edited:
+        console.warn(f"{', '.join(edited)} was edited, and stays as it is; the new one is `{path}`")
+    return path
+
+
+def _checksum(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join("\n".join(lines).splitlines()).encode()).hexdigest()[:16]
 
 
 def _model_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.config_file import build, load_config
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.files import scratch_folder
 from toolkit.core.output_settings import check_quantization
 from toolkit.core.run_folder import RunFolder
 from toolkit.prompt.format import PromptFormat, prompt_format
@@ -129,7 +129,7 @@ def carry_out(
     `form` is `gguf`, `safetensors` or `lora-gguf`. Returns files with their figures, and the `next` command where there
     is one. Raises ToolkitError rather than overwrite, unless `force`.
     """
-    from toolkit.export import foreign, streaming
+    from toolkit.export import foreign, leftovers, streaming
     from toolkit.model import merge_base
 
     config = order.config
@@ -146,7 +146,8 @@ def carry_out(
     ends = {"safetensors": {"safetensors": "merged"}, "lora-gguf": {"lora": "lora.gguf"}}
     ending = ends.get(form, {quantization: f"{quantization}.gguf" for quantization in names})
     targets = {key: Path(output) / f"{order.name}-{end}" for key, end in ending.items()}
-    present = [str(path) for path in targets.values() if path.exists()]
+    leftovers.clear_export(Path(output), order.name)
+    present = [str(path) for path in leftovers.finished(targets.values(), Path(output), order.name)]
     if present and not force:
         raise ToolkitError(f"already there: {', '.join(present)}", hint="choose another --output, or use --force")
     settings = config.model
@@ -169,7 +170,8 @@ def carry_out(
         template = order.template(found.folder)
         if dry_run:
             return _preview(ready, form, targets, found.folder, template[0])
-        return _write(ready, form, targets, found.folder, template, shards, force=force)
+        with leftovers.noting_export(Path(output), order.name):
+            return _write(ready, form, targets, found.folder, template, shards, force=force)
 
 
 @contextlib.contextmanager
@@ -181,9 +183,9 @@ def _as_peft(adapter: Path | None) -> Iterator[Path | None]:
         yield adapter
         return
     console.info(f"adapter: MLX format, converted to PEFT's ({adapter / mlx.MLX_WEIGHTS})")
-    with tempfile.TemporaryDirectory(prefix="toolkit-") as folder:
-        mlx.convert_mlx(adapter, Path(folder))
-        yield Path(folder)
+    with scratch_folder("mlx") as folder:
+        mlx.convert_mlx(adapter, folder)
+        yield folder
 
 
 def _write(

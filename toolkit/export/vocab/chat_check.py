@@ -6,7 +6,6 @@ it treats spaces, for instance) is written so that the ids are equal, if possibl
 """
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from gguf import GGUFValueType, Keys
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import naming
+from toolkit.core.files import naming, scratch_folder
 from toolkit.core.parsing import read_json
 from toolkit.export.jinja_render import HINT, Chat, renderer
 from toolkit.export.vocab.added_tokens import AddedToken, added_tokens
@@ -104,8 +103,8 @@ def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata
     """
     _check_texts(metadata)
     first: ToolkitError | None = None
-    with tempfile.TemporaryDirectory(prefix="toolkit-") as folder:
-        path = Path(folder) / "vocabulary.gguf"
+    with scratch_folder("vocabulary") as folder:
+        path = folder / "vocabulary.gguf"
         for changed, said in _ways(architecture, metadata, trained):
             with naming(path):
                 path.write_bytes(gguf_writer.header(architecture, changed, []))
