@@ -4,6 +4,7 @@ import csv
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from toolkit.core.config import Config
 from toolkit.core.config_file import build, load_config, starter
 from toolkit.core.input_settings import PromptSettings
 from toolkit.init import start
+from toolkit.prepare import language
 from toolkit.prepare.clean import Record, normalise, split_cell
 from toolkit.prepare.language import Identify, file_language, foreign_prompt, identifier, main_language
 from toolkit.prompt.format import prompt_format
@@ -99,6 +101,44 @@ def test_nothing_is_said_where_it_is_not_sure(kind: str, identify: Identify) -> 
 
 def test_a_few_foreign_answers_change_nothing(identify: Identify) -> None:
     assert main_language(ANSWERS["de"] * 10 + ANSWERS["en"], identify) == "de"
+
+
+LEARNED = "Laat je niet gek maken: van is in of the name zijn geen Engels, en rust helpt het beste bij koorts."
+LOOKING_ENGLISH = {
+    "Dutch with English words": [LEARNED] * 12,
+    "names of drugs": [f"the {name} 500 mg" for name in ("Paracetamol", "Amoxicillin", "Ibuprofen")] * 2
+    + UNSURE["drugs"],
+    "one in four is German": [*ANSWERS["en"], ANSWERS["de"][0]] * 8,
+}
+
+
+@pytest.mark.parametrize("kind", [*(code for code in ANSWERS if code != "en"), *UNSURE, *LOOKING_ENGLISH])
+def test_only_plain_english_is_known_by_its_words(kind: str) -> None:
+    texts = {**ANSWERS, **UNSURE, **LOOKING_ENGLISH}[kind] * 3
+    assert not language.is_plain_english([text for text in texts if len(text) > 20])
+
+
+def test_for_plain_english_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch, medquad: Path) -> None:
+    """It takes a quarter of `prepare`. What asks for another language later still gets it."""
+    loaded: list[str] = []
+    real = language._load
+
+    def load() -> Any:
+        loaded.append("model")
+        return real()
+
+    monkeypatch.setattr(language, "_load", load)
+    with medquad.open(encoding="utf-8", newline="") as file:
+        cells = [split_cell(row["Answer"]) for row in csv.DictReader(file)]
+    for answers in (ANSWERS["en"] * 3, [cell[1] for cell in cells if not isinstance(cell, str)]):
+        with identifier(answers) as identify:
+            assert main_language(answers, identify) == "en" and not loaded
+    with identifier(answers) as identify:
+        form = PromptSettings(preset="chatml", instruction=PORTUGUESE)
+        assert "the prompt is in Portuguese" in foreign_prompt(form, records(["x"], PORTUGUESE), "en", identify)
+    assert loaded
+    with identifier(ANSWERS["fr"] * 3) as identify:
+        assert main_language(ANSWERS["fr"] * 3, identify) == "fr"
 
 
 def test_medquad_is_english(medquad: Path, identify: Identify) -> None:

@@ -35,8 +35,8 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     ToolkitError if the file cannot be used or a split would be empty; former results then stay.
     """
     form = prompt_format(config.prompt)
-    with identifier() as identify:
-        rows = read_rows(source, config)
+    rows = read_rows(source, config)
+    with identifier([record.answer for record in rows.records]) as identify:
         left = unused(rows.table, rows.columns)
         console.info(described(rows.columns, left))
         for lost in lost_meaning(rows.columns, left):

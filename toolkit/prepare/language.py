@@ -4,7 +4,7 @@ import contextlib
 import functools
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,16 +30,42 @@ FEWEST_LETTERS = 20  # of a text that says anything about its language, and four
 SURE = 0.9  # probability of a language that is believed
 MOST = 0.8  # share of the sampled answers that must be in it
 _DEFAULT = str(PromptSettings.model_fields["instruction"].default)
+SHORT = 12  # words of a text in which one of them is enough
+COMMON = 0.08  # share of an English text's words that are these, which no other language has
+_ENGLISH = frozenset(("the", "and", "that", "with", "this", "from", "your", "you", "which", "when", "these", "they",
+                      "their", "there", "who", "what", "how", "should", "than", "have", "been", "other", "most",
+                      "would", "could", "does", "about"))  # fmt: skip
+_WORDS = re.compile(r"[^\W\d_]+")
 _NOT_LANGUAGES = {"", "zxx", "la"}  # Latin: names of diseases and bacteria are, in every language
 _MARKS = re.compile(r"<\|[^|>]*\|>|<[^<>\s]*>|\[/?[A-Z]+\]|\{instruction\}|\{input\}|[#\d]+")
 
 
 @contextlib.contextmanager
-def identifier() -> Iterator[Identify]:
-    """Yield py3langid, which loads its model (0.6 s) while the caller works, until the first call."""
+def identifier(texts: Sequence[str] = ()) -> Iterator[Identify]:
+    """Yield py3langid, which loads its model (0.5 s of CPU) while the caller works, until the first call.
+
+    Where the `texts` are plain English it is loaded by the first call, if there is one.
+    """
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(_load)
-        yield lambda text: _likeliest(loading.result().rank(text))
+        loading = [] if texts and is_plain_english(_sampled(texts)) else [pool.submit(_load)]
+        yield lambda text: _likeliest((loading[0].result() if loading else _load()).rank(text))
+
+
+def _sampled(texts: Sequence[str]) -> list[str]:
+    """Return the beginnings of texts, spread evenly, that say anything about their language."""
+    some = [text[:EXCERPT] for text in spread([*texts], SAMPLE)]
+    return [text for text in some if _weight(text) >= FEWEST_LETTERS]
+
+
+def is_plain_english(some: Sequence[str]) -> bool:
+    """Tell whether most of some texts are surely English, by its commonest words: no other language is looked for."""
+    return sum(map(_weight, some)) >= 4 * FEWEST_LETTERS and sum(map(_reads_english, some)) >= MOST * len(some)
+
+
+def _reads_english(text: str) -> bool:
+    words = _WORDS.findall(text.lower())
+    found = [word for word in words if word in _ENGLISH]
+    return len(found) >= COMMON * len(words) and len(set(found)) >= (1 if len(words) < SHORT else 2)
 
 
 def _likeliest(ranked: list[tuple[str, float]]) -> tuple[str, float]:
@@ -62,8 +88,9 @@ def _weight(text: str) -> int:
 
 def main_language(texts: list[str], identify: Identify) -> str:
     """Return the ISO 639 code of the language that most texts are in; "" where they are mixed or too short to tell."""
-    some = [text[:EXCERPT] for text in spread(texts, SAMPLE)]
-    some = [text for text in some if _weight(text) >= FEWEST_LETTERS]
+    some = _sampled(texts)
+    if is_plain_english(some):
+        return "en"
     whole = "\n".join(some)
     if _weight(whole) < 4 * FEWEST_LETTERS:
         return ""
@@ -130,11 +157,12 @@ def file_language(path: Path) -> str:
     """
     config = Config()
     content, _ = file_head(path)
-    with identifier() as identify:
-        table = parse_table(content, path, wanted_names(config.data))
-        try:
-            rows = rows_of(table, config)
-        except ToolkitError as exc:
-            console.warn(exc.message)
-            return ""
-        return main_language([record.answer for record in rows.records], identify)
+    table = parse_table(content, path, wanted_names(config.data))
+    try:
+        rows = rows_of(table, config)
+    except ToolkitError as exc:
+        console.warn(exc.message)
+        return ""
+    answers = [record.answer for record in rows.records]
+    with identifier(answers) as identify:
+        return main_language(answers, identify)

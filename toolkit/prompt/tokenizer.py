@@ -21,6 +21,7 @@ from toolkit.prompt.renderings import render
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
 SAVE_IT = "save the training's tokenizer next to the adapter: tokenizer.save_pretrained(DIR)"
 # Letters, digits, spaces, other scripts, characters of two to four bytes, controls, and a text of no token at all.
+FAR = 16  # characters for each token: an answer with more is far too long for it
 TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧 😀 ﷺ\u200b\t<|x|>", "\x00\x7f\ufffd", "ab" * 40)
 
 
@@ -105,8 +106,9 @@ class Tokenizer:
 
         Return None if the prompt leaves no room for a single token of an answer.
         """
-        ids, start = self.record_ids(prompt, answer)
-        room = length - start - 1
+        room = length - len(self.prompt_ids(prompt)) - 1
+        answer, room = self._cut_ahead(answer, room)
+        ids, _ = self.record_ids(prompt, answer)
         while len(ids) > length:
             if room < 1 or not answer:
                 return None
@@ -116,6 +118,19 @@ class Tokenizer:
             room -= 1
             ids, _ = self.record_ids(prompt, answer)
         return answer or None
+
+    def _cut_ahead(self, answer: str, room: int) -> tuple[str, int]:
+        """Cut an answer that is far too long at `room` tokens, by encoding its beginning alone.
+
+        That ends before a blank, where every pre-tokenizer begins a new word, so its tokens are those of the whole.
+        """
+        end = answer.rfind(" ", 0, FAR * (room + 1)) if room > 0 and len(answer) > FAR * (room + 1) else -1
+        if end > 0 and answer[end - 1].isalnum():
+            with guarded(_cannot_encode):
+                offsets = self.encoder.encode(answer[:end], add_special_tokens=False).offsets
+            if len(offsets) > room:
+                return answer[: offsets[room][0]].rstrip(), room - 1
+        return answer, room
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids, control tokens included."""
