@@ -20,7 +20,8 @@ from toolkit.prepare.clean import (
     normalise,
     split_cell,
 )
-from toolkit.prepare.columns import Columns, find_columns
+from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columns import Columns
 from toolkit.prepare.table import Row, Table
 
 

@@ -7,7 +7,8 @@ import pytest
 from toolkit.core import config_file
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
-from toolkit.prepare.columns import described, find_columns, lost_meaning, unused, wanted_names
+from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columns import described, lost_meaning, unused, wanted_names
 from toolkit.prepare.read import read_table
 from toolkit.prepare.table import Row, Table
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import clean
-from toolkit.prepare.columns import find_columns, wanted_names
+from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import UNREADABLE, read_table
 from toolkit.prepare.split import drop_duplicates
 from toolkit.prepare.table import Table

@@ -14,7 +14,8 @@ from toolkit.core.output_settings import OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
 from toolkit.prepare.clean import clean
-from toolkit.prepare.columns import find_columns, wanted_names
+from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, go_template, prompt_text

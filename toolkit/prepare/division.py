@@ -8,7 +8,8 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import Record, Rejection, clean
-from toolkit.prepare.columns import Columns, find_columns, wanted_names
+from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columns import Columns, wanted_names
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.read import read_table
 from toolkit.prepare.refusals import no_usable_row

@@ -1,0 +1,163 @@
+"""The column of each role: by the settings, else by its usual names; refused where one is missing or two fit."""
+
+import re
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
+from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, name_key
+from toolkit.prepare.columns import IDS, Columns, column_setting, listed, unused
+from toolkit.prepare.headers import header_hint
+from toolkit.prepare.meaning import bare, meaning, told_about
+from toolkit.prepare.nested import hint_for_nested_file
+from toolkit.prepare.table import Table
+
+_CHATS = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns|role|content|from|value")
+_OBJECTS = (".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+LONG_NAME = 60  # characters, or
+WORDS = 8  # words, from which on a column's name looks like data
+
+
+def find_columns(table: Table, settings: DataSettings) -> Columns:
+    """Choose the column of each role; raises ToolkitError where one is missing or two fit one role."""
+    named = {
+        role: _named(getattr(settings, f"{role}_column"), role, table)
+        for role in ("question", "answer", "instruction", "context")
+    }
+    _each_once(named, table)
+    taken = {name for name in named.values() if name}
+    answer = named["answer"] or _only(ANSWERS, "answer", table, taken)
+    question = named["question"] or _only(QUESTIONS, "question", table, taken)
+    instruction = named["instruction"]
+    alpaca = _only((INSTRUCTION,), "instruction", table, taken)
+    if alpaca and not instruction and question:
+        instruction, alpaca = alpaca, None
+    row_id = next((name for key in IDS for name in table.columns if name_key(name) == key), None)
+    if row_id in taken:
+        row_id = None
+    if answer is None:
+        raise _no_column("answer", ANSWERS, table)
+    if question is None and alpaca is not None:
+        question = alpaca
+    if question is None and instruction is not None:
+        question, instruction = instruction, None
+    if question is None and not any(_is_medquad(row.values.get(answer)) for row in table.rows):
+        raise _no_column("question", QUESTIONS, table)
+    columns = Columns(question, answer, instruction, row_id, named["context"])
+    _left_once(columns, table)
+    return columns
+
+
+def _left_once(columns: Columns, table: Table) -> None:
+    """Refuse two columns of one name that a warning would tell the user to name: a setting would not fit one."""
+    taken = columns.taken().values()
+    alike: dict[str, list[str]] = {}
+    for name in table.columns:
+        if name not in taken:
+            alike.setdefault(name_key(name), []).append(name)
+    for role, kinds in (("context", ("context", "options")), ("instruction", ("system",))):
+        for names in alike.values():
+            if len(names) > 1 and getattr(columns, role) is None and meaning(names[0]) in kinds:
+                filled = unused(table, columns)
+                # Of an exact name, the rows hold the last cell only: the first column may be the one that is filled.
+                same = names if len(set(names)) < len(names) else [name for name in names if name in filled]
+                if len(same) > 1:
+                    raise _two_columns(role, same, table)
+
+
+def _named(name: str, role: str, table: Table) -> str | None:
+    """Find the column that a setting names: as it is written, or else case and spaces apart."""
+    if not name:
+        return None
+    same = [column for column in table.columns if column == name]
+    same = same or [column for column in table.columns if name_key(column) == name_key(name)]
+    if not same:
+        raise _no_column(role, (name,), table)
+    if len(same) > 1:
+        raise _two_columns(role, same, table)
+    return same[0]
+
+
+def _each_once(named: dict[str, str | None], table: Table) -> None:
+    for role, name in named.items():
+        others = [other for other, column in named.items() if column == name and other != role]
+        if name and others:
+            raise ToolkitError(
+                f"`{table.path}`: data.{role}_column and data.{others[0]}_column both name `{name}`",
+                hint=f"set one of them to another column: {listed(table.columns)}",
+            )
+
+
+def _only(keys: tuple[str, ...], role: str, table: Table, taken: set[str]) -> str | None:
+    """Find the one column of a role; raises ToolkitError if two hold something: a wrong guess would not be seen."""
+    found = [name for key in keys for name in table.columns if name_key(name) == key and name not in taken]
+    if len(found) > 1 and len(set(found)) == len(found):
+        filled = [name for name in found if any(not is_blank(row.values.get(name)) for row in table.rows)]
+        found = filled or found[:1]
+    if len(found) > 1:
+        raise _two_columns(role, found, table)
+    return found[0] if found else None
+
+
+def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
+    shown = " and ".join(f"`{name}`" for name in names)
+    if len(set(names)) < len(names):
+        hint = "remove one of them, or give it another name"
+    elif not any(sum(not is_blank(row.values.get(name)) for name in names) > 1 for row in table.rows):
+        hint = "no row uses more than one of them: give them the same name"
+    else:
+        hint = " or ".join(f"`--set {column_setting(role, name)}`" for name in names)
+        hint = f"choose one: {hint}"
+    return ToolkitError(f"`{table.path}` has more than one column with the {role}: {shown}", hint=hint)
+
+
+def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError:
+    return ToolkitError(
+        f"`{table.path}` has no column with the {role}: wanted {' or '.join(f'`{name}`' for name in wanted)}, "
+        f"found {listed(table.columns)}",
+        hint=_hint_for_names(role, wanted, table),
+    )
+
+
+def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
+    """Return what to do where no column has a known name."""
+    if not table.columns:
+        return 'write each row as an object that names its cells, such as {"question": "…", "answer": "…"}'
+    if table.path.suffix.lower() in _OBJECTS:
+        if inside := hint_for_nested_file(table.path):
+            return inside
+    elif above := header_hint(table.path, {role: wanted}):
+        return above
+    chats = [name for name in table.columns if _CHATS.fullmatch(bare(name))]
+    if chats and len(table.columns) <= len(chats) + 2:
+        return (
+            "these look like chats, which cannot be read yet: write one question and one answer per row, "
+            'such as {"question": "…", "answer": "…"}'
+        )
+    if table.path.suffix.lower() not in _OBJECTS and any(map(_looks_like_data, table.columns)):
+        return (
+            "no header? The first row looks like data: add a first line that names the columns, "
+            "such as `question,answer`"
+        )
+    if likely := _likely(role, table):
+        return f"if that is `{likely}`: `--set {column_setting(role, likely)}`"
+    return f"name it with `--set data.{role}_column=NAME`"
+
+
+def _likely(role: str, table: Table) -> str:
+    """Return the one column whose name holds a usual name of the role, such as `questiontext`; else nothing."""
+    keys = {"question": QUESTIONS[:1], "answer": ANSWERS}.get(role, ())
+    found = [
+        name
+        for name in table.columns
+        if any(key in bare(name) for key in keys) and not told_about(name) and meaning(name) is None
+    ]
+    return found[0] if len(found) == 1 else ""
+
+
+def _looks_like_data(name: str) -> bool:
+    return name.endswith(("?", "？", ".")) or name.isdecimal() or len(name) > LONG_NAME or len(name.split()) > WORDS
+
+
+def _is_medquad(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.lstrip().startswith("Question:")
