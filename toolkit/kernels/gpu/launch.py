@@ -12,7 +12,9 @@ import triton
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Type
 
-from toolkit.kernels.gpu import blocks, search
+from toolkit.kernels.gpu import search
+from toolkit.kernels.gpu.levels import blocks_8, levels_6, levels_k
+from toolkit.kernels.gpu.scales import scales_6, scales_k
 from toolkit.kernels.gpu.search import GIVEN, IMPORTANCE, SPREAD, SQUARE
 
 Tensor = Any  # torch is not typed here
@@ -145,24 +147,24 @@ def _write_k(kind: Type, rows: Tensor, importance: Tensor | None, out: Tensor, f
     scales, lows, sums, chosen, chosen_lows, found = _searched(kind, rows, importance, 256, 2.0)
     bits = 4 if kind == Type.Q4_K else 5
     _launch(
-        blocks.scales_k, len(out), LANES, out, scales, lows, sums, _fit_factors(63, rows.device), found, flags,
+        scales_k, len(out), LANES, out, scales, lows, sums, _fit_factors(63, rows.device), found, flags,
         len(out), SIZE=out.shape[1], FITTED=importance is not None, LANES=LANES,
     )  # fmt: skip
     _launch(
-        blocks.levels_k, len(out), BLOCKS, out, _plain(rows), chosen, chosen_lows, flags, len(out),
+        levels_k, len(out), BLOCKS, out, _plain(rows), chosen, chosen_lows, flags, len(out),
         BITS=bits, BF16=_is_bf16(rows), BLOCKS=BLOCKS,
     )  # fmt: skip
 
 
 def _write_6(kind: Type, rows: Tensor, importance: Tensor | None, out: Tensor, flags: Tensor) -> None:
     scales, _, chosen, found = _searched(kind, rows, importance, 256)
-    _launch(blocks.scales_6, len(out), LANES, out, scales, chosen, found, flags, len(out), LANES=LANES)
+    _launch(scales_6, len(out), LANES, out, scales, chosen, found, flags, len(out), LANES=LANES)
     numbers = (chosen, flags, len(out))
-    _launch(blocks.levels_6, len(out), BLOCKS, out, _plain(rows), *numbers, BF16=_is_bf16(rows), BLOCKS=BLOCKS)
+    _launch(levels_6, len(out), BLOCKS, out, _plain(rows), *numbers, BF16=_is_bf16(rows), BLOCKS=BLOCKS)
 
 
 def _write_8(kind: Type, rows: Tensor, importance: Tensor | None, out: Tensor, flags: Tensor) -> None:
-    _launch(blocks.blocks_8, len(out), BLOCKS, out, _plain(rows), flags, len(out), BF16=_is_bf16(rows), BLOCKS=BLOCKS)
+    _launch(blocks_8, len(out), BLOCKS, out, _plain(rows), flags, len(out), BF16=_is_bf16(rows), BLOCKS=BLOCKS)
 
 
 WRITERS: dict[Type, Callable[[Type, Tensor, Tensor | None, Tensor, Tensor], None]] = {
