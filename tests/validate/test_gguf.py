@@ -12,8 +12,10 @@ from gguf import GGUFReader
 from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
+from toolkit.core import hardware
 from toolkit.core.manifest import record_file
 from toolkit.export import export
+from toolkit.llamacpp import together
 from toolkit.prompt.renderings import chat_template
 from toolkit.validate.report import quantization_entry, row_entries
 
@@ -53,6 +55,44 @@ def test_exported_files_pass(made: scored_models.World, trained: Trained, quanti
     assert found["prompts"] == len(scored_models.ROWS)
     assert found["top1"] == 1 if quantization != "Q8_0" else found["top1"] > 0.8
     assert found["bits_per_weight"] == pytest.approx({"F32": 32, "F16": 16, "Q8_0": 8.5}[quantization], abs=0.2)
+
+
+@pytest.mark.parametrize(("quantization", "most"), [("F32", 1e-9), ("Q8_0", 0.01)])
+def test_a_file_larger_than_memory_is_read_once_for_many_rows(
+    made: scored_models.World, trained: Trained, monkeypatch: pytest.MonkeyPatch, quantization: str, most: float
+) -> None:
+    passes: list[int] = []
+    real = together.logits_together
+
+    def counted(llm: Any, sequences: Any) -> Any:
+        passes.append(len(sequences))
+        return real(llm, sequences)
+
+    path = made.folder.gguf(quantization)
+    one_by_one = trained.measure(path, quantization).distance
+    monkeypatch.setattr(together, "logits_together", counted)
+    monkeypatch.setattr(together, "TOKENS", 500)
+    monkeypatch.setattr(hardware, "available_memory", lambda: 1000)
+    at_once = trained.measure(path, quantization).distance
+    assert sum(passes) == 4 and max(passes) > 1
+    assert one_by_one and at_once
+    # 8-bit kernels round otherwise in another batch.
+    np.testing.assert_allclose(at_once.nll, one_by_one.nll, rtol=1e-5 if quantization == "F32" else 5e-3)
+    assert quantization == "F32" or at_once.kl.mean() == pytest.approx(one_by_one.kl.mean(), rel=0.05)
+    assert at_once.kl.mean() < most
+
+
+def test_rows_are_laid_into_passes_in_order() -> None:
+    rows = [(list(range(length)), 1) for length in (900, 900, 300, 5000, 10, 2038, 1)]
+    assert [[len(ids) for ids, _ in group] for group in together.groups(rows)] == [
+        [900, 900],
+        [300],
+        [5000],
+        [10, 2038],
+        [1],
+    ]
+    assert [len(group) for group in together.groups(rows[4:5] * 100)] == [64, 36]
+    assert together.groups([]) == []
 
 
 def test_f32_answers_equal_the_trained_models(made: scored_models.World, trained: Trained) -> None:

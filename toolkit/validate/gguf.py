@@ -1,5 +1,6 @@
 """One GGUF file in llama.cpp: does it read the prompts as training did, and how far is it from the trained model?"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from toolkit import llamacpp
-from toolkit.core import console
+from toolkit.core import console, hardware
+from toolkit.llamacpp import together
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.heldout import Record
@@ -68,11 +70,13 @@ def measure(
     longest = max(
         [len(record.ids) for record in scored] + [len(tokenizer.prompt_ids(prompt)) + tokens for prompt in prompts]
     )
+    free = hardware.available_memory()
+    crowded = free is not None and path.stat().st_size > free
     with llamacpp.opened(path, longest + 1, exact=quantization == "F32") as llm:
         parity = check_parity(llm, records, tokenizer, template, reference.shape[1])
         distance = with_penalty = None
         if llm.n_vocab() == reference.shape[1]:
-            distance, with_penalty = _distance(llm, quantization, scored, reference, penalty)
+            distance, with_penalty = _distance(llm, quantization, scored, reference, penalty, crowded=crowded)
         answers = []
         for prompt in prompts:
             pieces = llamacpp.generate(llm, llamacpp.tokenize(llm, prompt), tokens, stops, llamacpp.Sampling())
@@ -127,16 +131,15 @@ def _differences(llm: Any, tokenizer: Tokenizer, template: str, vocabulary: int)
 
 
 def _distance(
-    llm: Any, quantization: str, scored: list[Record], reference: Recomputed, penalty: float
+    llm: Any, quantization: str, scored: list[Record], reference: Recomputed, penalty: float, *, crowded: bool
 ) -> tuple[Distance, Distance | None]:
     """Compare the logits of the scored rows; a second time with a repeat penalty, unless that is 1."""
     parts, with_penalty = [], []
     position = 0
     with console.progress(f"{quantization} in llama.cpp", sum(len(record.seen) for record in scored), "tokens") as bar:
-        for record in scored:
+        for record, found in zip(scored, _logits(llm, scored, crowded=crowded), strict=True):
             rows = slice(position, position + len(record.targets))
             position = rows.stop
-            found = llamacpp.logits(llm, record.seen, record.first)
             expected = reference[rows]
             parts.append(compare(expected, found, record.targets))
             if penalty != 1:
@@ -144,3 +147,12 @@ def _distance(
                 with_penalty.append(compare(expected, changed, record.targets))
             bar.advance(len(record.seen), f"mean KL {np.concatenate([part.kl for part in parts]).mean():.2g}")
     return join(parts), join(with_penalty) if with_penalty else None
+
+
+def _logits(llm: Any, scored: list[Record], *, crowded: bool) -> Iterator[Logits]:
+    """Yield the logits of each record; where the file is larger than memory, many records share one reading of it."""
+    if not crowded:
+        yield from (llamacpp.logits(llm, record.seen, record.first) for record in scored)
+        return
+    for group in together.groups([(record.seen, record.first) for record in scored]):
+        yield from together.logits_together(llm, group)
