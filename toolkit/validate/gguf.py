@@ -13,7 +13,7 @@ from toolkit.llamacpp import together
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Distance, compare, join, penalised
+from toolkit.validate.metrics import Distance, Logits, compare, join, penalised
 from toolkit.validate.recomputed import Recomputed
 
 EXAMPLES = 3  # unequal texts that are kept with both lists of ids
