@@ -222,7 +222,7 @@ def test_the_recipe_fits_on_the_disk_that_the_readme_names(
     """From the CSV to a validated report, without Ollama: 20 GB where the base is read in pieces, 36 GB to keep it."""
     on_gpu(monkeypatch, free * 10**9)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
-    config = load_config(RECIPE, [change, "validate.rows=10"])
+    config = load_config(RECIPE, [change])
     [check] = disks.disk(job(config, "prepare", "train", "export", "validate"))
     assert check.ok, check.found
     assert ("pieces of" in check.found) == pieces
@@ -233,5 +233,5 @@ def test_the_recipe_fits_on_the_disk_that_the_readme_names(
 def test_less_than_that_is_too_little(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu(monkeypatch, 19 * 10**9)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
-    [check] = disks.disk(job(load_config(RECIPE, ["validate.rows=10"]), "prepare", "train", "export", "validate"))
+    [check] = disks.disk(job(load_config(RECIPE), "prepare", "train", "export", "validate"))
     assert check.ok is False and "write fewer with `--set export.quantizations=Q4_K_M`" in check.fix

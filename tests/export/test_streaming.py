@@ -323,6 +323,42 @@ def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
     assert sorted(contents(tmp_path / "out")) == ["Q4_K_M.gguf", "Q8_0.gguf"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, stream: bool) -> None:
+    """A later export of the same model takes their place, not that of another model in the same folder."""
+
+    def files(model: str, *names: str) -> dict[str, Path]:
+        return {name: tmp_path / "out" / f"{model}-{name}.gguf" for name in names}
+
+    source = hub_shards.open_shards(LABEL)
+    stop_at(hub, hub_shards.order(source)[2].name)
+    for model in ("mine", "mine-too"):
+        with pytest.raises(ToolkitError):
+            export(source.folder, None, files(model, "F16", "Q8_0"), models.TEMPLATE, "small", shards=source)
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert len(left) == 6
+    hub.fault = lambda name, start, body: body
+    base, shards = (source.folder, source) if stream else (hub.folder, None)
+    export(base, None, files("mine", "Q4_K_M"), models.TEMPLATE, "small", shards=shards)
+    kept = {path.name for path in (tmp_path / "out").iterdir()}
+    assert kept == {"mine-Q4_K_M.gguf", *(name for name in left if name.startswith(".mine-too-"))}
+
+
+def test_no_more_than_two_pieces_are_on_the_disk(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
+    """One that is in work, and the next one."""
+    most = [0]
+
+    def fault(name: str, start: int, body: bytes) -> bytes:
+        there = [path.stat().st_size for path in (tmp_path / "cache").rglob(".pieces.*/*")]
+        most[0] = max(most[0], len(there))
+        assert sum(there) <= 2 * max(hub_shards.PIECE, 524_288)
+        return body
+
+    hub.fault = fault
+    streamed(hub, originals / "adapter", tmp_path / "out")
+    assert most[0] == 2
+
+
 @pytest.mark.slow
 def test_a_killed_command_goes_on(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
     """On the command line, killed with SIGKILL while the third shard comes."""

@@ -71,7 +71,7 @@ def export(
     if planned.model.ignored:
         console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
     if shards is None:
-        streaming.discard(targets.values())
+        streaming.discard(targets)
         check_head(base, planned)
     common, trained = check_chats(base, adapter, planned, template, name, prompt_format)
     headers = {quantization: header(planned, common, quantization) for quantization in targets}

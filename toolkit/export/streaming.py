@@ -20,7 +20,7 @@ from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import announce, sha256_of, write_text
 from toolkit.core.input_settings import ModelSettings
-from toolkit.core.output_settings import ExportSettings
+from toolkit.core.output_settings import QUANTIZATIONS, ExportSettings
 from toolkit.core.parsing import read_json_or_nothing
 from toolkit.export.carry import carry
 from toolkit.export.gpu_quantizer import GpuQuantizer
@@ -121,11 +121,16 @@ def begun(targets: Iterable[Path]) -> int:
     return sum(path.stat().st_blocks * 512 for path in map(part_of, targets) if path.is_file())
 
 
-def discard(targets: Iterable[Path]) -> None:
-    """Remove what an interrupted export to these files left."""
-    targets = list(targets)
-    for path in (*map(part_of, targets), *(_state_path([target]) for target in targets)):
-        path.unlink(missing_ok=True)
+def discard(targets: Mapping[str, Path]) -> None:
+    """Remove what an interrupted export to these files left, and to those of the same model's other quantizations."""
+    for quantization, target in targets.items():
+        names = {target.name}
+        model = target.name.removesuffix(f"-{quantization}.gguf")
+        if model != target.name:
+            names |= {f"{model}-{other}.gguf" for other in QUANTIZATIONS}
+        for path in (target.with_name(name) for name in names):
+            part_of(path).unlink(missing_ok=True)
+            _state_path([path]).unlink(missing_ok=True)
 
 
 def base_of(
@@ -211,7 +216,7 @@ def _begin(state: DoneShards, targets: Mapping[str, Path]) -> DoneShards:
     if found.get("identity") == state.identity and isinstance(done, dict):
         state.done = done
         return state
-    discard(targets.values())
+    discard(targets)
     return state
 
 
@@ -276,7 +281,7 @@ def _size(planned: ExportPlan, shard: str, remote: Mapping[str, bool]) -> int:
 def _say_what_is_kept(state: DoneShards, source: HubShards, targets: Mapping[str, Path]) -> None:
     done = sum(shard != HERE for shard in state.done)
     if not done:
-        discard(targets.values())
+        discard(targets)
         return
     console.info(f"{done} of {len(source.shards)} shards are done and kept: the same command goes on with the next one")
 
