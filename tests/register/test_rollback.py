@@ -125,7 +125,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama: OllamaServer, tm
     assert shown["previous"] == "this run's, rolled back"
     rewritten = server.rewrites(ollama.version)
     assert (tags["f16"]["stored_sha256"] != run.digests["F16"]) == rewritten
-    assert shown["mine"] == ("not made with toolkit" if rewritten else "this run's file, registered differently")
+    assert shown["mine"] == ("not made with toolkit" if rewritten else "this run's file, of another registration")
     other.register()
     later = make_run(tmp_path / "c", ollama.url, "seen", seed=53)
     later.register()

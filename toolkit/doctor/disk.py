@@ -78,6 +78,8 @@ def _file_system(writes: list[Write], job: Job) -> Check:
     free = hardware.free_disk(writes[0].path)
     fits = need <= free
     found = f"{places}: needs {size(need)} at most ({listed}), {'' if fits else 'only '}{size(free)} are free"
+    if any(write.what.startswith("pieces of") for write in writes):
+        found += "; the base is read from the hub in pieces and not kept (export.stream_base)"
     return Check("disk", fits, found, "" if fits else _move(writes, need - free, job))
 
 

@@ -11,13 +11,14 @@ import json
 import os
 import struct
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from toolkit.core import places
+from toolkit.core import console, places
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import clear_parts, writing
 from toolkit.core.parsing import read_json, read_json_or_nothing
@@ -116,12 +117,6 @@ def _tensors(source: HubShards, shard: Shard) -> list[TensorInfo]:
     return sorted(found.values(), key=lambda tensor: (tensor.offset, tensor.size))
 
 
-def largest_piece(source: HubShards) -> int:
-    """Return the bytes of the largest piece that `pieces` will have on the disk."""
-    sizes = [tensor.size for shard in source.shards.values() for tensor in _tensors(source, shard)]
-    return max(PIECE, max(sizes, default=0))
-
-
 def order(source: HubShards) -> list[Shard]:
     """Return the shards with the largest tensors first: the results take the least room then."""
     largest = {
@@ -141,7 +136,7 @@ def pieces(source: HubShards, shard: Shard) -> Iterator[dict[str, TensorInfo]]:
         if not groups or sum(each.size for each in groups[-1]) + tensor.size > PIECE:
             groups.append([])
         groups[-1].append(tensor)
-    hasher, noted = shard.hasher(), {}
+    hasher, noted, stopped = shard.hasher(), {}, threading.Event()
     hasher.update((source.folder / f"{shard.name}{HEADER}").read_bytes())
 
     def one(number: int, folder: Path) -> dict[str, TensorInfo]:
@@ -151,6 +146,8 @@ def pieces(source: HubShards, shard: Shard) -> Iterator[dict[str, TensorInfo]]:
         with place.open("wb") as file:
 
             def take(data: bytes) -> None:
+                if stopped.is_set():
+                    raise InterruptedError("the rest of the piece is not wanted")
                 hasher.update(data)
                 file.write(data)
 
@@ -170,6 +167,7 @@ def pieces(source: HubShards, shard: Shard) -> Iterator[dict[str, TensorInfo]]:
                 yield found
                 (folder / f"{number}").unlink()
         finally:
+            stopped.set()
             thread.shutdown(wait=True, cancel_futures=True)
     if hasher.hexdigest() != shard.digest:
         (source.folder / f"{shard.name}{HEADER}").unlink(missing_ok=True)
@@ -216,6 +214,7 @@ def digests(source: HubShards, shard: Shard) -> dict[str, str]:
     """Return the SHA-256 of each tensor of a shard whose own hash was checked; it is fetched once if none was."""
     known = read_json_or_nothing(source.folder / DIGESTS).get(shard.name)
     if not isinstance(known, dict) or known.get("shard") != shard.digest:
+        console.info(f"{shard.name}: {console.size(shard.size)} are fetched once to check their hash")
         for _ in pieces(source, shard):
             pass
         known = read_json(source.folder / DIGESTS)[shard.name]

@@ -79,7 +79,7 @@ def _tag(
     elif ours:
         words = "this run's, of an earlier export"
     elif gguf:
-        words = "this run's file, registered differently"
+        words = "this run's file, of another registration"
     else:
         words = f"of run {run.partition(' ')[0]}" if run else "not made with toolkit"
     return {"state": words, "digest": digest, "run": run, "gguf_sha256": gguf, "stored_sha256": stored}
