@@ -1,5 +1,7 @@
 """The run folder: whole-or-absent writes, freshness with its reasons, and recovery after a kill."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -13,8 +15,17 @@ import pytest
 from toolkit.core import run_folder
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records, writing, writing_folder
-from toolkit.core.manifest import StageRecord, foreign_outputs, read_manifest, record_file, why_stale, write_manifest
-from toolkit.core.run_folder import RunFolder
+from toolkit.core.manifest import (
+    StageRecord,
+    foreign_outputs,
+    read_manifest,
+    record_file,
+    seen_again,
+    why_stale,
+    write_manifest,
+)
+from toolkit.core.run_folder import RunFolder, locked
+from toolkit.core.together import write_together
 
 
 @pytest.fixture
@@ -62,6 +73,62 @@ def test_a_moved_run_folder_stays_fresh(folder: RunFolder, tmp_path: Path) -> No
     moved = RunFolder(tmp_path / "moved", "r")
     folder.path.rename(moved.path)
     assert why_stale(kept, moved, {}, [moved.path / "in.txt"], [moved.path / "in.txt"]) == ""
+
+
+@pytest.mark.parametrize("change", ["gone", "moved", "moved and copied", "another", "same name, other content"])
+def test_an_input_outside_may_be_gone_or_elsewhere(folder: RunFolder, tmp_path: Path, change: str) -> None:
+    """On another machine the data file is missing, and a package with the base has another path."""
+    (tmp_path / "site").mkdir()
+    source, other = tmp_path / "in.csv", tmp_path / "site" / ("other.csv" if change == "another" else "in.csv")
+    source.write_text("a")
+    inside = folder.path / "in.csv"
+    inside.write_text("b")
+    kept = record(folder, {}, [inside, source], [])
+    paths = [inside, other]
+    if change == "gone":
+        source.unlink()
+        paths = [inside, source]
+    elif change == "moved":
+        source.rename(other)
+    else:
+        other.write_text("c" if change == "same name, other content" else "a")
+    fresh = change in ("gone", "moved", "moved and copied")
+    assert (why_stale(kept, folder, {}, paths, []) == "") == fresh
+    inside.unlink()
+    assert why_stale(kept, folder, {}, paths, []) != ""  # what an earlier stage wrote must be there
+
+
+def test_copied_files_are_hashed_once(folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, result = tmp_path / "in.csv", folder.path / "out.txt"
+    source.write_text("a")
+    result.write_text("b")
+    kept = record(folder, {}, [source], [result])
+    for path in (source, result):
+        os.utime(path, ns=(1, 1))
+    again = seen_again(kept, folder, [source])
+    monkeypatch.setattr("toolkit.core.manifest.sha256_of", lambda path: pytest.fail(f"{path} was hashed"))
+    assert why_stale(again, folder, {}, [source], [result]) == ""
+    source.unlink()
+    assert seen_again(again, folder, [source]) == again
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL])
+def test_a_file_system_without_locks_will_do(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As mounted drives may be; one that refuses for another reason ends the call."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(folder), writing_folder(folder.path / "adapter") as fresh:
+        (fresh / "a").write_text("1")
+    write_together({folder.path / "one": "1", folder.path / "two": "2"})
+    assert [(folder.path / name).read_text() for name in ("adapter/a", "one", "two")] == ["1", "1", "2"]
+    number = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)), locked(folder):
+        pass
 
 
 def test_foreign_outputs_are_found(folder: RunFolder) -> None:

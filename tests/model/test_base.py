@@ -1,6 +1,7 @@
 """Finding the base model: folders, GGUF files, packages, the hub (a local one), and what is refused."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -159,6 +160,24 @@ def test_what_the_hub_refuses_is_explained(
     called = prepare(toolkit, label, hub)
     assert called.code == 3 and said in called.json["error"], called
     assert "\n" not in called.json["error"] and called.json["hint"]
+
+
+def test_a_program_hears_of_a_download_in_lines(hub: dict[str, str]) -> None:
+    """And nothing is drawn on its terminal: the hub's bars would be."""
+    code = """
+from toolkit.core import console, streams
+from toolkit.model import base
+console.PLAIN_INTERVAL, lines = 0, []
+with streams.directed(lines.append):
+    base.resolve("owner/model")
+print(lines[-1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **hub}, cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    sizes = re.findall(r"downloading owner/model: (\S+ .?B) of (\S+ .?B)", done.stdout)
+    assert len(sizes) == 1 and sizes[0][0] == sizes[0][1] != "0 B"
 
 
 def test_a_hub_that_does_not_answer_is_explained(toolkit: Callable[..., Called], hub: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Files that are whole or absent, their hashes, and records as JSON lines."""
 
 import contextlib
+import errno
 import fcntl
 import glob
 import hashlib
@@ -74,7 +75,7 @@ def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         encoding = None if "b" in mode else "utf-8"
         try:
             with os.fdopen(descriptor, mode, encoding=encoding) as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # marks it as in use; released when the process ends
+                lock(file.fileno(), fcntl.LOCK_EX)  # marks it as in use; released when the process ends
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -102,7 +103,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         descriptor = os.open(fresh, os.O_RDONLY)
         stack.callback(os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, fcntl.LOCK_EX)
             yield fresh
             fresh.chmod(0o755)
             written = [file for file in sorted(fresh.rglob("*")) if file.is_file()]
@@ -123,13 +124,28 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is on the disk, where its file system can tell."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):  # fsync's own error names nothing
+        with naming(path), _if_supported():  # fsync's own error names nothing
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock(file: int, how: int) -> None:
+    """Lock an open file as `fcntl.flock` does; on a file system without locks (a mounted drive, say) do nothing."""
+    with _if_supported():
+        fcntl.flock(file, how)
+
+
+@contextlib.contextmanager
+def _if_supported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK):
+            raise
 
 
 def clear_stale(paths: Iterable[Path]) -> None:

@@ -135,7 +135,8 @@ def why_stale(
 ) -> str:
     """Say why a stage must run again, or return an empty string if it is fresh.
 
-    Unchanged size and time stamp count as unchanged; otherwise the SHA-256 decides.
+    Unchanged size and time stamp count as unchanged; otherwise the SHA-256 decides. A run's folder may be continued on
+    another machine: an input outside of it may be gone, or have another path with the same name and content.
     """
     if record is None:
         return "not run"
@@ -144,13 +145,16 @@ def why_stale(
     changed = [key for key in sorted({*settings, *record.settings}) if settings.get(key) != record.settings.get(key)]
     if changed:
         return "settings changed: " + ", ".join(changed)
-    names = [path_name(path, folder) for path in inputs]
-    recorded = {file.path: file for file in record.inputs}
-    if set(names) != set(recorded):
-        return "inputs changed: " + ", ".join(sorted(set(names) ^ set(recorded)))
-    for path, name in zip(inputs, names, strict=True):
-        if not _same(path, recorded[name]):
-            return f"input changed: {name}"
+    found = _found_again(record, folder, inputs)
+    names = {path_name(path, folder) for path in inputs}
+    if len(found) != len({*inputs}) or len(found) != len({file.path for file in record.inputs}):
+        known = {file.path for file in found.values()}
+        parted = [name for name in names if name not in {path_name(path, folder) for path in found}]
+        parted += [file.path for file in record.inputs if file.path not in known]
+        return "inputs changed: " + ", ".join(sorted(parted))
+    for path, old in found.items():
+        if not (_same(path, old) or (_outside(path, folder) and not path.exists())):
+            return f"input changed: {path_name(path, folder)}"
     written = {file.path for file in record.outputs}
     for path in outputs:
         if path_name(path, folder) not in written:
@@ -161,6 +165,35 @@ def why_stale(
         if not _same(folder.path / file.path, file):
             return f"output changed: {file.path}"
     return ""
+
+
+def _found_again(record: StageRecord, folder: RunFolder, inputs: list[Path]) -> dict[Path, FileRecord]:
+    """Return the inputs with what is recorded of each; one outside the run's folder may have been moved."""
+    left = {file.path: file for file in record.inputs}
+    found = {path: left.pop(path_name(path, folder)) for path in inputs if path_name(path, folder) in left}
+    for path in inputs:
+        if path not in found and _outside(path, folder):
+            alike = [old for old in left.values() if Path(old.path).name == path.name and _same(path, old)]
+            if alike:
+                found[path] = left.pop(alike[0].path)
+    return found
+
+
+def _outside(path: Path, folder: RunFolder) -> bool:
+    return not path.resolve().is_relative_to(folder.path.resolve())
+
+
+def seen_again(record: StageRecord, folder: RunFolder, inputs: list[Path]) -> StageRecord:
+    """Return the record of a fresh stage with the paths and time stamps of now: copied files are hashed only once."""
+
+    def now(path: Path, old: FileRecord) -> FileRecord:
+        there = path.stat().st_mtime_ns if path.exists() else old.mtime_ns
+        return old.model_copy(update={"path": path_name(path, folder), "mtime_ns": there})
+
+    read = [now(path, old) for path, old in _found_again(record, folder, inputs).items()]
+    return record.model_copy(
+        update={"inputs": read, "outputs": [now(folder.path / old.path, old) for old in record.outputs]}
+    )
 
 
 def foreign_outputs(

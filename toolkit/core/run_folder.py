@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import clear_parts
+from toolkit.core.files import clear_parts, lock
 from toolkit.core.together import put_back
 
 SPLITS = ("train", "val", "test")
@@ -127,10 +127,10 @@ def locked(folder: RunFolder) -> Iterator[None]:
     folder.path.mkdir(parents=True, exist_ok=True)
     with (folder.path / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ToolkitError(
-                f"another toolkit process is at work in `{folder.path}`",
+                f"another toolkit process, or another run of this one, is at work in `{folder.path}`",
                 hint="wait for it to end, or choose another `run.name`",
             ) from None
         yield

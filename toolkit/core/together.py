@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import announce, naming, to_disk
+from toolkit.core.files import announce, lock, naming, to_disk
 from toolkit.core.parsing import read_json
 
 LIST = "names.json"
@@ -70,7 +70,7 @@ def _written(path: Path, text: str, stack: contextlib.ExitStack) -> Path:
         stack.callback(_remove, part)
         with naming(path, part):
             file = stack.enter_context(os.fdopen(descriptor, "wb"))
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file.fileno(), fcntl.LOCK_EX)
             file.write(text.encode("utf-8"))
             file.flush()
             os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import lock
 from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
@@ -158,7 +159,7 @@ def _lock_holder(path: Path) -> int | None:
     """Return the process that holds a lock on a file: 0 where the system does not say which, None if nobody."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None
     except FileNotFoundError:
         return None

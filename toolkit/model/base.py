@@ -9,12 +9,14 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.parsing import read_json
+from toolkit.model.download import bars
 from toolkit.model.gguf_base import converted, converted_folder, folder_from_gguf, is_whole
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
@@ -285,9 +287,8 @@ def _download(label: str, revision: str, weights: bool) -> Base:
     if not offline:
         console.info(f"base model: {label} from the hub{'' if weights else ' (tokenizer only)'}")
     try:
-        folder = Path(
-            snapshot_download(label, revision=revision or None, allow_patterns=patterns, local_files_only=offline)
-        )
+        options: dict[str, Any] = {"local_files_only": offline, **bars(label)}
+        folder = Path(snapshot_download(label, revision=revision or None, allow_patterns=patterns, **options))
     except LocalEntryNotFoundError:
         where = "and --offline forbids the network" if offline else "and the hub did not answer"
         raise ToolkitError(

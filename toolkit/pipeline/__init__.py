@@ -158,7 +158,7 @@ def perform(
     `before` is called first of all where the stage is not fresh. Raises ToolkitError if an earlier stage's files are
     missing or out of date, or if it would overwrite files that it did not write.
     """
-    from toolkit.core.manifest import Outcome, read_manifest
+    from toolkit.core.manifest import Outcome, read_manifest, seen_again, write_manifest
     from toolkit.core.run_folder import sweep
     from toolkit.core.unfinished import noting, settle
 
@@ -170,7 +170,10 @@ def perform(
     if not why and not force:
         settle(folder, name)
         keep_settings(config, folder)
-        record = manifest.stages[name]
+        record = seen_again(manifest.stages[name], folder, found.files(config, folder).inputs)
+        if record != manifest.stages[name]:
+            manifest.stages[name] = record
+            write_manifest(folder, manifest)
         files = tuple(folder.path / file.path for file in record.outputs)
         return Done(name, True, "", record.figures, 0.0, record.warning, files)
     before()
@@ -186,6 +189,7 @@ def perform(
         _check_needs(found, context)
         found.gate(context)
     console.info(f"\n{name} ({'first time' if why == 'not run' else why})")
+    keep_settings(config, folder)  # now: if this process dies, the folder alone says how to continue
     started = time.monotonic()
     failed: ToolkitError | None = None
     try:
@@ -229,7 +233,7 @@ def _record(
 
 
 def keep_settings(config: "Config", folder: "RunFolder") -> None:
-    """Write the settings that ran last into the run folder, unless they are there already."""
+    """Write the settings that ran last, or began to, into the run folder, unless they are there already."""
     from toolkit.core.config import SECTIONS
     from toolkit.core.config_file import starter
     from toolkit.core.files import write_text
