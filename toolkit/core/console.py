@@ -5,6 +5,7 @@ Two modes: for people (tables, progress with time left) and `--json` (one object
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,7 @@ class Progress:
         return "  ".join(part for part in (f"{self.label}: {count}", self._note()) if part)
 
 
+_importing = threading.Lock()
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -248,11 +250,17 @@ def duration(seconds: float) -> str:
 
 
 def silence_transformers() -> None:
-    """Turn off transformers' own progress bars and advice; ours are shown instead."""
+    """Turn off transformers' own progress bars and advice, and bitsandbytes'; ours are shown instead.
+
+    One thread at a time imports transformers: it puts another module in its place, which a second one would not see.
+    """
+    import logging
     import warnings
 
-    from transformers.utils import logging
+    with _importing:
+        from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch|transformers|peft|trl|accelerate")

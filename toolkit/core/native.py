@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from toolkit.core.errors import ToolkitError
 
 _redirected = threading.RLock()
+_building = threading.RLock()
 
 
 @contextlib.contextmanager
@@ -73,4 +74,11 @@ def silenced() -> Iterator[None]:
         stack.callback(os.close, nowhere)
         os.dup2(nowhere, 2)
         stack.callback(os.dup2, usual, 2)
+        yield
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let one thread at a time make a model of torch: accelerate's empty weights change torch for all of them."""
+    with _building:
         yield

@@ -22,6 +22,7 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records
 from toolkit.core.manifest import path_name
+from toolkit.core.native import alone
 from toolkit.core.run_folder import RunFolder
 from toolkit.export import tensors
 from toolkit.export.imatrix_file import Imatrix
@@ -137,6 +138,7 @@ def compute(base: Path, planned: ExportPlan, ids: Sequence[Sequence[int]]) -> tu
     return {name: values.astype(np.float32) for name, values in sums.items()}, dict.fromkeys(sums, count)
 
 
+@alone()
 def _skeleton(base: Path, planned: ExportPlan) -> Any:
     """Build the decoder without weights (its rotary tables are real), with nothing after the last layer."""
     import torch

@@ -8,6 +8,7 @@ from toolkit.core import console
 from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import sha256_of, write_text, writing_folder
+from toolkit.core.native import alone
 from toolkit.core.places import cache_folder
 from toolkit.model.gguf_config import gguf_config
 
@@ -67,6 +68,7 @@ def _hash_of(path: Path, size: int, modified: int) -> str:
     return sha256_of(path)[:16]
 
 
+@alone()
 def _convert_weights(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, modeling_gguf_pytorch_utils

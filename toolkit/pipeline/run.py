@@ -104,6 +104,7 @@ class Run:
 
         with _speaking(self.progress) as state:
             heard = len(state.warnings)
+            _be_first(state)
             with locked(self.folder):
                 console.log_to(self.folder.log)
                 done = pipeline.perform(
@@ -130,6 +131,7 @@ class Run:
         with _speaking(self.progress) as state:
             first = len(state.warnings)
             finished: list[pipeline.Done] = []
+            _be_first(state)
             with locked(self.folder):
                 console.log_to(self.folder.log)
                 stale = {stage: why for stage, why in pipeline.state(self.config, self.folder).items() if why or force}
@@ -295,6 +297,12 @@ def _speaking(progress: Progress) -> Iterator[State]:
             if known is exc:
                 raise
             raise known from exc
+
+
+def _be_first(state: State) -> None:
+    """Silence the libraries before a stage of a Python program imports them, which may be one of several threads."""
+    if state.sink is not None:
+        console.silence_transformers()
 
 
 def _nowhere(_: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.native import alone
 
 HEAD = -1  # of `Pass.layer`: no layer computes, the head does
 
@@ -73,6 +74,7 @@ class Skeleton:
         return str(next(name for name, found in self.model.named_modules() if found is module))
 
 
+@alone()
 def make_skeleton(base: Path, adapter: Path, device: str) -> Skeleton:
     """Build base and adapter without the base's weights; the adapter's stay in its file until they are used.
 
