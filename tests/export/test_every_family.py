@@ -23,6 +23,8 @@ from toolkit.model.model_config import model_config
 
 IDS = np.random.default_rng(0).integers(0, 480, 96).tolist()
 FAST = ("qwen3",)
+# A value that falls on the other side of a rounding to float16 before GELU costs this much over Gemma-3's seven layers.
+BOUNDS = {"gemma3": 2e-8}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {"target_modules": "all-linear"},
     "rsLoRA": {"target_modules": "all-linear", "use_rslora": True},
@@ -50,7 +52,7 @@ def test_an_adapter_is_merged_into_what_peft_computes(family: str, kind: str, tm
     if kind in ("trained ends", "LoRA on both ends") and family_of(base)[0].architecture in HEAD_FROM_EMBEDDING:
         settings = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True, "target_modules": ["o_proj"]}
     trained = train(tmp_path / "adapter", base, **settings)
-    assert distance(base, trained, tmp_path / "a.gguf") <= 1e-9
+    assert distance(base, trained, tmp_path / "a.gguf") <= BOUNDS.get(family, 1e-9)
     assert models.kl(base, None, tmp_path / "a.gguf", 96) > 1e-5  # the adapter does make a difference
 
 
@@ -61,7 +63,7 @@ def test_every_form_of_an_adapter_computes_the_same(family: str, tmp_path: Path)
 
     base = families.save(tmp_path / "base", family)
     trained = train(tmp_path / "adapter", base, target_modules="all-linear", use_rslora=True)
-    assert distance(base, trained, tmp_path / "merged.gguf") <= 1e-9
+    assert distance(base, trained, tmp_path / "merged.gguf") <= BOUNDS.get(family, 1e-9)
     export_merged(base, trained.folder, tmp_path / "merged", models.TEMPLATE)
     model, report = AutoModelForCausalLM.from_pretrained(
         tmp_path / "merged", dtype="auto", output_loading_info=True, attn_implementation="eager"

@@ -13,7 +13,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 from toolkit.model.families import family_of
 
-FAST = (("nemo", 48), ("phi3.5", 300), ("phi4mini", 48), ("gemma2", 300), ("qwen3", 48))
+FAST = (("nemo", 48), ("phi3.5", 300), ("phi4mini", 48), ("gemma2", 300), ("gemma3", 300), ("qwen3", 48))
 # Heads of their own size, longrope, a part of each head turned, a sliding window.
 
 
@@ -83,6 +83,17 @@ def test_logits_of_gemma_with_its_own_gelu(tmp_path: Path) -> None:
         ("gemma2", {"tie_word_embeddings": False}, "`tie_word_embeddings` is False"),
         ("gemma2", {"final_logit_softcapping": -1}, "no valid `final_logit_softcapping`"),
         ("gemma2", {"sliding_window": 0}, "no valid `sliding_window`"),
+        ("gemma3", {"query_pre_attn_scalar": 224}, "`query_pre_attn_scalar` is 224"),
+        ("gemma3", {"layer_types": ["sliding_attention"] * 7}, "`layer_types`"),
+        ("gemma3", {"layer_types": ["full_attention"] * 2}, "`layer_types` lists 2 layers"),
+        ("gemma3", {"layer_types": None, "sliding_window_pattern": 4}, "`sliding_window_pattern` is 4"),
+        ("gemma3", {"use_bidirectional_attention": True}, "`use_bidirectional_attention` is True"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "`attn_logit_softcapping` is 50.0"),
+        ("gemma3", {"sliding_window": 0}, "no valid `sliding_window`"),
+        ("gemma3", {"rope_parameters": None, "rope_local_base_freq": 5e5}, "`rope_local_base_freq` is 500000.0"),
+        ("gemma3", {"rope_parameters": {"full_attention": families.YARN}}, "rope scaling 'yarn'"),
+        ("gemma3", {"rope_parameters": {"sliding_attention": families.LINEAR}}, "rope scaling 'linear'"),
+        ("gemma3", {"rope_parameters": {"full_attention": {}, "rope_theta": 1e6}}, "no valid rope parameters"),
         ("qwen2.5", {"head_dim": 64}, "the head size is 64"),
         ("qwen2.5", {"hidden_act": "gelu"}, "llama.cpp supports only 'silu'"),
         ("qwen2.5", {"layer_types": ["chunked_attention"] * 2}, "`layer_types`"),
@@ -114,7 +125,7 @@ def _config(family: str) -> dict[str, Any]:
     name, own, _ = families.FAMILIES[family]
     make: Callable[..., Any] = getattr(transformers, f"{name}Config")
     config = make(**{**families.COMMON, "vocab_size": 608, **own})
-    return {**config.to_dict(), "architectures": [f"{name}ForCausalLM"]}
+    return {**config.to_dict(), "architectures": [families.class_name(name)]}
 
 
 @pytest.mark.parametrize(
@@ -140,6 +151,17 @@ def test_a_window_that_no_layer_has_is_not_said(settings: dict[str, Any], tmp_pa
     """Qwen's config.json states a window that `use_sliding_window` or `max_window_layers` switches off."""
     (tmp_path / "config.json").write_text(json.dumps({**_config("qwen2.5"), "layer_types": None, **settings}))
     assert family_of(tmp_path)[1].ignored == ""
+
+
+def test_a_config_json_of_before_transformers_5(tmp_path: Path) -> None:
+    """Gemma-3's published files state two rotary bases and one scaling, which is that of the global layers alone."""
+    base = families.save(tmp_path / "base", "gemma3 linear")
+    expected = family_of(base)
+    former = {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "rope_scaling": families.LINEAR}
+    values = json.loads((base / "config.json").read_text())
+    del values["rope_parameters"], values["layer_types"]
+    (base / "config.json").write_text(json.dumps({**values, **former, "sliding_window_pattern": 6}))
+    assert family_of(base) == expected
 
 
 def test_gemma_cannot_be_untied(tmp_path: Path) -> None:

@@ -56,6 +56,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
                           "num_key_value_heads": 2, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0,
                           "hidden_activation": "gelu_pytorch_tanh", "intermediate_size": 512},
                lambda path: vocabularies.small_sentencepiece(path, "gemma")),
+    "gemma3": ("Gemma3Text", {"num_hidden_layers": 7, "num_attention_heads": 4, "head_dim": 96, "sliding_window": 24,
+                              "query_pre_attn_scalar": 96, "hidden_size": 128, "num_key_value_heads": 1,
+                              "initializer_range": 0.02},
+               lambda path: vocabularies.small_sentencepiece(path, "gemma")),
     "qwen2.5": ("Qwen2", {"num_key_value_heads": 4, "rope_theta": 1e6}, save_qwen),
     "qwen3": ("Qwen3", {"num_attention_heads": 6, "head_dim": 64, "tie_word_embeddings": True, "rope_theta": 1e6},
               save_qwen),
@@ -63,12 +67,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
 # What else a family's config.json may say: family, its settings there.
 ORIGINAL = "original_max_position_embeddings"
 YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, ORIGINAL: 64}
+LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 8.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma3 linear": ("gemma3", {"rope_parameters": {
+        "full_attention": {**LINEAR, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}, "final_logit_softcapping": 2.0}),
     "qwen2.5 linear": ("qwen2.5", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
                                    "tie_word_embeddings": True}),
     "qwen3 yarn": ("qwen3", {"rope_parameters": {**YARN, "attn_factor": 0.8782488562869419},
                              "tie_word_embeddings": False}),
 }  # fmt: skip
+
+
+def class_name(name: str) -> str:
+    """Return the class of transformers that computes a configuration's text."""
+    return f"{name.removesuffix('Text')}ForCausalLM"
 
 
 def save(
@@ -114,7 +127,7 @@ def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, setti
     vocabulary(folder)
     config = getattr(transformers, f"{name}Config")(**{**COMMON, "vocab_size": 608, **own, **settings})
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    model = getattr(transformers, class_name(name))(config)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("norm.weight"):

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import torch
 
-GEMMAS = ("gemma2",)
+GEMMAS = ("gemma2", "gemma3")
 
 
 class TableGelu(torch.nn.Module):  # type: ignore[misc]

@@ -130,6 +130,7 @@ KINDS = {
     "qwen3": Kind("Qwen3ForCausalLM", "qwen3", biases="stated", qk_norm=True, head_dim=128),
     "gemma": Kind("GemmaForCausalLM", "gemma", tied=True, biases="stated", head_dim=256),
     "gemma2": Kind("Gemma2ForCausalLM", "gemma2", tied=True, norms=4, biases="stated", head_dim=256),
+    "gemma3_text": Kind("Gemma3ForCausalLM", "gemma3", tied=True, norms=4, biases="stated", qk_norm=True, head_dim=256),
     "phi3": Kind("Phi3ForCausalLM", "phi3", fused=True, norm_epsilon=1e-5),
 }
 

@@ -88,6 +88,17 @@ def rope_parameters(config: Values) -> dict[str, Any]:
     return stated
 
 
+def expect_layer_types(config: Values, wanted: list[str]) -> None:
+    """Raise ValueError unless the layers, if config.json lists them, are of the kinds that llama.cpp computes."""
+    stated = config.get("layer_types")
+    if stated is None or stated == []:
+        return
+    if isinstance(stated, list) and len(stated) != len(wanted):
+        raise ValueError(f"`layer_types` lists {len(stated):,} layers, but `num_hidden_layers` is {len(wanted):,}")
+    if stated != wanted:
+        raise ValueError(f"`layer_types` is {brief(stated)}, but llama.cpp supports only {brief(wanted)}")
+
+
 def described(model: ModelConfig, keys: str) -> Metadata:
     """Return the key-value pairs named in `keys`, each under the architecture's prefix, from the model's sizes."""
     known = {
@@ -98,6 +109,7 @@ def described(model: ModelConfig, keys: str) -> Metadata:
         "attention.head_count": (model.heads, COUNT),
         "attention.head_count_kv": (model.kv_heads, COUNT),
         "rope.freq_base": (model.rope_theta, REAL),
+        "rope.freq_base_swa": (model.rope.get("local"), REAL),
         "attention.layer_norm_rms_epsilon": (model.norm_epsilon, REAL),
         "attention.key_length": (model.head_dim, COUNT),
         "attention.value_length": (model.head_dim, COUNT),

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.config_values import Values, brief, count, expect, real
-from toolkit.model.families.family import Family, Layout, described, nothing_computed, rope
+from toolkit.model.config_values import Values, count, expect, real
+from toolkit.model.families.family import Family, Layout, described, expect_layer_types, nothing_computed, rope
 from toolkit.model.model_config import ModelConfig
 
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
@@ -23,7 +23,7 @@ def gemma2_model(config: Values, model: ModelConfig) -> ModelConfig:
     expect(config, "tie_word_embeddings", True)
     theta, _ = rope(config, {})
     expect({"rope_theta": theta}, "rope_theta", 10000.0)
-    _check_layer_types(config, model.layers)
+    expect_layer_types(config, [("sliding_attention", "full_attention")[layer % 2] for layer in range(model.layers)])
     scale = model.hidden // model.heads if model.layers == LAYERS_27B else model.head_dim
     expect({"query_pre_attn_scalar": real(config, "query_pre_attn_scalar", 256)}, "query_pre_attn_scalar", scale)
     return replace(
@@ -35,22 +35,18 @@ def gemma2_model(config: Values, model: ModelConfig) -> ModelConfig:
     )
 
 
-def _check_layer_types(config: Values, layers: int) -> None:
-    """Raise ValueError unless the window is in every other layer, from the first on."""
-    stated = config.get("layer_types")
-    if stated is None or stated == []:
-        return
-    if isinstance(stated, list) and len(stated) != layers:
-        raise ValueError(f"`layer_types` lists {len(stated):,} layers, but `num_hidden_layers` is {layers:,}")
-    kinds = ("sliding_attention", "full_attention")
-    if not isinstance(stated, list) or any(kind != kinds[layer % 2] for layer, kind in enumerate(stated)):
-        raise ValueError(
-            f"`layer_types` is {brief(stated)}, but llama.cpp supports only alternating {', '.join(kinds)}"
-        )
-
-
 def gemma2_layouts(model: ModelConfig) -> list[Layout]:
     """List the tensors in file order; there is no separate head, llama.cpp takes the embedding."""
+    if not model.tied:
+        raise ToolkitError(
+            "the lm_head differs from the embedding, but llama.cpp's Gemma-2 has no separate one",
+            hint="train without lm_head and without embed_tokens in modules_to_save",
+        )
+    return gemma_layouts(model)
+
+
+def gemma_layouts(model: ModelConfig) -> list[Layout]:
+    """List a Gemma's tensors in file order; every norm is written as 1 + weight."""
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
     matrices = (
         ("self_attn.q_proj", "attn_q", (query, model.hidden)),
@@ -61,23 +57,23 @@ def gemma2_layouts(model: ModelConfig) -> list[Layout]:
         ("mlp.up_proj", "ffn_up", (model.intermediate, model.hidden)),
         ("mlp.down_proj", "ffn_down", (model.hidden, model.intermediate)),
     )
-    norms = (
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "post_attention_norm"),
-        ("pre_feedforward_layernorm", "ffn_norm"),
-        ("post_feedforward_layernorm", "post_ffw_norm"),
-    )
-    if not model.tied:
-        raise ToolkitError(
-            "the lm_head differs from the embedding, but llama.cpp's Gemma-2 has no separate one",
-            hint="train without lm_head and without embed_tokens in modules_to_save",
-        )
-    layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", (model.vocab, model.hidden))]
+    norms = [
+        ("input_layernorm", "attn_norm", model.hidden),
+        ("post_attention_layernorm", "post_attention_norm", model.hidden),
+        ("pre_feedforward_layernorm", "ffn_norm", model.hidden),
+        ("post_feedforward_layernorm", "post_ffw_norm", model.hidden),
+    ]
+    if model.qk_norm:
+        norms += [(f"self_attn.{part}_norm", f"attn_{part}_norm", model.head_dim) for part in "qk"]
+    embedding = (model.vocab, model.hidden)
+    layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", embedding)]
     for layer in range(model.layers):
         source, name = f"model.layers.{layer}.", f"blk.{layer}."
-        layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (model.hidden,), offset=1) for a, b in norms]
+        layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (size,), offset=1) for a, b, size in norms]
         layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", shape) for a, b, shape in matrices]
     layouts.append(Layout("model.norm.weight", "output_norm.weight", (model.hidden,), offset=1))
+    if not model.tied:
+        layouts.append(Layout("lm_head.weight", "output.weight", embedding))
     return layouts
 
 
