@@ -20,6 +20,9 @@ LONGROPE: dict[str, Any] = {
 }  # fmt: skip
 LONGROPE_PART = {**LONGROPE, **{key: LONGROPE[key][:12] for key in ("short_factor", "long_factor")},
                  "partial_rotary_factor": 0.75}  # fmt: skip
+ORIGINAL = "original_max_position_embeddings"
+YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, ORIGINAL: 64}
+LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 8.0}
 WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "num_attention_heads": 2,
           "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
 
@@ -37,6 +40,11 @@ def save_qwen(folder: Path) -> None:
     names = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>",
              "pad_token": "<|endoftext|>", "unk_token": None}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def save_plain(folder: Path, pre: str) -> None:
+    """Save a small byte-level vocabulary without BOS."""
+    models.save_tokenizer(folder, pre, bos=False)
 
 
 # Family as the tests name it → class of transformers, its own settings, a small vocabulary of its kind.
@@ -60,18 +68,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
                               "query_pre_attn_scalar": 96, "hidden_size": 128, "num_key_value_heads": 1,
                               "initializer_range": 0.02},
                lambda path: vocabularies.small_sentencepiece(path, "gemma")),
+    "smollm3": ("SmolLM3", {"num_hidden_layers": 5, "rope_theta": 5e6}, models.save_tokenizer),
+    "granite": ("Granite", {"attention_multiplier": 0.5, "embedding_multiplier": 0.8, "residual_multiplier": 1.3,
+                            "logits_scaling": 0.8, "attention_bias": True, "tie_word_embeddings": True},
+                lambda path: save_plain(path, "smollm")),
+    "olmo2": ("Olmo2", {"rope_theta": 5e5}, lambda path: save_plain(path, "dbrx")),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 24, "rope_parameters": {
+        "full_attention": {**YARN, "attention_factor": 1.1386294361119891},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}}, lambda path: save_plain(path, "dbrx")),
     "qwen2.5": ("Qwen2", {"num_key_value_heads": 4, "rope_theta": 1e6}, save_qwen),
     "qwen3": ("Qwen3", {"num_attention_heads": 6, "head_dim": 64, "tie_word_embeddings": True, "rope_theta": 1e6},
               save_qwen),
 }  # fmt: skip
 # What else a family's config.json may say: family, its settings there.
-ORIGINAL = "original_max_position_embeddings"
-YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, ORIGINAL: 64}
-LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 8.0}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3 linear": ("gemma3", {"rope_parameters": {
         "full_attention": {**LINEAR, "rope_theta": 1e6},
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}, "final_logit_softcapping": 2.0}),
+    "llama yarn": ("llama", {"rope_parameters": YARN}),
+    "smollm3 yarn": ("smollm3", {"rope_parameters": YARN, "tie_word_embeddings": False}),
+    "granite linear": ("granite", {"rope_parameters": {**LINEAR, "rope_theta": 1e4}, "mlp_bias": True}),
+    "olmo2 linear": ("olmo2", {"rope_parameters": {**LINEAR, "rope_theta": 5e5}}),
+    "olmo3 plain": ("olmo3", {"rope_parameters": None, "num_hidden_layers": 6,
+                              "layer_types": ["sliding_attention", "full_attention"] * 3}),
     "qwen2.5 linear": ("qwen2.5", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
                                    "tie_word_embeddings": True}),
     "qwen3 yarn": ("qwen3", {"rope_parameters": {**YARN, "attn_factor": 0.8782488562869419},

@@ -393,7 +393,8 @@ def test_the_adapter_of_a_four_bit_base_stays_in_float32(
 
 
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {}, "mistral": {"sliding_window": 24}, "phi3": {"sliding_window": 24}, "gemma2": {},
+    "llama": {}, "mistral": {"sliding_window": 24}, "phi3": {"sliding_window": 24}, "gemma2": {}, "gemma3": {},
+    "qwen3": {},
 }  # fmt: skip
 
 

@@ -23,11 +23,11 @@ class ModelConfig:
     """A decoder of Llama's kind: its sizes, and how it computes.
 
     Widths are in elements. `architecture` is llama.cpp's name. `norms` are those of one layer; `fused` says that
-    query, key and value are one matrix, and gate and up another (Phi-3). What follows `qk_norm` is known from
-    config.json alone: for a model known only by name or GGUF header, it is 0 or empty. `rope` is empty where
-    rotary frequencies are not scaled. `window` is the sliding window of attention in tokens, 0 for none;
-    `attention_cap` and `output_cap` are the soft caps of logits, 0 for none. `ignored` says what llama.cpp leaves out
-    of the model, for a warning.
+    query, key and value are one matrix, and gate and up another (Phi-3). `qk_norm`: query and key are normed per
+    "head", over the whole "width", or not (""). What follows it is known from config.json alone: for a model known only
+    by name or GGUF header, it is 0 or empty. `rope` is empty where rotary frequencies are not scaled. `window` is the
+    sliding window of attention in tokens, 0 for none; `attention_cap` and `output_cap` are the soft caps of logits, 0
+    for none; `scales` are Granite's. `ignored` says what llama.cpp leaves out of the model, for a warning.
     """
 
     hidden: int
@@ -44,7 +44,7 @@ class ModelConfig:
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""
     context: int = 0
     norm_epsilon: float = 0.0
     rope_theta: float = 0.0
@@ -52,6 +52,7 @@ class ModelConfig:
     window: int = 0
     attention_cap: float = 0.0
     output_cap: float = 0.0
+    scales: dict[str, float] = field(default_factory=dict)
     ignored: str = field(default="", compare=False)
 
     @property
@@ -87,8 +88,12 @@ class ModelConfig:
         """Count all parameters; a tied head counts once."""
         biases = (self.query + 2 * self.key_value) * self.qkv_bias + self.hidden * self.output_bias
         biases += (2 * self.intermediate + self.hidden) * self.mlp_bias
-        small = self.norms * self.hidden + biases + 2 * self.head_dim * self.qk_norm
+        small = self.norms * self.hidden + biases + self._qk_norms()
         return self.linear_weights() + self.layers * small + self.hidden + self.table() * (1 if self.tied else 2)
+
+    def _qk_norms(self) -> int:
+        """Count the weights that norm query and key in one layer."""
+        return {"": 0, "head": 2 * self.head_dim, "width": self.query + self.key_value}[self.qk_norm]
 
     def trainable(self, targets: list[str], rank: int) -> int:
         """Count the parameters of a LoRA adapter on the named layers: rank × (inputs + outputs) each."""
@@ -118,7 +123,7 @@ class Kind:
     fused: bool = False
     biases: str = ""
     mlp_bias: bool = False
-    qk_norm: bool = False
+    qk_norm: str = ""
     head_dim: int = 0
     norm_epsilon: float = 1e-6
 
@@ -127,10 +132,16 @@ KINDS = {
     "llama": Kind("LlamaForCausalLM", "llama", biases="stated", mlp_bias=True),
     "mistral": Kind("MistralForCausalLM", "llama"),
     "qwen2": Kind("Qwen2ForCausalLM", "qwen2", biases="qkv"),
-    "qwen3": Kind("Qwen3ForCausalLM", "qwen3", biases="stated", qk_norm=True, head_dim=128),
+    "qwen3": Kind("Qwen3ForCausalLM", "qwen3", biases="stated", qk_norm="head", head_dim=128),
     "gemma": Kind("GemmaForCausalLM", "gemma", tied=True, biases="stated", head_dim=256),
     "gemma2": Kind("Gemma2ForCausalLM", "gemma2", tied=True, norms=4, biases="stated", head_dim=256),
-    "gemma3_text": Kind("Gemma3ForCausalLM", "gemma3", tied=True, norms=4, biases="stated", qk_norm=True, head_dim=256),
+    "gemma3_text": Kind(
+        "Gemma3ForCausalLM", "gemma3", tied=True, norms=4, biases="stated", qk_norm="head", head_dim=256
+    ),
+    "smollm3": Kind("SmolLM3ForCausalLM", "smollm3", tied=True, biases="stated", mlp_bias=True),
+    "granite": Kind("GraniteForCausalLM", "granite", biases="stated", mlp_bias=True),
+    "olmo2": Kind("Olmo2ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
+    "olmo3": Kind("Olmo3ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
     "phi3": Kind("Phi3ForCausalLM", "phi3", fused=True, norm_epsilon=1e-5),
 }
 

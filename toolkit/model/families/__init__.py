@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.model.config_values import count
-from toolkit.model.families import gemma2, gemma3, llama, phi3, qwen
+from toolkit.model.families import gemma2, gemma3, granite, llama, olmo, phi3, qwen, smollm3
 from toolkit.model.families.checks import check_layers, checked_layouts
 from toolkit.model.families.family import Family, to_ggml_layout
 from toolkit.model.families.refused import kind_of
@@ -40,8 +40,12 @@ FAMILIES = {
     "Phi3ForCausalLM": phi3.PHI3,
     "Gemma2ForCausalLM": gemma2.GEMMA2,
     "Gemma3ForCausalLM": gemma3.GEMMA3,
+    "GraniteForCausalLM": granite.GRANITE,
+    "Olmo2ForCausalLM": olmo.OLMO2,
+    "Olmo3ForCausalLM": olmo.OLMO3,
     "Qwen2ForCausalLM": qwen.QWEN2,
     "Qwen3ForCausalLM": qwen.QWEN3,
+    "SmolLM3ForCausalLM": smollm3.SMOLLM3,
 }
 
 

@@ -9,19 +9,17 @@ from dataclasses import replace
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, count, expect
-from toolkit.model.families.family import REAL, TEXT, Family, Layout, described, rope, without_window
+from toolkit.model.families.family import Family, Layout, described, without_window
+from toolkit.model.families.scaling import scaled_rope, scaling_metadata
 from toolkit.model.model_config import ModelConfig
 
-ROPE_KINDS = {
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
+LLAMA3 = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
 
 def llama_model(config: Values, model: ModelConfig) -> ModelConfig:
     """Complete the sizes by the rotary embedding; raises ValueError for what llama.cpp computes differently."""
     expect(config, "hidden_act", "silu")
-    theta, scaling = rope(config, ROPE_KINDS)
+    theta, scaling = scaled_rope(config, more=LLAMA3)
     if scaling.get("type") == "llama3" and scaling["high_freq_factor"] <= scaling["low_freq_factor"]:
         raise ValueError(
             f"`high_freq_factor` {scaling['high_freq_factor']} is not above `low_freq_factor` "
@@ -50,13 +48,14 @@ def llama_layouts(model: ModelConfig, *, interleaved: bool = True) -> list[Layou
         ("mlp.down_proj", "ffn_down", model.hidden, model.intermediate, 0, model.mlp_bias),
     )
     norms = (("input_layernorm", "attn_norm"), ("post_attention_layernorm", "ffn_norm"))
-    head_norms = (("self_attn.q_norm", "attn_q_norm"), ("self_attn.k_norm", "attn_k_norm")) if model.qk_norm else ()
+    widths = {"": {}, "head": dict.fromkeys("qk", model.head_dim), "width": {"q": query, "k": key}}[model.qk_norm]
+    own_norms = [(f"self_attn.{part}_norm", f"attn_{part}_norm", width) for part, width in widths.items()]
     embedding = (model.vocab, model.hidden)
     layouts = [Layout("model.embed_tokens.weight", "token_embd.weight", embedding)]
     for layer in range(model.layers):
         source, name = f"model.layers.{layer}.", f"blk.{layer}."
         layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (model.hidden,)) for a, b in norms]
-        layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (model.head_dim,)) for a, b in head_norms]
+        layouts += [Layout(f"{source}{a}.weight", f"{name}{b}.weight", (width,)) for a, b, width in own_norms]
         for a, b, rows, columns, turned, bias in matrices:
             heads = turned if interleaved else 0
             layouts.append(Layout(f"{source}{a}.weight", f"{name}{b}.weight", (rows, columns), heads))
@@ -98,10 +97,7 @@ def llama_metadata(model: ModelConfig) -> Metadata:
         "rope.freq_base attention.layer_norm_rms_epsilon attention.key_length attention.value_length vocab_size "
         "rope.dimension_count",
     )
-    if model.rope.get("type") == "linear":
-        values["llama.rope.scaling.type"] = ("linear", TEXT)
-        values["llama.rope.scaling.factor"] = (model.rope["factor"], REAL)
-    return values
+    return {**values, **scaling_metadata(model)}
 
 
 LLAMA = Family("llama", llama_model, llama_layouts, computed, llama_metadata)

@@ -5,6 +5,8 @@ transformers' modeling_rope_utils.
 """
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from toolkit.formats.gguf_writer import Metadata
@@ -15,12 +17,15 @@ from toolkit.model.model_config import ModelConfig
 ORIGINAL = "original_max_position_embeddings"
 
 
-def scaled_rope(config: Values, theta: float = 10000.0) -> tuple[float, dict[str, Any]]:
+def scaled_rope(
+    config: Values, theta: float = 10000.0, more: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> tuple[float, dict[str, Any]]:
     """Return rotary base and scaling, {} for none; `theta` is the base of a config.json that states none.
 
-    Raises ValueError for yarn whose numbers llama.cpp would replace by its own.
+    `more` are the kinds that one family has besides, as for `rope`. Raises ValueError for yarn whose numbers llama.cpp
+    would replace by its own.
     """
-    base, scaling = rope(config, {"linear": ("factor",), "yarn": ("factor",)}, theta)
+    base, scaling = rope(config, {"linear": ("factor",), **more, "yarn": ("factor",)}, theta)
     if scaling.get("type") == "yarn":
         scaling.update(_yarn(config, scaling["factor"]))
     return base, scaling
