@@ -131,7 +131,7 @@ def save_stub(folder: Path, family: str) -> Path:
     name, own, vocabulary = FAMILIES[family]
     vocabulary(folder)
     config = getattr(transformers, f"{name}Config")(**{**COMMON, "vocab_size": 608, **own, **varied})
-    config.architectures = [f"{name}ForCausalLM"]
+    config.architectures = [class_name(name)]
     config.save_pretrained(folder)
     found, model = family_of(folder)
     places = {layout.source: "model-00001-of-00001.safetensors" for layout in found.layouts(model)}
