@@ -93,11 +93,7 @@ def plain_folder(folder: Path) -> Path:
     tensors = {name: tensor for name, tensor in found.items() if STATE not in name and name not in parts}
     for name, kind in kinds.items():
         state = bnb_4bit.parse_state(bytes(found[f"{name}{STATE}{kind}"].numpy()), kind, name)
-        inner = (
-            [found[f"{name}.{part}"].numpy() for part in ("nested_absmax", "nested_quant_map")]
-            if state.nested_blocksize
-            else []
-        )
+        inner = [found[key].numpy() for key in (f"{name}.nested_absmax", f"{name}.nested_quant_map") if key in found]
         scales = bnb_4bit.block_scales(state, found[f"{name}.absmax"].numpy(), (inner[0], inner[1]) if inner else None)
         values = bnb_4bit.dequantize(state, tensors[name].reshape(-1).numpy(), scales, 0, state.count)
         tensors[name] = torch.from_numpy(values.reshape(state.shape)).to(getattr(torch, state.dtype))

@@ -88,7 +88,9 @@ def test_exported_families_have_the_whole_models_logits(tmp_path: Path, family: 
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path, **options)
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("Qwen3", "Granite"))) for name in OTHERS]
+)
 def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = save_other(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
@@ -107,7 +109,7 @@ def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str
     ],
     ids=["DoRA", "DoRA on the head", "patterns", "LoRA on the ends", "saved ends", "a saved norm", "trained tokens"],
 )  # fmt: skip
-@pytest.mark.parametrize("family", ["llama", "phi4mini"])  # the second one is tied
+@pytest.mark.parametrize("family", ["llama", pytest.param("phi4mini", marks=pytest.mark.slow)])  # the second is tied
 def test_adapters_of_every_kind(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     if family == "phi4mini":
         names = {"q_proj": "qkv_proj", "v_proj": "qkv_proj"}
