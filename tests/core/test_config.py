@@ -153,6 +153,23 @@ def test_further_tags_in_ollama_are_asked_for(tags: list[str] | str, served: lis
 
 
 @pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("export.stream_base=yes", "export.stream_base: input should be 'auto', True or False, got \"yes\""),
+        ("export.stream_base=2", "export.stream_base: input should be 'auto', True or False, got 2"),
+        (
+            "export.imatrix=true",
+            "export: stream_base = true keeps nothing of the base, which imatrix = true reads twice",
+        ),
+    ],
+)
+def test_how_a_base_is_read_is_checked(override: str, said: str) -> None:
+    with pytest.raises(ToolkitError) as caught:
+        config_file.build({}, ["export.stream_base=true", override])
+    assert said in caught.value.message and "1 problem in" in caught.value.message
+
+
+@pytest.mark.parametrize(
     ("tags", "said"), [(["F16"], "not among export.quantizations: Q8_0, Q4_K_M"), (["Q9"], 'quantization "Q9"')]
 )
 def test_a_tag_without_a_file_is_refused(tags: list[str], said: str) -> None:

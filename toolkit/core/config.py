@@ -32,7 +32,7 @@ class Config(Section):
         absent = [name for name in self.ollama.tags if name not in (ALL, *self.export.quantizations)]
         if absent:
             written = ", ".join(self.export.quantizations)
-            raise ValueError(f'ollama.tags names "{absent[0]}", which is not among export.quantizations: {written}')
+            raise ValueError(f'ollama.tags: "{absent[0]}" is not among export.quantizations: {written}')
         return self
 
     @property

@@ -161,6 +161,8 @@ def _describe(problem: Any) -> str:
         return f"{key}: unknown key{_did_you_mean(location)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     given = problem.get("input")
+    if not location and problem["type"] == "value_error":  # of several sections: the message names the key
+        return message
     if problem["type"] == "value_error" or isinstance(given, dict | BaseModel):
         return f"{key}: {message}"
     return f"{key}: {message[:1].lower()}{message[1:]}, got {json.dumps(given, default=str)[:200]}"

@@ -38,7 +38,7 @@ class ExportSettings(Section):
     """Weigh rounding errors by an importance matrix, computed from the training split."""
     merge_base: Literal["16bit", "as-trained"] = "16bit"
     """Merge into the 16-bit weights, or as-trained: into model.base itself, 4-bit weights dequantized."""
-    stream_base: bool | Literal["auto"] = "auto"
+    stream_base: Literal["auto", True, False] = "auto"
     """Fetch a hub base piece by piece and keep none of it; "auto" does so where the disk is too small for all of it."""
     overrides: dict[str, str] = {}
     """Types of single tensors, as { "output.weight" = "Q8_0" }; each key is a regex searched in GGUF names."""
@@ -71,7 +71,7 @@ class ExportSettings(Section):
     def _streams_once(self) -> "ExportSettings":
         if self.stream_base is True and self.imatrix:
             raise ValueError(
-                "stream_base = true reads the base once, and an importance matrix (imatrix) reads it before"
+                "stream_base = true keeps nothing of the base, which imatrix = true reads twice; leave one of them out"
             )
         return self
 
