@@ -126,7 +126,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: st
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     width = Console(file=sys.stdout).width if sys.stdout.isatty() else 160
-    console = Console(file=sys.stdout, width=max(width, 60), color_system=None)
+    # In a notebook rich would show the table itself.
+    console = Console(file=sys.stdout, width=max(width, 60), color_system=None, force_jupyter=False)
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines()).strip("\n")

@@ -1,6 +1,7 @@
 """A run as Python sees it; the command line calls the same methods. Imports come late: `import toolkit` is cheap."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -284,6 +285,8 @@ def _speaking(progress: Progress) -> Iterator[State]:
     if progress == "terminal":  # the command line translates errors itself
         yield streams.state()
         return
+    # Said by libraries that draw bars in a notebook, when they are imported; none is drawn.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     with streams.directed(progress or _nowhere) as state:
         try:
             yield state
