@@ -36,6 +36,19 @@ def test_defaults_are_the_recipe() -> None:
     assert settings.validation.bound("Q4_K_M") == settings.validation.bound("IQ4_XS") == 0.25
 
 
+@pytest.mark.parametrize("rows", ["auto", 1, 50])
+def test_rows_are_automatic_or_a_number(rows: Any) -> None:
+    assert config_file.build({"validate": {"rows": rows}}).validation.rows == rows
+
+
+@pytest.mark.parametrize("rows", [0, -3, 2.5, True, "all", "50", [], None])
+def test_other_rows_are_one_problem(rows: Any) -> None:
+    with pytest.raises(ToolkitError) as caught:
+        config_file.build({"validate": {"rows": rows}})
+    assert caught.value.message.count("validate.rows") == 1
+    assert 'write "auto" or a whole number of rows from 1 on' in caught.value.message
+
+
 def test_every_quantization_has_a_bound_of_its_class_and_coarser_ones_have_wider_ones() -> None:
     bounds = {name: config_file.build({}).validation.bound(name) for name in output_settings.QUANTIZATIONS}
     assert [bounds[name] for name in ("F32", "F16", "BF16")] == [1e-6, 1e-4, 2e-3]
