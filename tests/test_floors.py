@@ -1,7 +1,6 @@
 """The house: which part of the package may import which. Every import counts, those inside functions too."""
 
 import ast
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,7 +36,6 @@ def box_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@functools.cache
 def arrows() -> set[tuple[str, str]]:
     found = set()
     for path in PACKAGE.rglob("*.py"):

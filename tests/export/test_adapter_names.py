@@ -131,7 +131,6 @@ MODELS = {
     "TRL's value head": lambda name: f"pretrained_model.{name}",
     "a policy": lambda name: f"policy.{name}",
     "a class around it": lambda name: f"_model.{name}",
-    "a model that also sees": lambda name: f"language_model.{name}",
 }
 
 

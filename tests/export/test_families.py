@@ -109,6 +109,11 @@ def test_logits_of_gemma_with_its_own_gelu(tmp_path: Path) -> None:
         ("olmo3", {"layer_types": ["linear_attention"] * 5}, "`layer_types`"),
         ("olmo3", {"rope_parameters": {"sliding_attention": {"rope_theta": 2e4}}}, "rope_theta of the layers with"),
         ("olmo3", {"rope_parameters": {"sliding_attention": families.YARN}}, "rope scaling 'yarn'"),
+        ("ministral", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "state no yarn scaling"),
+        ("ministral", {"rope_parameters": {**families.MINISTRAL, "mscale": 0.5}}, "`mscale` is 0.5"),
+        ("ministral", {"rope_parameters": {**families.MINISTRAL, "attention_factor": 1.1}}, "`attention_factor` is"),
+        ("ministral", {"rope_parameters": {**families.MINISTRAL, "llama_4_scaling_beta": None}}, "llama_4_scaling"),
+        ("ministral", {"sliding_window": 4096}, "`sliding_window` is 4096"),
         ("qwen2.5", {"head_dim": 64}, "the head size is 64"),
         ("qwen2.5", {"hidden_act": "gelu"}, "llama.cpp supports only 'silu'"),
         ("qwen2.5", {"layer_types": ["chunked_attention"] * 2}, "`layer_types`"),
@@ -137,7 +142,11 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 def _config(family: str) -> dict[str, Any]:
     import transformers
 
-    name, own, _ = families.FAMILIES[family]
+    name, own, _ = (
+        ("Ministral3", {"rope_parameters": families.MINISTRAL}, None)
+        if family == "ministral"
+        else (families.FAMILIES[family])
+    )
     make: Callable[..., Any] = getattr(transformers, f"{name}Config")
     config = make(**{**families.COMMON, "vocab_size": 608, **own})
     return {**config.to_dict(), "architectures": [families.class_name(name)]}

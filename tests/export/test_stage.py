@@ -8,7 +8,6 @@ from typing import Any
 import gguf
 import pytest
 
-from tests.support import hub as hubs
 from tests.support import models
 from tests.support.texts import ACCENTED
 from toolkit import pipeline
@@ -17,8 +16,6 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.export import imatrix, imatrix_file
-from toolkit.export.stage import STAGE
-from toolkit.model import hub_shards
 
 
 @pytest.fixture
@@ -136,35 +133,3 @@ def test_records_that_llama_cpp_reads_otherwise_are_counted_in_a_warning(
     write(folder, "train", ["plain", f"What is {ACCENTED}?"])
     pipeline.perform("export", config, folder, force=True)
     assert "1 of 4 records get different tokens than in training, the first at `हिन्दी`" in capsys.readouterr().err
-
-
-def test_a_stage_that_streams_goes_on_and_is_fresh_whatever_the_setting_then_is(
-    run: Callable[..., tuple[Config, RunFolder]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models.save_model(tmp_path / "hub", shard="60KB", hidden_size=64, num_attention_heads=4, intermediate_size=128)
-    with hubs.serving(tmp_path / "hub") as hub:
-        hubs.use(hub, tmp_path, monkeypatch)
-        config, folder = run("Q8_0", "Q4_0", imatrix=False, base="owner/model")
-        streamed = with_streaming(config, True)
-        order = hub_shards.order(hub_shards.open_shards("owner/model"))
-        hub.fault = lambda name, start, body: 503 if name == order[2].name else body
-        with pytest.raises(ToolkitError, match="stopped answering"):
-            pipeline.perform("export", streamed, folder)
-        assert STAGE.held(streamed, folder) > 0
-        hub.fault, hub.asked = lambda name, start, body: body, []
-        done = pipeline.perform("export", streamed, folder)
-        assert {name for name, _, _ in hub.asked} == {shard.name for shard in order[2:]}
-        assert STAGE.held(streamed, folder) == 0
-        names = {path.name for path in folder.gguf("Q8_0").parent.iterdir()}
-        assert names == {"small-Q8_0.gguf", "small-Q4_0.gguf"}
-        for setting in (True, "auto", False):
-            assert pipeline.perform("export", with_streaming(config, setting), folder).fresh
-        local, _ = run("Q8_0", "Q4_0", imatrix=False, base=str(tmp_path / "hub"))
-        again = pipeline.perform("export", local, folder)
-        assert not again.fresh
-        for name in ("Q8_0", "Q4_0"):
-            assert again.figures[name]["sha256"] == done.figures[name]["sha256"]
-
-
-def with_streaming(config: Config, setting: bool | str) -> Config:
-    return config.model_copy(update={"export": config.export.model_copy(update={"stream_base": setting})})

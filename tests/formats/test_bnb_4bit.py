@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support import models
-from tests.support.four_bit import plain_folder, quantized_folder, state_tensor
+from tests.support.four_bit import quantized_folder, state_tensor
 from toolkit.core.errors import ToolkitError
 from toolkit.core.output_settings import ExportSettings
 from toolkit.export import export, plan
 from toolkit.formats import bnb_4bit, checkpoint
-from toolkit.model import merge_base
+from toolkit.model import dequantized, merge_base
 
 GOLDEN = Path(__file__).parent / "golden_4bit.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -82,7 +82,7 @@ def test_every_shape_against_bitsandbytes(kind: str, nested: bool) -> None:
 def test_a_four_bit_base_with_an_adapter(tmp_path: Path, kind: str, nested: bool, dtype: torch.dtype) -> None:
     base = models.save_model(tmp_path / "base", dtype=dtype)
     four = quantized_folder(base, tmp_path / "four", kind, nested, skip="layers.1.mlp.up_proj", shard=200_000)
-    plain = plain_folder(four)
+    plain = dequantized.plain_folder(four)
     adapter = models.save_adapter(tmp_path / "adapter", plain)
     target = tmp_path / "f32.gguf"
     export(four, adapter, {"F32": target}, models.TEMPLATE, "small")
@@ -110,6 +110,18 @@ def four(originals: Path, tmp_path: Path) -> Path:
     """A 4-bit folder to damage, the 16-bit one beside it."""
     shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
     return tmp_path / "four"
+
+
+def test_a_plain_folder_is_made_once(four: Path, tmp_path: Path) -> None:
+    plain = dequantized.plain_folder(four)
+    assert plain.parent == tmp_path / "cache" / "toolkit" / "bases"
+    stamp = (plain / "config.json").stat().st_mtime_ns
+    assert dequantized.plain_folder(four) == plain and (plain / "config.json").stat().st_mtime_ns == stamp
+    assert dequantized.plain_folder(plain) == plain  # a folder in 16 bits is itself
+    assert "quantization_config" not in json.loads((plain / "config.json").read_text())
+    assert (plain / "tokenizer.json").read_bytes() == (four / "tokenizer.json").read_bytes()
+    tensors = load_file(next(plain.glob("*.safetensors")))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
 
 
 def test_slabs_make_no_difference(four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,11 +35,19 @@ def run(*arguments: str, **environment: str) -> dict[str, object]:
     return found
 
 
+def interpreted(cases: list[str]) -> None:
+    assert run("-W", "ignore", "-c", INTERPRET, *cases, TRITON_INTERPRET="1") == dict.fromkeys(cases)
+
+
+@pytest.mark.slow
+def test_the_interpreter_gives_the_bytes_of_ggml() -> None:
+    interpreted(["Q6_K,0,0"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_interpreter_gives_the_bytes_of_ggml_for_every_type(kind: str) -> None:
-    cases = [f"{kind},{weighted},{bf16}" for weighted in (0, 1) for bf16 in (0, 1)]
-    assert run("-W", "ignore", "-c", INTERPRET, *cases, TRITON_INTERPRET="1") == dict.fromkeys(cases)
+    interpreted([f"{kind},{weighted},{bf16}" for weighted in (0, 1) for bf16 in (0, 1)])
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ import torch
 
 from tests.conftest import Called
 from tests.support import models
-from tests.support.four_bit import plain_folder, quantized_folder
+from tests.support.four_bit import quantized_folder
 from toolkit import pipeline
 from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.run_folder import folder_of
-from toolkit.model import base, merge_base
+from toolkit.model import base, dequantized, merge_base
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def test_which_base_is_merged_into_decides_freshness(four: Path) -> None:
 def test_an_adapter_from_elsewhere_goes_into_either_base(
     four: Path, tmp_path: Path, toolkit: Callable[..., Called]
 ) -> None:
-    adapter = models.save_adapter(tmp_path / "adapter", plain_folder(four))
+    adapter = models.save_adapter(tmp_path / "adapter", dequantized.plain_folder(four))
     known = adapter / "adapter_config.json"
     known.write_text(json.dumps({**json.loads(known.read_text()), "base_model_name_or_path": "model-bnb-4bit"}))
-    for into, reference in (("16bit", tmp_path / "model"), ("as-trained", plain_folder(four))):
+    for into, reference in (("16bit", tmp_path / "model"), ("as-trained", dequantized.plain_folder(four))):
         called = toolkit(
             "export", "--adapter", "adapter", "--quant", "F32", "--output", into,
             "--set", f"export.merge_base={into}", "--json",
@@ -61,7 +61,7 @@ def test_an_adapter_from_elsewhere_goes_into_either_base(
 
 
 def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, toolkit: Callable[..., Called]) -> None:
-    models.save_adapter(tmp_path / "adapter", plain_folder(four))
+    models.save_adapter(tmp_path / "adapter", dequantized.plain_folder(four))
     four.rename("quantized")
     called = toolkit("export", "--adapter", "adapter", "--base", "quantized", "--output", "out", "--json")
     assert called.code == 1 and "has 4-bit weights" in called.json["error"]

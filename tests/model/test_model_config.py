@@ -7,6 +7,7 @@ import pytest
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.train_settings import LORA_TARGETS
+from toolkit.model.families import family_of
 from toolkit.model.known_models import known_model
 from toolkit.model.model_config import ModelConfig, model_config, sizes, stored_parameters
 
@@ -104,6 +105,33 @@ def test_counts_equal_those_of_transformers_and_peft(kind: str, extra: dict[str,
     targets = [name for name in shape.linears() if name != "o_proj"]
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=targets))
     assert shape.trainable(targets, 8) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_what_gemma_3_leaves_out_of_its_text_config(tmp_path: Path) -> None:
+    """As google/gemma-3-4b-it and MedGemma publish it: every other size is transformers' default."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForCausalLM
+
+    inner = {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }  # fmt: skip
+    shape = the_shape({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": inner})
+    with torch.device("meta"):
+        model = Gemma3ForCausalLM(Gemma3Config(text_config=dict(inner)).text_config)
+    assert shape.parameters() == sum(parameter.numel() for parameter in model.parameters())
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": inner})
+    )
+    found = family_of(tmp_path)[1]
+    assert (found.rope_theta, found.rope["factor"], found.context, found.window) == (1e6, 8.0, 131072, 1024)
+    assert "without its vision tower" in f"without {found.ignored}"
+
+
+@pytest.mark.parametrize("inner", [None, 3, [], "gemma3_text"])
+def test_a_model_that_sees_without_a_valid_text_config(inner: object) -> None:
+    with pytest.raises(ValueError, match="no valid `text_config`"):
+        sizes({"architectures": ["Gemma3ForConditionalGeneration"], "text_config": inner})
 
 
 @pytest.mark.parametrize(

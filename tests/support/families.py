@@ -22,6 +22,14 @@ LONGROPE_PART = {**LONGROPE, **{key: LONGROPE[key][:12] for key in ("short_facto
                  "partial_rotary_factor": 0.75}  # fmt: skip
 ORIGINAL = "original_max_position_embeddings"
 YARN: dict[str, Any] = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, ORIGINAL: 64}
+MINISTRAL: dict[str, Any] = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, ORIGINAL: 64, "beta_fast": 32.0, "beta_slow": 1.0,
+    "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+EYES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
 LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 8.0}
 WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "num_attention_heads": 2,
           "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
@@ -81,6 +89,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
               save_qwen),
 }  # fmt: skip
 # What else a family's config.json may say: family, its settings there.
+SEEING = ("Gemma3", "Mistral3")  # classes of models that also see images
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3 linear": ("gemma3", {"rope_parameters": {
         "full_attention": {**LINEAR, "rope_theta": 1e6},
@@ -91,6 +100,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2 linear": ("olmo2", {"rope_parameters": {**LINEAR, "rope_theta": 5e5}}),
     "olmo3 plain": ("olmo3", {"rope_parameters": None, "num_hidden_layers": 6,
                               "layer_types": ["sliding_attention", "full_attention"] * 3}),
+    "ministral3": ("nemo", {"class": "Ministral3", "rope_parameters": MINISTRAL, "head_dim": 32}),
+    "gemma3 that sees": ("gemma3", {"class": "Gemma3", "num_hidden_layers": 6}),
+    "mistral small that sees": ("nemo", {"class": "Mistral3"}),
+    "ministral3 that sees": ("nemo", {"class": "Mistral3", "rope_parameters": MINISTRAL, "inner": "Ministral3"}),
     "qwen2.5 linear": ("qwen2.5", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
                                    "tie_word_embeddings": True}),
     "qwen3 yarn": ("qwen3", {"rope_parameters": {**YARN, "attn_factor": 0.8782488562869419},
@@ -98,9 +111,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+THAT_SEE = [name for name, (_, own) in VARIANTS.items() if own.get("class") in SEEING]
+
+
 def class_name(name: str) -> str:
     """Return the class of transformers that computes a configuration's text."""
-    return f"{name.removesuffix('Text')}ForCausalLM"
+    return f"{name}ForConditionalGeneration" if name in SEEING else f"{name.removesuffix('Text')}ForCausalLM"
 
 
 def save(
@@ -123,34 +139,52 @@ def save(
 
 def save_stub(folder: Path, family: str) -> Path:
     """Save what a hub shows of a family or variant before a download: config.json, tokenizer and index, no weight."""
-    import transformers
-
     from toolkit.model.families import family_of
 
     family, varied = VARIANTS.get(family, (family, {}))
-    name, own, vocabulary = FAMILIES[family]
-    vocabulary(folder)
-    config = getattr(transformers, f"{name}Config")(**{**COMMON, "vocab_size": 608, **own, **varied})
-    config.architectures = [class_name(name)]
+    config, kind = _configured(family, varied)
+    FAMILIES[family][2](folder)
+    config.architectures = [class_name(kind)]
     config.save_pretrained(folder)
     found, model = family_of(folder)
-    places = {layout.source: "model-00001-of-00001.safetensors" for layout in found.layouts(model)}
+    names = [layout.source for layout in found.layouts(model)]
+    if kind in SEEING:
+        inside = [f"model.language_model.{name.removeprefix('model.')}" for name in names if name != "lm_head.weight"]
+        names = [*inside, *(name for name in names if name == "lm_head.weight"), "model.vision_tower.x.weight"]
+    places = dict.fromkeys(names, "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
+
+
+def _configured(family: str, settings: dict[str, Any]) -> tuple[Any, str]:
+    """Return the configuration of a family with other settings, and its class as SEEING and `class_name` know it."""
+    import transformers
+
+    name, own, _ = FAMILIES[family]
+    kind, inner = settings.get("class", name), settings.get("inner", name)
+    stated = {key: value for key, value in settings.items() if key not in ("class", "inner")}
+    config = getattr(transformers, f"{inner if kind in SEEING else kind}Config")(
+        **{**COMMON, "vocab_size": 608, **own, **stated}
+    )
+    if kind in SEEING:
+        config = getattr(transformers, f"{kind}Config")(
+            text_config=config.to_dict(), vision_config=EYES, mm_tokens_per_image=4, image_token_index=600,
+            tie_word_embeddings=config.tie_word_embeddings,
+        )  # fmt: skip
+    return config, kind
 
 
 def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, settings: dict[str, Any]) -> None:
     import transformers
 
-    name, own, _ = FAMILIES[family]
     vocabulary(folder)
-    config = getattr(transformers, f"{name}Config")(**{**COMMON, "vocab_size": 608, **own, **settings})
+    config, kind = _configured(family, settings)
     torch.manual_seed(0)
-    model = getattr(transformers, class_name(name))(config)
+    model = getattr(transformers, class_name(kind))(config)
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("norm.weight"):
-                weight.copy_((0 if name.startswith("Gemma") else 1) + 0.1 * torch.randn(weight.shape))
+                weight.copy_((0 if kind.startswith("Gemma") else 1) + 0.1 * torch.randn(weight.shape))
             elif key.endswith(".bias"):
                 weight.copy_(0.1 * torch.randn(weight.shape))
     model.to(dtype).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Write a checkpoint as transformers saves a model in bitsandbytes' 4 bits, from a folder in 16 bits, and back."""
+"""Write a checkpoint as transformers saves a model in bitsandbytes' 4 bits, from a folder in 16 bits."""
 
 import json
 import shutil
@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.formats import bnb_4bit
-from toolkit.formats.bnb_4bit import CODES, PARTS, STATE
+from toolkit.formats.bnb_4bit import CODES
 
 BLOCK = 64
 NESTED_BLOCK = 256
@@ -76,29 +75,4 @@ def quantized_folder(
         save_file(part, target / file, metadata={"format": "pt"})
         places |= dict.fromkeys(part, file)
     (target / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
-    return target
-
-
-def plain_folder(folder: Path) -> Path:
-    """Write the weights of a 4-bit folder in the dtype that they had before, beside it, once; return that folder."""
-    target = folder.with_name(f"{folder.name}-plain")
-    if target.is_dir():
-        return target
-    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors*"))
-    found: dict[str, torch.Tensor] = {}
-    for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    kinds = dict(name.split(STATE) for name in found if STATE in name)
-    parts = {f"{name}.{part}" for name in kinds for part in PARTS}
-    tensors = {name: tensor for name, tensor in found.items() if STATE not in name and name not in parts}
-    for name, kind in kinds.items():
-        state = bnb_4bit.parse_state(bytes(found[f"{name}{STATE}{kind}"].numpy()), kind, name)
-        inner = [found[key].numpy() for key in (f"{name}.nested_absmax", f"{name}.nested_quant_map") if key in found]
-        scales = bnb_4bit.block_scales(state, found[f"{name}.absmax"].numpy(), (inner[0], inner[1]) if inner else None)
-        values = bnb_4bit.dequantize(state, tensors[name].reshape(-1).numpy(), scales, 0, state.count)
-        tensors[name] = torch.from_numpy(values.reshape(state.shape)).to(getattr(torch, state.dtype))
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((target / "config.json").read_text())
-    del config["quantization_config"]
-    (target / "config.json").write_text(json.dumps(config))
     return target

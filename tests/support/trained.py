@@ -23,17 +23,24 @@ class Trained:
 
 
 def train(
-    folder: Path, base: Path, *, resize: int = 0, embeddings: Any = "auto", reload: bool = True, **settings: Any
+    folder: Path,
+    base: Path,
+    *,
+    resize: int = 0,
+    embeddings: Any = "auto",
+    reload: bool = True,
+    alone: bool = False,
+    **settings: Any,
 ) -> Trained:
     """Move every trainable parameter of a PEFT adapter as training would, save it by PEFT's default, and ask it.
 
-    With `reload` the asked model is a fresh base with the saved adapter, as another machine would load it.
+    With `reload` the asked model is a fresh base with the saved adapter, as another machine would load it. Of a base
+    that also sees images the whole model is trained, or the language model `alone`.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     def load() -> Any:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
+        model = models.load(base, alone=alone)
         if resize:
             model.resize_token_embeddings(resize)
         return model

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import families
+from tests.support import families, models
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.attention_kernels import MASK, VARLEN
@@ -75,3 +75,18 @@ def test_the_attention_is_one_that_computes_all_a_family_has(
     assert model.config._attn_implementation == attention
     assert (varlen.add_lengths in model._forward_pre_hooks.values()) == (kernel == VARLEN)
     assert f"attention of packed records: {kernel}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("family", families.THAT_SEE)
+def test_of_a_base_that_sees_the_language_model_alone_is_trained(
+    small: tuple[Config, RunFolder], family: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the logits that the whole model has for text, and no adapter on the vision tower."""
+    folder = families.save(small[1].path / "base", family)
+    model = peft_backend.load_with_peft(Base("base", folder), small[0], plan(), "cpu", torch.float32)
+    assert not [name for name, _ in model.named_parameters() if "vision" in name or "language_model" in name]
+    assert "its language model alone is trained" in " ".join(capsys.readouterr().err.split())
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        whole = models.load(folder).eval()(input_ids=ids).logits
+        torch.testing.assert_close(model.eval()(input_ids=ids).logits, whole, rtol=1e-4, atol=1e-4)

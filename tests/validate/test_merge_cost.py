@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.support import scored_models
-from tests.support.four_bit import plain_folder, quantized_folder
+from tests.support.four_bit import quantized_folder
 from tests.validate.conftest import Trained
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.manifest import StageRecord
 from toolkit.core.output_settings import ExportSettings
-from toolkit.model import merge_base
+from toolkit.model import dequantized, merge_base
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate import reference, validate
 from toolkit.validate.layers import open_trained
@@ -53,10 +53,10 @@ def measured(base: Path, made: scored_models.World, trained: Trained, other: Oth
 
 
 def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
-    made: scored_models.World, trained: Trained, four: Path
+    made: scored_models.World, trained: Trained, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against transformers on dequantized weights; a base in 4 bits is read as it is, merged into or not."""
-    plain = plain_folder(four)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    plain = dequantized.plain_folder(four)
     as_trained, merged = (logits(base, made.folder.adapter, trained) for base in (plain, made.base.folder))
     log_p, log_q = as_trained.log_softmax(-1), merged.log_softmax(-1)
     expected = (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -65,7 +65,7 @@ def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
     assert expected.mean() > 1e-4  # 4 bits do make a difference
     for found, base in (
         (measured(made.base.folder, made, trained, of(four)).merge, made.base.folder),
-        (measured(four, made, trained, of(made.base.folder, merged_as_trained=True)).merge, four),
+        (measured(plain, made, trained, of(made.base.folder, merged_as_trained=True)).merge, plain),
     ):
         assert found and found.distance and found.trained_nll is not None and not found.problem, base
         assert np.allclose(found.distance.kl, expected.numpy(), rtol=1e-3, atol=1e-8)

@@ -64,41 +64,28 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def part_file(path: Path, mode: str = "wb") -> Iterator[tuple[IO[Any], Path]]:
-    """Give an open temporary file next to `path`, and its own path; if the block fails it is removed.
-
-    Its lock marks it as in use until the block ends. `finish_part` makes it ready to be renamed.
-    """
-    with naming(path):
+def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file next to `path` and rename it there if the block succeeds; otherwise remove it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         part = Path(name)
+        stack.enter_context(naming(path, part))
+        encoding = None if "b" in mode else "utf-8"
         try:
-            with naming(path, part), os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as file:
-                lock(file.fileno(), fcntl.LOCK_EX)
-                yield file, part
+            with os.fdopen(descriptor, mode, encoding=encoding) as file:
+                lock(file.fileno(), fcntl.LOCK_EX)  # marks it as in use; released when the process ends
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.chmod(0o644)
+            announce({path: part})
+            part.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             raise
-
-
-def finish_part(file: IO[Any], part: Path) -> None:
-    """Wait until a temporary file is whole on the disk, and give it the rights of a usual file."""
-    file.flush()
-    os.fsync(file.fileno())
-    part.chmod(0o644)
-
-
-@contextlib.contextmanager
-def writing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file next to `path` and rename it there if the block succeeds; otherwise remove it."""
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with part_file(path, mode) as (file, part):
-        yield file
-        finish_part(file, part)
-        announce({path: part})
-        part.replace(path)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """The manifest of a run: what each stage read and wrote, and whether that is still so."""
 
 import contextlib
-import functools
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -99,16 +98,11 @@ def write_manifest(folder: RunFolder, manifest: Manifest) -> None:
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of those packages that are installed."""
-    found = {name: _version(name) for name in packages}
-    return {name: version for name, version in found.items() if version is not None}
-
-
-@functools.cache
-def _version(name: str) -> str | None:
-    """Return the version of a package, which stays what it is while this process lives."""
-    with contextlib.suppress(metadata.PackageNotFoundError):
-        return metadata.version(name)
-    return None
+    found = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def record_file(path: Path, folder: RunFolder, known: Iterable[FileRecord] = ()) -> FileRecord:

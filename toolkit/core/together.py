@@ -5,14 +5,16 @@ last. Its own renames, to that name and away from it, are the two moments that c
 """
 
 import contextlib
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import announce, finish_part, naming, part_file, to_disk
+from toolkit.core.files import announce, lock, naming, to_disk
 from toolkit.core.parsing import read_json
 
 LIST = "names.json"
@@ -61,11 +63,24 @@ def put_back(undo: Path) -> None:
 
 
 def _written(path: Path, text: str, stack: contextlib.ExitStack) -> Path:
-    """Write a temporary file next to `path`, whole and on the disk; `stack` removes it if it does not get its name."""
-    file, part = stack.enter_context(part_file(path))
-    file.write(text.encode("utf-8"))
-    finish_part(file, part)
+    """Write a temporary file next to `path`, whole and on the disk; it is removed at the end if it is still there."""
+    with naming(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part = Path(name)
+        stack.callback(_remove, part)
+        with naming(path, part):
+            file = stack.enter_context(os.fdopen(descriptor, "wb"))
+            lock(file.fileno(), fcntl.LOCK_EX)
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+            part.chmod(0o644)
     return part
+
+
+def _remove(part: Path) -> None:
+    with contextlib.suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 def _keep(targets: list[Path], undo: Path) -> None:

@@ -15,7 +15,6 @@ from gguf import Keys
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.parsing import read_json
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.export.adapter.foreseen import foreseen_adapter
@@ -38,11 +37,6 @@ from toolkit.prompt.tokenizer import load_tokenizer
 
 NAME = "export"
 ADAPTER_ALONE = "train.allow_unexportable = true trains an adapter for use elsewhere"
-
-REBUILT = (
-    "its tokenizer was read from a GGUF by transformers, which loses how the original splits text: the base learned "
-    "other tokens; use the tokenizer that it was published with"
-)
 
 
 @dataclass(frozen=True)
@@ -92,12 +86,10 @@ def foresee(folder: Path, config: Config) -> Foreseen:
         metadata = shared_metadata(folder, None, planned, template, config.run.name)
         with console.without_notes():
             chat_check.settle(planned.family.architecture, metadata, chat_check.training(source, folder, form))
-    kind, pre = (str(metadata[key][0]) for key in (Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE))
     remarks = [renderers.said_of(planned.family.architecture)]
-    if pre == "gpt-2" and read_json(folder / "tokenizer.json")["model"].get("byte_fallback"):
-        remarks.append(REBUILT)
     if planned.model.ignored:
         remarks.append(f"llama.cpp computes this model without {planned.model.ignored}")
+    kind, pre = (str(metadata[key][0]) for key in (Keys.Tokenizer.MODEL, Keys.Tokenizer.PRE))
     return Foreseen(planned, pre if kind == "gpt2" else f"SentencePiece ({kind})", "; ".join(filter(None, remarks)))
 
 

@@ -28,6 +28,7 @@ from toolkit.export import tensors
 from toolkit.export.imatrix_file import Imatrix
 from toolkit.export.planning import ExportPlan, PlannedTensor
 from toolkit.formats.checkpoint import Floats
+from toolkit.model.text_part import text_part
 from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
@@ -145,7 +146,7 @@ def _skeleton(base: Path, planned: ExportPlan) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(base)
+    config, _ = text_part(AutoConfig.from_pretrained(base))
     config.vocab_size = planned.model.vocab
     if hasattr(config, "quantization_config"):
         del config.quantization_config

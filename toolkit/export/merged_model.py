@@ -29,7 +29,7 @@ from toolkit.export.adapter import effect
 from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import INDEX, SINGLE
-from toolkit.model.model_config import CONFIG, read_config
+from toolkit.model.model_config import CONFIG, read_config, text_alone
 from toolkit.prompt.tokenizer import load_tokenizer
 
 DTYPES = {Type.BF16: "bfloat16", Type.F16: "float16"}
@@ -140,7 +140,7 @@ def _write_side_files(
     for source, patterns in ((base, COPIED), (planned.vocabulary, VOCABULARY)):
         for path in sorted(found for pattern in patterns for found in source.glob(pattern)):
             shutil.copyfile(path, folder / path.name)
-    config = read_config(base)
+    config = text_alone(read_config(base))
     for key in ("quantization_config", "torch_dtype", "_name_or_path"):
         config.pop(key, None)
     config.update(dtype=dtype, vocab_size=planned.model.vocab, tie_word_embeddings=planned.model.tied)

@@ -8,8 +8,10 @@ their own block, plus an offset. The product is rounded to the dtype that the mo
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,3 +167,43 @@ def refused(config: Mapping[str, Any]) -> str:
     if method == "bitsandbytes" and isinstance(stated, dict):
         return "" if stated.get("load_in_4bit") or stated.get("_load_in_4bit") else "bitsandbytes in 8 bits"
     return str(method or "an unnamed method")[:60]
+
+
+def plain_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield each weight of a folder as a torch tensor, 4-bit ones dequantized; parts may be in another shard."""
+    import torch
+    from safetensors import safe_open
+
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob("*.safetensors"))]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        kinds = dict(name.split(STATE) for name in places if STATE in name)
+        parts = {f"{weight}.{part}" for weight in kinds for part in PARTS}
+        for name, file in places.items():
+            if STATE in name or name in parts:
+                continue
+            tensor = file.get_tensor(name)
+            if name in kinds:
+                keys = {part: f"{name}.{part}" for part in PARTS}
+                found = {part: places[key].get_tensor(key) for part, key in keys.items() if key in places}
+                key = f"{name}{STATE}{kinds[name]}"
+                state = parse_state(bytes(places[key].get_tensor(key).numpy()), kinds[name], name)
+                values, dtype = _plain(name, state, tensor, found)
+                tensor = torch.from_numpy(values).to(getattr(torch, dtype))
+            yield name, tensor
+
+
+def _plain(name: str, state: State, tensor: Any, parts: Mapping[str, Any]) -> tuple[Floats, str]:
+    import torch
+
+    packed: Bytes = tensor.contiguous().view(torch.uint8).reshape(-1).numpy()
+    if "absmax" not in parts:
+        raise ToolkitError(f"the 4-bit weight `{name}` lacks its absmax", hint="copy or download the base again")
+    absmax = parts["absmax"].reshape(-1)
+    nested = None
+    if "nested_absmax" in parts and "nested_quant_map" in parts:
+        nested = (parts["nested_absmax"].float().numpy(), parts["nested_quant_map"].float().numpy())
+    kind = "U8" if absmax.dtype == torch.uint8 else "F32"
+    check_parts(state, name, packed.size, (kind, absmax.numel()), nested and (nested[0].size, nested[1].size))
+    scales = block_scales(state, (absmax if nested else absmax.float()).numpy(), nested)
+    return dequantize(state, packed, scales, 0, state.count).reshape(state.shape), state.dtype

@@ -4,7 +4,7 @@ Format: https://github.com/huggingface/safetensors#format.
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -33,6 +33,7 @@ BLOCK = 1 << 19  # weights that one thread takes through all steps at a time: th
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEADER = ".header"  # after the name of a file that is not here: its beginning, up to its first tensor
+SIGHT = ("vision_tower.", "multi_modal_projector.")  # what a model that also sees images has besides its language model
 AGAIN = "copy or download it again"
 
 
@@ -64,13 +65,15 @@ class Scales:
 def open_folder(folder: Path) -> dict[str, TensorInfo]:
     """List the tensors of a model folder: `model.safetensors`, or the shards that its index names.
 
+    Of a model that also sees images they are those of its language model, under the names that this has alone
+    (`text_name`); each tensor's own name is that in its file.
     Only headers are read, also where a file's beginning is all that is here (HEADER). Raises ToolkitError for absent or
     truncated shards and for an index that names absent tensors. Pickled weights (`.bin`) are never read.
     """
     if _begins(folder / SINGLE):
-        return _with_four_bit(_header_of(folder / SINGLE))
+        return _text_alone(_with_four_bit(_header_of(folder / SINGLE)), folder)
     if (folder / INDEX).is_file():
-        return _with_four_bit(_open_shards(folder))
+        return _text_alone(_with_four_bit(_open_shards(folder)), folder)
     if any(folder.glob("*.bin")):
         raise ToolkitError(
             f"the base model in `{folder}` has only pickled weights",
@@ -96,7 +99,41 @@ def promised(folder: Path) -> list[str]:
     names = set(_places(folder))
     weights = {name.partition(bnb_4bit.STATE)[0] for name in names if bnb_4bit.STATE in name}
     parts = {f"{weight}.{part}" for weight in weights for part in bnb_4bit.PARTS}
-    return sorted(name for name in names - parts if bnb_4bit.STATE not in name)
+    whole = [name for name in names - parts if bnb_4bit.STATE not in name]
+    return sorted(filter(None, map(text_name, whole))) if _sees(whole) else sorted(whole)
+
+
+def text_name(name: str) -> str:
+    """Return the name that a tensor has in the language model alone; "" for a tensor of the vision tower.
+
+    Checkpoints have two forms, of before and after transformers 4.52: `language_model.model.layers.0.…` and
+    `model.language_model.layers.0.…`.
+    """
+    for former, own in (("model.language_model.", "model."), ("language_model.", "")):
+        if name.startswith(former):
+            return own + name.removeprefix(former)
+    return "" if name.removeprefix("model.").startswith(SIGHT) else name
+
+
+def _sees(names: Iterable[str]) -> bool:
+    return any(name.startswith(("language_model.", "model.language_model.")) for name in names)
+
+
+def _text_alone(tensors: dict[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
+    if not _sees(tensors):
+        return tensors
+    found: dict[str, TensorInfo] = {}
+    for name, tensor in tensors.items():
+        short = text_name(name)
+        if short in found:
+            raise ToolkitError(
+                f"the base model in `{folder}` holds `{visible(name)}` and `{visible(found[short].name)}`, which are "
+                "one tensor of its language model",
+                hint=AGAIN,
+            )
+        if short:
+            found[short] = tensor
+    return found
 
 
 def _places(folder: Path) -> dict[str, str]:

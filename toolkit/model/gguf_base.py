@@ -31,7 +31,8 @@ def folder_from_gguf(path: Path) -> Path:
     gguf_config(path)  # the libraries below trust every length and count in the file
     console.info(f"base model: converting {path.name} to float32 safetensors, once")
     with writing_folder(target) as folder:
-        try:  # first: it takes a second, and the weights take minutes
+        _convert_weights(path, folder)
+        try:
             _convert_tokenizer(path, folder)
         except (ToolkitError, OSError, UnicodeEncodeError):
             raise
@@ -40,7 +41,6 @@ def folder_from_gguf(path: Path) -> Path:
                 f"the vocabulary in `{path}` cannot be read: {type(exc).__name__} {exc}",
                 hint="the file is damaged: copy it again, or use a folder with safetensors",
             ) from exc
-        _convert_weights(path, folder)
     return target
 
 

@@ -112,6 +112,7 @@ class ModelConfig:
 class Kind:
     """What config.json does not state because the transformers class always does it.
 
+    `inner` are what `text_config` means by its absent keys, for a model that also sees images; else None.
     `biases`: "stated" where `attention_bias` adds them to all four projections, "qkv" where three always have them.
     `head_dim` 0: hidden size over heads.
     """
@@ -126,8 +127,15 @@ class Kind:
     qk_norm: str = ""
     head_dim: int = 0
     norm_epsilon: float = 1e-6
+    inner: dict[str, Any] | None = None
 
 
+# The text_config of Gemma-3 4B leaves out whatever is transformers' default.
+GEMMA3_TEXT = {
+    "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072,
+    "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+}  # fmt: skip
 KINDS = {
     "llama": Kind("LlamaForCausalLM", "llama", biases="stated", mlp_bias=True),
     "mistral": Kind("MistralForCausalLM", "llama"),
@@ -138,6 +146,18 @@ KINDS = {
     "gemma3_text": Kind(
         "Gemma3ForCausalLM", "gemma3", tied=True, norms=4, biases="stated", qk_norm="head", head_dim=256
     ),
+    "gemma3": Kind(
+        "Gemma3ForConditionalGeneration",
+        "gemma3",
+        tied=True,
+        norms=4,
+        biases="stated",
+        qk_norm="head",
+        head_dim=256,
+        inner=GEMMA3_TEXT,
+    ),
+    "mistral3": Kind("Mistral3ForConditionalGeneration", "mistral3", inner={"model_type": "mistral"}),
+    "ministral3": Kind("Ministral3ForCausalLM", "mistral3", head_dim=128, norm_epsilon=1e-5),
     "smollm3": Kind("SmolLM3ForCausalLM", "smollm3", tied=True, biases="stated", mlp_bias=True),
     "granite": Kind("GraniteForCausalLM", "granite", biases="stated", mlp_bias=True),
     "olmo2": Kind("Olmo2ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
@@ -176,6 +196,7 @@ def sizes(values: Values) -> ModelConfig | None:
     kind = _kind(values)
     if kind is None:
         return None
+    values = text_values(values)
     heads, hidden = count(values, "num_attention_heads"), count(values, "hidden_size")
     kv_heads = count(values, "num_key_value_heads", heads)
     if heads % kv_heads:
@@ -204,6 +225,34 @@ def sizes(values: Values) -> ModelConfig | None:
         context=0 if values.get("max_position_embeddings") is None else count(values, "max_position_embeddings"),
         norm_epsilon=real(values, "rms_norm_eps", kind.norm_epsilon, most=LARGEST_EPSILON),
     )
+
+
+def text_values(values: Values) -> Values:
+    """Return what config.json says of the text: a model that also sees images says it in `text_config`.
+
+    Raises ValueError if it does not.
+    """
+    kind = _kind(values)
+    if kind is None or kind.inner is None:
+        return values
+    inner = values.get("text_config")
+    if not isinstance(inner, dict):
+        raise ValueError(f"no valid `text_config`: {brief(inner)}")
+    if "rope_parameters" in inner:
+        kept = {key: value for key, value in kind.inner.items() if not key.startswith("rope_")}
+    else:
+        kept = kind.inner
+    return {**kept, **inner}
+
+
+def text_alone(values: Values) -> dict[str, Any]:
+    """Return the config.json of a model's language model alone; that of a model that reads text only is as it was."""
+    kind = _kind(values)
+    if kind is None or kind.inner is None:
+        return dict(values)
+    ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
+    found = {**ids, **text_values(values)}
+    return {**found, "architectures": [KINDS[str(found["model_type"])].name]}
 
 
 def _kind(values: Values) -> Kind | None:

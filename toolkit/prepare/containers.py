@@ -1,8 +1,12 @@
 """What a file's bytes are: text to decode, or a container with what to do about it."""
 
 import io
+import lzma
 import re
 import shlex
+import tarfile
+import zipfile
+import zlib
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
@@ -12,7 +16,6 @@ EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 PLAIN = "it looks like plain text"
 BINARY = "it looks like binary data"
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
-LARGEST_TAR = 64 << 20  # bytes of an archive that is looked into
 MOST_LINES = 200  # of these, from which the encoding is guessed
 UNSEEN = "\ufeff\u200b\u2060"  # marks at the start of a text, which some programs write twice
 UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
@@ -103,8 +106,6 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
 
 def _zip(content: bytes, path: Path) -> tuple[str, str]:
     """Say which kind of zip this is, and what to do about it."""
-    import zipfile
-
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()
@@ -127,17 +128,11 @@ def quoted(path: Path | str) -> str:
 
 def _untar(path: Path) -> str:
     """Name the one data file inside, where the archive can be read and has one."""
-    import lzma
-    import tarfile
-    import zlib
-
     target = _fresh("unpacked")
     unpack = f"`mkdir {quoted(target)} && tar -xf {quoted(path)} -C {quoted(target)}`"
-    names: list[str] = []
     try:
-        if path.stat().st_size <= LARGEST_TAR:
-            with tarfile.open(path) as archive:
-                names = [member.name for member in archive if member.isfile()]
+        with tarfile.open(path) as archive:
+            names = [member.name for member in archive if member.isfile()]
     except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError):
         names = []
     data = [name for name in names if name.lower().endswith(EXTENSIONS)]

@@ -1,6 +1,10 @@
 """Find the data file: a path as given, or MedQuAD's 2,479 judged answers from its public repository."""
 
+import http.client
 import io
+import urllib.error
+import urllib.request
+import zipfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -60,10 +64,6 @@ def check_file(path: Path) -> Path:
 
 def _download(url: str) -> bytes:
     """Return what the address serves, in memory; raises ToolkitError (exit 3) unless it is complete."""
-    import http.client
-    import urllib.error
-    import urllib.request
-
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
@@ -85,8 +85,6 @@ def _download(url: str) -> bytes:
 
 def _csv_inside(archive: bytes) -> bytes:
     """Return the CSV of MedQuAD's zip; raises ToolkitError (exit 3) unless both have the SHA-256 they should have."""
-    import zipfile
-
     if archive.lstrip()[:1] == b"<":
         raise _missing(f"{MEDQUAD_URL} gave an HTML page instead of a zip file (a login page or a proxy?)")
     digest = sha256(archive).hexdigest()

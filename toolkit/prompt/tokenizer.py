@@ -20,7 +20,6 @@ from toolkit.prompt.renderings import render
 # Tokens that llama.cpp stops at and never finds in text, whatever their kind in the file (src/llama-vocab.cpp).
 STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]"}
 SAVE_IT = "save the training's tokenizer next to the adapter: tokenizer.save_pretrained(DIR)"
-BYTE_DECODER = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
 # Letters, digits, spaces, other scripts, characters of two to four bytes, controls, and a text of no token at all.
 FAR = 16  # characters for each token: an answer with more is far too long for it
 TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧 😀 ﷺ\u200b\t<|x|>", "\x00\x7f\ufffd", "ab" * 40)
@@ -203,8 +202,6 @@ def _encoders(layout: dict[str, Any], path: Path) -> tuple[Any, Any, int | None]
             hint="set it to null if the base was made so, or copy the base model again",
         )
     layout = with_space_always(layout)
-    if splits_bytes(layout):  # whatever its decoder says: one that was read from a GGUF has SentencePiece's
-        layout = {**layout, "decoder": BYTE_DECODER}
     with_space = prefixed(layout)
     for entry in layout.get("added_tokens") or []:
         text = entry["content"]
@@ -279,14 +276,6 @@ def with_space_always(layout: dict[str, Any]) -> dict[str, Any]:
     mark = step.get("replacement", "▁")
     steps = [{"type": "Prepend", "prepend": mark}, {"type": "Replace", "pattern": {"String": " "}, "content": mark}]
     return {**layout, "pre_tokenizer": None, "normalizer": {"type": "Sequence", "normalizers": steps}}
-
-
-def splits_bytes(layout: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer.json turns every text into bytes before it encodes: a ByteLevel step does."""
-    stated = layout.get("pre_tokenizer")
-    inner = stated.get("pretokenizers") if isinstance(stated, dict) else None
-    steps = [stated, *inner] if isinstance(inner, list) else [stated]
-    return any(isinstance(step, dict) and step.get("type") == "ByteLevel" for step in steps)
 
 
 def prefixed(layout: dict[str, Any]) -> bool:

@@ -54,8 +54,7 @@ def register(
     _warn_of_a_short_context(config, spec)
     _warn_of_penalties(spec)
     room.warn_of_positions(spec, files[default])
-    smoke = {"input": config.validation.questions[0], "instruction": config.validation.instruction}
-    room.check_prompts_fit(spec, files[default], form, tokenizer, [*held_out, smoke])
+    room.check_prompts_fit(spec, files[default], form, tokenizer, held_out)
 
     version = server.require(config.ollama)
     doing = translate_errors(config.ollama, f"registering `{name}`")

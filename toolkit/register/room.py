@@ -27,22 +27,21 @@ def warn_of_positions(spec: Modelfile, path: Path) -> None:
 
 
 def check_prompts_fit(
-    spec: Modelfile, path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, rows: list[dict[str, Any]]
+    spec: Modelfile, path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, held_out: list[dict[str, Any]]
 ) -> None:
-    """Raise ToolkitError (exit 2) if a prompt that is asked leaves no room for an answer; `rows` as in `held_out`."""
-    prompts = [render(prompt_format, str(row["input"]), row.get("instruction") or None) for row in rows]
+    """Raise ToolkitError (exit 2) if a held-out prompt leaves no room for an answer."""
+    prompts = [render(prompt_format, str(row["input"]), row.get("instruction") or None) for row in held_out]
     longest = max((len(tokenizer.prompt_ids(prompt)) for prompt in prompts), default=0)
     room, positions = spec.parameters.get("num_ctx"), trained_positions(path)
-    found = f"the longest prompt, held-out or in `validate.questions`, has {longest:,} tokens"
     if positions is not None and longest >= positions:
         raise ToolkitError(
-            f"{found}, but the model has {positions:,} positions",
+            f"the longest held-out prompt has {longest:,} tokens, but the model has {positions:,} positions",
             hint=f"set `train.max_length` to {positions:,} at most, and run `toolkit run`",
             exit_code=USAGE,
         )
     if room is not None and longest >= room:
         raise ToolkitError(
-            f"{found}, but num_ctx is {room:,}: it could not be asked",
+            f"the longest held-out prompt has {longest:,} tokens, but num_ctx is {room:,}: it could not be asked",
             hint=f"`--set ollama.num_ctx={longest + spec.parameters.get('num_predict', 1)}` has room for its answer "
             "too; nothing needs to be trained again",
             exit_code=USAGE,

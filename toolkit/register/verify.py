@@ -15,8 +15,6 @@ from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import conversation, prompt_text
 
 ROWS = 10
-# Show a prompt without running it, complete: a server drops the first messages of a chat that its context cannot hold.
-RENDER = {"stream": False, "_debug_render_only": True, "truncate": False}
 THREADS = 4  # requests at once: a server renders them in parallel
 
 
@@ -127,7 +125,8 @@ def conversations(
         ]
         begun = [{"role": "developer", "content": instruction}, asked[1], {"role": "assistant", "content": "The "}]
         for messages in (asked, begun):
-            found = server.call(http, "/api/chat", {"model": model, "messages": messages, **RENDER})
+            body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
+            found = server.call(http, "/api/chat", body)
             _same(conversation(prompt_format, messages, eos), {"/api/chat": _rendered(found)})
 
 
@@ -136,7 +135,7 @@ def _same(want: str, found: dict[str, str]) -> None:
         if got != want:
             raise ToolkitError(
                 f"{path} renders a different prompt than the one that was trained: {difference(want, got)}",
-                hint="do not run the server with OLLAMA_GO_TEMPLATE=0",
+                hint="do not run the server with OLLAMA_GO_TEMPLATE=0, and check that prompts fit in `ollama.num_ctx`",
             )
 
 
@@ -149,7 +148,7 @@ def renderings(http: httpx.Client, model: str, question: str, instruction: str |
         body["system"] = instruction
     texts = {}
     for path, extra in (("/api/generate", body), ("/api/chat", {"messages": messages})):
-        answer = server.call(http, path, {"model": model, **extra, **RENDER})
+        answer = server.call(http, path, {"model": model, **extra, "stream": False, "_debug_render_only": True})
         texts[path] = _rendered(answer)
     return texts
 

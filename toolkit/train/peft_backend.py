@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.model.attention_kernels import VARLEN
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import is_four_bit
+from toolkit.model.text_part import text_part
 from toolkit.train import varlen
 from toolkit.train.backend import Backend, dequantize
 
@@ -33,13 +35,15 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
         options = {"dtype": compute, "device_map": {"": device or "cpu"}}
         if config.model.load_in_4bit and not is_four_bit(base.folder):
             options["quantization_config"] = _four_bit(compute)
-    values = AutoConfig.from_pretrained(base.folder)
+    values, renamed = text_part(AutoConfig.from_pretrained(base.folder))
+    if renamed:
+        console.info("the base also sees images: its language model alone is trained, without the vision tower")
     kernel = varlen.choose(values, device or "cuda", compute) if cuda else ""
     if kernel == VARLEN:
         options["attn_implementation"] = varlen.register_kernel()
     elif getattr(values, "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # transformers would take torch's, which leaves out Gemma-2's soft cap
-    model = AutoModelForCausalLM.from_pretrained(base.folder, use_safetensors=True, **options)
+    model = AutoModelForCausalLM.from_pretrained(base.folder, config=values, use_safetensors=True, **renamed, **options)
     if cuda:
         varlen.announce(kernel)
         for module in model.modules():

@@ -49,6 +49,8 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
     from toolkit.train import varlen
 
     settings = config.train
+    if "vision_config" in read_config(base.folder):
+        raise UnslothFailed("this base also sees images, and Unsloth would train its vision tower too")
     with _working():
         varlen.announce(varlen.offer_to_unsloth())
         model, _ = FastLanguageModel.from_pretrained(

@@ -13,6 +13,7 @@ from typing import Any
 from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.native import alone
+from toolkit.model.text_part import text_part
 
 HEAD = -1  # of `Pass.layer`: no layer computes, the head does
 
@@ -93,7 +94,7 @@ def make_skeleton(base: Path, adapter: Path, device: str) -> Skeleton:
             )
     silence_transformers()
     torch.set_float32_matmul_precision("highest")  # no TF32: it would cost three digits
-    config = AutoConfig.from_pretrained(base)
+    config, _ = text_part(AutoConfig.from_pretrained(base))
     if getattr(config, "quantization_config", None) is not None:  # the weights are read dequantized
         del config.quantization_config
     # transformers would take torch's attention, which leaves out Gemma-2's soft cap.

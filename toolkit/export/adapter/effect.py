@@ -12,6 +12,7 @@ from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, LoraDelta
+from toolkit.export.adapter.names import INNER
 from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.names import three_names
 from toolkit.formats.tensor_values import read_tensor
@@ -118,8 +119,11 @@ def _is_linear(wanted: Any, module: str) -> bool:
 
 def _matches(pattern: Any, module: str) -> bool:
     if isinstance(pattern, str):
+        # A regular expression may name the text of a model that also sees images by its place there.
+        inside = module.removeprefix("model.")
+        forms = (module, f"model.{INNER}.{inside}", f"{INNER}.{module}")
         try:
-            return re.fullmatch(pattern, module) is not None
+            return any(re.fullmatch(pattern, form) for form in forms)
         except (re.error, RecursionError, OverflowError):
             return False
     names = pattern if isinstance(pattern, list) else []

@@ -17,11 +17,12 @@ from toolkit.formats.checkpoint import TensorInfo
 PREFIX = "base_model.model."
 # Parts that wrappers write anywhere in a name: torch.compile, FSDP, activation checkpointing.
 _ANYWHERE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+INNER = "language_model"  # where a model that also sees images has its text; alone it has the names without
 # Parts that are in front only: DDP and DeepSpeed's engine, Lightning and FSDP's older form, PEFT itself, TRL's model
-# with a value head, trainers of policies, models that also see, and classes that hold the model as an attribute.
+# with a value head, trainers of policies, and classes that hold the model as an attribute.
 _IN_FRONT = (
     "module", "_forward_module", "_fpw_module", "base_model", "pretrained_model", "policy", "_policy", "policy_model",
-    "language_model", "_model",
+    "_model",
 )  # fmt: skip
 # A state dict that was not saved by save_pretrained still has the adapter's name behind each matrix.
 _MATRIX = re.compile(
@@ -71,8 +72,8 @@ def _check_one_adapter(tensors: Mapping[str, TensorInfo], folder: Path) -> None:
 def plain_name(name: str) -> tuple[str, list[str]]:
     """Return a tensor's name as PEFT writes it, and the parts that were removed from it."""
     parts = name.split(".")
-    taken = [part for part in parts if part in _ANYWHERE]
-    parts = [part for part in parts if part not in _ANYWHERE]
+    taken = [part for part in parts if part in (*_ANYWHERE, INNER)]
+    parts = [part for part in parts if part not in (*_ANYWHERE, INNER)]
     start = 0
     while start < len(parts) and parts[start] in (*_IN_FRONT, "model"):
         start += 1
@@ -106,15 +107,18 @@ def plain_patterns(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str):
             return ANY_WRAPPER.sub("", value)
         if isinstance(value, list):
-            return [cut(each) for each in value]
+            return [inner(cut(each)) for each in value]
         return value
+
+    def inner(value: Any) -> Any:
+        return re.sub(rf"^{INNER}\.|(?<=\.){INNER}\.", "", value) if isinstance(value, str) else value
 
     changed = {
         key: cut(config[key]) for key in ("target_modules", "exclude_modules", "modules_to_save") if key in config
     }
     for key in ("rank_pattern", "alpha_pattern", "trainable_token_indices"):
         if isinstance(config.get(key), dict):
-            changed[key] = {cut(pattern): value for pattern, value in config[key].items()}
+            changed[key] = {inner(cut(pattern)): value for pattern, value in config[key].items()}
     return {**config, **changed}
 
 

@@ -134,6 +134,13 @@ def _sort(
                     hint=checkpoint.AGAIN,
                 )
             place[target] = tensor
+    seeing = [name for name in strangers if any(part in name for part in checkpoint.SIGHT)]
+    if seeing:
+        raise ToolkitError(
+            f"the adapter in `{folder}` changes the vision tower, but the text alone is exported: "
+            f"{first_names(seeing, 5)}",
+            hint='train without it: LoraConfig(exclude_modules=".*(vision_tower|multi_modal_projector).*")',
+        )
     if strangers:
         raise ToolkitError(
             f"the adapter in `{folder}` holds tensors that belong to no weight of the base: "

@@ -82,20 +82,12 @@ def pre_tokenizer(layout: dict[str, Any], base: Path) -> str:
     kinds = ", ".join(str(step.get("type")) for step in found.steps) or "none"
     if any(replace(found, ignore_merges=known.ignore_merges) == known for known in PRE_TOKENIZERS.values()):
         kinds += f", with `ignore_merges` {str(found.ignore_merges).lower()}"
-    if any(replace(found, normalizer=known.normalizer) == known for known in PRE_TOKENIZERS.values()):
-        kinds += f", with the normalizer {(found.normalizer or {}).get('type', 'none')}"
-    lost = "" if found.steps or found.normalizer else LOST_SPACES
     raise ToolkitError(
-        f"the pre-tokenizer in `{base / 'tokenizer.json'}` ({kinds}) is not one that llama.cpp is known to have{lost}",
-        hint=f"{ORIGINAL}; {SUPPORTED}" if lost else SUPPORTED,
+        f"the pre-tokenizer in `{base / 'tokenizer.json'}` ({kinds}) is not one that llama.cpp is known to have",
+        hint=SUPPORTED,
     )
 
 
-# transformers makes such a tokenizer of a GGUF with Phi-3's vocabulary, and Unigram of one with Gemma's.
-LOST_SPACES = (
-    ": no step turns texts into bytes or marks their spaces, so that spaces are lost before anything is encoded"
-)
-ORIGINAL = "use the tokenizer that the base was published with, not one that was read from a GGUF"
 SUPPORTED = f"SentencePiece BPE and byte-level BPE of these kinds can be exported: {', '.join(PRE_TOKENIZERS)}"
 
 
@@ -104,8 +96,7 @@ def checked_bpe(layout: dict[str, Any], base: Path) -> dict[str, Any]:
     model = layout.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         kind = model.get("type") if isinstance(model, dict) else model
-        hint = f"{ORIGINAL}; {SUPPORTED}" if kind == "Unigram" else SUPPORTED
-        raise ToolkitError(f"the tokenizer in `{base}` is {kind}, not BPE, and is not supported", hint=hint)
+        raise ToolkitError(f"the tokenizer in `{base}` is {kind}, not BPE, and is not supported", hint=SUPPORTED)
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise ToolkitError(
@@ -134,6 +125,11 @@ def _steps(stated: Any) -> list[dict[str, Any]]:
         if step.get("type") == "ByteLevel":
             step.setdefault("use_regex", True)  # absent in files older than the setting
     return cleaned
+
+
+def splits_bytes(layout: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer.json turns every text into bytes before it encodes: a ByteLevel step does."""
+    return any(step.get("type") == "ByteLevel" for step in _steps(layout.get("pre_tokenizer")))
 
 
 def listed(

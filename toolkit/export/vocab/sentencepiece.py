@@ -14,9 +14,9 @@ from typing import Any
 from gguf import GGUFValueType, Keys, TokenType
 
 from toolkit.core.errors import ToolkitError
-from toolkit.export.vocab.bpe import ORIGINAL, SUPPORTED, WHOLE_BASE, checked_bpe, listed, pairs, plain
+from toolkit.export.vocab import bpe
+from toolkit.export.vocab.bpe import SUPPORTED, WHOLE_BASE, checked_bpe, listed, pairs, plain
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.prompt.tokenizer import splits_bytes
 
 MODEL = "tokenizer.model"
 NO_TOKEN, ADDED = -10000.0, -1000.0  # the converter's scores of rows without a token, and of added tokens
@@ -45,16 +45,13 @@ PREFIXES: list[tuple[dict[str, Any] | None, dict[str, Any] | None, bool]] = [
 
 
 def is_sentencepiece(layout: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer.json is of this kind: spaces become `▁`, characters outside the vocabulary `<0x0A>`.
+    """Tell whether a tokenizer.json is of this kind: characters outside the vocabulary become bytes (`<0x0A>`).
 
     The steps that split and encode decide: if a ByteLevel step turns every text into bytes, the fallback has nothing to
     do. A tokenizer that transformers makes from a GGUF has both, and also a decoder for `▁`.
     """
     model = layout.get("model")
-    if not isinstance(model, dict) or splits_bytes(layout):
-        return False
-    steps = f"{layout.get('normalizer')}{layout.get('pre_tokenizer')}"
-    return bool(model.get("byte_fallback")) or _SPACE in steps
+    return isinstance(model, dict) and bool(model.get("byte_fallback")) and not bpe.splits_bytes(layout)
 
 
 def sentencepiece_metadata(
@@ -65,12 +62,6 @@ def sentencepiece_metadata(
     Raises ToolkitError for what llama.cpp would tokenize differently from tokenizer.json.
     """
     vocabulary = checked_bpe(layout, base)["vocab"]
-    if not layout["model"].get("byte_fallback"):
-        raise ToolkitError(
-            f"the SentencePiece tokenizer in `{base / 'tokenizer.json'}` has no `byte_fallback`: llama.cpp would write "
-            "as bytes what it leaves unknown",
-            hint=f"{ORIGINAL}; {SUPPORTED}",
-        )
     prefix = space_prefix(layout, base)
     merges = pairs(layout["model"].get("merges"))
     if merges is None or not merges:

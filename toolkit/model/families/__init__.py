@@ -4,12 +4,13 @@ A family is one entry of FAMILIES and a module with the functions that it points
 before a weight is read. Facts: llama.cpp's conversion/ and src/models/, gguf's tensor names.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.model.config_values import count
-from toolkit.model.families import gemma2, gemma3, granite, llama, olmo, phi3, qwen, smollm3
+from toolkit.model.families import gemma2, gemma3, granite, llama, mistral3, olmo, phi3, qwen, smollm3
 from toolkit.model.families.checks import check_layers, checked_layouts
 from toolkit.model.families.family import Family, to_ggml_layout
 from toolkit.model.families.refused import kind_of
@@ -20,6 +21,7 @@ from toolkit.model.model_config import (
     model_config,
     read_config,
     sizes,
+    text_values,
     unusable,
 )
 
@@ -37,9 +39,12 @@ __all__ = [
 FAMILIES = {
     "LlamaForCausalLM": llama.LLAMA,
     "MistralForCausalLM": llama.MISTRAL,
+    "Mistral3ForConditionalGeneration": mistral3.MISTRAL3,
+    "Ministral3ForCausalLM": mistral3.MISTRAL3,
     "Phi3ForCausalLM": phi3.PHI3,
     "Gemma2ForCausalLM": gemma2.GEMMA2,
     "Gemma3ForCausalLM": gemma3.GEMMA3,
+    "Gemma3ForConditionalGeneration": gemma3.GEMMA3,
     "GraniteForCausalLM": granite.GRANITE,
     "Olmo2ForCausalLM": olmo.OLMO2,
     "Olmo3ForCausalLM": olmo.OLMO3,
@@ -78,8 +83,12 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
         model = sizes(config)
         if model is None:
             raise ValueError("`num_local_experts` is set, and a mixture of experts cannot be exported")
-        count(config, "max_position_embeddings")
-        found = FAMILIES[name].model(config, model)
+        of_text = text_values(config)
+        count(of_text, "max_position_embeddings")
+        found = FAMILIES[name].model(of_text, model)
+        if of_text is not config:
+            said = "its vision tower: the language model alone is exported"
+            found = replace(found, ignored=" and ".join(filter(None, [said, found.ignored])))
         check_model_type(config)
         return FAMILIES[name], found
     except ValueError as exc:
