@@ -100,7 +100,7 @@ def checked_bpe(layout: dict[str, Any], base: Path) -> dict[str, Any]:
     for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
         if model.get(key):
             raise ToolkitError(
-                f"the tokenizer in `{base}` has a {key}, which llama.cpp does not support", hint=SUPPORTED
+                f"the tokenizer in `{base}` sets `{key}`, which llama.cpp does not support", hint=SUPPORTED
             )
     return model
 
