@@ -35,9 +35,9 @@ WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "
           "num_key_value_heads": 1, "head_dim": 32}  # fmt: skip
 
 
-def save_gpt4o(folder: Path) -> None:
-    """Save a small vocabulary of Phi-4-mini's kind, with the class by which llama.cpp's converter knows it."""
-    models.save_tokenizer(folder, "gpt-4o")
+def save_gpt2(folder: Path, pre: str) -> None:
+    """Save a small vocabulary of Phi-4's kind, with the class by which llama.cpp's converter knows it."""
+    models.save_tokenizer(folder, pre)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "GPT2Tokenizer"}))
 
@@ -67,7 +67,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
                         "num_key_value_heads": 8}, lambda path: vocabularies.small_sentencepiece(path, "phi3")),
     "phi4mini": ("Phi3", {"rope_parameters": LONGROPE_PART, "original_max_position_embeddings": 256,
                            "partial_rotary_factor": 0.75, "sliding_window": 262144, "tie_word_embeddings": True},
-                  lambda path: save_gpt4o(path)),
+                  lambda path: save_gpt2(path, "gpt-4o")),
+    "phi4": ("Phi3", {"sliding_window": None, "original_max_position_embeddings": 512, "rope_theta": 250000.0},
+             lambda path: save_gpt2(path, "dbrx")),
     "gemma2": ("Gemma2", {"num_attention_heads": 4, "head_dim": 96, "query_pre_attn_scalar": 96, "sliding_window": 24,
                           "num_key_value_heads": 2, "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0,
                           "hidden_activation": "gelu_pytorch_tanh", "intermediate_size": 512},
