@@ -517,3 +517,33 @@ def test_the_toolkits_prompts_on_every_kind_of_vocabulary(family: str, tmp_path:
         form = prompt_format(build({"prompt": {"preset": preset}}).prompt)
         template = chat_template(form, bos=bool(load_tokenizer(base, form).bos_text))
         export(base, None, {"F16": tmp_path / "a.gguf"}, template, "x", prompt_format=form)
+
+
+PHI4 = "{% for m in messages %}{{ '<|turn|>' + m['role'] + '<|sep|>' + m['content'] + '<|stop|>' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"lstrip": True, "rstrip": True}])
+def test_what_a_base_itself_strips_is_warned_of(
+    flags: dict[str, bool], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Phi-4's control tokens: messages without spaces at their ends have the ids of training, others are named."""
+    base = families.save(tmp_path / "base", "nemo")
+    for text in ("<|turn|>", "<|sep|>", "<|stop|>"):
+        add(base, text, special=True, **flags)
+    export(base, None, {"F16": tmp_path / "a.gguf"}, PHI4, "x")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the base gives" in said and "begins or ends with spaces has other tokens than in training" in said
+    trained = Tokenizer.from_file(str(base / "tokenizer.json"))
+    for question, same in (("Does water help?", True), (" Does water help?\n", False)):
+        chat = f"<|turn|>user<|sep|>{question}<|stop|>"
+        expected = trained.encode(chat, add_special_tokens=False).ids
+        assert (ids_in_file(tmp_path / "a.gguf", chat)[-len(expected) :] == expected) is same
+
+
+def test_what_an_adapter_strips_and_its_base_does_not_is_refused(
+    made: tuple[Path, Path], adapter: Path, tmp_path: Path
+) -> None:
+    for text in ("<|turn|>", "<|sep|>", "<|stop|>"):
+        add(adapter, text, special=True, lstrip=True)
+    with pytest.raises(ToolkitError, match="the flag `lstrip`"):
+        export(made[0], adapter, {"F16": tmp_path / "a.gguf"}, PHI4, "x")

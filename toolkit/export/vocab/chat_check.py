@@ -19,6 +19,7 @@ from toolkit.core.files import naming, scratch_folder
 from toolkit.core.parsing import read_json
 from toolkit.export.jinja_render import HINT, Chat, renderer
 from toolkit.export.vocab.added_tokens import AddedToken, added_tokens
+from toolkit.export.vocab.chats import CHATS, PLAIN, SPACED, rendered_chats
 from toolkit.export.vocab.tokenizer_source import DAMAGED, TokenizerSource, token_ids
 from toolkit.formats import gguf_writer
 from toolkit.formats.gguf_writer import Metadata
@@ -27,16 +28,6 @@ from toolkit.prompt.format import Part, Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
-SYSTEM, QUESTION = "Explain as a general doctor.", "I've had 39.5 °C since 24 May;  what now?\n- see a doctor?"
-SIMPLE = "does water help"
-ANSWER = "Drink water. If it lasts more than 3 days, see a doctor."
-CHATS: tuple[Chat, ...] = (
-    (("user", QUESTION),),
-    (("system", SYSTEM), ("user", QUESTION)),
-    (("user", QUESTION), ("assistant", ANSWER), ("user", "Thank you!")),
-    (("user", f"{QUESTION} \n"), ("assistant", f"\n{ANSWER} "), ("user", "  Thank you!\n")),
-    (("system", f"{SYSTEM}\n"), ("user", f"\n {QUESTION} "), ("assistant", f" {ANSWER}\n"), ("user", "\n Thank you! ")),
-)
 # llama.cpp strips spaces after every control token of a model with such a name (llama-vocab.cpp, "set attributes").
 _NAMES = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
 _TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>")
@@ -48,7 +39,8 @@ class Training:
 
     With a `prompt_format`, in this toolkit: each of its prompts begins with BOS if there is one, and control tokens
     are found in the format's own text. Else as in transformers: `raw` finds them anywhere in the rendered text.
-    `added` are the added tokens that a question may hold, `path` is their file.
+    `added` are the added tokens that a question may hold, `path` is their file. `own` are control tokens with a flag
+    that the base itself gives them.
     """
 
     tokenizer: Tokenizer
@@ -56,6 +48,12 @@ class Training:
     prompt_format: PromptFormat | None
     added: tuple[AddedToken, ...]
     path: Path
+    own: tuple[AddedToken, ...] = ()
+
+    @property
+    def strips(self) -> bool:
+        """Whether training dropped the space after some token."""
+        return any("rstrip" in token.flags for token in (*self.added, *self.own))
 
     def ids(self, text: str, begin: str) -> list[int]:
         """Return the ids of a rendered chat, with one BOS in front if the model has one; `begin` is its text."""
@@ -76,7 +74,12 @@ def training(source: TokenizerSource, base: Path, prompt_format: PromptFormat | 
     raw.no_truncation()
     raw.no_padding()
     path = source.trained / "tokenizer.json"
-    return Training(tokenizer, raw, prompt_format, tuple(_in_questions(source, tokenizer, prompt_format)), path)
+    flagged = {
+        each for each in added_tokens(read_json(base / "tokenizer.json", DAMAGED)) if each.special and each.flags
+    }
+    own = flagged if prompt_format is None else frozenset()
+    added = tuple(token for token in _in_questions(source, tokenizer, prompt_format) if token not in own)
+    return Training(tokenizer, raw, prompt_format, added, path, tuple(own))
 
 
 def _in_questions(
@@ -98,23 +101,31 @@ def _in_questions(
 def settle(architecture: str, metadata: Metadata, trained: Training) -> Metadata:
     """Return a file's metadata, changed if needed, so that llama.cpp reads chats as training did.
 
-    Raises ToolkitError with the first token that differs if that is impossible. Only a vocabulary in a temporary folder
-    is written.
+    Raises ToolkitError with the first token that differs if that is impossible. Where only the base's own flags make
+    messages differ that begin or end with spaces, that is warned of. Only a vocabulary in a temporary folder is
+    written.
     """
     _check_texts(metadata)
     first: ToolkitError | None = None
+    ways = [(*way, SPACED) for way in _ways(architecture, metadata, trained)]
+    ways += [(changed, said, ()) for changed, said, _ in reversed(ways) if trained.own]
     with scratch_folder("vocabulary") as folder:
         path = folder / "vocabulary.gguf"
-        for changed, said in _ways(architecture, metadata, trained):
+        for changed, said, spaced in ways:
             with naming(path):
                 path.write_bytes(gguf_writer.header(architecture, changed, []))
             try:
-                check_chat(path, str(metadata[Keys.Tokenizer.CHAT_TEMPLATE][0]), trained)
+                check_chat(path, str(metadata[Keys.Tokenizer.CHAT_TEMPLATE][0]), trained, spaced)
             except ToolkitError as exc:
                 first = first or exc
                 continue
             if said:
                 console.info(said)
+            if not spaced:
+                console.warn(
+                    f"the base gives `{trained.own[0].text}` the flag `{trained.own[0].flags[0]}`, which llama.cpp "
+                    "does not have: a message that begins or ends with spaces has other tokens than in training"
+                )
             return changed
     assert first is not None
     raise first
@@ -129,7 +140,9 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
         names.append(
             (other, f"the model's name in the file is `{other}`: with `{name}`, llama.cpp assumes another vocabulary")
         )
-    elif trained.prompt_format is None and (architecture == "phi3" or any("rstrip" in t.flags for t in trained.added)):
+    elif trained.prompt_format is None and (
+        architecture == "phi3" or any("rstrip" in t.flags for t in (*trained.added, *trained.own))
+    ):
         other = f"{name} (phi-3)"
         names.append(
             (
@@ -147,11 +160,14 @@ def _ways(architecture: str, metadata: Metadata, trained: Training) -> Iterator[
             yield changed, said
 
 
-def check_chat(path: Path, template: str, trained: Training) -> None:
-    """Raise ToolkitError unless llama.cpp loads a file's vocabulary, and reads chats with it as training did."""
+def check_chat(path: Path, template: str, trained: Training, spaced: Sequence[Chat] = ()) -> None:
+    """Raise ToolkitError unless llama.cpp loads a file's vocabulary, and reads chats with it as training did.
+
+    `spaced` are chats with spaces around their messages that are tried too.
+    """
     with open_vocabulary(path) as file:
         texts = {"bos_token": file.text(file.bos), "eos_token": file.text(file.eos)}
-        for index, (messages, text) in enumerate(_rendered(template, texts)):
+        for index, (messages, text) in enumerate(rendered_chats(template, texts, (*PLAIN, *spaced))):
             expected, found = trained.ids(text, texts["bos_token"]), file.chat_ids(text)
             if trained.prompt_format is not None and index < 2 and len(messages) == 1 + index:
                 system = messages[0][1] if index else None
@@ -181,40 +197,13 @@ def check_chat(path: Path, template: str, trained: Training) -> None:
 def warn_of_text(template: str, trained: Training) -> None:
     """Warn of what a chat template writes like control tokens, but is not in the vocabulary: it is plain text."""
     known = trained.tokenizer.controls
-    texts = [text for _, text in _rendered(template, {"bos_token": "", "eos_token": ""})]
+    texts = [text for _, text in rendered_chats(template, {"bos_token": "", "eos_token": ""}, CHATS)]
     found = dict.fromkeys(token for text in texts for token in _TOKEN.findall(text) if token not in known)
     if found:
         listed = ", ".join(f"`{token}` ({len(trained.tokenizer.encode(token))} tokens)" for token in list(found)[:4])
         console.warn(
             f"the chat template writes tokens that this vocabulary does not have; they become plain text: {listed}"
         )
-
-
-def _rendered(template: str, texts: dict[str, str]) -> Iterator[tuple[Chat, str]]:
-    """Yield each chat with its rendering; one that the template refuses (a system message) is left out.
-
-    Raises ToolkitError if it is not valid Jinja, renders no chat, or leaves out the question of one that it renders.
-    """
-    rendered, problem = 0, "it renders nothing"
-    write = renderer(template, texts)
-    for messages in CHATS:
-        try:
-            text = write(messages)
-            shown = write([*messages[:-1], ("user", SIMPLE)])
-        except Exception as exc:  # a template may raise in any way, on purpose too
-            problem = f"{exc}"
-            continue
-        if SIMPLE not in shown.casefold():
-            chat = "a chat that has " + {1: "one message", 2: "a system message"}.get(len(messages), "earlier messages")
-            raise ToolkitError(
-                f"the chat template does not show the question of {chat}",
-                hint="the model would answer without it: correct the chat template, or choose another with "
-                "--set prompt.preset=NAME",
-            )
-        rendered += 1
-        yield messages, text
-    if not rendered:
-        raise ToolkitError(f"the chat template does not render a question: {problem}", hint=HINT)
 
 
 def _differs(
