@@ -180,9 +180,9 @@ def scratch_folder(kind: str) -> Iterator[Path]:
     What killed processes left of this kind goes first; what is younger than a minute may not be locked yet.
     """
     old = time.time() - 60
-    left = Path(tempfile.gettempdir()).glob(f"toolkit-{kind}-*.part")
+    left = Path(tempfile.gettempdir()).glob(f"toolkit-{kind}-*.scratch")
     clear_parts((path for path in left if _changed(path) < old), [])
-    with tempfile.TemporaryDirectory(prefix=f"toolkit-{kind}-", suffix=".part") as name:
+    with tempfile.TemporaryDirectory(prefix=f"toolkit-{kind}-", suffix=".scratch") as name:
         descriptor = os.open(name, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
