@@ -16,7 +16,8 @@ from toolkit.export.vocab.bpe import WHOLE_BASE
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.model_config import read_config
-from toolkit.prompt.tokenizer import load_tokenizer, looks_special
+from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.prompt.tokenizer_json import looks_special
 
 _SPECIAL_KEYS = {
     "bos": Keys.Tokenizer.BOS_ID,
