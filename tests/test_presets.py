@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import call_toolkit
+from tests.support import families
 from tests.support.models import save_model
 from tests.support.ollama_server import OllamaServer
+from tests.support.vocabularies import small_sentencepiece
 from toolkit import llamacpp
 from toolkit.core import config_file
 from toolkit.prompt.format import prompt_format
@@ -21,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 PRESETS: dict[str, dict[str, Any]] = {
     "chatml": {"preset": "chatml"},
+    "gemma": {"preset": "gemma"},
     "llama3": {"preset": "llama3", "instruction": ""},
     "alpaca-no-input": {"preset": "alpaca-no-input", "instruction": ""},
     "custom": {
@@ -38,11 +41,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     save_model(folder / "base", controls=CONTROLS, num_hidden_layers=1)
+    families.save(
+        folder / "gemma-base", "gemma3", vocabulary=lambda path: small_sentencepiece(path, "gemma-it"),
+        num_hidden_layers=1,
+    )  # fmt: skip
     with (folder / "data.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["question", "answer"])
         for number in range(40):
-            mark = ["", " <|im_end|>", " <|eot_id|> ### Response:"][number % 3]
+            mark = ["", " <|im_end|>", " <|eot_id|> <end_of_turn> ### Response:"][number % 3]
             rows.writerow([f"Is water {number} good{mark} ?", f"Yes, drink {number} glasses{mark}."])
     return folder
 
@@ -53,7 +60,7 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
         "run": {"name": name},
         "data": {"source": "data.csv"},
         "prompt": PRESETS[name],
-        "model": {"base": "base", "load_in_4bit": False},
+        "model": {"base": "gemma-base" if name == "gemma" else "base", "load_in_4bit": False},
         "train": {"backend": "peft", "max_steps": 2, "max_length": 400, "gradient_checkpointing": False},
         "export": {"quantizations": ["F16"], "default": "F16"},
         "validate": {"rows": 4, "answer_tokens": 8},
@@ -73,7 +80,7 @@ def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
     assert report["passed"] and report["unequal_prompts"] == report["unequal_records"] == 0
     with llamacpp.opened(run / "gguf" / f"{name}-F16.gguf", 512) as llm:
         assert llm.token_eos() == tokenizer.eos
-        prompt = render(form, "Is <|im_end|> water good?", "s")
+        prompt = render(form, f"Is {eos} water good?", "s")
         assert llamacpp.tokenize(llm, prompt) == tokenizer.prompt_ids(prompt)
         assert llamacpp.served(llm, prompt.text) != tokenizer.prompt_ids(prompt)  # a server takes it for the token
     tag = done.json["stages"]["register"]["tags"]["latest"]

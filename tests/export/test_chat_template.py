@@ -21,7 +21,9 @@ from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
 
-PRESETS = ("alpaca", "alpaca-no-input", "alpaca-no-input, bare", "chatml", "chatml, bare", "llama3", "custom, start")
+PRESETS = (
+    "alpaca", "alpaca-no-input", "alpaca-no-input, bare", "chatml", "chatml, bare", "gemma", "llama3", "custom, start",
+)  # fmt: skip
 PLAIN = ("alpaca", "alpaca-no-input")
 
 

@@ -23,6 +23,7 @@ LLAMA3 = (
     "<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>"
     "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+GEMMA = "<start_of_turn>user\n{}\n\n{}<end_of_turn>\n<start_of_turn>model\n"
 BOS, EOS = "<s>", "</s>"
 PRESETS: tuple[str, ...] = get_args(PromptSettings.model_fields["preset"].annotation)
 
@@ -60,6 +61,8 @@ def test_the_recipe_prompt_is_reproduced() -> None:
 def test_the_presets_are_what_is_known_by_their_names() -> None:
     assert prompt_text(prompt_format(FORMATS["chatml"]), "q") == CHATML.format("Explain:", "q")
     assert prompt_text(prompt_format(FORMATS["llama3"]), "q", "s") == LLAMA3.format("s", "q")
+    assert prompt_text(prompt_format(FORMATS["gemma"]), "q") == GEMMA.format("Explain:", "q")
+    assert prompt_text(prompt_format(FORMATS["gemma, bare"]), "q") == GEMMA.format("", "q").replace("\n\n\n", "\n")
     without = prompt_text(prompt_format(FORMATS["chatml, bare"]), "q")
     assert without == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     bare = prompt_format(FORMATS["alpaca-no-input, bare"])
@@ -93,6 +96,7 @@ def test_a_begun_answer_is_left_open_and_a_whole_one_is_the_training_text(name: 
     ("name", "ending"),
     [
         ("chatml", "<|im_start|>user\nq<|im_end|>\n"),
+        ("gemma", "<start_of_turn>user\nExplain:\n\nq<end_of_turn>\n"),
         ("llama3", "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"),
         ("alpaca", "### Input:\nq"),
         ("alpaca-no-input", "Explain:\n\nq"),
@@ -170,8 +174,30 @@ def test_later_turns_keep_the_instruction_and_past_answers_end_in_eos(name: str)
     ]
     start = conversation(form, asked[:1], "")
     first, second = prompt_text(form, "a", "Be brief"), prompt_text(form, "c\n\nd", "Be brief").removeprefix(start)
+    second = second.replace("Be brief\n\n", "") if name.startswith("gemma") else second  # before the first alone
     assert first.startswith(start) and "Be brief" in first
     assert jinja(asked, form) == first + "b" + eos_of(form) + form.after + second
+
+
+@pytest.mark.parametrize(
+    ("turns", "wanted"),
+    [
+        ("uau", "user\nS\n\n1<end_of_turn>\n<start_of_turn>model\n2<end_of_turn>\n<start_of_turn>user\n3"),
+        ("uuau", "user\nS\n\n1\n\n2<end_of_turn>\n<start_of_turn>model\n3<end_of_turn>\n<start_of_turn>user\n4"),
+        ("usu", "user\nS\n\n2\n\n1<end_of_turn>\n<start_of_turn>model\n<start_of_turn>user\n3"),
+    ],
+)
+def test_gemmas_instruction_stands_before_the_first_question_alone(turns: str, wanted: str) -> None:
+    roles = {"u": "user", "a": "assistant", "s": "system"}
+    asked = [{"role": roles[turn], "content": str(number)} for number, turn in enumerate(turns, 1)]
+    found = jinja([{"role": "system", "content": "S"}, *asked], prompt_format(FORMATS["gemma"]))
+    assert found == f"<start_of_turn>{wanted}<end_of_turn>\n<start_of_turn>model\n"
+
+
+def test_an_answer_before_every_question_leaves_gemmas_instruction_where_it_belongs() -> None:
+    greeted = [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "q"}]
+    form = prompt_format(FORMATS["gemma"])
+    assert jinja(greeted, form) == "Hello<end_of_turn>\n" + GEMMA.format("Explain:", "q")
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import families
 from tests.support.models import save_tokenizer
 from tests.support.prompts import FORMATS
 from tests.support.properties import tries
@@ -107,17 +108,18 @@ def test_damaged_tokenizers(tmp_path: Path, content: bytes | None, said: str) ->
 
 
 CHATML = ["<|im_start|>", "<|im_end|>"]
+GEMMA = ["<start_of_turn>", "<end_of_turn>"]
 LLAMA3 = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
 @pytest.fixture(scope="module")
 def with_controls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("controls")
-    save_tokenizer(folder, controls=[*CHATML, *LLAMA3, "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
+    save_tokenizer(folder, controls=[*CHATML, *GEMMA, *LLAMA3, "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"])
     return folder
 
 
-@pytest.mark.parametrize(("preset", "controls"), [("chatml", CHATML), ("llama3", LLAMA3)])
+@pytest.mark.parametrize(("preset", "controls"), [("chatml", CHATML), ("gemma", GEMMA), ("llama3", LLAMA3)])
 @settings(max_examples=tries(30))
 @given(question=st.text(), answer=st.text(min_size=1))
 def test_control_tokens_of_the_format_are_single_tokens_and_those_in_data_are_text(
@@ -139,6 +141,17 @@ def test_control_tokens_of_the_format_are_single_tokens_and_those_in_data_are_te
     assert ids[:start] == tokenizer.prompt_ids(spoilt)
     assert tokenizer.eos_text == form.eos and ids[-1] == tokenizer.eos
     assert counted(ids[start:-1]) == [0] * len(controls)
+
+
+@pytest.mark.parametrize("stated", ["<|endoftext|>", "<|im_end|>"])
+def test_chatml_answers_end_in_its_own_token_whichever_eos_the_base_names(stated: str, tmp_path: Path) -> None:
+    """Qwen's base models end a document in `<|endoftext|>`, its chat models a turn in `<|im_end|>`."""
+    families.save_qwen(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": stated}))
+    tokenizer = load_tokenizer(tmp_path, prompt_format(FORMATS["chatml"]))
+    assert tokenizer.eos_text == "<|im_end|>" and tokenizer.bos is None
+    assert tokenizer.record_ids("a prompt", "an answer")[0][-1] == tokenizer.controls["<|im_end|>"]
+    assert load_tokenizer(tmp_path).eos_text == stated
 
 
 def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(with_controls: Path) -> None:

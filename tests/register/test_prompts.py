@@ -24,6 +24,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "developer", "content": "d"}, {"role": "user", "content": "a"}],
     [{"role": "developer", "content": "d"}, {"role": "system", "content": "s"}, {"role": "user", "content": "a"}],
     [{"role": "user", "content": "a"}, {"role": "system", "content": "s"}, {"role": "user", "content": "b"}],
+    [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "a"}],
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "The answer is"}],
     [
         {"role": "system", "content": None},

@@ -152,7 +152,10 @@ def mistral_v3(folder: Path, style: str = "legacy") -> Path:
 
 
 def small_sentencepiece(folder: Path, kind: str) -> Path:
-    """A small vocabulary of Mistral's, Phi-3's or Gemma-2's kind; at most 600 tokens."""
+    """A small vocabulary of Mistral's, Phi-3's or Gemma's kind; at most 600 tokens.
+
+    `gemma-it` marks the two tokens of a turn as control tokens, as Gemma's Instruct models do.
+    """
     if kind == "phi3":
         model = train_sentencepiece(560, True, [], [])
         added = [("<|endoftext|>", True), ("<|assistant|>", True), ("<|placeholder1|>", True), ("<|user|>", True)]
@@ -162,11 +165,12 @@ def small_sentencepiece(folder: Path, kind: str) -> Path:
             folder, model, bos=None, eos="<|endoftext|>", added=added, plain=["</s>"],
             settings={"bos_token": "<s>", **settings},
         )  # fmt: skip
-    if kind == "gemma":
+    if kind in ("gemma", "gemma-it"):
+        turn = ["<start_of_turn>", "<end_of_turn>"] if kind == "gemma-it" else []
         symbols = [
             "<mask>",
             "<unused0>",
-            "<start_of_turn>",
+            *(turn or ["<start_of_turn>"]),
             *("\n" * n for n in range(1, 9)),
             *("▁" * n for n in range(2, 9)),
             "<b>",
@@ -179,8 +183,9 @@ def small_sentencepiece(folder: Path, kind: str) -> Path:
             "add_eos_token": False,
         }
         return save_sentencepiece(
-            folder, model, style="gemma", bos="<bos>", eos="<eos>", symbols=symbols, settings=settings
-        )
+            folder, model, style="gemma", bos="<bos>", eos="<eos>", added=[(token, True) for token in turn],
+            symbols=[symbol for symbol in symbols if symbol not in turn], settings=settings,
+        )  # fmt: skip
     model = train_sentencepiece(560, True, [], ["[INST]", "[/INST]"])
     settings = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
     return save_sentencepiece(folder, model, style="metaspace", settings=settings)

@@ -69,8 +69,8 @@ class DataSettings(Section):
 class PromptSettings(Section):
     """The prompt that the model is trained with, and that Ollama will send."""
 
-    preset: Literal["alpaca", "alpaca-no-input", "chatml", "llama3", "custom"] = "alpaca"
-    """Every rendering comes from it: training text, chat template, TEMPLATE. chatml and llama3 need their tokens."""
+    preset: Literal["alpaca", "alpaca-no-input", "chatml", "gemma", "llama3", "custom"] = "alpaca"
+    """Every rendering comes from it: training text, chat template, TEMPLATE. Some need tokens of their own."""
     language: str = "English"
     """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
     instruction: str = "Explain:"

@@ -32,7 +32,14 @@ class IfInstruction:
     pieces: tuple[str | Slot, ...]
 
 
-Piece = str | Slot | IfInstruction
+@dataclass(frozen=True)
+class IfFirst:
+    """Pieces that are used only before the first question."""
+
+    pieces: tuple[str | Slot | IfInstruction, ...]
+
+
+Piece = str | Slot | IfInstruction | IfFirst
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,13 @@ class Prompt:
 
 def prompt_format(settings: PromptSettings) -> PromptFormat:
     """Build the format that the settings name."""
-    build = {"alpaca": _alpaca, "alpaca-no-input": _alpaca_no_input, "chatml": _chatml, "llama3": _llama3}
+    build = {
+        "alpaca": _alpaca,
+        "alpaca-no-input": _alpaca_no_input,
+        "chatml": _chatml,
+        "gemma": _gemma,
+        "llama3": _llama3,
+    }
     return build.get(settings.preset, _custom)(settings)
 
 
@@ -155,6 +168,14 @@ def _llama3(settings: PromptSettings) -> PromptFormat:
     turn = (head.format("user"), Slot.INPUT, end + head.format("assistant"))
     controls = ("<|start_header_id|>", "<|end_header_id|>", end)
     return PromptFormat(start, turn, "", end, settings.instruction, controls, ("<|start_header_id|>",))
+
+
+def _gemma(settings: PromptSettings) -> PromptFormat:
+    """Gemma 2's and 3's format: it has no system message, the instruction stands before the first question."""
+    instruction = IfFirst((IfInstruction((Slot.INSTRUCTION, MESSAGE_SEPARATOR)),))
+    end = "<end_of_turn>"
+    turn = ("<start_of_turn>user\n", instruction, Slot.INPUT, f"{end}\n<start_of_turn>model\n")
+    return PromptFormat((), turn, "\n", end, settings.instruction, ("<start_of_turn>", end), ("<start_of_turn>",))
 
 
 def _custom(settings: PromptSettings) -> PromptFormat:

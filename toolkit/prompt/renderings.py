@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from toolkit.prompt.format import MESSAGE_SEPARATOR, IfInstruction, Part, Piece, Prompt, PromptFormat, Slot
+from toolkit.prompt.format import MESSAGE_SEPARATOR, IfFirst, IfInstruction, Part, Piece, Prompt, PromptFormat, Slot
 
 
 def render(prompt_format: PromptFormat, question: str, instruction: str | None = None) -> Prompt:
@@ -42,11 +42,13 @@ def conversation(prompt_format: PromptFormat, messages: Sequence[Message], eos: 
     closing, opening = prompt_format.tail
     text = "".join(part.text for part in _fill(prompt_format.start, prompt_format, "", instruction))
     spoken = [turn for turn in turns if turn[0] in ("user", "assistant")]
+    first = next((number for number, (role, _) in enumerate(spoken, 1) if role == "user"), 0)
     for number, (role, content) in enumerate(spoken, 1):
         last = number == len(spoken)
         if role == "user":
             pieces = (*prompt_format.head, Slot.INPUT, *closing, *(opening if generate or not last else ()))
-            text += "".join(part.text for part in _fill(pieces, prompt_format, content, instruction))
+            filled = _fill(pieces, prompt_format, content, instruction, first=number == first)
+            text += "".join(part.text for part in filled)
         else:
             text += content + (eos + prompt_format.after if not last else "" if generate else eos)
     return text
@@ -71,12 +73,21 @@ def _instruction(prompt_format: PromptFormat, turns: list[tuple[str, str]]) -> s
     return MESSAGE_SEPARATOR.join(text for _, text in said)
 
 
-def _fill(pieces: tuple[Piece, ...], prompt_format: PromptFormat, question: str, instruction: str | None) -> list[Part]:
+def _fill(
+    pieces: tuple[Piece, ...],
+    prompt_format: PromptFormat,
+    question: str,
+    instruction: str | None,
+    *,
+    first: bool = True,
+) -> list[Part]:
     values = {Slot.INSTRUCTION: instruction or prompt_format.instruction, Slot.INPUT: question}
     parts: list[Part] = []
     for piece in pieces:
         if isinstance(piece, IfInstruction):
             parts += _fill(piece.pieces, prompt_format, question, instruction) if values[Slot.INSTRUCTION] else []
+        elif isinstance(piece, IfFirst):
+            parts += _fill(piece.pieces, prompt_format, question, instruction) if first else []
         else:
             parts.append(Part(piece, ours=True) if isinstance(piece, str) else Part(values[piece], ours=False))
     return parts
@@ -102,12 +113,14 @@ def chat_template(prompt_format: PromptFormat, *, bos: bool) -> str:
     a message is kept in `ns.tail` until another question or answer follows, and in `ns.end` if none does.
     """
     parts = (prompt_format.start, prompt_format.head, *prompt_format.tail)
-    start, head, closing, opening = (_sum(each, _jinja, "ns.lead", "") for each in parts)
+    start, head, closing, opening = (_sum(each, _jinja, "ns.lead", "", "ns.first") for each in parts)
+    once = any(isinstance(piece, IfFirst) for piece in prompt_format.turn)
     instruction, after = _jinja(prompt_format.instruction), _jinja(prompt_format.after)
     eos = _jinja(prompt_format.eos) if prompt_format.eos else "eos_token"
     return (
         f"{'{{ bos_token }}' if bos else ''}{_MESSAGE_TEXT}"
-        "{% set ns = namespace(lead='', rest='', more=false, before='', tail='', end='') %}"
+        f"{{% set ns = namespace({'first=true, ' if once else ''}"
+        "lead='', rest='', more=false, before='', tail='', end='') %}"
         "{% for message in messages %}{% set content = text(message['content']) %}"
         "{% if message['role'] == 'system' and (loop.first or ns.before == 'leading') %}"
         "{% set ns.lead = content if loop.first else ns.lead + '\\n\\n' + content %}{% set ns.before = 'leading' %}"
@@ -122,7 +135,7 @@ def chat_template(prompt_format: PromptFormat, *, bos: bool) -> str:
         "{% if message['role'] == ns.before and (ns.before == 'user' or ns.before == 'assistant') %}"
         "{{ '\\n\\n' + content }}"
         f"{{% elif message['role'] == 'user' %}}{{{{ ns.tail + {head} + content }}}}"
-        f"{{% set ns.tail = {closing} + {opening} %}}"
+        f"{'{% set ns.first = false %}' if once else ''}{{% set ns.tail = {closing} + {opening} %}}"
         f"{{% set ns.end = {closing} + ({opening} if add_generation_prompt else '') %}}"
         "{% elif message['role'] == 'assistant' %}{{ ns.tail + content }}"
         f"{{% set ns.end = '' if add_generation_prompt else {eos} %}}{{% set ns.tail = {eos} + {after} %}}"
@@ -143,6 +156,8 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
         for piece in pieces:
             if isinstance(piece, IfInstruction):
                 text += f"{{{{ if $lead }}}}{written(piece.pieces)}{{{{ end }}}}"
+            elif isinstance(piece, IfFirst):
+                text += f"{{{{ if $first }}}}{written(piece.pieces)}{{{{ end }}}}{{{{ $first = false }}}}"
             elif isinstance(piece, str):
                 text += _go(piece)
             else:
@@ -150,7 +165,9 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
         return text
 
     start, turn, after = written(prompt_format.start), written(prompt_format.turn), _go(eos + prompt_format.after)
+    once = any(isinstance(piece, IfFirst) for piece in prompt_format.turn)
     return (
+        f"{'{{ $first := true }}' if once else ''}"
         '{{ $lead := "" }}{{ $rest := "" }}{{ $more := false }}{{ $last := -1 }}{{ range $i, $_ := .Messages }}'
         '{{ if or (eq .Role "user") (eq .Role "assistant") }}{{ $last = $i }}'
         '{{ else if and (eq $i 0) (eq .Role "system") }}{{ $lead = .Content }}'
@@ -168,7 +185,7 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
 
 def python_function(prompt_format: PromptFormat) -> str:
     """Render the format as a Python function that needs nothing else, for scripts that send `raw` prompts."""
-    text = _sum((*prompt_format.start, *prompt_format.turn), repr, "instruction", "question", "\n        ")
+    text = _sum((*prompt_format.start, *prompt_format.turn), repr, "instruction", "question", space="\n        ")
     return (
         f"def prompt(question, instruction={prompt_format.instruction!r}):\n"
         f'    """Return the text that the model was trained to answer."""\n'
@@ -177,13 +194,24 @@ def python_function(prompt_format: PromptFormat) -> str:
 
 
 def _sum(
-    pieces: tuple[Piece, ...], quote: Callable[[str], str], instruction: str, question: str, space: str = " "
+    pieces: tuple[Piece, ...],
+    quote: Callable[[str], str],
+    instruction: str,
+    question: str,
+    first: str = "",
+    space: str = " ",
 ) -> str:
-    """Write pieces as a sum of texts, which is the same in Jinja and in Python; the names are the variables'."""
+    """Write pieces as a sum of texts, which is the same in Jinja and in Python; the names are the variables'.
+
+    `first` is the one that says whether a question is the first; empty if it always is.
+    """
     terms = []
     for piece in pieces:
         if isinstance(piece, IfInstruction):
             terms.append(f"(({_sum(piece.pieces, quote, instruction, question)}) if {instruction} else '')")
+        elif isinstance(piece, IfFirst):
+            inner = _sum(piece.pieces, quote, instruction, question)
+            terms.append(f"(({inner}) if {first} else '')" if first else inner)
         elif isinstance(piece, str):
             terms.append(quote(piece))
         else:
