@@ -161,6 +161,12 @@ def logits(llm: Any, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
 
 def generate(llm: Any, ids: Sequence[int], tokens: int, stops: Sequence[str], sampling: Sampling) -> Iterator[str]:
     """Yield the answer to a tokenized prompt piece by piece, until EOS, a stop string or `tokens` tokens."""
+    from llama_cpp import StoppingCriteriaList
+
+    def enough(seen: Sequence[int], _: Any) -> bool:
+        # llama-cpp-python looks at `max_tokens` only where a token ends a character: one that never does never ends.
+        return len(seen) >= len(ids) + tokens
+
     for chunk in llm.create_completion(
         list(ids),
         max_tokens=tokens,
@@ -172,5 +178,6 @@ def generate(llm: Any, ids: Sequence[int], tokens: int, stops: Sequence[str], sa
         seed=sampling.seed,
         stop=list(stops),
         stream=True,
+        stopping_criteria=StoppingCriteriaList([enough]),
     ):
         yield chunk["choices"][0]["text"]
