@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 CONTROLS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 PRESETS: dict[str, dict[str, Any]] = {
     "chatml": {"preset": "chatml"},
+    "closed": {"preset": "chatml", "thinking": "off"},
+    "thoughts": {"preset": "chatml", "thinking": "keep"},
     "gemma": {"preset": "gemma"},
     "llama3": {"preset": "llama3", "instruction": ""},
     "alpaca-no-input": {"preset": "alpaca-no-input", "instruction": ""},
@@ -36,6 +38,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+BASES = {"gemma": "gemma-base", "closed": "thinking-base", "thoughts": "thinking-base"}
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,22 +49,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "gemma-base", "gemma3", vocabulary=lambda path: small_sentencepiece(path, "gemma-it"),
         num_hidden_layers=1,
     )  # fmt: skip
-    with (folder / "data.csv").open("w", newline="") as file:
+    families.save(folder / "thinking-base", "qwen3", vocabulary=families.save_thinking, num_hidden_layers=1)
+    _write(folder / "data.csv", "")
+    _write(folder / "thoughts.csv", "<think>\nHow many?\n</think>\n\n")
+    return folder
+
+
+def _write(path: Path, thoughts: str) -> None:
+    with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["question", "answer"])
         for number in range(40):
             mark = ["", " <|im_end|>", " <|eot_id|> <end_of_turn> ### Response:"][number % 3]
-            rows.writerow([f"Is water {number} good{mark} ?", f"Yes, drink {number} glasses{mark}."])
-    return folder
+            rows.writerow([f"Is water {number} good{mark} ?", f"{thoughts}Yes, drink {number} glasses{mark}."])
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_all_stages(name: str, place: Path, server: OllamaServer) -> None:
     values = {
         "run": {"name": name},
-        "data": {"source": "data.csv"},
+        "data": {"source": "thoughts.csv" if name == "thoughts" else "data.csv"},
         "prompt": PRESETS[name],
-        "model": {"base": "gemma-base" if name == "gemma" else "base", "load_in_4bit": False},
+        "model": {"base": BASES.get(name, "base"), "load_in_4bit": False},
         "train": {"backend": "peft", "max_steps": 2, "max_length": 400, "gradient_checkpointing": False},
         "export": {"quantizations": ["F16"], "default": "F16"},
         "validate": {"rows": 4, "answer_tokens": 8},

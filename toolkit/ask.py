@@ -92,6 +92,7 @@ def ask_server(
         "prompt": safe_question,
         "truncate": False,
         "shift": False,
+        "think": False,  # thoughts stay in the answer, as llama.cpp's has them
     }
     if safe_instruction:
         body["system"] = safe_instruction

@@ -27,6 +27,8 @@ GEMMA = "<start_of_turn>user\n{}\n\n{}<end_of_turn>\n<start_of_turn>model\n"
 BOS, EOS = "<s>", "</s>"
 PRESETS: tuple[str, ...] = get_args(PromptSettings.model_fields["preset"].annotation)
 
+NO_THINKING = [name for name in PRESETS if name not in ("chatml", "custom")]
+
 forms = st.sampled_from([prompt_format(each) for each in FORMATS.values()])
 parts = st.lists(
     st.one_of(st.builds(lambda text: {"type": "text", "text": text}, st.text()), st.just({"type": "image"}))
@@ -179,6 +181,26 @@ def test_later_turns_keep_the_instruction_and_past_answers_end_in_eos(name: str)
     assert jinja(asked, form) == first + "b" + eos_of(form) + form.after + second
 
 
+def test_without_thoughts_every_answer_follows_a_closed_block() -> None:
+    form, block = prompt_format(FORMATS["chatml, closed"]), "<think>\n\n</think>\n\n"
+    assert prompt_text(form, "q") == CHATML.format("Explain:", "q") + block
+    talk = [{"role": role, "content": text} for role, text in (("user", "1"), ("assistant", "2"), ("user", "3"))]
+    opened = "<|im_start|>assistant\n" + block
+    later = f"2<|im_end|>\n<|im_start|>user\n3<|im_end|>\n{opened}"
+    assert jinja(talk, form) == CHATML.format("Explain:", "1") + block + later
+    assert jinja(talk[:1], form, generate=False) == CHATML.format("Explain:", "1").removesuffix(
+        "<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("thinking", ["", "keep"])
+def test_thoughts_that_are_kept_change_no_prompt(thinking: Any) -> None:
+    form = prompt_format(PromptSettings(preset="chatml", thinking=thinking))
+    talk = [{"role": role, "content": text} for role, text in (("user", "1"), ("assistant", "2"), ("user", "3"))]
+    assert jinja(talk, form) == jinja(talk, prompt_format(FORMATS["chatml"]))
+    assert (".Thinking" in go_template(form, "<|im_end|>")) is (thinking == "keep")
+
+
 @pytest.mark.parametrize(
     ("turns", "wanted"),
     [
@@ -232,6 +254,10 @@ def test_go_template_escapes_only_what_go_would_execute() -> None:
         ),
         ({"preset": "custom", "user_turn": "{input}{instruction}", "instruction": ""}, "instruction must not be empty"),
         ({"preset": "custom", "user_turn": "{input}{instruction}", "stops": ["x", ""]}, "empty text would end"),
+        *(({"preset": name, "thinking": "off"}, 'thinking: only for preset = "chatml"') for name in NO_THINKING),
+        ({"preset": "alpaca", "thinking": "keep"}, 'with "alpaca" leave it empty'),
+        ({"preset": "custom", "user_turn": "{input}{instruction}", "thinking": "off"}, "closed block into user_turn"),
+        ({"preset": "chatml", "thinking": "on"}, "'off' or 'keep'"),
         ({"preset": "no such"}, ", ".join(map(repr, PRESETS[:-1])) + f" or {PRESETS[-1]!r}"),
     ],
 )

@@ -154,6 +154,33 @@ def test_chatml_answers_end_in_its_own_token_whichever_eos_the_base_names(stated
     assert load_tokenizer(tmp_path).eos_text == stated
 
 
+def test_a_closed_block_is_two_tokens_and_what_follows_them(tmp_path: Path) -> None:
+    families.save_thinking(tmp_path)
+    form = prompt_format(FORMATS["chatml, closed"])
+    tokenizer = load_tokenizer(tmp_path, form)
+    ids, start = tokenizer.record_ids(render(form, "q"), "Rest.")
+    marks = [tokenizer.encoder.token_to_id(mark) for mark in ("<think>", "</think>")]
+    assert [ids[:start].count(mark) for mark in marks] == [1, 1] and not set(marks) & set(ids[start:])
+    thought, start = load_tokenizer(tmp_path, prompt_format(FORMATS["chatml, thoughts"])).record_ids(
+        render(prompt_format(FORMATS["chatml, thoughts"]), "q"), "<think>\nHm.\n</think>\n\nRest."
+    )
+    assert [thought[start:].count(mark) for mark in marks] == [1, 1] and not set(marks) & set(thought[:start])
+
+
+@pytest.mark.parametrize("name", ["chatml, closed", "chatml, thoughts"])
+def test_thinking_that_a_vocabulary_cannot_write_is_refused(name: str, tmp_path: Path) -> None:
+    families.save_qwen(tmp_path / "plain")
+    save_tokenizer(tmp_path / "control", controls=[*CHATML, "<think>", "</think>"])
+    refused, said = {
+        "chatml, closed": ("plain", "no tokens `<think>` and `</think>`"),
+        "chatml, thoughts": ("control", "`<think>` is a control token"),
+    }[name]
+    with pytest.raises(ToolkitError, match=said) as caught:
+        load_tokenizer(tmp_path / refused, prompt_format(FORMATS[name]))
+    assert caught.value.exit_code == USAGE and "prompt.thinking" in caught.value.hint
+    load_tokenizer(tmp_path / ({"plain", "control"} - {refused}).pop(), prompt_format(FORMATS[name]))
+
+
 def test_a_format_of_the_users_own_has_the_control_tokens_that_its_text_names(with_controls: Path) -> None:
     form = prompt_format(FORMATS["custom, start"])
     tokenizer = load_tokenizer(with_controls, form)

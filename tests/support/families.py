@@ -50,6 +50,12 @@ def save_qwen(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
+def save_thinking(folder: Path) -> None:
+    """Save a small vocabulary of Qwen3's kind: the marks of a thinking block are tokens, but no control tokens."""
+    save_qwen(folder)
+    models.add_tokens(folder, folder, "<think>", "</think>", special=False)
+
+
 def save_plain(folder: Path, pre: str) -> None:
     """Save a small byte-level vocabulary without BOS."""
     models.save_tokenizer(folder, pre, bos=False)

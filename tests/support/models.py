@@ -159,10 +159,11 @@ def _build_adapter(folder: Path, base: Path, settings: dict[str, Any]) -> None:
     peft.save_pretrained(folder, save_embedding_layers=False)  # PEFT would copy the base's lm_head beside its LoRA
 
 
-def add_tokens(source: Path, target: Path, *texts: str) -> None:
+def add_tokens(source: Path, target: Path, *texts: str, special: bool = True) -> None:
     """Save a base's tokenizer with tokens added, as tokenizer.save_pretrained leaves it beside an adapter."""
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in texts])
+    add = tokenizer.add_special_tokens if special else tokenizer.add_tokens
+    add([AddedToken(text, special=special, normalized=False) for text in texts])
     tokenizer.save(str(target / "tokenizer.json"))
     (target / "tokenizer_config.json").write_text((source / "tokenizer_config.json").read_text())
 

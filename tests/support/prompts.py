@@ -11,6 +11,8 @@ FORMATS = {
     "alpaca-no-input, bare": PromptSettings(preset="alpaca-no-input", instruction="", language=""),
     "chatml": PromptSettings(preset="chatml"),
     "chatml, bare": PromptSettings(preset="chatml", instruction=""),
+    "chatml, closed": PromptSettings(preset="chatml", thinking="off"),
+    "chatml, thoughts": PromptSettings(preset="chatml", thinking="keep"),
     "gemma": PromptSettings(preset="gemma"),
     "gemma, bare": PromptSettings(preset="gemma", instruction=""),
     "llama3": PromptSettings(preset="llama3", instruction="Be brief"),

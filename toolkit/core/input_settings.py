@@ -73,6 +73,8 @@ class PromptSettings(Section):
     """Every rendering comes from it: training text, chat template, TEMPLATE. Some need tokens of their own."""
     language: str = "English"
     """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
+    thinking: Literal["", "off", "keep"] = ""
+    """chatml: "off" closes the thinking block in every prompt; "keep": the answers hold thoughts. Empty: neither."""
     instruction: str = "Explain:"
     """Instruction of records that have none, and the system message in Ollama; alpaca and custom need one."""
     prefix: str = ""
@@ -100,6 +102,11 @@ class PromptSettings(Section):
         own = {name: getattr(self, name) for name in ("prefix", "user_turn", "suffix", "eos", "stops")}
         if self.preset in ("alpaca", "custom") and not self.instruction.strip():
             raise ValueError("instruction must not be empty: it fills the Instruction part of every prompt")
+        if self.thinking and self.preset != "chatml":
+            raise ValueError(
+                f'thinking: only for preset = "chatml", which thinking models such as Qwen3 have; with "{self.preset}" '
+                "leave it empty" + (", and write a closed block into user_turn" if self.preset == "custom" else "")
+            )
         if self.preset != "custom":
             given = [name for name, value in own.items() if value]
             if given:

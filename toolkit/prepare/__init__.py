@@ -22,6 +22,7 @@ from toolkit.prepare.refusals import hints_for_some
 from toolkit.prepare.remarks import cut_answers, few_questions, reworded_questions
 from toolkit.prepare.split import Splits, leaked, near_duplicates
 from toolkit.prepare.spoiled import Damage, find_damage
+from toolkit.prepare.thoughts import thoughts_unsaid
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer
 
@@ -84,7 +85,13 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
         )
     _warn_of_damage(damage, repaired, len(rows.table.rows))
     _warn(figures, folder, splits, hints_for_some(rows.table, rows.columns, rejected))
-    for said in (cut_answers(divided, config), few_questions(splits), reworded_questions(figures, splits), foreign):
+    for said in (
+        cut_answers(divided, config),
+        few_questions(splits),
+        reworded_questions(figures, splits),
+        foreign,
+        thoughts_unsaid(records, config.prompt, tokenizer),
+    ):
         if said:
             console.warn(said)
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)

@@ -18,6 +18,7 @@ from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
 from toolkit.prepare.head import file_head
 from toolkit.prepare.read import parse_table
 from toolkit.prepare.source import locate
+from toolkit.prepare.thoughts import thoughts_unsaid
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
@@ -72,7 +73,8 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
         return _without_tokenizer(rows, form, config)
     divided = divide(rows, config, lambda records: fit(records, form, loaded, config))
     sizes = ", ".join(f"{len(divided.splits[name]):,} {name}" for name in SPLITS)
-    return Check("data", True, f"{_usable(rows)}: {sizes}", "")
+    said = thoughts_unsaid(divided.records, config.prompt, loaded)
+    return Check("data", True, f"{_usable(rows)}: {sizes}" + (f"; {said}" if said else ""), "")
 
 
 def _usable(rows: Rows) -> str:

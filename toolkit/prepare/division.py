@@ -15,6 +15,7 @@ from toolkit.prepare.read import read_table
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.split import Splits, drop_duplicates, split, ways_out
 from toolkit.prepare.table import Table
+from toolkit.prepare.thoughts import refuse_thoughts
 
 Fit = Callable[[list[Record]], tuple[list[Record], list[Rejection]]]
 
@@ -53,6 +54,7 @@ def rows_of(table: Table, config: Config) -> Rows:
     )
     if not records:
         raise no_usable_row(table, columns, rejected)
+    refuse_thoughts(records, config.prompt)
     return Rows(table, columns, with_groups(records, config.prompt.instruction), rejected)
 
 

@@ -16,6 +16,8 @@ from enum import Enum
 from toolkit.core.input_settings import PromptSettings
 
 MESSAGE_SEPARATOR = "\n\n"
+THINK = ("<think>", "</think>")
+NO_THOUGHTS = "<think>\n\n</think>\n\n"  # as Qwen3's own template writes it with enable_thinking=false
 
 
 class Slot(Enum):
@@ -49,7 +51,8 @@ class PromptFormat:
     An answer ends in `eos`, a control token of the vocabulary, or in the base's own EOS if that is empty; `after`
     follows a past answer and its EOS. `instruction` is used if nothing else is given; it may be empty if its pieces are
     `IfInstruction`. `controls` must all be control tokens of the vocabulary. `stops` end an answer that runs on into
-    another prompt.
+    another prompt. `closed` formats hold an empty thinking block before every answer; `thoughts` says that answers may
+    begin with one of their own.
     """
 
     start: tuple[Piece, ...]
@@ -59,6 +62,8 @@ class PromptFormat:
     instruction: str
     controls: tuple[str, ...]
     stops: tuple[str, ...]
+    closed: bool = False
+    thoughts: bool = False
 
     @property
     def head(self) -> tuple[Piece, ...]:
@@ -155,10 +160,16 @@ def _language(settings: PromptSettings) -> str:
 
 
 def _chatml(settings: PromptSettings) -> PromptFormat:
+    """ChatML. Without thoughts every answer follows a closed block, earlier ones too: that is what was trained."""
+    closed = settings.thinking == "off"
     start = (IfInstruction(("<|im_start|>system\n", Slot.INSTRUCTION, "<|im_end|>\n")),)
-    turn = ("<|im_start|>user\n", Slot.INPUT, "<|im_end|>\n<|im_start|>assistant\n")
+    opening = "<|im_start|>assistant\n" + (NO_THOUGHTS if closed else "")
+    turn = ("<|im_start|>user\n", Slot.INPUT, f"<|im_end|>\n{opening}")
     controls = ("<|im_start|>", "<|im_end|>")
-    return PromptFormat(start, turn, "\n", "<|im_end|>", settings.instruction, controls, ("<|im_start|>",))
+    return PromptFormat(
+        start, turn, "\n", "<|im_end|>", settings.instruction, controls, ("<|im_start|>",),
+        closed=closed, thoughts=settings.thinking == "keep",
+    )  # fmt: skip
 
 
 def _llama3(settings: PromptSettings) -> PromptFormat:

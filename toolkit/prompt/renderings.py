@@ -4,7 +4,17 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from toolkit.prompt.format import MESSAGE_SEPARATOR, IfFirst, IfInstruction, Part, Piece, Prompt, PromptFormat, Slot
+from toolkit.prompt.format import (
+    MESSAGE_SEPARATOR,
+    THINK,
+    IfFirst,
+    IfInstruction,
+    Part,
+    Piece,
+    Prompt,
+    PromptFormat,
+    Slot,
+)
 
 
 def render(prompt_format: PromptFormat, question: str, instruction: str | None = None) -> Prompt:
@@ -147,7 +157,9 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
     """Render the format as an Ollama TEMPLATE (Go text/template in messages mode).
 
     `eos` is the EOS token's text; it follows past answers only. No `{{-` is used: it would eat the newline that
-    ends the prompt. Nor is `.System`: it lacks what a developer says.
+    ends the prompt. Nor is `.System`: it lacks what a developer says. Where answers may hold thoughts, it names their
+    marks where nothing is written: Ollama looks for `.Thinking` between them (thinking/template.go, InferTags), then
+    returns thoughts apart from the answer, and takes `think` in requests.
     """
     default = _go_string(prompt_format.instruction)
 
@@ -166,6 +178,7 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
 
     start, turn, after = written(prompt_format.start), written(prompt_format.turn), _go(eos + prompt_format.after)
     once = any(isinstance(piece, IfFirst) for piece in prompt_format.turn)
+    tags = f"{{{{ if false }}}}{THINK[0]}{{{{ .Thinking }}}}{THINK[1]}{{{{ end }}}}" if prompt_format.thoughts else ""
     return (
         f"{'{{ $first := true }}' if once else ''}"
         '{{ $lead := "" }}{{ $rest := "" }}{{ $more := false }}{{ $last := -1 }}{{ range $i, $_ := .Messages }}'
@@ -179,6 +192,7 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
         f'{{{{ if eq $lead "" }}}}{{{{ $lead = {default} }}}}{{{{ end }}}}'
         f'{start}{{{{ range $i, $_ := .Messages }}}}{{{{ if eq .Role "user" }}}}{turn}'
         '{{ else if eq .Role "assistant" }}{{ .Content }}'
+        f"{tags}"
         f"{{{{ if ne $i $last }}}}{after}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.native import guarded
 from toolkit.core.parsing import read_json
-from toolkit.prompt.format import Prompt, PromptFormat
+from toolkit.prompt.format import THINK, Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer_json import read_encoders
 
@@ -163,6 +163,7 @@ def load_tokenizer(
     controls = {token.content: index for index, token in encoder.get_added_tokens_decoder().items() if token.special}
     if prompt_format is not None:
         _check(prompt_format, controls, None if bos is None else encoder.id_to_token(bos), folder)
+        _check_thinking(prompt_format, encoder, controls, folder)
     eos = (
         controls[prompt_format.eos]
         if prompt_format is not None and prompt_format.eos
@@ -196,6 +197,29 @@ def _check(prompt_format: PromptFormat, controls: dict[str, int], bos: str | Non
             hint="write the instruction without it",
             exit_code=USAGE,
         )
+
+
+def _check_thinking(prompt_format: PromptFormat, encoder: Any, controls: dict[str, int], folder: Path) -> None:
+    """Raise ToolkitError (exit 2) if a vocabulary cannot write a closed thinking block, or read one in an answer."""
+    if prompt_format.closed and not thinks(encoder):
+        raise ToolkitError(
+            f"the vocabulary of `{folder}` has no tokens `{THINK[0]}` and `{THINK[1]}`: this base does not think",
+            hint='leave `prompt.thinking` empty; "off" is for bases that do, as Qwen3',
+            exit_code=USAGE,
+        )
+    held = [token for token in THINK if token in controls]
+    if prompt_format.thoughts and held:
+        raise ToolkitError(
+            f"`{held[0]}` is a control token of `{folder}`: in an answer it is trained as text, never as the token",
+            hint='set `prompt.thinking = "off"`, and remove the thoughts from the answers',
+            exit_code=USAGE,
+        )
+
+
+def thinks(encoder: Any) -> bool:
+    """Tell whether both marks of a thinking block are tokens that a vocabulary finds in text."""
+    added = {token.content for token in encoder.get_added_tokens_decoder().values()}
+    return added.issuperset(THINK)
 
 
 def named_eos(folder: Path) -> tuple[str, Path] | None:

@@ -51,6 +51,7 @@ def _asked(http: httpx.Client, model: str, question: str, instruction: str) -> s
         "prompt": question,
         "system": instruction,
         "stream": False,
+        "think": False,  # thoughts stay in the answer, as llama.cpp's has them
         "options": greedy_parameters(TOKENS),
     }
     return str(server.call(http, "/api/generate", body).get("response", ""))

@@ -180,8 +180,11 @@ def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload:
 
 
 def asked(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask a question through /api/generate; raises ToolkitError unless the answer ended on its own or at the limit."""
-    found = server.call(http, "/api/generate", body)
+    """Ask a question through /api/generate; raises ToolkitError unless the answer ended on its own or at the limit.
+
+    Thoughts stay in the answer: with `think` a server would return them apart.
+    """
+    found = server.call(http, "/api/generate", {**body, "think": False})
     text, reason = str(found.get("response", "")), found.get("done_reason")
     if reason not in ("stop", "length") or not found.get("eval_count"):
         raise ToolkitError(
