@@ -213,6 +213,20 @@ def test_every_parameter_of_the_settings_arrives(tmp_path: Path) -> None:
     assert found.licenses[0].endswith('\n\nMIT\n"as is"')
 
 
+@pytest.mark.parametrize(
+    ("base", "terms"),
+    [
+        ("google/gemma-3-270m-it", "the Gemma Terms of Use."),
+        ("google/medgemma-4b-it", "the Health AI Developer Foundations terms."),
+        ("google/medgemma-27b-text-it", "the Health AI Developer Foundations terms."),
+        ("someone/tiny", "Fine-tuned from someone/tiny."),
+    ],
+)
+def test_the_licence_names_the_terms_of_the_base(base: str, terms: str, tmp_path: Path) -> None:
+    config, folder = settings_with(tmp_path, model={"base": base})
+    assert model_spec.licence(config, folder).endswith(terms)
+
+
 def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path: Path) -> None:
     config, folder = settings_with(tmp_path)
     manifest = read_manifest(folder)

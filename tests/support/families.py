@@ -127,6 +127,12 @@ def class_name(name: str) -> str:
     return f"{name}ForConditionalGeneration" if name in SEEING else f"{name.removesuffix('Text')}ForCausalLM"
 
 
+def architecture_of(name: str) -> str:
+    """Return the class that the config.json of a family or variant names."""
+    family, own = VARIANTS.get(name, (name, {}))
+    return class_name(own.get("class", FAMILIES[family][0]))
+
+
 def save(
     folder: Path, family: str, *, vocabulary: Any = None, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> Path:

@@ -25,7 +25,9 @@ LICENCES = {
     "mistral-7b": "Apache-2.0",
     "mistral-nemo": "Apache-2.0",
     "phi-3": "MIT",
+    "medgemma": "the Health AI Developer Foundations terms",  # before Gemma-2, which medgemma-27b also contains
     "gemma-2": "the Gemma Terms of Use",
+    "gemma-3": "the Gemma Terms of Use",
     "smollm": "Apache-2.0",
 }
 
