@@ -102,6 +102,11 @@ def test_logits_of_gemma_with_its_own_gelu(tmp_path: Path) -> None:
         ("granite", {"head_dim": 64}, "the head size is 64"),
         ("granite", {"logits_scaling": 0}, "no valid `logits_scaling`"),
         ("granite", {"residual_multiplier": "all"}, "no valid `residual_multiplier`"),
+        ("granite4", {"position_embedding_type": "nope"}, "`position_embedding_type` is 'nope'"),
+        ("granite4", {"position_embedding_type": None}, "`position_embedding_type` is None"),
+        ("granite4", {"shared_intermediate_size": 0}, "no valid `shared_intermediate_size`"),
+        ("granite4", {"layer_types": ["attention"] * 3}, "`layer_types` lists 3 layers"),
+        ("granite4", {"hidden_act": "gelu"}, "llama.cpp supports only 'silu'"),
         ("olmo2", {"tie_word_embeddings": True}, "`tie_word_embeddings` is True"),
         ("olmo2", {"clip_qkv": 8.0}, "`clip_qkv` is 8.0"),
         ("olmo2", {"head_dim": 64}, "the head size is 64"),
@@ -149,7 +154,7 @@ def _config(family: str) -> dict[str, Any]:
     )
     make: Callable[..., Any] = getattr(transformers, f"{name}Config")
     config = make(**{**families.COMMON, "vocab_size": 608, **own})
-    return {**config.to_dict(), "architectures": [families.class_name(name)]}
+    return {**json.loads(config.to_json_string(use_diff=False)), "architectures": [families.class_name(name)]}
 
 
 @pytest.mark.parametrize(

@@ -22,19 +22,38 @@ def stub(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("family", [*families.FAMILIES, *families.VARIANTS])
 def test_every_family_passes_without_a_weight(family: str, tmp_path: Path) -> None:
     base = families.save_stub(tmp_path / "base", family)
-    targets = ["train.target_modules=qkv_proj,o_proj,gate_up_proj,down_proj"] if family.startswith("phi") else []
-    found = asked(base, *targets)
+    own = {"phi": "qkv_proj,o_proj,gate_up_proj,down_proj", "granite4": "q_proj,o_proj,input_linear,output_linear"}
+    found = asked(base, *(f"train.target_modules={names}" for start, names in own.items() if family.startswith(start)))
     assert found.ok is not False, found
     assert "Q4_K_M" in found.found
     assert not list(base.glob("*.safetensors"))
 
 
+GRANITE4: dict[str, Any] = {"num_local_experts": 0, "mamba_d_state": 128, "layer_types": ["attention"] * 2}
 KINDS: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["MambaForCausalLM"], "model_type": "mamba", "state_size": 16}, "a Mamba model"),
     ({"architectures": ["Mamba2ForCausalLM"], "model_type": "mamba2"}, "a Mamba model"),
     ({"architectures": ["NemotronHForCausalLM"], "model_type": "nemotron_h"}, "a Mamba model"),
     ({"architectures": ["JambaForCausalLM"], "num_experts": 16}, "a Mamba model"),
     ({"architectures": ["FalconH1ForCausalLM"], "mamba_d_state": 256}, "a Mamba model"),
+    (
+        {"architectures": ["GraniteMoeHybridForCausalLM"], **GRANITE4, "layer_types": ["mamba"] * 9},
+        "is a Mamba model (",
+    ),
+    (
+        {"architectures": ["GraniteMoeHybridForCausalLM"], **GRANITE4, "layer_types": ["linear_attention"]},
+        "a Mamba model",
+    ),
+    ({"architectures": ["GraniteMoeHybridForCausalLM"], **GRANITE4, "layer_types": None}, "is a Mamba model ("),
+    (
+        {"architectures": ["GraniteMoeHybridForCausalLM"], **GRANITE4, "num_local_experts": 64},
+        "is a mixture of experts, which",
+    ),
+    (
+        {"architectures": ["GraniteMoeHybridForCausalLM"], "layer_types": ["attention"], "num_local_experts": None},
+        "is a mixture of experts, which",
+    ),
+    ({"architectures": ["GraniteMoeForCausalLM"], "num_local_experts": 32}, "a mixture of experts"),
     ({"architectures": ["MixtralForCausalLM"], "num_local_experts": 8}, "a mixture of experts"),
     ({"architectures": ["Qwen3MoeForCausalLM"], "num_experts": 128}, "a mixture of experts"),
     ({"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 256}, "a mixture of experts"),

@@ -109,10 +109,11 @@ def test_other_families_scale_and_fuse_what_they_look_up(tmp_path: Path, family:
     sums, _ = imatrix.compute(base, planned, ids)
     expected = squares_by_hand(base, None, ids)
     del expected["lm_head"]
-    names = {tensor.layout.source.removesuffix(".weight"): tensor.name for tensor in planned.tensors}
-    assert {names[source] for source in expected} == set(sums)
-    for source, by_hand in expected.items():
-        np.testing.assert_allclose(sums[names[source]], by_hand, rtol=1e-4)
+    sources = {tensor.name: tensor.layout.source.removesuffix(".weight") for tensor in planned.tensors}
+    assert {sources[name] for name in sums} == set(expected)
+    assert set(sums) == {name for name, source in sources.items() if source in expected}
+    for name, found in sums.items():
+        np.testing.assert_allclose(found, expected[sources[name]], rtol=1e-4)
     # the plan made before it foresees what is chosen with it
     matrix = imatrix_file.Imatrix(sums, dict.fromkeys(sums, 128), 2, 64, "x").importance()
     assert plan(base, None, ["IQ2_XXS"], imatrix=matrix) == planned

@@ -88,6 +88,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
     "granite": ("Granite", {"attention_multiplier": 0.5, "embedding_multiplier": 0.8, "residual_multiplier": 1.3,
                             "logits_scaling": 0.8, "attention_bias": True, "tie_word_embeddings": True},
                 lambda path: save_plain(path, "smollm")),
+    "granite4": ("GraniteMoeHybrid", {"attention_multiplier": 0.5, "embedding_multiplier": 0.8, "logits_scaling": 0.8,
+                                      "residual_multiplier": 1.3, "tie_word_embeddings": True, "num_local_experts": 0,
+                                      "num_experts_per_tok": 0, "shared_intermediate_size": 256, "mamba_n_heads": 8,
+                                      "position_embedding_type": "rope", "layer_types": ["attention"] * 2},
+                 lambda path: save_plain(path, "dbrx")),
     "olmo2": ("Olmo2", {"rope_theta": 5e5}, lambda path: save_plain(path, "dbrx")),
     "olmo3": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 24, "rope_parameters": {
         "full_attention": {**YARN, "attention_factor": 1.1386294361119891},
@@ -105,6 +110,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama yarn": ("llama", {"rope_parameters": YARN}),
     "smollm3 yarn": ("smollm3", {"rope_parameters": YARN, "tie_word_embeddings": False}),
     "granite linear": ("granite", {"rope_parameters": {**LINEAR, "rope_theta": 1e4}, "mlp_bias": True}),
+    "granite4 untied": ("granite4", {"attention_bias": True, "tie_word_embeddings": False}),
     "olmo2 linear": ("olmo2", {"rope_parameters": {**LINEAR, "rope_theta": 5e5}}),
     "olmo3 plain": ("olmo3", {"rope_parameters": None, "num_hidden_layers": 6,
                               "layer_types": ["sliding_attention", "full_attention"] * 3}),
@@ -202,3 +208,6 @@ def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, setti
             elif key.endswith(".bias"):
                 weight.copy_(0.1 * torch.randn(weight.shape))
     model.to(dtype).save_pretrained(folder)
+    if kind == "GraniteMoeHybrid":  # as published, which the converter needs; transformers saves a newer name
+        path = folder / "config.json"
+        path.write_text(path.read_text().replace('"full_attention"', '"attention"'))

@@ -78,7 +78,7 @@ def foresee(folder: Path, config: Config) -> Foreseen:
     label = bases.merge_label(config.model, wanted)
     with _named(folder, label):
         start = open_base(folder)
-    shapes = {layout.source: layout.shape for layout in start.layouts}
+    shapes = {layout.source: layout.stored_shape for layout in start.layouts}
     adapted = foreseen_adapter(config.train, shapes, start.model, folder_of(config).adapter)
     planned = arrange(start, adapted, source, wanted.quantizations, overrides=wanted.overrides, weighed=wanted.imatrix)
     template = chat_template(form, bos=bool(load_tokenizer(folder, form).bos_text))
@@ -124,7 +124,7 @@ def _promised(folder: Path, family: Family, model: ModelConfig) -> dict[str, Ten
     names = checkpoint.promised(folder)
     if names:
         check_layers(folder, model, names)
-    shapes = {layout.source: layout.shape for layout in family.layouts(model)}
+    shapes = {layout.source: layout.stored_shape for layout in family.layouts(model)}
     path = folder / checkpoint.SINGLE
     return {name: TensorInfo(name, path, "BF16", shapes.get(name, ()), 0, 0) for name in names or shapes}
 

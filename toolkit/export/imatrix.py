@@ -172,20 +172,25 @@ def _streamed(
     linear = {
         f"{prefix}{name}.weight": module for name, module in layer.named_modules() if type(module) is torch.nn.Linear
     }
-    names = {tensor.layout.source: tensor.name for tensor in parts}
+    names: dict[str, list[str]] = {}  # two tensors may be parts of one: they get the same input
+    for tensor in parts:
+        names.setdefault(tensor.layout.source, []).append(tensor.name)
 
-    def watch(name: str) -> Callable[[Any, Any], None]:
+    wholes = {tensor.layout.source: tensor for tensor in parts}
+
+    def watch(names: list[str]) -> Callable[[Any, Any], None]:
         def hook(module: Any, given: Any) -> None:
             rows = given[0].float().flatten(0, -2)
             square = rows.square().sum(0, dtype=torch.float64).cpu().numpy()
-            sums[name] = sums[name] + square if name in sums else square
+            for name in names:
+                sums[name] = sums[name] + square if name in sums else square
 
         return hook
 
     def run(hidden: Any, **given: Any) -> Any:
         weights = {
-            tensor.layout.source.removeprefix(prefix): torch.from_numpy(tensors.trained(tensor, pool)).to(hidden.device)
-            for tensor in parts
+            source.removeprefix(prefix): torch.from_numpy(tensors.trained(tensor, pool)).to(hidden.device)
+            for source, tensor in wholes.items()
         }
         layer.load_state_dict(weights, strict=True, assign=True)
         hooks = [module.register_forward_pre_hook(watch(names[source])) for source, module in linear.items()]

@@ -48,7 +48,7 @@ def size_of(base: Path, adapter: Path, planned: ExportPlan) -> int:
     """Return the bytes of tensor data that `export_lora` would write; raises what it would raise."""
     _check(adapter)
     pairs = _pairs(base, adapter, planned)
-    return sum(gguf_writer.padded(4 * prod(half.shape)) for _, delta in pairs for half in (delta.a, delta.b))
+    return sum(gguf_writer.padded(4 * prod(shape)) for tensor, delta in pairs for shape in _shapes(tensor, delta))
 
 
 def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
@@ -73,7 +73,8 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
     }
     listed = []
     for tensor, delta in trained:
-        listed += [(f"{tensor.name}.lora_a", delta.a.shape), (f"{tensor.name}.lora_b", delta.b.shape)]
+        a, b = _shapes(tensor, delta)
+        listed += [(f"{tensor.name}.lora_a", a), (f"{tensor.name}.lora_b", b)]
     clear_stale([target])
     with (
         gguf_writer.gguf_file(target) as file,
@@ -103,13 +104,18 @@ def common_alpha(deltas: list[LoraDelta]) -> float:
 
 def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExecutor) -> Floats:
     """Return B (out, rank) in ggml's row order, times the part of the scale that `alpha` / rank does not cover."""
-    values = read_tensor(delta.b, pool)
+    values = read_tensor(delta.b, pool)[layout.first :][: layout.shape[0]]
     rest = delta.scale * delta.a.shape[0] / alpha
     if not math.isclose(rest, 1.0, rel_tol=1e-7):
         values *= np.float32(rest)
     if not np.isfinite(values).all():
         raise ToolkitError(f"the scaled lora_B of `{layout.source}` holds infinite values", hint=INSTEAD)
     return families.to_ggml_layout(values, layout)
+
+
+def _shapes(tensor: PlannedTensor, delta: LoraDelta) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of A (rank, in) and B (out, rank) for one tensor of the GGUF."""
+    return delta.a.shape, (tensor.shape[0], delta.b.shape[1])
 
 
 def _check(adapter: Path) -> None:

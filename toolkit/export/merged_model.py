@@ -57,7 +57,7 @@ def export_merged(base: Path, adapter: Path | None, target: Path, template: str,
     planned = plan(base, adapter, ["F16"])
     check_head(base, planned)
     say_vocabulary(base, planned)
-    stored = [tensor for tensor in planned.tensors if tensor.stored]
+    stored = list({tensor.layout.source: tensor for tensor in planned.tensors if tensor.stored}.values())
     kind = Type.F16 if all(map(_is_half, stored)) else Type.BF16
     shards = list(split(stored, shard))
     total = sum(map(size, stored))
@@ -94,7 +94,7 @@ def split(stored: Sequence[PlannedTensor], limit: int) -> Iterator[Shard]:
 
 def size(tensor: PlannedTensor) -> int:
     """Return a tensor's bytes in 16 bits."""
-    return 2 * prod(tensor.shape)
+    return 2 * prod(tensor.layout.stored_shape)
 
 
 def _is_half(tensor: PlannedTensor) -> bool:
@@ -111,7 +111,11 @@ def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, 
     place = 0
     for tensor in part.tensors:
         span = [place, place + size(tensor)]
-        entries[tensor.layout.source] = {"dtype": kind.name, "shape": list(tensor.shape), "data_offsets": span}
+        entries[tensor.layout.source] = {
+            "dtype": kind.name,
+            "shape": list(tensor.layout.stored_shape),
+            "data_offsets": span,
+        }
         place = span[1]
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)

@@ -107,7 +107,8 @@ def plan(
     layouts = families.checked_layouts(base, family, model, stored)
     adapted = None
     if adapter is not None:
-        adapted = adapters.open_adapter(adapter, {layout.source: layout.shape for layout in layouts}, model)
+        shapes = {layout.source: layout.stored_shape for layout in layouts}
+        adapted = adapters.open_adapter(adapter, shapes, model)
     source = tokenizer_source(base, adapter, adapted.vocabulary if adapted else model.vocab)
     start = Start(family, model, stored, layouts)
     return arrange(start, adapted, source, quantizations, overrides=overrides, imatrix=imatrix, weighed=weighed)
@@ -196,7 +197,7 @@ def working_size(tensor: PlannedTensor) -> int:
 
 def whole_size(tensor: PlannedTensor) -> int:
     """Return the bytes of a tensor that is in memory as float32; another layout needs a second copy."""
-    return 4 * prod(tensor.shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)
+    return 4 * prod(tensor.layout.stored_shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)
 
 
 def check_disk(sizes: Mapping[Path, int], held: int = 0) -> None:

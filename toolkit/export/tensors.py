@@ -34,7 +34,7 @@ class Source:
 
 
 def trained(tensor: PlannedTensor, pool: ThreadPoolExecutor) -> Floats:
-    """Read one stored weight and merge into it what the adapter trained: float32, in the checkpoint's own order.
+    """Read one stored weight, whole, and merge into it what the adapter trained: float32, in the checkpoint's order.
 
     Raises ToolkitError for damaged files and for values that are not finite.
     """
@@ -51,9 +51,10 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
     A tensor that `streams` refuses is read, merged and laid out here, in one piece. Errors are those of `trained`, from
     here or from `read`.
     """
-    columns = tensor.shape[-1]
+    columns, first = tensor.shape[-1], tensor.layout.first
     if not streams(tensor):
-        values = families.to_ggml_layout(trained(tensor, pool) if computed is None else computed, tensor.layout)
+        stored = trained(tensor, pool) if computed is None else computed
+        values = families.to_ggml_layout(stored[first : first + tensor.shape[0]], tensor.layout)
         matrix = values.reshape(-1, columns)
         return Source(len(matrix), max(1, BLOCK // columns), True, lambda start, end: matrix[start:end])
     heads = tensor.layout.heads
@@ -64,11 +65,11 @@ def source(tensor: PlannedTensor, computed: Floats | None, pool: ThreadPoolExecu
 
     def read(start: int, end: int) -> Rows:
         assert tensor.stored is not None
-        rows = read_rows(tensor.stored, start, end)
+        rows = read_rows(tensor.stored, first + start, first + end)
         if pair is not None and isinstance(change, LoraDelta):
             merged = kernels.widened(rows)
             with np.errstate(over="ignore", invalid="ignore"):  # reported better below
-                merge.add_rows(merged, pair[1][start:end], pair[0], change.scale)
+                merge.add_rows(merged, pair[1][first + start : first + end], pair[0], change.scale)
             merge.check_finite(merged, tensor.layout.source)
             rows = merged
         return families.to_ggml_layout(rows, replace(tensor.layout, heads=(end - start) // unit)) if heads else rows

@@ -58,9 +58,9 @@ def layer_activations(shape: ModelConfig, targets: list[str], width: int, *, cop
     """
     inputs = {name: size[0] for name, size in shape.linears().items() if name in targets}
     if not copied:
-        after_norms = [name for name in inputs if name not in ("o_proj", "down_proj")]
-        shared = {"gate" if name.startswith(("gate", "up")) else "attention" for name in after_norms}
-        adapters = width * (len(shared) * shape.hidden + inputs.get("down_proj", 0))
+        after_norms = [name for name in inputs if name not in ("o_proj", "down_proj", "output_linear")]
+        shared = {"gate" if name.startswith(("gate", "up", "input")) else "attention" for name in after_norms}
+        adapters = width * (len(shared) * shape.hidden + inputs.get("down_proj", inputs.get("output_linear", 0)))
     else:
         adapters = width * sum(inputs.values())
     return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters

@@ -23,7 +23,8 @@ class ModelConfig:
     """A decoder of Llama's kind: its sizes, and how it computes.
 
     Widths are in elements. `architecture` is llama.cpp's name. `norms` are those of one layer; `fused` says that
-    query, key and value are one matrix, and gate and up another (Phi-3). `qk_norm`: query and key are normed per
+    query, key and value are one matrix, and gate and up another (Phi-3); `shared_mlp` that gate and up are one, under
+    Granite 4.0's names. `qk_norm`: query and key are normed per
     "head", over the whole "width", or not (""). What follows it is known from config.json alone: for a model known only
     by name or GGUF header, it is 0 or empty. `rope` is empty where rotary frequencies are not scaled. `window` is the
     sliding window of attention in tokens, 0 for none; `attention_cap` and `output_cap` are the soft caps of logits, 0
@@ -41,6 +42,7 @@ class ModelConfig:
     tied: bool = False
     norms: int = 2
     fused: bool = False
+    shared_mlp: bool = False
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
@@ -74,7 +76,10 @@ class ModelConfig:
         else:
             attention = {"q_proj": (hidden, query), "k_proj": (hidden, key), "v_proj": (hidden, key)}
             gates = {"gate_proj": (hidden, wide), "up_proj": (hidden, wide)}
-        return {**attention, "o_proj": (query, hidden), **gates, "down_proj": (wide, hidden)}
+        mlp = {**gates, "down_proj": (wide, hidden)}
+        if self.shared_mlp:
+            mlp = {"input_linear": (hidden, 2 * wide), "output_linear": (wide, hidden)}
+        return {**attention, "o_proj": (query, hidden), **mlp}
 
     def linear_weights(self) -> int:
         """Count the weights of all blocks' linear layers: those that 4-bit loading quantizes."""
@@ -122,6 +127,7 @@ class Kind:
     tied: bool = False
     norms: int = 2
     fused: bool = False
+    shared_mlp: bool = False
     biases: str = ""
     mlp_bias: bool = False
     qk_norm: str = ""
@@ -160,6 +166,7 @@ KINDS = {
     "ministral3": Kind("Ministral3ForCausalLM", "mistral3", head_dim=128, norm_epsilon=1e-5),
     "smollm3": Kind("SmolLM3ForCausalLM", "smollm3", tied=True, biases="stated", mlp_bias=True),
     "granite": Kind("GraniteForCausalLM", "granite", biases="stated", mlp_bias=True),
+    "granitemoehybrid": Kind("GraniteMoeHybridForCausalLM", "granite", biases="stated", shared_mlp=True),
     "olmo2": Kind("Olmo2ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
     "olmo3": Kind("Olmo3ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
     "phi3": Kind("Phi3ForCausalLM", "phi3", fused=True, norm_epsilon=1e-5),
@@ -212,12 +219,13 @@ def sizes(values: Values) -> ModelConfig | None:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        intermediate=count(values, "intermediate_size"),
+        intermediate=count(values, "shared_intermediate_size" if kind.shared_mlp else "intermediate_size"),
         vocab=count(values, "vocab_size"),
         architecture=kind.architecture,
         tied=flag(values, "tie_word_embeddings", kind.tied),
         norms=kind.norms,
         fused=kind.fused,
+        shared_mlp=kind.shared_mlp,
         qkv_bias=kind.biases == "qkv" or (kind.biases == "stated" and stated),
         output_bias=kind.biases == "stated" and stated,
         mlp_bias=kind.mlp_bias and flag(values, "mlp_bias"),
@@ -261,7 +269,16 @@ def _kind(values: Values) -> Kind | None:
         return None
     name, family = architecture(values), values.get("model_type")
     named = (kind for kind in KINDS.values() if kind.name == name)
-    return next(named, KINDS.get(family) if isinstance(family, str) else None)
+    kind = next(named, KINDS.get(family) if isinstance(family, str) else None)
+    if kind is not None and kind.shared_mlp and not (values.get("num_local_experts") == 0 and attends_only(values)):
+        return None  # transformers' defaults are experts, and layers with a state
+    return kind
+
+
+def attends_only(values: Values) -> bool:
+    """Tell whether config.json lists the kinds of its layers, and all are attention to every token."""
+    kinds = values.get("layer_types")
+    return isinstance(kinds, list) and bool(kinds) and all(kind in ("attention", "full_attention") for kind in kinds)
 
 
 def architecture(values: Values) -> str | None:

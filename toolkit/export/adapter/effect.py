@@ -138,7 +138,8 @@ def say_effect(tensors: "Sequence[PlannedTensor]", gap: str, *, base_here: bool 
     """
     if gap:
         console.warn(gap)
-    changed = [(tensor, tensor.change) for tensor in tensors if isinstance(tensor.change, LoraDelta)]
+    one_each = {tensor.layout.source: tensor for tensor in tensors}.values()  # two tensors may be parts of one
+    changed = [(tensor, tensor.change) for tensor in one_each if isinstance(tensor.change, LoraDelta)]
     if not changed:
         return
     with ThreadPoolExecutor(hardware.cores()) as pool:

@@ -46,6 +46,7 @@ FAMILIES = {
     "Gemma3ForCausalLM": gemma3.GEMMA3,
     "Gemma3ForConditionalGeneration": gemma3.GEMMA3,
     "GraniteForCausalLM": granite.GRANITE,
+    "GraniteMoeHybridForCausalLM": granite.GRANITE4,
     "Olmo2ForCausalLM": olmo.OLMO2,
     "Olmo3ForCausalLM": olmo.OLMO3,
     "Qwen2ForCausalLM": qwen.QWEN2,
@@ -82,7 +83,10 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
     try:
         model = sizes(config)
         if model is None:
-            raise ValueError("`num_local_experts` is set, and a mixture of experts cannot be exported")
+            raise ToolkitError(
+                f"the base model in `{folder}` ({name}) is {kind_of(config, name)}, which cannot be exported",
+                hint=f"supported: {supported()}",
+            )
         of_text = text_values(config)
         count(of_text, "max_position_embeddings")
         found = FAMILIES[name].model(of_text, model)

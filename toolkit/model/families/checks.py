@@ -44,10 +44,10 @@ def checked_layouts(base: Path, family: Family, model: ModelConfig, stored: Mapp
                 f"the base model in `{base}` lacks tensor `{layout.source}`, which its {CONFIG} requires", hint=APART
             )
         checkpoint.check_readable(tensor)
-        if tensor.shape != layout.shape:
+        if tensor.shape != layout.stored_shape:
             raise ToolkitError(
                 f"tensor `{layout.source}` in `{tensor.path}` has shape {list(tensor.shape)}, "
-                f"but config.json says {list(layout.shape)}",
+                f"but config.json says {list(layout.stored_shape)}",
                 hint=APART,
             )
     places = {layout.source for layout in layouts}

@@ -23,7 +23,8 @@ class Layout:
     """One tensor's place: its name in the checkpoint and in GGUF, its shape (out, in), and how its values are written.
 
     `heads` > 0: rows of each head go from rotate-half order to interleaved order, as ggml's rotary embedding expects.
-    `offset` is added to every value: Gemma computes with 1 + weight, ggml with the weight.
+    `offset` is added to every value: Gemma computes with 1 + weight, ggml with the weight. `of` > 0: these are the rows
+    from `first` on of a tensor that has `of` rows.
     """
 
     source: str
@@ -31,6 +32,13 @@ class Layout:
     shape: tuple[int, ...]
     heads: int = 0
     offset: float = 0.0
+    first: int = 0
+    of: int = 0
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the whole tensor in the checkpoint."""
+        return (self.of, *self.shape[1:]) if self.of else self.shape
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What an architecture is that cannot be exported, in the field's words, from config.json alone."""
 
 from toolkit.model.config_values import Values
+from toolkit.model.model_config import attends_only
 
 # Keys by which transformers' configurations count experts, and those of layers with a state (Mamba).
 EXPERTS = {
@@ -26,11 +27,13 @@ def kind_of(config: Values, name: str) -> str:
     low = name.lower().replace("_", "")
     kinds = []
     mixers = {mixer for part in parts for mixer in (*_texts(part, "layer_types"), *_texts(part, "layers_block_type"))}
-    if any(word in low for word in STATE_NAMES) or "mamba" in mixers or _has(parts, STATES):
+    hybrid = ("hybrid" in low or _has(parts, STATES)) and not any(attends_only(part) for part in parts)
+    if any(word in low for word in STATE_NAMES) or "mamba" in mixers or hybrid:
         kinds.append("a Mamba model (layers with a state instead of attention)")
-    if "linear_attention" in mixers:
+    elif "linear_attention" in mixers:
         kinds.append("a model with linear attention (gated delta net)")
-    if "moe" in low or "mixtral" in low or _has(parts, EXPERTS):
+    none = any(part.get("num_local_experts") == 0 for part in parts)
+    if ("moe" in low and not none) or "mixtral" in low or _has(parts, EXPERTS):
         kinds.append("a mixture of experts")
     senses = [sense for sense in ("vision", "audio") if isinstance(config.get(f"{sense}_config"), dict)]
     if senses or "vision" in low or "vlfor" in low or "vlmoefor" in low:
