@@ -324,7 +324,7 @@ def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) 
     assert re.search(r"21 +[0-9.]+ [kM]B +[0-9.]+ [kM]B$", rows["total"]) and "memory" in shown.out
     assert re.search(r"about [0-9.]+ s on \d+ cores", shown.out)
     plan = toolkit(*common, *chosen, "--json").json["plan"]
-    export(base, adapter, {"Q4_K_M": tmp_path / "a.gguf"}, "", "x")
+    export(base, adapter, {"Q4_K_M": tmp_path / "a.gguf"}, "{{ messages }}", "x")
     written = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     assert {tensor["name"]: tensor["types"]["Q4_K_M"] for tensor in plan["tensors"]} == written
     assert plan["bytes"]["Q4_K_M"] < (tmp_path / "a.gguf").stat().st_size < 1.1 * plan["bytes"]["Q4_K_M"] + 20_000
