@@ -29,9 +29,21 @@ INTENDED = {
 DEPEND_ON_IMATRIX = ("IQ3_M", "IQ4_XS", "Q4_0", "Q5_K_M", "Q2_K")
 COVERING = ("F16", "Q4_0", "Q4_K_M", "Q2_K", "IQ4_XS", "IQ2_XXS")
 NEED_IMATRIX = ("IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
+LLAMA32 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0,
+           "high_freq_factor": 4.0, "original_max_position_embeddings": 256}  # fmt: skip
 REAL: dict[str, tuple[str, dict[str, Any], Any]] = {
     "Mistral 7B v0.3": ("mistral", {"vocab_size": 32768}, vocabularies.mistral_v3),
     "Llama-3": ("llama", {"vocab_size": 128256}, vocabularies.llama3),
+    "Llama-3.2": (
+        "llama",
+        {"vocab_size": 128256, "tie_word_embeddings": True, "rope_parameters": LLAMA32},
+        vocabularies.llama32,
+    ),
+    "R1-Distill-Llama": (
+        "llama",
+        {"vocab_size": 128256},
+        lambda path: vocabularies.r1_distill(path, "PreTrainedTokenizerFast"),
+    ),
     "Mistral-Nemo": ("nemo", {"vocab_size": 131072}, vocabularies.tekken),
     "SmolLM2": ("llama", {"vocab_size": 49152}, vocabularies.smollm2),
 }

@@ -46,6 +46,8 @@ REAL: dict[str, tuple[str, int, Callable[[Path], Any]]] = {
     ),
     "tekken": ("nemo", 131072, vocabularies.tekken),
     "llama3": ("llama", 128256, vocabularies.llama3),
+    "llama3.2": ("llama", 128256, vocabularies.llama32),
+    "r1-distill": ("llama", 128256, vocabularies.r1_distill),
     "smollm2": ("llama", 49152, vocabularies.smollm2),
 }
 MORE = [
@@ -58,6 +60,9 @@ MORE = [
     "x\t\ty",
     "<s>[INST] hi [/INST]</s>",
     "ééé",
+    "<|begin_of_text|>\n<|start_header_id|>user<|end_header_id|><|eot_id|>",
+    "<｜begin▁of▁sentence｜><｜User｜>hi<｜Assistant｜><think>\nno\n</think>\n\nwell<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜> a▁b < think> <|think|>",
 ]
 
 

@@ -223,6 +223,52 @@ def llama3(folder: Path) -> Path:
     return tiktoken(folder, real(LLAMA3), LLAMA3_SPLIT, named, "<|begin_of_text|>", "<|end_of_text|>")
 
 
+def llama32(folder: Path) -> Path:
+    """Llama-3.2 Instruct's: Llama-3.1's, but a turn's end is its EOS, and its BOS is a step after the byte level's."""
+    llama3(folder)
+    path = folder / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    layout["post_processor"] = {"type": "Sequence", "processors": [byte_level, layout["post_processor"]]}
+    path.write_text(json.dumps(layout))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"eos_token": "<|eot_id|>", "model_input_names": ["input_ids", "attention_mask"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+# R1-Distill-Llama's tokens in the place of Llama-3's, and whether each has the flag of a special token.
+R1 = {
+    128000: ("<｜begin▁of▁sentence｜>", True),
+    128001: ("<｜end▁of▁sentence｜>", True),
+    128011: ("<｜User｜>", False),
+    128012: ("<｜Assistant｜>", False),
+    128013: ("<think>", False),
+    128014: ("</think>", False),
+    128015: ("<｜▁pad▁｜>", True),
+}
+
+
+def r1_distill(folder: Path, name: str = "LlamaTokenizerFast") -> Path:
+    """R1-Distill-Llama's: Llama-3's with DeepSeek's names for BOS, EOS and turns, and its tokenizer_config.json.
+
+    `name` is the class there. transformers 5 takes the published one for SentencePiece and loses every space.
+    """
+    llama3(folder)
+    path = folder / "tokenizer.json"
+    layout = json.loads(path.read_text())
+    for entry in layout["added_tokens"]:
+        entry["content"], entry["special"] = R1.get(entry["id"], (entry["content"], True))
+    path.write_text(json.dumps(layout).replace("<|begin_of_text|>", json.dumps(R1[128000][0])[1:-1]))
+    named = {key: {"__type": "AddedToken", "content": R1[index][0], "lstrip": False, "normalized": True,
+                   "rstrip": False, "single_word": False}
+             for key, index in (("bos_token", 128000), ("eos_token", 128001), ("pad_token", 128001))}  # fmt: skip
+    config = {"tokenizer_class": name, "add_bos_token": True, "add_eos_token": False, "unk_token": None,
+              "legacy": True, "clean_up_tokenization_spaces": False, "model_max_length": 16384, **named}  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
 def tekken(folder: Path) -> Path:
     """Mistral-Nemo's vocabulary: 131,072 tokens, the first thousand of them special."""
     stated = json.loads(real(TEKKEN).read_text())
