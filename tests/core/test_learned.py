@@ -93,7 +93,10 @@ def test_what_is_said_names_both_losses_and_what_to_change() -> None:
     worse = compare_losses(parts_of([3.12] * 6), parts_of([17.24] * 6))
     said = warning_of(worse, "6 of 6 held-out records", 0.05)
     assert "3.1200 before training, 17.2400 after" in said and "it is 0.05; 0.0002 is usual" in said
+    assert "lower train.learning_rate (it is 0.0002, as usual), or" in warning_of(worse, "here", 2e-4)
     unmoved = compare_losses(parts_of([3.0] * 6), parts_of([3.0] * 6))
+    assert "another train.learning_rate (it is 0.0002, as usual)" in warning_of(unmoved, "here", 2e-4)
+    assert "another train.learning_rate (0.0002 is usual)" in warning_of(unmoved, "here", None)
     assert "no better than its base" in warning_of(unmoved, "here", 1e-9) and "train.num_train_epochs" in warning_of(
         unmoved, "here", 1e-9
     )

@@ -74,17 +74,19 @@ def warning_of(found: Learned | None, where: str, learning_rate: float | None) -
     """Say what is wrong with a model that is not better than its base, and what to change; empty where it is better."""
     if found is None or found.verdict == "better":
         return ""
-    rate = "" if learning_rate is None else f"it is {learning_rate:g}; "
+    rate = ("" if learning_rate is None else f"it is {learning_rate:g}; ") + f"{USUAL_RATE:g} is usual"
+    if learning_rate == USUAL_RATE:
+        rate = f"it is {learning_rate:g}, as usual"
     losses = f"{found.before:.4f} before training, {found.after:.4f} after (nats per token, {where})"
     if found.verdict == "worse":
         return (
             f"the trained model is worse than its base: loss {losses}. Train again with a lower train.learning_rate "
-            f"({rate}{USUAL_RATE:g} is usual), or for fewer steps"
+            f"({rate}), or for fewer steps"
         )
     error = "" if found.error is None else f", standard error of the difference {found.error:.4f}"
     return (
         f"the trained model is no better than its base: loss {losses}{error}. Train for longer "
-        f"(train.num_train_epochs), or with another train.learning_rate ({rate}{USUAL_RATE:g} is usual)"
+        f"(train.num_train_epochs), or with another train.learning_rate ({rate})"
     )
 
 
