@@ -1,5 +1,6 @@
 """Settings: defaults are the recipe, problems come all at once, the starter file round-trips."""
 
+import math
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,21 @@ def test_overrides_win_and_take_toml_text_and_lists() -> None:
 @pytest.mark.parametrize("override", ["steps=1", "train.steps", "=1", "train.=1"])
 def test_a_broken_override_says_how_to_write_it(override: str) -> None:
     assert "section.key=value" in problems({}, override)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("train", "learning_rate", math.inf),
+        ("train", "weight_decay", math.inf),
+        ("ollama", "timeout", math.inf),
+        ("ollama", "temperature", math.nan),
+        ("validate", "max_kl", {"Q4": math.inf}),
+    ],
+)
+def test_a_number_that_no_file_can_keep_is_refused(section: str, key: str, value: object) -> None:
+    """From Python; a file and `--set` are refused one while they are read."""
+    assert f"{section}.{key}" in problems({section: {key: value}})
 
 
 def test_starter_round_trips_and_explains_every_key() -> None:

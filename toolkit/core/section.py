@@ -27,6 +27,8 @@ PathText = Annotated[str, AfterValidator(_usable_path)]
 
 
 class Section(BaseModel):
-    """What all sections share: strict types, no unknown keys, nothing changes after loading."""
+    """What all sections share: strict types, finite numbers, no unknown keys, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )

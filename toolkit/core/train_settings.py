@@ -28,7 +28,7 @@ class TrainSettings(Section):
     """auto: Unsloth where there is a CUDA GPU and Unsloth is installed, else plain PEFT."""
     max_length: int = Field(2048, ge=16)
     """Longest record in tokens, prompt and EOS included."""
-    num_train_epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
+    num_train_epochs: float = Field(1.0, gt=0)
     """Passes over the training records, fractions allowed; the last step is always complete."""
     max_steps: int | None = Field(None, ge=1)
     """Number of optimizer steps, instead of num_train_epochs."""
