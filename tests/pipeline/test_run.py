@@ -74,6 +74,65 @@ def test_former_names_are_warned_of_and_every_problem_is_in_one_error() -> None:
     assert caught.value.exit_code == USAGE and caught.value.__notes__ == [f"hint: {caught.value.hint}"]
 
 
+@pytest.mark.parametrize(
+    ("positional", "named", "said"),
+    [
+        ((3,), {}, "the settings file cannot be 3"),
+        ((b"toolkit.toml",), {}, "the settings file cannot be b'toolkit.toml'"),
+        ((["toolkit.toml"],), {}, "the settings file cannot be ['toolkit.toml']"),
+        (("train.max_steps=8",), {}, "the settings file cannot be 'train.max_steps=8'"),
+        ((None, 5), {}, "5: write it as text"),
+        ((None, {"train.max_steps": 8}), {}, "{'train.max_steps': 8}: write it as text"),
+        ((None,), {"progress": "print"}, "progress cannot be 'print'"),
+        ((None,), {"progress": True}, "progress cannot be True"),
+        ((None,), {"train": "max_steps=8"}, 'train: write its settings by their keys, got "max_steps=8"'),
+        ((None, "train.allow_unexportable=True"), {}, 'train.allow_unexportable: write true or false, got "True"'),
+    ],
+)
+def test_arguments_of_a_wrong_type_are_refused(positional: Any, named: Any, said: str) -> None:
+    with pytest.raises(ToolkitError) as caught:
+        Run.load(*positional, **named)
+    assert said in caught.value.message and caught.value.exit_code == USAGE and caught.value.hint
+
+
+def test_calls_with_wrong_arguments_are_refused_before_anything_is_written(make: Callable[..., Run]) -> None:
+    run: Any = make()
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: run.perform("doctor"), "the stage cannot be 'doctor'"),
+        (lambda: run.perform(3), "the stage cannot be 3"),
+        (lambda: run.train(gpus=0), "gpus cannot be 0"),
+        (lambda: run.train(gpus="2"), "gpus cannot be '2'"),
+        (lambda: run.register(replace="own:latest"), "replace cannot be 'own:latest'"),
+        (lambda: run.roll_back(replace="own:latest"), "replace cannot be 'own:latest'"),
+        (lambda: run.ask(None), "the question cannot be None"),
+        (lambda: run.ask("Why?", 3), "the instruction cannot be 3"),
+    ]
+    for call, said in calls:
+        with pytest.raises(ToolkitError) as caught:
+            call()
+        assert caught.value.message == said and caught.value.exit_code == USAGE and caught.value.hint
+    assert not run.folder.path.exists()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    import numpy as np
+
+    run = Run.load(None, train={"max_steps": np.int64(8), "learning_rate": np.float32(0.5)}, data={"seed": np.uint8(7)})
+    assert (run.config.train.max_steps, run.config.train.learning_rate, run.config.data.seed) == (8, 0.5, 7)
+
+
+def test_a_folder_whose_name_no_run_can_have_is_refused_by_its_name(make: Callable[..., Run], tmp_path: Path) -> None:
+    """As a copy in Google Drive is called."""
+    make().prepare()
+    for name in ("Copy of small", "small (1)"):
+        (tmp_path / "small").rename(tmp_path / name)
+        with pytest.raises(ToolkitError, match="cannot be the name of a run") as caught:
+            Run.load(tmp_path / name)
+        assert f"`{name}`" in caught.value.message and caught.value.hint.startswith("rename the folder")
+        (tmp_path / name).rename(tmp_path / "small")
+    assert Run.load(tmp_path / "small").prepare().fresh
+
+
 def test_prepare_returns_figures_and_paths_and_prints_nothing(
     make: Callable[..., Run], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import json
+import numbers
 import os
 import re
 import tomllib
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from toolkit.core import aliases, console
 from toolkit.core.config import SECTIONS, Config
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.input_settings import NAME_RULE, usable_name
 from toolkit.core.parsing import LARGEST_TOML, parse_toml, read_bounded
 from toolkit.core.run_folder import OF_RUN
 from toolkit.core.streams import printable
@@ -34,6 +36,12 @@ def load_config(path: Path, overrides: Iterable[str] = (), changes: Changes = Ma
         return build(_read(path), overrides, changes, where=str(path))
     values = _read(path / OF_RUN)
     folder = path if path.name not in ("", "..") else path.resolve()
+    if not usable_name(folder.name):
+        raise ToolkitError(
+            f"the folder's name `{folder.name}` cannot be the name of a run: {NAME_RULE}",
+            hint="rename the folder, then name it again",
+            exit_code=USAGE,
+        )
     run = values.get("run")
     values["run"] = {**(run if isinstance(run, dict) else {}), "folder": str(folder.parent), "name": folder.name}
     return build(values, overrides, changes, where=str(path / OF_RUN))
@@ -110,15 +118,20 @@ def _merge(values: dict[str, Any], changes: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value of Python as TOML would give it: paths are text, and any sequence is a list."""
+    """Return a value of Python as TOML would give it: paths are text, any sequence is a list, numbers are Python's."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # numpy's too
+        return int(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple | set | frozenset) else value
 
 
 def _apply(values: dict[str, Any], override: str, problems: list[str]) -> None:
+    if not isinstance(override, str):  # from Python
+        problems.append(f'{override!r}: write it as text, for example "train.max_steps=100"')
+        return
     key, equals, text = override.partition("=")
     section, dot, name = key.strip().partition(".")
     if not equals or not dot or not name:
@@ -165,6 +178,10 @@ def _describe(problem: Any) -> str:
         return message
     if problem["type"] == "value_error" or isinstance(given, dict | BaseModel):
         return f"{key}: {message}"
+    if problem["type"] in ("model_type", "dict_type"):
+        message = "write its settings by their keys"
+    if problem["type"] == "bool_type":
+        message = "write true or false"
     return f"{key}: {message[:1].lower()}{message[1:]}, got {json.dumps(given, default=str)[:200]}"
 
 

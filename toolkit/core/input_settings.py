@@ -11,6 +11,12 @@ from toolkit.core.section import PathText, Section
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
 MEDQUAD_SHA256 = "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"  # of the CSV inside the zip
+NAME_RULE = "use letters, digits, `_`, `.` and `-` only, 80 at most, starting with a letter or digit"
+
+
+def usable_name(name: str) -> bool:
+    """Tell whether a run can have this name, as `NAME_RULE` says."""
+    return re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", name) is not None
 
 
 class RunSettings(Section):
@@ -24,8 +30,8 @@ class RunSettings(Section):
     @field_validator("name")
     @classmethod
     def _usable_as_folder(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}", value):
-            raise ValueError("use letters, digits, `_`, `.` and `-` only, 80 at most, starting with a letter or digit")
+        if not usable_name(value):
+            raise ValueError(NAME_RULE)
         return value
 
 

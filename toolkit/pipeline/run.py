@@ -12,7 +12,7 @@ from toolkit import pipeline
 from toolkit.core import console, streams
 from toolkit.core.errors import MISSING, ToolkitError, explain
 from toolkit.core.streams import State
-from toolkit.pipeline import results
+from toolkit.pipeline import arguments, results
 from toolkit.pipeline.results import (
     Answer,
     Exported,
@@ -62,6 +62,7 @@ class Run:
         Raises ToolkitError (exit code 2) that lists every problem.
         """
         with _speaking(progress) as state:
+            arguments.check_path(path)
             from toolkit.core.config_file import build, load_config
             from toolkit.core.run_folder import folder_of, heal
 
@@ -104,6 +105,7 @@ class Run:
         from toolkit.core.run_folder import locked
 
         with _speaking(self.progress) as state:
+            arguments.check_stage(stage, gpus, replace)
             heard = len(state.warnings)
             _be_first(state)
             with locked(self.folder):
@@ -161,6 +163,7 @@ class Run:
         with _speaking(self.progress) as state:
             from toolkit.ask import answer
 
+            arguments.check_question(question, instruction)
             heard, whole = len(state.warnings), []
             through, pieces = answer(self.config, self.folder, question, instruction)
             for each in pieces:
@@ -202,6 +205,7 @@ class Run:
     def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
         """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""
         with _speaking(self.progress):
+            arguments.check_stage("register", 1, replace)
             from toolkit.register.rollback import roll_back
 
             return roll_back(self.config, dry_run=dry_run, replace=replace)
@@ -282,6 +286,7 @@ def is_offline() -> bool:
 @contextmanager
 def _speaking(progress: Progress) -> Iterator[State]:
     """Direct what is said during a call, and raise known foreign errors as ToolkitError; its hint is shown with it."""
+    arguments.check_progress(progress)
     if progress == "terminal":  # the command line translates errors itself
         yield streams.state()
         return
