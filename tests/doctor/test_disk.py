@@ -194,6 +194,26 @@ def test_a_base_that_does_not_fit_is_counted_in_pieces(
     assert sixteen == (not pieces and change != "export.merge_base=as-trained")
 
 
+@pytest.mark.parametrize(
+    ("change", "free", "counted"),
+    [
+        ("export.stream_base=auto", 10**12, False),
+        ("export.stream_base=auto", 10**10, True),
+        ("export.stream_base=true", 10**12, True),
+        ("export.stream_base=false", 10**10, False),
+        ("export.merge_base=as-trained", 10**10, False),
+    ],
+)
+def test_memory_counts_what_a_base_in_pieces_leaves_in_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch, change: str, free: int, counted: bool
+) -> None:
+    on_gpu(monkeypatch, free)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(home.path / "hub"))
+    found = home.examine(*HUB, change, stages=("validate",))
+    [line] = [check.found for check in found if check.name == "memory: validation"]
+    assert ("matrix from the hub 1.1 GB" in line) == counted
+
+
 def test_a_cpu_trains_the_very_base_and_needs_it_whole(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     on_gpu(monkeypatch, 10**9)
     monkeypatch.setattr(hardware, "sees_gpu", lambda: False)

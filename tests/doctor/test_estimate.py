@@ -73,6 +73,14 @@ def test_a_validation_of_8b_takes_no_more_than_4_gb_and_does_not_grow_with_the_l
             assert estimate.validation(dataclasses.replace(LLAMA_8B, layers=64), ["F16"], context) == one
 
 
+def test_a_validation_from_the_hub_holds_one_matrix_of_the_vocabulary() -> None:
+    assert LLAMA_8B is not None
+    for shape, size in ((LLAMA_8B, 2 * 128_256 * 4096), (SMOLLM2, 2 * 49_152 * 576)):
+        plain, streamed = (estimate.validation(shape, ["Q4_K_M"], 512, streamed=there) for there in (False, True))
+        assert streamed == {**plain, "matrix from the hub": size}
+    assert total(estimate.validation(LLAMA_8B, ["F16"], 2048, streamed=True)) < 4e9
+
+
 def test_checkpoints_count_only_what_will_be_saved() -> None:
     one = estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=5, save_steps=20))
     assert estimate.checkpoints(SMOLLM2, TrainSettings(max_steps=60, save_steps=20)) == 3 * one

@@ -18,11 +18,20 @@ def disk(job: Job) -> list[Check]:
 
     Where the base may be streamed (`export.stream_base`) and does not fit, it is counted in pieces.
     """
-    systems = _by_system(_writes(job, streamed=job.config.export.stream_base is True))
-    if job.config.export.stream_base == "auto" and not all(_fits(there, job.stages) for there in systems):
-        systems = _by_system(_writes(job, streamed=True))
+    systems = _by_system(_writes(job, streamed=streams(job)))
     barred = [check for there in systems for write in there if (check := _barred(write))]
     return [*barred, *(_file_system(together, job) for together in systems)]
+
+
+def streams(job: Job) -> bool:
+    """Tell whether a base of these stages will be read from the hub in pieces: by the settings, or for lack of room."""
+    there = {name: plan.may_stream(name, job.config, job.stages) for name in plan.labels(job.config, job.stages)}
+    revisions = {name: base.revision_of(name, job.config.model) for name, may in there.items() if may}
+    if all(base.wholly_cached(name, revision) for name, revision in revisions.items()):
+        return False
+    if job.config.export.stream_base != "auto":
+        return True
+    return not all(_fits(writes, job.stages) for writes in _by_system(_writes(job, streamed=False)))
 
 
 def _writes(job: Job, *, streamed: bool) -> list[Write]:

@@ -36,11 +36,12 @@ def export_memory(shape: ModelConfig, cores: int, *, whole: bool) -> Parts:
     return memory.export_peak(4 * largest if whole else 0, cores)
 
 
-def validation(shape: ModelConfig, quantizations: Collection[str], context: int) -> Parts:
+def validation(shape: ModelConfig, quantizations: Collection[str], context: int, *, streamed: bool = False) -> Parts:
     """Return the peak of a validation with records of `context` tokens, beside the files, which are mapped.
 
     The reference holds one layer in float32 and what a record becomes in it, or 256 MiB of logits twice with a slice of
-    the head. A GGUF has a 16-bit KV cache (32-bit for F32), one record's logits, and a batch of them.
+    the head. A GGUF has a 16-bit KV cache (32-bit for F32), one record's logits, and a batch of them. Of a base that is
+    `streamed` from the hub the head or the embedding stays in memory, as the hub has it (16 bits).
     """
     layer = 4 * shape.linear_weights() // shape.layers
     inside = 4 * context * (4 * shape.hidden + 4 * shape.query + 3 * shape.intermediate)
@@ -52,7 +53,8 @@ def validation(shape: ModelConfig, quantizations: Collection[str], context: int)
         {"KV cache": cache, "logits": 4 * (context + GGUF_BATCH) * shape.vocab},
     ]
     largest: Parts = max(steps, key=total)
-    return {"libraries": LIBRARIES, **largest}
+    fetched = {"matrix from the hub": 2 * shape.table()} if streamed else {}
+    return {"libraries": LIBRARIES, **fetched, **largest}
 
 
 def gguf_files(shape: ModelConfig, settings: ExportSettings) -> dict[str, int]:

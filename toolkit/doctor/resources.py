@@ -48,8 +48,11 @@ def adapter(config: Config, shape: ModelConfig) -> Check:
     return Check("adapter", True, f"{count:,} trainable of {shape.parameters() + count:,} parameters", "")
 
 
-def memory(job: Job) -> list[Check]:
-    """Compare what training, conversion, export and validation need at their peak with what is free."""
+def memory(job: Job, *, streamed: bool = False) -> list[Check]:
+    """Compare what training, conversion, export and validation need at their peak with what is free.
+
+    `streamed` says that the base to merge into is read from the hub in pieces.
+    """
     checks = []
     free = hardware.available_memory()
     if "train" in job.stages:
@@ -61,7 +64,9 @@ def memory(job: Job) -> list[Check]:
         parts = estimate.export_memory(job.shape, hardware.cores(), whole=whole)
         checks.append(_compare("memory: export", parts, free, MORE))
     if "validate" in job.stages:
-        checks.append(_compare("memory: validation", _validation(job), free, MORE))
+        quantizations, context = job.config.export.quantizations, job.config.train.max_length
+        parts = estimate.validation(job.shape, quantizations, context, streamed=streamed)
+        checks.append(_compare("memory: validation", parts, free, MORE))
     return checks
 
 
@@ -111,10 +116,6 @@ def _what_fits(job: Job, there: Device) -> str:
         if memory_plan.plan(job.shape, settings.model_copy(update=changes), there).fits:
             return " ".join(f"--set train.{key}={value}" for key, value in changes.items())
     return MORE
-
-
-def _validation(job: Job) -> Parts:
-    return estimate.validation(job.shape, job.config.export.quantizations, job.config.train.max_length)
 
 
 def unconverted(config: Config, stages: tuple[str, ...]) -> bool:
