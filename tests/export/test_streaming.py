@@ -26,7 +26,7 @@ from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
 from toolkit.export import export, streaming
 from toolkit.formats import checkpoint
-from toolkit.model import base_choice, hub_shards
+from toolkit.model import base_choice, hub_range, hub_shards
 from toolkit.model.hub_range import HubShards
 
 LABEL = "owner/model"
@@ -208,6 +208,36 @@ def test_a_connection_that_breaks_is_continued(hub: hubs.Hub, originals: Path, t
     hub.fault = fault
     streamed(hub, originals / "adapter", tmp_path / "out")
     assert contents(tmp_path / "out") == expected
+
+
+def test_a_hub_that_falls_silent_is_asked_again(
+    hub: hubs.Hub, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection stays open and nothing comes: one that never answers is an error, not a wait without an end."""
+    from huggingface_hub import constants
+
+    expected = whole(hub.folder, originals / "adapter", tmp_path / "whole")
+    source = hub_shards.open_shards(LABEL)
+    shard = next(iter(source.shards.values()))
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    over, silent = threading.Event(), {*source.shards}
+
+    def fault(name: str, start: int, body: bytes) -> bytes:
+        if name in silent:
+            silent.discard(name)
+            over.wait(5)
+        return body
+
+    hub.fault = fault
+    try:
+        streamed(hub, originals / "adapter", tmp_path / "out")
+        assert contents(tmp_path / "out") == expected and not silent
+        hub.fault = lambda name, start, body: body if over.wait(5) else b""
+        with pytest.raises(ToolkitError, match="the hub stopped answering at byte 100 of") as caught:
+            hub_range.fetch(source, shard, 100, 200, lambda data: None)
+        assert "timed out" in caught.value.message and "run the same command again" in caught.value.hint
+    finally:
+        over.set()
 
 
 def test_what_the_hubs_cache_has_is_read_there_and_stays(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:

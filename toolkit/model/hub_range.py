@@ -75,8 +75,11 @@ def fetch(source: HubShards, shard: Shard, start: int, end: int, take: Callable[
 
 
 def _stream(source: HubShards, shard: Shard, start: int, end: int) -> Iterator[bytes]:
-    """Yield the bytes from `start` to `end` as they come; a server that ignores ranges sends all from the beginning."""
-    from huggingface_hub import hf_hub_url
+    """Yield the bytes from `start` to `end` as they come; a server that ignores ranges sends all from the beginning.
+
+    The hub's client would wait for ever for one that falls silent.
+    """
+    from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
         get_session,
@@ -85,7 +88,8 @@ def _stream(source: HubShards, shard: Shard, start: int, end: int) -> Iterator[b
 
     url = hf_hub_url(source.label, shard.name, revision=source.commit)
     headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+    silence = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True, timeout=silence) as response:
         if response.is_error:
             response.read()
         hf_raise_for_status(response)

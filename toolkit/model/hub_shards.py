@@ -37,10 +37,12 @@ def open_shards(label: str, revision: str = "") -> HubShards:
 
     Raises ToolkitError if the repository has no safetensors, states no hash for one, or a header is damaged.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
     small = base.resolve(label, revision, weights=False)
-    found = HfApi().model_info(label, revision=small.commit, files_metadata=True)
+    found = HfApi().model_info(
+        label, revision=small.commit, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+    )
     there = {file.rfilename: file for file in found.siblings or []}
     names = [SINGLE] if SINGLE in there else []
     if not names and INDEX in there:
