@@ -154,6 +154,22 @@ def test_disk_counts_what_validation_keeps(home: Home) -> None:
     folder.split_file("test").write_text("\n".join(lines), encoding="utf-8")
     assert plan.answer_bytes(folder, 50, 1000) == 200 + 3000
     assert plan.answer_bytes(folder, 1, 1000) == 200
+    folder.split_file("test").write_text('{"output": "a\u2028b"}\n', encoding="utf-8")
+    assert plan.answer_bytes(folder, 50, 1000) == 5
+
+
+@pytest.mark.parametrize(("rows", "there", "counted"), [(10**9, 7, 7), (3, 7, 3), ("auto", 7, 7), ("auto", 40, 10)])
+def test_disk_counts_no_more_rows_than_there_are(home: Home, rows: object, there: int, counted: int) -> None:
+    config = home.config(f"validate.rows={rows}")
+    folder = folder_of(config)
+    folder.data.mkdir(parents=True)
+    folder.split_file("test").write_text('{"output": "x"}\n' * there)
+    assert plan.scored_rows(config, folder) == counted
+    folder.split_file("test").unlink()
+    assert plan.scored_rows(config, folder) == 1  # a tenth of a small file
+    assert all(
+        check.ok for check in home.examine(f"validate.rows={rows}", stages=("validate",)) if check.name == "disk"
+    )
 
 
 def test_too_little_memory_names_settings_that_fit(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """What the configured run will load and write here: which base on which device, and how many bytes where."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ def stage_writes(config: Config, folder: RunFolder, shape: ModelConfig, held: Ma
     if "export" in stages:
         writes.append(Write(folder.path, "GGUF files", max(0, sum(files.values()) - held["export"]), "export"))
     if "validate" in stages:
-        rows = LEAST_ROWS if config.validation.rows == "auto" else config.validation.rows  # more only if there is room
+        rows = scored_rows(config, folder)
         answers = min(answer_bytes(folder, rows, config.train.max_length), _source_size(config))
         states = estimate.kept_states(shape, answers, rows)
         writes.append(Write(folder.path, "last layer's states", states, "validate", kept=False))
@@ -155,12 +156,24 @@ def _training_records(folder: RunFolder) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+def scored_rows(config: Config, folder: RunFolder) -> int:
+    """Return how many rows validation scores: those that are asked for, but no more than the test split has.
+
+    Where there is none yet, the data's size is divided by the mean of MedQuAD's answers.
+    """
+    wanted = LEAST_ROWS if config.validation.rows == "auto" else config.validation.rows  # more only if there is room
+    path = folder.split_file("test")
+    if path.is_file():
+        return min(wanted, path.read_bytes().count(b"\n"))
+    return min(wanted, math.ceil(config.data.test * _source_size(config) / estimate.ANSWER_BYTES))
+
+
 def answer_bytes(folder: RunFolder, rows: int, max_length: int) -> int:
     """Return the bytes of the answers that validation scores: of the prepared test records, else of MedQuAD's mean."""
     longest = estimate.BYTES_PER_TOKEN * max_length
     try:
-        lines = folder.split_file("test").read_text(encoding="utf-8").splitlines()[:rows]
-        return sum(min(longest, len(parse_json(line)["output"].encode())) for line in lines)
+        lines = folder.split_file("test").read_bytes().splitlines()[:rows]  # a text has more line ends than JSON
+        return sum(min(longest, len(parse_json(line.decode())["output"].encode())) for line in lines)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return rows * min(longest, estimate.ANSWER_BYTES)
 
