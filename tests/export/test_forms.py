@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from tests.support import models
+from tests.support.damage import edit_json
 from tests.support.trained import train
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import export, standalone
@@ -91,6 +92,28 @@ def test_the_merged_folder_is_pefts_merge_rounded_once(tmp_path: Path, dtype: to
         step = 2**-8 if name == "bfloat16" else 2**-11
         torch.testing.assert_close(found[key].float(), value, rtol=1.01 * step, atol=1e-6)
     check_logits(base, adapter, tmp_path / "merged", rounded)
+
+
+@pytest.mark.parametrize(
+    ("pre", "name"),
+    [
+        ("llama-bpe", "LlamaTokenizerFast"),
+        ("smollm", "GPT2Tokenizer"),
+        ("dbrx", "GPT2TokenizerFast"),
+        ("smollm", "PreTrainedTokenizerFast"),
+    ],
+)
+def test_the_merged_folder_splits_text_as_in_training(pre: str, name: str, tmp_path: Path) -> None:
+    """As R1-Distill-Llama, Granite and OLMo-2 name classes by which transformers 5 would split otherwise."""
+    from transformers import AutoTokenizer
+
+    base = models.save_model(tmp_path / "base", pre=pre, hidden_size=32, intermediate_size=32, num_attention_heads=2)
+    edit_json(base / "tokenizer_config.json", tokenizer_class=name)
+    export_merged(base, None, tmp_path / "merged", models.TEMPLATE)
+    trained = Tokenizer.from_file(str(base / "tokenizer.json"))
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    for text in ("Hello  two  spaces, 12345 times", "He'LL\n\n\tsee", *models.TEXT):
+        assert loaded(text)["input_ids"] == trained.encode(text).ids
 
 
 def test_shards_and_index(base: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from toolkit.core.parsing import read_json
 from toolkit.export import quantize, tensors
 from toolkit.export.adapter import effect
 from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
+from toolkit.export.vocab import bpe
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import INDEX, SINGLE
 from toolkit.model.model_config import CONFIG, read_config, text_alone
@@ -35,6 +36,9 @@ from toolkit.prompt.tokenizer import load_tokenizer
 DTYPES = {Type.BF16: "bfloat16", Type.F16: "float16"}
 SHARD = 5_000_000_000  # bytes of tensors in one file, as transformers' usual limit
 VOCABULARY = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+# Classes of transformers 5 that split text by rules of their own, whatever a byte-level tokenizer.json says. Of Phi-3
+# and Phi-4 it loads the file itself.
+REBUILT = ("LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer", "GPT2TokenizerFast")
 COPIED = ("tokenizer_config.json", "generation_config.json", "LICENSE*", "NOTICE*")
 
 
@@ -159,6 +163,11 @@ def _write_side_files(
         changed = values.pop("chat_template", None) is not None  # two templates would contradict each other
         if tokenizer.bos_text and not values.get("bos_token"):  # the template names it
             values["bos_token"], changed = tokenizer.bos_text, True
+        rebuilt = (
+            values.get("tokenizer_class") in REBUILT and planned.model.architecture != "phi3"
+        )  # as it stands there
+        if rebuilt and bpe.splits_bytes(read_json(folder / "tokenizer.json", "copy the base again")):
+            values["tokenizer_class"], changed = "PreTrainedTokenizerFast", True
         if changed:
             _write_json(named, values)
     eos = trained_eos(adapter, tokenizer)

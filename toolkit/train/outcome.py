@@ -11,6 +11,7 @@ from toolkit.core.manifest import Outcome
 from toolkit.prompt.renderings import chat_template
 from toolkit.train import checkpoints, parallel, plot, sample
 from toolkit.train.job import Job
+from toolkit.train.library_tokenizer import library_tokenizer, save_library_tokenizer
 
 
 def finish(job: Job, trainer: Any) -> Outcome:
@@ -112,9 +113,7 @@ def _memory(job: Job, device: Any) -> dict[str, Any]:
 
 def _save(job: Job, model: Any, weights: dict[str, Any]) -> None:
     """Write adapter and tokenizer as `save_pretrained` does; the tokenizer carries our chat template and EOS."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(job.base.folder)
+    tokenizer = library_tokenizer(job.base.folder)
     tokenizer.chat_template = chat_template(job.prompt_format, bos=job.tokenizer.bos is not None)
     if job.tokenizer.bos_text and tokenizer.bos_token is None:  # the template names it
         tokenizer.bos_token = job.tokenizer.bos_text
@@ -122,7 +121,7 @@ def _save(job: Job, model: Any, weights: dict[str, Any]) -> None:
         tokenizer.eos_token = job.prompt_format.eos
     with writing_folder(job.folder.adapter) as fresh:
         model.save_pretrained(fresh, state_dict=weights)
-        tokenizer.save_pretrained(fresh)
+        save_library_tokenizer(tokenizer, fresh)
         _name_base(fresh / "adapter_config.json", job.base.folder)
 
 

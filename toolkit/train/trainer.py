@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import constants
-from transformers import AutoTokenizer, Trainer
+from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -34,6 +34,7 @@ from toolkit.train import batches, checkpoints, parallel
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked
 from toolkit.train.examples import IGNORED
 from toolkit.train.job import Job
+from toolkit.train.library_tokenizer import library_tokenizer
 from toolkit.train.speed import filled_up, remember_parts
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL tells the hub which architecture trains on which GPU
@@ -179,7 +180,7 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
         args=arguments(job),
         train_dataset=train,
         eval_dataset=held_out,
-        processing_class=AutoTokenizer.from_pretrained(job.base.folder),
+        processing_class=library_tokenizer(job.base.folder),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it prints to standard output
