@@ -1,5 +1,6 @@
 """Every verb that may lead to hours of training refuses a base without export, unless its adapter is enough."""
 
+import json
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_every_verb_refuses_what_cannot_be_exported(place: Path, verb: tuple[str
     assert not trained(place)
 
 
+def test_what_a_hint_says_can_be_typed(place: Path) -> None:
+    change_vocabulary(place / "base", end_of_word_suffix=None)
+    (place / "toolkit.toml").rename(place / "own.toml")
+    given = ("-c", "own.toml", "--set", "run.name=x")
+    assert refusal("train", *given).hint == "run `toolkit prepare -c own.toml --set run.name=x` first"
+    assert call("prepare", *given).exception is None
+    (place / "exports" / "x" / "data" / "train.jsonl").write_text("mine\n", encoding="utf-8")
+    assert "`toolkit prepare -c own.toml --set run.name=x --force`" in refusal("prepare", *given).hint
+    assert "`toolkit run -c own.toml --set run.name=x` does all" in refusal("train", *given).hint
+    assert call("prepare", *given, "--force").exception is None
+
+
 def test_training_refuses_it_too_and_alone(place: Path) -> None:
     assert call("prepare").exception is None
     for force in ((), ("--force",)):
@@ -119,6 +132,16 @@ def test_an_adapter_alone_is_trained_where_that_is_asked_for(place: Path) -> Non
     assert refusal("export", "--dry-run", *ALONE).exit_code == MISSING  # which nothing allows
     edit_json(place / "base" / "config.json", architectures=["MambaForCausalLM"])
     assert "MambaForCausalLM, which cannot be exported" in refusal("export", "--force", *ALONE).message
+
+
+def test_a_preview_ends_where_the_run_ends(place: Path) -> None:
+    found = json.loads(call("run", "--dry-run", *ALONE).stdout)
+    assert [*found["stages"]] == ["prepare", "train"]
+    edit_json(place / "base" / "config.json", architectures=["Qwen3MoeForCausalLM"])
+    assert [*json.loads(call("run", "--dry-run", *ALONE).stdout)["stages"]] == ["prepare", "train"]
+    edit_json(place / "base" / "config.json", architectures=["LlamaForCausalLM"])
+    change_vocabulary(place / "base", end_of_word_suffix=None)
+    assert [*json.loads(call("run", "--dry-run", *ALONE).stdout)["stages"]] == [*pipeline.STAGES]
 
 
 def test_the_permission_changes_nothing_about_the_training(place: Path) -> None:

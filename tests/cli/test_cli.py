@@ -91,6 +91,18 @@ def test_the_next_step_keeps_the_settings_of_this_call(toolkit: Callable[..., Ca
     assert toolkit("status").err.rstrip().endswith("next: toolkit run")
 
 
+def test_a_hint_keeps_the_settings_of_this_call(toolkit: Callable[..., Called], tmp_path: Path) -> None:
+    assert toolkit("init").code == 0
+    (tmp_path / "toolkit.toml").rename(tmp_path / "my own.toml")
+    given = ("-c", "my own.toml", "--set", "run.name=a-b")
+    wanted = "-c 'my own.toml' --set run.name=a-b"
+    assert f"run `toolkit run {wanted}` first" in toolkit("ask", "Why?", *given).err
+    assert f"run `toolkit run {wanted} --offline` first" in toolkit("ask", "Why?", *given, "--offline").err
+    assert toolkit("modelfile", *given, "--json").json["hint"] == f"run `toolkit run {wanted}` first"
+    (tmp_path / "my own.toml").rename(tmp_path / "toolkit.toml")
+    assert "run `toolkit run` first" in toolkit("ask", "Why?").err
+
+
 def test_without_a_verb_the_help_is_shown(toolkit: Callable[..., Called]) -> None:
     called = toolkit()
     assert called.code == 2 and "Commands:" in called.err and "error" not in called.err

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from toolkit import __version__, pipeline
+from toolkit.cli.performing import with_settings
 from toolkit.core import console
+from toolkit.core.errors import ToolkitError
 
 # For the verbs that are not stages; the pipeline's table holds those of the stages.
 EXAMPLES = {
@@ -101,7 +103,11 @@ def as_command(function: Callable[..., Any], *, writes: bool, config: bool = Tru
         console.configure(as_json=as_json, quiet=quiet)
         if options.pop("offline", False):
             os.environ["HF_HUB_OFFLINE"] = "1"
-        return function(**options)
+        try:
+            return function(**options)
+        except ToolkitError as exc:
+            exc.hint = with_settings(exc.hint)
+            raise
 
     command: Any = call
     for option in reversed(_options(writes, config)):

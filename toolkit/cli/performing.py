@@ -1,5 +1,6 @@
 """How a verb calls its run: settings, dry run, result, next step."""
 
+import re
 import shlex
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,21 @@ def command_text(name: str, tail: str = "") -> str:
     if given["offline"]:
         words.append("--offline")
     return shlex.join(words) + tail
+
+
+def with_settings(hint: str) -> str:
+    """Give the commands in a hint the settings of this call, so that they can be typed as they are."""
+    given = click.get_current_context().params
+    if "path" not in given:
+        return hint
+
+    def whole(found: re.Match[str]) -> str:
+        name, tail = found.groups()
+        has_them = any(option in tail for option in (" -c ", " --set ", " --offline"))
+        return found[0] if has_them else f"`{command_text(name, tail)}`"
+
+    verbs = "|".join([*pipeline.STAGES, "doctor", "run", "status"])
+    return re.sub(rf"`toolkit ({verbs})((?: [^`]*)?)`", whole, hint)
 
 
 def mending_command(run: "Run") -> str:
@@ -74,7 +90,10 @@ def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: boo
     run = load_run(path, overrides)
     if dry_run:
         pipeline.check_usable(run.config, offline=is_offline())
-        console.result(*summary.preview(list(pipeline.STAGES), run.config, run.folder))
+        every = list(pipeline.STAGES)
+        alone = pipeline.ends_with_adapter(run.config, offline=is_offline())
+        stages = every[: every.index("train") + 1] if alone else every
+        console.result(*summary.preview(stages, run.config, run.folder))
         return
     finished = run.run(force=force)
     if finished.registered and all(done.fresh for done in finished.stages):
