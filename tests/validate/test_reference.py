@@ -59,8 +59,8 @@ def test_spill_checks_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=spill.RESERVE + 2_000_000))
     with pytest.raises(ToolkitError) as caught, spill.spill(tmp_path, 1000, 1000):
         pass
-    assert "1,000 answer tokens needs 4.0 MB" in caught.value.message
-    assert "validate.rows" in caught.value.hint
+    assert "the last layer's states need 4.0 MB of disk" in caught.value.message
+    assert "fewer rows (`validate.rows`)" in caught.value.hint
     with spill.spill(tmp_path, 500, 999):
         pass
 

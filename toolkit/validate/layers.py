@@ -64,7 +64,7 @@ def final_states(
     shape = (len(adapters) * spans[-1].stop, skeleton.hidden_size)
     total = (len(layers) + 1) * len(adapters) * len(records)
     with (
-        spill(folder, *shape, "the states of {rows:,} tokens") as states,
+        spill(folder, *shape) as states,
         console.progress(label, total, "passes") as bar,
     ):
         found = np.split(states, len(adapters))
