@@ -13,6 +13,7 @@ from tests.validate.conftest import Trained
 from toolkit.core.errors import ToolkitError
 from toolkit.validate import pace, validate
 from toolkit.validate.layers import open_trained
+from toolkit.validate.report import report_table
 from toolkit.validate.spill import RESERVE
 
 
@@ -81,3 +82,19 @@ def test_the_upper_end_of_few_rows_is_held_against_the_bound(made: scored_models
     with pytest.raises(ToolkitError, match=r"up to .*, which counts with 4 rows\) is over its bound") as caught:
         validate(between, run.folder, run.base, run.manifest())
     assert f"Q8_0: mean KL {mean:.3g} (up to {high:.3g}, " in caught.value.message
+
+
+def test_a_single_row_has_no_interval_and_that_is_said(made: scored_models.World, tmp_path: Path) -> None:
+    run = scored_models.copy(made, tmp_path, questions=[], rows=1)
+    figures = validate(run.config, run.folder, run.base, run.manifest()).figures
+    entry = figures["quantizations"]["Q8_0"]
+    assert entry["mean_kl_low"] is None and entry["mean_kl_high"] is None and entry["passed"]
+    assert "one row has no 95 % interval: its mean alone is held against the bound" in report_table(figures)
+    entry["mean_kl"] = None  # nothing was measured
+    assert "interval" not in report_table({**figures, "quantizations": {"Q8_0": entry}})
+
+
+def test_a_second_run_has_the_same_interval_to_the_last_bit(made: scored_models.World, tmp_path: Path) -> None:
+    run = scored_models.copy(made, tmp_path, questions=[])
+    found = [validate(run.config, run.folder, run.base, run.manifest()).figures["quantizations"] for _ in range(2)]
+    assert found[0] == found[1]

@@ -67,8 +67,8 @@ def validate(
     - `warnings`: what is wrong with the trained model itself, in words;
     - `quantizations`, by name: `file`, `bytes`, `sha256`, `bits_per_weight`; `mean_kl`, `kl_99`, `max_kl`, `top1`
       (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `mean_kl_low`,
-      `mean_kl_high` (95 % interval over rows; with fewer than 30 its upper end must be within `bound`); `passed`,
-      `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
+      `mean_kl_high` (95 % interval over rows, null for one; with fewer than 30 its upper end must be within `bound`);
+      `passed`, `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
       `expected` and `found` ids);
     - `merge`, null if the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
       (which of the two was merged into); of the adapter on `instead` from the model as trained `mean_kl`, `kl_99`,
