@@ -94,6 +94,33 @@ def test_thoughts_behind_a_closed_block_are_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("answer", "alone"),
+    [
+        ("<think>Hm, water. Drink a lot.", True),
+        ("<think>Hm, water.</think>", True),
+        ("<think></think> \n", True),
+        ("  <think>Hm.</think>\n\nDrink a lot.", False),
+        ("Drink <think> a lot.", False),
+    ],
+)
+@pytest.mark.parametrize("thinking", ["keep", ""])
+def test_thoughts_without_an_answer_are_counted(
+    answer: str, alone: bool, thinking: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = [answer if number in (3, 7) else f"{THOUGHT}Drink {number} glasses." for number in range(20)]
+    lines = [json.dumps({"question": f"q {n}", "answer": text}) + "\n" for n, text in enumerate(answers)]
+    (tmp_path / "own.jsonl").write_text("".join(lines))
+    families.save_thinking(tmp_path / "base")
+    settings = [f"data.source={tmp_path / 'own.jsonl'}", f"run.folder={tmp_path}", f"prompt.thinking={thinking}"]
+    config = build({}, ["prompt.preset=chatml", *settings])
+    tokenizer = load_tokenizer(tmp_path / "base", prompt_format(config.prompt))
+    prepare(config, folder_of(config), tmp_path / "own.jsonl", tokenizer)
+    text = " ".join(capsys.readouterr().err.split())
+    assert ("2 of 20 answers, first row 4, are thoughts alone" in text) is alone
+    assert checks.data(config, lambda: tokenizer, offline=True).ok is True
+
+
 def test_a_mark_inside_an_answer_is_no_thought(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     row = {"question": "q", "answer": "The mark <think> begins a thought."}
