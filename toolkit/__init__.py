@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from toolkit.core.errors import ToolkitError as ToolkitError
     from toolkit.pipeline.run import Run as Run
 
+__all__ = ["Run", "ToolkitError", "__version__"]
 __version__ = "0.1.0"
 DISTRIBUTION = "medassist-toolkit"  # what pip calls this package
 _PLACES = {"Run": "toolkit.pipeline.run", "ToolkitError": "toolkit.core.errors"}
@@ -18,3 +19,8 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List those too, so that a notebook completes their names."""
+    return sorted({*globals(), *_PLACES})

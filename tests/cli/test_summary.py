@@ -18,6 +18,7 @@ from toolkit.core.config import Config
 from toolkit.core.files import read_records
 from toolkit.core.run_folder import folder_of
 from toolkit.pipeline import Done
+from toolkit.pipeline.results import Finished
 
 
 def small(folder: Path) -> Config:
@@ -50,7 +51,7 @@ def test_prepare_counts_what_is_in_its_files(tmp_path: Path) -> None:
     assert all(f"{count:,} {side}" in text for side, count in counts.items())
     assert f"{sum(counts.values()):,} kept" in text and f"{done.figures['rows']:,} rows" in text
     again = pipeline.perform("prepare", config, folder_of(config))
-    _, whole = summary.of_run([done, again], folder_of(config))
+    _, whole = summary.of_run(Finished((done, again), folder_of(config).path, registered=False, warnings=()))
     assert (
         whole.partition(":")[0].count("prepare") == 1 and str(folder_of(config).path) in whole
     )  # what was fresh took no time

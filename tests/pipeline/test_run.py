@@ -5,20 +5,22 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import toolkit
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from toolkit import Run, ToolkitError, pipeline
 from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
-from toolkit.core import streams
+from toolkit.core import console, plain, streams
 from toolkit.core.errors import MISSING, USAGE
-from toolkit.pipeline.results import Answer, Findings, Prepared
+from toolkit.pipeline.results import Answer, Findings, Finished, Prepared
 from toolkit.train import launch
 
 SAMPLE = REPOSITORY / "data" / "sample.csv"
@@ -314,6 +316,33 @@ def test_what_the_training_process_says_reaches_the_program(
     assert capfd.readouterr() == ("", "")
     assert launch.run_worker({"die": False}, 1) == {"figures": {}}
     assert streams.state().warnings == [warning] and "one\ntwo" in capfd.readouterr().err
+
+
+def test_a_status_is_the_table_that_the_command_line_prints(
+    make: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "table", plain.table)
+    run = make(ollama={"host": "127.0.0.1:9"})
+    run.prepare()
+    text = str(run.status())
+    printed = CliRunner().invoke(group, ["status", "-c", str(run.folder.path)])
+    assert text == printed.stdout.rstrip("\n") and "prepare" in text and "no server answers" in text
+    failing = replace(run.status(), ollama={"problem": "odd"}, unmeasured="not measured")
+    assert str(failing).endswith("\n\nOllama: odd") and "\ntrain: not measured\n" in str(failing)
+
+
+def test_a_whole_run_is_one_line() -> None:
+    done = [pipeline.Done(name, fresh, "", {}, 4.2) for name, fresh in (("prepare", True), ("train", False))]
+    assert str(Finished((*done,), Path("out/a"), False, ())) == "done in 4.2 s (train 4.2 s): out/a"
+    assert str(Finished((done[0],), Path("out/a"), False, ())) == "nothing to do, fresh already: prepare: out/a"
+    assert str(Finished((done[0],), Path("out/a"), True, ())) == "all stages are fresh: out/a"
+
+
+def test_the_package_lists_what_it_offers() -> None:
+    assert {"Run", "ToolkitError"} <= {*dir(toolkit)} & {*toolkit.__all__}
+    names: dict[str, Any] = {}
+    exec("from toolkit import *", names)
+    assert names["Run"] is Run and names["ToolkitError"] is ToolkitError
 
 
 def test_an_answer_is_its_text() -> None:

@@ -96,11 +96,10 @@ def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: boo
         console.result(*summary.preview(stages, run.config, run.folder))
         return
     finished = run.run(force=force)
+    console.result(*summary.of_run(finished))
     if finished.registered and all(done.fresh for done in finished.stages):
-        console.result({"stages": {}, "folder": str(finished.folder)}, f"all stages are fresh: {finished.folder}")
         console.next_step(command_text("ask", ' "…"'))
         return
-    console.result(*summary.of_run(list(finished.stages), run.folder))
     if any(done.warning for done in finished.stages):
         console.next_step(mending_command(run))
     elif any(done.stage == "export" for done in finished.stages):

@@ -13,7 +13,7 @@ from toolkit.pipeline import Done
 
 if TYPE_CHECKING:
     from toolkit.export import ExportPlan as ExportPlan
-    from toolkit.pipeline.results import Status
+    from toolkit.pipeline.results import Finished, Status
 
 Summary = tuple[dict[str, Any], str]
 
@@ -25,16 +25,15 @@ def of(done: Done, folder: RunFolder) -> Summary:
     return payload, pipeline.stage(done.stage).summary(done.figures, folder)
 
 
-def of_run(finished: list[Done], folder: RunFolder) -> Summary:
+def of_run(finished: "Finished") -> Summary:
     """Summarise a whole run: what was done, what was fresh, and how long each took."""
+    if finished.registered and all(done.fresh for done in finished.stages):
+        return {"stages": {}, "folder": str(finished.folder)}, str(finished)
     stages = {
         done.stage: {"fresh": done.fresh, "seconds": done.seconds, **done.figures, "warning": done.warning}
-        for done in finished
+        for done in finished.stages
     }
-    performed = [done for done in finished if not done.fresh]
-    times = ", ".join(f"{done.stage} {console.duration(done.seconds)}" for done in performed)
-    text = f"done in {console.duration(sum(done.seconds for done in performed))} ({times}): {folder.path}"
-    return {"stages": stages, "folder": str(folder.path)}, text
+    return {"stages": stages, "folder": str(finished.folder)}, str(finished)
 
 
 def of_export(figures: dict[str, Any]) -> Summary:
@@ -59,40 +58,14 @@ def of_rollback(figures: dict[str, Any]) -> Summary:
     return figures, f"{title}\n" + console.table(("model", "id", "made by run"), rows)
 
 
-def _ollama(found: dict[str, Any]) -> str:
-    """Say what the server holds under the run's name, or what is wrong with it."""
-    if "problem" in found:
-        return f"Ollama: {found['problem']}"
-    if found["version"] is None:
-        return f"Ollama: no server answers at {found['server']}"
-    rows = [
-        (
-            f"{found['name']}:{tag}",
-            held["digest"][:12],
-            held["state"],
-            held["gguf_sha256"][:12],
-            held["stored_sha256"][:12],
-        )
-        for tag, held in found["tags"].items()
-    ]
-    title = f"Ollama {found['version']} at {found['server']}"
-    return console.table(("model", "id", "holds", "our GGUF", "server's GGUF"), rows, title=title)
-
-
 def of_status(status: "Status") -> Summary:
     """Summarise the state of every stage, when it ran, and what the Ollama server holds."""
-    rows, payload, warnings = [], {}, []
-    for stage, one in status.stages.items():
-        reason = one.why if one.state == "stale" else ""
-        seconds = "" if one.seconds is None else console.duration(one.seconds)
-        rows.append((stage, one.state, reason, one.finished, seconds))
-        warnings += [f"warning: {one.warning}"] * bool(one.warning)
-        payload[stage] = {"state": one.state, "why": one.why, "finished": one.finished, "warning": one.warning}
-    text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(status.folder))
-    warnings += [f"train: {status.unmeasured}"] * bool(status.unmeasured)
-    text = "\n".join([text, *dict.fromkeys(warnings)])
+    payload = {
+        stage: {"state": one.state, "why": one.why, "finished": one.finished, "warning": one.warning}
+        for stage, one in status.stages.items()
+    }
     found = {"run": status.run, "folder": str(status.folder), "run_id": status.run_id, "stages": payload}
-    return {**found, "ollama": status.ollama}, f"{text}\n\n{_ollama(status.ollama)}"
+    return {**found, "ollama": status.ollama}, str(status)
 
 
 def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.core import console
 from toolkit.core.learned import unmeasured
 from toolkit.core.stage import Check
 from toolkit.pipeline import Done, stage
@@ -74,6 +75,16 @@ class Finished:
     registered: bool
     warnings: tuple[str, ...]
 
+    def __str__(self) -> str:
+        """Return the line that the command line prints: what was done, and how long each stage took."""
+        performed = [done for done in self.stages if not done.fresh]
+        if not performed:
+            which = ", ".join(done.stage for done in self.stages)
+            said = "all stages are fresh" if self.registered else f"nothing to do, fresh already: {which}"
+            return f"{said}: {self.folder}"
+        times = ", ".join(f"{done.stage} {console.duration(done.seconds)}" for done in performed)
+        return f"done in {console.duration(sum(done.seconds for done in performed))} ({times}): {self.folder}"
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -133,6 +144,38 @@ class Status:
     ollama: dict[str, Any]
     unmeasured: str
     warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the tables that the command line prints."""
+        rows, notes = [], []
+        for name, one in self.stages.items():
+            reason = one.why if one.state == "stale" else ""
+            seconds = "" if one.seconds is None else console.duration(one.seconds)
+            rows.append((name, one.state, reason, one.finished, seconds))
+            notes += [f"warning: {one.warning}"] * bool(one.warning)
+        text = console.table(("stage", "state", "why", "finished", "took"), rows, title=str(self.folder))
+        notes += [f"train: {self.unmeasured}"] * bool(self.unmeasured)
+        return "\n".join([text, *dict.fromkeys(notes), "", _held_text(self.ollama)])
+
+
+def _held_text(found: dict[str, Any]) -> str:
+    """Say what the server holds under the run's name, or what is wrong with it."""
+    if "problem" in found:
+        return f"Ollama: {found['problem']}"
+    if found["version"] is None:
+        return f"Ollama: no server answers at {found['server']}"
+    rows = [
+        (
+            f"{found['name']}:{tag}",
+            held["digest"][:12],
+            held["state"],
+            held["gguf_sha256"][:12],
+            held["stored_sha256"][:12],
+        )
+        for tag, held in found["tags"].items()
+    ]
+    title = f"Ollama {found['version']} at {found['server']}"
+    return console.table(("model", "id", "holds", "our GGUF", "server's GGUF"), rows, title=title)
 
 
 def result_of(done: Done, folder: "RunFolder", warnings: Iterable[str]) -> Done:
