@@ -160,6 +160,11 @@ def test_a_cut_answer_is_not_scored_for_an_end(made: scored_models.World, tmp_pa
         ("", "holds no records"),
         ('{"row": 1, "instruction": "a", "input": "b", "output": "c"}\nnot json\n', "line 2 is not a record"),
         ('{"row": 1, "instruction": "a", "input": "b"}\n', "line 1 is not a record: `output` is not text"),
+        (
+            '{"row": 1, "instruction": "a", "input": "b", "output": "c", "truncated": true}\n'
+            '{"row": 2, "instruction": "a", "input": "b", "output": "", "truncated": true}\n',
+            "line 2 has an answer without a token",
+        ),
     ],
 )
 def test_bad_held_out_files(made: scored_models.World, tmp_path: Path, content: str | None, message: str) -> None:

@@ -44,7 +44,7 @@ class Record:
 
 
 def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
-    """Read one split in file order; raises ToolkitError if it is missing, damaged or empty."""
+    """Read one split in file order; raises ToolkitError if it, or an answer in it, is missing, damaged or empty."""
     found = []
     for number, values in enumerate(read_records(path), 1):
         try:
@@ -53,6 +53,10 @@ def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer)
             raise ToolkitError(
                 f"`{path}` line {number} is not a prepared record: {exc}", hint="run `toolkit prepare --force`"
             ) from None
+        if not len(found[-1].targets):
+            raise ToolkitError(
+                f"`{path}` line {number} has an answer without a token", hint="run `toolkit prepare --force`"
+            )
     if not found:
         raise ToolkitError(f"`{path}` holds no records to validate with", hint="raise `data.test` and prepare again")
     return found
