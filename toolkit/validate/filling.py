@@ -200,6 +200,6 @@ def _value(skeleton: Skeleton, weights: Weights, name: str, ids: Sequence[int] =
     stored = stored_name(skeleton, weights, name)
     if stored is None:
         raise ToolkitError(f"`{weights.folder}` holds no tensor for `{_plain(name)}`")
-    if ids and weights.has_rows(stored) and not weights.through:
+    if ids and weights.has_rows(stored):  # 4 bits change no embedding
         return torch.from_numpy(weights.read_some(stored, sorted(set(ids))))
     return weights.read(stored, linear=_plain(name) in skeleton.linears)
