@@ -17,6 +17,7 @@ from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export
+from toolkit.export.vocab.added_tokens import STRIPS
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
@@ -117,6 +118,33 @@ def test_more_tokens_than_rows(
     with pytest.raises(ToolkitError, match=r"training saw \d+ `<\|im_start\|>`, .*llama.cpp would see \d+ `<`"):
         export(made[0], adapter, {"F16": tmp_path / "b.gguf"}, CHATML, "x")
     assert not (tmp_path / "b.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "in_vocabulary"), [("gemma3", False), ("gemma3", True), ("llama", False), ("qwen3", False)]
+)
+def test_a_control_token_of_the_base_without_a_row(
+    family: str, in_vocabulary: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `<image_soft_token>` in Gemma-3 1B: the converter leaves it out. An ordinary token is refused as before."""
+    trial = families.save_stub(tmp_path / "trial", family)
+    rows = max(Tokenizer.from_file(str(trial / "tokenizer.json")).get_vocab().values()) + 1
+    base = families.save(tmp_path / "base", family, vocab_size=rows)
+    token = {"id": rows, "content": "<image_soft_token>", "special": True, **dict.fromkeys(STRIPS, False)}
+    change(base, lambda layout: layout["added_tokens"].append({**token, "normalized": False}))
+    if in_vocabulary:
+        change(base, setting("model", "vocab", "<image_soft_token>", value=rows))
+    adapter = models.save_adapter(tmp_path / "adapter", base)
+    for path in base.glob("tokenizer*"):
+        shutil.copyfile(path, adapter / path.name)
+    export(base, adapter, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, "x")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no row for are left out: `<image_soft_token>`" in said and "vocabulary:" not in said
+    tokens = gguf.GGUFReader(tmp_path / "a.gguf").fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == rows and "<image_soft_token>" not in tokens
+    change(base, flag("<image_soft_token>", special=False))
+    with pytest.raises(ToolkitError, match=f"the id {rows}, but the embedding has {rows} rows"):
+        export(base, None, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
 
 
 @pytest.mark.parametrize(

@@ -144,9 +144,9 @@ def test_rows_without_a_token_are_padding(tmp_path: Path) -> None:
 
 
 def test_more_tokens_than_rows_are_an_error(tmp_path: Path) -> None:
-    count = models.save_tokenizer(tmp_path).get_vocab_size()
-    with pytest.raises(ToolkitError, match=f"has the id {count - 1}, but the embedding has {count - 1} rows"):
-        metadata(tmp_path, count - 1)
+    models.save_tokenizer(tmp_path)
+    with pytest.raises(ToolkitError, match=r"has the id [0-9]+, but the embedding has 64 rows"):
+        metadata(tmp_path, 64)
 
 
 def test_no_bos_where_the_tokenizer_adds_none(tmp_path: Path) -> None:

@@ -82,10 +82,9 @@ def foresee(folder: Path, config: Config) -> Foreseen:
     adapted = foreseen_adapter(config.train, shapes, start.model, folder_of(config).adapter)
     planned = arrange(start, adapted, source, wanted.quantizations, overrides=wanted.overrides, weighed=wanted.imatrix)
     template = chat_template(form, bos=bool(load_tokenizer(folder, form).bos_text))
-    with _named(folder, label):
+    with _named(folder, label), console.without_notes():
         metadata = shared_metadata(folder, None, planned, template, config.run.name)
-        with console.without_notes():
-            chat_check.settle(planned.family.architecture, metadata, chat_check.training(source, folder, form))
+        chat_check.settle(planned.family.architecture, metadata, chat_check.training(source, folder, form))
     remarks = [renderers.said_of(planned.family.architecture)]
     if planned.model.ignored:
         remarks.append(f"llama.cpp computes this model without {planned.model.ignored}")

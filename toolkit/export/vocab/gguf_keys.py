@@ -9,12 +9,14 @@ from typing import Any
 
 from gguf import GGUFValueType, Keys, TokenType
 
+from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.export.vocab.bpe import WHOLE_BASE
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.gguf_writer import Metadata
+from toolkit.formats.names import three_names
 from toolkit.model.model_config import read_config
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.prompt.tokenizer_json import looks_special
@@ -40,7 +42,7 @@ def tokenizer_metadata(
     """Return the tokenizer's key-value pairs for a model whose embedding has `rows` rows.
 
     The tokenizer is that in `folder`; the config.json of `base`, if that is another folder, fills in special tokens
-    that it does not name.
+    that it does not name. Control tokens without a row in the embedding are left out (`_within`).
     BOS and EOS are those of `prompt.tokenizer`, so the runtime sees what training saw, but an `adapter` may name
     another EOS that it was trained with; EOS is never added to a prompt.
     `special_by_flag`: whether an added token is a control token is decided by its flag alone, not also by its text.
@@ -48,7 +50,7 @@ def tokenizer_metadata(
     has more tokens than the embedding has rows.
     """
     tokenizer = load_tokenizer(folder, eos_from=base)
-    layout = read_json(folder / "tokenizer.json", WHOLE_BASE)
+    layout = _within(read_json(folder / "tokenizer.json", WHOLE_BASE), rows)
     added = _added(layout, rows, folder, special_by_flag)
     if sentencepiece.is_sentencepiece(layout):
         values = sentencepiece.sentencepiece_metadata(layout, added, rows, folder)
@@ -67,6 +69,29 @@ def tokenizer_metadata(
     values[Keys.Tokenizer.ADD_BOS] = (tokenizer.bos is not None, GGUFValueType.BOOL)
     values[Keys.Tokenizer.ADD_EOS] = (False, GGUFValueType.BOOL)
     return values
+
+
+def _within(layout: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return a tokenizer.json without the added control tokens whose ids are beyond the embedding's `rows`, and say so.
+
+    Gemma-3 1B, 270M and MedGemma's 27B for text name an image's token that only their siblings that see have a row
+    for. Text never becomes a control token, so none was trained; llama.cpp's converter leaves them out too.
+    """
+    stated, model = layout.get("added_tokens"), layout.get("model")
+    entries = [entry for entry in stated if isinstance(entry, dict)] if isinstance(stated, list) else []
+    over = {
+        str(entry.get("content")): entry["id"]
+        for entry in entries
+        if entry.get("special") and type(entry.get("id")) is int and entry["id"] >= rows
+    }
+    if not over:
+        return layout
+    console.info(f"control tokens that the embedding has no row for are left out: {three_names(list(over))}")
+    kept = [entry for entry in stated or [] if not isinstance(entry, dict) or entry.get("content") not in over]
+    if isinstance(model, dict) and isinstance(model.get("vocab"), dict):
+        vocabulary = {text: index for text, index in model["vocab"].items() if over.get(text) != index}
+        model = {**model, "vocab": vocabulary}
+    return {**layout, "added_tokens": kept, "model": model}
 
 
 def _added(layout: dict[str, Any], rows: int, base: Path, by_flag: bool) -> dict[int, tuple[str, TokenType]]:

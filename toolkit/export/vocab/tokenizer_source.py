@@ -40,8 +40,8 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
 
     Equal ones: the base's. Ids within the embedding's `rows`: the adapter's, even if tokens were renamed or added. More
     ids than rows: the base's, because the model was never trained with them (a `[PAD]` added without
-    resize_token_embeddings). Raises ToolkitError for an adapter without tokenizer.json whose settings name tokens
-    that the base's vocabulary does not have.
+    resize_token_embeddings), unless the base has them too (Gemma-3 1B's token of an image). Raises ToolkitError for an
+    adapter without tokenizer.json whose settings name tokens that the base's vocabulary does not have.
     """
     if adapter is None or not (base / "tokenizer.json").is_file():
         return TokenizerSource(base, base)
@@ -56,8 +56,8 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
             f"`{adapter / 'tokenizer.json'}` holds no vocabulary",
             hint=f"{SAVE_IT}, or delete it: the base's is then used",
         )
-    if found and max(found.values()) >= rows:
-        beyond = sorted((index, text) for text, index in found.items() if index >= rows)
+    beyond = sorted((index, text) for text, index in found.items() if index >= rows and known.get(text) != index)
+    if beyond:
         _check_below(known, {text: index for text, index in found.items() if index < rows}, adapter, len(beyond), rows)
         if not _same_ids(ours, theirs, base, adapter):
             raise _unusable(adapter, "splits text differently from the base's", len(beyond), rows)
