@@ -58,9 +58,23 @@ def test_ollama_create_of_the_modelfile(
     assert answer["prompt_eval_count"] == len(expected), answer
 
 
-def test_the_date_of_the_day_in_ollama(server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server's own words: today's date, as the chat template would write it."""
-    template = "{{ strftime_now('%d %b %Y, %B %-d %y/%-m') + '\\n' }}" + TEMPLATE.removeprefix("{{ bos_token }}")
+DATE = "strftime_now('%d %b %Y, %B %-d %y/%-m')"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        f"{{{{ {DATE} + '\\n' }}}}",
+        f"{{% if messages[0]['role'] != 'system' %}}{{{{ '<|system|>\\nIt is \"' + {DATE} + '\".\\n' + eos_token }}}}"
+        "{% endif %}",
+    ],
+)
+@pytest.mark.parametrize("told", [True, False])
+def test_the_date_of_the_day_in_ollama(
+    server: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, told: bool
+) -> None:
+    """The server's own words: today's date, as the chat template would write it, also in a system message of its."""
+    template = start + TEMPLATE.removeprefix("{{ bos_token }}")
     base = models.save_model(tmp_path / "base", controls=CONTROLS)
     adapter = models.save_adapter(tmp_path / "mine", base)
     (adapter / "chat_template.jinja").write_text(template)
@@ -69,6 +83,7 @@ def test_the_date_of_the_day_in_ollama(server: OllamaServer, tmp_path: Path, mon
     figures = standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=False, force=False)
     assert server.run(*figures["next"].split()[1:], cwd=tmp_path).returncode == 0
     messages = [("system", "Be brief."), ("user", "A?"), ("assistant", "B."), ("user", "C?")]
+    messages = messages if told else messages[1:]
     body = {"model": "mine", "messages": [{"role": role, "content": text} for role, text in messages], "stream": False}
     answer = httpx.post(
         f"{server.url}/api/chat", json={**body, "_debug_render_only": True}, timeout=120, trust_env=False

@@ -1,5 +1,6 @@
 """A foreign chat template in Go: what can be said is exact, what cannot is named with what to do."""
 
+import json
 import re
 from datetime import datetime
 
@@ -49,6 +50,37 @@ def test_a_date_is_that_of_the_day(form: str, day: datetime) -> None:
     found = said(dated(form))
     assert found.text and not found.reason and not found.limits
     assert f"Today: {day.strftime(form)}\n" in evaluated(found.text, day)
+
+
+def by_default(form: str) -> str:
+    """A system message of its own with the date in it, as Mistral Small 3 and Granite 3.3 have."""
+    return (
+        f"{{% if messages[0]['role'] != 'system' %}}{{{{ '<|system|>Say \"it\" on ' + strftime_now('{form}')"
+        f" + '.\nBe 100% kind.<|end|>' }}}}{{% endif %}}{PLAIN}"
+    )
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d", "%B %d, %Y", "%-d %b \\'%y", "%F"])
+@pytest.mark.parametrize("day", [datetime(2024, 2, 3), datetime(2031, 11, 28)])
+def test_a_date_in_the_system_message_of_the_template(form: str, day: datetime) -> None:
+    found = said(by_default(form))
+    assert found.text and not found.reason and not found.limits
+    start, _, rest = found.text.partition('{{ $lead := "" }}')
+    assert "{{ $lead = $default }}" in rest and "(eq $lead $default)" in rest
+    plain = re.sub(r'\{\{ \$default = printf "%s%s" \$default \((.*?\d)\) \}\}', r"{{ \1 }}", start)
+    for literal in re.findall(r'\$default ("(?:[^"\\]|\\.)*") \}\}', plain):
+        plain = plain.replace(f'{{{{ $default = printf "%s%s" $default {literal} }}}}', json.loads(literal))
+    text = re.sub(r"\{\{ if ne \(slice.*?\}\}", "", evaluated(plain, day)).replace('{{ $default := "" }}', "")
+    written = day.strftime(form.replace("\\", ""))
+    if "%-d" in form and day.day < 10:
+        text = text.replace(" on 0", " on ")
+    assert text == f'Say "it" on {written}.\nBe 100% kind.'
+
+
+@pytest.mark.parametrize("form", ["%H:%M", "%A"])
+def test_a_time_in_the_system_message_of_the_template(form: str) -> None:
+    found = said(by_default(form))
+    assert not found.text and found.reason == f"it writes the date as `{form}`"
 
 
 @pytest.mark.parametrize("form", ["%H:%M", "%A", "%d %b %Y %H", "%c", "%j"])

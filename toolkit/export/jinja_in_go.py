@@ -12,7 +12,7 @@ from datetime import datetime
 from toolkit.export.jinja_format import format_of
 from toolkit.export.jinja_render import Chat, Clock, Render
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import conversation, go_template
+from toolkit.prompt.renderings import conversation, go_string, go_template
 
 _DATE = "\ufdd4"  # stands around a date's format while the prompt format is looked for
 _MARKED = re.compile(f"{_DATE}(.*?){_DATE}", re.DOTALL)
@@ -45,9 +45,12 @@ def go_of(render_at: Callable[[Clock], Render]) -> InGo:
     if marked is None:
         return InGo("", "it writes more than a fixed text before and after each message")
     text = go_template(marked, "")
+    forms = _MARKED.findall(marked.instruction)
+    if forms and all(_go_date(form) is not None for form in forms):
+        text = _built(marked.instruction) + text.replace(go_string(marked.instruction), "$default")
     for form in dict.fromkeys(_MARKED.findall(text)):
         written = _go_date(form)
-        if written is None or _DATE in marked.instruction:
+        if written is None:
             return InGo("", f"it writes the date as `{form}`")
         text = text.replace(f"{_DATE}{form}{_DATE}", written)
     for day in _DAYS:
@@ -112,6 +115,20 @@ def _go_date(form: str) -> str | None:
         else:
             return None
     return text if "{" not in re.sub(r"\{\{.*?\}\}", "", text) else None
+
+
+def _built(dated: str) -> str:
+    """Write actions that put together `$default`, the template's own system message, around the date of the day."""
+    parts = _MARKED.split(dated)
+    text = '{{ $default := "" }}'
+    for number, part in enumerate(parts):
+        for piece in re.split(r"(\{\{.*?\}\})", _go_date(part) or "") if number % 2 else [part]:
+            if piece.startswith("{{ slice") and number % 2:
+                piece = f'{{{{ $default = printf "%s%s" $default ({piece[3:-3]}) }}}}'
+            elif piece and not (piece.startswith("{{") and number % 2):
+                piece = f'{{{{ $default = printf "%s%s" $default {go_string(piece)} }}}}'
+            text += piece
+    return text
 
 
 def _digits(start: int, end: int) -> str:

@@ -161,7 +161,7 @@ def go_template(prompt_format: PromptFormat, eos: str) -> str:
     marks where nothing is written: Ollama looks for `.Thinking` between them (thinking/template.go, InferTags), then
     returns thoughts apart from the answer, and takes `think` in requests.
     """
-    default = _go_string(prompt_format.instruction)
+    default = go_string(prompt_format.instruction)
 
     def written(pieces: tuple[Piece, ...]) -> str:
         text = ""
@@ -252,7 +252,7 @@ def _go(text: str) -> str:
     return re.sub(r"\{(?=\{|\Z)", '{{ "{" }}', text)
 
 
-def _go_string(text: str) -> str:
-    """Quote text as a string of a Go template."""
+def go_string(text: str) -> str:
+    """Quote text as a string of a Go template, as it stands in an action."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
     return f'"{escaped}"'
