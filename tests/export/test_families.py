@@ -182,6 +182,20 @@ def test_a_window_that_no_layer_has_is_not_said(settings: dict[str, Any], tmp_pa
     assert family_of(tmp_path)[1].ignored == ""
 
 
+@pytest.mark.parametrize("family", ["mistral", "nemo"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_window_that_a_mistral_does_not_state(family: str, inside: bool, tmp_path: Path) -> None:
+    """Without the key transformers computes a window of 4,096 tokens, with null none."""
+    path = tmp_path / "config.json"
+    values = {**_config(family), "max_position_embeddings": 8192}
+    for stated, said in (({"sliding_window": None}, ""), ({}, "beyond 4096 tokens"), ({"sliding_window": 8192}, "")):
+        config = {**{key: value for key, value in values.items() if key != "sliding_window"}, **stated}
+        whole = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3", "text_config": config}
+        path.write_text(json.dumps(whole if inside else config))
+        ignored = family_of(tmp_path)[1].ignored
+        assert said in ignored and ("beyond" in ignored) == bool(said)
+
+
 def test_a_config_json_of_before_transformers_5(tmp_path: Path) -> None:
     """Gemma-3's published files state two rotary bases and one scaling, which is that of the global layers alone."""
     base = families.save(tmp_path / "base", "gemma3 linear")

@@ -15,6 +15,8 @@ from toolkit.model.model_config import ModelConfig
 
 LLAMA3 = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
 
+WINDOW = 4096  # of a Mistral whose config.json does not state it; null is none
+
 
 def llama_model(config: Values, model: ModelConfig) -> ModelConfig:
     """Complete the sizes by the rotary embedding; raises ValueError for what llama.cpp computes differently."""
@@ -31,7 +33,9 @@ def llama_model(config: Values, model: ModelConfig) -> ModelConfig:
 def mistral(config: Values, model: ModelConfig) -> ModelConfig:
     """Read Mistral's config.json: as Llama's, but a sliding window (7B v0.1), which llama.cpp does not compute."""
     plain = llama_model(config, model)
-    window = count(config, "sliding_window", plain.context)
+    if config.get("sliding_window", WINDOW) is None:
+        return plain
+    window = count(config, "sliding_window", WINDOW)
     return plain if window >= plain.context else replace(plain, ignored=without_window(window))
 
 
