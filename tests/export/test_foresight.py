@@ -1,5 +1,6 @@
 """What cannot be exported is refused before it is trained: models, tokenizers, targets, quantizations, prompts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.export import foresight
 from toolkit.formats.ggml_types import BASE
 from toolkit.model import base as labels
+
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 @pytest.fixture
@@ -136,6 +139,17 @@ def test_pre_tokenizers_that_llama_cpp_has_not(stub: Path, step: dict[str, Any])
 def test_ids_beyond_the_embedding(stub: Path) -> None:
     edit_json(stub / "config.json", vocab_size=64)
     assert "the embedding has 64 rows" in refused(stub).found
+
+
+@pytest.mark.parametrize(("special", "fine"), [(True, True), (False, False)])
+def test_an_added_token_beyond_the_embedding(stub: Path, special: bool, fine: bool) -> None:
+    """As an image's token in Gemma-3 1B: no text becomes a control token, but an ordinary one may stand in a text."""
+    layout = json.loads((stub / "tokenizer.json").read_text(encoding="utf-8"))
+    token = {"id": 512, "content": "<image_soft_token>", "special": special, **dict.fromkeys(FLAGS, False)}
+    edit_json(stub / "tokenizer.json", added_tokens=[*layout["added_tokens"], token])
+    found = asked(stub)
+    assert (found.ok is True) is fine
+    assert fine or ("`<image_soft_token>`" in found.found and "the embedding has 512 rows" in found.found)
 
 
 def test_a_missing_tokenizer(stub: Path) -> None:
