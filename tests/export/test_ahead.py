@@ -16,8 +16,8 @@ from toolkit.export import tensors
 
 
 def some(sizes: list[int]) -> list[Any]:
-    layout = SimpleNamespace(heads=0, offset=0)
-    return [SimpleNamespace(shape=(size,), layout=layout, index=index) for index, size in enumerate(sizes)]
+    layouts = [SimpleNamespace(heads=0, offset=0, stored_shape=(size,)) for size in sizes]
+    return [SimpleNamespace(shape=each.stored_shape, layout=each, index=index) for index, each in enumerate(layouts)]
 
 
 @settings(max_examples=tries(60), derandomize=True)
