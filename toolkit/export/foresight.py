@@ -14,7 +14,7 @@ from gguf import Keys
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.errors import ToolkitError
+from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.export.adapter.foreseen import foreseen_adapter
@@ -63,7 +63,8 @@ def look_ahead(config: Config, offline: bool) -> Check | None:
         merge_base.check_merge_base(bases.Base(label, folder), config.export)
         found = foresee(folder, config)
     except ToolkitError as exc:
-        return Check(NAME, False, exc.message, "; or ".join(filter(None, [exc.hint, ADAPTER_ALONE])))
+        alone = "" if exc.exit_code == USAGE else ADAPTER_ALONE  # settings that are wrong are wrong for training too
+        return Check(NAME, False, exc.message, "; or ".join(filter(None, [exc.hint, alone])))
     sizes = ", ".join(f"{name} {console.size(size)}" for name, size in found.plan.bytes.items())
     said = f"{found.plan.family.architecture}, tokenizer {found.vocabulary}: {sizes}"
     return Check(NAME, None if found.remarks else True, "; ".join(filter(None, [said, found.remarks])), "")
