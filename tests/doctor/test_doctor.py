@@ -84,6 +84,14 @@ def test_a_target_that_no_layer_has(home: Home) -> None:
     assert "gate_proj" in check.fix
 
 
+def test_records_longer_than_the_positions_of_the_base(home: Home) -> None:
+    room = 128  # of the home's base
+    for length, said in ((room, False), (room + 1, True)):
+        found = [check for check in home.examine(f"train.max_length={length}") if check.name == "context"]
+        assert bool(found) is said
+        assert all(check.ok is None and check.fix == f"--set train.max_length={room}" for check in found)
+
+
 @pytest.mark.parametrize("content", [None, b"", "folder"])
 def test_missing_empty_or_folder_data(home: Home, content: bytes | str | None) -> None:
     path = home.path / "other.csv"

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from toolkit.core.manifest import Manifest
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.core.stage import Context
 from toolkit.model import precision
-from toolkit.train import backend, callbacks, checkpoints, checks, peft_backend, plot, unsloth_backend
+from toolkit.train import backend, callbacks, checkpoints, checks, job, peft_backend, plot, unsloth_backend
 from toolkit.train.stage import STAGE
 
 
@@ -321,3 +322,12 @@ def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_unsloth_lays_into_one_row(tmp_path: Path, kind: str, pads: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert unsloth_backend.pads(tmp_path) == pads
+
+
+@pytest.mark.parametrize(("positions", "said"), [(0, 0), (20, 0), (19, 1), (5, 2)])
+def test_records_longer_than_the_positions_of_the_base(
+    positions: int, said: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job.warn_over_positions(np.array([5, 20, 12]), positions)
+    found = " ".join(capsys.readouterr().err.split())
+    assert (f"{said} of 3 records have more tokens" in found) is bool(said)

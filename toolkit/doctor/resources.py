@@ -48,6 +48,15 @@ def adapter(config: Config, shape: ModelConfig) -> Check:
     return Check("adapter", True, f"{count:,} trainable of {shape.parameters() + count:,} parameters", "")
 
 
+def positions(config: Config, shape: ModelConfig) -> list[Check]:
+    """Say if records may have more tokens than the base has positions."""
+    length = config.train.max_length
+    if not 0 < shape.context < length:
+        return []
+    found = f"train.max_length is {length:,}, but the base has {shape.context:,} positions: no server reads more"
+    return [Check("context", None, found, f"--set train.max_length={shape.context}")]
+
+
 def memory(job: Job, *, streamed: bool = False) -> list[Check]:
     """Compare what training, conversion, export and validation need at their peak with what is free.
 

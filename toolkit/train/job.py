@@ -121,12 +121,23 @@ def lay_out_job(
         return batches.largest(laid(records), lengths, padded=padded)
 
     shape = model_config(base.folder)
+    warn_over_positions(lengths, shape.context if shape else 0)
     plan = memory_plan.plan(shape, settings, device, tokens_of=tokens_of, at_most=at_most)
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
     return Job(
         config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens,
         course, held_out_records, checkpoints.step_of(resume) if resume else 0,
     )  # fmt: skip
+
+
+def warn_over_positions(lengths: Rows, positions: int) -> None:
+    """Warn of records with more tokens than the base has positions (0 if it does not say)."""
+    over = int((lengths > positions).sum()) if positions else 0
+    if over:
+        console.warn(
+            f"{over:,} of {len(lengths):,} records have more tokens than the base has positions ({positions:,}): no "
+            f"server reads what follows; set train.max_length to {positions} at most"
+        )
 
 
 def process_state(backend: Backend) -> Any:
