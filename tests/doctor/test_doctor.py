@@ -87,7 +87,7 @@ def test_a_target_that_no_layer_has(home: Home) -> None:
 def test_records_longer_than_the_positions_of_the_base(home: Home) -> None:
     room = 128  # of the home's base
     for length, said in ((room, False), (room + 1, True)):
-        found = [check for check in home.examine(f"train.max_length={length}") if check.name == "context"]
+        found = [check for check in home.examine(f"train.max_length={length}") if check.name == "positions"]
         assert bool(found) is said
         assert all(check.ok is None and check.fix == f"--set train.max_length={room}" for check in found)
 

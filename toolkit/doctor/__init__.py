@@ -98,7 +98,7 @@ def _look_at_resources(
     job = Job(config, folder, held, shape, gpu)
     if "train" in job.stages:
         look("adapter", lambda: resources.adapter(config, shape))
-        look("context", lambda: resources.positions(config, shape))
+        look("positions", lambda: resources.positions(config, shape))
     look("memory", lambda: resources.memory(job, streamed=disk.streams(job)))
     look("disk", lambda: disk.disk(job))
 

@@ -54,7 +54,7 @@ def positions(config: Config, shape: ModelConfig) -> list[Check]:
     if not 0 < shape.context < length:
         return []
     found = f"train.max_length is {length:,}, but the base has {shape.context:,} positions: no server reads more"
-    return [Check("context", None, found, f"--set train.max_length={shape.context}")]
+    return [Check("positions", None, found, f"--set train.max_length={shape.context}")]
 
 
 def memory(job: Job, *, streamed: bool = False) -> list[Check]:
