@@ -25,7 +25,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wide_model import LAYER, VOCABULARY, WIDTH, make_adapter, make_base, taken, uncached
+from wide_model import LAYER, VOCABULARY, WIDTH, claimed, make_adapter, make_base, taken, uncached
 
 REPOSITORY = Path(__file__).parents[1]
 MARK = ".made-by-benchmarks-export"  # says that all in a folder may be removed
@@ -101,13 +101,7 @@ def main() -> None:
     parser.add_argument("--oracle", type=Path, default=REPOSITORY / ".oracle")
     parser.add_argument("--keep", action="store_true", help="leave the files there")
     arguments = parser.parse_args()
-    work: Path = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    if (work / MARK).is_file():  # of a run that was killed
-        shutil.rmtree(work)
-        work.mkdir()
-    if any(work.iterdir()):
-        sys.exit(f"{work} is not empty")
+    work = claimed(arguments.work.resolve(), MARK)
     layers = arguments.layers or fitting_layers(shutil.disk_usage(work).free)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wide_model import make_adapter, make_base, taken, uncached
+from wide_model import claimed, make_adapter, make_base, taken, uncached
 
 REPOSITORY = Path(__file__).parents[1]
 MARK = ".made-by-benchmarks-small-machine"  # says that all in a folder may be removed
@@ -72,13 +72,7 @@ def main() -> None:
     parser.add_argument("--gpu-memory", type=float, default=15.0, help="GB that training finds free")
     parser.add_argument("--rows", default="auto", help="validate.rows")
     arguments = parser.parse_args()
-    work: Path = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    if (work / MARK).is_file():  # of a run that was killed
-        shutil.rmtree(work)
-        work.mkdir()
-    if any(work.iterdir()):
-        sys.exit(f"{work} is not empty")
+    work = claimed(arguments.work.resolve(), MARK)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         (work / MARK).touch()

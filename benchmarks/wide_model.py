@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -146,3 +147,14 @@ def taken(folder: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def claimed(work: Path, mark: str) -> Path:
+    """Return a folder that is empty, or end the process; what a killed run with this mark left there is removed."""
+    work.mkdir(parents=True, exist_ok=True)
+    if (work / mark).is_file():
+        shutil.rmtree(work)
+        work.mkdir()
+    if any(work.iterdir()):
+        sys.exit(f"{work} is not empty")
+    return work
