@@ -31,18 +31,7 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
     form, name = prompt_format(config.prompt), config.run.name
     template = chat_template(form, bos=bool(load_tokenizer(start.folder, form).bos_text))
     pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))
-    if not wanted.imatrix:
-        return export(
-            start.folder,
-            folder.adapter,
-            targets,
-            template,
-            name,
-            overrides=wanted.overrides,
-            prompt_format=form,
-            shards=shards,
-        )
-    matrix, reused = _imatrix(config, folder, manifest, start, force)
+    matrix, reused = _imatrix(config, folder, manifest, start, force) if wanted.imatrix else (None, False)
     outcome = export(
         start.folder,
         folder.adapter,
@@ -50,9 +39,12 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
         template,
         name,
         overrides=wanted.overrides,
-        imatrix=matrix.importance(),
+        imatrix=matrix.importance() if matrix else None,
         prompt_format=form,
+        shards=shards,
     )
+    if matrix is None:
+        return outcome
     figures = {
         "imatrix_tokens": matrix.chunks * matrix.chunk_size,
         "imatrix_matrices": len(matrix.sums),
