@@ -182,10 +182,20 @@ def scratch_folder(kind: str) -> Iterator[Path]:
     old = time.time() - 60
     left = Path(tempfile.gettempdir()).glob(f"toolkit-{kind}-*.scratch")
     clear_parts((path for path in left if _changed(path) < old), [])
-    with tempfile.TemporaryDirectory(prefix=f"toolkit-{kind}-", suffix=".scratch") as name:
+    with locked_folder(None, f"toolkit-{kind}-", ".scratch") as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def locked_folder(place: Path | None, prefix: str, suffix: str) -> Iterator[Path]:
+    """Give a temporary folder in `place`, None for the system's own, removed at the end.
+
+    It is locked meanwhile, so that `clear_parts` of another process leaves it alone.
+    """
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix, suffix=suffix) as name:
         descriptor = os.open(name, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            lock(descriptor, fcntl.LOCK_EX)
             yield Path(name)
         finally:
             os.close(descriptor)

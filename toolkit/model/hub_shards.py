@@ -5,7 +5,6 @@ says what the shard holds. Shards that the hub's own cache has are links to it: 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from typing import IO, Any
 
 from toolkit.core import console, places
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.files import clear_parts, writing
+from toolkit.core.files import clear_parts, locked_folder, writing
 from toolkit.core.parsing import read_json, read_json_or_nothing
 from toolkit.formats.checkpoint import AGAIN, HEADER, INDEX, LONGEST_HEADER, SINGLE, TensorInfo, read_header
 from toolkit.formats.names import visible
@@ -158,7 +157,7 @@ def pieces(source: HubShards, shard: Shard) -> Iterator[dict[str, TensorInfo]]:
         noted.update({name: _sha256(tensor) for name, tensor in found.items()})
         return found
 
-    with _folder_of_pieces(source) as folder, ThreadPoolExecutor(1) as thread:
+    with locked_folder(source.folder, ".pieces.", ".part") as folder, ThreadPoolExecutor(1) as thread:
         try:
             waiting = thread.submit(one, 0, folder) if groups else None
             for number in range(len(groups)):
@@ -179,18 +178,6 @@ def pieces(source: HubShards, shard: Shard) -> Iterator[dict[str, TensorInfo]]:
             hint="run the same command again: it is fetched again, and what was done before it is kept",
         )
     _note(source, shard, noted)
-
-
-@contextlib.contextmanager
-def _folder_of_pieces(source: HubShards) -> Iterator[Path]:
-    """Yield a folder that is deleted at the end, or by the next call where this one is killed."""
-    with tempfile.TemporaryDirectory(dir=source.folder, prefix=".pieces.", suffix=".part") as name:
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield Path(name)
-        finally:
-            os.close(descriptor)
 
 
 def _sha256(tensor: TensorInfo) -> str:
