@@ -1,5 +1,7 @@
 """What a server makes of a prompt: one function, whether the vocabulary or the complete model is loaded."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,44 @@ def test_the_positions_of_a_model(tmp_path: Path, positions: int) -> None:
     at = content.index(key) + len(key) + 4
     path.write_bytes(content[:at] + positions.to_bytes(4, "little") + content[at + 4 :])
     assert trained_positions(path) == positions
+
+
+PROGRAM = """
+import sys, threading
+import subprocess
+import sys
+from pathlib import Path
+from toolkit.core.errors import ToolkitError
+from toolkit.llamacpp.vocabulary import open_vocabulary
+good, bad = map(Path, sys.argv[1:])
+told = []
+
+def work(path):
+    for _ in range(60):
+        try:
+            with open_vocabulary(path):
+                pass
+        except ToolkitError as problem:
+            told.append(problem.message)
+
+threads = [threading.Thread(target=work, args=(path,)) for path in (good, bad, good, bad)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(told) == 120 and len(set(told)) == 1, set(told)
+assert "unknown model architecture" in told[0], told[0]
+"""
+
+
+def test_several_threads_load_in_silence_and_each_hears_its_own_errors(tmp_path: Path) -> None:
+    good = tiny_gguf.write(tmp_path / "a.gguf")
+    bad = tmp_path / "b.gguf"
+    content = good.read_bytes()
+    key, value = b"general.architecture", b"llama"
+    at = content.index(value, content.index(key))
+    bad.write_bytes(content[:at] + b"lIama" + content[at + len(value) :])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(good), str(bad)], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+_MMAP_THRESHOLD = -3  # malloc.h: M_MMAP_THRESHOLD
+
 
 @dataclass
 class Peak:
@@ -31,8 +33,10 @@ def anonymous() -> int:
 @contextmanager
 def watched() -> Iterator[Peak]:
     """Look at the memory every millisecond while the block runs; what was freed before goes back to the system."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MMAP_THRESHOLD, 1 << 16)  # what is freed goes back at once; else it stays in holes, now and then
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else the block takes it again unseen
+    libc.malloc_trim(0)  # else the block takes it again unseen
     peak, ended = Peak(anonymous(), 0), threading.Event()
 
     def look() -> None:

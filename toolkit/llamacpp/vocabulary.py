@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,10 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_reader import open_gguf
 
-_ERROR = 3  # ggml.h: GGML_LOG_LEVEL_ERROR; debug and continued lines have higher numbers
+_ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR; llama_cpp._logger has an older numbering
+_lock = threading.Lock()  # llama.cpp has one listener for all threads
+_listening = 0  # blocks in which it is ours
+_words = threading.local()  # .said: the errors that the block of this thread heard
 
 
 @dataclass(frozen=True)
@@ -94,24 +99,48 @@ def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
     import llama_cpp
 
     check_header(path)
-    said: list[str] = []
-
-    def heard(level: int, text: bytes, data: Any) -> None:
-        if level == _ERROR:
-            said.append(text.decode("utf-8", errors="replace").strip())
-
-    callback = llama_cpp.llama_log_callback(heard)
-    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    model = None
-    try:
+    with _heard() as said:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.vocab_only = True
         model = llama_cpp.llama_model_load_from_file(str(path).encode("utf-8", errors="surrogateescape"), params)
         if not model:
             raise ToolkitError("llama.cpp cannot load the vocabulary: " + (" ".join(said) or "it gives no reason"))
-        yield vocabulary_of(model)
-    finally:
-        if model:
+        try:
+            yield vocabulary_of(model)
+        finally:
             llama_cpp.llama_model_free(model)
-        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """Yield the errors that llama.cpp says in this thread; it prints nothing while any thread is in such a block."""
+    import llama_cpp
+
+    global _listening
+    before, _words.said = getattr(_words, "said", None), []
+    with _lock:
+        if not _listening:
+            llama_cpp.llama_log_set(_listener(), ctypes.c_void_p(0))
+        _listening += 1
+    try:
+        yield _words.said
+    finally:
+        _words.said = before
+        with _lock:
+            _listening -= 1
+            if not _listening:
+                llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, ctypes.c_void_p(0))
+
+
+@functools.cache
+def _listener() -> Any:
+    """Return the C function that keeps errors for the thread in which they are said."""
+    import llama_cpp
+
+    def hear(level: int, text: bytes, data: Any) -> None:
+        said = getattr(_words, "said", None)
+        if level == _ERROR and said is not None:
+            said.append(text.decode("utf-8", errors="replace").strip())
+
+    return llama_cpp.llama_log_callback(hear)
