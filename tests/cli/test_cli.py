@@ -179,6 +179,24 @@ def test_status_and_dry_run_of_a_fresh_project(toolkit: Callable[..., Called], t
 @pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [
+        (["run", "--set", "data.source=gone.csv"], "no data file `gone.csv`", 3),
+        (["prepare", "--set", "data.source=."], "a folder, not a data file", 1),
+        (["validate"], "which does not exist", 1),
+        (["export"], "which does not exist", 1),
+    ],
+)
+def test_a_dry_run_fails_as_the_run_would(
+    toolkit: Callable[..., Called], arguments: list[str], said: str, code: int
+) -> None:
+    toolkit("init")
+    called, real = toolkit(*arguments, "--dry-run"), toolkit(*arguments)
+    assert called.code == real.code == code
+    assert said in called.err and said in real.err and called.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
         (["prepare", "--set", "data.source=gone.csv"], "gone.csv", (1, 3)),
         (["prepare", "--set", "model.base=no/such/base"], "no/such/base", (1, 3)),
         (["prepare", "--set", "model.base=pypi:no-such-package"], "no-such-package", (3,)),

@@ -69,17 +69,12 @@ def of_status(status: "Status") -> Summary:
 
 
 def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
-    """Say what would be done, with sizes, and write nothing."""
+    """Say what would be done, with sizes, and write nothing; raises ToolkitError where a stage lacks an input."""
     reasons = pipeline.state(config, folder)
     rows, payload = [], {}
-    for stage in stages:
+    for stage, planned in pipeline.planned_files(stages, config, folder).items():
         why = reasons[stage]
-        reads, writes = [], []
-        try:
-            planned = pipeline.stage(stage).files(config, folder)
-            reads, writes = [str(path) for path in planned.inputs], [str(path) for path in planned.outputs]
-        except ToolkitError as exc:
-            why = exc.message
+        reads, writes = [str(path) for path in planned.inputs], [str(path) for path in planned.outputs]
         payload[stage] = {"would_run": bool(why), "why": why, "reads": reads, "writes": writes}
         rows.append((stage, f"would run: {why}" if why else "fresh, would be skipped", _size_of(reads), _short(writes)))
     free = shutil.disk_usage(next(p for p in folder.path.resolve().parents if p.exists())).free

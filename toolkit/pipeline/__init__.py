@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit import __version__
 from toolkit.core import console
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.stage import Check, Context, Stage, StageFiles
+from toolkit.core.stage import Check, Context, Stage, StageFiles, nothing
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
@@ -297,6 +297,21 @@ def _refuse_stale(name: str, earlier: str, why: str) -> None:
             hint=f"run `toolkit {earlier}` first (`toolkit run` does all that is out of date), "
             f"or run {name} anyway with --force",
         )
+
+
+def planned_files(names: Iterable[str], config: "Config", folder: "RunFolder") -> dict[str, StageFiles]:
+    """Return what each of several stages would read and write, in their order.
+
+    Raises ToolkitError where one lacks a file that neither it fetches nor an earlier one of them writes.
+    """
+    found: dict[str, StageFiles] = {}
+    for name in names:
+        files = stage(name).files(config, folder)
+        if stage(name).before is nothing:
+            written = {path for earlier in found.values() for path in earlier.outputs}
+            _check_inputs(name, StageFiles([path for path in files.inputs if path not in written], []))
+        found[name] = files
+    return found
 
 
 def _check_inputs(name: str, files: StageFiles) -> None:

@@ -21,18 +21,18 @@ def data_file(config: "Config") -> Path:
 
 def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     from toolkit.core.run_folder import SPLITS
+    from toolkit.prepare.source import check_file
 
-    return StageFiles([data_file(config)], [*(folder.split_file(name) for name in SPLITS), folder.rejected])
+    path = data_file(config)
+    if config.data.source != "medquad":
+        check_file(path)
+    return StageFiles([path], [*(folder.split_file(name) for name in SPLITS), folder.rejected])
 
 
 def _before(context: Context) -> None:
-    from toolkit.core.errors import ToolkitError
     from toolkit.prepare.source import locate
 
     locate(context.config.data, offline=context.offline)
-    path = data_file(context.config)
-    if not path.is_file():
-        raise ToolkitError(f"no data file `{path}`", hint="set `data.source` to your file of questions and answers")
 
 
 def _run(context: Context) -> "Outcome":
