@@ -12,7 +12,7 @@ FLOORS = [
     {"core"},
     {"formats", "kernels", "prompt"},
     {"llamacpp", "model", "ollama"},
-    {"ask", "doctor", "export", "init", "prepare", "register", "train", "validate"},
+    {"ask", "doctor", "evaluate", "export", "init", "prepare", "register", "train", "validate"},
     {"pipeline"},
     {"cli"},
     {"__main__"},

@@ -16,7 +16,7 @@ from tests.support.damage import Q_PROJ, Tensors, edit_json, edit_weights, fails
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.export import export, plan
 from toolkit.export.adapter import merge
-from toolkit.formats import checkpoint, gguf_writer
+from toolkit.formats import checkpoint, gguf_writer, safetensors_header
 from toolkit.formats.tensor_values import read_rows
 
 
@@ -159,7 +159,7 @@ def test_no_config_no_weights_pickled_weights(work: Path) -> None:
 
 
 def test_a_file_that_shrinks_while_it_is_read(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut_then_read(tensor: checkpoint.TensorInfo, start: int, end: int) -> Any:
+    def cut_then_read(tensor: safetensors_header.TensorInfo, start: int, end: int) -> Any:
         if tensor.name == Q_PROJ:
             with tensor.path.open("r+b") as file:
                 file.truncate(tensor.offset + tensor.size // 2)

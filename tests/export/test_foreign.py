@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Called
 from tests.support import models
 from toolkit.core.errors import ToolkitError
-from toolkit.export import export, foreign, standalone
+from toolkit.export import export, foreign, foreign_template, standalone
 from toolkit.ollama import modelfile
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -275,9 +275,9 @@ def test_a_template_that_is_not_utf8(pair: tuple[Path, Path], name: str) -> None
         carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
     if name.endswith("jinja"):
         with pytest.raises(ToolkitError) as caught:
-            foreign.saved_template(pair[1])
+            foreign_template.saved_template(pair[1])
         subprocess.run(caught.value.hint.partition("If it is Latin-1: ")[2], shell=True, check=True)
-        assert foreign.saved_template(pair[1]) == text
+        assert foreign_template.saved_template(pair[1]) == text
 
 
 def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.damage import thorough
 from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
-from toolkit.formats import checkpoint
+from toolkit.formats import safetensors_header
 
 
 @thorough(60, 2000)
@@ -38,7 +38,7 @@ def test_any_bytes_as_safetensors(tmp_path: Path, examples: int) -> None:
     def check(text: bytes, wrong: int, data: bytes) -> None:
         path.write_bytes(struct.pack("<q", max(0, len(text) + wrong)) + text + data)
         try:
-            tensors = checkpoint.read_header(path)
+            tensors = safetensors_header.read_header(path)
         except ToolkitError:
             return
         assert sum(tensor.size for tensor in tensors.values()) == len(data) - wrong
@@ -51,4 +51,4 @@ def test_deep_nesting_is_an_error(tmp_path: Path) -> None:
     text = b"[" * 200_000
     path.write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(ToolkitError, match="not JSON"):
-        checkpoint.read_header(path)
+        safetensors_header.read_header(path)

@@ -23,8 +23,8 @@ from toolkit.export.planning import ExportPlan, Start, arrange
 from toolkit.export.vocab import chat_check
 from toolkit.export.vocab.tokenizer_source import TokenizerSource
 from toolkit.formats import bnb_4bit, checkpoint
-from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.gguf_reader import open_gguf
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model import base as bases
 from toolkit.model import families, merge_base
 from toolkit.model.families.checks import check_layers

@@ -23,7 +23,7 @@ from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.adapter.weights import WEIGHTS
 from toolkit.export.planning import ExportPlan, PlannedTensor, plan
-from toolkit.formats import checkpoint, gguf_writer
+from toolkit.formats import gguf_writer, safetensors_header
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.formats.tensor_values import read_tensor
@@ -127,7 +127,7 @@ def _check(adapter: Path) -> None:
         raise _cannot(adapter, f'trained biases (bias = "{config["bias"]}")')
     if not (adapter / WEIGHTS).is_file():
         return  # reported better when they are read
-    for name in checkpoint.read_header(adapter / WEIGHTS):
+    for name in safetensors_header.read_header(adapter / WEIGHTS):
         if not name.endswith((".lora_A.weight", ".lora_B.weight")):
             what = "LoRA on embeddings" if "lora_embedding_" in name else "more than LoRA on linear layers"
             raise _cannot(adapter, f"{what} (`{name}`)")

@@ -17,7 +17,7 @@ from toolkit.export.adapter.names import plain_model
 from toolkit.export.importance import Importance, check_importance, expected_importance
 from toolkit.export.vocab.tokenizer_source import TokenizerSource, tokenizer_source
 from toolkit.formats import checkpoint, ggml_types, gguf_writer
-from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model import families, memory
 from toolkit.model.families.family import Family, Layout
 from toolkit.model.model_config import ModelConfig

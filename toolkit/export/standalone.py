@@ -44,12 +44,12 @@ def of_adapter(adapter: Path, base: str | None, settings: str, overrides: tuple[
 
     Raises ToolkitError for a folder without an adapter; the hint says how to export what it holds.
     """
-    from toolkit.export import foreign
+    from toolkit.export import foreign, foreign_template
 
     sources = _sources(settings, overrides)
     foreign.check_adapter(adapter)
     label, revision = foreign.base_of(adapter, base, sources)
-    template = foreign.template_of(adapter, label, sources)
+    template = foreign_template.template_of(adapter, label, sources)
     return Order(adapter, label, revision, adapter.resolve().name, template, sources.config)
 
 
@@ -72,7 +72,7 @@ def one_too_many(model: str | None, base: str | None, adapter: str | None) -> To
 
 def of_model(model: str | None, settings: str, overrides: tuple[str, ...]) -> Order:
     """Order the export of a whole model, as it is; None takes the base that the settings state."""
-    from toolkit.export import foreign
+    from toolkit.export import foreign, foreign_template
     from toolkit.model import base
 
     sources = _sources(settings, overrides)
@@ -85,7 +85,7 @@ def of_model(model: str | None, settings: str, overrides: tuple[str, ...]) -> Or
     name = (path.resolve().stem if path.is_file() else path.resolve().name) if path.exists() else label.split("/")[-1]
     as_it_is = config.export.model_copy(update={"merge_base": "as-trained"})
     config = config.model_copy(update={"export": as_it_is})
-    template = foreign.template_of(None, label, replace(sources, config=config))
+    template = foreign_template.template_of(None, label, replace(sources, config=config))
     return Order(None, label, base.revision_of(label, config.model), name.replace(":", "-"), template, config)
 
 

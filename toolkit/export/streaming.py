@@ -25,9 +25,9 @@ from toolkit.export.carry import carry
 from toolkit.export.gpu_quantizer import GpuQuantizer
 from toolkit.export.placed_file import PlacedFile
 from toolkit.export.planning import ExportPlan, PlannedTensor, plan
-from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.ggml_types import stored_size
 from toolkit.formats.gguf_writer import padded
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model import base_choice, hub_shards
 from toolkit.model.base import Base
 from toolkit.model.hub_range import HubShards

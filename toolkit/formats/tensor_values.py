@@ -14,18 +14,9 @@ import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit
-from toolkit.formats.checkpoint import (
-    AGAIN,
-    ITEM_SIZES,
-    SLAB,
-    Floats,
-    Rows,
-    Scales,
-    TensorInfo,
-    check_readable,
-    stored_bytes,
-)
+from toolkit.formats.checkpoint import SLAB, Floats, Rows, check_readable, stored_bytes
 from toolkit.formats.names import visible
+from toolkit.formats.safetensors_header import AGAIN, ITEM_SIZES, Scales, TensorInfo
 
 
 def read_tensor(tensor: TensorInfo, pool: ThreadPoolExecutor) -> Floats:

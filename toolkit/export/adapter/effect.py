@@ -13,8 +13,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, LoraDelta
 from toolkit.export.adapter.names import INNER
-from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.names import three_names
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.formats.tensor_values import read_tensor
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Adapter
 from toolkit.export.adapter.effect import left_out_by
 from toolkit.export.adapter.names import PREFIX
 from toolkit.export.adapter.weights import adapter_of
-from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model.model_config import ModelConfig
 
 

@@ -20,8 +20,7 @@ from toolkit.core.parsing import read_json
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.names import PREFIX
 from toolkit.export.adapter.weights import WEIGHTS
-from toolkit.formats import checkpoint
-from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.safetensors_header import AGAIN, TensorInfo, read_header
 from toolkit.formats.tensor_values import read_tensor
 
 MLX_WEIGHTS = "adapters.safetensors"
@@ -48,7 +47,7 @@ def check_mlx(folder: Path) -> None:
     if not weights.is_file():
         raise ToolkitError(f"the MLX training in `{folder}` did not end: it has no {MLX_WEIGHTS}", hint=use)
     try:
-        checkpoint.read_header(weights)
+        read_header(weights)
     except ToolkitError as exc:
         again = "the training broke off while it saved: train again, or copy the file again"
         raise ToolkitError(exc.message, hint=use or again, exit_code=exc.exit_code) from None
@@ -74,7 +73,7 @@ def convert_mlx(folder: Path, target: Path) -> None:
     given = settings.get("lora_parameters")
     parameters: dict[str, Any] = given if isinstance(given, dict) else {}
     modules: dict[str, dict[str, TensorInfo]] = {}
-    for name, tensor in checkpoint.read_header(folder / MLX_WEIGHTS).items():
+    for name, tensor in read_header(folder / MLX_WEIGHTS).items():
         match = re.fullmatch(r"(.+)\.(lora_a|lora_b|m)", name)
         if match is None:
             raise _fuse(folder, f"holds `{name}`, which is not LoRA", settings)
@@ -141,7 +140,7 @@ def _scale(parameters: dict[str, Any], rank: int, folder: Path) -> float:
     scale, alpha = parameters.get("scale", 20.0), parameters.get("alpha", rank)
     for key, value in (("scale", scale), ("alpha", alpha)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
-            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {value!r}", hint=checkpoint.AGAIN)
+            raise ToolkitError(f"`{folder / CONFIG}` has no valid `{key}`: {value!r}", hint=AGAIN)
     return float(scale) * float(alpha) / rank
 
 

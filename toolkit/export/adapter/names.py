@@ -12,7 +12,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
-from toolkit.formats.checkpoint import TensorInfo
+from toolkit.formats.safetensors_header import TensorInfo
 
 PREFIX = "base_model.model."
 # Parts that wrappers write anywhere in a name: torch.compile, FSDP, activation checkpointing.

@@ -29,8 +29,8 @@ from toolkit.export.adapter.deltas import (
 from toolkit.export.adapter.effect import check_named, unkept_promise
 from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
 from toolkit.formats import checkpoint
-from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.names import first_names
+from toolkit.formats.safetensors_header import AGAIN, TensorInfo, read_header
 from toolkit.model.config_values import brief
 from toolkit.model.model_config import ModelConfig
 
@@ -100,7 +100,7 @@ def _open_weights(folder: Path) -> dict[str, TensorInfo]:
                 hint="pickled files are never loaded: save it as safetensors, with PEFT's save_pretrained(…)",
             )
         raise ToolkitError(f"the adapter in `{folder}` has no weights: no `{WEIGHTS}`", hint="train it first")
-    tensors = checkpoint.read_header(path)
+    tensors = read_header(path)
     if not tensors:
         raise ToolkitError(f"the adapter in `{folder}` has no weights: `{WEIGHTS}` is empty", hint="train it first")
     return tensors
@@ -131,7 +131,7 @@ def _sort(
             if target in place and not checkpoint.same(place[target], tensor):
                 raise ToolkitError(
                     f"the adapter in `{folder}` holds `{target}` twice, with different values: `{name}`",
-                    hint=checkpoint.AGAIN,
+                    hint=AGAIN,
                 )
             place[target] = tensor
     seeing = [name for name in strangers if any(part in name for part in checkpoint.SIGHT)]
@@ -167,7 +167,7 @@ def _changes(
             if config.get("use_dora") and magnitude is None:
                 raise ToolkitError(
                     f"the adapter in `{folder}` is DoRA, but `{module}` has no lora_magnitude_vector",
-                    hint=checkpoint.AGAIN,
+                    hint=AGAIN,
                 )
             scale = _scale(config, module, a, folder)
             changes.append((weight, LoraDelta(a, b, scale, magnitude, first == "lora_embedding_A")))
@@ -180,7 +180,7 @@ def _changes(
         names = ", ".join(f"`{tensor.name}`" for tensor in parts.values())
         raise ToolkitError(
             f"the adapter in `{folder}` holds tensors that lack their counterpart or cannot be merged: {names}",
-            hint=checkpoint.AGAIN,
+            hint=AGAIN,
         )
     return changes
 
@@ -206,7 +206,7 @@ def _indices(config: Mapping[str, Any], module: str, values: TensorInfo, folder:
     if not ids or len(set(ids)) != len(ids) or values.shape[:1] != (len(ids),):
         raise ToolkitError(
             f"`{folder / CONFIG}` names {len(ids)} trained tokens, but `{values.name}` has shape {list(values.shape)}",
-            hint=checkpoint.AGAIN,
+            hint=AGAIN,
         )
     return tuple(ids)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import checkpoint
-from toolkit.formats.checkpoint import TensorInfo
 from toolkit.formats.names import visible
+from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model.families.family import Family, Layout
 from toolkit.model.model_config import CONFIG, ModelConfig
 
