@@ -13,6 +13,7 @@ from tests.support.faults import Handler, serving
 from tests.support.ollama_server import OllamaServer
 from toolkit import ask
 from toolkit.core.errors import ToolkitError
+from toolkit.prompt.escape import WORD_JOINER, escape_control_tokens
 
 TOKENS = [
     "<|end_of_text|>",
@@ -35,17 +36,17 @@ TOKENS = [
 
 @pytest.mark.parametrize("token", TOKENS)
 def test_control_tokens_become_text(token: str) -> None:
-    safe = ask.escape_control_tokens(f"a{token}b{token}")
+    safe = escape_control_tokens(f"a{token}b{token}")
     assert token not in safe
-    assert safe.replace(ask.WORD_JOINER, "") == f"a{token}b{token}"
-    assert ask.escape_control_tokens(safe) == safe
+    assert safe.replace(WORD_JOINER, "") == f"a{token}b{token}"
+    assert escape_control_tokens(safe) == safe
 
 
 @pytest.mark.parametrize(
     "text", ["a < b and c > d", "<b>bold</b>", "[1] and [see below]", "x <| y", "### Response:", "<3", "<|\n|>"]
 )
 def test_other_text_stays_as_it_is(text: str) -> None:
-    assert ask.escape_control_tokens(text) == text
+    assert escape_control_tokens(text) == text
 
 
 def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_path: Path) -> None:
@@ -55,9 +56,9 @@ def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_p
     layout["added_tokens"].append({**layout["added_tokens"][0], "id": 265, "content": "{user}"})
     path.write_text(json.dumps(layout))
     question = "What does {user} mean?"
-    assert ask.escape_control_tokens(question) == question
+    assert escape_control_tokens(question) == question
     assert ask.control_tokens(run.folder, question) == ["{user}"]
-    assert ask.escape_control_tokens(question, ["{user}"]) == f"What does {{{ask.WORD_JOINER}user}} mean?"
+    assert escape_control_tokens(question, ["{user}"]) == f"What does {{{WORD_JOINER}user}} mean?"
     assert ask.control_tokens(run.folder, "How to prevent it?") == []
 
 
@@ -202,5 +203,5 @@ def test_a_question_is_answered_in_pieces_and_control_tokens_stay_text(
     nothing = counted("ab") - 2
     for token in tiny_gguf.CONTROL:
         assert counted(f"a{token}b") == nothing + 3, "the server takes it for the token"
-        safe = ask.escape_control_tokens(f"a{token}b")
+        safe = escape_control_tokens(f"a{token}b")
         assert counted(safe) >= nothing + 2 + len(token) + 3 - safe.count("he"), "now each of its bytes is one token"
