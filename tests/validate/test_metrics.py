@@ -9,7 +9,15 @@ from hypothesis.extra.numpy import arrays
 
 from tests.support.properties import tries
 from toolkit.validate import metrics
-from toolkit.validate.metrics import compare, mean_interval, negative_log_likelihood, penalised, perplexity
+from toolkit.validate.metrics import (
+    KL_EDGES,
+    compare,
+    kl_histogram,
+    mean_interval,
+    negative_log_likelihood,
+    penalised,
+    perplexity,
+)
 
 
 def logits_of(*rows: list[float]) -> np.ndarray:
@@ -175,3 +183,16 @@ def test_a_repeat_penalty_is_what_llama_cpps_own_sampler_does(penalty: float) ->
         llama_cpp.llama_sampler_free(sampler)
         assert np.allclose(found[index], [theirs[token] for token in range(vocabulary)], rtol=1e-6)
     assert (found != logits).any() and (penalised(logits, seen, first, 1.0) == logits).all()
+
+
+def test_the_histogram_counts_every_token_once_and_as_numpy_does() -> None:
+    kl = np.random.default_rng(3).lognormal(-6, 4, 5000)
+    counts = kl_histogram(kl)
+    within, _ = np.histogram(kl, [0, *KL_EDGES, np.inf])  # numpy's last bin alone holds its right edge
+    assert counts == within.tolist() and sum(counts) == len(kl) and all(counts)
+
+
+def test_the_histogram_puts_zero_first_an_edge_above_itself_and_all_beyond_the_last_edge_last() -> None:
+    kl = np.array([0.0, KL_EDGES[0], KL_EDGES[5], KL_EDGES[-1], 1e9])
+    assert [index for index, count in enumerate(kl_histogram(kl)) for _ in range(count)] == [0, 1, 6, 29, 29]
+    assert kl_histogram(np.empty(0)) == [0] * (len(KL_EDGES) + 1)

@@ -52,6 +52,8 @@ def test_the_report_holds_every_documented_field(passed: scored_models.World) ->
     assert [row["row"] for row in report["rows"]] == [10, 11, 13, 14]  # spread over the six
     assert report["reference"]["perplexity"] == pytest.approx(report["quantizations"]["F32"]["perplexity"], rel=1e-4)
     for name, entry in report["quantizations"].items():
+        assert sum(entry["kl_counts"]) == report["held_out"]["tokens_scored"]
+        assert len(entry["kl_counts"]) == len(report["kl_edges"]) + 1
         assert entry["sha256"] == sha256_of(passed.folder.gguf(name))
         assert entry["bytes"] == passed.folder.gguf(name).stat().st_size
     assert report["sources"]["data/test.jsonl"] == sha256_of(passed.folder.split_file("test"))

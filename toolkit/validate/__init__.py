@@ -23,7 +23,7 @@ from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import gguf, heldout, reference
 from toolkit.validate.layers import open_trained, untrained_answers
-from toolkit.validate.metrics import perplexity
+from toolkit.validate.metrics import KL_EDGES, perplexity
 from toolkit.validate.model_card import model_card
 from toolkit.validate.pace import choose_rows
 from toolkit.validate.report import (
@@ -68,6 +68,8 @@ def validate(
     - `quantizations`, by name: `file`, `bytes`, `sha256`, `bits_per_weight`; `mean_kl`, `kl_99`, `max_kl`, `top1`
       (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `mean_kl_low`,
       `mean_kl_high` (95 % interval over rows, null for one; with fewer than 30 its upper end must be within `bound`);
+      `kl_counts` (how many tokens have a KL below the first of the report's `kl_edges`, between each two of them, and
+      above the last; null if not measurable);
       `passed`, `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
       `expected` and `found` ids);
     - `merge`, null if the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
@@ -144,6 +146,7 @@ def validate(
         },
         "learned": learned,
         "warnings": warnings,
+        "kl_edges": list(KL_EDGES),
         "quantizations": entries,
         "merge": merge_entry(other, trained.merge),
         "penalty": penalty_entry(config.export.default, config.ollama.repeat_penalty, default),

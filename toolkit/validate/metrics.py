@@ -13,6 +13,7 @@ Values = npt.NDArray[np.float64]
 PENALISED = 64  # tokens that a repeat penalty looks back over, by default in Ollama and in llama-cpp-python
 RESAMPLES = 2000  # of the rows, for an interval
 CHUNK = 2**20  # logits held in float64 at a time: 8 MiB an array
+KL_EDGES = tuple(float(f"{10 ** (step / 4):.4g}") for step in range(-24, 5))  # nats: 1e-6 to 10, four in each decade
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,15 @@ def mean_interval(totals: Values, counts: npt.NDArray[np.int64]) -> tuple[float,
         means.append(times @ totals / (times @ counts))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
+
+
+def kl_histogram(kl: Values) -> list[int]:
+    """Count the tokens between each two of KL_EDGES; the first count is of those below all, the last of those above.
+
+    A token at an edge counts above it. The values must be finite.
+    """
+    counts = np.bincount(np.searchsorted(KL_EDGES, kl, side="right"), minlength=len(KL_EDGES) + 1)
+    return [int(count) for count in counts]
 
 
 def negative_log_likelihood(logits: Logits, targets: npt.NDArray[np.int64]) -> Values:

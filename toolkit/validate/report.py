@@ -12,7 +12,7 @@ from toolkit.core.manifest import FileRecord, StageRecord, installed
 from toolkit.model.merge_base import OtherBase
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.heldout import Record
-from toolkit.validate.metrics import Distance, Values, mean_interval, perplexity
+from toolkit.validate.metrics import Distance, Values, kl_histogram, mean_interval, perplexity
 from toolkit.validate.reference import MergeCost
 
 FEW = 30  # rows below which the upper end of the mean's interval is held against the bound
@@ -40,6 +40,7 @@ def quantization_entry(
         **_distances(found.distance),
         "mean_kl_low": interval[0] if interval else None,
         "mean_kl_high": interval[1] if interval else None,
+        "kl_counts": kl_histogram(found.distance.kl) if found.distance and _is_finite(found.distance) else None,
         "bound": bound,
         "prompts": found.parity.prompts,
         "unequal_prompts": found.parity.unequal_prompts,
@@ -113,11 +114,15 @@ def learned_entry(
 
 def _distances(distance: Distance | None) -> dict[str, float | None]:
     names = ("mean_kl", "kl_99", "max_kl", "top1", "perplexity")
-    if distance is None or not (np.isfinite(distance.kl).all() and np.isfinite(distance.nll).all()):
+    if distance is None or not _is_finite(distance):
         return dict.fromkeys(names)
     kl = distance.kl
     values = (kl.mean(), np.percentile(kl, 99), kl.max(), distance.same_top.mean(), perplexity(distance.nll))
     return {name: float(value) for name, value in zip(names, values, strict=True)}
+
+
+def _is_finite(distance: Distance) -> bool:
+    return bool(np.isfinite(distance.kl).all() and np.isfinite(distance.nll).all())
 
 
 def _interval(distance: Distance | None, scored: list[Record]) -> tuple[float, float] | None:
