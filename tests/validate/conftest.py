@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.support import scored_models
+from toolkit.prompt import held_out
 from toolkit.prompt.format import Prompt, PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
-from toolkit.validate import gguf, heldout, reference
+from toolkit.validate import gguf, reference
 from toolkit.validate.layers import open_trained, untrained_answers
 
 
@@ -18,7 +19,7 @@ class Trained:
     """The measured reference of the small run, and what a GGUF is measured with."""
 
     reference: reference.Reference
-    records: list[heldout.Record]
+    records: list[held_out.Record]
     tokenizer: Tokenizer
     form: PromptFormat
     prompts: list[Prompt]
@@ -56,7 +57,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> scored_models.World:
 @pytest.fixture(scope="package")
 def trained(made: scored_models.World) -> Iterator[Trained]:
     tokenizer, form = load_tokenizer(made.base.folder), prompt_format(made.config.prompt)
-    records = heldout.read_held_out(made.folder.split_file("test"), form, tokenizer)
+    records = held_out.read_held_out(made.folder.split_file("test"), form, tokenizer)
     settings = made.config.validation
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
     layers = open_trained(made.base.folder, made.folder.adapter)

@@ -12,8 +12,8 @@ import pytest
 from tests.support import memory, wide
 from tests.support.scored_models import tokenizer, write_rows
 from toolkit.prompt.format import Prompt
+from toolkit.prompt.held_out import Record
 from toolkit.validate import reference
-from toolkit.validate.heldout import Record
 from toolkit.validate.layers import open_trained
 
 NARROW = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4,

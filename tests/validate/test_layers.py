@@ -11,8 +11,8 @@ import transformers
 from tests.support import families, models
 from toolkit.core.errors import ToolkitError
 from toolkit.prompt.format import Prompt
+from toolkit.prompt.held_out import Record
 from toolkit.validate import layers, reference
-from toolkit.validate.heldout import Record
 from toolkit.validate.layers import open_trained
 
 LINEARS = "all-linear"

@@ -7,7 +7,7 @@ import pytest
 
 from toolkit.core.manifest import StageRecord
 from toolkit.prompt.format import Prompt
-from toolkit.validate.heldout import Record
+from toolkit.prompt.held_out import Record
 from toolkit.validate.report import learned_entry
 
 TOKENS = (3, 5, 2, 8, 4, 6)

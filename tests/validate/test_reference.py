@@ -15,9 +15,10 @@ from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import spread
 from toolkit.export import export
+from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer as load
-from toolkit.validate import heldout, reference, spill
+from toolkit.validate import reference, spill
 from toolkit.validate.layers import open_trained
 from toolkit.validate.metrics import perplexity
 
@@ -148,7 +149,7 @@ def test_a_cut_answer_is_not_scored_for_an_end(made: scored_models.World, tmp_pa
     form, tokenizer = prompt_format(made.config.prompt), load(made.base.folder)
     rows = [{"row": 1, "instruction": "a", "input": "b", "output": "c d", "truncated": cut} for cut in (False, True)]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    whole, cut = heldout.read_held_out(tmp_path / "test.jsonl", form, tokenizer)
+    whole, cut = held_out.read_held_out(tmp_path / "test.jsonl", form, tokenizer)
     assert whole.ids == [*cut.ids, tokenizer.eos] and whole.start == cut.start
     assert list(whole.targets) == [*cut.targets, tokenizer.eos] and whole.seen == cut.ids
 
@@ -172,7 +173,7 @@ def test_bad_held_out_files(made: scored_models.World, tmp_path: Path, content: 
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(ToolkitError, match=message) as caught:
-        heldout.read_held_out(path, prompt_format(made.config.prompt), load(made.base.folder))
+        held_out.read_held_out(path, prompt_format(made.config.prompt), load(made.base.folder))
     assert caught.value.hint
 
 

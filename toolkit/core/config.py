@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from toolkit.core.evaluate_settings import BASE, TRAINED, EvaluateSettings
 from toolkit.core.input_settings import DataSettings, ModelSettings, PromptSettings, RunSettings
 from toolkit.core.output_settings import ALL, ExportSettings, OllamaSettings, ValidateSettings
 from toolkit.core.section import Section
@@ -25,6 +26,7 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     # `validate` is a method of pydantic's models, so the attribute has another name than the section.
     validation: ValidateSettings = Field(ValidateSettings(), alias="validate")
+    evaluate: EvaluateSettings = EvaluateSettings()
     ollama: OllamaSettings = OllamaSettings()
 
     @model_validator(mode="after")
@@ -33,6 +35,14 @@ class Config(Section):
         if absent:
             written = ", ".join(self.export.quantizations)
             raise ValueError(f'ollama.tags: "{absent[0]}" is not among export.quantizations: {written}')
+        return self
+
+    @model_validator(mode="after")
+    def _systems_are_written(self) -> "Config":
+        there = (BASE, TRAINED, *self.export.quantizations)
+        absent = [name for name in self.evaluate.systems if name not in there]
+        if absent:
+            raise ValueError(f'evaluate.systems: "{absent[0]}" is none of {", ".join(there)}')
         return self
 
     @property

@@ -96,6 +96,16 @@ class RunFolder:
         return self.path / "report.json"
 
     @property
+    def evaluation(self) -> Path:
+        """What the evaluation found."""
+        return self.path / "evaluation.json"
+
+    @property
+    def evaluated(self) -> Path:
+        """The answers and scores of an evaluation that has not come to its end."""
+        return self.path / ".evaluate.answers.jsonl"
+
+    @property
     def model_card(self) -> Path:
         """The model card."""
         return self.path / "README.md"

@@ -1,11 +1,12 @@
 """What an evaluation compares: the base, the trained model, and each GGUF. All are asked through one interface."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 from toolkit.prompt.format import Prompt
+from toolkit.prompt.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class System:
 
 @dataclass(frozen=True)
 class Answer:
-    """One greedy answer: its text, its number of tokens, and whether it ended by itself."""
+    """One greedy answer: its text, its number of tokens, and whether it ended by itself (by EOS, not by a stop)."""
 
     text: str
     tokens: int
@@ -38,11 +39,23 @@ class Score:
 
 
 class Asked(Protocol):
-    """A loaded system. `window` is the largest number of tokens of prompt and continuation together."""
+    """A loaded system."""
 
-    bos: int | None
-    eos: int
-    window: int
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text; None if the vocabulary adds none."""
+
+    @property
+    def eos(self) -> int:
+        """The token that ends an answer."""
+
+    @property
+    def window(self) -> int:
+        """The largest number of tokens of prompt and continuation together."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes, in words."""
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt as training made them, BOS included where there is one."""
@@ -55,3 +68,33 @@ class Asked(Protocol):
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
         """Score continuations, each after the ids before it (at least one); in order. Common beginnings are cached."""
+
+
+def answer_of(tokenizer: Tokenizer, ids: list[int], ended: bool, stops: tuple[str, ...]) -> Answer:
+    """Return the answer that ids without EOS are: its text up to the first stop, which is no end of its own."""
+    text, stop = tokenizer.decode(ids), cut_at(tokenizer, ids, stops, whole=True)
+    return Answer(text, len(ids), ended) if stop is None else Answer(text[:stop], len(ids), False)
+
+
+def cut_at(tokenizer: Tokenizer, ids: list[int], stops: tuple[str, ...], *, whole: bool = False) -> int | None:
+    """Return where the first stop is in the text of an answer, None if there is none.
+
+    Only the last tokens are looked at, unless `whole`: so it is called after each one.
+    """
+    longest = max(map(len, stops), default=0)
+    if not longest:
+        return None
+    text = tokenizer.decode(ids if whole else ids[-longest - 1 :])
+    found = [text.index(stop) for stop in stops if stop in text]
+    return min(found) if found else None
+
+
+def in_order(found: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:
+    """Yield numbered answers by their numbers from 0 on; those that come early wait."""
+    early: dict[int, Answer] = {}
+    following = 0
+    for number, one in found:
+        early[number] = one
+        while following in early:
+            yield early.pop(following)
+            following += 1

@@ -18,10 +18,11 @@ from toolkit.core.together import write_together
 from toolkit.model.base import Base, licence_of
 from toolkit.model.hub_range import HubShards
 from toolkit.model.merge_base import OtherBase
+from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import load_tokenizer as load
-from toolkit.validate import gguf, heldout, reference
+from toolkit.validate import gguf, reference
 from toolkit.validate.layers import open_trained, untrained_answers
 from toolkit.validate.metrics import KL_EDGES, perplexity
 from toolkit.validate.model_card import model_card
@@ -92,7 +93,7 @@ def validate(
         raise ToolkitError(f"no GGUF file `{missing[0]}`", hint="write it with `toolkit export`", exit_code=MISSING)
     settings, form = config.validation, prompt_format(config.prompt)
     tokenizer = load(base.folder, form)
-    records = heldout.read_held_out(folder.split_file("test"), form, tokenizer)
+    records = held_out.read_held_out(folder.split_file("test"), form, tokenizer)
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
     known = manifest.files()
 

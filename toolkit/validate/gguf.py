@@ -11,8 +11,8 @@ from toolkit import llamacpp
 from toolkit.core import console, hardware
 from toolkit.llamacpp import together
 from toolkit.prompt.format import Prompt
+from toolkit.prompt.held_out import Record
 from toolkit.prompt.tokenizer import Tokenizer
-from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Distance, Logits, compare, join, penalised
 from toolkit.validate.recomputed import Recomputed
 

@@ -16,9 +16,9 @@ from toolkit.core import console
 from toolkit.model.greedy_answer import greedy_answer
 from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import Prompt
+from toolkit.prompt.held_out import Record
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.validate.filling import check_weights, filled, sliced_head, whole
-from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Logits
 from toolkit.validate.skeleton import HEAD, Skeleton, compute, make_skeleton, place_buffers
 from toolkit.validate.spill import spill

@@ -11,7 +11,7 @@ from toolkit import llamacpp
 from toolkit.core import console
 from toolkit.core.files import spread
 from toolkit.core.output_settings import LEAST_ROWS
-from toolkit.validate.heldout import Record
+from toolkit.prompt.held_out import Record
 from toolkit.validate.layers import BOTH, Trained, chunk_size, head, logits_of, ready, through, with_adapter
 from toolkit.validate.spill import RESERVE
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.model.merge_base import OtherBase
+from toolkit.prompt.held_out import Record
 from toolkit.validate.filling import check_weights
-from toolkit.validate.heldout import Record
 from toolkit.validate.layers import BOTH, Trained, chunk_size, final_states, head, logits_of, spans_of, with_adapter
 from toolkit.validate.metrics import Distance, Logits, Values, compare, join, negative_log_likelihood
 from toolkit.validate.recomputed import Recomputed

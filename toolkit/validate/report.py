@@ -10,8 +10,8 @@ from toolkit.core import console
 from toolkit.core.learned import compare_losses, warning_of
 from toolkit.core.manifest import FileRecord, StageRecord, installed
 from toolkit.model.merge_base import OtherBase
+from toolkit.prompt.held_out import Record
 from toolkit.validate.gguf import Measurement
-from toolkit.validate.heldout import Record
 from toolkit.validate.metrics import Distance, Values, kl_histogram, mean_interval, perplexity
 from toolkit.validate.reference import MergeCost
 

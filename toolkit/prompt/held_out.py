@@ -58,7 +58,7 @@ def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer)
                 f"`{path}` line {number} has an answer without a token", hint="run `toolkit prepare --force`"
             )
     if not found:
-        raise ToolkitError(f"`{path}` holds no records to validate with", hint="raise `data.test` and prepare again")
+        raise ToolkitError(f"`{path}` holds no held-out records", hint="raise `data.test` and prepare again")
     return found
 
 

@@ -1,0 +1,122 @@
+"""The systems of a run, each opened when it is asked: base and trained model share one that stays loaded."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.evaluate_settings import BASE, TRAINED
+from toolkit.core.manifest import FileRecord, installed, record_file
+from toolkit.core.run_folder import RunFolder
+from toolkit.evaluate.llamacpp_system import opened_gguf
+from toolkit.evaluate.systems import Asked, System
+from toolkit.evaluate.transformers_system import Place, TransformersSystem, choose_place, ends_of, loaded
+from toolkit.model.base import Base
+from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
+
+
+def systems_of(config: Config, folder: RunFolder) -> list[System]:
+    """Return the systems that the settings name, in the order base, trained, quantizations as they are written."""
+    wanted = config.evaluate.systems or [BASE, TRAINED, *config.export.quantizations]
+    found = [System("base", "base"), System("trained", "trained")]
+    found += [System(name, "gguf", folder.gguf(name)) for name in config.export.quantizations]
+    return [system for system in found if system.name in wanted]
+
+
+@dataclass
+class Bench:
+    """What opens the systems of a run. `kept` is False where only the small files of `base` are on this machine."""
+
+    config: Config
+    folder: RunFolder
+    base: Base
+    kept: bool = True
+    known: list[FileRecord] = field(default_factory=list)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _model: Any = None
+
+    @property
+    def systems(self) -> list[System]:
+        """The systems that the settings name."""
+        return systems_of(self.config, self.folder)
+
+    @cached_property
+    def form(self) -> PromptFormat:
+        """The prompt format of the run."""
+        return prompt_format(self.config.prompt)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The training's tokenizer."""
+        return load_tokenizer(self.base.folder, self.form)
+
+    @cached_property
+    def place(self) -> Place | str:
+        """Where base and trained model compute, or why they cannot."""
+        if not self.kept:
+            return "its weights are read from the hub piece by piece, and none is kept (export.stream_base)"
+        return choose_place(self.base.folder)
+
+    def skipped(self, system: System) -> str:
+        """Say why a system cannot be asked on this machine; empty if it can."""
+        return self.place if system.kind != "gguf" and isinstance(self.place, str) else ""
+
+    @contextlib.contextmanager
+    def opened(self, system: System, window: int) -> Iterator[Asked]:
+        """Load a system with room for `window` tokens of prompt and answer, if the model has as many positions.
+
+        Base and trained model stay loaded until a GGUF is opened, or the bench is closed. Raises ToolkitError if it
+        does not load; ask `skipped` before.
+        """
+        if system.path is not None:
+            self.close()
+            if not system.path.is_file():
+                raise ToolkitError(
+                    f"no GGUF file `{system.path}`", hint="write it with `toolkit export`", exit_code=MISSING
+                )
+            with opened_gguf(system.path, self.tokenizer, window, exact=system.name == "F32") as asked:
+                yield asked
+            return
+        place = self.place
+        if isinstance(place, str):
+            raise ToolkitError(f"{system.name} cannot be asked: {self.skipped(system)}", exit_code=MISSING)
+        if self._model is None:
+            self._model = self._stack.enter_context(loaded(self.base.folder, self.folder.adapter, place))
+        config = self._model.get_base_model().config
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or window
+        ends = ends_of(self.base.folder, self.tokenizer)
+        adapted = system.kind == "trained"
+        yield TransformersSystem(self._model, adapted, self.tokenizer, ends, min(window, positions), place)
+
+    def close(self) -> None:
+        """Let go of base and trained model."""
+        self._model = None
+        self._stack.close()
+
+    def describe(self, system: System) -> dict[str, Any]:
+        """Return what evaluation.json says of a system's file: its path in the run folder, bytes and SHA-256."""
+        if system.path is None:
+            return {"file": None, "bytes": None, "sha256": None}
+        found = record_file(system.path, self.folder, self.known)
+        return {"file": found.path, "bytes": found.size, "sha256": found.sha256}
+
+    def key(self, system: System) -> str:
+        """Return a hash of all that decides a system's answers besides the question: files, place, libraries."""
+        if system.path is not None:
+            paths, libraries = [system.path], ["llama-cpp-python"]
+        else:
+            base = self.base.folder
+            paths = sorted([*base.glob("*.safetensors"), *base.glob("*config.json")])
+            paths += self.folder.adapter_files if system.kind == "trained" else []
+            libraries = ["torch", "transformers", "peft"]
+        paths.append(self.base.folder / "tokenizer.json")
+        hashes = [record_file(path, self.folder, self.known).sha256 for path in paths]
+        place = "" if system.path is not None else str(self.place)
+        text = json.dumps([system.name, hashes, place, installed(libraries)])
+        return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""A GGUF in llama.cpp, asked as the other systems are."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit import llamacpp
+from toolkit.evaluate.systems import Answer, Asked, Score, answer_of, cut_at, in_order
+from toolkit.llamacpp.batched import answer_all, at_once
+from toolkit.llamacpp.vocabulary import trained_positions
+from toolkit.prompt.format import Prompt
+from toolkit.prompt.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LlamaCppSystem:
+    """A loaded GGUF; answers are decoded by the training's tokenizer, so that equal ids are equal texts."""
+
+    llm: Any
+    path: Path
+    tokenizer: Tokenizer
+    window: int
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text; None if the vocabulary adds none."""
+        return self.tokenizer.bos
+
+    @property
+    def eos(self) -> int:
+        """The token that ends an answer."""
+        return self.tokenizer.eos
+
+    @property
+    def device(self) -> str:
+        """Where it computes, in words."""
+        layers = llamacpp.gpu_layers(self.path)
+        return "CPU" if layers == 0 else "GPU" if layers < 0 else f"GPU ({layers} layers) and CPU"
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids that the GGUF's own vocabulary gives to a prompt."""
+        return llamacpp.tokenize(self.llm, prompt)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a plain text, without BOS; control tokens in it are text."""
+        ids: list[int] = self.llm.tokenize(text.encode("utf-8"), add_bos=False, special=False)
+        return ids
+
+    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
+        """Answer each prompt greedily, several at once; in the order of the prompts."""
+        given = [self.prompt_ids(prompt) for prompt in prompts]
+        if not given:
+            return
+        count = at_once(self.path, max(map(len, given)) + tokens)
+        found = answer_all(self.llm, given, tokens, count, lambda ids: cut_at(self.tokenizer, ids, stops) is not None)
+        yield from in_order((number, answer_of(self.tokenizer, ids, ended, stops)) for number, ids, ended in found)
+
+    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
+        """Score continuations, each after the ids before it; in order."""
+        for before, after in pairs:
+            ids = [*before, *after]
+            rows = llamacpp.logits(self.llm, ids[:-1], len(before) - 1).astype(np.float64)
+            rows -= rows.max(axis=-1, keepdims=True)
+            rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
+            picked = rows[np.arange(len(after)), after]
+            yield Score(float(picked.sum()), bool((rows.argmax(axis=-1) == after).all()))
+
+
+@contextlib.contextmanager
+def opened_gguf(path: Path, tokenizer: Tokenizer, window: int, *, exact: bool) -> Iterator[Asked]:
+    """Load a GGUF with room for `window` tokens, or for as many as the model was trained on, if these are fewer.
+
+    Raises ToolkitError if it does not load.
+    """
+    positions = trained_positions(path)
+    room = window if positions is None else min(window, positions)
+    with llamacpp.opened(path, room, exact=exact) as llm:
+        yield LlamaCppSystem(llm, path, tokenizer, room)

@@ -1,0 +1,193 @@
+"""Base and trained model in transformers: loaded once, the base with the adapter disabled; answers in batches."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import hardware
+from toolkit.core.console import silence_transformers, size
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.evaluate.systems import Answer, Score, answer_of, cut_at
+from toolkit.formats.checkpoint import open_folder
+from toolkit.model.dequantized import plain_folder
+from toolkit.model.model_config import is_four_bit
+from toolkit.model.text_part import text_part
+from toolkit.prompt.format import Prompt
+from toolkit.prompt.tokenizer import Tokenizer
+
+BATCH = 16  # prompts that are answered at once
+BESIDES = 1_500_000_000  # bytes besides the weights: the KV cache of a batch, activations, torch itself
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model computes, and in which of torch's types."""
+
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class TransformersSystem:
+    """The loaded model with the adapter, or without it. `ends` are the tokens that end an answer."""
+
+    model: Any
+    adapted: bool
+    tokenizer: Tokenizer
+    ends: tuple[int, ...]
+    window: int
+    place: Place
+
+    @property
+    def bos(self) -> int | None:
+        """The token that begins a text; None if the vocabulary adds none."""
+        return self.tokenizer.bos
+
+    @property
+    def eos(self) -> int:
+        """The token that ends an answer."""
+        return self.tokenizer.eos
+
+    @property
+    def device(self) -> str:
+        """Where it computes, in words."""
+        return f"{'CPU' if self.place.device == 'cpu' else 'GPU'} ({self.place.dtype})"
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt as training made them."""
+        return self.tokenizer.prompt_ids(prompt)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a plain text, without BOS; control tokens in it are text."""
+        return self.tokenizer.encode(text)
+
+    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
+        """Answer each prompt greedily, a batch at once with padding on the left; in the order of the prompts."""
+        given = [self.prompt_ids(prompt) for prompt in prompts]
+        for start in range(0, len(given), BATCH):
+            yield from self._answer(given[start : start + BATCH], tokens, stops)
+
+    def _answer(self, given: list[list[int]], tokens: int, stops: tuple[str, ...]) -> list[Answer]:
+        import torch
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        longest, filler = max(map(len, given)), self.tokenizer.eos
+        padded = torch.tensor([[filler] * (longest - len(ids)) + ids for ids in given], device=self.model.device)
+        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in given], device=self.model.device)
+        greedy = GenerationConfig(
+            max_new_tokens=tokens, do_sample=False, eos_token_id=[*self.ends], pad_token_id=filler, use_cache=True
+        )
+
+        def over(ids: Any, _: Any, **__: Any) -> Any:
+            done = [cut_at(self.tokenizer, row, stops) is not None for row in ids[:, longest:].tolist()]
+            return torch.tensor(done, device=ids.device)
+
+        # What a base ships with its weights (such as a repetition penalty) would fill in whatever is not set here.
+        inner = self.model.get_base_model()
+        former, inner.generation_config = inner.generation_config, greedy
+        try:
+            with torch.inference_mode(), self._adapter():
+                found = self.model.generate(
+                    input_ids=padded,
+                    attention_mask=mask,
+                    generation_config=greedy,
+                    stopping_criteria=StoppingCriteriaList([over]),
+                )
+        finally:
+            inner.generation_config = former
+        return [self._read(row, stops) for row in found[:, longest:].tolist()]
+
+    def _read(self, ids: list[int], stops: tuple[str, ...]) -> Answer:
+        end = next((index for index, token in enumerate(ids) if token in self.ends), len(ids))
+        return answer_of(self.tokenizer, ids[:end], end < len(ids), stops)
+
+    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
+        """Score continuations, each after the ids before it; in order."""
+        import torch
+
+        for before, after in pairs:
+            ids = torch.tensor([[*before, *after[:-1]]], device=self.model.device)
+            with torch.inference_mode(), self._adapter():
+                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=len(after)).logits[0]
+                rows = logits.float().log_softmax(-1).cpu()
+            picked = rows[range(len(after)), after]
+            yield Score(float(picked.double().sum()), rows.argmax(-1).tolist() == after)
+
+    def _adapter(self) -> Any:
+        return contextlib.nullcontext() if self.adapted else self.model.disable_adapter()
+
+
+def choose_place(base: Path) -> Place | str:
+    """Choose where a base computes: the GPU if it fits, else the CPU, in float32 if that fits; or say why nowhere."""
+    weights = sum(prod(tensor.shape) for tensor in open_folder(base).values())
+    weights *= 2 if is_four_bit(base) else 1  # two of them are in a stored number
+    gpu = hardware.gpu()
+    if gpu is not None and 2 * weights + BESIDES <= gpu.free:
+        return Place("cuda", "bfloat16" if gpu.bf16 else "float16")
+    free = hardware.available_memory()
+    for dtype, width in (("float32", 4), ("bfloat16", 2)):
+        if free is None or width * weights + BESIDES <= free:
+            return Place("cpu", dtype)
+    need = size(2 * weights + BESIDES)
+    beside = f", and {size(gpu.free)} of the GPU's" if gpu is not None else ""
+    return f"in transformers it needs {need} of memory, and {size(free or 0)} are free{beside}"
+
+
+@contextlib.contextmanager
+def loaded(base: Path, adapter: Path, place: Place) -> Iterator[Any]:
+    """Load base and adapter; gives PEFT's model. Raises ToolkitError if the adapter does not fit the base."""
+    import torch
+    from peft import PeftModel
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    for name in ("adapter_config.json", "adapter_model.safetensors"):  # PEFT would take a pickled .bin instead
+        if not (adapter / name).is_file():
+            raise ToolkitError(
+                f"the adapter folder `{adapter}` has no {name}", hint="run `toolkit train`", exit_code=MISSING
+            )
+    silence_transformers()
+    folder = plain_folder(base)
+    config, renamed = text_part(AutoConfig.from_pretrained(folder))
+    # transformers would take torch's attention, which leaves out Gemma-2's soft cap.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    options: dict[str, Any] = {"attn_implementation": "eager"} if capped else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        use_safetensors=True,
+        dtype=getattr(torch, place.dtype),
+        device_map={"": place.device},
+        **renamed,
+        **options,
+    )
+    try:
+        peft = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as exc:
+        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+        reason = next((line for line in lines if "size mismatch" in line), lines[0] if lines else type(exc).__name__)
+        raise ToolkitError(
+            f"the adapter in `{adapter}` does not fit the base in `{base}`: {reason}",
+            hint="evaluate with the base that the adapter was trained on (`model.base`, `model.base_16bit`)",
+        ) from None
+    try:
+        yield peft.eval()
+    finally:
+        del model, peft
+        if place.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def ends_of(base: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens that end an answer: the training's EOS, and those that the base's own settings name."""
+    path = base / "generation_config.json"
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):
+        named = None
+    found = named if isinstance(named, list) else [named]
+    return tuple(dict.fromkeys([tokenizer.eos, *(index for index in found if type(index) is int)]))
