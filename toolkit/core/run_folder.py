@@ -110,6 +110,21 @@ class RunFolder:
         """The model card."""
         return self.path / "README.md"
 
+    @property
+    def review(self) -> Path:
+        """The clinicians' sheet: `review.html`."""
+        return self.path / "review.html"
+
+    @property
+    def review_table(self) -> Path:
+        """The same comparisons for a spreadsheet: `review.csv`."""
+        return self.path / "review.csv"
+
+    @property
+    def review_key(self) -> Path:
+        """What says which system gave which answer of the sheet: `review-key.json`."""
+        return self.path / "review-key.json"
+
 
 def folder_of(config: Config) -> RunFolder:
     """Return the run folder that the settings name; nothing is created."""
