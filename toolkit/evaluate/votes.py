@@ -1,0 +1,275 @@
+"""Count the clinicians' votes: unblind them, and say which system they prefer, how sure that is, and how they agree."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.core import console
+from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.files import sha256_of
+from toolkit.core.run_folder import RunFolder
+from toolkit.evaluate.agreement import rater_agreement, strength, win_rate
+from toolkit.evaluate.blind import KeyItem, SheetKey, answered, answers_hash, read_key
+from toolkit.evaluate.votes_file import Ballot, read_ballot
+
+VERDICTS = ("better", "worse", "same", "both_unsafe")
+
+
+def count_votes(folder: RunFolder, evaluation: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
+    """Return what `evaluation.json` holds under "votes"; nothing is written.
+
+    Each pair has the votes of all raters by verdict on its second system, and the win rate over questions: of several
+    raters the majority decides one. Raises ToolkitError (exit code 2) for files that cannot be counted together.
+    """
+    key = _key_of(folder, evaluation)
+    ballots = [read_ballot(path) for path in files]
+    _check_sheets(ballots, key, folder)
+    _check_items(ballots, key)
+    _check_raters(ballots)
+    items = {item.item: item for item in key.items}
+    verdicts = {
+        ballot.rater: {number: verdict_of(items[number], vote) for number, vote in ballot.votes.items()}
+        for ballot in ballots
+    }
+    questions = {entry["row"]: entry for entry in answered(evaluation)}
+    return {
+        "sheet": key.sheet,
+        "answers": key.answers,
+        "files": [
+            {
+                "name": ballot.path.name,
+                "sha256": sha256_of(ballot.path),
+                "rater": ballot.rater,
+                "votes": len(ballot.votes),
+                "items": len(items),
+            }
+            for ballot in ballots
+        ],
+        "pairs": [_count_pair(pair.model_dump(), key.items, verdicts, len(key.pairs)) for pair in key.pairs],
+        "agreement": rater_agreement(verdicts),
+        "unsafe": list(_unsafe(ballots, items, questions)),
+        "comments": list(_comments(ballots, items, questions, verdicts)),
+        "items": [
+            {"row": item.row, "a": item.a, "b": item.b, "votes": found}
+            for item in key.items
+            if (found := {rater: votes[item.item] for rater, votes in verdicts.items() if item.item in votes})
+        ],
+    }
+
+
+def kept_votes(former: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the votes of a former evaluation where the fresh one has the same answers; else None."""
+    votes = former.get("votes")
+    try:
+        return votes if isinstance(votes, dict) and votes.get("answers") == answers_hash(fresh) else None
+    except ToolkitError:  # the fresh one has no answers
+        return None
+
+
+def _key_of(folder: RunFolder, evaluation: dict[str, Any]) -> SheetKey:
+    key = read_key(folder)
+    if key is None:
+        raise ToolkitError(
+            f"no `{folder.review_key}`: without it nobody knows which system gave which answer",
+            hint="restore it from a copy; `toolkit evaluate --sheet` begins a new sheet with a key of its own",
+        )
+    if key.answers != answers_hash(evaluation):
+        raise ToolkitError(
+            f"the sheet {key.sheet} was made from other answers than evaluation.json holds now",
+            hint="`toolkit evaluate --sheet` writes a sheet of the answers of now; votes on the former do not count",
+        )
+    return key
+
+
+def _check_sheets(ballots: Sequence[Ballot], key: SheetKey, folder: RunFolder) -> None:
+    for ballot in ballots:
+        if ballot.sheet.casefold() != key.sheet:
+            former = ballot.sheet.isalnum() and folder.path.joinpath(f"review-key-{ballot.sheet[:40]}.json").is_file()
+            reason = "a former sheet of this run, with other answers" if former else "another run's"
+            raise ToolkitError(
+                f"`{ballot.path}` is of the sheet `{ballot.sheet[:40]}`, {reason}; `{folder.review}` is {key.sheet}",
+                hint="leave it out here, or name the settings of its run with -c",
+                exit_code=USAGE,
+            )
+
+
+def _check_items(ballots: Sequence[Ballot], key: SheetKey) -> None:
+    known = {item.item for item in key.items}
+    for ballot in ballots:
+        unknown = sorted((set(ballot.votes) | set(ballot.comments)) - known)
+        if unknown:
+            raise ToolkitError(
+                f"`{ballot.path}` votes on item {unknown[0]}, and the sheet has {len(known)}",
+                hint="the numbers in the column item are the sheet's: restore them from review.csv",
+                exit_code=USAGE,
+            )
+        if not ballot.votes:
+            raise ToolkitError(
+                f"`{ballot.path}` holds no vote", hint="leave it out, or ask its rater to vote", exit_code=USAGE
+            )
+        if len(ballot.votes) < len(known):
+            console.warn(f"{ballot.path} has {len(ballot.votes)} votes of {len(known)}: pairs without one are left out")
+
+
+def _check_raters(ballots: Sequence[Ballot]) -> None:
+    seen: dict[str, Path] = {}
+    for ballot in ballots:
+        name = " ".join(ballot.rater.casefold().split())
+        if name in seen:
+            raise ToolkitError(
+                f"`{ballot.rater}` voted in two files: `{seen[name]}` and `{ballot.path}`",
+                hint="give the one that counts; two people of one name write it differently",
+                exit_code=USAGE,
+            )
+        seen[name] = ballot.path
+
+
+def verdict_of(item: KeyItem, vote: str) -> str:
+    """Return what a vote of the sheet says about the pair's second system: one of `VERDICTS`."""
+    if vote == "same":
+        return "same"
+    if vote == "unsafe":
+        return "both_unsafe"
+    return "better" if (vote == "first") == (item.first == item.b) else "worse"
+
+
+def majority(verdicts: Iterable[str]) -> str:
+    """Return what most raters say of a question: better, worse, or same where neither has more votes.
+
+    Both unsafe where all of them say so.
+    """
+    counts = Counter(verdicts)
+    if set(counts) == {"both_unsafe"}:
+        return "both_unsafe"
+    lead = counts["better"] - counts["worse"]
+    return "better" if lead > 0 else "worse" if lead < 0 else "same"
+
+
+def _count_pair(
+    pair: dict[str, Any], items: Sequence[KeyItem], verdicts: dict[str, dict[int, str]], pairs: int
+) -> dict[str, Any]:
+    own = [item.item for item in items if (item.a, item.b) == (pair["a"], pair["b"])]
+    by_question = [[votes[number] for votes in verdicts.values() if number in votes] for number in own]
+    counts = Counter(verdict for votes in by_question for verdict in votes)
+    decided = Counter(majority(votes) for votes in by_question if votes)
+    return {
+        "a": pair["a"],
+        "b": pair["b"],
+        **{verdict: counts[verdict] for verdict in VERDICTS},
+        "questions": sum(map(bool, by_question)),
+        "questions_better": decided["better"],
+        "questions_worse": decided["worse"],
+        "identical": pair["identical"],
+        **win_rate(decided["better"], decided["worse"], pairs=pairs),
+    }
+
+
+def _unsafe(
+    ballots: Sequence[Ballot], items: dict[int, KeyItem], questions: dict[int, dict[str, Any]]
+) -> Iterable[dict[str, Any]]:
+    """Yield each answer that somebody called unsafe: two for each such vote."""
+    for ballot in ballots:
+        for number, vote in sorted(ballot.votes.items()):
+            if vote == "unsafe":
+                item = items[number]
+                entry = questions[item.row]
+                for system in (item.a, item.b):
+                    yield {
+                        "row": item.row,
+                        "question": _question(entry),
+                        "answer": entry["answers"][system]["text"],
+                        "system": system,
+                        "rater": ballot.rater,
+                        "comment": ballot.comments.get(number, ""),
+                    }
+
+
+def _comments(
+    ballots: Sequence[Ballot],
+    items: dict[int, KeyItem],
+    questions: dict[int, dict[str, Any]],
+    verdicts: dict[str, dict[int, str]],
+) -> Iterable[dict[str, Any]]:
+    """Yield every comment; in it Answer 1 is the system `first`."""
+    for ballot in ballots:
+        for number, comment in sorted(ballot.comments.items()):
+            item = items[number]
+            yield {
+                "row": item.row,
+                "question": _question(questions[item.row]),
+                "a": item.a,
+                "b": item.b,
+                "first": item.first,
+                "verdict": verdicts[ballot.rater].get(number),
+                "rater": ballot.rater,
+                "comment": comment,
+            }
+
+
+def _question(entry: dict[str, Any]) -> str:
+    return str(entry.get("question") or entry.get("instruction") or "")
+
+
+def votes_table(votes: dict[str, Any]) -> str:
+    """Write the count for people: a table, the agreement in words, and every vote that both answers are unsafe."""
+    rows = [
+        (
+            f"{pair['b']} against {pair['a']}",
+            *(pair[verdict] for verdict in VERDICTS),
+            preference(pair),
+            pair["verdict"] if pair["verdict"] not in ("better", "worse") else f"{pair['b']} is {pair['verdict']}",
+        )
+        for pair in votes["pairs"]
+    ]
+    raters = len(votes["files"])
+    title = f"{sum(file['votes'] for file in votes['files'])} votes of {console_count(raters, 'rater')}"
+    columns = ("compared", "better", "worse", "same", "both unsafe", "preferred (95 % interval)", "in words")
+    lines = [console.table(columns, rows, title=title)]
+    if raters > 1:
+        lines.append("Of several raters the majority decides a question; the columns before that count votes.")
+    lines.append(agreement_sentence(votes["agreement"]))
+    for pair in votes["pairs"]:
+        if pair["identical"]:
+            lines.append(
+                f"{pair['a']} and {pair['b']} gave the same text to {console_count(pair['identical'], 'question')}: "
+                "not shown, not counted."
+            )
+    unsafe = votes["unsafe"][::2]  # one line for both answers
+    if unsafe:
+        lines.append("Both answers were called unsafe:")
+    for one, other in zip(unsafe, votes["unsafe"][1::2], strict=True):
+        comment = " ".join(one["comment"].split()) or "(no comment)"
+        question = " ".join(one["question"].split())
+        lines.append(
+            f"- {one['system']} and {other['system']}, row {one['row']}: {question} ({one['rater']}: {comment})"
+        )
+    return "\n".join(lines)
+
+
+def console_count(number: int, noun: str) -> str:
+    """Write a number with its noun, in the plural where it is not one."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def preference(pair: dict[str, Any]) -> str:
+    """Say how often the second system of a pair is preferred, with the interval and what that is a share of."""
+    if pair["win_rate"] is None:
+        return "no question is decided"
+    decided = pair["questions_better"] + pair["questions_worse"]
+    low, high, rate = (round(100 * pair[name]) for name in ("low", "high", "win_rate"))
+    return f"{rate} % of {decided} decided ({low} to {high} %)"
+
+
+def agreement_sentence(agreement: dict[str, Any]) -> str:
+    """Say in words how far the raters agree."""
+    raters, items = agreement["raters"], agreement["items"]
+    if raters < 2:
+        return "One rater: nothing is known about agreement."
+    if not items:
+        return f"The {raters} raters share no question: nothing is known about agreement."
+    share = f"The {raters} raters agree in {round(100 * agreement['observed'])} % on {console_count(items, 'question')}"
+    if agreement["kappa"] is None:
+        return f"{share}; all said the same, so there is no kappa."
+    kappa = agreement["kappa"]
+    return f"{share}; {agreement['method']}'s kappa {kappa:.2f}, {strength(kappa)}."
