@@ -18,7 +18,7 @@ from toolkit.formats.names import visible
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 LONGEST_ARRAY = 1 << 24  # values; a vocabulary of 256,000 tokens has 512,000 merges
-LONGEST_HEADER = 256 << 20  # bytes; a vocabulary of 256,000 tokens takes about 10 MB
+HEADERS = (1 << 20, 16 << 20, 256 << 20)  # bytes tried; a vocabulary of 256,000 tokens takes about 10 MB
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,15 @@ def open_gguf(path: Path) -> GgufData:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            return _parse(_Cursor(file.read(min(size, LONGEST_HEADER))), size)
+            start = file.read(HEADERS[0])
+            for longer in HEADERS[1:]:
+                try:
+                    return _parse(_Cursor(start), size)
+                except (ValueError, struct.error):
+                    if len(start) == size:
+                        raise
+                start += file.read(longer - len(start))
+            return _parse(_Cursor(start), size)
     except FileNotFoundError:
         raise ToolkitError(f"no GGUF file `{path}`") from None
     except (ValueError, struct.error) as exc:

@@ -14,6 +14,7 @@ from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.native import silenced
 from toolkit.formats.gguf_reader import open_gguf
+from toolkit.llamacpp.layout import fitting_layout
 from toolkit.llamacpp.vocabulary import check_header, vocabulary_of
 from toolkit.prompt.format import Part, Prompt
 
@@ -39,7 +40,8 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
 
     `exact` keeps the KV cache in float32 and flash attention off: with an F32 GGUF the logits then equal float32
     transformers to rounding; a GPU rounds more. Otherwise it runs as llama.cpp does by default, on a GPU as far as the
-    file fits there (`gpu_layers`). Raises ToolkitError if it does not load.
+    file fits there (`gpu_layers`), and copies weights into a faster layout only where memory is plenty. Raises
+    ToolkitError if it does not load.
     """
     import llama_cpp
 
@@ -50,7 +52,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
     if exact:
         options = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
     try:
-        with silenced():
+        with silenced(), fitting_layout(path):
             llm = llama_cpp.Llama(
                 str(path),
                 n_ctx=context,

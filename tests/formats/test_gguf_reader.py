@@ -1,0 +1,41 @@
+"""Headers of GGUF files: no more of a file is read than its header takes, in a few steps."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from tests.support import memory
+from toolkit.core.errors import ToolkitError
+from toolkit.formats.gguf_reader import open_gguf
+
+
+def write(path: Path, text: int, weights: int = 8) -> Path:
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_string("a.text", "x" * text)
+    writer.add_tensor("w", np.zeros(weights, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("text", [1, (1 << 20) - 200, (1 << 20) - 90, 1 << 20, 17 << 20])
+def test_a_header_of_any_length(tmp_path: Path, text: int) -> None:
+    path = write(tmp_path / "a.gguf", text)
+    found = open_gguf(path)
+    assert len(found.metadata["a.text"]) == text and found.tensors["w"].offset + 32 == path.stat().st_size
+    for cut in (text // 2 + 60, text + 70, path.stat().st_size - 1):
+        path.write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(ToolkitError, match=r"cannot be read as GGUF: .* ends"):
+            open_gguf(path)
+        write(path, text)
+
+
+def test_the_weights_are_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gguf", 100, weights=16 << 20)
+    with memory.watched() as seen:
+        open_gguf(path)
+    assert seen.taken < 8 << 20 < path.stat().st_size
