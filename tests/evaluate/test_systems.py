@@ -15,7 +15,7 @@ TOKENS = 24
 
 
 def prompts(bench: Bench) -> list[Prompt]:
-    words = [question for question, _ in scored_models.ROWS] * 4
+    words = [question for question, _ in scored_models.ROWS] * 3
     return [render(bench.form, f"{question} {'and ' * index}") for index, question in enumerate(words)]
 
 
@@ -28,7 +28,7 @@ def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
     with bench.opened(named(bench, name), 256) as asked:
         together = list(asked.answers(prompts(bench), TOKENS, ()))
         alone = [next(iter(asked.answers([prompt], TOKENS, ()))) for prompt in prompts(bench)]
-    assert len(together) == 24 and len({answer.text for answer in together}) > 3
+    assert len(together) == 18 and len({answer.text for answer in together}) > 3
     assert together == alone
 
 
@@ -45,12 +45,15 @@ def test_a_file_answers_as_llama_cpp_alone_does(bench: Bench) -> None:
     assert system.path is not None
     with bench.opened(system, 256) as asked:
         found = [answer.text for answer in asked.answers(prompts(bench)[:4], TOKENS, ())]
+    equal = 0
     with llamacpp.opened(system.path, 256) as llm:
         for text, prompt in zip(found, prompts(bench), strict=False):
             ids = llamacpp.tokenize(llm, prompt)
             alone = "".join(llamacpp.generate(llm, ids, TOKENS, (), llamacpp.Sampling()))
             begin = text.partition("\ufffd")[0]  # llama-cpp-python leaves out what is no whole character
-            assert alone.startswith(begin) and len(begin) > 2
+            assert alone.startswith(begin)
+            equal += len(begin)
+    assert equal > 8
 
 
 @pytest.mark.parametrize("name", ["trained", "Q8_0"])

@@ -1,0 +1,44 @@
+"""chrF and ROUGE-L are those of the libraries that everybody quotes, and the language is py3langid's."""
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.chrf import CHRF
+
+from tests.support import scored_models
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.evaluate import measures
+
+PAIRS = [
+    ("Rest and drink water.", "A fever is a body temperature above 38 degrees. Rest and water help."),
+    ("See a doctor.", "See a doctor if the fever stays for three days."),
+    ("", "Two litres."),
+]
+
+
+def test_both_are_the_libraries_own_on_english() -> None:
+    plain = RougeScorer(["rougeL"])
+    for answer, reference in PAIRS:
+        assert measures.chrf(answer, reference) == CHRF().corpus_score([answer], [[reference]]).score
+        assert measures.rouge_l(answer, reference) == plain.score(reference, answer)["rougeL"].fmeasure
+
+
+def test_words_of_other_scripts_count() -> None:
+    text = "体温が高い。Température élevée"
+    assert measures.rouge_l(text, text) == 1
+    assert measures.rouge_l("Повышенная температура", "температура тела") == pytest.approx(0.5)
+
+
+def test_the_language_of_most_answers_is_the_datas() -> None:
+    english, german = scored_models.WORDS, "Trinken Sie viel Wasser, und gehen Sie bei hohem Fieber zum Arzt."
+    assert measures.language(english) == "en" and measures.language(german) == "de"
+    assert measures.main_language([german] * 5 + [english, "39 °C"]) == "de"
+    assert measures.main_language([german, english] * 3) == "" == measures.main_language(["39 °C"])
+    assert measures.language("39 °C") == ""
+
+
+def test_a_missing_library_says_how_to_install_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.core.hardware.installed", lambda name: name != "sacrebleu")
+    with pytest.raises(ToolkitError) as caught:
+        measures.check_installed()
+    assert caught.value.exit_code == MISSING and "needs sacrebleu" in caught.value.message
+    assert "medassist-toolkit[evaluate]" in caught.value.hint

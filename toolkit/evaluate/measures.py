@@ -1,0 +1,82 @@
+"""What one answer is worth beside the reference: chrF, ROUGE-L, and whether it is in the data's language."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.evaluate.copied import words_of
+from toolkit.prompt.languages import related
+
+PARTS = ("lm_eval", "rouge_score", "sacrebleu", "scipy")
+SURE = 0.9  # probability of a language that is believed
+MOST = 0.8  # share of the reference answers that must be in it
+LETTERS = 20  # of a text that says anything about its language; one of Chinese or Japanese counts as four
+
+
+def check_installed() -> None:
+    """Raise ToolkitError (exit 3) if a library of the extra is missing."""
+    from toolkit.core.hardware import installed
+
+    missing = [name for name in PARTS if not installed(name)]
+    if missing:
+        raise ToolkitError(
+            f"`toolkit evaluate` needs {', '.join(missing)}",
+            hint="pip install 'medassist-toolkit[evaluate]', or `pip install -e '.[evaluate]'` in a checkout",
+            exit_code=MISSING,
+        )
+
+
+class _Words:
+    """The words that ROUGE-L compares, also of texts that are not English (rouge-score's own are ASCII only)."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words of a text."""
+        return words_of(text)
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Return sacrebleu's chrF2 of one answer, 0 to 100: n-grams of 1 to 6 characters, recall counts twice."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    return float(CHRF().sentence_score(answer, [reference]).score)
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """Return ROUGE-L of one answer, 0 to 1: F1 of the longest common subsequence of words, without stemming."""
+    return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
+
+
+@functools.cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], tokenizer=_Words())
+
+
+def main_language(references: Sequence[str]) -> str:
+    """Return the ISO 639 code of the language that most reference answers are in; empty if it is uncertain."""
+    found = [code for code in map(language, references) if code]
+    if not found:
+        return ""
+    most = max(set(found), key=found.count)
+    agreeing = sum(related(code, most) for code in found)
+    return most if agreeing >= MOST * len(found) else ""
+
+
+def language(text: str) -> str:
+    """Return the language of a text as an ISO 639 code; empty if it is too short to say, or uncertain."""
+    letters = sum(4 if ord(char) >= 0x3040 else 1 for char in text if char.isalpha())
+    if letters < LETTERS:
+        return ""
+    ranked = _identifier().rank(text)
+    first = ranked[0][0]
+    sure = sum(probability for code, probability in ranked if related(code, first))
+    return str(first) if sure >= SURE else ""
+
+
+@functools.cache
+def _identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
