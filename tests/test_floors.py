@@ -11,7 +11,7 @@ PACKAGE = REPOSITORY / "toolkit"
 FLOORS = [
     {"core"},
     {"formats", "kernels", "prompt"},
-    {"llamacpp", "model", "ollama"},
+    {"llamacpp", "model", "ollama", "report"},
     {"ask", "doctor", "evaluate", "export", "init", "prepare", "register", "train", "validate"},
     {"pipeline"},
     {"cli"},
@@ -58,4 +58,4 @@ def test_every_box_stands_on_a_floor() -> None:
 def test_the_house_stays_small() -> None:
     """Before the redesign: 35 boxes, 10 floors, 183 arrows."""
     boxes = set.union(*FLOORS)
-    assert len(boxes) <= 19 and len(FLOORS) <= 7 and len(arrows()) <= 68
+    assert len(boxes) <= 20 and len(FLOORS) <= 7 and len(arrows()) <= 76

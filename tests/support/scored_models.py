@@ -17,6 +17,8 @@ from toolkit.model.base import Base
 from toolkit.model.gguf_base import LLAMA3_SPLIT
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
+from toolkit.report.facts import gather
+from toolkit.report.model_card import model_card
 
 QUANTIZATIONS = ["F32", "F16", "Q8_0"]
 WORDS = "the fever of a child may rise at night and water helps when rest does not; see a doctor if it stays"
@@ -147,3 +149,12 @@ def copy(made: World, root: Path, **validation: Any) -> World:
     folder = RunFolder(root / "tiny", "tiny")
     shutil.copytree(made.folder.path, folder.path)
     return World(settings(root, **validation), folder, made.base)
+
+
+def card_of(
+    run: World, report: dict[str, Any] | None = None, config: Config | None = None, manifest: Manifest | None = None
+) -> str:
+    """The model card of a validated run, or with another report, other settings or another manifest."""
+    facts = gather(config or run.config, run.folder, manifest or run.manifest(), report=report)
+    assert facts.report is not None, facts.problems
+    return model_card(facts, facts.report)

@@ -115,7 +115,7 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     assert outcome.figures["merge"] == entry
     documented = (validate.__doc__ or "").replace("\n", " ")
     assert [name for name in entry if f"`{name}`" not in documented] == []
-    shown, card = report_table(outcome.figures).splitlines()[-1], run.folder.model_card.read_text(encoding="utf-8")
+    shown, card = report_table(outcome.figures).splitlines()[-1], scored_models.card_of(run)
     assert shown.startswith("merged into tiny, trained on tiny-bnb-4bit: mean KL ")
     for value in (f"{entry['perplexity']:.3f}", f"{entry['trained_perplexity']:.3f}", "not part of any verdict"):
         assert value in shown and value in card

@@ -14,7 +14,6 @@ from toolkit.export import export
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.validate import _gate, validate
-from toolkit.validate.model_card import model_card
 from toolkit.validate.report import report_table
 
 
@@ -23,7 +22,7 @@ def passed(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) 
     """A validated copy of the small run."""
     run = scored_models.copy(made, tmp_path_factory.mktemp("passed"))
     outcome = validate(run.config, run.folder, run.base, run.manifest())
-    assert outcome.outputs == [run.folder.report, run.folder.model_card]
+    assert outcome.outputs == [run.folder.report]
     assert outcome.figures["quantizations"]["F32"]["mean_kl"] < 1e-9
     assert set(outcome.figures["quantizations"]) == set(scored_models.QUANTIZATIONS)
     json.dumps(outcome.figures)  # it goes into the manifest
@@ -77,13 +76,13 @@ def test_the_bases_answers_are_those_that_training_kept(
         config = scored_models.settings(tmp_path, rows=1, questions=questions)
         validate(config, run.folder, run.base, manifest)
         assert [one["before"] for one in report_of(run)["answers"]] == expected
-        card = run.folder.model_card.read_text(encoding="utf-8")
+        card = scored_models.card_of(run)
         assert card.count("Before:") == len([one for one in expected if one]) and card.count("After:") == len(questions)
 
 
 def test_nothing_else_is_left_in_the_run_folder(passed: scored_models.World) -> None:
     names = sorted(path.name for path in passed.folder.path.iterdir())
-    assert names == ["README.md", "adapter", "data", "gguf", "report.json"]
+    assert names == ["adapter", "data", "gguf", "report.json"]
 
 
 def test_the_table_names_every_quantization_and_its_verdict(passed: scored_models.World) -> None:
@@ -115,7 +114,7 @@ def test_a_failed_gate_still_writes_report_and_card(made: scored_models.World, t
         "F16": False,
         "Q8_0": False,
     }
-    card = run.folder.model_card.read_text(encoding="utf-8")
+    card = scored_models.card_of(run)
     assert "do not use one marked FAILED" in card and "- F16: its chat template" in card
     assert "Answers before and after" not in card
 
@@ -161,7 +160,6 @@ def test_a_damaged_gguf_leaves_the_former_report_and_no_spill(passed: scored_mod
         validate(run.config, run.folder, run.base, run.manifest())
     assert run.folder.report.read_bytes() == former
     assert sorted(path.name for path in run.folder.path.iterdir()) == [
-        "README.md",
         "adapter",
         "data",
         "gguf",
@@ -184,7 +182,7 @@ def stage(
 
 
 def test_the_card_of_an_imported_adapter_leaves_out_what_is_not_known(passed: scored_models.World) -> None:
-    card = passed.folder.model_card.read_text(encoding="utf-8")
+    card = scored_models.card_of(passed)
     for expected in (
         "# tiny",
         "`someone/tiny` at commit `c0ffee`",
@@ -244,7 +242,7 @@ def test_the_card_tells_data_and_recipe_from_the_manifest(passed: scored_models.
             "held_out_loss_after": 1.75,
         },
     )
-    card = model_card(report_of(passed), passed.config, passed.folder, manifest)
+    card = scored_models.card_of(passed, manifest=manifest)
     for expected in (
         f"`records.csv`, SHA-256 `{'ab' * 32}`",
         "rows 2,479, kept 1,900, duplicates 550, rejected 29",
@@ -264,11 +262,9 @@ def test_the_card_warns_of_a_model_that_learned_nothing(passed: scored_models.Wo
     report = report_of(passed)
     assert report["learned"]["train"] is None and report["learned"]["test"]["verdict"] in ("worse", "unmoved")
     [warning] = report["warnings"]
-    card = model_card(report, passed.config, passed.folder, passed.manifest())
+    card = scored_models.card_of(passed, report)
     assert card.count("**Do not use this model: the trained model is") == 1 and "test records" in warning
-    assert "Do not use this model" not in model_card(
-        report | {"warnings": []}, passed.config, passed.folder, passed.manifest()
-    )
+    assert "Do not use this model" not in scored_models.card_of(passed, report | {"warnings": []})
 
 
 def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> None:
@@ -280,7 +276,7 @@ def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> No
     config = scored_models.settings(passed.folder.path.parent, questions=['say "$HOME" `now`'])
     manifest = passed.manifest()
     manifest.stages["prepare"] = stage(passed, [FileRecord(path="x/`a`.csv", size=1, mtime_ns=1, sha256="ab")], {}, {})
-    card = model_card(report, config, passed.folder, manifest)
+    card = scored_models.card_of(passed, report, config, manifest)
     assert "fine-tuned with LoRA from `` a`b # c ``." in card
     assert "The licence of the base: \\<b\\> --- {{ name }}.\n" in card
     assert "- Source: `` `a`.csv ``, SHA-256 `ab`" in card
@@ -310,8 +306,8 @@ def test_a_repeat_penalty_is_reported_warned_of_and_judged_by_nothing(
     said = "ollama.repeat_penalty 1.5 changes what Q8_0 serves"
     assert said in report_table(outcome.figures)
     assert said in " ".join(capsys.readouterr().err.split())
-    assert "repeat\\_penalty 1.5" in run.folder.model_card.read_text()
+    assert "repeat\\_penalty 1.5" in scored_models.card_of(run, config=config)
 
 
 def test_without_a_penalty_nothing_is_said_of_one(passed: scored_models.World) -> None:
-    assert report_of(passed)["penalty"] is None and "penalty" not in passed.folder.model_card.read_text()
+    assert report_of(passed)["penalty"] is None and "penalty" not in scored_models.card_of(passed)

@@ -247,6 +247,49 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
         console.next_step(command_text("ask", ' "…"'))
 
 
+@verb()
+@click.option("--open", "opened", is_flag=True, help="Open the page in a browser.")
+@click.option("--compare", nargs=2, metavar="RUN RUN", help="Two runs beside each other: names, or their folders.")
+@click.option("--force", is_flag=True, help="Replace a page or model card that was changed by hand.")
+def report(path: str, overrides: tuple[str, ...], opened: bool, compare: tuple[str, str] | None, force: bool) -> None:
+    """Write the run as one page: report.html.
+
+    It needs no network and has no script. The model card, README.md, is written from the same figures. Every stage that
+    runs writes both; --compare writes compare-RUN.html into the second run's folder.
+    """
+    if compare is not None:
+        one, other = (_run_named(name, path, overrides) for name in compare)
+        compared = one.compare(other)
+        console.result({"page": str(compared.page), **compared.figures}, str(compared))
+        page = compared.page
+    else:
+        written = load_run(path, overrides).report(force=force)
+        card = str(written.model_card) if written.model_card else None
+        console.result({"page": str(written.page), "model_card": card}, str(written))
+        page = written.page
+    if opened:
+        _open(page)
+
+
+def _run_named(name: str, path: str, overrides: tuple[str, ...]) -> "Run":
+    """Return a run by its folder, or by its name next to the run of the settings file."""
+    if Path(name).is_dir():
+        return load_run(name, overrides)
+    place = Path(load_run(path, overrides).config.run.folder if Path(path).exists() else "exports")
+    if not (place / name).is_dir():
+        raise ToolkitError(
+            f"there is no run `{name}` in `{place}`", hint="name a run there, or the folder of one", exit_code=USAGE
+        )
+    return load_run(str(place / name), overrides)
+
+
+def _open(page: Path) -> None:
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        console.warn(f"no browser was found; open `{page}` yourself")
+
+
 def stage_verb(name: str) -> click.Command:
     """Make the verb of a stage without its own options."""
 

@@ -20,6 +20,7 @@ EXAMPLES = {
     "ask": 'toolkit ask "How to prevent Noonan syndrome?"',
     "run": "toolkit run -c examples/quickstart.toml",
     "status": "toolkit status --json",
+    "report": "toolkit report --open",
 }
 
 

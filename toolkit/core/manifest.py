@@ -61,11 +61,12 @@ class StageRecord(BaseModel):
 
 
 class Manifest(BaseModel):
-    """All records of a run, by stage."""
+    """All records of a run, by stage; `pages` are the page and the model card as they were written last."""
 
     version: int = MANIFEST_VERSION
     run_id: str
     stages: dict[str, StageRecord] = {}
+    pages: list[FileRecord] = []
 
     def files(self) -> list[FileRecord]:
         """Return every file that a stage has read or written, whose hashes need not be taken again."""

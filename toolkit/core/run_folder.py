@@ -106,6 +106,11 @@ class RunFolder:
         return self.path / ".evaluate.answers.jsonl"
 
     @property
+    def page(self) -> Path:
+        """All of it as one page: `report.html`."""
+        return self.path / "report.html"
+
+    @property
     def model_card(self) -> Path:
         """The model card."""
         return self.path / "README.md"

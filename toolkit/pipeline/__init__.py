@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import __version__
 from toolkit.core import console
-from toolkit.core.errors import GATE, MISSING, ToolkitError
+from toolkit.core.errors import GATE, MISSING, ToolkitError, explain, unexpected
 from toolkit.core.stage import Check, Context, Stage, StageFiles, nothing
 
 if TYPE_CHECKING:
@@ -201,6 +201,7 @@ def perform(
         failed, outcome = exc, Outcome(planned.outputs, {})  # the report exists, and its verdict is no
     seconds = round(time.monotonic() - started, 2)
     _record(found, context, planned, outcome, seconds, failed)
+    _write_pages(config, folder)
     if failed:
         raise failed
     found.after(context)
@@ -230,6 +231,17 @@ def _record(
     write_manifest(folder, manifest)
     settle(folder, found.name)
     keep_settings(config, folder)
+
+
+def _write_pages(config: "Config", folder: "RunFolder") -> None:
+    """Write the page and the model card again; where that fails, the stage's result counts nevertheless."""
+    try:
+        from toolkit.report import write_pages
+
+        write_pages(config, folder, state(config, folder))
+    except Exception as exc:  # whatever it is: hours of work came before
+        known = explain(exc) or unexpected(exc)
+        console.warn(f"the report's page was not written: {known.message}; {known.hint}".rstrip("; "))
 
 
 def keep_settings(config: "Config", folder: "RunFolder") -> None:

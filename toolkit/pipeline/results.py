@@ -1,7 +1,7 @@
 """What the calls of a `Run` return: figures and paths, and the text that the command line prints."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,33 @@ class Answer:
     def __str__(self) -> str:
         """Return the answer."""
         return self.text
+
+
+@dataclass(frozen=True)
+class Reported:
+    """The page of a run, and its model card, None where nothing was validated yet."""
+
+    page: Path
+    model_card: Path | None
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the paths that the command line prints."""
+        return "\n".join(str(path) for path in (self.page, self.model_card) if path is not None)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two runs beside each other: the page, the tables that the command line prints, and the same for a script."""
+
+    page: Path
+    text: str = field(repr=False)
+    figures: dict[str, Any] = field(repr=False)
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the tables, and the page's path."""
+        return f"{self.text}\n\n{self.page}"
 
 
 @dataclass(frozen=True)

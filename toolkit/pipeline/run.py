@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from toolkit import pipeline
 from toolkit.core import console, streams
-from toolkit.core.errors import MISSING, ToolkitError, explain
+from toolkit.core.errors import MISSING, USAGE, ToolkitError, explain
 from toolkit.core.streams import State
 from toolkit.pipeline import arguments, results
 from toolkit.pipeline.results import (
     Answer,
+    Compared,
     Exported,
     Findings,
     Finished,
     Prepared,
     Registered,
+    Reported,
     StageState,
     Status,
     Trained,
@@ -201,6 +203,47 @@ class Run:
             name, place = self.config.run.name, self.folder.path
             unmeasured = results.unmeasured_of(manifest, validated=stages["validate"].state == "fresh")
             return Status(name, place, manifest.run_id, stages, held, unmeasured, self._heard(state, heard))
+
+    def report(self, *, force: bool = False) -> Reported:
+        """Write the page and the model card again, from the run's own files."""
+        from toolkit.core.run_folder import locked
+
+        with _speaking(self.progress) as state:
+            from toolkit.report import write_pages
+
+            if not self.folder.manifest.is_file():
+                hint = f"run `{self.command('run')}` first"
+                raise ToolkitError(f"there is no run in `{self.folder.path}`", hint=hint, exit_code=MISSING)
+            heard = len(state.warnings)
+            with locked(self.folder):
+                reasons = pipeline.state(self.config, self.folder)
+                written, damaged = write_pages(self.config, self.folder, reasons, force=force)
+            for problem in damaged:
+                console.warn(f"{problem}; the page says that it is missing")
+            card = self.folder.model_card
+            return Reported(self.folder.page, card if card in written else None, self._heard(state, heard))
+
+    def compare(self, other: "Run") -> Compared:
+        """Compare this run with another one; the page is written into the other's folder."""
+        from toolkit.core.run_folder import locked
+
+        with _speaking(self.progress) as state:
+            from toolkit.report import gather_run, write_comparison
+
+            heard = len(state.warnings)
+            for run in (self, other):
+                if not run.folder.manifest.is_file():
+                    hint = "name two runs that have at least prepared their data"
+                    raise ToolkitError(f"there is no run in `{run.folder.path}`", hint=hint, exit_code=MISSING)
+            if self.folder.path.resolve() == other.folder.path.resolve():
+                raise ToolkitError(f"`{self.folder.path}` is named twice", hint="name two runs", exit_code=USAGE)
+            one, two = (
+                gather_run(run.config, run.folder, pipeline.state(run.config, run.folder)) for run in (self, other)
+            )
+            page = other.folder.path / f"compare-{self.folder.name}.html"
+            with locked(other.folder):
+                found = write_comparison(one, two, page)
+            return Compared(page, str(found), found.figures, self._heard(state, heard))
 
     def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
         """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""

@@ -9,12 +9,11 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.files import spread
+from toolkit.core.files import spread, write_text
 from toolkit.core.learned import is_spoiled
 from toolkit.core.manifest import FileRecord, Manifest, Outcome, StageRecord, path_name, record_file
 from toolkit.core.output_settings import ValidateSettings
 from toolkit.core.run_folder import RunFolder
-from toolkit.core.together import write_together
 from toolkit.model.base import Base, licence_of
 from toolkit.model.hub_range import HubShards
 from toolkit.model.merge_base import OtherBase
@@ -22,16 +21,15 @@ from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template, render
 from toolkit.prompt.tokenizer import load_tokenizer as load
+from toolkit.report.words import penalty_sentence
 from toolkit.validate import gguf, reference
 from toolkit.validate.layers import open_trained, untrained_answers
 from toolkit.validate.metrics import KL_EDGES, perplexity
-from toolkit.validate.model_card import model_card
 from toolkit.validate.pace import choose_rows
 from toolkit.validate.report import (
     learned_entry,
     merge_entry,
     penalty_entry,
-    penalty_sentence,
     quantization_entry,
     report_table,
     row_entries,
@@ -52,7 +50,7 @@ def validate(
     shards: HubShards | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Outcome:
-    """Score every GGUF against base + adapter on held-out rows; write `report.json` and `README.md`.
+    """Score every GGUF against base + adapter on held-out rows; write `report.json`.
 
     `base` is the one that was merged into; with `shards` its weights are fetched from the hub when they are used.
     `other` is another base that the adapter was trained on, or could have been merged into. The cost of that choice is
@@ -84,7 +82,7 @@ def validate(
     - `rows`, of the default quantization: `row`, `tokens`, `kl` (mean);
     - `sources`: SHA-256 by path of what went in.
 
-    Raises ToolkitError (exit 4), after both files are written, if a mean KL is over its bound or a GGUF differs in any
+    Raises ToolkitError (exit 4), after the report is written, if a mean KL is over its bound or a GGUF differs in any
     prompt's ids, EOS, BOS or chat template.
     """
     files = {name: folder.gguf(name) for name in config.export.quantizations}
@@ -159,7 +157,7 @@ def validate(
         "sources": _sources(folder, manifest, known),
     }
     text = json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    write_together({folder.report: text, folder.model_card: model_card(report, config, folder, manifest)})
+    write_text(folder.report, text)
     if report["penalty"]:
         console.warn(penalty_sentence(report["penalty"]))
     _gate(report, folder)
@@ -173,7 +171,7 @@ def validate(
         "penalty": report["penalty"],
         "answers": report["answers"],
     }
-    return Outcome([folder.report, folder.model_card], figures, warnings[0] if warnings else "")
+    return Outcome([folder.report], figures, warnings[0] if warnings else "")
 
 
 def _answers_before(settings: ValidateSettings, record: StageRecord | None) -> list[str | None]:

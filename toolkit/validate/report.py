@@ -11,6 +11,7 @@ from toolkit.core.learned import compare_losses, warning_of
 from toolkit.core.manifest import FileRecord, StageRecord, installed
 from toolkit.model.merge_base import OtherBase
 from toolkit.prompt.held_out import Record
+from toolkit.report.words import merge_sentence, nats, penalty_sentence, percent
 from toolkit.validate.gguf import Measurement
 from toolkit.validate.metrics import Distance, Values, kl_histogram, mean_interval, perplexity
 from toolkit.validate.reference import MergeCost
@@ -78,18 +79,6 @@ def penalty_entry(quantization: str, penalty: float, found: Measurement) -> dict
         "plain_kl": plain["mean_kl"],
         "plain_perplexity": plain["perplexity"],
     }
-
-
-def penalty_sentence(entry: dict[str, Any]) -> str:
-    """Say how far a repeat penalty moves the served model from the trained one."""
-    what = f"ollama.repeat_penalty {entry['repeat_penalty']:g} changes what {entry['quantization']} serves"
-    if entry["mean_kl"] is None or entry["plain_kl"] is None:
-        return f"{what}: the distance cannot be measured"
-    return (
-        f"{what}: with it mean KL {nats(entry['mean_kl'])} instead of {nats(entry['plain_kl'])}, "
-        f"top-1 {percent(entry['top1'])}, perplexity {entry['perplexity']:.3f} instead of "
-        f"{entry['plain_perplexity']:.3f}; not part of any verdict"
-    )
 
 
 def learned_entry(
@@ -198,28 +187,3 @@ def interval_sentence(entries: dict[str, dict[str, Any]], rows: int) -> str:
         return ""
     counts = f"; with fewer than {FEW} rows its upper end is held against the bound" if rows < FEW else ""
     return f"95 % interval of the mean KL, over {rows:,} rows: {', '.join(listed)}{counts}"
-
-
-def merge_sentence(entry: dict[str, Any]) -> str:
-    """Say how the base that was merged into differs from the one that the adapter was trained on."""
-    where = f"merged into {entry['trained_on']}, which it was trained on; if merged into {entry['instead']} instead"
-    if not entry["merged_as_trained"]:
-        where = f"merged into {entry['instead']}, trained on {entry['trained_on']}"
-    if entry["problem"]:
-        return f"{where}: the cost is not measured, because {entry['problem']}"
-    return (
-        f"{where}: mean KL {nats(entry['mean_kl'])} from the model as trained, top-1 {percent(entry['top1'])}, "
-        f"perplexity {entry['perplexity']:.3f} (as trained {entry['trained_perplexity']:.3f}); not part of any verdict"
-    )
-
-
-def percent(share: float | None) -> str:
-    """Write a share as a percentage that says 100 only if nothing is missing."""
-    if share is None:
-        return "-"
-    return "100%" if share == 1 else f"{min(100 * share, 99.99):.2f}%"
-
-
-def nats(value: float | None) -> str:
-    """Write a divergence with the digits that matter."""
-    return "-" if value is None else f"{value:.2e}" if value < 1e-3 else f"{value:.4f}"

@@ -16,9 +16,7 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     merged = base.source_files(base.merge_label(config.model, config.export))
     bases = [*merged, *merge_base.other_files(config.model, config.export)]
     files = [folder.gguf(quantization) for quantization in config.export.quantizations]
-    return StageFiles(
-        [*files, *folder.adapter_files, folder.split_file("test"), *bases], [folder.report, folder.model_card]
-    )
+    return StageFiles([*files, *folder.adapter_files, folder.split_file("test"), *bases], [folder.report])
 
 
 def _run(context: Context) -> "Outcome":
@@ -34,7 +32,7 @@ def _run(context: Context) -> "Outcome":
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     from toolkit.validate.report import report_table
 
-    return f"{report_table(figures)}\n{folder.report}, {folder.model_card}"
+    return f"{report_table(figures)}\n{folder.report}, {folder.page}"
 
 
 def _checks(there: Examination) -> Checks:

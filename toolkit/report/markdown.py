@@ -6,10 +6,10 @@ import re
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from toolkit.core import console
-from toolkit.validate.report import nats, percent
+from toolkit.report.words import nats, percent, shown
 
 
-def environment() -> Environment:
+def markdown_environment() -> Environment:
     """Return the environment that reads `toolkit/templates/`; an undefined name is an error.
 
     Nothing is escaped automatically: the template names a filter for each value that is not the toolkit's own.
@@ -39,25 +39,21 @@ def environment() -> Environment:
 
 def _fenced(text: str, language: str) -> str:
     """Fence text as code; the fence is longer than any run of backticks in it, and control characters are replaced."""
-    text = _shown(text)
+    text = shown(text)
     fence = "`" * max(3, _longest_run(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def _code(text: str) -> str:
     """Write text as inline code; its marks are longer than any run of backticks in it."""
-    text = _shown(" ".join(text.split()))
+    text = shown(" ".join(text.split()))
     mark, space = "`" * (_longest_run(text) + 1), " " if "`" in text else ""
     return f"{mark}{space}{text}{space}{mark}"
 
 
 def _escaped(text: str) -> str:
     """Write text so that Markdown shows it as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", _shown(" ".join(text.split())))
-
-
-def _shown(text: str) -> str:
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", shown(" ".join(text.split())))
 
 
 def _longest_run(text: str) -> int:
