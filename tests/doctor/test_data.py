@@ -57,7 +57,7 @@ def refusal(home: Home, *changes: str) -> ToolkitError | None:
     """What prepare says of the data, None if it takes them."""
     config = home.config(*changes)
     try:
-        prepare(config, folder_of(config), Path(config.data.source), load_tokenizer(home.path / "base"))
+        prepare(config, folder_of(config), Path(str(config.data.source)), load_tokenizer(home.path / "base"))
     except ToolkitError as exc:
         return exc
     return None

@@ -12,8 +12,8 @@ import pytest
 from toolkit.core import input_settings
 from toolkit.core.errors import FAILED, MISSING, ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, DataSettings
-from toolkit.prepare import source
-from toolkit.prepare.source import locate
+from toolkit.prepare import medquad as source
+from toolkit.prepare.source import Source, locate
 
 CSV = b'AnswerID,Answer\nA,"Question: q ?\nAnswer: a.) \n"\n'
 Serve = Callable[..., None]
@@ -78,7 +78,7 @@ def nothing_written() -> bool:
 def test_a_path_is_taken_as_given(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_bytes(CSV)
-    assert locate(DataSettings(source=str(path)), offline=True) == path
+    assert locate(DataSettings(source=str(path)), offline=True) == [Source(path)]
 
 
 def test_a_missing_path_and_a_folder_are_refused(tmp_path: Path) -> None:
@@ -91,18 +91,18 @@ def test_a_missing_path_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def test_medquad_is_downloaded_once(serve: Serve) -> None:
     serve(zipped())
-    assert locate(DataSettings(), offline=False) == MEDQUAD_CSV
+    assert locate(DataSettings(), offline=False) == [Source(MEDQUAD_CSV)]
     assert MEDQUAD_CSV.read_bytes() == CSV
     assert [path.name for path in Path("data/raw").iterdir()] == [MEDQUAD_CSV.name]
     serve(b"", status=500)
-    assert locate(DataSettings(), offline=False) == MEDQUAD_CSV
-    assert locate(DataSettings(), offline=True) == MEDQUAD_CSV
+    assert locate(DataSettings(), offline=False) == [Source(MEDQUAD_CSV)]
+    assert locate(DataSettings(), offline=True) == [Source(MEDQUAD_CSV)]
 
 
 def test_the_real_file_is_taken_from_the_cache(medquad: Path) -> None:
     MEDQUAD_CSV.parent.mkdir(parents=True)
     MEDQUAD_CSV.write_bytes(medquad.read_bytes())
-    assert locate(DataSettings(), offline=True) == MEDQUAD_CSV
+    assert locate(DataSettings(), offline=True) == [Source(MEDQUAD_CSV)]
 
 
 def test_a_wrong_copy_is_refused_and_kept(serve: Serve) -> None:

@@ -16,7 +16,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record, normalise
-from toolkit.prepare.columns import Columns
+from toolkit.prepare.columns import Columns, ReadTable
 from toolkit.prepare.division import Division, Rows, divide
 from toolkit.prepare.groups import reworded, with_groups
 from toolkit.prepare.split import leaked, split, wanted_splits
@@ -101,7 +101,8 @@ def test_the_largest_group_stays_in_training() -> None:
 
 
 def division(records: list[Record], *overrides: str) -> Division:
-    rows = Rows(Table(Path("x.csv"), [], [], ""), Columns("question", "answer", None, None), records, [])
+    read = ReadTable(Table(Path("x.csv"), [], []), Columns("question", "answer", None, None), [])
+    rows = Rows([read], records, [])
     return divide(rows, build({}, overrides), lambda some: (some, []))
 
 

@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -158,6 +158,8 @@ def _parse_value(text: str, annotation: Any) -> Any:
     """Read an override's value: TOML where it is TOML, else text; `a,b` where a list is wanted."""
     quoted = text[:1] in ('"', "'")
     if annotation is str and not quoted:
+        return text
+    if list[str] in get_args(annotation) and not quoted and not text.startswith("["):  # one text, or a list of them
         return text
     if get_origin(annotation) is list and not text.startswith("["):
         return [part.strip() for part in text.split(",") if part.strip()]

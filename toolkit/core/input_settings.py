@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from toolkit.core.section import PathText, Section
+from toolkit.core.section import PathText, Section, usable_path
 
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
@@ -38,8 +38,8 @@ class RunSettings(Section):
 class DataSettings(Section):
     """What to read, and how to divide it."""
 
-    source: PathText = "medquad"
-    """A CSV, TSV, JSON, JSONL or parquet file; "medquad" downloads MedQuAD's 2,479 judged answers."""
+    source: str | list[str] = "medquad"
+    """A file, a glob such as "data/*.csv", or a list of these; "medquad" downloads MedQuAD's 2,479 judged answers."""
     question_column: str = ""
     """Column with the question; empty: found by its name (question, input, prompt, …)."""
     answer_column: str = ""
@@ -64,6 +64,21 @@ class DataSettings(Section):
     """A record longer than train.max_length: cut the end of its answer, which then teaches no EOS, or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Questions in two splits whose words overlap at least this much (Jaccard) are counted and shown."""
+
+    @property
+    def sources(self) -> list[str]:
+        """What `source` names, one or several."""
+        return [self.source] if isinstance(self.source, str) else self.source
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list) else [value]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f'write a path or a list of paths, such as ["a.csv", "b.csv"], got {str(value)[:200]}')
+        for name in names:
+            usable_path(name)
+        return value
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DataSettings":

@@ -13,7 +13,8 @@ LONGEST_NAME = 255  # bytes of a file's or folder's name; no usual file system h
 LONGEST_PATH = 4095  # Linux's
 
 
-def _usable_path(value: str) -> str:
+def usable_path(value: str) -> str:
+    """Return a path that a file system can hold; raises ValueError where a name in it is too long."""
     longest = max(len(os.fsencode(part)) for part in value.split("/"))
     if longest > LONGEST_NAME:
         raise ValueError(f"a name in it has {longest:,} bytes, and a file's name has {LONGEST_NAME} at most")
@@ -23,7 +24,7 @@ def _usable_path(value: str) -> str:
 
 
 # A path, or the name of something that is stored under it.
-PathText = Annotated[str, AfterValidator(_usable_path)]
+PathText = Annotated[str, AfterValidator(usable_path)]
 
 
 class Section(BaseModel):

@@ -1,5 +1,6 @@
 """What the configured run will load and write here: which base on which device, and how many bytes where."""
 
+import glob
 import math
 import os
 from collections.abc import Mapping
@@ -146,8 +147,9 @@ def _served_already(config: Config, folder: RunFolder, store: Path) -> set[str]:
 
 
 def _source_size(config: Config) -> int:
-    path = Path(config.data.source).expanduser()
-    return path.stat().st_size if path.is_file() else 3_500_005  # MedQuAD's
+    names = [Path(name).expanduser() for name in config.data.sources]
+    found = {Path(match) for name in names for match in glob.glob(str(name), recursive=True)}  # noqa: PTH207
+    return sum(path.stat().st_size for path in found if path.is_file()) or 3_500_005  # MedQuAD's
 
 
 def _training_records(folder: RunFolder) -> int:

@@ -1,25 +1,27 @@
-"""Prepare: from a file of questions and answers to train, val and test records, each row accounted for."""
+"""Prepare: from files of questions and answers to train, val and test records, each row accounted for."""
 
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.files import naming, writing_folder
+from toolkit.core.files import naming, sha256_of, writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare.clean import Record, Rejection, group_id
-from toolkit.prepare.columns import described, lost_meaning, unused
+from toolkit.prepare.columns import ReadTable, columns_taken, lost_meaning
 from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.fit import fit
 from toolkit.prepare.groups import reworded
 from toolkit.prepare.language import foreign_prompt, identifier, main_language
-from toolkit.prepare.refusals import hints_for_some
+from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.remarks import cut_answers, few_questions, reworded_questions
+from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, leaked, near_duplicates
 from toolkit.prepare.spoiled import Damage, find_damage
 from toolkit.prepare.thoughts import thoughts_unsaid
@@ -29,20 +31,21 @@ from toolkit.prompt.tokenizer import Tokenizer
 SHOWN_PAIRS = 3  # near-duplicates named on the screen
 
 
-def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenizer) -> Outcome:
-    """Write `data/{train,val,test,rejected}.jsonl` of a run from a data file, all four or none.
+def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source], tokenizer: Tokenizer) -> Outcome:
+    """Write `data/{train,val,test,rejected}.jsonl` of a run from its data files, all four or none.
 
-    Every row of the source is kept, counted as a duplicate, or in rejected.jsonl with its number and reason. Raises
-    ToolkitError if the file cannot be used or a split would be empty; former results then stay.
+    Every row of a source is kept, counted as a duplicate, or in rejected.jsonl with its number and reason, and with
+    its file where there are several. Raises ToolkitError if a file cannot be used or a split would be empty; former
+    results then stay.
     """
     form = prompt_format(config.prompt)
-    rows = read_rows(source, config)
+    rows = read_rows([Source(sources)] if isinstance(sources, Path) else sources, config)
     with identifier([record.answer for record in rows.records]) as identify:
-        left = unused(rows.table, rows.columns)
-        console.info(described(rows.columns, left))
-        for lost in lost_meaning(rows.columns, left):
+        for taken in columns_taken(rows.tables):
+            console.info(taken)
+        for lost in dict.fromkeys(lost for one in rows.tables for lost in lost_meaning(one.columns, one.left)):
             console.warn(lost)
-        texts = ((record.number, (record.question, record.answer, record.instruction)) for record in rows.records)
+        texts = ((record.where, (record.question, record.answer, record.instruction)) for record in rows.records)
         damage = list(find_damage(texts))
         repaired = Counter(kind for record in rows.records for kind in record.repaired)
         divided = divide(rows, config, lambda records: fit(records, form, tokenizer, config))
@@ -57,7 +60,7 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
         _write(fresh, folder.rejected, [_rejected_row(rejection) for rejection in rejected])
 
     figures = {
-        "rows": len(rows.table.rows),
+        "rows": rows.count,
         "kept": len(records),
         "duplicates": divided.duplicates,
         "rejected": len(rejected),
@@ -72,19 +75,19 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
         "instruction_as_question": sum(record.instruction_as_question for record in records),
         "control_like": _control_like(records, form, tokenizer),
         "language": language,
-        "columns": rows.columns.taken(),
-        "unused_columns": left,
+        **_of_files(rows.tables, rejected),
         "damaged": {found.kind: found.count for found in damage},
         "repaired": dict(repaired),
-        "source_sha256": rows.table.sha256,
     }
     for pair in near[:SHOWN_PAIRS]:
         console.info(
             f"near-duplicate ({pair.overlap:.2f}): {pair.split} `{_brief(pair.question)}` "
             f"and {pair.other_split} `{_brief(pair.other)}`"
         )
-    _warn_of_damage(damage, repaired, len(rows.table.rows))
-    _warn(figures, folder, splits, hints_for_some(rows.table, rows.columns, rejected))
+    _warn_of_damage(damage, repaired, rows.count)
+    for said in useless(rows.tables, rejected):
+        console.warn(said)
+    _warn(figures, folder, splits, hints_for_some(rows.tables, rejected))
     for said in (
         cut_answers(divided, config),
         few_questions(splits),
@@ -97,6 +100,26 @@ def prepare(config: Config, folder: RunFolder, source: Path, tokenizer: Tokenize
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)
 
 
+def _of_files(tables: list[ReadTable], rejected: list[Rejection]) -> dict[str, Any]:
+    """Return the figures of each file: its columns, its hash, and its rows where there are several."""
+    if len(tables) == 1:
+        one = tables[0]
+        found = {"columns": one.columns.taken(), "unused_columns": one.left}
+        return {**found, "source_sha256": sha256_of(one.table.path)} if one.table.path.is_file() else found
+    refused = Counter(rejection.file for rejection in rejected)
+    return {
+        "files": {
+            one.table.name: {
+                "rows": len(one.table.rows),
+                "rejected": sum(refused[file] for file in {row.file for row in one.table.rows}),
+                "columns": one.columns.taken(),
+                "unused_columns": one.left,
+            }
+            for one in tables
+        }
+    }
+
+
 def _row(record: Record) -> dict[str, Any]:
     return {
         "id": record.id,
@@ -106,13 +129,14 @@ def _row(record: Record) -> dict[str, Any]:
         "output": record.answer,
         "group": group_id(record.normalised),
         "truncated": record.truncated,
+        **({"file": record.file} if record.file else {}),
     }
 
 
 def _rejected_row(rejection: Rejection) -> dict[str, Any]:
-    values = {"row": rejection.number, **asdict(rejection)}
+    values = {"file": rejection.file, "row": rejection.number, **asdict(rejection)}
     del values["number"], values["tokens"]
-    return {key: value for key, value in values.items() if value is not None and (key != "detail" or value)}
+    return {key: value for key, value in values.items() if value or (key == "text" and value is not None)}
 
 
 def _write(fresh: Path, target: Path, rows: list[dict[str, Any]]) -> None:
@@ -173,7 +197,7 @@ def _warn_of_damage(damage: list[Damage], repaired: Counter[str], rows: int) -> 
             clean = "they cannot be restored: export the data again from its source"
         elif found.kind in repaired:
             clean = "the repair did not remove them"
-        console.warn(f"{found.count} of {rows} {what[found.kind]}, first row {found.row}: `{found.excerpt}`; {clean}")
+        console.warn(f"{found.count} of {rows} {what[found.kind]}, first {found.row}: `{found.excerpt}`; {clean}")
 
 
 def _brief(text: str) -> str:

@@ -1,7 +1,7 @@
 """What the doctor asks about the data: it is read, cleaned and split as prepare does it, and nothing is written."""
 
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from toolkit.core import console
@@ -10,6 +10,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_URL
 from toolkit.core.run_folder import SPLITS
 from toolkit.core.stage import Check
+from toolkit.formats.names import first_names
 from toolkit.model import base
 from toolkit.prepare.clean import Record, Rejection
 from toolkit.prepare.columns import wanted_names
@@ -57,13 +58,13 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     Only the first rows of a large file are read. Then, and where the answer depends on the tokenizer of a base that is
     not here, nothing is promised.
     """
-    if config.data.source == "medquad" and not MEDQUAD_CSV.exists():
+    if "medquad" in config.data.sources and not MEDQUAD_CSV.exists():
         return _medquad(offline=offline)
-    path = locate(config.data, offline=offline)
-    content, whole = file_head(path)
-    if not whole:
-        return _first_rows(content, path, config)
-    rows = rows_of(parse_table(content, path, wanted_names(config.data)), config)
+    heads = [(source.path, *file_head(source.path)) for source in locate(config.data, offline=offline)]
+    if not all(whole for _, _, whole in heads):
+        return _first_rows(heads, config)
+    wanted = wanted_names(config.data)
+    rows = rows_of([parse_table(content, path, wanted) for path, content, _ in heads], config)
     form = prompt_format(config.prompt)
     try:
         loaded = tokenizer()
@@ -78,7 +79,8 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
 
 
 def _usable(rows: Rows) -> str:
-    return f"{rows.table.path}, {len(rows.table.rows):,} rows, {len(rows.records):,} of them usable"
+    names = first_names([one.table.name for one in rows.tables], 3)
+    return f"{names}, {rows.count:,} rows, {len(rows.records):,} of them usable"
 
 
 def _without_tokenizer(rows: Rows, form: PromptFormat, config: Config) -> Check:
@@ -108,24 +110,28 @@ def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
     return fit_by_bytes
 
 
-def _first_rows(content: bytes, path: Path, config: Config) -> Check:
-    size = path.stat().st_size
+def _first_rows(heads: Sequence[tuple[Path, bytes, bool]], config: Config) -> Check:
+    """Say what the first rows of large files are like."""
+    names, size = first_names([str(path) for path, *_ in heads], 3), sum(path.stat().st_size for path, *_ in heads)
+    tables = []
+    for path, content, whole in heads:
+        try:
+            tables.append(parse_table(content, path, wanted_names(config.data)))
+        except ToolkitError as exc:
+            if whole or "truncated" not in exc.message:
+                raise
+            # The end of what was read may be inside a quoted cell.
+            return Check("data", None, f"{path}, {console.size(size)}: too large for this check, prepare reads it", "")
+    count = sum(len(table.rows) for table in tables)
     try:
-        table = parse_table(content, path, wanted_names(config.data))
-    except ToolkitError as exc:
-        if "truncated" not in exc.message:
-            raise
-        # The end of what was read may be inside a quoted cell.
-        return Check("data", None, f"{path}, {console.size(size)}: too large for this check, prepare reads it", "")
-    try:
-        rows = rows_of(table, config)
+        rows = rows_of(tables, config)
     except ToolkitError as exc:
         if "no usable row" not in exc.message:
             raise
-        found = f"{path}: none of the first {len(table.rows):,} rows can be used, the others were not read"
+        found = f"{names}: none of the first {count:,} rows can be used, the others were not read"
         return Check("data", None, found, exc.hint)
-    usable = f"{len(rows.records):,} of its first {len(table.rows):,} rows are usable"
-    found = f"{path}, {console.size(size)}: {usable}; the others were not read"
+    usable = f"{len(rows.records):,} of its first {count:,} rows are usable"
+    found = f"{names}, {console.size(size)}: {usable}; the others were not read"
     return Check("data", None, found, "")
 
 

@@ -35,7 +35,7 @@ class Record:
     """One question with its answer, as it will be trained on. `normalised` names the group of its question.
 
     `question` begins with the record's context, if it has one. `repaired` names the repairs that changed its text.
-    `tokens` is the length of the whole record where its answer is cut, else 0.
+    `tokens` is the length of the whole record where its answer is cut, else 0. `file` is set where there are several.
     """
 
     id: str
@@ -49,13 +49,19 @@ class Record:
     truncated: bool = False
     repaired: tuple[str, ...] = ()
     tokens: int = 0
+    file: str = ""
+
+    @property
+    def where(self) -> str:
+        """Return the row as a message names it."""
+        return f"row {self.number}" + (f" of {self.file}" if self.file else "")
 
 
 @dataclass(frozen=True)
 class Rejection:
     """A row that cannot be used: `reason` is what is counted, `detail` is for the reader.
 
-    `tokens` is the length of a record that is too long, else 0.
+    `tokens` is the length of a record that is too long, else 0. `file` is set where there are several.
     """
 
     number: int
@@ -64,6 +70,7 @@ class Rejection:
     text: str
     detail: str = ""
     tokens: int = 0
+    file: str = ""
 
 
 def clean(
@@ -111,7 +118,7 @@ class _Texts:
 def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     if row.problem:
         reason, _, detail = row.problem.partition(": ")
-        return Rejection(row.number, row.line, reason, _show(row.text), detail)
+        return Rejection(row.number, row.line, reason, _show(row.text), detail, file=row.file)
     columns = rules.columns
     names = (columns.question, columns.answer, columns.instruction)
     cells = [cell_text(row.values.get(name)) if name is not None else "" for name in names]
@@ -119,7 +126,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     shown = _show(" | ".join(text for text in cells if text))
 
     def rejection(reason: str, detail: str = "") -> Rejection:
-        return Rejection(row.number, row.line, reason, shown, detail)
+        return Rejection(row.number, row.line, reason, shown, detail, file=row.file)
 
     if None in cells:
         name = (*names, columns.context)[cells.index(None)]
@@ -146,7 +153,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     question = f"{texts.context}{MESSAGE_SEPARATOR}{texts.question}" if texts.context else texts.question
     row_id = cell_text(row.values.get(columns.id)) if columns.id is not None else None
     return Record(
-        id=_SURROGATES.sub("\ufffd", row_id or str(row.number)),
+        id=_SURROGATES.sub("\ufffd", row_id or (f"{row.file}:{row.number}" if row.file else str(row.number))),
         number=row.number,
         line=row.line,
         instruction=texts.instruction or rules.instruction,
@@ -155,6 +162,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         normalised=normalise(question),
         instruction_as_question=moved or (columns.question is not None and name_key(columns.question) == INSTRUCTION),
         repaired=repaired,
+        file=row.file,
     )
 
 

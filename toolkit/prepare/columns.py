@@ -1,7 +1,7 @@
 """The columns that are taken and left, and the left ones that are known to carry meaning."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.core.input_settings import DataSettings
@@ -13,6 +13,7 @@ from toolkit.prepare.table import Table
 IDS = ("id", "answerid", "qid", "uid")
 
 SHOWN = 12  # names in one line
+SHOWN_FILES = 3
 SHOWN_NAME = 40  # characters of each
 
 
@@ -36,6 +37,15 @@ class Columns:
             "id": self.id,
         }
         return {role: name for role, name in roles.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class ReadTable:
+    """One source as it was read: which of its columns hold what, and those that hold something and are left."""
+
+    table: Table
+    columns: Columns
+    left: list[str]
 
 
 def wanted_names(settings: DataSettings) -> list[str]:
@@ -76,6 +86,15 @@ def described(columns: Columns, left: list[str]) -> str:
     more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
     names = ", ".join(name[:SHOWN_NAME] for name in left[:SHOWN])
     return f"{taken}; not used: {names}{more}" if left else taken
+
+
+def columns_taken(tables: Sequence[ReadTable]) -> Iterator[str]:
+    """Say what is taken of each source and what is not; one line for all those that are alike."""
+    alike: dict[str, list[str]] = {}
+    for one in tables:
+        alike.setdefault(described(one.columns, one.left), []).append(one.table.name)
+    for said, names in alike.items():
+        yield said if len(alike) == 1 else f"{first_names(names, SHOWN_FILES)}: {said}"
 
 
 def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:

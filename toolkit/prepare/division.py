@@ -1,18 +1,19 @@
-"""From a data file to its splits, as prepare writes them and as doctor tries them."""
+"""From data files to their splits, as prepare writes them and as doctor tries them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
+from toolkit.prepare.cells import name_key
 from toolkit.prepare.clean import Record, Rejection, clean
 from toolkit.prepare.column_choice import find_columns
-from toolkit.prepare.columns import Columns, wanted_names
+from toolkit.prepare.columns import ReadTable, unused, wanted_names
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.read import read_table
 from toolkit.prepare.refusals import no_usable_row
+from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, drop_duplicates, split, ways_out
 from toolkit.prepare.table import Table
 from toolkit.prepare.thoughts import refuse_thoughts
@@ -22,12 +23,16 @@ Fit = Callable[[list[Record]], tuple[list[Record], list[Rejection]]]
 
 @dataclass(frozen=True)
 class Rows:
-    """A data file's rows: the records that can be used, duplicates among them, and the rows that cannot."""
+    """The rows of all sources: the records that can be used, duplicates among them, and the rows that cannot."""
 
-    table: Table
-    columns: Columns
+    tables: list[ReadTable]
     records: list[Record]
     rejected: list[Rejection]
+
+    @property
+    def count(self) -> int:
+        """The number of rows in all sources."""
+        return sum(len(one.table.rows) for one in self.tables)
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,45 @@ class Division:
     too_long: list[Rejection]
 
 
-def read_rows(source: Path, config: Config) -> Rows:
-    """Read and clean a data file; raises ToolkitError if it cannot be read or has no usable row."""
-    return rows_of(read_table(source, wanted_names(config.data)), config)
+def read_rows(sources: Sequence[Source], config: Config) -> Rows:
+    """Read and clean all sources; raises ToolkitError if one cannot be read, or none has a usable row."""
+    wanted = wanted_names(config.data)
+    return rows_of([read_table(source.path, wanted) for source in sources], config)
 
 
-def rows_of(table: Table, config: Config) -> Rows:
-    """Clean the rows of a table and name their groups; raises ToolkitError if none can be used."""
-    columns = find_columns(table, config.data)
-    records, rejected = clean(
-        table, columns, config.prompt.instruction, null_words=config.data.null_words, repairs=config.data.clean
-    )
+def rows_of(tables: Sequence[Table], config: Config) -> Rows:
+    """Clean the rows of tables and name their groups, over all of them; raises ToolkitError if none can be used.
+
+    Each table gets its own columns. A setting that names a column counts where a table has that column.
+    """
+    read, records, rejected = [], [], []
+    for table in tables:
+        columns = find_columns(table, _settings_for(table, tables, config.data))
+        if len(tables) > 1:
+            named = [row if row.file else replace(row, file=table.name) for row in table.rows]
+            table = replace(table, rows=named)
+        read.append(ReadTable(table, columns, unused(table, columns)))
+        kept, others = clean(
+            table, columns, config.prompt.instruction, null_words=config.data.null_words, repairs=config.data.clean
+        )
+        records += kept
+        rejected += others
     if not records:
-        raise no_usable_row(table, columns, rejected)
+        raise no_usable_row(read, rejected)
     refuse_thoughts(records, config.prompt)
-    return Rows(table, columns, with_groups(records, config.prompt.instruction), rejected)
+    return Rows(read, with_groups(records, config.prompt.instruction), rejected)
+
+
+def _settings_for(table: Table, tables: Sequence[Table], settings: DataSettings) -> DataSettings:
+    """Leave out the names of columns that other tables have, and this one does not."""
+    absent = {}
+    for role in ("question", "answer", "instruction", "context"):
+        setting = f"{role}_column"
+        key = name_key(getattr(settings, setting))
+        there = [key in map(name_key, other.columns) for other in tables]
+        if key and any(there) and key not in map(name_key, table.columns):
+            absent[setting] = ""
+    return settings.model_copy(update=absent) if absent else settings
 
 
 def divide(rows: Rows, config: Config, fit: Fit) -> Division:
@@ -82,9 +111,10 @@ def _divide(rows: Rows, settings: DataSettings, fit: Fit) -> Division:
         records, duplicates = rows.records, 0
     # Before the split, so that each split has its share of what can really be trained on.
     records, too_long = fit(records)
-    rejected = sorted([*rows.rejected, *too_long], key=lambda rejection: rejection.number)
+    place = {row.file: number for number, one in enumerate(rows.tables) for row in one.table.rows}
+    rejected = sorted([*rows.rejected, *too_long], key=lambda one: (place.get(one.file, 0), one.number))
     if not records:
-        raise no_usable_row(rows.table, rows.columns, rejected)
+        raise no_usable_row(rows.tables, rejected)
     try:
         splits = split(records, settings)
     except ToolkitError as exc:

@@ -49,7 +49,7 @@ def fit(
         reason = TOO_LONG if config.data.on_too_long == "drop" else NO_ROOM
         detail = f"{tokens:,} tokens, train.max_length is {limit:,}"
         text = f"{record.question} | {record.answer}"[:SHOWN]
-        rejected.append(Rejection(record.number, record.line, reason, text, detail, tokens))
+        rejected.append(Rejection(record.number, record.line, reason, text, detail, tokens, record.file))
     return [record for record in fitted if record is not None], rejected
 
 

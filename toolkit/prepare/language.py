@@ -159,7 +159,7 @@ def file_language(path: Path) -> str:
     content, _ = file_head(path)
     table = parse_table(content, path, wanted_names(config.data))
     try:
-        rows = rows_of(table, config)
+        rows = rows_of([table], config)
     except ToolkitError as exc:
         console.warn(exc.message)
         return ""

@@ -6,7 +6,6 @@ UTF-8 fails the whole file.
 
 import io
 from collections.abc import Iterable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def parse_table(content: bytes, path: Path, wanted: Iterable[str]) -> Table:
     if not rows:
         found, hint = looks_like(content, path)
         raise ToolkitError(f"`{path}` has no rows" + ("" if found == PLAIN else f": {found}"), hint=hint or _NO_ROWS)
-    return Table(path, columns, rows, sha256(content).hexdigest())
+    return Table(path, columns, rows)
 
 
 def _sniff(content: bytes, path: Path) -> str:

@@ -1,6 +1,7 @@
 """Why rows were rejected, and what to do about each reason."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
@@ -15,47 +16,63 @@ from toolkit.prepare.clean import (
     WRONG_TYPE,
     Rejection,
 )
-from toolkit.prepare.columns import Columns, listed, unused
+from toolkit.prepare.columns import ReadTable, listed
 from toolkit.prepare.containers import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
 from toolkit.prepare.objects import NOT_AN_OBJECT
-from toolkit.prepare.table import Table
 
 
-def no_usable_row(table: Table, columns: Columns, rejected: list[Rejection]) -> ToolkitError:
-    """Return the error of a file whose rows are all rejected, with the hint of the commonest reason."""
+def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> ToolkitError:
+    """Return the error of sources whose rows are all rejected, with the hint of the commonest reason."""
     reason, count = Counter(rejection.reason for rejection in rejected).most_common(1)[0]
     example = next(rejection for rejection in rejected if rejection.reason == reason)
     where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
+    where += f" of `{example.file}`" if example.file else ""
     shown = " ".join(example.text.split())
     shown = shown if len(shown) <= 80 else shown[:79] + "…"
     detail = f", {example.detail}" if example.detail else ""
+    has = f"`{tables[0].table.name}` has" if len(tables) == 1 else f"{len(tables)} files have"
     return ToolkitError(
-        f"`{table.path}` has no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
+        f"{has} no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
         f"{reason}, first {where} `{shown}`{detail}",
-        hint=_hint_for(reason, table, columns, rejected),
+        hint=_hint_for(reason, tables, rejected),
     )
 
 
-def hints_for_some(table: Table, columns: Columns, rejected: list[Rejection]) -> list[str]:
+def hints_for_some(tables: Sequence[ReadTable], rejected: list[Rejection]) -> list[str]:
     """Return a line for each reason of rejected rows that needs an explanation, where other rows are kept."""
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
         if nulls or reason in (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT):
-            hints.append(f"{reason}: {_hint_for(reason, table, columns, rejected)}")
+            hints.append(f"{reason}: {_hint_for(reason, tables, rejected)}")
     return hints
+
+
+def useless(tables: Sequence[ReadTable], rejected: list[Rejection]) -> list[str]:
+    """Return a line for each of several files that gives no row, with the commonest reason."""
+    reasons: dict[str, Counter[str]] = {}
+    for rejection in rejected:
+        reasons.setdefault(rejection.file, Counter())[rejection.reason] += 1
+    said = []
+    for one in tables if len(tables) > 1 else ():
+        there, count = reasons.get(one.table.name, Counter[str]()), len(one.table.rows)
+        if there.total() == count:
+            said.append(f"`{one.table.name}`: none of its {count:,} rows can be used ({there.most_common(1)[0][0]})")
+    return said
 
 
 def _is_null(rejection: Rejection) -> bool:
     return rejection.detail.startswith(NULL_WORD)
 
 
-def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Rejection]) -> str:
+def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection]) -> str:
     some = [rejection for rejection in rejected if rejection.reason == reason]
     if reason in (TOO_LONG, NO_ROOM):
-        return _longer_context(some, len(table.rows))
+        return _longer_context(some, sum(len(one.table.rows) for one in tables))
+    read = next((one for one in tables if one.table.name == some[0].file), tables[0])
+    table, columns = read.table, read.columns
     if reason == NOT_TEXT:
         return _not_text(table.path)
     if reason in (EMPTY_ANSWER, EMPTY_QUESTION):
@@ -67,7 +84,7 @@ def _hint_for(reason: str, table: Table, columns: Columns, rejected: list[Reject
             return f"cells of {shown} count as empty; `--set data.null_words=text` keeps them as text"
         role = "answer" if reason == EMPTY_ANSWER else "question"
         name = columns.answer if reason == EMPTY_ANSWER else columns.question or columns.answer
-        others = f" (with text: {listed(left)})" if (left := unused(table, columns)) else ""
+        others = f" (with text: {listed(left)})" if (left := read.left) else ""
         return (
             f"column `{name}` is empty there: fill it in, or name another with `--set data.{role}_column=NAME`{others}"
         )

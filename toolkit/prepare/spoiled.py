@@ -57,11 +57,11 @@ _INDENT = re.compile(r"^[ \t]+(?=\S|\Z)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Damage:
-    """One kind of damage: in how many records, and an example with its row number."""
+    """One kind of damage: in how many records, and an example with its row, a number or its name."""
 
     kind: str
     count: int
-    row: int
+    row: int | str
     excerpt: str
 
 
@@ -238,8 +238,8 @@ REPAIRS: dict[str, Callable[[str], str]] = {"html": remove_html, "mojibake": und
 _FINDERS: dict[str, Callable[[str], str]] = {"html": find_html, "mojibake": find_mojibake, "lost": find_lost}
 
 
-def find_damage(records: Iterable[tuple[int, tuple[str, ...]]]) -> Iterator[Damage]:
-    """Yield the kinds of damage in numbered rows of texts, each with its count and first example."""
+def find_damage(records: Iterable[tuple[int | str, tuple[str, ...]]]) -> Iterator[Damage]:
+    """Yield the kinds of damage in the texts of rows, each with its count and first example."""
     rows = list(records)
     for kind, find in _FINDERS.items():
         found = [(number, place) for number, texts in rows if (place := next(filter(None, map(find, texts)), ""))]

@@ -1,6 +1,5 @@
 """The stage `prepare`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.core.stage import Checks, Context, Examination, Stage, StageFiles
@@ -12,21 +11,12 @@ if TYPE_CHECKING:
     from toolkit.prompt.tokenizer import Tokenizer
 
 
-def data_file(config: "Config") -> Path:
-    """Return where the data file is, or will be once MedQuAD is downloaded."""
-    from toolkit.core.input_settings import MEDQUAD_CSV
-
-    return MEDQUAD_CSV if config.data.source == "medquad" else Path(config.data.source).expanduser()
-
-
 def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     from toolkit.core.run_folder import SPLITS
-    from toolkit.prepare.source import check_file
+    from toolkit.prepare.source import find_sources
 
-    path = data_file(config)
-    if config.data.source != "medquad":
-        check_file(path)
-    return StageFiles([path], [*(folder.split_file(name) for name in SPLITS), folder.rejected])
+    inputs = [source.path for source in find_sources(config.data)]
+    return StageFiles(inputs, [*(folder.split_file(name) for name in SPLITS), folder.rejected])
 
 
 def _before(context: Context) -> None:
@@ -38,13 +28,14 @@ def _before(context: Context) -> None:
 def _run(context: Context) -> "Outcome":
     from toolkit.model import base
     from toolkit.prepare import prepare
+    from toolkit.prepare.source import find_sources
     from toolkit.prompt.format import prompt_format
     from toolkit.prompt.tokenizer import load_tokenizer
 
     config = context.config
     found = base.resolve_training(config.model, weights=False)
     tokenizer = load_tokenizer(found.folder, prompt_format(config.prompt))
-    return prepare(config, context.folder, data_file(config), tokenizer)
+    return prepare(config, context.folder, find_sources(config.data), tokenizer)
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:

@@ -9,7 +9,8 @@ from typing import Any
 class Row:
     """One row of the source: `number` from 1 without the header, `line` in the file where that means something.
 
-    `values` is empty where `problem` says why the row cannot be used; `text` then shows what was there.
+    `values` is empty where `problem` says why the row cannot be used; `text` then shows what was there. `file` names
+    the file where there are several.
     """
 
     number: int
@@ -17,11 +18,12 @@ class Row:
     values: dict[str, Any]
     problem: str = ""
     text: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file, its column names in the order of their appearance, and its SHA-256 (hex).
+    """All rows of a source, and its column names in the order of their appearance; `part` names a sheet or split.
 
     A name that the file has twice is twice in `columns`; `values` then hold the last cell of that name.
     """
@@ -29,4 +31,9 @@ class Table:
     path: Path
     columns: list[str]
     rows: list[Row]
-    sha256: str
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        """The source as messages and rejected.jsonl name it."""
+        return f"{self.path}#{self.part}" if self.part else str(self.path)

@@ -24,7 +24,7 @@ def refuse_thoughts(records: list[Record], settings: PromptSettings) -> None:
     found = [record for record in records if begins_with_thoughts(record.answer)]
     if found:
         raise ToolkitError(
-            f"{len(found):,} of {len(records):,} answers begin with `{THINK[0]}`, first row {found[0].number}, but "
+            f"{len(found):,} of {len(records):,} answers begin with `{THINK[0]}`, first {found[0].where}, but "
             '`prompt.thinking = "off"` closes the thinking block in the prompt: the model would learn to open another',
             hint="`--set prompt.thinking=keep` trains the thoughts; to leave them out, remove them from the data",
             exit_code=USAGE,
@@ -66,7 +66,7 @@ def _without_answer(records: list[Record]) -> str:
     if not found:
         return ""
     return (
-        f"{len(found):,} of {len(records):,} answers, first row {found[0].number}, are thoughts alone, with nothing "
+        f"{len(found):,} of {len(records):,} answers, first {found[0].where}, are thoughts alone, with nothing "
         f"behind `{THINK[1]}`: with `prompt.thinking` Ollama would return thoughts and an empty answer; complete or "
         "remove these rows"
     )
