@@ -94,7 +94,7 @@ def test_a_name_that_yaml_could_take_for_something_else_stays_text(name: str) ->
 def test_the_scores_of_the_default_file_are_the_hubs_model_index(run: reported.Reported) -> None:
     facts = gather(run.config, run.folder, read_manifest(run.folder))
     assert facts.report is not None
-    data = ModelCard(f"---\n{front_matter(facts, facts.report)}\n---\n").data
+    data: Any = ModelCard(f"---\n{front_matter(facts, facts.report)}\n---\n").data
     found = {(one.dataset_type, one.metric_type): one.metric_value for one in data.eval_results or []}
     measured = run.evaluation["held_out"]["systems"]["Q4_K_M"]
     exam = run.evaluation["choice"][0]["systems"]["Q4_K_M"]["mean"]
