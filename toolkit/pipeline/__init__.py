@@ -174,6 +174,8 @@ def perform(
         if record != manifest.stages[name]:
             manifest.stages[name] = record
             write_manifest(folder, manifest)
+        if not _page_is_newest(folder):
+            _write_pages(config, folder)
         files = tuple(folder.path / file.path for file in record.outputs)
         return Done(name, True, "", record.figures, 0.0, record.warning, files)
     before()
@@ -242,6 +244,13 @@ def _write_pages(config: "Config", folder: "RunFolder") -> None:
     except Exception as exc:  # whatever it is: hours of work came before
         known = explain(exc) or unexpected(exc)
         console.warn(f"the report's page was not written: {known.message}; {known.hint}".rstrip("; "))
+
+
+def _page_is_newest(folder: "RunFolder") -> bool:
+    """Tell whether the page was written after the manifest: a process may have died between both."""
+    if not folder.page.is_file():
+        return False
+    return folder.page.stat().st_mtime_ns >= folder.manifest.stat().st_mtime_ns
 
 
 def keep_settings(config: "Config", folder: "RunFolder") -> None:

@@ -119,7 +119,8 @@ def _cells(column: Any, name: str, path: Path, wanted: frozenset[str]) -> list[A
             return [UNREADABLE if there else None for there in column.is_valid().to_pylist()]
         detail = str(exc.args[0] if exc.args and isinstance(exc, LookupError) else exc).partition("\n")[0]
         kind = str(column.type)[:_SHOWN_TYPE]
-        if "zoneinfo" in detail:  # Arrow says that Python's own module is missing
+        # Arrow takes pytz where it is installed; else it says that Python's own module is missing.
+        if "zoneinfo" in detail or "TimeZone" in type(exc).__name__:
             detail = "the time zone is unknown here"
         raise ToolkitError(
             f"`{path}`: the column `{name}` ({kind}) has a cell that cannot be read: {detail}",
