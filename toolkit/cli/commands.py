@@ -176,6 +176,43 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
 
 @verb(writes=True)
+@click.option(
+    "--sheet", is_flag=True, help="Write the clinicians' blind sheet of the answers: review.html, review.csv."
+)
+@click.option("--votes", is_flag=True, help="Count the votes in FILES, which the sheet saved.")
+@click.argument("files", nargs=-1, metavar="[FILES]...", type=click.Path(path_type=Path))
+def evaluate(
+    path: str,
+    overrides: tuple[str, ...],
+    dry_run: bool,
+    force: bool,
+    sheet: bool,
+    votes: bool,
+    files: tuple[Path, ...],
+) -> None:
+    """Ask base, trained model and GGUF files the same questions.
+
+    Their answers are compared with intervals, in evaluation.json. `run` does not do it: it takes long.
+    """
+    from toolkit.cli import evaluating
+
+    if sheet and votes:
+        raise ToolkitError("--sheet and --votes are two calls", hint="toolkit evaluate --sheet", exit_code=USAGE)
+    if files and not votes:
+        raise ToolkitError(
+            f"`{files[0]}` is not asked for here", hint="toolkit evaluate --votes FILE...", exit_code=USAGE
+        )
+    if votes and not files:
+        raise ToolkitError("--votes names no file", hint="toolkit evaluate --votes FILE...", exit_code=USAGE)
+    if sheet:
+        evaluating.write_sheet(path, overrides, dry_run)
+    elif votes:
+        evaluating.count_votes(path, overrides, files, dry_run)
+    else:
+        evaluating.perform(path, overrides, dry_run, force)
+
+
+@verb(writes=True)
 @click.option("--rollback", is_flag=True, help="Restore NAME:previous; a second call undoes that.")
 @click.option(
     "--replace", multiple=True, metavar="NAME:TAG", help="Replace this model although it is not ours; repeatable."
@@ -239,7 +276,7 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
     run = load_run(path, overrides)
     status = run.status()
     console.result(*summary.of_status(status))
-    if any(stage.why for stage in status.stages.values()):
+    if any(status.stages[name].why for name in pipeline.STAGES):
         console.next_step(command_text("run"))
     elif any(stage.warning for stage in status.stages.values()):
         console.next_step(mending_command(run))

@@ -29,9 +29,9 @@ class Verb(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example."""
-        name = str(self.name)
+        name, known = str(self.name), {**pipeline.STAGES, **pipeline.BESIDE}
         with formatter.section("Example"):
-            formatter.write_text(pipeline.STAGES[name][1] if name in pipeline.STAGES else EXAMPLES[name])
+            formatter.write_text(known[name][1] if name in known else EXAMPLES[name])
 
 
 class Verbs(click.Group):

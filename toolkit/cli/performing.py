@@ -47,7 +47,7 @@ def with_settings(hint: str) -> str:
         has_them = any(option in tail for option in (" -c ", " --set ", " --offline"))
         return found[0] if has_them else f"`{command_text(name, tail)}`"
 
-    verbs = "|".join([*pipeline.STAGES, "doctor", "run", "status", "report"])
+    verbs = "|".join([*pipeline.STAGES, *pipeline.BESIDE, "doctor", "run", "status", "report"])
     return re.sub(rf"`toolkit ({verbs})((?: [^`]*)?)`", whole, hint)
 
 

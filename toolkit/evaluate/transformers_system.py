@@ -121,10 +121,15 @@ class TransformersSystem:
         return contextlib.nullcontext() if self.adapted else self.model.disable_adapter()
 
 
+def weights_of(base: Path) -> int:
+    """Count the weights of a base by its files' headers."""
+    stored = sum(prod(tensor.shape) for tensor in open_folder(base).values())
+    return 2 * stored if is_four_bit(base) else stored  # two of 4 bits are in a stored number
+
+
 def choose_place(base: Path) -> Place | str:
     """Choose where a base computes: the GPU if it fits, else the CPU, in float32 if that fits; or say why nowhere."""
-    weights = sum(prod(tensor.shape) for tensor in open_folder(base).values())
-    weights *= 2 if is_four_bit(base) else 1  # two of them are in a stored number
+    weights = weights_of(base)
     gpu = hardware.gpu()
     if gpu is not None and 2 * weights + BESIDES <= gpu.free:
         return Place("cuda", "bfloat16" if gpu.bf16 else "float16")

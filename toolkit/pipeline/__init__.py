@@ -27,6 +27,13 @@ STAGES = {
     "validate": ("Compare each GGUF with the trained model.", "toolkit validate --set validate.rows=20"),
     "register": ("Create the model in Ollama, and prove it there.", "toolkit register --set ollama.name=medassist"),
 }
+# Beside the chain: `run` does not perform them, and nothing waits for them.
+BESIDE = {
+    "evaluate": (
+        "Ask base, trained model and GGUF files the same questions, and compare.",
+        "toolkit evaluate --set evaluate.questions=20",
+    ),
+}
 LIBRARIES = (
     "torch",
     "transformers",
@@ -112,6 +119,26 @@ def ends_with_adapter(config: "Config", *, offline: bool) -> str:
     """Say why training is the last stage, as train.allow_unexportable asks; empty where others follow."""
     found = refusal(config, offline=offline) if config.train.allow_unexportable else None
     return found.found if found is not None else ""
+
+
+def chain(name: str) -> list[str]:
+    """Return the stages that come before one, in order; before one beside the chain, those up to what it needs."""
+    if name in STAGES:
+        return [*itertools.takewhile(lambda other: other != name, STAGES)]
+    last = max(map([*STAGES].index, stage(name).needs), default=-1)
+    return [*STAGES][: last + 1]
+
+
+def state_beside(config: "Config", folder: "RunFolder") -> dict[str, str]:
+    """Say the same as `state` of the stages beside the chain."""
+    from toolkit.core.manifest import read_manifest
+
+    manifest, before = read_manifest(folder), state(config, folder)
+    found = {}
+    for name in BESIDE:
+        behind = next((earlier for earlier in chain(name) if before[earlier]), "")
+        found[name] = _why(name, config, folder, manifest) or (f"{behind} comes first" if behind else "")
+    return found
 
 
 def state(config: "Config", folder: "RunFolder") -> dict[str, str]:
@@ -291,7 +318,7 @@ def check_stages_before(name: str, config: "Config", folder: "RunFolder") -> Non
     from toolkit.core.manifest import read_manifest
 
     manifest = read_manifest(folder)
-    for earlier in itertools.takewhile(lambda other: other != name, STAGES):
+    for earlier in chain(name):
         if earlier in manifest.stages:
             _refuse_stale(name, earlier, _why(earlier, config, folder, manifest))
 
@@ -301,7 +328,7 @@ def _check_needs(found: Stage, context: Context) -> None:
 
     Those that were performed are known to be fresh: `check_stages_before` has looked.
     """
-    for earlier in itertools.takewhile(lambda other: other != found.name, STAGES):
+    for earlier in chain(found.name):
         if earlier in context.manifest.stages:
             continue
         if earlier in found.needs:

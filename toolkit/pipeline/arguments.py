@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.pipeline import STAGES
+from toolkit.pipeline import BESIDE, STAGES
 
 
 def check_path(path: object) -> None:
@@ -27,8 +27,9 @@ def check_progress(progress: object) -> None:
 
 def check_stage(name: object, gpus: object, replace: object) -> None:
     """Raise ToolkitError (exit 2) for a stage that does not exist, or options that it cannot have."""
-    if name not in STAGES:
-        _refuse("the stage", name, f"the stages are {', '.join(STAGES)}")
+    known = {**STAGES, **BESIDE}
+    if name not in known:
+        _refuse("the stage", name, f"the stages are {', '.join(known)}")
     if not isinstance(gpus, int) or isinstance(gpus, bool) or gpus < 1:
         _refuse("gpus", gpus, "pass a whole number from 1")
     if not isinstance(replace, tuple | list) or not all(isinstance(each, str) for each in replace):

@@ -57,6 +57,14 @@ class Validated(Done):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluated(Done):
+    """What all systems answered; `comparisons` are those of evaluation.json, of answers and of tasks."""
+
+    evaluation: Path
+    comparisons: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Registered(Done):
     """The model's name in Ollama, the server, and the digest of each tag; `modelfile` makes the same model."""
 
@@ -241,6 +249,14 @@ def _validated(figures: dict[str, Any], folder: "RunFolder") -> dict[str, Any]:
     return {"report": folder.report, "model_card": folder.model_card, "mean_kl": distances}
 
 
+def _evaluated(figures: dict[str, Any], folder: "RunFolder") -> dict[str, Any]:
+    tasks = (one for task in figures.get("choice", []) for one in task["comparisons"])
+    return {
+        "evaluation": folder.evaluation,
+        "comparisons": (*figures.get("held_out", {}).get("comparisons", []), *tasks),
+    }
+
+
 def _registered(figures: dict[str, Any], folder: "RunFolder") -> dict[str, Any]:
     tags = {tag: values["digest"] for tag, values in figures.get("tags", {}).items()}
     return {
@@ -257,6 +273,7 @@ _KINDS: dict[str, tuple[type[Done], Callable[[dict[str, Any], "RunFolder"], dict
     "export": (Exported, _exported),
     "validate": (Validated, _validated),
     "register": (Registered, _registered),
+    "evaluate": (Evaluated, _evaluated),
 }
 
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,11 @@ from toolkit import pipeline
 from toolkit.core import console, streams
 from toolkit.core.errors import MISSING, USAGE, ToolkitError, explain
 from toolkit.core.streams import State
-from toolkit.pipeline import arguments, results
+from toolkit.pipeline import arguments, beside, results
 from toolkit.pipeline.results import (
     Answer,
     Compared,
+    Evaluated,
     Exported,
     Findings,
     Finished,
@@ -99,6 +100,10 @@ class Run:
     def register(self, *, force: bool = False, replace: tuple[str, ...] = ()) -> Registered:
         """Create the model in Ollama, and prove it there; `replace` names models that are not ours."""
         return cast(Registered, self.perform("register", force=force, replace=replace))
+
+    def evaluate(self, *, force: bool = False) -> Evaluated:
+        """Ask base, trained model and each GGUF the same held-out questions, and compare; `run` does not do it."""
+        return cast(Evaluated, self.perform("evaluate", force=force))
 
     def perform(
         self, stage: str, *, force: bool = False, gpus: int = 1, replace: tuple[str, ...] = ()
@@ -191,7 +196,8 @@ class Run:
 
             heard, manifest = len(state.warnings), read_manifest(self.folder)
             stages = {}
-            for name, why in pipeline.state(self.config, self.folder).items():
+            found = pipeline.state(self.config, self.folder) | pipeline.state_beside(self.config, self.folder)
+            for name, why in found.items():
                 record = manifest.stages.get(name)
                 word = "not run" if record is None else "stale" if why else "fresh"
                 ran = (record.finished, record.seconds, record.warning) if record else ("", None, "")
@@ -244,6 +250,21 @@ class Run:
             with locked(other.folder):
                 found = write_comparison(one, two, page)
             return Compared(page, str(found), found.figures, self._heard(state, heard))
+
+    def foresee_evaluation(self) -> dict[str, Any]:
+        """Say what an evaluation would ask, and about how long it would take (s); nothing is written."""
+        with _speaking(self.progress):
+            return beside.foresee(self.config, self.folder)
+
+    def write_sheet(self, *, dry_run: bool = False) -> dict[str, Any]:
+        """Write the blind sheet of the evaluation's answers for clinicians; returns its files and what it shows."""
+        with _speaking(self.progress):
+            return beside.sheet(self.config, self.folder, dry_run=dry_run)
+
+    def count_votes(self, files: Sequence[str | os.PathLike[str]], *, dry_run: bool = False) -> dict[str, Any]:
+        """Count the votes in files that the sheet saved, keep the count in evaluation.json, and return it."""
+        with _speaking(self.progress):
+            return beside.votes(self.folder, [Path(file) for file in files], dry_run=dry_run)
 
     def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
         """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""

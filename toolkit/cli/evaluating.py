@@ -1,0 +1,45 @@
+"""What the verb `evaluate` does: an evaluation, what it would take, the clinicians' sheet, and their votes."""
+
+from pathlib import Path
+
+from toolkit.cli.performing import command_text, load_run
+from toolkit.core import console
+
+
+def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+    """Perform the stage, or say what it would ask and how long it would take."""
+    from toolkit.cli import summary
+
+    run = load_run(path, overrides)
+    if dry_run:
+        from toolkit.evaluate.preview import foreseen_table
+
+        found = run.foresee_evaluation()
+        console.result({"dry_run": True, **found}, foreseen_table(found))
+        return
+    done = run.perform("evaluate", force=force)
+    console.result(*summary.of(done, run.folder))
+    console.next_step(command_text("evaluate", " --sheet"))
+
+
+def write_sheet(path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
+    """Write the clinicians' sheet, or say what would be written."""
+    run = load_run(path, overrides)
+    found = run.write_sheet(dry_run=dry_run)
+    if dry_run:
+        console.result(found, "\n".join(found["would_write"]))
+        return
+    console.result(found, "\n".join(found["written"]))
+    console.info(
+        f"{found['items']} questions; give away `{run.folder.review.name}` or `{run.folder.review_table.name}`, and "
+        f"keep `{run.folder.review_key.name}`, which tells the systems apart"
+    )
+    console.next_step(command_text("evaluate", " --votes FILE..."))
+
+
+def count_votes(path: str, overrides: tuple[str, ...], files: tuple[Path, ...], dry_run: bool) -> None:
+    """Count votes, and keep the count in evaluation.json unless `dry_run`."""
+    from toolkit.evaluate.votes_words import votes_table
+
+    found = load_run(path, overrides).count_votes(files, dry_run=dry_run)
+    console.result({"votes": found}, votes_table(found))

@@ -1,0 +1,52 @@
+"""What a run does beside its stages: an evaluation's preview, the clinicians' sheet, and their votes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit import pipeline
+from toolkit.core import console
+from toolkit.core.run_folder import RunFolder, locked
+
+if TYPE_CHECKING:
+    from toolkit.core.config import Config
+
+
+def foresee(config: "Config", folder: RunFolder) -> dict[str, Any]:
+    """Say what an evaluation would ask; raises ToolkitError where a stage before it is out of date."""
+    from toolkit.evaluate.preview import foreseen
+    from toolkit.model import base_choice
+
+    pipeline.check_stages_before("evaluate", config, folder)
+    found, shards = base_choice.choose_base(config.model, config.export)
+    return foreseen(config, folder, found, kept=shards is None)
+
+
+def sheet(config: "Config", folder: RunFolder, *, dry_run: bool) -> dict[str, Any]:
+    """Write the sheet of the last evaluation's answers, and say where a newer evaluation is due."""
+    from toolkit.evaluate.evaluation import read_evaluation
+    from toolkit.evaluate.sheet import write_sheet
+
+    found = read_evaluation(folder)
+    if why := pipeline.state_beside(config, folder)["evaluate"]:
+        console.warn(f"the answers are those of the last evaluation, which is out of date: {why}")
+    if dry_run:
+        return {"would_write": [str(path) for path in (folder.review, folder.review_table, folder.review_key)]}
+    with locked(folder):
+        return write_sheet(folder, found, config.export.default)
+
+
+def votes(folder: RunFolder, files: list[Path], *, dry_run: bool) -> dict[str, Any]:
+    """Count votes on the last evaluation's answers, and keep the count there."""
+    from toolkit.evaluate.evaluation import amend, read_evaluation
+    from toolkit.evaluate.judge import agreement_with_votes
+    from toolkit.evaluate.votes import count_votes
+
+    evaluation = read_evaluation(folder)
+    found = count_votes(folder, evaluation, files)
+    if not dry_run:
+        judge = evaluation["judge"]
+        if judge is not None:
+            judge = {**judge, "agreement_with_votes": agreement_with_votes(judge, found)}
+        with locked(folder):
+            amend(folder, votes=found, judge=judge)
+    return found
