@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from toolkit import llamacpp
+from toolkit.evaluate.scoring import Pair, llamacpp_scores
 from toolkit.evaluate.systems import Answer, Asked, Score, answer_of, cut_at, in_order
 from toolkit.llamacpp.batched import answer_all, at_once
 from toolkit.llamacpp.vocabulary import trained_positions
@@ -59,15 +58,9 @@ class LlamaCppSystem:
         found = answer_all(self.llm, given, tokens, count, lambda ids: cut_at(self.tokenizer, ids, stops) is not None)
         yield from in_order((number, answer_of(self.tokenizer, ids, ended, stops)) for number, ids, ended in found)
 
-    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
+    def scores(self, pairs: Sequence[Pair]) -> Iterator[Score]:
         """Score continuations, each after the ids before it; in order."""
-        for before, after in pairs:
-            ids = [*before, *after]
-            rows = llamacpp.logits(self.llm, ids[:-1], len(before) - 1).astype(np.float64)
-            rows -= rows.max(axis=-1, keepdims=True)
-            rows -= np.log(np.exp(rows).sum(axis=-1, keepdims=True))
-            picked = rows[np.arange(len(after)), after]
-            yield Score(float(picked.sum()), bool((rows.argmax(axis=-1) == after).all()))
+        return llamacpp_scores(self.llm, pairs)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from typing import Any
 from toolkit.core import hardware
 from toolkit.core.console import silence_transformers, size
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.evaluate.batched_scoring import transformers_scores
+from toolkit.evaluate.scoring import Pair
 from toolkit.evaluate.systems import Answer, Score, answer_of, cut_at
 from toolkit.formats.checkpoint import open_folder
 from toolkit.model.dequantized import plain_folder
@@ -105,17 +107,9 @@ class TransformersSystem:
         end = next((index for index, token in enumerate(ids) if token in self.ends), len(ids))
         return answer_of(self.tokenizer, ids[:end], end < len(ids), stops)
 
-    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
+    def scores(self, pairs: Sequence[Pair]) -> Iterator[Score]:
         """Score continuations, each after the ids before it; in order."""
-        import torch
-
-        for before, after in pairs:
-            ids = torch.tensor([[*before, *after[:-1]]], device=self.model.device)
-            with torch.inference_mode(), self._adapter():
-                logits = self.model(input_ids=ids, use_cache=False, logits_to_keep=len(after)).logits[0]
-                rows = logits.float().log_softmax(-1).cpu()
-            picked = rows[range(len(after)), after]
-            yield Score(float(picked.double().sum()), rows.argmax(-1).tolist() == after)
+        return transformers_scores(self.model, pairs, self._adapter)
 
     def _adapter(self) -> Any:
         return contextlib.nullcontext() if self.adapted else self.model.disable_adapter()
