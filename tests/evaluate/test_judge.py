@@ -16,7 +16,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.evaluate.judge import agreement_with_votes, judge_pairs
 from toolkit.evaluate.judge_model import find_judge
-from toolkit.evaluate.votes_words import judge_table
+from toolkit.evaluate.judge_words import judge_table
 
 DIGEST = "ab" * 32
 

@@ -14,9 +14,8 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import sheet
 from toolkit.evaluate.blind import SheetKey
-from toolkit.evaluate.votes import count_votes, kept_votes, majority
+from toolkit.evaluate.votes import count_votes, kept_votes, majority, votes_table
 from toolkit.evaluate.votes_file import read_ballot
-from toolkit.evaluate.votes_words import votes_table
 
 EVALUATION = make_evaluation(10)
 

@@ -49,6 +49,10 @@ class Memory(Protocol):
         """Keep a value."""
 
 
+class UnusableJudge(ToolkitError):
+    """The judge's replies are nonsense: nothing else depends on them."""
+
+
 @dataclass
 class _Nothing:
     """Keeps nothing."""
@@ -108,6 +112,15 @@ def judge_pairs(config: Config, evaluation: dict[str, Any], memory: Memory | Non
     ]
     found = {"model": judge.model, "digest": judge.digest, "pairs": pairs, "items": items, "unusable": len(unusable)}
     return {**found, "agreement_with_votes": agreement_with_votes(found, evaluation.get("votes"))}
+
+
+def judge_or_warn(config: Config, evaluation: dict[str, Any], memory: Memory) -> dict[str, Any] | None:
+    """Return what `judge_pairs` does; None, with a warning, where the judge's replies are nonsense: it is no gate."""
+    try:
+        return judge_pairs(config, evaluation, memory)
+    except UnusableJudge as exc:
+        console.warn(f"{exc.message}: the evaluation has no judge; {exc.hint}")
+        return None
 
 
 def _messages(entry: Mapping[str, Any], order: Pair) -> list[dict[str, str]]:
@@ -189,7 +202,7 @@ def _verdict(replies: list[str]) -> str:
 def _refuse_nonsense(judge: Judge, unusable: list[str], total: int) -> None:
     if len(unusable) > max(1.0, UNUSABLE * total):
         said = " ".join(unusable[-1].split())[:60]
-        raise ToolkitError(
+        raise UnusableJudge(
             f"the judge `{judge.model}` gave no usable answer to {len(unusable)} of {total} pairs"
             + (f", for example `{said}`" if said else ": it said nothing"),
             hint="name another model in `evaluate.judge`, or leave it empty: nothing depends on it",
