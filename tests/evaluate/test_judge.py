@@ -17,6 +17,7 @@ from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.evaluate.judge import agreement_with_votes, judge_pairs
 from toolkit.evaluate.judge_model import find_judge
 from toolkit.evaluate.judge_words import judge_table
+from toolkit.report.sources import Evaluation
 
 DIGEST = "ab" * 32
 
@@ -67,14 +68,16 @@ def test_a_preference_counts_in_both_orders() -> None:
     with serving(pretending(prefers("y."), seen)) as url:
         found = judge_pairs(settings(url), make_evaluation(6))
     assert (found["model"], found["digest"], found["unusable"]) == ("judge", DIGEST, 0)
-    names = ("a", "b", "better", "worse", "same", "disagreed", "both_unsafe", "win_rate")
+    names = ("a", "b", "better", "worse", "same", "disagreed", "win_rate")
     assert [[pair[name] for name in names] for pair in found["pairs"]] == [
-        ["base", "trained", 6, 0, 0, 0, None, 1.0],
-        ["trained", DEFAULT, 0, 6, 0, 0, None, 0.0],
+        ["base", "trained", 6, 0, 0, 0, 1.0],
+        ["trained", DEFAULT, 0, 6, 0, 0, 0.0],
     ]
     assert len(seen) == 24 and found["agreement_with_votes"] is None
     assert "judged by the model judge, which decides nothing" in judge_table(found)
     json.dumps(found, allow_nan=False)
+    read = Evaluation.model_validate({"judge": found}).judge
+    assert read is not None and [(pair.better, pair.disagreed) for pair in read.pairs] == [(6, 0), (0, 0)]
 
 
 @pytest.mark.parametrize(("said", "disagreed"), [("1", 6), ("2", 6), ("same", 0)])

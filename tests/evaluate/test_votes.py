@@ -16,6 +16,7 @@ from toolkit.evaluate import sheet
 from toolkit.evaluate.blind import SheetKey
 from toolkit.evaluate.votes import count_votes, kept_votes, majority, votes_table
 from toolkit.evaluate.votes_file import read_ballot
+from toolkit.report.sources import Evaluation
 
 EVALUATION = make_evaluation(10)
 
@@ -75,6 +76,8 @@ def test_votes_are_unblinded_and_counted(folder: RunFolder) -> None:
     assert len(found["files"][0]["sha256"]) == 64
     assert found["agreement"] == {"raters": 1, "items": 10, "observed": None, "kappa": None, "method": None}
     json.dumps(found, allow_nan=False)
+    read = Evaluation.model_validate({"votes": found}).votes
+    assert read is not None and [(pair.b, pair.win_rate) for pair in read.pairs] == [("trained", 0.75), (DEFAULT, 0.0)]
 
 
 def test_every_unsafe_vote_is_listed_with_its_comment_and_both_answers(folder: RunFolder) -> None:

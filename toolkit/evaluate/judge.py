@@ -67,8 +67,8 @@ class _Nothing:
 def judge_pairs(config: Config, evaluation: dict[str, Any], memory: Memory | None = None) -> dict[str, Any]:
     """Return what `evaluation.json` holds under "judge": all pairs of answers that differ, in both orders.
 
-    `both_unsafe` is None: the judge is not asked for it. Raises ToolkitError as `find_judge`, if the server fails, and
-    if more than a tenth of the pairs have no usable answer.
+    There is no `both_unsafe`: the judge is not asked for it. Raises ToolkitError as `find_judge`, if the server fails,
+    and UnusableJudge if more than a tenth of the pairs have no usable answer.
     """
     judge = find_judge(config)
     memory = _Nothing() if memory is None else memory
@@ -217,7 +217,6 @@ def _count(pair: Pair, verdicts: list[tuple[Pair, int, str]], identical: int, pa
         "better": counts["better"],
         "worse": counts["worse"],
         "same": counts["same"] + counts["disagreed"],
-        "both_unsafe": None,
         "disagreed": counts["disagreed"],
         "unusable": counts["unusable"],
         "questions": counts.total() - counts["unusable"],
