@@ -48,7 +48,8 @@ def accounted(outcome: Outcome, folder: RunFolder) -> dict[str, Any]:
     assert figures["rejected"] == len(lines(folder.rejected)) == sum(figures["reasons"].values())
     assert figures["questions"] == len({row["group"] for row in written(folder)})
     assert figures["truncated"] == sum(row["truncated"] for row in written(folder))
-    assert outcome.outputs == [*(folder.split_file(name) for name in SPLITS), folder.rejected]
+    assert outcome.outputs == [*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal]
+    assert figures["personal"]["rows"] == len({row["row"] for row in lines(folder.personal)})
     assert sorted(folder.data.parent.iterdir()) == [folder.data]
     return figures
 

@@ -64,6 +64,10 @@ class DataSettings(Section):
     """A record longer than train.max_length: cut the end of its answer, which then teaches no EOS, or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Questions in two splits whose words overlap at least this much (Jaccard) are counted and shown."""
+    personal: Literal["warn", "mask", "refuse", "off"] = "warn"
+    """Personal data in the text (e-mail, telephone, CPF, …): list it, put placeholders there, or refuse the file."""
+    personal_model: PathText = ""
+    """Folder of a spaCy or transformers model that finds names and places; empty: they are not looked for."""
 
     @property
     def sources(self) -> list[str]:

@@ -52,6 +52,11 @@ class RunFolder:
         return self.data / "rejected.jsonl"
 
     @property
+    def personal(self) -> Path:
+        """What may be personal data, each with its row and kind, never with its value."""
+        return self.data / "personal.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of training checkpoints."""
         return self.path / "checkpoints"

@@ -19,6 +19,7 @@ from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.fit import fit
 from toolkit.prepare.groups import reworded
 from toolkit.prepare.language import foreign_prompt, identifier, main_language
+from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.remarks import cut_answers, few_questions, reworded_questions
 from toolkit.prepare.source import Source
@@ -32,7 +33,7 @@ SHOWN_PAIRS = 3  # near-duplicates named on the screen
 
 
 def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source], tokenizer: Tokenizer) -> Outcome:
-    """Write `data/{train,val,test,rejected}.jsonl` of a run from its data files, all four or none.
+    """Write `data/{train,val,test,rejected,personal}.jsonl` of a run from its data files, all five or none.
 
     Every row of a source is kept, counted as a duplicate, or in rejected.jsonl with its number and reason, and with
     its file where there are several. Raises ToolkitError if a file cannot be used or a split would be empty; former
@@ -58,6 +59,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         for name in SPLITS:
             _write(fresh, folder.split_file(name), [_row(record) for record in splits[name]])
         _write(fresh, folder.rejected, [_rejected_row(rejection) for rejection in rejected])
+        _write(fresh, folder.personal, [asdict(finding) for finding in rows.personal.findings])
 
     figures = {
         "rows": rows.count,
@@ -78,6 +80,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         **_of_files(rows.tables, rejected),
         "damaged": {found.kind: found.count for found in damage},
         "repaired": dict(repaired),
+        "personal": rows.personal.figures(),
     }
     for pair in near[:SHOWN_PAIRS]:
         console.info(
@@ -88,6 +91,9 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     for said in useless(rows.tables, rejected):
         console.warn(said)
     _warn(figures, folder, splits, hints_for_some(rows.tables, rejected))
+    found = personal_said(rows.personal, f", listed in {folder.personal}")
+    if found:
+        (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
     for said in (
         cut_answers(divided, config),
         few_questions(splits),
@@ -97,7 +103,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     ):
         if said:
             console.warn(said)
-    return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected], figures)
+    return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal], figures)
 
 
 def _of_files(tables: list[ReadTable], rejected: list[Rejection]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.division import Fit, Rows, divide, rows_of
 from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
 from toolkit.prepare.head import file_head
+from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.read import parse_table
 from toolkit.prepare.source import locate
 from toolkit.prepare.thoughts import thoughts_unsaid
@@ -75,12 +76,14 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     divided = divide(rows, config, lambda records: fit(records, form, loaded, config))
     sizes = ", ".join(f"{len(divided.splits[name]):,} {name}" for name in SPLITS)
     said = thoughts_unsaid(divided.records, config.prompt, loaded)
-    return Check("data", True, f"{_usable(rows)}: {sizes}" + (f"; {said}" if said else ""), "")
+    return Check("data", True, f"{sizes} of {_usable(rows)}" + (f"; {said}" if said else ""), "")
 
 
 def _usable(rows: Rows) -> str:
     names = first_names([one.table.name for one in rows.tables], 3)
-    return f"{names}, {rows.count:,} rows, {len(rows.records):,} of them usable"
+    usable = f"{names}, {rows.count:,} rows, {len(rows.records):,} of them usable"
+    found = personal_said(rows.personal, "")
+    return f"{usable}; {found}" if found else usable
 
 
 def _without_tokenizer(rows: Rows, form: PromptFormat, config: Config) -> Check:
@@ -131,7 +134,8 @@ def _first_rows(heads: Sequence[tuple[Path, bytes, bool]], config: Config) -> Ch
         found = f"{names}: none of the first {count:,} rows can be used, the others were not read"
         return Check("data", None, found, exc.hint)
     usable = f"{len(rows.records):,} of its first {count:,} rows are usable"
-    found = f"{names}, {console.size(size)}: {usable}; the others were not read"
+    personal = personal_said(rows.personal, "")
+    found = f"{names}, {console.size(size)}: {usable}; the others were not read" + (f"; {personal}" if personal else "")
     return Check("data", None, found, "")
 
 

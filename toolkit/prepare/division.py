@@ -1,7 +1,7 @@
 """From data files to their splits, as prepare writes them and as doctor tries them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -11,6 +11,7 @@ from toolkit.prepare.clean import Record, Rejection, clean
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import ReadTable, unused, wanted_names
 from toolkit.prepare.groups import with_groups
+from toolkit.prepare.personal import Personal, look, refuse_personal, together
 from toolkit.prepare.read import read_table
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
@@ -28,6 +29,7 @@ class Rows:
     tables: list[ReadTable]
     records: list[Record]
     rejected: list[Rejection]
+    personal: Personal = field(default_factory=Personal)
 
     @property
     def count(self) -> int:
@@ -53,11 +55,12 @@ def read_rows(sources: Sequence[Source], config: Config) -> Rows:
 
 
 def rows_of(tables: Sequence[Table], config: Config) -> Rows:
-    """Clean the rows of tables and name their groups, over all of them; raises ToolkitError if none can be used.
+    """Clean the rows of tables, look for personal data, and name their groups, over all tables.
 
+    Raises ToolkitError if no row can be used, or as `data.personal` says.
     Each table gets its own columns. A setting that names a column counts where a table has that column.
     """
-    read, records, rejected = [], [], []
+    read, records, rejected, personal = [], [], [], []
     for table in tables:
         columns = find_columns(table, _settings_for(table, tables, config.data))
         if len(tables) > 1:
@@ -67,12 +70,16 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
         kept, others = clean(
             table, columns, config.prompt.instruction, null_words=config.data.null_words, repairs=config.data.clean
         )
+        kept, others, found = look(kept, others, columns, table.name, config)
+        personal.append(found)
         records += kept
         rejected += others
     if not records:
         raise no_usable_row(read, rejected)
+    whole = together(personal)
+    refuse_personal(whole)
     refuse_thoughts(records, config.prompt)
-    return Rows(read, with_groups(records, config.prompt.instruction), rejected)
+    return Rows(read, with_groups(records, config.prompt.instruction), rejected, whole)
 
 
 def _settings_for(table: Table, tables: Sequence[Table], settings: DataSettings) -> DataSettings:

@@ -13,7 +13,7 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import spread
-from toolkit.core.input_settings import PromptSettings
+from toolkit.core.input_settings import DataSettings, PromptSettings
 from toolkit.prepare.clean import Record
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.division import rows_of
@@ -155,7 +155,7 @@ def file_language(path: Path) -> str:
 
     Only the first rows of a large file are read. Raises ToolkitError if the file cannot be read.
     """
-    config = Config()
+    config = Config(data=DataSettings(personal="off"))
     content, _ = file_head(path)
     table = parse_table(content, path, wanted_names(config.data))
     try:

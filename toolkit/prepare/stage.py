@@ -16,7 +16,7 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     from toolkit.prepare.source import find_sources
 
     inputs = [source.path for source in find_sources(config.data)]
-    return StageFiles(inputs, [*(folder.split_file(name) for name in SPLITS), folder.rejected])
+    return StageFiles(inputs, [*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal])
 
 
 def _before(context: Context) -> None:

@@ -1,0 +1,208 @@
+"""Personal data in the rows, such as a patient's telephone: found, listed, and masked or refused (`data.personal`).
+
+What is listed is evidence for whoever decides about the data. It proves neither that all was found nor that all
+that was found is a patient's.
+"""
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from toolkit.core.config import Config
+from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
+from toolkit.prepare.columns import Columns
+from toolkit.prepare.personal.analyzer import INSTALL, Find, finder, presidio_there
+from toolkit.prepare.personal.masking import Placeholders, hidden
+from toolkit.prepare.personal.passages import passages
+
+PLACES = 3  # findings named in a refusal
+_WORDS = {
+    "BR_CEP": "CEP",
+    "BR_CNPJ": "CNPJ",
+    "BR_CNS": "CNS",
+    "BR_CPF": "CPF",
+    "BR_RG": "RG",
+    "CREDIT_CARD": "credit card",
+    "DATE_OF_BIRTH": "date of birth",
+    "EMAIL_ADDRESS": "e-mail address",
+    "IBAN_CODE": "IBAN",
+    "INSURANCE_NUMBER": "insurance number",
+    "IP_ADDRESS": "IP address",
+    "LOCATION": "place",
+    "MEDICAL_RECORD": "record number",
+    "PERSON": "name",
+    "PHONE_NUMBER": "telephone",
+    "URL_WITH_USER": "URL with a user",
+    "US_NPI": "NPI",
+    "US_SSN": "SSN",
+}
+# The end of a shown text that was cut may be the first part of a number, or of a word.
+_CUT_END = re.compile(r"(?:\s*\S*\d\S*)*\s*\S*\Z")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding, without its value: `text` is what stands around its placeholder."""
+
+    file: str
+    row: int
+    column: str
+    kind: str
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What was found in the records. `unread` counts rows to look at where Presidio is missing; `names`: looked for."""
+
+    mode: str = "off"
+    names: bool = False
+    records: int = 0
+    findings: Sequence[Finding] = ()
+    unread: int = 0
+
+    @property
+    def rows(self) -> int:
+        """The number of rows with a finding."""
+        return len({(finding.file, finding.row) for finding in self.findings})
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Kind → number of findings, most first."""
+        return dict(Counter(finding.kind for finding in self.findings).most_common())
+
+    def counted(self) -> str:
+        """Say how many of each kind were found."""
+        return ", ".join(f"{count:,} {_WORDS.get(kind, kind)}" for kind, count in self.kinds.items())
+
+    def figures(self) -> dict[str, object]:
+        """Return what the manifest keeps."""
+        looked = self.mode != "off" and presidio_there()
+        return {"mode": self.mode, "looked": looked, "names": self.names, "rows": self.rows, "kinds": self.kinds}
+
+
+def look(
+    records: list[Record], rejected: list[Rejection], columns: Columns, file: str, config: Config
+) -> tuple[list[Record], list[Rejection], Personal]:
+    """Look for personal data in the records of one table; with `mask`, return records and rejections without it.
+
+    Raises ToolkitError (exit 3) where Presidio or the model is missing that the settings ask for.
+    """
+    settings = config.data
+    nothing = Personal(settings.personal, bool(settings.personal_model), len(records))
+    if settings.personal == "off":
+        return records, rejected, nothing
+    if not presidio_there():
+        if settings.personal != "warn" or settings.personal_model:
+            name = "personal_model" if settings.personal == "warn" else "personal"
+            raise ToolkitError(
+                f'data.{name} = "{getattr(settings, name)}" needs Presidio, which is not installed',
+                hint=f"`{INSTALL}`, or `--set data.personal=off`, which does not look for personal data",
+                exit_code=MISSING,
+            )
+        unread = sum(any(map(passages, (record.question, record.answer))) for record in records)
+        return records, rejected, replace(nothing, unread=unread)
+    find = functools.lru_cache(256)(finder(settings.personal_model))  # an instruction is often that of many rows
+    found: list[Finding] = []
+    looked = [_look_at(record, find, columns, file, config, found) for record in records]
+    personal = replace(nothing, findings=found)
+    if settings.personal != "mask":
+        return records, rejected, personal
+    return looked, [_masked_rejection(rejection, find) for rejection in rejected], personal
+
+
+def _look_at(
+    record: Record, find: Find, columns: Columns, file: str, config: Config, findings: list[Finding]
+) -> Record:
+    """Add what is found in a record, and return the record with placeholders."""
+    names = {
+        "question": columns.question or columns.answer,
+        "answer": columns.answer,
+        "instruction": columns.instruction or "",
+    }
+    texts = {name: getattr(record, name) for name in names}
+    if record.instruction == config.prompt.instruction:  # the settings', not the row's
+        del texts["instruction"]
+    placeholders = Placeholders([*texts.values()])
+    changed: dict[str, Any] = {}
+    for name, text in texts.items():
+        spans = find(text)
+        if not spans:
+            continue
+        changed[name], excerpts = hidden(text, spans, placeholders)
+        findings += [
+            Finding(record.file or file, record.number, names[name], span.kind, span.score, excerpt)
+            for span, excerpt in zip(spans, excerpts, strict=True)
+        ]
+    own = f"{record.file}:{record.number}" if record.file else str(record.number)
+    if columns.id is not None and record.id != own:
+        label = f"{columns.id}: "  # the name of the column says what its number is
+        spans = find(label + record.id)
+        if spans:
+            _, excerpts = hidden(label + record.id, spans, placeholders)
+            findings += [
+                Finding(record.file or file, record.number, columns.id, span.kind, span.score, excerpt)
+                for span, excerpt in zip(spans, excerpts, strict=True)
+            ]
+            changed["id"] = own
+    if "question" in changed:
+        changed["normalised"] = normalise(changed["question"])
+    return replace(record, **changed) if changed else record
+
+
+def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
+    text = rejection.text
+    if len(text) >= SHOWN:
+        text = _CUT_END.sub("", text) + " …"
+    placeholders = Placeholders([text, rejection.detail])
+    masked = [hidden(each, find(each), placeholders)[0] for each in (text, rejection.detail)]
+    return replace(rejection, text=masked[0], detail=masked[1])
+
+
+def together(parts: Sequence[Personal]) -> Personal:
+    """Join what was found in several tables."""
+    return replace(
+        parts[0],
+        records=sum(part.records for part in parts),
+        findings=[finding for part in parts for finding in part.findings],
+        unread=sum(part.unread for part in parts),
+    )
+
+
+def refuse_personal(personal: Personal) -> None:
+    """Raise ToolkitError (exit 2) where `data.personal` is "refuse" and something was found, with the first places."""
+    if personal.mode != "refuse" or not personal.findings:
+        return
+    first = list({(each.file, each.row, each.column): each for each in personal.findings}.values())[:PLACES]
+    places = "; ".join(f"row {each.row} of `{each.file}`, {each.column}: `{each.text}`" for each in first)
+    raise ToolkitError(
+        f"{personal.rows:,} of {personal.records:,} rows may hold personal data ({personal.counted()}), first {places}",
+        hint="`--set data.personal=mask` puts placeholders there; `--set data.personal=warn` keeps the rows and lists "
+        "every place in personal.jsonl",
+        exit_code=USAGE,
+        details={"personal": personal.kinds},
+    )
+
+
+def said(personal: Personal, listed: str) -> str:
+    """Say what was found, in one line; "" where nothing was looked for on purpose. `listed` names the list."""
+    names = "" if personal.names else "; names were not looked for (data.personal_model)"
+    if personal.unread:
+        return (
+            f"personal data was not looked for, and {personal.unread:,} of {personal.records:,} rows have long numbers "
+            f"or the like: `{INSTALL}`, or `--set data.personal=off` to hear no more of it"
+        )
+    if not personal.findings:
+        return ""
+    share = f"{personal.rows:,} of {personal.records:,} rows"
+    if personal.mode == "mask":
+        return f"placeholders stand for personal data in {share} ({personal.counted()}){listed}{names}"
+    return (
+        f"{share} may hold personal data ({personal.counted()}){listed}; "
+        f"`--set data.personal=mask` puts placeholders there{names}"
+    )

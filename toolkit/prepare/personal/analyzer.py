@@ -1,0 +1,145 @@
+"""Find what is personal in a text with Presidio's analyzer. Nothing is downloaded, and no model is loaded unasked."""
+
+import contextlib
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.prepare.personal.passages import passages
+
+NAMES = ("PERSON", "LOCATION")  # what a model finds
+LANGUAGE = "en"  # Presidio asks for one
+LEAST = 0.4  # score of a finding
+LONGEST, OVERLAP = 4_000, 200  # characters that are looked at together
+INSTALL = "pip install -c constraints.txt '.[privacy]'"
+
+
+@dataclass(frozen=True)
+class Span:
+    """One finding: its kind, Presidio's score from 0 to 1, and where it stands in the text (characters)."""
+
+    kind: str
+    score: float
+    start: int
+    end: int
+
+
+Find = Callable[[str], list[Span]]
+
+
+def presidio_there() -> bool:
+    """Tell whether Presidio is there: `presidio_analyzer` and `presidio_anonymizer`."""
+    return all(find_spec(name) is not None for name in ("presidio_analyzer", "presidio_anonymizer"))
+
+
+def finder(model: str) -> Find:
+    """Return a function that finds what is personal in a text, without overlap, in its order.
+
+    `model` is the folder of a spaCy or transformers model that finds names and places; "" looks for none. Raises
+    ToolkitError (exit 3) if the folder holds no such model.
+    """
+    return _with_model(Path(model).expanduser()) if model else _without_model
+
+
+def _without_model(text: str) -> list[Span]:
+    found = []
+    for start, end in _pieces(passages(text)):
+        for span in _analyzed(_engine(), text[start:end]):
+            found.append(Span(span.kind, span.score, span.start + start, span.end + start))
+    return _apart(found)
+
+
+def _pieces(parts: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Divide long passages, because some patterns take the square of a length; what is cut is in the next piece."""
+    for start, end in parts:
+        yield start, min(end, start + LONGEST)
+        for later in range(start + LONGEST - OVERLAP, end - OVERLAP, LONGEST - OVERLAP):
+            yield later, min(end, later + LONGEST)
+
+
+def _with_model(folder: Path) -> Find:
+    if not folder.is_dir():
+        raise ToolkitError(
+            f"there is no folder `{folder}` with a model that finds names",
+            hint="set `data.personal_model` to the folder of a spaCy model or of a transformers token-classification "
+            'model, or to "" to look for no names',
+            exit_code=MISSING,
+        )
+    try:
+        engine = _model_engine(folder.resolve())
+        engine.analyze("", LANGUAGE)
+    except Exception as exc:  # spaCy, thinc, transformers and torch each have errors of their own
+        raise ToolkitError(
+            f"`{folder}` holds no model that finds names: {next(iter(str(exc).splitlines()), type(exc).__name__)}",
+            hint="`data.personal_model` names the folder with spaCy's config.cfg, or that with the config.json and the "
+            "tokenizer of a transformers token-classification model",
+            exit_code=MISSING,
+        ) from exc
+    return lambda text: _analyzed(engine, text)
+
+
+def _analyzed(engine: Any, text: str) -> list[Span]:
+    results = engine.analyze(text, LANGUAGE, score_threshold=LEAST)
+    return _apart([Span(result.entity_type, round(result.score, 2), result.start, result.end) for result in results])
+
+
+def _apart(spans: list[Span]) -> list[Span]:
+    """Keep the longest of findings that overlap, and of a name and a number the number; in the order of the text."""
+    kept: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.kind in NAMES, span.start - span.end, -span.score)):
+        if all(span.end <= other.start or other.end <= span.start for other in kept):
+            kept.append(span)
+    return sorted(kept, key=lambda span: span.start)
+
+
+@functools.cache
+def _engine() -> Any:
+    with _absent("torch", "transformers"):
+        from presidio_analyzer.nlp_engine import NoOpNlpEngine
+
+        from toolkit.prepare.personal.recognizers import recognizers
+
+        return _built(NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": ""}]), recognizers())
+
+
+@functools.lru_cache(1)
+def _model_engine(folder: Path) -> Any:
+    from presidio_analyzer.nlp_engine import NoOpNlpEngine, SpacyNlpEngine
+    from presidio_analyzer.predefined_recognizers import HuggingFaceNerRecognizer, SpacyRecognizer
+
+    from toolkit.prepare.personal.recognizers import recognizers
+
+    if (folder / "config.cfg").is_file():  # spaCy's; a folder that is there is never downloaded
+        spacy_engine = SpacyNlpEngine([{"lang_code": LANGUAGE, "model_name": str(folder)}])
+        names = SpacyRecognizer(supported_language=LANGUAGE, supported_entities=[*NAMES])
+        return _built(spacy_engine, [*recognizers(), names])
+    labels = dict.fromkeys(("PER", "PERSON", "PESSOA", "PATIENT", "NAME"), "PERSON")
+    labels |= dict.fromkeys(("LOC", "LOCATION", "LOCAL", "GPE", "ADDRESS"), "LOCATION")
+    model = HuggingFaceNerRecognizer(
+        model_name=str(folder), supported_entities=[*NAMES], supported_language=LANGUAGE, label_mapping=labels
+    )
+    return _built(NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": ""}]), [*recognizers(), model])
+
+
+def _built(nlp_engine: Any, found_by: list[Any]) -> Any:
+    from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+
+    registry = RecognizerRegistry(found_by, supported_languages=[LANGUAGE])
+    return AnalyzerEngine(registry, nlp_engine, supported_languages=[LANGUAGE])
+
+
+@contextlib.contextmanager
+def _absent(*names: str) -> Iterator[None]:
+    """Let Presidio import without torch and transformers, which patterns do not need: 1 s of CPU instead of 5."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]

@@ -1,0 +1,69 @@
+"""Put placeholders such as `<BR_CPF_1>` for what was found: within a record, the same value has the same number."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from toolkit.prepare.personal.analyzer import NAMES, Span
+
+EXCERPT = 40  # characters shown on either side of a placeholder
+_WORDED = {*NAMES, "EMAIL_ADDRESS", "URL_WITH_USER", "DATE_OF_BIRTH", "IP_ADDRESS"}
+
+
+@dataclass
+class Placeholders:
+    """The placeholders of one record. Numbers that its texts already hold are not given again."""
+
+    texts: Sequence[str]
+    _given: dict[tuple[str, str], str] = field(default_factory=dict)
+    _last: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+    def __post_init__(self) -> None:
+        for text in self.texts:
+            for kind, number in re.findall(r"<([A-Z_]+)_(\d{1,6})>", text) if "<" in text else ():
+                self._last[kind] = max(self._last[kind], int(number))
+
+    def give(self, kind: str, value: str) -> str:
+        """Return the placeholder of a value; how it is written (case, spaces, points in a number) makes no other."""
+        key = kind, " ".join(value.casefold().split()) if kind in _WORDED else re.sub(r"\W", "", value.casefold())
+        if key not in self._given:
+            self._last[kind] += 1
+            self._given[key] = f"<{kind}_{self._last[kind]}>"
+        return self._given[key]
+
+
+def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tuple[str, list[str]]:
+    """Return a text with placeholders, and for each span, in their order, its placeholder with the text around it."""
+    if not spans:
+        return text, []
+    from presidio_anonymizer.entities import OperatorConfig, RecognizerResult
+
+    given = {span.start: placeholders.give(span.kind, text[span.start : span.end]) for span in spans}
+    # Presidio works from the end of the text, so the numbers are given before, in the order of reading.
+    results = [RecognizerResult(span.kind, span.start, span.end, span.score) for span in spans]
+    operators = {
+        span.kind: OperatorConfig(
+            "custom",
+            {"lambda": lambda value, kind=span.kind: placeholders.give(kind, value)},
+        )
+        for span in spans
+    }
+    done = _anonymizer().anonymize(text, results, operators, merge_entities_with_spaces=False)
+    items = sorted(done.items, key=lambda item: item.start)
+    if len(items) != len(given):
+        raise AssertionError(f"{len(given)} findings, {len(items)} placeholders")
+    return done.text, [_excerpt(done.text, item.start, item.end) for item in items]
+
+
+def _anonymizer() -> Any:
+    from presidio_anonymizer import AnonymizerEngine
+
+    return AnonymizerEngine()
+
+
+def _excerpt(text: str, start: int, end: int) -> str:
+    before, after = max(0, start - EXCERPT), min(len(text), end + EXCERPT)
+    shown = " ".join(text[before:after].split())
+    return ("…" if before else "") + shown + ("…" if after < len(text) else "")
