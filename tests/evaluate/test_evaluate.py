@@ -18,6 +18,7 @@ from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Outcome
 from toolkit.evaluate import evaluate, held_out, pairs_of
 from toolkit.evaluate.evaluation import read_evaluation
+from toolkit.evaluate.journal import Journal
 from toolkit.evaluate.preview import foreseen, foreseen_table
 from toolkit.evaluate.statistics import NONE
 from toolkit.evaluate.summary import evaluation_text
@@ -134,23 +135,23 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_item(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, asked = copy(made, tmp_path), []
-    put = held_out.Journal.put
+    put = Journal.put
 
-    def interrupted(self: held_out.Journal, key: str, value: Any) -> None:
+    def interrupted(self: Journal, key: str, value: Any) -> None:
         if len(self.values) == 13:
             raise KeyboardInterrupt
         put(self, key, value)
 
-    monkeypatch.setattr(held_out.Journal, "put", interrupted)
+    monkeypatch.setattr(Journal, "put", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluated(run)
     assert run.folder.evaluated.read_bytes().count(b"\n") == 13 and not run.folder.evaluation.exists()
 
-    def counted(self: held_out.Journal, key: str, value: Any) -> None:
+    def counted(self: Journal, key: str, value: Any) -> None:
         asked.append(key)
         put(self, key, value)
 
-    monkeypatch.setattr(held_out.Journal, "put", counted)
+    monkeypatch.setattr(Journal, "put", counted)
     evaluated(run)
     assert len(asked) == len({*asked}) == 40 - 13
     first, second = read_evaluation(done[0].folder), read_evaluation(run.folder)
@@ -161,16 +162,16 @@ def test_answers_of_other_files_are_asked_again(
     made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy(made, tmp_path)
-    put, asked = held_out.Journal.put, []
+    put, asked = Journal.put, []
 
     def broken(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "evaluation.json")
 
-    def counted(self: held_out.Journal, key: str, value: Any) -> None:
+    def counted(self: Journal, key: str, value: Any) -> None:
         asked.append(key)
         put(self, key, value)
 
-    monkeypatch.setattr(held_out.Journal, "put", counted)
+    monkeypatch.setattr(Journal, "put", counted)
     monkeypatch.setattr("toolkit.evaluate.write_evaluation", broken)
     with pytest.raises(OSError):
         evaluated(run, systems=["trained", "F16"])
@@ -224,7 +225,8 @@ def test_an_answer_learned_by_heart_is_found(made: scored_models.World, tmp_path
     scored_models.write_rows(run.folder.split_file("train"), [*TRAINING, ("Which?", f"Once {words}.")])
     learned = held_out.Found([Answer(f"Well: {words}", 40, True), Answer("Rest.", 2, True)], [1.0, 2.0], 1.0)
     fresh = held_out.Found([Answer("Nothing", 1, False), Answer("Zero", 2, True)], [1.5, 2.5], 1.0)
-    _, questions = held_out.read_questions(run.folder, *_format(run), 2)
+    form, tokenizer = _format(run)
+    _, questions = held_out.read_questions(run.folder, form, tokenizer, 2)
     found = held_out.measures_of(
         run.folder, 6, questions, 64, {"base": fresh, "trained": learned}, [("base", "trained")]
     )

@@ -240,7 +240,7 @@ def test_doctor_and_status_say_what_they_find(make: Callable[..., Run], capfd: p
     assert {each.state for each in run.status().stages.values()} == {"not run"}
     run.prepare()
     status = run.status()
-    assert [each.state for each in status.stages.values()] == ["fresh", *["not run"] * 4]
+    assert [each.state for each in status.stages.values()] == ["fresh", *["not run"] * 5]
     assert status.folder == run.folder.path and status.ollama["version"] is None
     findings = make("other", data=Path("none.csv")).doctor()
     assert isinstance(findings, Findings) and "data" in [check.name for check in findings.failed]
@@ -266,6 +266,10 @@ def test_training_that_this_machine_cannot_do_is_not_begun(make: Callable[..., R
         ("modelfile", "modelfile"),
         ("ask Why?", "ask"),
         ("register --rollback", "roll_back"),
+        ("evaluate", "perform"),
+        ("evaluate --dry-run", "foresee_evaluation"),
+        ("evaluate --sheet", "write_sheet"),
+        ("evaluate --votes votes.json", "count_votes"),
     ],
 )
 def test_every_verb_calls_the_run(arguments: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
@@ -20,9 +21,6 @@ from toolkit.evaluate.statistics import compare, correct, mean_of
 from toolkit.evaluate.systems import Asked, System
 from toolkit.evaluate.votes import kept_votes
 from toolkit.model.base import Base
-
-if TYPE_CHECKING:
-    from toolkit.evaluate.choice import ChoiceEntry, ChoiceTask, Place
 
 __all__ = ["evaluate", "pairs_of"]
 
@@ -65,7 +63,7 @@ def evaluate(
         raise ToolkitError("no system can be asked on this machine", hint="name GGUF files in `evaluate.systems`")
     window = max(held_out.room(questions, settings.answer_tokens), TASK_WINDOW if tasks else 0)
     found: dict[str, held_out.Found] = {}
-    values: dict[str, dict[Place, float]] = {}
+    values: dict[str, dict[Any, float]] = {}
     seconds, devices = {}, {}
     try:
         with journal(folder.evaluated, fresh=force) as done:
@@ -109,25 +107,25 @@ def evaluate(
     return Outcome([folder.evaluation], figures_of(evaluation), _warning(evaluation))
 
 
-def tasks_of(settings: EvaluateSettings) -> list["ChoiceTask"]:
+def _choice_module() -> Any:
+    return import_module("toolkit.evaluate.choice")
+
+
+def tasks_of(settings: EvaluateSettings) -> list[Any]:
     """Load the tasks and the exam that the settings name; raises ToolkitError for one that is wrong."""
     if not settings.tasks and not settings.exam:
         return []
-    from toolkit.evaluate.choice import load_choice
-
     exam = Path(settings.exam).expanduser() if settings.exam else None
     data = Path(settings.task_folder).expanduser() if settings.task_folder else None
-    return load_choice(settings.tasks, exam, settings.task_items, data)
+    return list(_choice_module().load_choice(settings.tasks, exam, settings.task_items, data))
 
 
 def _choose(
-    asked: Asked, key: str, tasks: Sequence["ChoiceTask"], done: Journal, bar: console.Progress
-) -> tuple[dict["Place", float], float]:
+    asked: Asked, key: str, tasks: Sequence[Any], done: Journal, bar: console.Progress
+) -> tuple[dict[Any, float], float]:
     """Ask a system the items of all tasks that the journal does not have yet; return all values and seconds."""
     if not tasks:
         return {}, 0.0
-    from toolkit.evaluate.choice import ask_items
-
     keys = {
         (task.name, item): key_of(key, task.name, item, [str(request.args) for request in requests])
         for task in tasks
@@ -135,7 +133,7 @@ def _choose(
     }
     before = [place for place, name in keys.items() if done.get(name) is not None]
     started = time.monotonic()
-    for one in ask_items(asked, tasks, before):
+    for one in _choice_module().ask_items(asked, tasks, before):
         now = time.monotonic()
         done.put(keys[one.task, one.item], {"value": one.value, "seconds": round(now - started, 3)})
         started = now
@@ -160,16 +158,14 @@ def _described(
 
 
 def _choices(
-    tasks: Sequence["ChoiceTask"], values: dict[str, dict["Place", float]], pairs: Sequence[tuple[str, str]]
+    tasks: Sequence[Any], values: dict[str, dict[Any, float]], pairs: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
     if not tasks:
         return []
-    from toolkit.evaluate.choice import entries
-
-    return [_choice(entry, pairs) for entry in entries(tasks, values)]
+    return [_choice(entry, pairs) for entry in _choice_module().entries(tasks, values)]
 
 
-def _choice(entry: "ChoiceEntry", pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _choice(entry: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     there = [(a, b) for a, b in pairs if a in entry.values and b in entry.values]
     return {
         "task": entry.task,

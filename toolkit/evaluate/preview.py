@@ -43,7 +43,7 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
         "items": asked * (2 * len(questions) + items),
         "tokens": asked * (read + written),
         "systems": systems,
-        "seconds": round(sum(known), 1),
+        "seconds": round(sum(known), 3),
         "measured_before": bool(former),
     }
 
@@ -82,4 +82,4 @@ def _seconds(bench: Bench, system: System, read: int, written: int) -> float | N
     weights, place = weights_of(bench.base.folder), bench.place
     on_gpu = place.device != "cpu" if not isinstance(place, str) else hardware.sees_gpu()
     speed = GPU if on_gpu else CORE * hardware.cores()
-    return round(weights * (written + read / 4) / speed, 1)
+    return round(weights * (written + read / 4) / speed, 3)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit import pipeline
 from toolkit.core import console
-from toolkit.core.run_folder import RunFolder, locked
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
+    from toolkit.core.run_folder import RunFolder
 
 
-def foresee(config: "Config", folder: RunFolder) -> dict[str, Any]:
+def foresee(config: "Config", folder: "RunFolder") -> dict[str, Any]:
     """Say what an evaluation would ask; raises ToolkitError where a stage before it is out of date."""
     from toolkit.evaluate.preview import foreseen
     from toolkit.model import base_choice
@@ -21,8 +21,9 @@ def foresee(config: "Config", folder: RunFolder) -> dict[str, Any]:
     return foreseen(config, folder, found, kept=shards is None)
 
 
-def sheet(config: "Config", folder: RunFolder, *, dry_run: bool) -> dict[str, Any]:
+def sheet(config: "Config", folder: "RunFolder", *, dry_run: bool) -> dict[str, Any]:
     """Write the sheet of the last evaluation's answers, and say where a newer evaluation is due."""
+    from toolkit.core.run_folder import locked
     from toolkit.evaluate.evaluation import read_evaluation
     from toolkit.evaluate.sheet import write_sheet
 
@@ -35,8 +36,9 @@ def sheet(config: "Config", folder: RunFolder, *, dry_run: bool) -> dict[str, An
         return write_sheet(folder, found, config.export.default)
 
 
-def votes(folder: RunFolder, files: list[Path], *, dry_run: bool) -> dict[str, Any]:
+def votes(folder: "RunFolder", files: list[Path], *, dry_run: bool) -> dict[str, Any]:
     """Count votes on the last evaluation's answers, and keep the count there."""
+    from toolkit.core.run_folder import locked
     from toolkit.evaluate.evaluation import amend, read_evaluation
     from toolkit.evaluate.judge import agreement_with_votes
     from toolkit.evaluate.votes import count_votes
