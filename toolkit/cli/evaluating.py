@@ -39,7 +39,7 @@ def write_sheet(path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
 
 def count_votes(path: str, overrides: tuple[str, ...], files: tuple[Path, ...], dry_run: bool) -> None:
     """Count votes, and keep the count in evaluation.json unless `dry_run`."""
-    from toolkit.evaluate.votes_words import votes_table
+    from toolkit.evaluate.votes import votes_table
 
     found = load_run(path, overrides).count_votes(files, dry_run=dry_run)
     console.result({"votes": found}, votes_table(found))
