@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from tests.support.properties import tries
-from toolkit.evaluate.agreement import NO_DIFFERENCE, cohen_kappa, fleiss_kappa, rater_agreement, strength, win_rate
+from toolkit.evaluate.agreement import cohen_kappa, fleiss_kappa, rater_agreement, strength, win_rate
+from toolkit.evaluate.statistics import NONE
 
 # Fleiss' kappa of ten subjects by fourteen raters in five categories: 0.210 (the worked example of its article in
 # Wikipedia, "Fleiss' kappa").
@@ -72,13 +73,13 @@ def test_the_interval_is_clopper_and_pearson_s(better: int, worse: int) -> None:
 def test_a_difference_is_shown_only_where_the_corrected_p_is_small() -> None:
     assert win_rate(9, 1)["verdict"] == "better" and win_rate(1, 9)["verdict"] == "worse"
     assert win_rate(9, 1, pairs=2)["p_corrected"] == pytest.approx(44 / 1024)
-    assert win_rate(8, 1, pairs=2)["verdict"] == NO_DIFFERENCE  # 0.039 alone, 0.078 as one of two
+    assert win_rate(8, 1, pairs=2)["verdict"] == NONE  # 0.039 alone, 0.078 as one of two
     assert win_rate(8, 1)["verdict"] == "better"
 
 
 def test_nothing_decided_has_no_rate() -> None:
     found = win_rate(0, 0)
-    assert found["verdict"] == NO_DIFFERENCE
+    assert found["verdict"] == NONE
     assert {found[name] for name in ("win_rate", "low", "high", "p", "p_corrected")} == {None}
 
 

@@ -11,9 +11,12 @@ from tests.support import tiny_gguf
 from tests.support.evaluations import DEFAULT, answer_of, make_evaluation
 from tests.support.faults import Handler, serving
 from tests.support.ollama_server import OllamaServer
+from tests.support.scored_models import World, copy, write_rows
 from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.evaluate import evaluate
+from toolkit.evaluate.evaluation import read_evaluation
 from toolkit.evaluate.judge import agreement_with_votes, judge_pairs
 from toolkit.evaluate.judge_model import find_judge
 from toolkit.evaluate.judge_words import judge_table
@@ -279,3 +282,33 @@ def test_a_real_server_holds_a_real_model_to_the_format(server: OllamaServer, tm
     )
     assert judge_pairs(config, longer)["unusable"] == 1  # its prompt has more tokens than the model has positions
     assert "does not hold the judge `absent`" in found_by(settings(server.url, "ollama:absent")).message
+
+
+def evaluated(run: World, url: str) -> dict[str, Any]:
+    asked = run.config.evaluate.model_copy(update={"questions": 3, "answer_tokens": 6, "judge": "ollama:judge"})
+    server = run.config.ollama.model_copy(update={"host": url})
+    quantized = run.config.export.model_copy(update={"default": "Q8_0"})
+    config = run.config.model_copy(update={"evaluate": asked, "ollama": server, "export": quantized})
+    evaluate(config, run.folder, run.base, run.manifest())
+    return read_evaluation(run.folder)
+
+
+def test_an_evaluation_asks_the_judge_last_and_does_not_depend_on_it(
+    made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(made, tmp_path)
+    write_rows(run.folder.split_file("train"), [("When?", "At night."), ("How?", "Rest.")])
+    with pytest.raises(ToolkitError, match="no Ollama server answers"):
+        evaluated(run, "127.0.0.1:9")
+    assert not run.folder.evaluation.exists() and not run.folder.evaluated.exists()  # nothing was computed for it
+    with serving(pretending(lambda first, second: "nonsense", [])) as url:
+        found = evaluated(run, url)
+    assert found["judge"] is None and len(found["held_out"]["answers"]) == 3
+    assert "gave no usable answer to" in capsys.readouterr().err
+    with serving(pretending(lambda first, second: says("1" if len(first) > len(second) else "2"), [])) as url:
+        judge = evaluated(run, url)["judge"]
+    assert judge["model"] == "judge" and [(pair["a"], pair["b"]) for pair in judge["pairs"]] == [
+        ("base", "trained"),
+        ("trained", "Q8_0"),
+    ]
+    assert sum(pair["questions"] + pair["identical"] for pair in judge["pairs"]) == 6

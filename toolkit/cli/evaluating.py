@@ -29,9 +29,11 @@ def write_sheet(path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
     if dry_run:
         console.result(found, "\n".join(found["would_write"]))
         return
-    console.result(found, "\n".join(found["written"]))
+    from toolkit.evaluate.sheet import shown_sentences
+
+    console.result(found, "\n".join([*shown_sentences(found), *found["written"]]))
     console.info(
-        f"{found['items']} questions; give away `{run.folder.review.name}` or `{run.folder.review_table.name}`, and "
+        f"give away `{run.folder.review.name}` or `{run.folder.review_table.name}`, and "
         f"keep `{run.folder.review_key.name}`, which tells the systems apart"
     )
     console.next_step(command_text("evaluate", " --votes FILE..."))

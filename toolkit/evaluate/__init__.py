@@ -98,9 +98,9 @@ def evaluate(
             }
             _finish(evaluation, folder)
             if settings.judge:
-                from toolkit.evaluate.judge import judge_pairs
+                from toolkit.evaluate.judge import judge_or_warn
 
-                evaluation["judge"] = judge_pairs(config, evaluation, done)
+                evaluation["judge"] = judge_or_warn(config, evaluation, done)
             write_evaluation(folder, evaluation)
     finally:
         bench.close()
@@ -196,8 +196,9 @@ def _finish(evaluation: dict[str, Any], folder: RunFolder) -> None:
 def figures_of(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return what the manifest keeps: all but the answers and the votes."""
     asked = {key: value for key, value in evaluation["held_out"].items() if key != "answers"}
-    kept = ("seconds", "systems", "choice", "comparisons_made", "judge")
-    return {"held_out": asked, **{key: evaluation[key] for key in kept}}
+    judge = {key: value for key, value in (evaluation["judge"] or {}).items() if key != "items"}
+    kept = ("seconds", "systems", "choice", "comparisons_made")
+    return {"held_out": asked, **{key: evaluation[key] for key in kept}, "judge": judge or None}
 
 
 def _warning(evaluation: dict[str, Any]) -> str:

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from toolkit.evaluate.statistics import NONE
+
 SURE = 0.05  # a p-value below this, times the number of pairs, shows a difference
-NO_DIFFERENCE = "no difference can be shown"
+
 
 # Landis and Koch, The Measurement of Observer Agreement for Categorical Data, Biometrics 33 (1977), page 165.
 _STRENGTHS = ((0.2, "slight"), (0.4, "fair"), (0.6, "moderate"), (0.8, "substantial"))
@@ -21,11 +23,11 @@ def win_rate(better: int, worse: int, *, pairs: int = 1) -> dict[str, Any]:
 
     if better + worse == 0:
         empty = dict.fromkeys(("win_rate", "low", "high", "p", "p_corrected"))
-        return {**empty, "verdict": NO_DIFFERENCE}
+        return {**empty, "verdict": NONE}
     test = binomtest(better, better + worse, 0.5)
     interval = test.proportion_ci(confidence_level=0.95, method="exact")
     corrected = min(1.0, float(test.pvalue) * pairs)
-    verdict = NO_DIFFERENCE if corrected >= SURE else "better" if better > worse else "worse"
+    verdict = NONE if corrected >= SURE else "better" if better > worse else "worse"
     return {
         "win_rate": better / (better + worse),
         "low": float(interval.low),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.files import write_text
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.blind import SheetKey, answered, key_for, text_of
+from toolkit.evaluate.votes import counted
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -69,6 +70,15 @@ def write_sheet(folder: RunFolder, evaluation: dict[str, Any], default: str) -> 
     ]
     written = [str(path) for path in (folder.review, folder.review_table, folder.review_key)]
     return {"sheet": key.sheet, "items": len(items), "pairs": counts, "written": written}
+
+
+def shown_sentences(sheet: dict[str, Any]) -> list[str]:
+    """Say what a sheet compares, and which questions it leaves out, as `write_sheet` returns it."""
+    lines = [f"{counted(sheet['items'], 'comparison')}; each question is shown once, so that no answer is recognised"]
+    for pair in sheet["pairs"]:
+        same = f"; {counted(pair['identical'], 'question')} with the same text from both left out"
+        lines.append(f"{pair['b']} against {pair['a']}: {pair['shown']}{same if pair['identical'] else ''}")
+    return lines
 
 
 def shown_items(key: SheetKey, evaluation: dict[str, Any]) -> list[ShownItem]:

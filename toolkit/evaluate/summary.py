@@ -4,6 +4,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.evaluate_settings import BASE, TRAINED
+from toolkit.evaluate.judge_words import judge_table
 from toolkit.evaluate.statistics import NONE
 
 WORDS = {  # of a measure, with its unit
@@ -26,7 +27,7 @@ def evaluation_text(figures: dict[str, Any]) -> str:
     lines += _copied(figures["held_out"]["systems"])
     lines += [f"{one['name']} was not asked: {one['skipped']}" for one in figures["systems"] if one["skipped"]]
     if figures.get("judge"):
-        lines += [_judged(figures["judge"]["model"], pair) for pair in figures["judge"]["pairs"]]
+        lines.append(judge_table(figures["judge"]))
     return "\n".join(lines)
 
 
@@ -119,10 +120,3 @@ def _copied(systems: dict[str, Any]) -> list[str]:
         return [f"no answer of {TRAINED} has more than {longest} words in a row from a training answer{beside}"]
     row = trained["copied"]["row"]
     return [f"an answer of {TRAINED} has {longest} words in a row from the training answer of row {row}{beside}"]
-
-
-def _judged(model: str, pair: dict[str, Any]) -> str:
-    return (
-        f"{model} as judge prefers {pair['b']} to {pair['a']} in {pair['better']}, {pair['a']} in {pair['worse']}, "
-        f"neither in {pair['same']}"
-    )

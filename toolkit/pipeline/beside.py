@@ -37,18 +37,19 @@ def sheet(config: "Config", folder: "RunFolder", *, dry_run: bool) -> dict[str, 
 
 
 def votes(folder: "RunFolder", files: list[Path], *, dry_run: bool) -> dict[str, Any]:
-    """Count votes on the last evaluation's answers, and keep the count there."""
+    """Count votes on the last evaluation's answers, and keep the count there, with the judge's agreement."""
     from toolkit.core.run_folder import locked
     from toolkit.evaluate.evaluation import amend, read_evaluation
     from toolkit.evaluate.judge import agreement_with_votes
     from toolkit.evaluate.votes import count_votes
 
-    evaluation = read_evaluation(folder)
-    found = count_votes(folder, evaluation, files)
-    if not dry_run:
+    if dry_run:
+        return count_votes(folder, read_evaluation(folder), files)
+    with locked(folder):
+        evaluation = read_evaluation(folder)
+        found = count_votes(folder, evaluation, files)
         judge = evaluation["judge"]
         if judge is not None:
             judge = {**judge, "agreement_with_votes": agreement_with_votes(judge, found)}
-        with locked(folder):
-            amend(folder, votes=found, judge=judge)
+        amend(folder, votes=found, judge=judge)
     return found
