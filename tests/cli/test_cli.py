@@ -19,7 +19,20 @@ from tests.support.places import REPOSITORY
 from toolkit.cli import main
 from toolkit.cli.options import group
 
-VERBS = ["init", "doctor", "prepare", "train", "export", "validate", "register", "modelfile", "ask", "run", "status"]
+VERBS = [
+    "init",
+    "doctor",
+    "prepare",
+    "train",
+    "export",
+    "validate",
+    "register",
+    "modelfile",
+    "ask",
+    "report",
+    "run",
+    "status",
+]
 WRITING = {"init", "prepare", "train", "export", "validate", "register", "run"}
 
 

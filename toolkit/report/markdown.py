@@ -1,5 +1,6 @@
 """The Jinja environment of the model card: its filters keep text from data and settings from becoming Markdown."""
 
+import functools
 import json
 import re
 
@@ -9,6 +10,7 @@ from toolkit.core import console
 from toolkit.report.words import nats, percent, shown
 
 
+@functools.cache
 def markdown_environment() -> Environment:
     """Return the environment that reads `toolkit/templates/`; an undefined name is an error.
 
@@ -21,6 +23,7 @@ def markdown_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
     )
     made.filters |= {
         "cell": lambda text: text.replace("|", "\\|"),

@@ -1,5 +1,6 @@
 """The page of one run: one HTML file without scripts that is read from the run's own files."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from toolkit.report.facts import Facts
 from toolkit.report.sources import HeldOut
 
 MOST_BYTES = 1_900_000
+MOST_CHARACTERS = 6000  # of any text; most have a smaller limit of their own
 # How many questions with answers, and how many characters of each answer: the first pair that gives a small page.
 ROOM = ((400, 4000), (100, 2500), (50, 1500), (20, 1000), (5, 600), (0, 0))
 FORMS: dict[str, Callable[[Any], str]] = {
@@ -48,6 +50,7 @@ class Drawn:
     svg: str
 
 
+@functools.cache
 def environment() -> Environment:
     """Return the environment of the pages: everything is escaped, and what cannot be seen is replaced."""
     made = Environment(
@@ -56,7 +59,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
-        finalize=lambda value: words.shown(value) if type(value) is str else value,
+        finalize=lambda value: words.shown(words.clipped(value, MOST_CHARACTERS)) if type(value) is str else value,
     )
     made.filters |= {"clip": lambda text, most: words.clipped(str(text), most), "setting": _setting}
     made.filters |= {"took": words.duration_or_nothing, "moment": lambda text: text[:16].replace("T", " ") or "-"}
