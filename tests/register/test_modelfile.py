@@ -227,6 +227,31 @@ def test_the_licence_names_the_terms_of_the_base(base: str, terms: str, tmp_path
     assert model_spec.licence(config, folder).endswith(terms)
 
 
+@pytest.mark.parametrize(
+    ("files", "terms"),
+    [
+        ({"LICENSE": "gemma\n"}, "which is under the Gemma Terms of Use."),
+        (
+            {"README.md": "---\nlicense: health-ai-developer-foundations\n---\n"},
+            "Health AI Developer Foundations terms.",
+        ),
+        ({"README.md": "---\nlicense: 'llama3.2'\n---\n"}, "Llama 3.2 Community License; Built with Llama."),
+        ({"README.md": "---\nlicense: other\nlicense_name: qwen-research\n---\n"}, "under qwen-research."),
+        ({"README.md": "---\nlicense: apache-2.0\n---\n", "LICENSE": "MIT\n"}, "under Apache-2.0."),
+        ({"README.md": "---\nlicense: other\n---\n"}, "base."),
+        ({}, "base."),
+    ],
+)
+def test_the_licence_is_found_in_the_files_of_a_base(files: dict[str, str], terms: str, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    for name, text in {**files, "tokenizer.json": "{}"}.items():
+        (base / name).write_text(text)
+    config, folder = settings_with(tmp_path, model={"base": str(base)})
+    found = model_spec.licence(config, folder)
+    assert found.endswith(terms) and ("which is under" in found) is (terms != "base.")
+
+
 def test_the_licence_names_the_run_once_there_is_a_manifest(tmp_path: Path) -> None:
     config, folder = settings_with(tmp_path)
     manifest = read_manifest(folder)

@@ -8,8 +8,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from toolkit.formats.pretokenizers import LLAMA3_SPLIT
 from toolkit.model.families import family_of
-from toolkit.model.gguf_base import LLAMA3_SPLIT
 
 COMMON: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.support import cache
-from toolkit.model.gguf_base import LLAMA3_SPLIT, QWEN2_SPLIT
+from toolkit.formats.pretokenizers import LLAMA3_SPLIT, QWEN2_SPLIT
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"]

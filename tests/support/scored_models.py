@@ -13,8 +13,8 @@ from toolkit.core.config_file import build
 from toolkit.core.manifest import Manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.export import export
+from toolkit.formats.pretokenizers import LLAMA3_SPLIT
 from toolkit.model.base import Base
-from toolkit.model.gguf_base import LLAMA3_SPLIT
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.report.facts import gather

@@ -214,7 +214,7 @@ def tiktoken(
 
 def llama3(folder: Path) -> Path:
     """Llama-3.1's vocabulary: 128,256 tokens, 256 of them special."""
-    from toolkit.model.gguf_base import LLAMA3_SPLIT
+    from toolkit.formats.pretokenizers import LLAMA3_SPLIT
 
     reserved = [f"<|reserved_special_token_{n}|>" for n in range(248)]
     headers = ["<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"]
@@ -291,10 +291,12 @@ def tekken(folder: Path) -> Path:
 
 def smollm2(folder: Path) -> Path:
     """SmolLM2's vocabulary: 49,152 tokens, taken from its GGUF as the toolkit takes a base that is one."""
-    from toolkit.model.gguf_base import _convert_tokenizer
+    from toolkit.formats.gguf_reader import open_gguf
+    from toolkit.model.gguf_tokenizer import save_vocabulary
 
     folder.mkdir(parents=True, exist_ok=True)
-    _convert_tokenizer(real(SMOLLM2), folder)
+    path = real(SMOLLM2)
+    save_vocabulary(open_gguf(path).metadata, path, folder)
     return folder
 
 

@@ -17,9 +17,10 @@ from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import plan
+from toolkit.formats.gguf_reader import open_gguf
 from toolkit.model import base, families
-from toolkit.model.gguf_base import converted
-from toolkit.model.gguf_config import gguf_config
+from toolkit.model.gguf_base import converted, licence_in
+from toolkit.model.gguf_config import read_base
 
 INSTALL = "pip install -c constraints.txt ."
 HUB_SECONDS = 10.0
@@ -84,11 +85,13 @@ def base_model(label: str, revision: str, *, offline: bool) -> Check:
                 fix = "set `model.base` to a folder with safetensors, or to a GGUF file"
                 return Check(name, False, f"`{path}` is neither a model folder nor a GGUF file", fix)
         try:
-            gguf_config(path)
+            opened = open_gguf(path)
+            read_base(path, opened)
         except ToolkitError as exc:
             return Check(name, False, f"damaged: {exc.message}", DAMAGED)
         ready = "converted already" if converted(path) else "will be converted to float32 once"
-        return Check(name, True, f"{path.name}, {ready}", "")
+        licence = licence_in(opened)
+        return Check(name, True, f"{path.name}, {ready}" + (f", licence: {licence}" if licence else ""), "")
     base.check_folder(path)
     try:
         count = plan.parameters_of(label, revision)  # reads every header

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check
 from toolkit.export.vocab import bpe
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import INDEX, SINGLE
+from toolkit.formats.safetensors_header import new_header
 from toolkit.model.model_config import CONFIG, read_config, text_alone
 from toolkit.prompt.tokenizer import load_tokenizer
 
@@ -111,18 +111,7 @@ def _is_half(tensor: PlannedTensor) -> bool:
 
 def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, progress: console.Progress) -> str:
     """Write one file and return its SHA-256. Each tensor: read → merge → round → write."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    place = 0
-    for tensor in part.tensors:
-        span = [place, place + size(tensor)]
-        entries[tensor.layout.source] = {
-            "dtype": kind.name,
-            "shape": list(tensor.layout.stored_shape),
-            "data_offsets": span,
-        }
-        place = span[1]
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
+    shapes = {tensor.layout.source: tensor.layout.stored_shape for tensor in part.tensors}
     digest = hashlib.sha256()
     with path.open("wb") as file:
 
@@ -130,7 +119,7 @@ def _write_shard(path: Path, part: Shard, kind: Type, pool: ThreadPoolExecutor, 
             file.write(data)
             digest.update(data)
 
-        put(struct.pack("<Q", len(text)) + text)
+        put(new_header(shapes, kind.name))
         for tensor, values in tensors.ahead(part.tensors, lambda tensor: tensors.trained(tensor, pool)):
             for chunk in quantize.quantized(values, kind, tensor.layout.source, pool):
                 put(chunk)

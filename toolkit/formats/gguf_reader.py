@@ -1,4 +1,5 @@
-"""Read the header of a GGUF file, every count and length checked against the file's real size.
+"""Read the header of a GGUF file, and the values of its tensors; every count and length is checked against the
+file's real size.
 
 The `gguf` package's reader trusts them, and takes ten seconds for a vocabulary of 128,256 tokens.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -10,7 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.names import visible
@@ -105,6 +109,16 @@ def open_gguf(path: Path) -> GgufData:
         raise ToolkitError(f"no GGUF file `{path}`") from None
     except (ValueError, struct.error) as exc:
         raise ToolkitError(f"`{path}` cannot be read as GGUF: {exc}", hint="copy or write it again") from None
+
+
+def read_values(path: Path, tensor: GgufTensor) -> npt.NDArray[np.float32]:
+    """Return a tensor's values in float32; raises ToolkitError for a type that cannot be read."""
+    raw = np.fromfile(path, np.uint8, tensor.size, offset=tensor.offset)
+    try:
+        values = dequantize(raw.reshape(*tensor.shape[:-1], -1), tensor.kind)
+    except (NotImplementedError, ValueError) as exc:
+        raise ToolkitError(f"`{path}` has weights of type {tensor.kind.name}, which cannot be read: {exc}") from None
+    return np.ascontiguousarray(values, np.float32).reshape(tensor.shape)
 
 
 def _parse(cursor: _Cursor, size: int) -> GgufData:

@@ -1,10 +1,11 @@
-"""The header of one safetensors file: what it holds and where, every field checked.
+"""The header of one safetensors file: what it holds and where, every field checked; and a new one.
 
 Format: https://github.com/huggingface/safetensors#format.
 """
 
+import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -110,3 +111,16 @@ def _entry(path: Path, name: str, entry: Any, start: int, damaged: Callable[[str
 
 def _counts(values: Any) -> TypeGuard[list[int]]:
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def new_header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+    """Return the header of a file whose tensors, all of one dtype, follow it in the order of `shapes`."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    place = 0
+    for name, shape in shapes.items():
+        end = place + prod(shape) * ITEM_SIZES[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text

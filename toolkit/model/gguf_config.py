@@ -1,47 +1,88 @@
-"""The sizes of a base that is a GGUF file, from its header; every count is checked against the file's own tensors."""
+"""The config.json of a base that is a GGUF file, from its header; every count is checked against the file's tensors."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from toolkit.core.errors import ToolkitError
-from toolkit.formats.gguf_reader import open_gguf
+from toolkit.formats.checkpoint import Floats
+from toolkit.formats.gguf_reader import GgufData, open_gguf, read_values
+from toolkit.formats.names import visible
 from toolkit.model.config_values import Values, brief, count, real
+from toolkit.model.families import FAMILIES
 from toolkit.model.families.checks import layers_in
-from toolkit.model.families.llama import llama_layouts
-from toolkit.model.model_config import MOST_LAYERS, ModelConfig
+from toolkit.model.families.family import Family, GgufHeader
+from toolkit.model.families.scaling import stated_rope
+from toolkit.model.model_config import MOST_LAYERS, ModelConfig, sizes
 
-Shapes = dict[str, tuple[int, ...]]
-EMBEDDING = "token_embd.weight"
-# The sizes of transformers' tensors when it reads a GGUF file: each is the size of one of the file's own.
+Shapes = Mapping[str, tuple[int, ...]]
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+# Each of these is the size of one of the file's own tensors.
 WIDTHS = (
-    "embedding_length", "feed_forward_length", "expert_feed_forward_length", "vocab_size", "rope.dimension_count",
-    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length", "expert_count",
-    "ssm.inner_size", "ssm.state_size", "ssm.conv_kernel", "ssm.time_step_rank", "shortconv.l_cache",
+    "embedding_length", "feed_forward_length", "vocab_size", "rope.dimension_count", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length",
 )  # fmt: skip
 REALS = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+# Tensors that the model's sizes do not lead to: factors of rotary frequencies, which config.json states.
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
 def gguf_config(path: Path) -> ModelConfig | None:
-    """Read the sizes from a GGUF file's header; None for any architecture but a dense Llama's.
+    """Read the sizes from a GGUF file's header; None for an architecture that cannot be exported.
 
     Raises ToolkitError for a file that is damaged, or whose header and tensors contradict each other.
     """
-    found = open_gguf(path)
+    found = read_base(path)
+    return found[2] if found else None
+
+
+def read_base(path: Path, opened: GgufData | None = None) -> tuple[dict[str, Any], Family, ModelConfig] | None:
+    """Return what a GGUF base's config.json says, its family and its sizes; raises what `gguf_config` raises."""
+    found = opened or open_gguf(path)
     shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
     try:
         name = found.metadata.get("general.architecture")
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9._-]{1,40}", name):
             raise ValueError(f"no valid `general.architecture`: {brief(name)}")
+        reader = next((each.stated for each in FAMILIES.values() if each.architecture == name and each.stated), None)
+        if reader is None or found.metadata.get(f"{name}.expert_count"):
+            return None
         _check_counts(name, found.metadata, shapes)
-        return (
-            _sizes(found.metadata, shapes) if name == "llama" and not found.metadata.get("llama.expert_count") else None
-        )
+        header = _header(name, found, path)
+        config = {**_shared(name, header), **reader(header)}
+        family = FAMILIES[config["architectures"][0]]
+        small = sizes(config)
+        assert small is not None
+        model = family.model(config, small)
+        _check_tensors(family, model, shapes)
     except ValueError as exc:
         raise ToolkitError(f"`{path}` is not a complete model: {exc}", hint="copy or write it again") from None
+    return config, family, model
+
+
+def _header(name: str, found: GgufData, path: Path) -> GgufHeader:
+    def numbers(tensor: str) -> Floats:
+        return read_values(path, found.tensors[tensor])
+
+    start = f"{name}."
+    values = {
+        key.removeprefix(start): _shortest(value) for key, value in found.metadata.items() if key.startswith(start)
+    }
+    shapes = {name: tensor.shape for name, tensor in found.tensors.items()}
+    ids = {key: value for key, value in found.metadata.items() if key.endswith("_token_id")}
+    return GgufHeader({**values, **ids}, shapes, numbers)
+
+
+def _shortest(value: Any) -> Any:
+    """Return a number of float32 as the shortest decimal that is rounded to it: it was one before it was written."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _check_counts(name: str, values: Values, shapes: Shapes) -> None:
-    """Raise ValueError for a count that does not match the file's tensors, for any architecture."""
+    """Raise ValueError for a count that does not match the file's tensors."""
     layers, there = count(values, f"{name}.block_count", most=MOST_LAYERS), layers_in(shapes)
     if layers != there:
         raise ValueError(f"`{name}.block_count` is {layers}, but its tensors have {there} layers")
@@ -58,45 +99,75 @@ def _check_counts(name: str, values: Values, shapes: Shapes) -> None:
 
 
 def _check_width(key: str, values: Values, shapes: Shapes) -> None:
-    """Raise ValueError for a width, or a list of one per layer, that no tensor has; models without attention have 0."""
+    """Raise ValueError for a width, or a list of one per layer, that no tensor has."""
     stated = values.get(key)
     largest = max(max(shape, default=0) for shape in shapes.values())
-    attends = "head_count" in key and any(".attn_" in name for name in shapes)
-    least = 1 if attends and not isinstance(stated, list) else 0
+    least = 1 if "head_count" in key else 0
     for one in stated if isinstance(stated, list) else [] if stated is None else [stated]:
         if type(one) is not int or not least <= one <= largest:
             raise ValueError(f"no valid `{key}`: {brief(one)}, a whole number from {least} to {largest} is needed")
 
 
-def _sizes(values: Values, shapes: Shapes) -> ModelConfig:
+def _shared(name: str, header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says in the same words for every family."""
+    values, shapes = header.values, header.shapes
     vocab, hidden = _matrix(shapes, EMBEDDING)
-    heads = count(values, "llama.attention.head_count")
-    kv_heads = count(values, "llama.attention.head_count_kv", heads)
-    rows, _ = _matrix(shapes, "blk.0.attn_k.weight")
-    head_dim = rows // kv_heads
-    if rows % kv_heads or heads % kv_heads:
-        raise ValueError(f"`llama.attention.head_count` {heads} and `llama.attention.head_count_kv` {kv_heads} "
-                         f"do not fit `blk.0.attn_k.weight` with {rows} rows")  # fmt: skip
-    if count(values, "llama.rope.dimension_count", head_dim) != head_dim:
-        raise ValueError(
-            f"`llama.rope.dimension_count` is {values['llama.rope.dimension_count']}, but heads have {head_dim}"
-        )
-    model = ModelConfig(
-        hidden=hidden,
-        layers=count(values, "llama.block_count"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        intermediate=count(values, "llama.feed_forward_length"),
-        vocab=vocab,
-        tied="output.weight" not in shapes,
-    )
-    for layout in llama_layouts(model):
-        shape = shapes.get(layout.name)
-        if shape != layout.shape:
+    heads = _number(values, "attention.head_count", name)
+    kv_heads = _number(values, "attention.head_count_kv", name, heads)
+    head_dim = _number(values, "attention.key_length", name, hidden // heads)
+    if "blk.0.attn_k.weight" in shapes:
+        rows, _ = _matrix(shapes, "blk.0.attn_k.weight")
+        head_dim = _number(values, "attention.key_length", name, rows // kv_heads)
+        if rows % kv_heads or heads % kv_heads:
+            raise ValueError(f"`{name}.attention.head_count` {heads} and `{name}.attention.head_count_kv` {kv_heads} "
+                             f"do not fit `blk.0.attn_k.weight` with {rows} rows")  # fmt: skip
+    turned = count(values, "rope.dimension_count", head_dim)
+    if name != "phi3" and turned != head_dim:
+        raise ValueError(f"`{name}.rope.dimension_count` is {turned}, but heads have {head_dim}")
+    config = {
+        "hidden_size": hidden,
+        "intermediate_size": _number(values, "feed_forward_length", name),
+        "num_hidden_layers": count(values, "block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocab,
+        "tie_word_embeddings": OUTPUT not in shapes,
+        "hidden_act": "silu",
+        "attention_bias": "blk.0.attn_q.bias" in shapes,
+        "mlp_bias": "blk.0.ffn_gate.bias" in shapes,
+        "rope_parameters": stated_rope(values),
+    }
+    if values.get("context_length") is not None:
+        config["max_position_embeddings"] = _number(values, "context_length", name)
+    if values.get("attention.layer_norm_rms_epsilon") is not None:
+        config["rms_norm_eps"] = values["attention.layer_norm_rms_epsilon"]
+    for token in ("bos", "eos", "padding"):
+        index = values.get(f"tokenizer.ggml.{token}_token_id")
+        config[f"{token.removesuffix('ding')}_token_id"] = index if type(index) is int and index < vocab else None
+    return config
+
+
+def _number(values: Values, key: str, name: str, default: int | None = None) -> int:
+    """Return a whole number, or that of all layers where the header has one for each; raises ValueError."""
+    stated = values.get(key)
+    if isinstance(stated, list) and stated and set(map(str, stated)) == {str(stated[0])}:
+        stated = stated[0]
+    full = f"{name}.{key}"
+    return count({full: stated}, full, default)
+
+
+def _check_tensors(family: Family, model: ModelConfig, shapes: Shapes) -> None:
+    """Raise ValueError unless the file's tensors are those that its header leads to."""
+    places = {layout.name: layout.shape for layout in family.layouts(model)}
+    for name, wanted in places.items():
+        shape = shapes.get(name)
+        if shape != wanted:
             there_is = "is missing" if shape is None else f"has the shape {list(shape)}"
-            raise ValueError(f"tensor `{layout.name}` {there_is}, but its header says {list(layout.shape)}")
-    return model
+            raise ValueError(f"tensor `{name}` {there_is}, but its header says {list(wanted)}")
+    unknown = [name for name in shapes if name not in places and name not in FACTORS]
+    if unknown:
+        raise ValueError(f"tensor `{visible(unknown[0])}` has no place in a model of its architecture")
 
 
 def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:

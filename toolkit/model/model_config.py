@@ -173,6 +173,11 @@ KINDS = {
 }
 
 
+def class_of(family: str) -> dict[str, Any]:
+    """Return how config.json names a class of transformers, by its `model_type`."""
+    return {"architectures": [KINDS[family].name], "model_type": family}
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return what a model folder's config.json holds; raises ToolkitError if it is absent or damaged."""
     return read_json(folder / CONFIG, WHOLE)

@@ -12,23 +12,36 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest
 from toolkit.core.output_settings import check_model_name
 from toolkit.core.run_folder import RunFolder
+from toolkit.model.base import stated_licence
 from toolkit.ollama import modelfile, modelfile_template, server
 from toolkit.ollama.blobs import MARKER
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import go_template
 
-# Licences of the recipe's models, by a part of their name; others are named without a licence.
+GEMMA = "the Gemma Terms of Use"
+HEALTH = "the Health AI Developer Foundations terms"
+# Licences of the recipe's models, by a part of their name; others are named by what their files state.
 LICENCES = {
     "llama-3.1": "the Llama 3.1 Community License; Built with Llama",
     "llama-3.2": "the Llama 3.2 Community License; Built with Llama",
     "mistral-7b": "Apache-2.0",
     "mistral-nemo": "Apache-2.0",
     "phi-3": "MIT",
-    "medgemma": "the Health AI Developer Foundations terms",  # before Gemma-2, which medgemma-27b also contains
-    "gemma-2": "the Gemma Terms of Use",
-    "gemma-3": "the Gemma Terms of Use",
+    "medgemma": HEALTH,  # before Gemma-2, which medgemma-27b also contains
+    "gemma-2": GEMMA,
+    "gemma-3": GEMMA,
     "smollm": "Apache-2.0",
+}
+# What a model card's or GGUF's identifier of a licence means.
+TERMS = {
+    "gemma": GEMMA,
+    "health-ai-developer-foundations": HEALTH,
+    "llama3.1": LICENCES["llama-3.1"],
+    "llama3.2": LICENCES["llama-3.2"],
+    "llama3.3": "the Llama 3.3 Community License; Built with Llama",
+    "apache-2.0": "Apache-2.0",
+    "mit": "MIT",
 }
 
 
@@ -87,9 +100,16 @@ def licence(config: Config, folder: RunFolder) -> str:
             source = prepared.inputs[0]
             lines.append(f"Data: {Path(source.path).name}, SHA-256 {source.sha256}")
     base = config.model.base
-    known = next((terms for part, terms in LICENCES.items() if part in base.lower()), "")
+    known = _terms_of(base, config.model.revision)
     terms = config.ollama.license or f"Fine-tuned from {base}" + (f", which is under {known}" if known else "") + "."
     return "\n".join(lines) + f"\n\n{terms}"
+
+
+def _terms_of(base: str, revision: str) -> str:
+    """Name a base's terms by its name, else by what its files state; empty if neither says anything."""
+    by_name = next((terms for part, terms in LICENCES.items() if part in base.lower()), "")
+    stated = "" if by_name else stated_licence(base, revision)
+    return by_name or TERMS.get(stated.lower(), stated)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The description of a family: the place of each tensor, and the model's metadata in a GGUF file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,18 @@ from toolkit.model.model_config import ModelConfig
 Matrix = TypeVar("Matrix", Floats, npt.NDArray[np.uint16], Rows)
 
 COUNT, REAL, TEXT = GGUFValueType.UINT32, GGUFValueType.FLOAT32, GGUFValueType.STRING
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """The header of a GGUF file that is a base: its keys without the architecture in front, and its tensors' shapes.
+
+    `numbers` returns the values of one tensor, in float32; raises ToolkitError where they cannot be read.
+    """
+
+    values: Values
+    shapes: Mapping[str, tuple[int, ...]]
+    numbers: Callable[[str], Floats]
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class Family:
     `architecture` is llama.cpp's name. `model` completes the sizes by the rest of config.json; it raises ValueError for
     what llama.cpp computes differently. `ignored` are name endings of tensors that are not weights. `special_by_flag`:
     llama.cpp's converter decides by its flag alone that an added token is a control token, not also by its text.
+    `stated` returns what config.json says of a base that is a GGUF file, besides what all families share: its class in
+    `architectures`, and what differs; it may raise ValueError. Without it no GGUF file of the family is a base.
     """
 
     architecture: str
@@ -57,6 +71,7 @@ class Family:
     metadata: Callable[[ModelConfig], Metadata]
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
     special_by_flag: bool = False
+    stated: Callable[[GgufHeader], dict[str, Any]] | None = None
 
 
 def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
@@ -67,6 +82,14 @@ def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
         return values
     halves = values.reshape(layout.heads, 2, values.shape[0] // layout.heads // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)  # type: ignore[return-value]
+
+
+def from_ggml_layout(values: Floats, layout: Layout) -> Floats:
+    """Return a tensor as the checkpoint has it: what `to_ggml_layout` does is undone."""
+    if layout.heads:
+        halves = values.reshape(layout.heads, values.shape[0] // layout.heads // 2, 2, *values.shape[1:])
+        values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+    return values - np.float32(layout.offset) if layout.offset else values
 
 
 def rope(config: Values, kinds: dict[str, tuple[str, ...]], theta: float = 10000.0) -> tuple[float, dict[str, Any]]:

@@ -5,12 +5,21 @@ conversion/gemma.py and src/models/gemma2.cpp.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, count, expect, real
-from toolkit.model.families.family import Family, Layout, described, expect_layer_types, nothing_computed, rope
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.families.family import (
+    Family,
+    GgufHeader,
+    Layout,
+    described,
+    expect_layer_types,
+    nothing_computed,
+    rope,
+)
+from toolkit.model.model_config import ModelConfig, class_of
 
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
 
@@ -87,4 +96,24 @@ def gemma2_metadata(model: ModelConfig) -> Metadata:
     )
 
 
-GEMMA2 = Family("gemma2", gemma2_model, gemma2_layouts, nothing_computed, gemma2_metadata)
+def gemma2_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file."""
+    values = header.values
+    return {
+        **gemma_stated("gemma2", header, LAYERS_27B),
+        "sliding_window": values.get("attention.sliding_window", 4096),
+        "attn_logit_softcapping": values.get("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": values.get("final_logit_softcapping", 30.0),
+    }
+
+
+def gemma_stated(family: str, header: GgufHeader, layers: int) -> dict[str, Any]:
+    """Return what config.json says of a Gemma; by its `layers` llama.cpp knows the scale of its attention."""
+    values, hidden = header.values, header.shapes["token_embd.weight"][1]
+    own = values.get("block_count") != layers
+    scale = count(values, "attention.key_length") if own else hidden // count(values, "attention.head_count")
+    activation = dict.fromkeys(("hidden_act", "hidden_activation"), "gelu_pytorch_tanh")
+    return {**class_of(family), **activation, "query_pre_attn_scalar": scale}
+
+
+GEMMA2 = Family("gemma2", gemma2_model, gemma2_layouts, nothing_computed, gemma2_metadata, stated=gemma2_stated)

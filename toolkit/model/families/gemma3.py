@@ -5,19 +5,21 @@ embedding and attention are computed by llama.cpp. Facts: llama.cpp's conversion
 """
 
 from dataclasses import replace
+from typing import Any
 
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, count, expect, real
 from toolkit.model.families.family import (
     Family,
+    GgufHeader,
     described,
     expect_layer_types,
     nothing_computed,
     rope,
     rope_parameters,
 )
-from toolkit.model.families.gemma2 import gemma_layouts
-from toolkit.model.families.scaling import scaling_metadata
+from toolkit.model.families.gemma2 import gemma_layouts, gemma_stated
+from toolkit.model.families.scaling import scaling_metadata, stated_rope
 from toolkit.model.model_config import ModelConfig
 
 LAYERS_27B = 62  # by which llama.cpp knows the model whose attention has a scale of its own
@@ -75,4 +77,16 @@ def gemma3_metadata(model: ModelConfig) -> Metadata:
     return {**described(model, keys + cap), **scaling_metadata(model)}
 
 
-GEMMA3 = Family("gemma3", gemma3_model, gemma_layouts, nothing_computed, gemma3_metadata)
+def gemma3_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file; older ones do not state the rotary base of local layers."""
+    values = header.values
+    local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", 1e4)}
+    return {
+        **gemma_stated("gemma3_text", header, LAYERS_27B),
+        "sliding_window": count(values, "attention.sliding_window"),
+        "final_logit_softcapping": values.get("final_logit_softcapping"),
+        "rope_parameters": {GLOBAL: stated_rope(values, 1e6), LOCAL: local},
+    }
+
+
+GEMMA3 = Family("gemma3", gemma3_model, gemma_layouts, nothing_computed, gemma3_metadata, stated=gemma3_stated)

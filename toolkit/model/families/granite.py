@@ -6,15 +6,16 @@ Facts: llama.cpp's conversion/granite.py and src/models/granite.cpp.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from gguf import GGUFValueType
 
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, real
-from toolkit.model.families.family import COUNT, REAL, Family, Layout, described, expect_layer_types
-from toolkit.model.families.llama import computed, llama_layouts, llama_model
+from toolkit.model.families.family import COUNT, REAL, Family, GgufHeader, Layout, described, expect_layer_types
+from toolkit.model.families.llama import computed, llama3_stated, llama_layouts, llama_model
 from toolkit.model.families.scaling import scaling_metadata
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.model_config import ModelConfig, class_of
 
 # In config.json, and in GGUF; a config.json that lacks one means 1.
 SCALES = {
@@ -80,5 +81,12 @@ def granite4_metadata(model: ModelConfig) -> Metadata:
     }
 
 
-GRANITE = Family("granite", granite_model, llama_layouts, computed, granite_metadata)
+def granite_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file; one of 4.0 micro is as Granite 3's: gate and up are apart."""
+    scales = {key: header.values.get(name, 1.0) for key, name in SCALES.items()}
+    scales["attention_multiplier"] = real(header.values, SCALES["attention_multiplier"])
+    return {**class_of("granite"), **llama3_stated(header), **scales}
+
+
+GRANITE = Family("granite", granite_model, llama_layouts, computed, granite_metadata, stated=granite_stated)
 GRANITE4 = Family("granite", granite4_model, granite4_layouts, computed, granite4_metadata)

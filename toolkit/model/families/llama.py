@@ -4,17 +4,22 @@ Facts: llama.cpp's conversion/llama.py.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
-from toolkit.model.config_values import Values, count, expect
-from toolkit.model.families.family import Family, Layout, described, without_window
-from toolkit.model.families.scaling import scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.config_values import Values, count, expect, real
+from toolkit.model.families.family import Family, GgufHeader, Layout, described, without_window
+from toolkit.model.families.scaling import ORIGINAL, scaled_rope, scaling_metadata
+from toolkit.model.model_config import ModelConfig, class_of
 
-LLAMA3 = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
-
+LLAMA3 = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL)}
+LOW, HIGH = 1.0, 4.0  # low_freq_factor and high_freq_factor of every published model
+ROPE_FREQS = "rope_freqs.weight"
 WINDOW = 4096  # of a Mistral whose config.json does not state it; null is none
 
 
@@ -79,18 +84,23 @@ def computed(model: ModelConfig) -> dict[str, Floats]:
     """
     if model.rope.get("type") != "llama3":
         return {}
+    return {ROPE_FREQS: llama3_factors(model.rope_theta, model.head_dim, model.rope)}
+
+
+def llama3_factors(theta: float, head_dim: int, scaling: Mapping[str, Any]) -> Floats:
+    """Return what divides each rotary frequency under Llama-3's scaling, as `computed` says."""
     import torch
 
-    factor, low, high = (model.rope[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    old = model.rope["original_max_position_embeddings"]
-    steps = torch.arange(0, model.head_dim, 2, dtype=torch.float32) / model.head_dim
-    wavelength = 2 * math.pi / (1.0 / (model.rope_theta**steps))
+    factor, low, high = (scaling[key] for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    old = scaling[ORIGINAL]
+    steps = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    wavelength = 2 * math.pi / (1.0 / (theta**steps))
     smooth = (old / wavelength - low) / (high - low)
     factors = 1 / ((1 - smooth) / factor + smooth)
     factors[wavelength > old / low] = factor
     factors[wavelength < old / high] = 1.0
     values: Floats = factors.numpy()
-    return {"rope_freqs.weight": values}
+    return values
 
 
 def llama_metadata(model: ModelConfig) -> Metadata:
@@ -104,5 +114,35 @@ def llama_metadata(model: ModelConfig) -> Metadata:
     return {**values, **scaling_metadata(model)}
 
 
-LLAMA = Family("llama", llama_model, llama_layouts, computed, llama_metadata)
+def llama_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file, Llama-3's scaling from its factors."""
+    return {**class_of("llama"), **llama3_stated(header)}
+
+
+def llama3_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return Llama-3's scaling whose factors a GGUF file holds, {} for a file without; `computed` is its inverse.
+
+    The frequencies tell the original context only up to a multiple that low and high factor share: every published
+    model has 1 and 4. Raises ValueError for other factors.
+    """
+    if ROPE_FREQS not in header.shapes:
+        return {}
+    values = header.numbers(ROPE_FREQS).astype(np.float64)
+    theta = real(header.values, "rope.freq_base", 10000.0)
+    wavelength = 2 * math.pi * theta ** (np.arange(values.size) / values.size)
+    factor = float(values.max(initial=0))
+    if not np.isfinite(values).all() or values.min(initial=1) < 1 or factor <= 1:
+        raise ValueError(f"`{ROPE_FREQS}` holds factors that are not those of Llama-3's scaling")
+    between = (values > 1) & (values < factor)
+    smooth = (1 / values[between] - 1 / factor) / (1 - 1 / factor)
+    found = wavelength[between] * (LOW + (HIGH - LOW) * smooth)
+    stated = {"rope_type": "llama3", "rope_theta": theta, "factor": round(factor, 3), "low_freq_factor": LOW,
+              "high_freq_factor": HIGH, ORIGINAL: round(float(np.median(found))) if found.size else 0}  # fmt: skip
+    again = llama3_factors(theta, 2 * values.size, stated) if stated[ORIGINAL] else values * 0
+    if not np.allclose(values, again, rtol=1e-5):
+        raise ValueError(f"`{ROPE_FREQS}` holds factors that are not those of Llama-3's scaling")
+    return {"rope_parameters": stated}
+
+
+LLAMA = Family("llama", llama_model, llama_layouts, computed, llama_metadata, stated=llama_stated)
 MISTRAL = Family("llama", mistral, llama_layouts, computed, llama_metadata)

@@ -9,10 +9,10 @@ from typing import Any
 
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, count, expect, real
-from toolkit.model.families.family import COUNT, REAL, TEXT, Family, nothing_computed, rope, rope_parameters
+from toolkit.model.families.family import COUNT, REAL, TEXT, Family, GgufHeader, nothing_computed, rope, rope_parameters
 from toolkit.model.families.llama import llama_layouts, llama_metadata, mistral
-from toolkit.model.families.scaling import ORIGINAL
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.families.scaling import ORIGINAL, stated_rope
+from toolkit.model.model_config import ModelConfig, class_of
 
 
 def mistral3_model(config: Values, model: ModelConfig) -> ModelConfig:
@@ -66,4 +66,16 @@ def mistral3_metadata(model: ModelConfig) -> Metadata:
     }
 
 
-MISTRAL3 = Family("mistral3", mistral3_model, llama_layouts, nothing_computed, mistral3_metadata)
+def mistral3_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file: Ministral 3's queries grow; Mistral Small is a Mistral."""
+    values = header.values
+    if values.get("attention.temperature_scale") is None:
+        return {**class_of("mistral"), "sliding_window": None}
+    more = {"mscale": 1.0, "mscale_all_dim": real(values, "rope.scaling.yarn_log_multiplier"),
+            "llama_4_scaling_beta": real(values, "attention.temperature_scale")}  # fmt: skip
+    return {**class_of("ministral3"), "rope_parameters": {**stated_rope(values), **more}, "sliding_window": None}
+
+
+MISTRAL3 = Family(
+    "mistral3", mistral3_model, llama_layouts, nothing_computed, mistral3_metadata, stated=mistral3_stated
+)

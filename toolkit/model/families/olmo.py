@@ -5,16 +5,17 @@ the rotary embedding of the others alone. Facts: llama.cpp's conversion/olmo.py 
 """
 
 from dataclasses import replace
+from typing import Any
 
 from gguf import GGUFValueType
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, count, expect
-from toolkit.model.families.family import Family, Layout, described, nothing_computed, rope, rope_parameters
+from toolkit.model.families.family import Family, GgufHeader, Layout, described, nothing_computed, rope, rope_parameters
 from toolkit.model.families.llama import llama_layouts
-from toolkit.model.families.scaling import scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.families.scaling import scaled_rope, scaling_metadata, stated_rope
+from toolkit.model.model_config import ModelConfig, class_of
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 # As Llama's, but behind what they norm: name in the checkpoint, and in GGUF.
@@ -87,5 +88,24 @@ def olmo_metadata(model: ModelConfig) -> Metadata:
     return values
 
 
-OLMO2 = Family("olmo2", olmo2_model, olmo_layouts, nothing_computed, olmo_metadata)
+def olmo_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file: OLMo-3 has a window."""
+    values = header.values
+    if not values.get("attention.sliding_window"):
+        return class_of("olmo2")
+    whole = stated_rope(values, 5e5)
+    pattern = values.get("attention.sliding_window_pattern")
+    if pattern is not None and not isinstance(pattern, list):
+        raise ValueError(f"no valid `olmo2.attention.sliding_window_pattern`: {brief(pattern)}, a list is needed")
+    found = {} if pattern is None else {"layer_types": [LOCAL if local else GLOBAL for local in pattern]}
+    local = {"rope_type": "default", "rope_theta": values.get("rope.freq_base_swa", whole["rope_theta"])}
+    return {
+        **class_of("olmo3"),
+        **found,
+        "sliding_window": count(values, "attention.sliding_window"),
+        "rope_parameters": {GLOBAL: whole, LOCAL: local},
+    }
+
+
+OLMO2 = Family("olmo2", olmo2_model, olmo_layouts, nothing_computed, olmo_metadata, stated=olmo_stated)
 OLMO3 = Family("olmo2", olmo3_model, olmo_layouts, nothing_computed, olmo_metadata)

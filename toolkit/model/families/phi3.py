@@ -13,8 +13,19 @@ import numpy as np
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, count, expect, real
-from toolkit.model.families.family import COUNT, REAL, Family, Layout, described, rope, rope_parameters, without_window
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.families.family import (
+    COUNT,
+    REAL,
+    Family,
+    GgufHeader,
+    Layout,
+    described,
+    rope,
+    rope_parameters,
+    without_window,
+)
+from toolkit.model.families.scaling import ORIGINAL, stated_rope
+from toolkit.model.model_config import ModelConfig, class_of
 
 
 def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
@@ -24,8 +35,7 @@ def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:
     if model.heads * model.head_dim != model.hidden:
         raise ValueError(f"the head size is {model.head_dim}, but llama.cpp supports only hidden_size / heads")
     part = real(config, "partial_rotary_factor", 1.0)
-    key = "original_max_position_embeddings"
-    original = count(stated, key, count(config, key, 4096))
+    original = count(stated, ORIGINAL, count(config, ORIGINAL, 4096))
     theta, scaling = rope(config, {"longrope": ()})
     scaling["original"] = original
     scaling["dimensions"] = rotary_dimensions(real(stated, "partial_rotary_factor", part), model.head_dim)
@@ -124,4 +134,28 @@ def phi3_metadata(model: ModelConfig) -> Metadata:
     return values
 
 
-PHI3 = Family("phi3", phi3_model, phi3_layouts, computed, phi3_metadata, special_by_flag=True)
+def phi3_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file, longrope's factors from its tensors; raises ValueError."""
+    values, hidden = header.values, header.shapes["token_embd.weight"][1]
+    size, context = max(1, hidden // count(values, "attention.head_count")), count(values, "context_length")
+    original = count(values, "rope.scaling.original_context_length", 4096)
+    part = count(values, "rope.dimension_count", size) / size
+    stated: dict[str, Any] = {**stated_rope(values, 1e4), "rope_type": "default", "partial_rotary_factor": part}
+    if "rope_factors_long.weight" in header.shapes:
+        factor = attention_factor(context, original)
+        given = real(values, "rope.scaling.attn_factor", factor)
+        if not math.isclose(given, factor, rel_tol=1e-6):
+            raise ValueError(f"`phi3.rope.scaling.attn_factor` is {given!r}, but for this context {factor:.6f}")
+        stated |= {"rope_type": "longrope", ORIGINAL: original}
+        for key in ("long", "short"):
+            stated[f"{key}_factor"] = [float(str(x)) for x in header.numbers(f"rope_factors_{key}.weight")]
+    return {
+        **class_of("phi3"),
+        ORIGINAL: original,
+        "partial_rotary_factor": part,
+        "sliding_window": values.get("attention.sliding_window") or None,
+        "rope_parameters": stated,
+    }
+
+
+PHI3 = Family("phi3", phi3_model, phi3_layouts, computed, phi3_metadata, special_by_flag=True, stated=phi3_stated)

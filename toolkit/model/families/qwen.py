@@ -5,13 +5,14 @@ query and key. Facts: llama.cpp's conversion/qwen.py, src/models/qwen2.cpp and q
 """
 
 from dataclasses import replace
+from typing import Any
 
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, count, expect, flag
-from toolkit.model.families.family import Family, Layout, described, nothing_computed, without_window
+from toolkit.model.families.family import Family, GgufHeader, Layout, described, nothing_computed, without_window
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.families.scaling import scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.model_config import ModelConfig, class_of
 
 DESCRIBED = (
     "block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv "
@@ -68,5 +69,10 @@ def qwen3_metadata(model: ModelConfig) -> Metadata:
     return {**qwen2_metadata(model), **described(model, "attention.key_length attention.value_length")}
 
 
-QWEN2 = Family("qwen2", qwen2_model, qwen_layouts, nothing_computed, qwen2_metadata)
-QWEN3 = Family("qwen3", qwen3_model, qwen_layouts, nothing_computed, qwen3_metadata)
+def qwen_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file: Qwen2.5 has biases."""
+    return class_of("qwen2" if "blk.0.attn_q.bias" in header.shapes else "qwen3")
+
+
+QWEN2 = Family("qwen2", qwen2_model, qwen_layouts, nothing_computed, qwen2_metadata, stated=qwen_stated)
+QWEN3 = Family("qwen3", qwen3_model, qwen_layouts, nothing_computed, qwen3_metadata, stated=qwen_stated)

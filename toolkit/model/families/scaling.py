@@ -15,6 +15,15 @@ from toolkit.model.families.family import COUNT, REAL, TEXT, rope, rope_paramete
 from toolkit.model.model_config import ModelConfig
 
 ORIGINAL = "original_max_position_embeddings"
+# In a GGUF header under `rope.scaling.`, and in config.json.
+STATED = {
+    "factor": "factor",
+    "original_context_length": ORIGINAL,
+    "yarn_beta_fast": "beta_fast",
+    "yarn_beta_slow": "beta_slow",
+    "yarn_attn_factor": "attn_factor",
+    "yarn_ext_factor": "extrapolation_factor",
+}
 
 
 def scaled_rope(
@@ -52,6 +61,19 @@ def _yarn(config: Values, factor: float) -> dict[str, Any]:
     if stated.get("extrapolation_factor") is not None:
         said["ext_factor"] = 1.0
     return {"original": original, "said": said}
+
+
+def stated_rope(values: Values, theta: float | None = None) -> dict[str, Any]:
+    """Return a GGUF header's rotary embedding as config.json states it; `theta` is the base where it states none."""
+    found: dict[str, Any] = {"rope_type": "default"}
+    base = values.get("rope.freq_base", theta)
+    if base is not None:
+        found["rope_theta"] = base
+    kind = values.get("rope.scaling.type")
+    if kind in (None, "none"):
+        return found
+    scaling = {ours: values[f"rope.scaling.{key}"] for key, ours in STATED.items() if f"rope.scaling.{key}" in values}
+    return {**found, **scaling, "rope_type": kind}
 
 
 def scaling_metadata(model: ModelConfig) -> Metadata:

@@ -4,13 +4,14 @@ llama.cpp knows the layers without; no key says them. Facts: llama.cpp's convers
 """
 
 from dataclasses import replace
+from typing import Any
 
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, brief, expect
-from toolkit.model.families.family import Family, described, expect_layer_types, nothing_computed
+from toolkit.model.families.family import Family, GgufHeader, described, expect_layer_types, nothing_computed
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.families.scaling import scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig
+from toolkit.model.model_config import ModelConfig, class_of
 
 WITHOUT = 4  # every layer of this number has no rotary embedding
 
@@ -49,4 +50,9 @@ def smollm3_metadata(model: ModelConfig) -> Metadata:
     return {**described(model, keys), **scaling_metadata(model)}
 
 
-SMOLLM3 = Family("smollm3", smollm3_model, llama_layouts, nothing_computed, smollm3_metadata)
+def smollm3_stated(header: GgufHeader) -> dict[str, Any]:
+    """Return what config.json says of a GGUF file: no more than its class."""
+    return class_of("smollm3")
+
+
+SMOLLM3 = Family("smollm3", smollm3_model, llama_layouts, nothing_computed, smollm3_metadata, stated=smollm3_stated)
