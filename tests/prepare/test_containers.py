@@ -1,7 +1,6 @@
 """What a file is said to be, and that its hint works: the commands of the hints are run."""
 
 import bz2
-import gzip
 import io
 import json
 import lzma
@@ -67,15 +66,14 @@ def zipped(path: Path, members: dict[str, bytes]) -> Path:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("plain.csv.gz", gzip.compress(CSV, mtime=0), "a gzip file"),
-        ("it's plain.csv", gzip.compress(CSV, mtime=0), "a gzip file"),
-        ("data.gz", gzip.compress(CSV, mtime=0), "a gzip file"),
         ("plain.csv.bz2", bz2.compress(CSV), "a bzip2 file"),
+        ("it's plain.csv", bz2.compress(CSV), "a bzip2 file"),
+        ("data.xz", lzma.compress(CSV), "an xz file"),
         ("plain.csv.xz", lzma.compress(CSV), "an xz file"),
         (
-            "plain.jsonl.gz",
-            gzip.compress(b'{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}', mtime=0),
-            "a gzip",
+            "plain.jsonl.xz",
+            lzma.compress(b'{"question": "q", "answer": "a"}\n{"question": "r", "answer": "b"}'),
+            "an xz file",
         ),
     ],
 )
@@ -89,16 +87,10 @@ def test_the_hint_unpacks(tmp_path: Path, name: str, content: bytes, said: str) 
 
 def test_the_hint_overwrites_nothing(tmp_path: Path, elsewhere: Path) -> None:
     (elsewhere / "plain.csv").write_bytes(b"mine")
-    path = tmp_path / "plain.csv.gz"
-    path.write_bytes(gzip.compress(CSV, mtime=0))
+    path = tmp_path / "plain.csv.xz"
+    path.write_bytes(lzma.compress(CSV))
     assert len(follow(refusal(path).hint).rows) == 2
     assert (elsewhere / "plain.csv").read_bytes() == b"mine"
-
-
-def test_the_hint_unpacks_a_zip(tmp_path: Path) -> None:
-    path = zipped(tmp_path / "data set.zip", {"in/plain.csv": CSV, "__MACOSX/in/._plain.csv": b"x", "README": b"x"})
-    error = refusal(path)
-    assert "a zip file" in error.message and len(follow(error.hint).rows) == 2
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -200,19 +192,6 @@ def test_a_number_or_nesting_that_no_row_has_is_named_with_what_to_do(tmp_path: 
         )
         error = refusal(path)
         assert "`more` is" in error.message and said in error.hint and "JSONL" not in error.hint
-
-
-@pytest.mark.parametrize("kind", ["file", "stream"])
-def test_the_hint_converts_arrow(tmp_path: Path, kind: str) -> None:
-    import pyarrow as pa
-
-    path = tmp_path / "data-00000-of-00001.arrow"
-    table = pa.table({"question": ["q", "r"], "answer": ["a", "b"]})
-    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
-    with new(str(path), table.schema) as writer:
-        writer.write_table(table)
-    error = refusal(path)
-    assert "an Arrow file" in error.message and len(follow(error.hint).rows) == 2
 
 
 @pytest.mark.parametrize(

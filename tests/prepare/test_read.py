@@ -12,8 +12,9 @@ from toolkit.core.files import sha256_of
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import clean
 from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.columns import wanted_names
-from toolkit.prepare.read import UNREADABLE, read_table
+from toolkit.prepare.read import read_table
 from toolkit.prepare.split import drop_duplicates
 from toolkit.prepare.table import Table
 

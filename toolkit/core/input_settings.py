@@ -40,6 +40,8 @@ class DataSettings(Section):
 
     source: str | list[str] = "medquad"
     """A file, a glob such as "data/*.csv", or a list of these; "medquad" downloads MedQuAD's 2,479 judged answers."""
+    encoding: str = ""
+    """Encoding of texts that are not UTF-8, such as "cp1252"; empty: such a file is refused, and its encoding named."""
     question_column: str = ""
     """Column with the question; empty: found by its name (question, input, prompt, …)."""
     answer_column: str = ""
@@ -82,6 +84,15 @@ class DataSettings(Section):
             raise ValueError(f'write a path or a list of paths, such as ["a.csv", "b.csv"], got {str(value)[:200]}')
         for name in names:
             usable_path(name)
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        try:
+            "".encode(value or "utf-8")
+        except (LookupError, ValueError):  # a name may hold anything
+            raise ValueError(f'"{value[:40]}" is no encoding of text: write one such as cp1252') from None
         return value
 
     @model_validator(mode="after")

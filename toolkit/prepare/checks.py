@@ -2,7 +2,6 @@
 
 import urllib.request
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from toolkit.core import console
 from toolkit.core.config import Config
@@ -13,13 +12,12 @@ from toolkit.core.stage import Check
 from toolkit.formats.names import first_names
 from toolkit.model import base
 from toolkit.prepare.clean import Record, Rejection
-from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.division import Fit, Rows, divide, rows_of
 from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
-from toolkit.prepare.head import file_head
 from toolkit.prepare.personal import said as personal_said
-from toolkit.prepare.read import parse_table
+from toolkit.prepare.read import read_source
 from toolkit.prepare.source import locate
+from toolkit.prepare.table import Table
 from toolkit.prepare.thoughts import thoughts_unsaid
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import render
@@ -61,11 +59,10 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     """
     if "medquad" in config.data.sources and not MEDQUAD_CSV.exists():
         return _medquad(offline=offline)
-    heads = [(source.path, *file_head(source.path)) for source in locate(config.data, offline=offline)]
-    if not all(whole for _, _, whole in heads):
-        return _first_rows(heads, config)
-    wanted = wanted_names(config.data)
-    rows = rows_of([parse_table(content, path, wanted) for path, content, _ in heads], config)
+    tables = [read_source(source, config.data, first_rows=True) for source in locate(config.data, offline=offline)]
+    if not all(table.whole for table in tables):
+        return _first_rows(tables, config)
+    rows = rows_of(tables, config)
     form = prompt_format(config.prompt)
     try:
         loaded = tokenizer()
@@ -113,18 +110,12 @@ def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
     return fit_by_bytes
 
 
-def _first_rows(heads: Sequence[tuple[Path, bytes, bool]], config: Config) -> Check:
+def _first_rows(tables: Sequence[Table], config: Config) -> Check:
     """Say what the first rows of large files are like."""
-    names, size = first_names([str(path) for path, *_ in heads], 3), sum(path.stat().st_size for path, *_ in heads)
-    tables = []
-    for path, content, whole in heads:
-        try:
-            tables.append(parse_table(content, path, wanted_names(config.data)))
-        except ToolkitError as exc:
-            if whole or "truncated" not in exc.message:
-                raise
-            # The end of what was read may be inside a quoted cell.
-            return Check("data", None, f"{path}, {console.size(size)}: too large for this check, prepare reads it", "")
+    names = first_names([table.name for table in tables], 3)
+    size = sum(table.path.stat().st_size for table in tables)
+    if not all(table.rows for table in tables):  # the end of what was read may be inside a quoted cell
+        return Check("data", None, f"{names}, {console.size(size)}: too large for this check, prepare reads it", "")
     count = sum(len(table.rows) for table in tables)
     try:
         rows = rows_of(tables, config)

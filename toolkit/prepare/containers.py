@@ -1,20 +1,25 @@
 """What a file's bytes are: text to decode, or a container with what to do about it."""
 
+import codecs
 import io
+import json
 import lzma
 import re
 import shlex
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.prepare.encodings import Reading, find_wide_encoding, guess_encodings
 
-EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+TEXTS = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
+EXTENSIONS = (*TEXTS, ".parquet", ".pq", ".arrow", ".xlsx", ".xlsm")
 PLAIN = "it looks like plain text"
 BINARY = "it looks like binary data"
+MOST_NAMED = 12  # files of a zip that a hint names
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
 MOST_LINES = 200  # of these, from which the encoding is guessed
 UNSEEN = "\ufeff\u200b\u2060"  # marks at the start of a text, which some programs write twice
@@ -32,19 +37,13 @@ _BY_HAND = "write the questions and answers into a CSV file with a first line `q
 _UNPACK = "unpack it and set `data.source` to the data file inside"
 # Signature → what it is and what to do.
 _OTHERS = {
-    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", _SHEET),
+    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file, or one with a password", _SHEET),
     b"%PDF-": ("a PDF", _BY_HAND),
     b"{\\rtf": ("a rich text file", _BY_HAND),
     b"GGUF": ("a GGUF file", "that is a model: set `data.source` to a file of questions and answers"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
     b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
     b"SQLite format 3\0": ("an SQLite database", "export its table as CSV, for example with `sqlite3 -header -csv`"),
-}
-# Signature → what it is, and the Python that reads its table.
-_ARROW = {
-    b"ARROW1": ("an Arrow file", "f.read_table({0!r})"),
-    b"\xff\xff\xff\xff": ("an Arrow file of the datasets library", "i.open_stream({0!r}).read_all()"),
-    b"FEA1": ("an old Feather file", "f.read_table({0!r})"),
 }
 # Members of a zip, by which its programs are known, and the programs' own extensions.
 _INSIDE = {
@@ -62,6 +61,7 @@ _MARKS = {
     b"\xfe\xff": "UTF-16",
 }
 _RULE = re.compile(rb"^ *\|? *:?-{2,}:? *(?:\| *:?-{2,}:? *)+\|? *\r?$", re.MULTILINE)  # under a table's header
+_CONTROL_CHARS = frozenset(chr(code) for code in range(32) if code not in b"\t\n\v\f\r")
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
 
 
@@ -71,7 +71,7 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
         if content.startswith(signature):
             inner = path.with_suffix("").name if path.suffix.lower() not in EXTENSIONS else path.name
             if inner.lower().endswith(".tar") or path.suffix.lower() in (".tgz", ".tbz", ".txz"):
-                return f"it looks like {name}", _untar(path)
+                return f"it looks like {name}", untar(path)
             return f"it looks like {name}", with_fresh_file(f"{command} {quoted(path)}", inner)
     if content.startswith(b"PK\x03\x04"):
         name, hint = _zip(content, path)
@@ -79,17 +79,16 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
     for signature, (name, hint) in _OTHERS.items():
         if content.startswith(signature):
             return f"it looks like {name}", hint
-    for signature, (name, code) in _ARROW.items():
-        if content.startswith(signature):
-            target = _fresh(f"{path.stem}.parquet")
-            modules = "import pyarrow.feather as f, pyarrow.ipc as i, pyarrow.parquet as p"
-            code = f"{modules}; p.write_table({code.format(str(path))}, {str(target)!r})"
-            command = f"python -c {shlex.quote(code)}"
-            return f"it looks like {name}", f"`{command}`, then `--set {quoted(f'data.source={target}')}`"
+    if content.startswith(b"FEA1"):
+        target = _fresh(f"{path.stem}.parquet")
+        code = "import pyarrow.feather as f, pyarrow.parquet as p; "
+        code += f"p.write_table(f.read_table({str(path)!r}), {str(target)!r})"
+        command = f"python -c {shlex.quote(code)}"
+        return "it looks like an old Feather file", f"`{command}`, then `--set {quoted(f'data.source={target}')}`"
     if content[:4] == b"PAR1":
         return "it looks like parquet", ""
     if content[257:262] == b"ustar":
-        return "it looks like a tar archive", _untar(path)
+        return "it looks like a tar archive", untar(path)
     if path.suffix.lower() in (".md", ".markdown"):
         table = _RULE.search(content) is not None
         rows = with_fresh_file(f"grep '|' {quoted(path)}", f"{path.stem}.csv")
@@ -104,6 +103,11 @@ def looks_like(content: bytes, path: Path) -> tuple[str, str]:
     return BINARY, f"export your records as one of {' '.join(EXTENSIONS)}"
 
 
+def is_office(names: Iterable[str]) -> bool:
+    """Say whether a zip with members of these names is a workbook, or a file of another office program."""
+    return any(name.startswith(mark) for name in names for mark in _INSIDE)
+
+
 def _zip(content: bytes, path: Path) -> tuple[str, str]:
     """Say which kind of zip this is, and what to do about it."""
     try:
@@ -115,10 +119,18 @@ def _zip(content: bytes, path: Path) -> tuple[str, str]:
         if any(name.startswith(mark) for name in names):
             return found
     data = [name for name in names if name.lower().endswith(EXTENSIONS) and not name.startswith("__MACOSX")]
+    return "a zip file", unpack_several(path, data or ["FILE"])
+
+
+def unpack_several(path: Path, names: Sequence[str]) -> str:
+    """Return the hint that unpacks a zip into a folder of its own, and uses these of its files as the data."""
     target = _fresh("unpacked")
-    source = target / (data[0] if len(data) == 1 else "FILE")
+    inside = [str(target / name) for name in names]
+    source = inside[0] if len(inside) == 1 else json.dumps(inside, ensure_ascii=False)
+    if len(inside) > MOST_NAMED:
+        source = f"{target}/**/*{Path(names[0]).suffix}"
     unpack = f"python -m zipfile -e {quoted(path)} {quoted(target)}"
-    return "a zip file", f"`{unpack}`, then `--set {quoted(f'data.source={source}')}`"
+    return f"`{unpack}`, then `--set {quoted(f'data.source={source}')}`"
 
 
 def quoted(path: Path | str) -> str:
@@ -126,8 +138,8 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def _untar(path: Path) -> str:
-    """Name the one data file inside, where the archive can be read and has one."""
+def untar(path: Path) -> str:
+    """Return the hint that unpacks a tar archive and uses the one data file inside, where it has one."""
     target = _fresh("unpacked")
     unpack = f"`mkdir {quoted(target)} && tar -xf {quoted(path)} -C {quoted(target)}`"
     try:
@@ -160,38 +172,37 @@ def iconv(path: Path, encoding: str) -> str:
     return with_fresh_file(f"iconv -f {encoding} -t UTF-8 {quoted(path)}", f"{path.stem}.utf8{path.suffix}")
 
 
-def decode_text(content: bytes, path: Path) -> str:
+def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool = False) -> str:
     """Decode UTF-8 with or without BOM; raises ToolkitError if the file as a whole is something else.
 
-    One bad line among good ones is that row's problem: its bytes become lone surrogates.
+    One bad line among good ones is that row's problem: its bytes become lone surrogates. `encoding` is that of a text
+    that is not UTF-8. Of a `packed` file, the hints have no command for the file itself.
     """
-    for mark, encoding in _MARKS.items():
-        if content.startswith(mark):
-            raise ToolkitError(
-                f"`{path}` is {encoding}, not UTF-8 (byte order mark at byte 0)", hint=iconv(path, encoding)
-            )
-    sample = content[:65536]
     found, hint = looks_like(content, path)
     known = found not in (PLAIN, BINARY)
+    if encoding and not known and not _is_utf8(content):
+        return _decode_as(encoding, content, path)
+    for mark, name in _MARKS.items():
+        if content.startswith(mark):
+            said = f"`{path}` is {name}, not UTF-8 (byte order mark at byte 0)"
+            raise ToolkitError(said, hint=_to_utf8(path, name, name, packed=packed))
+    sample = content[:65536]
     if not known and (wide := find_wide_encoding(sample)):
-        raise ToolkitError(
-            f"`{path}` is {wide[:6]}, not UTF-8 (NUL at byte {content.index(0)})", hint=iconv(path, wide)
-        )
+        said = f"`{path}` is {wide[:6]}, not UTF-8 (NUL at byte {content.index(0)})"
+        raise ToolkitError(said, hint=_to_utf8(path, wide, wide, packed=packed))
     if not known and any(sign in content for sign in (b"\x1b$B", b"\x1b$@")):
-        raise ToolkitError(f"`{path}` is ISO-2022-JP, not UTF-8", hint=iconv(path, "ISO-2022-JP"))
+        hint = _to_utf8(path, "ISO-2022-JP", "ISO-2022-JP", packed=packed)
+        raise ToolkitError(f"`{path}` is ISO-2022-JP, not UTF-8", hint=hint)
     controls = len(sample) - len(sample.translate(None, _CONTROLS))
     if known or controls > max(32, len(sample) // 20):
-        hint = hint or f"give it the extension .parquet, or export your records as one of {' '.join(EXTENSIONS)}"
+        hint = hint or f"export your records as one of {' '.join(EXTENSIONS)}"
         what = "data" if found.endswith(("page", "XML file")) else "text"
         raise ToolkitError(f"`{path}` is not {what}: {found}", hint=hint)
     try:
         return content.decode("utf-8").lstrip(UNSEEN)
     except UnicodeDecodeError:
         text = content.decode("utf-8", "surrogateescape")
-    # A file in another encoding is recognisable: few of its characters beyond ASCII happen to be valid UTF-8.
-    foreign = [line for line in text.split("\n") if not line.isascii()]
-    bad = sum(1 for line in foreign if UNDECODABLE.search(line))
-    if bad >= MANY and bad * 2 > len(foreign):
+    if bad := _mostly_undecodable(text):
         spot = UNDECODABLE.search(text)
         assert spot is not None
         before = text[: spot.start()].encode("utf-8")
@@ -200,12 +211,72 @@ def decode_text(content: bytes, path: Path) -> str:
         raise ToolkitError(
             f"`{path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} (line {line_number:,}), "
             f"and {bad:,} lines like it",
-            hint=encoding_hint(path, content),
+            hint=encoding_hint(path, content, packed=packed),
         )
     return text.lstrip(UNSEEN)
 
 
-def encoding_hint(path: Path, content: bytes) -> str:
+def _is_utf8(content: bytes) -> bool:
+    """Say whether a text is surely UTF-8: with its mark, or with letters beyond ASCII that only it has so."""
+    if content.startswith(b"\xef\xbb\xbf"):
+        return True
+    if content.isascii() or 0 in content:
+        return False
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _mostly_undecodable(text: str) -> int:
+    """Count the lines with bytes that are no text, where a file, not a row, has another encoding; else 0.
+
+    Few of a foreign encoding's characters beyond ASCII happen to be valid.
+    """
+    foreign = [line for line in text.split("\n") if not line.isascii()]
+    bad = sum(1 for line in foreign if UNDECODABLE.search(line))
+    return bad if bad >= MANY and bad * 2 > len(foreign) else 0
+
+
+def _lone(exc: UnicodeError) -> tuple[str, int]:
+    """Decode bytes that are no text to lone surrogates, as `surrogateescape` does for single bytes."""
+    if not isinstance(exc, UnicodeDecodeError):
+        raise exc
+    bad = exc.object[exc.start : exc.end]
+    return "".join(chr(0xDC00 + max(byte, 0x80)) for byte in bad), exc.end
+
+
+codecs.register_error("toolkit.lone", _lone)
+
+
+def _decode_as(encoding: str, content: bytes, path: Path) -> str:
+    """Decode text by the setting data.encoding."""
+    try:
+        text = content.decode(encoding, "toolkit.lone")
+    except (UnicodeError, ValueError) as exc:
+        raise _not_named(path, encoding, str(exc)) from None
+    sample = text[:65536]
+    if sum(char in _CONTROL_CHARS for char in sample) > max(32, len(sample) // 20):
+        raise _not_named(path, encoding, "it looks like binary data")
+    if bad := _mostly_undecodable(text):
+        raise _not_named(path, encoding, f"{bad:,} lines hold bytes that it does not have")
+    return text.lstrip(UNSEEN)
+
+
+def _not_named(path: Path, encoding: str, found: str) -> ToolkitError:
+    return ToolkitError(
+        f"`{path}` is not {encoding}, which data.encoding names: {found}",
+        hint="with `--set data.encoding=` the encoding is looked for, and named where it is found",
+    )
+
+
+def _to_utf8(path: Path, python: str, iconv_name: str, *, packed: bool) -> str:
+    setting = f"`--set data.encoding={python}`"
+    return setting if packed else f"{setting}, or {iconv(path, iconv_name)}"
+
+
+def encoding_hint(path: Path, content: bytes, *, packed: bool = False) -> str:
     """Return what to do about a file with bytes that are not UTF-8: name its encoding, or the lines to correct."""
     lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     foreign = {number: line for number, line in enumerate(lines, start=1) if not line.isascii()}
@@ -220,7 +291,8 @@ def encoding_hint(path: Path, content: bytes) -> str:
     for reading in readings:
         number, line = _telling(bad, readings)
         shown = " ".join(line.decode(reading.python, "replace").split())[:60]
-        said.append(f"if line {number:,} reads `{shown}`, the file is {reading.iconv}: {iconv(path, reading.iconv)}")
+        done = _to_utf8(path, reading.python, reading.iconv, packed=packed)
+        said.append(f"if line {number:,} reads `{shown}`, the file is {reading.iconv}: {done}")
     return "; ".join(said)
 
 

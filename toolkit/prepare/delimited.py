@@ -24,7 +24,7 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     """Read text whose first row names the columns; quoted cells may hold anything (RFC 4180).
 
     `wanted` are keys of column names, by which the delimiter is recognised unless a line `sep=` names it. A row of
-    empty cells is not a row. Returns the names, unnamed columns as `column N`, and the rows.
+    empty cells is not a row. Returns the names and the rows.
     """
     csv.field_size_limit(sys.maxsize)
     named = _SEP.match(text)
@@ -32,7 +32,11 @@ def read_delimited(text: str, path: Path, wanted: frozenset[str]) -> tuple[list[
     text = text[named.end() :] if named else text
     delimiter = named["delimiter"] if named else max(DELIMITERS, key=lambda mark: _fit_of_header(text, mark, wanted))
     found = _tabbed(text, path, skipped) if delimiter == "\t" else _spaced(text, delimiter, path, skipped)
-    found = _markdown(found) if delimiter == "|" else found
+    return named_rows(_markdown(found) if delimiter == "|" else found, delimiter)
+
+
+def named_rows(found: list[Cells], delimiter: str) -> tuple[list[str], list[Row]]:
+    """Return the names in the first filled row, unnamed columns as `column N`, and the rows below it."""
     filled = ((line, cells) for line, cells in found if not all(map(is_blank, cells)))
     header = [tidy_name(name) for name in next(filled, (0, []))[1]]
     columns = [name or f"column {number}" for number, name in enumerate(header, start=1)]

@@ -9,10 +9,10 @@ from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.cells import name_key
 from toolkit.prepare.clean import Record, Rejection, clean
 from toolkit.prepare.column_choice import find_columns
-from toolkit.prepare.columns import ReadTable, unused, wanted_names
+from toolkit.prepare.columns import ReadTable, unused
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.personal import Personal, look, refuse_personal, together
-from toolkit.prepare.read import read_table
+from toolkit.prepare.read import read_source
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, drop_duplicates, split, ways_out
@@ -50,8 +50,7 @@ class Division:
 
 def read_rows(sources: Sequence[Source], config: Config) -> Rows:
     """Read and clean all sources; raises ToolkitError if one cannot be read, or none has a usable row."""
-    wanted = wanted_names(config.data)
-    return rows_of([read_table(source.path, wanted) for source in sources], config)
+    return rows_of([read_source(source, config.data) for source in sources], config)
 
 
 def rows_of(tables: Sequence[Table], config: Config) -> Rows:

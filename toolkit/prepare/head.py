@@ -1,34 +1,19 @@
-"""The first rows of a data file that is too large to be read whole for a check."""
+"""The first rows of a text that is too large to be read whole for a check."""
 
-import io
 import json
-from pathlib import Path
 
-from toolkit.core.errors import ToolkitError
-from toolkit.prepare.source import check_file
-
-WHOLE = 32 * 2**20  # bytes of a file that is still read whole: MedQuAD's 2,479 rows have 3.5 MB
+WHOLE = 32 * 2**20  # bytes of a text that is still read whole: MedQuAD's 2,479 rows have 3.5 MB
 HEAD = 4 * 2**20  # bytes that are read of a larger one
-PARQUET_ROWS = 2500
+ROWS = 2500  # that are read of other files
 
 
-def file_head(path: Path) -> tuple[bytes, bool]:
-    """Return a file's content, and whether it is all: of a large file, whole records from its start alone.
-
-    Raises ToolkitError if the path is not a file, or a large parquet file is damaged.
-    """
-    size = check_file(path).stat().st_size
-    if size <= WHOLE:
-        return path.read_bytes(), True
-    with path.open("rb") as file:
-        start = file.read(HEAD)
-    if start[:4] == b"PAR1":
-        return _parquet_head(path), False
+def whole_records(start: bytes) -> bytes:
+    """Return the records of a text's first bytes that are whole; all of it where no record ends in it."""
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"[", b"{"):
         items = _json_items(start)
         if items:
-            return items, False
-    return _whole_lines(start), False
+            return items
+    return _whole_lines(start)
 
 
 def _whole_lines(start: bytes) -> bytes:
@@ -65,20 +50,3 @@ def _is_json(line: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _parquet_head(path: Path) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        batch = next(pq.ParquetFile(path).iter_batches(batch_size=PARQUET_ROWS), None)
-    except (pa.ArrowException, OSError) as exc:
-        raise ToolkitError(
-            f"`{path}` is not a whole parquet file: {str(exc).splitlines()[0]}",
-            hint="the file is broken or truncated: copy or export it again",
-        ) from None
-    written = io.BytesIO()
-    if batch is not None:
-        pq.write_table(pa.Table.from_batches([batch]), written)
-    return written.getvalue()

@@ -15,10 +15,9 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import spread
 from toolkit.core.input_settings import DataSettings, PromptSettings
 from toolkit.prepare.clean import Record
-from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.division import rows_of
-from toolkit.prepare.head import file_head
-from toolkit.prepare.read import parse_table
+from toolkit.prepare.read import read_source
+from toolkit.prepare.source import Source
 from toolkit.prompt.languages import SENTENCES, language_code, language_name, related
 
 # The most likely language of a text, as an ISO 639 code, and its probability.
@@ -156,8 +155,7 @@ def file_language(path: Path) -> str:
     Only the first rows of a large file are read. Raises ToolkitError if the file cannot be read.
     """
     config = Config(data=DataSettings(personal="off"))
-    content, _ = file_head(path)
-    table = parse_table(content, path, wanted_names(config.data))
+    table = read_source(Source(path), config.data, first_rows=True)
     try:
         rows = rows_of([table], config)
     except ToolkitError as exc:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.prepare.clean import (
@@ -21,6 +20,8 @@ from toolkit.prepare.containers import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
 from toolkit.prepare.objects import NOT_AN_OBJECT
+from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, open_data
+from toolkit.prepare.table import Table
 
 
 def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> ToolkitError:
@@ -74,7 +75,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
     read = next((one for one in tables if one.table.name == some[0].file), tables[0])
     table, columns = read.table, read.columns
     if reason == NOT_TEXT:
-        return _not_text(table.path)
+        return _not_text(table)
     if reason in (EMPTY_ANSWER, EMPTY_QUESTION):
         words = dict.fromkeys(
             rejection.detail.removeprefix(f"{NULL_WORD} ") for rejection in some if _is_null(rejection)
@@ -101,14 +102,16 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
     }[reason]
 
 
-def _not_text(path: Path) -> str:
-    content = path.read_bytes()
-    if content.startswith(b"PAR1"):
+def _not_text(table: Table) -> str:
+    opened = open_data(table.path)
+    if opened.start().startswith((PARQUET, ARROW, ARROW_STREAM)):
         return "the columns hold bytes that are not UTF-8: write them as text"
     try:
-        content.decode("utf-8")
+        (opened.data or b"").decode("utf-8")
     except UnicodeDecodeError:
-        return encoding_hint(path, content)
+        if table.encoding:
+            return f"the rows hold bytes that {table.encoding} does not have: correct them, or change data.encoding"
+        return encoding_hint(table.path, opened.data or b"", packed=opened.packed)
     return "the rows hold control characters or halves of characters: remove them, or export the file again"
 
 

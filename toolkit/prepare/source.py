@@ -15,9 +15,10 @@ SHOWN = 5  # names in one line
 
 @dataclass(frozen=True)
 class Source:
-    """One source of rows: a file."""
+    """One source of rows: a file, or a sheet of a workbook."""
 
     path: Path
+    part: str = ""
 
 
 def find_sources(settings: DataSettings) -> list[Source]:
@@ -27,9 +28,9 @@ def find_sources(settings: DataSettings) -> list[Source]:
     matches none.
     """
     found = [source for name in settings.sources for source in _named(name)]
-    once: dict[Path, Source] = {}
+    once: dict[tuple[Path, str], Source] = {}
     for source in found:
-        once.setdefault(source.path.resolve(), source)
+        once.setdefault((source.path.resolve(), source.part), source)
     return list(once.values())
 
 
@@ -48,6 +49,10 @@ def _named(name: str) -> Iterator[Source]:
         yield Source(MEDQUAD_CSV)
         return
     path = Path(name).expanduser()
+    book, mark, sheet = name.rpartition("#")
+    if mark and not path.exists() and Path(book).expanduser().is_file():
+        yield Source(Path(book).expanduser(), sheet)
+        return
     if path.exists() or not glob.has_magic(name):
         yield Source(check_file(path))
         return

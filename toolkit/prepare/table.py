@@ -23,8 +23,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a source, and its column names in the order of their appearance; `part` names a sheet or split.
+    """All rows of a source, and its column names in the order of their appearance; `part` names a sheet.
 
+    `encoding` is the one that was named for its text. Not `whole` where only its first rows were asked for.
     A name that the file has twice is twice in `columns`; `values` then hold the last cell of that name.
     """
 
@@ -32,6 +33,8 @@ class Table:
     columns: list[str]
     rows: list[Row]
     part: str = ""
+    encoding: str = ""
+    whole: bool = True
 
     @property
     def name(self) -> str:

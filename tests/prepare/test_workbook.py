@@ -1,0 +1,282 @@
+"""Workbooks: each cell as Excel shows it, the sheet that is meant, formulas by their last value."""
+
+import datetime
+import io
+import re
+import shlex
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.properties import tries
+from toolkit.core.config_file import build
+from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
+from toolkit.prepare.columnar import UNREADABLE
+from toolkit.prepare.columns import wanted_names
+from toolkit.prepare.division import read_rows
+from toolkit.prepare.number_format import shown
+from toolkit.prepare.read import read_table
+from toolkit.prepare.source import find_sources
+from toolkit.prepare.table import Table
+
+WANTED = wanted_names(DataSettings())
+Rows = list[list[Any]]
+ROWS: Rows = [["question", "answer"], ["q", "a"], ["r", "b"]]
+
+
+def saved(path: Path, sheets: dict[str, Rows], formats: dict[str, str] | None = None, hidden: str = "") -> Path:
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for name, rows in sheets.items():
+        sheet = book.create_sheet(name)
+        for row in rows:
+            sheet.append(row)
+        for cell, form in (formats or {}).items():
+            sheet[cell].number_format = form
+        sheet.sheet_state = "hidden" if name == hidden else "visible"
+    book.save(path)
+    return path
+
+
+def changed(path: Path, change: Callable[[str], str], part: str = "xl/worksheets/sheet1.xml") -> Path:
+    """Change the XML of a part, as another program would have written it."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    parts[part] = change(parts[part].decode()).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return path
+
+
+def values(table: Table) -> list[dict[str, Any]]:
+    return [row.values for row in table.rows]
+
+
+def refused(path: Path, wanted: list[str] = WANTED, part: str = "") -> ToolkitError:
+    with pytest.raises(ToolkitError) as caught:
+        read_table(path, wanted, part=part)
+    assert str(path) in caught.value.message and "\n" not in caught.value.message and caught.value.hint
+    return caught.value
+
+
+MOMENT = datetime.datetime(2026, 3, 4, 15, 5, 7)
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "text"),
+    [
+        (7, "000", "007"),
+        (0.5, "0%", "50%"),
+        (0.051, "0.0%", "5.1%"),
+        (1234.5, "#,##0.00", "1,234.50"),
+        (-1234.5, "#,##0.00;(#,##0.00)", "(1,234.50)"),
+        (123456789, "000-00-0000", "123-45-6789"),
+        (11987654321, "(00) 00000-0000", "(11) 98765-4321"),
+        (0.1 + 0.2, "General", "0.3"),
+        (1 / 3, "General", "0.333333333"),
+        (2, "General", "2"),
+        (2.50, "General", "2.5"),
+        (123456789012345, "General", "123456789012345"),
+        (1e20, "General", "1E+20"),
+        (1234567, '0.0,,"M"', "1.2M"),
+        (12345, "0.00E+00", "1.23E+04"),
+        (9.999, "0.00E+00", "1.00E+01"),
+        (1.5, "# ?/?", "1 1/2"),
+        (0.25, "?/?", "1/4"),
+        (0.5, "# ?/8", "4/8"),
+        (5, '0 "mg"', "5 mg"),
+        (5, "0\\ \\m\\g", "5 mg"),
+        (-0.001, "0.00", "0.00"),
+        (2.5, "0", "3"),
+        (0, "0;-0;;@", ""),
+        (-5, "[Red]0", "-5"),
+        (-5, "0;[Red]0", "5"),
+        (1e6, "[$R$-416] #,##0.00", "R$ 1,000,000.00"),
+        (3, '[>2]"high";[<=2]"low"', "high"),
+        (1, '[>2]"high";[<=2]"low"', "low"),
+        (5, "_(0_)", " 5 "),
+        ("x", 'General;General;General;"<"@">"', "<x>"),
+        ("007", "0", "007"),
+        (True, "General", "TRUE"),
+        (False, "0", "FALSE"),
+        (MOMENT, "yyyy-mm-dd", "2026-03-04"),
+        (MOMENT, "dd/mm/yyyy hh:mm", "04/03/2026 15:05"),
+        (MOMENT, "d mmm yy h:mm:ss AM/PM", "4 Mar 26 3:05:07 PM"),
+        (MOMENT, "mm:ss.0", "05:07.0"),
+        (MOMENT, "[$-409]dddd\\, mmmm d\\, yyyy;@", "Wednesday, March 4, 2026"),
+        (MOMENT, 'd "de" mmmm', "4 de March"),
+        (MOMENT, "[$-416]d mmmm", "2026-03-04 15:05:07"),  # the month's name is Portuguese there
+        (MOMENT.date(), "mm-dd-yy", "2026-03-04"),  # Excel's short date: its order is the reader's country's
+        (MOMENT, "m/d/yy h:mm", "2026-03-04 15:05:07"),
+        (datetime.time(7, 5), "h:mm", "7:05"),
+        (datetime.timedelta(hours=26, minutes=3), "[h]:mm:ss", "26:03:00"),
+    ],
+)
+def test_a_cell_is_what_excel_shows(value: Any, form: str, text: str, tmp_path: Path) -> None:
+    assert shown(value, form) == text
+    book = saved(tmp_path / "x.xlsx", {"S": [["question", "answer"], ["q", value]]}, {"B2": form})
+    assert values(read_table(book, WANTED)) == [{"question": "q", "answer": text}]
+
+
+@settings(max_examples=tries(300), deadline=None)
+@given(
+    value=st.one_of(st.integers(-(10**15), 10**15), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    form=st.one_of(st.text(), st.text('0#?.,%eE+-/;@"\\_*[]dmyhsAP/ <>=', max_size=20)),
+)
+def test_no_format_fails(value: Any, form: str) -> None:
+    assert isinstance(shown(value, form), str)
+    assert isinstance(shown(MOMENT, form), str)
+
+
+@given(value=st.integers(-(10**14), 10**14), digits=st.integers(0, 6))
+def test_plain_formats_are_pythons(value: int, digits: int) -> None:
+    form = "#,##0" + ("." + "0" * digits if digits else "")
+    assert shown(value, form) == f"{value:,.{digits}f}"
+    assert shown(value, "0") == str(value) == shown(value, "General")
+
+
+def test_types_and_texts(tmp_path: Path) -> None:
+    rows: Rows = [[" question ", "answer", None, "note"], ["007", "a\nb", None, 1], [1.5, "<ä>"], [None], ["x", None]]
+    table = read_table(saved(tmp_path / "x.xlsx", {"Sheet A": rows}), WANTED)
+    assert (table.columns, table.name) == (["question", "answer", "column 3", "note"], f"{table.path}#Sheet A")
+    assert [tuple(row.values.values()) for row in table.rows] == [
+        ("007", "a\nb", "", "1"),
+        ("1.5", "<ä>", "", ""),
+        ("x", "", "", ""),
+    ]
+    assert [(row.number, row.line) for row in table.rows] == [(1, 2), (2, 3), (3, 5)]
+
+
+def test_escaped_characters_and_a_wrong_dimension(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": ROWS})
+    changed(path, lambda xml: re.sub(r'<dimension ref="[^"]*"', '<dimension ref="A1"', xml))
+    changed(path, lambda xml: xml.replace(">a<", ">a_x000D_b_x005F_<"))
+    assert values(read_table(path, WANTED))[0] == {"question": "q", "answer": "a\rb_"}
+
+
+def test_rows_that_are_wider_than_the_header_are_kept(tmp_path: Path) -> None:
+    table = read_table(saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "c", "a remark"]]}), WANTED)
+    assert table.columns == ["question", "answer", "column 3"] and len(table.rows) == 3
+    assert not any(row.problem for row in table.rows)
+
+
+def test_a_formula_is_its_last_value(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "=A2&B2"], ["=A3", "c"], ["u", '=""']]})
+    written = {"A2&amp;B2": "qa", "A3": "r", '""': ""}
+
+    def calculate(xml: str) -> str:
+        for formula, value in written.items():
+            for quoted in (formula, formula.replace('"', "&quot;")):
+                xml = re.sub(
+                    rf'<c r="(\w+)"><f>{re.escape(quoted)}</f><v ?/?>(</v>)?',
+                    rf'<c r="\1" t="str"><f>{quoted}</f><v>{value}</v>',
+                    xml,
+                )
+        return xml
+
+    table = read_table(changed(path, calculate), WANTED)
+    assert [tuple(row.values.values()) for row in table.rows[2:]] == [("s", "qa"), ("r", "c"), ("u", "")]
+
+
+@pytest.mark.parametrize("cell", ["B3", "A2", "B1"])
+def test_a_formula_without_its_value_is_refused_with_its_cell(tmp_path: Path, cell: str) -> None:
+    book = openpyxl.load_workbook(saved(tmp_path / "x.xlsx", {"S": ROWS}))
+    book["S"][cell] = '=CONCATENATE("a", "b")'
+    book.save(tmp_path / "x.xlsx")
+    error = refused(tmp_path / "x.xlsx")
+    assert f"#S`: the cell {cell} holds a formula without its value" in error.message and "save it" in error.hint
+
+
+def test_a_value_that_nobody_calculated_is_none(tmp_path: Path) -> None:
+    """Some programs write 0 for each formula, and that Excel shall calculate all on opening the file."""
+    path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "=LEN(A1)"]]})
+    changed(path, lambda xml: re.sub(r"(</f>)<v ?/?>(</v>)?", r"\1<v>0</v>", xml))
+    assert "B4 holds a formula" in refused(path).message
+    changed(path, lambda xml: xml.replace(' fullCalcOnLoad="1"', ""), "xl/workbook.xml")
+    assert values(read_table(path, WANTED))[2] == {"question": "s", "answer": "0"}
+
+
+def test_a_formula_in_a_column_that_nobody_wants_is_no_matter(tmp_path: Path) -> None:
+    rows: Rows = [["question", "answer", "sum"], ["q", "a", "=1+1"], ["r", "b", 2]]
+    table = read_table(saved(tmp_path / "x.xlsx", {"S": rows}), WANTED)
+    assert [row.values["sum"] for row in table.rows] == [UNREADABLE, "2"]
+
+
+def test_the_sheet_with_question_and_answer_is_read_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheets: dict[str, Rows] = {"Notes": [["about", "this"]], "FAQ": ROWS, "Empty": []}
+    table = read_table(saved(tmp_path / "x.xlsx", sheets), WANTED)
+    assert table.part == "FAQ" and len(table.rows) == 2
+    assert "the sheet `FAQ` is read, not `Notes`, `Empty`" in capsys.readouterr().err
+    sheets = {"Old": ROWS, "New": [*ROWS, ["s", "c"]]}
+    table = read_table(saved(tmp_path / "x.xlsx", sheets, hidden="Old"), WANTED)
+    assert table.part == "New" and len(table.rows) == 3
+
+
+def test_several_sheets_are_refused_and_each_hint_works(tmp_path: Path) -> None:
+    path = saved(tmp_path / "it's.xlsx", {"Heart & lung": ROWS, "Skin": [*ROWS, ["s", "c"]], "Notes": [["x"]]})
+    error = refused(path)
+    assert "2 sheets that name question and answer: `Heart & lung`, `Skin`" in error.message
+    one, both = (shlex.split(words)[1] for words in re.findall(r"`(--set [^`]+)`", error.hint))
+    for setting, count in ((one, 2), (both, 5)):
+        config = build({}, [setting])
+        rows = read_rows(find_sources(config.data), config)
+        assert rows.count == count
+    assert rows.records[-1].file == f"{path}#Skin"
+    assert "its sheets are `Heart & lung`, `Skin`, `Notes`" in refused(path, part="Liver").hint
+    assert "2 sheets that hold data" in refused(saved(path, {"A": [["x"]], "B": [["y"]]})).message
+
+
+def test_a_sheet_of_a_file_with_such_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path / "a#b.xlsx", {"S": ROWS})
+    for name in ("a#b.xlsx", "a#b.xlsx#S"):
+        config = build({"data": {"source": name}})
+        assert read_rows(find_sources(config.data), config).count == 2
+
+
+def test_entities_that_grow_are_refused(tmp_path: Path) -> None:
+    bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
+        f'<!ENTITY {name} "{f"&{inner};" * 10}">' for inner, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    path = saved(tmp_path / "x.xlsx", {"S": ROWS})
+    changed(path, lambda xml: f"{bomb}]>" + xml[xml.index("<worksheet") :].replace(">a<", ">&i;<"))
+    assert "cannot be read" in refused(path).message
+
+
+def test_a_row_number_beyond_excels_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": ROWS})
+    changed(path, lambda xml: xml.replace('"A3"', '"A99999999"').replace('<row r="3"', '<row r="99999999"'))
+    assert "1,048,576 rows" in refused(path).message
+
+
+@settings(max_examples=tries(100), deadline=None)
+@given(place=st.floats(0, 1), junk=st.binary(min_size=0, max_size=3), cut=st.booleans(), part=st.integers(0, 20))
+def test_damage_gives_one_line_or_both_rows(
+    place: float, junk: bytes, cut: bool, part: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Of a part's XML, not of the zip around it: that one has checksums."""
+    path = saved(tmp_path_factory.mktemp("damage") / "x.xlsx", {"S": ROWS})
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = list(parts)[part % len(parts)]
+    at = int(place * len(parts[name]))
+    parts[name] = parts[name][:at] + junk + (b"" if cut else parts[name][at + len(junk) :])
+    with zipfile.ZipFile(path, "w") as archive:
+        for inner, content in parts.items():
+            archive.writestr(inner, content)
+    try:
+        table = read_table(path, WANTED)
+    except ToolkitError as exc:
+        assert "\n" not in exc.message and exc.hint
+    else:
+        assert table.rows

@@ -1,0 +1,113 @@
+"""From parquet and Arrow files to rows. pyarrow reads them; text that is not UTF-8 stays a problem of its row alone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.prepare.cells import is_blank, name_key
+from toolkit.prepare.objects import tidied
+from toolkit.prepare.packed import ARROW, PARQUET, Opened
+from toolkit.prepare.table import Row
+
+UNREADABLE = "(cannot be read)"
+_SHOWN_TYPE = 80  # characters of a column's type
+
+
+def read_columnar(opened: Opened, wanted: frozenset[str], most: int | None = None) -> tuple[list[str], list[Row], bool]:
+    """Return names, rows, and whether these are all: of a large file, the first `most` alone.
+
+    A cell that has no value in Python, such as a date after the year 9999, is an error in a wanted column only. Raises
+    ToolkitError where the file is broken.
+    """
+    import pyarrow as pa
+
+    path, start = opened.path, opened.start()
+    kind = "parquet" if start.startswith(PARQUET) else "Arrow"
+    try:
+        table, whole = _read(opened, start, most)
+        names = list(table.column_names)
+    except UnicodeDecodeError as exc:
+        name = exc.object.decode("utf-8", "backslashreplace")
+        raise ToolkitError(
+            f"`{path}` has a column whose name is not UTF-8: {name}",
+            hint="rename the column and write the file again",
+        ) from None
+    except (pa.ArrowException, OSError, EOFError) as exc:
+        raise ToolkitError(
+            f"`{path}` is not a whole {kind} file: {str(exc).splitlines()[0]}",
+            hint="the file is broken or truncated: copy or export it again",
+        ) from None
+    columns = [_cells(column, name, path, wanted) for name, column in zip(names, table.columns, strict=True)]
+    rows = [
+        Row(number, None, dict(zip(names, cells, strict=True)))
+        for number, cells in enumerate(zip(*columns, strict=True), start=1)
+        if not all(map(is_blank, cells))
+    ]
+    return *tidied(names, rows), whole
+
+
+def _read(opened: Opened, start: bytes, most: int | None) -> tuple[Any, bool]:
+    """Read batches until there are enough rows; a table, and whether it is all of the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with opened.stream() as stream:
+        batches: Iterator[Any]
+        if start.startswith(PARQUET):
+            file = pq.ParquetFile(stream)  # read_table refuses two columns of one name
+            if most is None:
+                return file.read(), True
+            schema, batches = file.schema_arrow, file.iter_batches(batch_size=most)
+        elif start.startswith(ARROW):
+            reader = pa.ipc.open_file(stream)
+            schema = reader.schema
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            reader = pa.ipc.open_stream(stream)
+            schema, batches = reader.schema, iter(reader)
+        found: list[Any] = []
+        count = 0
+        for batch in batches:
+            if most is not None and count >= most:
+                return pa.Table.from_batches(found, schema).slice(0, most), False
+            found.append(batch)
+            count += batch.num_rows
+        table = pa.Table.from_batches(found, schema)
+        return (table, True) if most is None or count <= most else (table.slice(0, most), False)
+
+
+def _cells(column: Any, name: str, path: Path, wanted: frozenset[str]) -> list[Any]:
+    """Return a column's cells; where they cannot be read and nobody wants them, only which ones hold something."""
+    import pyarrow as pa
+
+    try:
+        return _values(column, pa)
+    # Of dates beyond Python's range, unknown time zones, text in a struct that is not UTF-8, types without a cast.
+    except (ValueError, ArithmeticError, LookupError, TypeError, pa.ArrowException) as exc:
+        if name_key(name) not in wanted:
+            return [UNREADABLE if there else None for there in column.is_valid().to_pylist()]
+        detail = str(exc.args[0] if exc.args and isinstance(exc, LookupError) else exc).partition("\n")[0]
+        kind = str(column.type)[:_SHOWN_TYPE]
+        # Arrow takes pytz where it is installed; else it says that Python's own module is missing.
+        if "zoneinfo" in detail or "TimeZone" in type(exc).__name__:
+            detail = "the time zone is unknown here"
+        raise ToolkitError(
+            f"`{path}`: the column `{name}` ({kind}) has a cell that cannot be read: {detail}",
+            hint="write the column as text, or leave it out",
+        ) from None
+
+
+def _values(column: Any, pa: Any) -> list[Any]:
+    types = pa.types
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if types.is_fixed_size_binary(column.type):
+        column = column.cast(pa.binary())
+    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    if any(check(column.type) for check in texts):
+        # Arrow does not check UTF-8 on reading, and to_pylist would raise on the first bad cell of all.
+        cells = column.cast(pa.large_binary()).to_pylist()
+        return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
+    values: list[Any] = column.to_pylist()
+    return values
