@@ -73,14 +73,18 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     divided = divide(rows, config, lambda records: fit(records, form, loaded, config))
     sizes = ", ".join(f"{len(divided.splits[name]):,} {name}" for name in SPLITS)
     said = thoughts_unsaid(divided.records, config.prompt, loaded)
-    return Check("data", True, f"{sizes} of {_usable(rows)}" + (f"; {said}" if said else ""), "")
+    found = f"{_usable(rows)}: {sizes}" + (f"; {said}" if said else "") + _and_personal(rows)
+    return Check("data", True, found, "")
 
 
 def _usable(rows: Rows) -> str:
     names = first_names([one.table.name for one in rows.tables], 3)
-    usable = f"{names}, {rows.count:,} rows, {len(rows.records):,} of them usable"
+    return f"{names}, {rows.count:,} rows, {len(rows.records):,} of them usable"
+
+
+def _and_personal(rows: Rows) -> str:
     found = personal_said(rows.personal, "")
-    return f"{usable}; {found}" if found else usable
+    return f"; {found}" if found else ""
 
 
 def _without_tokenizer(rows: Rows, form: PromptFormat, config: Config) -> Check:
@@ -90,8 +94,8 @@ def _without_tokenizer(rows: Rows, form: PromptFormat, config: Config) -> Check:
     except ToolkitError:
         divide(rows, config, lambda records: (records, []))  # what no tokenizer can change is reported at once
         found = f"{_usable(rows)}; how many fit train.max_length is unknown until the base is on this machine"
-        return Check("data", None, found, "")
-    return Check("data", True, _usable(rows), "")
+        return Check("data", None, found + _and_personal(rows), "")
+    return Check("data", True, _usable(rows) + _and_personal(rows), "")
 
 
 def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
@@ -125,9 +129,8 @@ def _first_rows(tables: Sequence[Table], config: Config) -> Check:
         found = f"{names}: none of the first {count:,} rows can be used, the others were not read"
         return Check("data", None, found, exc.hint)
     usable = f"{len(rows.records):,} of its first {count:,} rows are usable"
-    personal = personal_said(rows.personal, "")
-    found = f"{names}, {console.size(size)}: {usable}; the others were not read" + (f"; {personal}" if personal else "")
-    return Check("data", None, found, "")
+    found = f"{names}, {console.size(size)}: {usable}; the others were not read"
+    return Check("data", None, found + _and_personal(rows), "")
 
 
 def _medquad(*, offline: bool) -> Check:

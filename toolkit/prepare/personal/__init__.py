@@ -16,7 +16,7 @@ from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.personal.analyzer import INSTALL, Find, finder, presidio_there
-from toolkit.prepare.personal.masking import Placeholders, hidden
+from toolkit.prepare.personal.masking import Placeholders, everywhere, hidden
 from toolkit.prepare.personal.passages import passages
 
 PLACES = 3  # findings named in a refusal
@@ -130,8 +130,7 @@ def _look_at(
         del texts["instruction"]
     placeholders = Placeholders([*texts.values()])
     changed: dict[str, Any] = {}
-    for name, text in texts.items():
-        spans = find(text)
+    for (name, text), spans in zip(texts.items(), everywhere([*texts.values()], find), strict=True):
         if not spans:
             continue
         changed[name], excerpts = hidden(text, spans, placeholders)
@@ -160,7 +159,8 @@ def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
     if len(text) >= SHOWN:
         text = _CUT_END.sub("", text) + " …"
     placeholders = Placeholders([text, rejection.detail])
-    masked = [hidden(each, find(each), placeholders)[0] for each in (text, rejection.detail)]
+    found = everywhere([text, rejection.detail], find)
+    masked = [hidden(each, spans, placeholders)[0] for each, spans in zip((text, rejection.detail), found, strict=True)]
     return replace(rejection, text=masked[0], detail=masked[1])
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from toolkit.prepare.personal.analyzer import NAMES, Span
+from toolkit.prepare.personal.analyzer import NAMES, Find, Span
 
+LEAST = 5  # letters and digits of a value that is looked for again
 EXCERPT = 40  # characters shown on either side of a placeholder
 _WORDED = {*NAMES, "EMAIL_ADDRESS", "URL_WITH_USER", "DATE_OF_BIRTH", "IP_ADDRESS"}
 
@@ -32,6 +33,34 @@ class Placeholders:
             self._last[kind] += 1
             self._given[key] = f"<{kind}_{self._last[kind]}>"
         return self._given[key]
+
+
+def everywhere(texts: Sequence[str], find: Find) -> list[list[Span]]:
+    """Return what is found in each text of a record, and where the same value stands again without such words."""
+    found = [[*find(text)] for text in texts]
+    values = {
+        (span.kind, span.score, text[span.start : span.end])
+        for text, spans in zip(texts, found, strict=True)
+        for span in spans
+    }
+    for kind, score, value in sorted(values):
+        pattern = _again(kind, value)
+        for text, spans in zip(texts, found, strict=True):
+            for match in pattern.finditer(text) if pattern else ():
+                if all(match.end() <= span.start or span.end <= match.start() for span in spans):
+                    spans.append(Span(kind, score, *match.span()))
+    return [sorted(spans, key=lambda span: span.start) for spans in found]
+
+
+def _again(kind: str, value: str) -> re.Pattern[str] | None:
+    """Return a pattern of a value however it is divided; None for one so short that it may be another number."""
+    if kind in _WORDED:
+        parts, between, least = value.split(), r"\s+", 1
+    else:
+        parts, between, least = re.findall(r"[^\W_]", value), r"[\W_]{0,2}", LEAST
+    if len(parts) < least or len(value) < LEAST:
+        return None
+    return re.compile(rf"(?<!\w){between.join(map(re.escape, parts))}(?!\w)", re.IGNORECASE)
 
 
 def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tuple[str, list[str]]:

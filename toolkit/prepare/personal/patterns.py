@@ -93,7 +93,10 @@ _BORN_GAP = (
 # year, a range of years, a date and a hotline are none.
 _YEARS = r"(?:19|20)\d\d(?:[/-](?:(?:19|20)?\d\d))?(?![\w/-])"
 _PLAIN_DATE = r"(?:\d\d?[/.]\d\d?[/.](?:\d{4}|\d\d)|\d\d?-\d\d?-\d{4}|(?:19|20)\d\d-\d\d-\d\d)(?!\w)"
-_ID = rf"(?:(?<!\w)|(?<=[A-Z])(?=\d))(?!{_YEARS}|{_PLAIN_DATE}|0[38]00\b)(?=(?:[A-Z./-]{{0,6}}\d){{4}})[A-Z0-9](?:[A-Z0-9./-]*[A-Z0-9])?(?!\w)"
+_ID = (
+    rf"(?:(?<!\w)|(?<=[A-Z])(?=\d))(?!{_YEARS}|{_PLAIN_DATE}|0[38]00\b)"
+    r"(?=(?:[A-Z./-]{0,6}\d){4})[A-Z0-9](?:[A-Z0-9./-]*[A-Z0-9])?(?!\w)"
+)
 _RECORD = _one_of(
     r"m\.?r\.?n", r"(?:medical|hospital|patient|health)\srecord", r"(?:hospital|patient)\s(?:id|no|number)", "chart",
     "prontu[aá]rio", "pront", r"registro\s(?:hospitalar|geral|d[oa]\spaciente|m[eé]dico)", "atendimento", "rghc",

@@ -1,0 +1,192 @@
+"""Personal data on its way through prepare: listed, masked, refused, or not looked for."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.core import config, config_file
+from toolkit.core.errors import ToolkitError
+from toolkit.core.run_folder import SPLITS, RunFolder
+from toolkit.prepare import checks, personal, prepare
+from toolkit.prepare.language import file_language
+from toolkit.prepare.personal.analyzer import Span
+from toolkit.prepare.personal.masking import Placeholders, hidden
+from toolkit.prompt.tokenizer import Tokenizer
+
+SECRETS = ("529.982.247-25", "52998224725", "maria@example.org", "98765-4321", "12/03/1961", "4111 1111 1111 1111")
+
+
+def build(*overrides: str) -> config.Config:
+    return config_file.build({}, overrides)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "exports/x", "x")
+
+
+def table(path: Path, rows: list[dict[str, str]]) -> Path:
+    plain = [{"question": f"What is question {at}?", "answer": f"An answer about {at}."} for at in range(20)]
+    names = [*dict.fromkeys(name for row in [*rows, *plain] for name in row)]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows([*rows, *plain])
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return table(
+        tmp_path / "x.csv",
+        [
+            {"question": "CPF 529.982.247-25, nasc. 12/03/1961: what now?", "answer": "Ask for 52998224725, CPF."},
+            {"question": "Is it me?", "answer": "Write to maria@example.org or call (11) 98765-4321."},
+            {"question": "Is it me?", "answer": "Write to MARIA@example.org or call (11) 98765-4321."},
+            {"question": "", "answer": "Paid with 4111 1111 1111 1111"},
+            {"question": "", "answer": "x" * 186 + " CPF 529.982.247-25"},
+        ],
+    )
+
+
+def everything(folder: RunFolder) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in folder.data.iterdir())
+
+
+def test_what_is_found_is_listed_without_its_value(
+    source: Path, folder: RunFolder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = prepare(build(), folder, source, tokenizer).figures
+    kinds = {"BR_CPF": 2, "EMAIL_ADDRESS": 2, "PHONE_NUMBER": 2, "DATE_OF_BIRTH": 1}
+    assert figures["personal"] == {"mode": "warn", "looked": True, "names": False, "rows": 3, "kinds": kinds}
+    listed = lines(folder.personal)
+    assert listed[0] == {
+        "file": str(source), "row": 1, "column": "question", "kind": "BR_CPF", "score": 1.0,
+        "text": "CPF <BR_CPF_1>, nasc. <DATE_OF_BIRTH_1>: what now?",
+    }  # fmt: skip
+    assert listed[2]["column"] == "answer" and listed[2]["text"] == "Ask for <BR_CPF_1>, CPF."  # the same number again
+    assert not any(secret in folder.personal.read_text() for secret in SECRETS)
+    assert "529.982.247-25" in everything(folder)  # the records are as they were
+    said = " ".join(capsys.readouterr().err.split())
+    assert "3 of 23 rows may hold personal data (2 CPF, 2 e-mail address, 2 telephone, 1 date of birth)" in said
+    assert "names were not looked for" in said and "warning" in said
+
+
+def test_masked_before_the_duplicates_are_dropped(source: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    figures = prepare(build("data.personal=mask"), folder, source, tokenizer).figures
+    assert figures["duplicates"] == 1  # the two e-mail addresses differ in case alone
+    assert not [secret for secret in SECRETS if secret.lower() in everything(folder).lower()]
+    rows = {row["row"]: row for name in SPLITS for row in lines(folder.split_file(name))}
+    assert rows[1]["input"] == "CPF <BR_CPF_1>, nasc. <DATE_OF_BIRTH_1>: what now?"
+    assert rows[1]["output"] == "Ask for <BR_CPF_1>, CPF."
+    assert rows[2]["output"] == "Write to <EMAIL_ADDRESS_1> or call <PHONE_NUMBER_1>."
+    assert rows[6]["output"] == "An answer about 0."
+
+
+def test_a_rejected_row_does_not_show_what_was_masked(source: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    """Its text is cut at 200 characters, here inside the CPF: the part of a number is not shown either."""
+    prepare(build("data.personal=mask"), folder, source, tokenizer)
+    first, second = lines(folder.rejected)
+    assert first["text"] == "Paid with <CREDIT_CARD_1>" and first["reason"] == "empty question"
+    assert second["text"] == "x" * 186 + " CPF …"
+
+
+def test_refused(source: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    with pytest.raises(ToolkitError) as caught:
+        prepare(build("data.personal=refuse"), folder, source, tokenizer)
+    said = caught.value.message
+    assert caught.value.exit_code == 2 and "3 of 23 rows may hold personal data (2 CPF" in said
+    assert f"row 1 of `{source}`, question: `CPF <BR_CPF_1>, nasc. <DATE_OF_BIRTH_1>: what now?`" in said
+    assert not any(secret in said for secret in SECRETS) and not folder.path.exists()
+    assert "data.personal=mask" in caught.value.hint
+    with pytest.raises(ToolkitError, match="may hold personal data"):
+        checks.data(build("data.personal=refuse", f"data.source={source}"), lambda: tokenizer, offline=True)
+
+
+def test_the_doctor_counts_too(source: Path, tokenizer: Tokenizer) -> None:
+    check = checks.data(build(f"data.source={source}"), lambda: tokenizer, offline=True)
+    assert check.ok and "3 of 23 rows may hold personal data (2 CPF" in check.found
+    check = checks.data(build(f"data.source={source}", "data.personal=off"), lambda: tokenizer, offline=True)
+    assert check.ok and "personal" not in check.found
+
+
+def test_off(source: Path, folder: RunFolder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personal, "finder", None)
+    figures = prepare(build("data.personal=off"), folder, source, tokenizer).figures
+    assert figures["personal"]["looked"] is False and figures["personal"]["kinds"] == {}
+    assert folder.personal.read_text() == ""
+
+
+def test_init_does_not_look(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personal, "finder", None)
+    assert file_language(source) in ("", "en")
+
+
+def test_without_the_extra(
+    source: Path,
+    folder: RunFolder,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The default says in one line how many rows to look at; what was asked for is not left out in silence."""
+    monkeypatch.setattr(personal, "presidio_there", lambda: False)
+    figures = prepare(build(), folder, source, tokenizer).figures
+    assert figures["personal"]["looked"] is False and folder.personal.read_text() == ""
+    said = " ".join(capsys.readouterr().err.split())
+    assert "personal data was not looked for, and 3 of 23 rows have long numbers or the like" in said
+    assert "[privacy]" in said and "data.personal=off" in said
+    for setting in ("data.personal=mask", "data.personal=refuse", "data.personal_model=somewhere"):
+        with pytest.raises(ToolkitError, match="needs Presidio") as caught:
+            prepare(build(setting), folder, source, tokenizer)
+        assert caught.value.exit_code == 3 and "[privacy]" in caught.value.hint
+
+
+def test_a_column_of_identifiers(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    """The name of the column says what its numbers are; with `mask` the row's number stands for them."""
+    path = table(tmp_path / "ids.csv", [{"id": "529.982.247-25", "question": "Why so?", "answer": "Because."}])
+    prepare(build("data.personal=mask"), folder, path, tokenizer)
+    assert lines(folder.personal)[0]["column"] == "id" and "529.982" not in everything(folder)
+    assert {row["id"] for name in SPLITS for row in lines(folder.split_file(name))} >= {"1"}
+
+
+def test_context_and_instruction_are_looked_at(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    rows = [
+        {
+            "question": "Is it high?",
+            "answer": "Yes.",
+            "note": "MRN 4481-220, BP 180/90",
+            "instruction": "Answer ana@example.org:",
+        }
+    ]
+    path = table(tmp_path / "c.csv", rows)
+    prepare(build("data.personal=mask", "data.context_column=note"), folder, path, tokenizer)
+    row = next(row for name in SPLITS for row in lines(folder.split_file(name)) if row["row"] == 1)
+    assert row["input"] == "MRN <MEDICAL_RECORD_1>, BP 180/90\n\nIs it high?"
+    assert row["instruction"] == "Answer <EMAIL_ADDRESS_1>:"
+
+
+def test_files_are_named(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    from toolkit.prepare.source import Source
+
+    paths = [
+        table(tmp_path / f"{name}.csv", [{"question": f"{name}?", "answer": "CPF 529.982.247-25"}]) for name in "ab"
+    ]
+    prepare(build(), folder, [Source(path) for path in paths], tokenizer)
+    assert [row["file"] for row in lines(folder.personal)] == [str(path) for path in paths]
+
+
+def test_numbers_already_given_are_not_given_again() -> None:
+    text = "<BR_CPF_3> and CPF 529.982.247-25, again 529 982 247 25"
+    spans = [Span("BR_CPF", 1.0, 19, 33), Span("BR_CPF", 1.0, 41, 55)]
+    assert hidden(text, spans, Placeholders([text])) == (
+        "<BR_CPF_3> and CPF <BR_CPF_4>, again <BR_CPF_4>",
+        ["<BR_CPF_3> and CPF <BR_CPF_4>, again <BR_CPF_4>"] * 2,
+    )
