@@ -240,6 +240,10 @@ def long_evaluation() -> dict[str, Any]:
     return evaluation
 
 
+BELOW = """name => document.getElementById(name).getBoundingClientRect().top
+    - document.querySelector("nav").getBoundingClientRect().bottom"""
+
+
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_any_text_fits_and_axe_finds_no_fault(browser: Browser, tmp_path: Path, width: str, theme: Theme) -> None:
@@ -253,6 +257,7 @@ def test_any_text_fits_and_axe_finds_no_fault(browser: Browser, tmp_path: Path, 
         for number in range(1, count + 1):
             assert page.locator(f"#item-{number}").is_visible()
             assert page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width][0]
+            assert page.evaluate(BELOW, f"title-{number}") >= 0  # what stays at the top does not hide it
             press(page, str(1 + number % 4), "n")
         assert page.title() == "Which answer is better?"
         page.evaluate("document.querySelectorAll('.item').forEach(item => { item.hidden = false; })")
