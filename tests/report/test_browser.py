@@ -44,8 +44,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         path.unlink()
     for run in (whole, other, hostile, begun):
         write_pages(run.config, run.folder, FRESH)
-    both = (gather_run(run.config, run.folder, FRESH) for run in (whole, other))
-    write_comparison(*both, place / "compare.html")
+    one, two = (gather_run(run.config, run.folder, FRESH) for run in (whole, other))
+    write_comparison(one, two, place / "compare.html")
     found = {run.folder.name: run.folder.page for run in (whole, hostile, begun)}
     return {**found, "compare": place / "compare.html"}
 

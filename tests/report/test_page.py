@@ -149,6 +149,17 @@ def test_a_run_that_has_only_begun_has_a_page(run: reported.Reported, stages: tu
     assert not run.folder.model_card.exists()
 
 
+def test_a_manifest_without_figures_gives_a_page_and_a_card(run: reported.Reported) -> None:
+    """As another version may have left it."""
+    manifest = read_manifest(run.folder)
+    for record in manifest.stages.values():
+        record.figures.clear()
+        record.settings.clear()
+        record.inputs.clear()
+    write_manifest(run.folder, manifest)
+    assert "Provenance" in page_of(run).plain and "None" not in run.folder.model_card.read_text(encoding="utf-8")
+
+
 def test_stale_stages_and_an_evaluation_of_other_files_are_said_first(run: reported.Reported) -> None:
     run.evaluation["systems"][3]["sha256"] = "ab" * 32
     run.write()

@@ -202,7 +202,7 @@ def perform(
             manifest.stages[name] = record
             write_manifest(folder, manifest)
         if not _page_is_newest(folder):
-            _write_pages(config, folder)
+            update_pages(config, folder)
         files = tuple(folder.path / file.path for file in record.outputs)
         return Done(name, True, "", record.figures, 0.0, record.warning, files)
     before()
@@ -230,7 +230,7 @@ def perform(
         failed, outcome = exc, Outcome(planned.outputs, {})  # the report exists, and its verdict is no
     seconds = round(time.monotonic() - started, 2)
     _record(found, context, planned, outcome, seconds, failed)
-    _write_pages(config, folder)
+    update_pages(config, folder)
     if failed:
         raise failed
     found.after(context)
@@ -262,12 +262,12 @@ def _record(
     keep_settings(config, folder)
 
 
-def _write_pages(config: "Config", folder: "RunFolder") -> None:
+def update_pages(config: "Config", folder: "RunFolder") -> None:
     """Write the page and the model card again; where that fails, the stage's result counts nevertheless."""
     try:
         from toolkit.report import write_pages
 
-        write_pages(config, folder, state(config, folder))
+        write_pages(config, folder, whole_state(config, folder))
     except Exception as exc:  # whatever it is: hours of work came before
         known = explain(exc) or unexpected(exc)
         console.warn(f"the report's page was not written: {known.message}; {known.hint}".rstrip("; "))
@@ -278,6 +278,11 @@ def _page_is_newest(folder: "RunFolder") -> bool:
     if not folder.page.is_file():
         return False
     return folder.page.stat().st_mtime_ns >= folder.manifest.stat().st_mtime_ns
+
+
+def whole_state(config: "Config", folder: "RunFolder") -> dict[str, str]:
+    """Say the same as `state` of every stage, those beside the chain too."""
+    return state(config, folder) | state_beside(config, folder)
 
 
 def keep_settings(config: "Config", folder: "RunFolder") -> None:

@@ -196,7 +196,7 @@ class Run:
 
             heard, manifest = len(state.warnings), read_manifest(self.folder)
             stages = {}
-            found = pipeline.state(self.config, self.folder) | pipeline.state_beside(self.config, self.folder)
+            found = pipeline.whole_state(self.config, self.folder)
             for name, why in found.items():
                 record = manifest.stages.get(name)
                 word = "not run" if record is None else "stale" if why else "fresh"
@@ -222,7 +222,7 @@ class Run:
                 raise ToolkitError(f"there is no run in `{self.folder.path}`", hint=hint, exit_code=MISSING)
             heard = len(state.warnings)
             with locked(self.folder):
-                reasons = pipeline.state(self.config, self.folder)
+                reasons = pipeline.whole_state(self.config, self.folder)
                 written, damaged = write_pages(self.config, self.folder, reasons, force=force)
             for problem in damaged:
                 console.warn(f"{problem}; the page says that it is missing")
@@ -244,7 +244,8 @@ class Run:
             if self.folder.path.resolve() == other.folder.path.resolve():
                 raise ToolkitError(f"`{self.folder.path}` is named twice", hint="name two runs", exit_code=USAGE)
             one, two = (
-                gather_run(run.config, run.folder, pipeline.state(run.config, run.folder)) for run in (self, other)
+                gather_run(run.config, run.folder, pipeline.whole_state(run.config, run.folder))
+                for run in (self, other)
             )
             page = other.folder.path / f"compare-{self.folder.name}.html"
             with locked(other.folder):
@@ -264,7 +265,10 @@ class Run:
     def count_votes(self, files: Sequence[str | os.PathLike[str]], *, dry_run: bool = False) -> dict[str, Any]:
         """Count the votes in files that the sheet saved, keep the count in evaluation.json, and return it."""
         with _speaking(self.progress):
-            return beside.votes(self.folder, [Path(file) for file in files], dry_run=dry_run)
+            counted = beside.votes(self.folder, [Path(file) for file in files], dry_run=dry_run)
+            if not dry_run:
+                pipeline.update_pages(self.config, self.folder)
+            return counted
 
     def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
         """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""

@@ -48,11 +48,16 @@ def marked(text: str, other: str) -> tuple[list[tuple[Kind, str]], str]:
     if matcher.ratio() < ALIKE:
         return plain(text), "differs throughout"
     pieces: list[tuple[Kind, str]] = []
+    found: list[tuple[Kind, str]]
     for what, start, end, first, last in matcher.get_opcodes():
         if what == "equal":
-            pieces.append(("same", "".join(ours[first:last])))
+            found = [("same", "".join(ours[first:last]))]
         else:
-            pieces += [*_apart("missing", "".join(theirs[start:end])), *_apart("added", "".join(ours[first:last]))]
+            found = [*_apart("missing", "".join(theirs[start:end])), *_apart("added", "".join(ours[first:last]))]
+        for piece in found:
+            if pieces and not pieces[-1][1][-1].isspace() and not piece[1][0].isspace():
+                pieces.append(("same", " "))  # the first word of a text has no space before it
+            pieces.append(piece)
     return pieces, ""
 
 

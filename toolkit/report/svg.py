@@ -3,7 +3,6 @@
 Every chart is 340 units wide, which is about a phone's screen, so that its text is as large as the page's there.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -114,20 +113,17 @@ def finished(svg: ElementTree.Element) -> str:
 
 
 def without_overlap(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Move labels apart, so that two are at least `gap` from each other; their order stays."""
+    """Move labels apart, so that two are at least `gap` from each other and all from `low` to `high`.
+
+    Their order stays. Where there is no room for the gap, all have the same smaller one.
+    """
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    placed = [wanted[index] for index in order]
-    for _ in range(60):
-        moved = False
-        for number, (first, second) in enumerate(itertools.pairwise(placed)):
-            lack = gap - (second - first)
-            if lack > 0.01:
-                placed[number], placed[number + 1] = first - lack / 2, second + lack / 2
-                moved = True
-        placed = [min(max(each, low), high) for each in placed]
-        if not moved:
-            break
-    result = [0.0] * len(wanted)
-    for index, each in zip(order, placed, strict=True):
-        result[index] = each
-    return result
+    gap = min(gap, (high - low) / max(len(wanted) - 1, 1))
+    placed: list[float] = []
+    for index in order:
+        placed.append(max(wanted[index], placed[-1] + gap if placed else low))
+    end = high
+    for number in range(len(placed) - 1, -1, -1):
+        placed[number] = min(placed[number], end)
+        end = placed[number] - gap
+    return [placed[order.index(index)] for index in range(len(wanted))]

@@ -111,7 +111,11 @@ def _served(facts: Facts) -> Verdict:
     tags = record.figures.get("tags") or {}
     name = record.figures.get("name", "")
     proven = {tag: one for tag, one in tags.items() if one.get("gguf_sha256") == one.get("stored_sha256")}
-    kept = "the server holds the very file" if len(proven) == len(tags) else "the server keeps its own form of the file"
+    kept = (
+        "the server holds the same file, byte for byte"
+        if len(proven) == len(tags)
+        else "the server keeps its own form of the file"
+    )
     return Verdict(question, "good", f"Yes, as {and_list([f'{name}:{tag}' for tag in tags])}; {kept}.")
 
 
