@@ -1,6 +1,7 @@
 """Every verb that may lead to hours of training refuses a base without export, unless its adapter is enough."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +17,8 @@ from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
-from toolkit.core.stage import Context
+from toolkit.core.stage import Check, Context
+from toolkit.export import foresight
 
 SETTINGS = """
 [run]
@@ -119,6 +121,28 @@ def test_the_pipeline_refuses_it_where_nobody_looked_first(place: Path, monkeypa
     assert call("prepare").exception is None
     found = refusal("train")
     assert found.exit_code == MISSING and found.message.startswith("the trained model cannot be exported")
+
+
+@pytest.mark.parametrize("verbs", [("train",), ("run",)])
+def test_the_export_is_asked_once(place: Path, monkeypatch: pytest.MonkeyPatch, verbs: tuple[str, ...]) -> None:
+    """By the doctor, before the training; a large vocabulary takes it a second."""
+    change_vocabulary(place / "base", end_of_word_suffix=None)
+    assert call("prepare").exception is None
+    asked: list[Check | None] = []
+
+    def answering(check: Check | None) -> Callable[..., Check | None]:
+        def answer(*_: object) -> Check | None:
+            asked.append(check)
+            return check
+
+        return answer
+
+    monkeypatch.setattr(foresight, "look_ahead", answering(Check("export", True, "", "")))
+    call(*verbs)
+    assert trained(place) and len(asked) == 1
+    monkeypatch.setattr(foresight, "look_ahead", answering(None))  # the base is not here yet
+    call("train", "--force")
+    assert len(asked) == 3
 
 
 def test_an_adapter_alone_is_trained_where_that_is_asked_for(place: Path) -> None:

@@ -9,10 +9,12 @@ import pytest
 from tests.support import bases, families
 from tests.support.damage import edit_json
 from tests.support.stubs import asked, change_vocabulary, refused, save_index, save_stub, settings
+from toolkit.core import parsing
 from toolkit.core.errors import ToolkitError
 from toolkit.export import foresight
 from toolkit.formats.ggml_types import BASE
 from toolkit.model import base as labels
+from toolkit.prompt import tokenizer_json
 
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
@@ -194,6 +196,24 @@ def test_a_prompt_that_the_vocabulary_cannot_write(stub: Path) -> None:
     found = asked(stub, "prompt.preset=chatml")
     assert found.ok is False and "no control token `<|im_start|>`" in found.found
     assert "train.allow_unexportable" not in found.fix and "prompt.preset" in found.fix
+
+
+@pytest.mark.parametrize("preset", ["alpaca", "custom"])
+def test_a_tokenizer_is_parsed_once(stub: Path, monkeypatch: pytest.MonkeyPatch, preset: str) -> None:
+    """One of 128,256 tokens takes half a second each time."""
+    read: list[Path] = []
+
+    def counted(path: Path, hint: str = "") -> dict[str, Any]:
+        read.append(path)
+        return parsing.read_json(path, hint)
+
+    monkeypatch.setattr(tokenizer_json, "read_json", counted)
+    turn = ("prompt.user_turn={instruction}{input}",) if preset == "custom" else ()
+    assert asked(stub, f"prompt.preset={preset}", *turn).ok
+    assert read == [stub / "tokenizer.json"]
+    change_vocabulary(stub, dropout=0.5)  # the next time it is read again
+    assert "dropout" in refused(stub).found
+    assert len(read) == 2
 
 
 def test_the_error_says_what_the_export_would_say(stub: Path) -> None:

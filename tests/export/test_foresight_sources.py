@@ -6,8 +6,11 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gguf import GGUFValueType
+from huggingface_hub import constants
+from safetensors.numpy import load_file, save_file
 
 from tests.support import bases, models
 from tests.support import hub as hubs
@@ -152,6 +155,64 @@ def test_of_a_hub_id_only_small_files_are_fetched(hub: hubs.Hub, stub: Path, tmp
     there = {path.name for path in (tmp_path / "hf").rglob("*") if path.is_symlink() or path.is_file()}
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= there
     assert not [name for name in there if name.endswith(".safetensors")]
+
+
+@pytest.fixture
+def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hubs.Hub]:
+    """A hub's base whose weights are one file, without an index."""
+    base = bases.save_base(tmp_path / "single", "llama")
+    bases.save_vocabulary(base)
+    with hubs.serving(base) as made:
+        hubs.use(made, tmp_path, monkeypatch)
+        yield made
+
+
+def header_bytes(hub: hubs.Hub) -> int:
+    with (hub.folder / "model.safetensors").open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    return 8 + int(length)
+
+
+def test_of_one_file_of_weights_the_header_alone_is_fetched(single: hubs.Hub) -> None:
+    assert asked("owner/model", offline=False).ok
+    assert single.bytes_of("model.safetensors") == header_bytes(single) < 20_000
+    assert asked("owner/model", offline=False).ok  # and once
+    assert single.bytes_of("model.safetensors") == header_bytes(single)
+
+
+def test_a_header_on_the_hub_that_contradicts_the_config(single: hubs.Hub) -> None:
+    recast(single.folder / "model.safetensors", "model.layers.0.self_attn.q_proj.weight", "F8_E4M3")
+    assert "is stored as F8_E4M3" in refused("owner/model", offline=False).found
+
+
+def test_layers_that_the_hubs_file_has_not(single: hubs.Hub) -> None:
+    edit_json(single.folder / "config.json", num_hidden_layers=3)
+    assert "states 3 layers" in refused("owner/model", offline=False).found
+
+
+def test_four_bit_weights_in_one_file_on_the_hub(single: hubs.Hub) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors = load_file(single.folder / "model.safetensors")
+    packed = {name: np.zeros((32 * 64, 1), np.uint8), f"{name}.absmax": np.zeros(64, np.float32),
+              f"{name}.quant_map": np.zeros(16, np.float32),
+              f"{name}.quant_state.bitsandbytes__nf4": np.zeros(80, np.uint8)}  # fmt: skip
+    save_file({**tensors, **packed}, single.folder / "model.safetensors")
+    assert asked("owner/model", "export.merge_base=as-trained", offline=False).ok
+
+
+@pytest.mark.parametrize("fault", ["busy", "no size"])
+def test_a_hub_that_gives_no_header_says_nothing_against_the_base(
+    single: hubs.Hub, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """config.json alone decides then, as before."""
+    if fault == "busy":
+        single.fault = lambda *_: 503
+    else:
+        monkeypatch.setattr(hubs, "sibling", lambda path: {"rfilename": path.name})
+    assert asked("owner/model", offline=False).ok
+    edit_json(single.folder / "config.json", architectures=["MambaForCausalLM"])
+    shutil.rmtree(Path(constants.HF_HUB_CACHE))
+    assert "a Mamba model" in refused("owner/model", offline=False).found
 
 
 def test_an_fp8_repository_names_the_one_with_16_bits(

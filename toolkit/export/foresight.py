@@ -5,6 +5,7 @@ that the settings will make.
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.model import base as bases
-from toolkit.model import families, merge_base
+from toolkit.model import families, hub_shards, merge_base
 from toolkit.model.families.checks import check_layers
 from toolkit.model.families.family import Family
 from toolkit.model.model_config import ModelConfig, architecture, read_config
@@ -34,6 +35,7 @@ from toolkit.ollama import renderers
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.prompt.tokenizer_json import keeping_layouts
 
 NAME = "export"
 ADAPTER_ALONE = "train.allow_unexportable = true trains an adapter for use elsewhere"
@@ -51,8 +53,8 @@ class Foreseen:
 def look_ahead(config: Config, offline: bool) -> Check | None:
     """Say whether a model that these settings train can be exported; a refusal has the reason, and what to do.
 
-    Of a hub id only small files are fetched. None where nothing is known: the base is not there, or is a GGUF file that
-    will be converted first.
+    Of a hub id only small files are fetched, and the header of its weights where they are one file. None where nothing
+    is known: the base is not there, or is a GGUF file that will be converted first.
     """
     label = bases.merge_label(config.model, config.export)
     try:
@@ -60,8 +62,11 @@ def look_ahead(config: Config, offline: bool) -> Check | None:
         if folder is None:
             _check_gguf(label)
             return None
+        if bases.local_path(label) is None and not (offline or os.environ.get("HF_HUB_OFFLINE") == "1"):
+            folder = hub_shards.with_beginning(label, bases.revision_of(label, config.model), folder)
         merge_base.check_merge_base(bases.Base(label, folder), config.export)
-        found = foresee(folder, config)
+        with keeping_layouts():
+            found = foresee(folder, config)
     except ToolkitError as exc:
         alone = "" if exc.exit_code == USAGE else ADAPTER_ALONE  # settings that are wrong are wrong for training too
         return Check(NAME, False, exc.message, "; or ".join(filter(None, [exc.hint, alone])))
@@ -116,7 +121,8 @@ def _named(folder: Path, label: str) -> Iterator[None]:
 def open_base(folder: Path) -> Start:
     """Open a base by its headers, or where its weights are absent by what config.json and the index promise."""
     family, model = families.family_of(folder)
-    stored = checkpoint.open_folder(folder) if checkpoint.holds_weights(folder) else _promised(folder, family, model)
+    known = checkpoint.holds_weights(folder) or checkpoint.shows_tensors(folder)
+    stored = checkpoint.open_folder(folder) if known else _promised(folder, family, model)
     return Start(family, model, stored, families.checked_layouts(folder, family, model, stored))
 
 

@@ -57,14 +57,25 @@ def holds_weights(folder: Path) -> bool:
     return (folder / INDEX).is_file() and all((folder / file).is_file() for file in set(_places(folder).values()))
 
 
+def shows_tensors(folder: Path) -> bool:
+    """Tell whether a folder has the beginning of its only safetensors file, and no weight in bitsandbytes' 4 bits.
+
+    Their shapes are not in a header.
+    """
+    return _begins(folder / SINGLE) and not any(bnb_4bit.STATE in name for name in _header_of(folder / SINGLE))
+
+
 def promised(folder: Path) -> list[str]:
-    """List the tensors that the index of a model folder names, its shards absent or not; empty without an index.
+    """List the tensors that the index of a model folder names, its shards absent or not, or that its only file has.
+
+    Empty where neither is here.
 
     The parts of a weight in bitsandbytes' 4 bits count as that weight. Raises ToolkitError for a damaged index.
     """
     if not (folder / INDEX).is_file():
-        return []
-    names = set(_places(folder))
+        names = set(_header_of(folder / SINGLE)) if _begins(folder / SINGLE) else set()
+    else:
+        names = set(_places(folder))
     weights = {name.partition(bnb_4bit.STATE)[0] for name in names if bnb_4bit.STATE in name}
     parts = {f"{weight}.{part}" for weight in weights for part in bnb_4bit.PARTS}
     whole = [name for name in names - parts if bnb_4bit.STATE not in name]

@@ -47,8 +47,13 @@ class HubShards:
         return sum(shard.size for shard in self.shards.values())
 
 
-def fetch(source: HubShards, shard: Shard, start: int, end: int, take: Callable[[bytes], Any]) -> None:
-    """Fetch the bytes from `start` to `end` of a shard; a connection that breaks is continued where it broke."""
+def fetch(
+    source: HubShards, shard: Shard, start: int, end: int, take: Callable[[bytes], Any], *, attempts: int = ATTEMPTS
+) -> None:
+    """Fetch the bytes from `start` to `end` of a shard; a connection that breaks is continued where it broke.
+
+    After so many `attempts` without a byte it is given up: ToolkitError.
+    """
     import httpx
 
     position, failed = start, 0
@@ -64,7 +69,7 @@ def fetch(source: HubShards, shard: Shard, start: int, end: int, take: Callable[
                 raise explain(exc) or exc from None
             reason = " ".join(str(exc).split())[:160] or type(exc).__name__
         failed = 0 if position > before else failed + 1
-        if failed == ATTEMPTS:
+        if failed == attempts:
             raise ToolkitError(
                 f"the hub stopped answering at byte {position:,} of `{shard.name}`: {reason}",
                 hint="check the network, then run the same command again: it goes on with this shard",

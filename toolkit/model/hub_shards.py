@@ -25,7 +25,7 @@ from toolkit.formats.checkpoint import HEADER, INDEX, SINGLE
 from toolkit.formats.names import visible
 from toolkit.formats.safetensors_header import AGAIN, LONGEST_HEADER, TensorInfo, read_header
 from toolkit.model import base
-from toolkit.model.hub_range import HubShards, Shard, fetch
+from toolkit.model.hub_range import ATTEMPTS, HubShards, Shard, fetch
 
 PIECE = 1 << 27  # bytes that are fetched at once, or one tensor where that is larger
 CHUNK = 1 << 20
@@ -51,8 +51,7 @@ def open_shards(label: str, revision: str = "") -> HubShards:
         names = list(dict.fromkeys(map(str, stated.values()))) if isinstance(stated, dict) else []
     if not names or any(Path(name).name != name or name not in there for name in names):
         raise ToolkitError(f"the hub's repository `{label}` has no complete safetensors", exit_code=MISSING)
-    folder = places.cache_folder() / "streamed" / f"{label.replace('/', '--')}-{small.commit[:16]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder_of(label, small.commit)
     clear_parts(folder.glob(".pieces.*.part"), [])
     shards: dict[str, Shard] = {}
     cached = {name: base.cached_file(label, small.commit, name) for name in names}
@@ -67,6 +66,43 @@ def open_shards(label: str, revision: str = "") -> HubShards:
         (folder / shard.name).unlink(missing_ok=True)  # a link to a cache that was emptied
         _fetch_header(made, shard)
     return made
+
+
+def with_beginning(label: str, revision: str, small: Path) -> Path:
+    """Return a folder with the `small` files of a hub base, and the beginning of its weights if they are one file.
+
+    `small` itself where an index says what the weights are, or where the hub does not answer. Raises ToolkitError for a
+    header that is damaged.
+    """
+    from huggingface_hub import HfApi, constants
+
+    if (small / INDEX).is_file() or (small / SINGLE).is_file():
+        return small
+    try:
+        found = HfApi().model_info(
+            label, revision=revision or None, files_metadata=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        )
+        file = next((each for each in found.siblings or [] if each.rfilename == SINGLE), None)
+        if file is None or not file.size:
+            return small
+        made = HubShards(label, small.name, _folder_of(label, small.name), {})
+        for path in small.iterdir():
+            if path.is_file():
+                _link(made.folder / path.name, path)
+        _fetch_header(made, _described(label, file), attempts=2)
+    except ToolkitError as exc:
+        if exc.exit_code != MISSING:
+            raise
+        return small
+    except Exception:  # no access, no network, a server in the way: each has its own class
+        return small
+    return made.folder
+
+
+def _folder_of(label: str, commit: str) -> Path:
+    folder = places.cache_folder() / "streamed" / f"{label.replace('/', '--')}-{commit[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _described(label: str, file: Any) -> Shard:
@@ -89,16 +125,16 @@ def _link(link: Path, target: Path) -> None:
     fresh.replace(link)
 
 
-def _fetch_header(source: HubShards, shard: Shard) -> None:
+def _fetch_header(source: HubShards, shard: Shard, attempts: int = ATTEMPTS) -> None:
     """Fetch a shard's beginning, and check that its tensors fill the size that the hub states."""
     place = source.folder / f"{shard.name}{HEADER}"
     if not place.is_file():
         begin = bytearray()
-        fetch(source, shard, 0, 8, begin.extend)
+        fetch(source, shard, 0, 8, begin.extend, attempts=attempts)
         (length,) = struct.unpack("<Q", begin)
         if length > min(LONGEST_HEADER, shard.size - 8):
             raise ToolkitError(f"`{shard.name}` of `{source.label}` states a header of {length} bytes", hint=AGAIN)
-        fetch(source, shard, 8, 8 + length, begin.extend)
+        fetch(source, shard, 8, 8 + length, begin.extend, attempts=attempts)
         with writing(place) as file:
             file.write(begin)
     try:

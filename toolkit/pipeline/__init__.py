@@ -178,11 +178,12 @@ def perform(
     offline: bool = False,
     gpus: int = 1,
     replace: tuple[str, ...] = (),
-    before: Callable[[], None] = lambda: None,
+    before: Callable[[], bool] = lambda: False,
 ) -> Done:
     """Run one stage unless it is fresh, and record it in the manifest only when it succeeded.
 
-    `before` is called first of all where the stage is not fresh. Raises ToolkitError if an earlier stage's files are
+    `before` is called first of all where the stage is not fresh; it says whether the later stages were asked about the
+    model that is to be trained. Raises ToolkitError if an earlier stage's files are
     missing or out of date, or if it would overwrite files that it did not write.
     """
     from toolkit.core.manifest import Outcome, read_manifest, seen_again, write_manifest
@@ -205,8 +206,8 @@ def perform(
             update_pages(config, folder)
         files = tuple(folder.path / file.path for file in record.outputs)
         return Done(name, True, "", record.figures, 0.0, record.warning, files)
-    before()
-    if found.costly:
+    asked = before()
+    if found.costly and not asked:
         check_usable(config, offline=offline)
     why = why or "--force"
     context = Context(config, folder, manifest, force, offline, gpus, replace)

@@ -123,7 +123,7 @@ class Run:
                     self.folder,
                     force=force,
                     offline=is_offline(),
-                    before=lambda: self._look_first((stage,)) if pipeline.stage(stage).costly else None,
+                    before=lambda: pipeline.stage(stage).costly and self._look_first((stage,)),
                     gpus=gpus,
                     replace=replace,
                 )
@@ -148,14 +148,16 @@ class Run:
                 if not stale:
                     pipeline.keep_settings(self.config, self.folder)
                 # Without a server all but registering is done, so its absence must not stop the run here.
-                self._look_first(tuple(stage for stage in stale if stage != "register"))
+                asked = self._look_first(tuple(stage for stage in stale if stage != "register"))
                 for stage in pipeline.STAGES:
                     if stage == "export" and stale and self._ends_with_adapter():
                         break
                     if stage == "register" and stale and not self._server_answers():
                         break
                     heard = len(state.warnings)
-                    done = pipeline.perform(stage, self.config, self.folder, force=force, offline=is_offline())
+                    done = pipeline.perform(
+                        stage, self.config, self.folder, force=force, offline=is_offline(), before=lambda: asked
+                    )
                     told = self._told(done, state, heard)
                     if stale:
                         console.info(f"{stage}: fresh, skipped" if done.fresh else told.summary)
@@ -301,10 +303,14 @@ class Run:
             console.warn(done.warning)
         return results.result_of(done, self.folder, self._heard(state, since))
 
-    def _look_first(self, stages: tuple[str, ...]) -> None:
-        """Let doctor look before hours are spent; a check that fails ends the run."""
+    def _look_first(self, stages: tuple[str, ...]) -> bool:
+        """Let doctor look before hours are spent; a check that fails ends the run.
+
+        Return whether the stages were asked about the trained model, and need not be asked once more: where the base
+        is not here yet, or the adapter alone is wanted, there is more to say later.
+        """
         if not stages:
-            return
+            return False
         from toolkit.doctor import doctor as examine
 
         every = [*pipeline.STAGES]
@@ -316,6 +322,8 @@ class Run:
             raise ToolkitError(
                 f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
             )
+        asked = any(check.name in pipeline.STAGES for check in checks)
+        return asked and not self.config.train.allow_unexportable
 
     def _ends_with_adapter(self) -> bool:
         """Say whether a run is done with its adapter: for a base without export, train.allow_unexportable asks that."""

@@ -1,7 +1,10 @@
 """A tokenizer.json as llama.cpp reads it: the encoder that training uses sees what the runtime will see."""
 
+import contextlib
 import functools
 import json
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,31 @@ STOPS = {"</s>", "<eos>", "<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT
 TRIED = ("", " ", "a", "What helps against 38.5 °C?\n\n  Ünïcödé — 发烧 😀 ﷺ\u200b\t<|x|>", "\x00\x7f\ufffd", "ab" * 40)
 
 
+Layouts = dict[tuple[Path, int, int], dict[str, Any]]
+_kept: ContextVar[Layouts | None] = ContextVar("_kept", default=None)
+
+
+@contextlib.contextmanager
+def keeping_layouts() -> Iterator[None]:
+    """Parse each tokenizer.json once during the block: one of 128,256 tokens takes half a second and 60 MB."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def read_layout(folder: Path, hint: str) -> dict[str, Any]:
+    """Return what a folder's tokenizer.json holds, not to be changed; raises ToolkitError with `hint` if damaged."""
+    path, kept = folder / "tokenizer.json", _kept.get()
+    if kept is None:
+        return read_json(path, hint)
+    there = path.resolve(), path.stat().st_mtime_ns, path.stat().st_size
+    if there not in kept:
+        kept[there] = read_json(path, hint)
+    return kept[there]
+
+
 @functools.lru_cache(maxsize=2)
 def read_encoders(path: Path, modified: int, size: int) -> tuple[Any, Any, int | None]:
     """Return the encoder of a tokenizer.json, the one without its prefix if it has one, and the id of BOS.
@@ -22,7 +50,7 @@ def read_encoders(path: Path, modified: int, size: int) -> tuple[Any, Any, int |
     `modified` (ns) and `size` say which state of the file it is: one is read once, as 128,256 tokens take a second.
     Raises ToolkitError if it cannot be read.
     """
-    layout = read_json(path, "copy the base model again")
+    layout = read_layout(path.parent, "copy the base model again")
     with guarded(
         lambda reason: ToolkitError(f"`{path}` cannot be read: {reason}", hint="copy the base model again"), silent=True
     ):
@@ -46,7 +74,8 @@ def _encoders(layout: dict[str, Any], path: Path) -> tuple[Any, Any, int | None]
         )
     layout = _with_space_always(layout)
     with_space = _prefixed(layout)
-    for entry in layout.get("added_tokens") or []:
+    layout = {**layout, "added_tokens": [{**entry} for entry in layout.get("added_tokens") or []]}
+    for entry in layout["added_tokens"]:
         text = entry["content"]
         entry["special"] = bool(entry.get("special")) or looks_special(text) or text in STOPS
         # llama.cpp finds added tokens as they are written; training must see what the runtime will see.

@@ -5,6 +5,7 @@ training's tokenizer and by the file. What llama.cpp takes from elsewhere than t
 it treats spaces, for instance) is written so that the ids are equal, if possible; else the export is refused.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from gguf import GGUFValueType, Keys
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import naming, scratch_folder
-from toolkit.core.parsing import read_json
 from toolkit.export.jinja_render import HINT, Chat, renderer
 from toolkit.export.vocab.added_tokens import AddedToken, added_tokens
 from toolkit.export.vocab.chats import CHATS, PLAIN, SPACED, rendered_chats
@@ -27,6 +27,7 @@ from toolkit.llamacpp.vocabulary import Vocabulary, open_vocabulary
 from toolkit.prompt.format import Part, Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
+from toolkit.prompt.tokenizer_json import read_layout
 
 # llama.cpp strips spaces after every control token of a model with such a name (llama-vocab.cpp, "set attributes").
 _NAMES = re.compile(r"phi-?3|modern-bert", re.IGNORECASE)
@@ -44,11 +45,20 @@ class Training:
     """
 
     tokenizer: Tokenizer
-    raw: Any
     prompt_format: PromptFormat | None
     added: tuple[AddedToken, ...]
     path: Path
     own: tuple[AddedToken, ...] = ()
+
+    @functools.cached_property
+    def raw(self) -> Any:
+        """The tokenizer as transformers has it."""
+        from tokenizers import Tokenizer as Encoder
+
+        encoder = Encoder.from_file(str(self.path))
+        encoder.no_truncation()
+        encoder.no_padding()
+        return encoder
 
     @property
     def strips(self) -> bool:
@@ -67,19 +77,12 @@ class Training:
 
 def training(source: TokenizerSource, base: Path, prompt_format: PromptFormat | None = None) -> Training:
     """Load the tokenizer that training used; `prompt_format` is the toolkit's own, None for foreign training."""
-    from tokenizers import Tokenizer as Encoder
-
     tokenizer = load_tokenizer(source.trained, eos_from=base)
-    raw = Encoder.from_file(str(source.trained / "tokenizer.json"))
-    raw.no_truncation()
-    raw.no_padding()
     path = source.trained / "tokenizer.json"
-    flagged = {
-        each for each in added_tokens(read_json(base / "tokenizer.json", DAMAGED)) if each.special and each.flags
-    }
+    flagged = {each for each in added_tokens(read_layout(base, DAMAGED)) if each.special and each.flags}
     own = flagged if prompt_format is None else frozenset()
     added = tuple(token for token in _in_questions(source, tokenizer, prompt_format) if token not in own)
-    return Training(tokenizer, raw, prompt_format, added, path, tuple(own))
+    return Training(tokenizer, prompt_format, added, path, tuple(own))
 
 
 def _in_questions(
@@ -90,8 +93,8 @@ def _in_questions(
     This toolkit finds no control token there. Elsewhere one that nobody writes into a question does no harm; but one
     with a flag was trained on with other neighbours than llama.cpp gives it.
     """
-    layout = read_json(source.trained / "tokenizer.json", DAMAGED)
-    there = token_ids(read_json(source.folder / "tokenizer.json", DAMAGED))
+    layout = read_layout(source.trained, DAMAGED)
+    there = token_ids(read_layout(source.folder, DAMAGED))
     for token in added_tokens(layout):
         found = token.text not in tokenizer.controls if prompt_format is not None else token.flags or not token.special
         if found and token.text in there and token.text != tokenizer.bos_text:
@@ -221,7 +224,7 @@ def _differs(
     which = f"a chat with `{tokens[0].text}`" if tokens and not flagged else "a chat"
     message = (
         f"{which} has different tokens in the file than in training, from token {at + 1} on: training saw "
-        f"{shown(expected, trained.raw.id_to_token)}, llama.cpp would see {shown(found, file.text)}"
+        f"{shown(expected, trained.tokenizer.encoder.id_to_token)}, llama.cpp would see {shown(found, file.text)}"
     )
     if not flagged and which == "a chat":
         return ToolkitError(message, hint=HINT)

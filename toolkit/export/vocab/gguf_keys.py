@@ -19,7 +19,7 @@ from toolkit.formats.gguf_writer import Metadata
 from toolkit.formats.names import three_names
 from toolkit.model.model_config import read_config
 from toolkit.prompt.tokenizer import load_tokenizer
-from toolkit.prompt.tokenizer_json import looks_special
+from toolkit.prompt.tokenizer_json import looks_special, read_layout
 
 _SPECIAL_KEYS = {
     "bos": Keys.Tokenizer.BOS_ID,
@@ -50,7 +50,7 @@ def tokenizer_metadata(
     has more tokens than the embedding has rows.
     """
     tokenizer = load_tokenizer(folder, eos_from=base)
-    layout = _within(read_json(folder / "tokenizer.json", WHOLE_BASE), rows)
+    layout = _within(read_layout(folder, WHOLE_BASE), rows)
     added = _added(layout, rows, folder, special_by_flag)
     if sentencepiece.is_sentencepiece(layout):
         values = sentencepiece.sentencepiece_metadata(layout, added, rows, folder)

@@ -10,6 +10,7 @@ from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.formats.names import three_names
 from toolkit.prompt.tokenizer import SAVE_IT, Tokenizer, load_tokenizer, named_eos
+from toolkit.prompt.tokenizer_json import read_layout
 
 DAMAGED = "the tokenizer is damaged: copy it again"
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")
@@ -48,7 +49,7 @@ def tokenizer_source(base: Path, adapter: Path | None, rows: int) -> TokenizerSo
     if not (adapter / "tokenizer.json").is_file():
         _check_named(base, adapter)
         return TokenizerSource(base, base)
-    ours, theirs = (read_json(folder / "tokenizer.json", DAMAGED) for folder in (base, adapter))
+    ours, theirs = (read_layout(folder, DAMAGED) for folder in (base, adapter))
     known, found = token_ids(ours), token_ids(theirs)
     place = f"`{adapter}`"
     if not found:
@@ -149,7 +150,7 @@ def _check_named(base: Path, adapter: Path) -> None:
     path = adapter / "tokenizer_config.json"
     values = read_json(path, DAMAGED) if path.is_file() else {}
     named = values.get("added_tokens_decoder")
-    texts = {index: text for text, index in token_ids(read_json(base / "tokenizer.json", DAMAGED)).items()}
+    texts = {index: text for text, index in token_ids(read_layout(base, DAMAGED)).items()}
     for key, entry in (named if isinstance(named, dict) else {}).items():
         text = entry.get("content") if isinstance(entry, dict) else None
         index = int(key) if str(key).isdecimal() and len(str(key)) < 10 else -1
