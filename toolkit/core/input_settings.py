@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from toolkit.core.section import PathText, Section, usable_path
 
 MEDQUAD_URL = "https://raw.githubusercontent.com/abachaa/MedQuAD/master/QA-TestSet-LiveQA-Med-Qrels-2479-Answers.zip"
+MEDQUAD_FULL_URL = "https://github.com/abachaa/MedQuAD/archive/577bd37b96c02d1833b2c9eed2de9f96964e96cb.zip"
 MEDQUAD_CSV = Path("data/raw/medquad-2479.csv")  # relative to the working directory, ignored by git
+MEDQUAD_FULL = Path("data/raw/medquad-full.zip")
 MEDQUAD_SHA256 = "0dad0f96fba17eea7592d5f592aa31f2f809bb96eae45a2663422958060a0929"  # of the CSV inside the zip
 NAME_RULE = "use letters, digits, `_`, `.` and `-` only, 80 at most, starting with a letter or digit"
 
@@ -39,7 +41,7 @@ class DataSettings(Section):
     """What to read, and how to divide it."""
 
     source: str | list[str] = "medquad"
-    """A file, a glob such as "data/*.csv", or a list of these; "medquad" downloads MedQuAD's 2,479 judged answers."""
+    """A file, a glob, or a list of these; "medquad" or "medquad-full" (downloaded once); "hf:OWNER/NAME[:SPLIT]"."""
     encoding: str = ""
     """Encoding of texts that are not UTF-8, such as "cp1252"; empty: such a file is refused, and its encoding named."""
     question_column: str = ""

@@ -2,11 +2,12 @@
 
 import urllib.request
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_URL
+from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_FULL_URL, MEDQUAD_URL
 from toolkit.core.run_folder import SPLITS
 from toolkit.core.stage import Check
 from toolkit.formats.names import first_names
@@ -14,6 +15,7 @@ from toolkit.model import base
 from toolkit.prepare.clean import Record, Rejection
 from toolkit.prepare.division import Fit, Rows, divide, rows_of
 from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
+from toolkit.prepare.medquad import by_hand, full_place
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.read import read_source
 from toolkit.prepare.source import locate
@@ -57,8 +59,9 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     Only the first rows of a large file are read. Then, and where the answer depends on the tokenizer of a base that is
     not here, nothing is promised.
     """
-    if "medquad" in config.data.sources and not MEDQUAD_CSV.exists():
-        return _medquad(offline=offline)
+    for name, place, url in (("medquad", MEDQUAD_CSV, MEDQUAD_URL), ("medquad-full", full_place(), MEDQUAD_FULL_URL)):
+        if name in config.data.sources and not place.exists():
+            return _medquad(place, url, offline=offline)
     tables = [read_source(source, config.data, first_rows=True) for source in locate(config.data, offline=offline)]
     if not all(table.whole for table in tables):
         return _first_rows(tables, config)
@@ -133,14 +136,15 @@ def _first_rows(tables: Sequence[Table], config: Config) -> Check:
     return Check("data", None, found + _and_personal(rows), "")
 
 
-def _medquad(*, offline: bool) -> Check:
-    fix = f"download and unzip it by hand to {MEDQUAD_CSV}, or set `data.source` to a file of your own"
+def _medquad(place: Path, url: str, *, offline: bool) -> Check:
+    fix = f"{by_hand(place)}, or set `data.source` to a file of your own"
     if offline:
-        return Check("data", False, f"`{MEDQUAD_CSV}` is not there, and --offline forbids downloading it", fix)
+        return Check("data", False, f"`{place}` is not there, and --offline forbids downloading it", fix)
     try:
-        request = urllib.request.Request(MEDQUAD_URL, method="HEAD")
+        request = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
     except (OSError, ValueError) as exc:
         return Check("data", False, f"MedQuAD cannot be downloaded: {getattr(exc, 'reason', None) or exc}", fix)
-    return Check("data", True, f"MedQuAD can be downloaded ({size / 1e6:.1f} MB)", "")
+    shown = f" ({size / 1e6:.1f} MB)" if size else ""
+    return Check("data", True, f"MedQuAD can be downloaded{shown}", "")

@@ -1,4 +1,4 @@
-"""MedQuAD's 2,479 judged answers, downloaded once from its public repository."""
+"""MedQuAD, downloaded once from its public repository: the 2,479 judged answers, or all of its XML documents."""
 
 import http.client
 import io
@@ -11,10 +11,15 @@ from pathlib import Path
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import sha256_of, writing
-from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_SHA256, MEDQUAD_URL
+from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_FULL, MEDQUAD_FULL_URL, MEDQUAD_SHA256, MEDQUAD_URL
 
 ZIP_SHA256 = "23d339357e5a10066542cc1e12f458f7002a8a86731369c8f4a8c4e337bf9ba1"
-MAX_DOWNLOAD = 64 * 1024 * 1024  # bytes; both the zip and the CSV are far smaller
+MAX_DOWNLOAD = 64 * 1024 * 1024  # bytes; the zips have 3.5 and 16 MB, the CSV too is far smaller
+# Where the documents are looked for: as the download is named here, and as a browser or git names it.
+FULL_PLACES = (
+    MEDQUAD_FULL,
+    *(MEDQUAD_FULL.parent / name for name in ("MedQuAD-master.zip", "MedQuAD-master", "MedQuAD")),
+)
 TIMEOUT = 30.0  # seconds without an answer
 
 
@@ -42,7 +47,36 @@ def fetch_medquad(*, offline: bool) -> Path:
     return MEDQUAD_CSV
 
 
-def _download(url: str) -> bytes:
+def full_place() -> Path:
+    """Return where MedQuAD's documents are, a zip or a folder; where they will be, if they are not here yet."""
+    return next((path for path in FULL_PLACES if path.exists()), MEDQUAD_FULL)
+
+
+def fetch_full(*, offline: bool) -> Path:
+    """Return the path of MedQuAD's documents, downloading their zip where it is not there.
+
+    Raises ToolkitError (exit 3) where the network is forbidden or fails, or gives something else.
+    """
+    place = full_place()
+    if place.exists():
+        return place
+    if offline:
+        raise _missing(f"`{MEDQUAD_FULL}` is not there, and --offline forbids downloading it", MEDQUAD_FULL)
+    content = _download(MEDQUAD_FULL_URL, MEDQUAD_FULL)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as members:
+            count = sum(name.endswith(".xml") for name in members.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as exc:
+        raise _missing(f"what {MEDQUAD_FULL_URL} gave is not a whole zip file: {exc}", MEDQUAD_FULL) from None
+    if not count:
+        raise _missing(f"the zip of {MEDQUAD_FULL_URL} holds no XML document", MEDQUAD_FULL)
+    with writing(MEDQUAD_FULL) as file:
+        file.write(content)
+    console.done(f"MedQuAD's {count:,} documents (CC BY 4.0) are in {MEDQUAD_FULL}")
+    return MEDQUAD_FULL
+
+
+def _download(url: str, place: Path = MEDQUAD_CSV) -> bytes:
     """Return what the address serves, in memory; raises ToolkitError (exit 3) unless it is complete."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
@@ -53,13 +87,15 @@ def _download(url: str) -> bytes:
                     content.write(piece)
                     bar.advance(len(piece))
                     if content.tell() > MAX_DOWNLOAD:
-                        raise _missing(f"{url} sends more than {console.size(MAX_DOWNLOAD)}, which is not MedQuAD")
+                        raise _missing(
+                            f"{url} sends more than {console.size(MAX_DOWNLOAD)}, which is not MedQuAD", place
+                        )
     except urllib.error.HTTPError as exc:
-        raise _missing(f"{url} answers {exc.code} {exc.reason}") from None
+        raise _missing(f"{url} answers {exc.code} {exc.reason}", place) from None
     except (OSError, http.client.HTTPException) as exc:  # URLError, timeouts and broken connections are OSErrors
-        raise _missing(f"{url} cannot be downloaded: {getattr(exc, 'reason', None) or exc}") from None
+        raise _missing(f"{url} cannot be downloaded: {getattr(exc, 'reason', None) or exc}", place) from None
     if content.tell() < length:  # a connection that closes early ends a read without an error
-        raise _missing(f"the download of {url} stopped after {content.tell():,} of {length:,} bytes")
+        raise _missing(f"the download of {url} stopped after {content.tell():,} of {length:,} bytes", place)
     return content.getvalue()
 
 
@@ -83,9 +119,14 @@ def _csv_inside(archive: bytes) -> bytes:
     raise _missing(f"the zip of {MEDQUAD_URL} holds no CSV with sha256 {MEDQUAD_SHA256[:12]}…")
 
 
-def _missing(message: str) -> ToolkitError:
+def by_hand(place: Path) -> str:
+    """Say how to fetch it without this program."""
+    return f"download {'and unzip ' * (place == MEDQUAD_CSV)}it by hand to `{place}`"
+
+
+def _missing(message: str, place: Path = MEDQUAD_CSV) -> ToolkitError:
     return ToolkitError(
         message,
-        hint=f"download and unzip it by hand to `{MEDQUAD_CSV}`, or set `data.source` to a file of your own",
+        hint=f"{by_hand(place)}, or set `data.source` to a file of your own",
         exit_code=MISSING,
     )

@@ -127,12 +127,9 @@ def _only_member(opened: Opened, most: int | None) -> Opened | None:
         left = [item.filename for item in found if item is not chosen[0]]
         if left:
             console.info(f"{path}: {chosen[0].filename} is read, not {first_names(left, SHOWN)}")
-        try:
-            with _broken(path):
-                stream = archive.open(chosen[0])
-            content, whole = _unpacked(stream, path, most)
-        except (RuntimeError, NotImplementedError) as exc:  # a password, or a compression that Python does not know
-            raise ToolkitError(f"`{path}` cannot be unpacked here: {exc}", hint=_by_hand(path)) from None
+        with unpacking(path):
+            stream = archive.open(chosen[0])
+        content, whole = _unpacked(stream, path, most)
     return Opened(path, Path(chosen[0].filename), content, whole)
 
 
@@ -165,7 +162,7 @@ def check_members(archive: zipfile.ZipFile, path: Path) -> None:
     """Raise ToolkitError where the files of a zip together unpack to more than the limits, or one is broken."""
     total = 0
     for item in archive.infolist():
-        with _broken(path), archive.open(item) as stream:
+        with unpacking(path), archive.open(item) as stream:
             for piece in pieces(stream, path, total):
                 total += len(piece)
 
@@ -173,7 +170,7 @@ def check_members(archive: zipfile.ZipFile, path: Path) -> None:
 def _unpacked(stream: Any, path: Path, most: int | None) -> tuple[bytes, bool]:
     """Read a stream up to the limits; its bytes, and whether they are all."""
     content, first = io.BytesIO(), b""
-    with _broken(path), stream:
+    with unpacking(path), stream:
         for piece in pieces(stream, path):
             first = first or piece[:8]
             content.write(piece)
@@ -183,12 +180,14 @@ def _unpacked(stream: Any, path: Path, most: int | None) -> tuple[bytes, bool]:
 
 
 @contextlib.contextmanager
-def _broken(path: Path) -> Iterator[None]:
+def unpacking(path: Path) -> Iterator[None]:
     """Turn the errors of a packed file that is damaged into ToolkitError."""
     try:
         yield
     except ToolkitError:
         raise
+    except RuntimeError as exc:  # a password, or a compression that Python does not know
+        raise ToolkitError(f"`{path}` cannot be unpacked here: {exc}", hint=_by_hand(path)) from None
     except Exception as exc:
         if not isinstance(exc, zlib.error | zipfile.BadZipFile | OSError | EOFError | ValueError | struct.error):
             raise

@@ -14,6 +14,7 @@ from toolkit.prepare.columnar import read_columnar
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, decode_text, looks_like
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
+from toolkit.prepare.documents import PAIR, read_archive, read_document, read_folder
 from toolkit.prepare.headers import header_hint
 from toolkit.prepare.objects import read_json_rows, read_jsonl_rows
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, ZIP, Opened, open_data
@@ -41,7 +42,10 @@ def read_table(
     whole. Raises ToolkitError if the file is missing, empty, binary, in another encoding, truncated or broken.
     """
     names = frozenset(wanted)
-    opened = open_data(check_file(path), head.WHOLE if first_rows else None)
+    if check_file(path).is_dir():
+        columns, rows, whole = read_folder(path, head.ROWS if first_rows else None)
+        return Table(path, columns, rows, whole=whole)
+    opened = open_data(path, head.WHOLE if first_rows else None)
     start, whole = opened.start(), opened.whole
     if start.startswith(_COLUMNAR):
         most = head.ROWS if first_rows and opened.size() > head.WHOLE else None
@@ -49,6 +53,8 @@ def read_table(
     elif start.startswith(ZIP):
         most = head.ROWS if first_rows and opened.size() > head.HEAD else None  # it has many times its bytes
         columns, rows, part, whole = _read_zip(opened, names, part, most)
+    elif PAIR in (opened.data or b"") and start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<"):
+        columns, rows, whole = read_document(opened)
     else:
         try:
             columns, rows = _read_text(opened, names, encoding)
@@ -67,6 +73,9 @@ def _read_zip(
 ) -> tuple[list[str], list[Row], str, bool]:
     with opened.stream() as stream:
         found, hint = looks_like(stream.read(), opened.path)
+    if found == "it looks like a zip file":  # `open_data` leaves those of XML documents alone
+        columns, rows, whole = read_archive(opened, most)
+        return columns, rows, "", whole
     if not found.endswith("an Excel file"):
         raise ToolkitError(f"`{opened.path}` is not a data file: {found}", hint=hint)
     return read_workbook(opened, wanted, part, most)

@@ -18,6 +18,7 @@ from toolkit.prepare.clean import (
 from toolkit.prepare.columns import ReadTable, listed
 from toolkit.prepare.containers import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
+from toolkit.prepare.documents import NOT_XML
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
 from toolkit.prepare.objects import NOT_AN_OBJECT
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, open_data
@@ -94,6 +95,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
         "object",
         NOT_AN_OBJECT: 'write each row as an object, such as {"question": "…", "answer": "…"}',
         WRONG_COLUMNS: "give each row as many cells as the header has names; quote a cell that holds the delimiter",
+        NOT_XML: "copy these documents again",
         REPEATED_HEADER: "the file has no other rows: export it again",
         NO_QUESTION_MARK: "put `Question:` in front of the cell's text, or name the column with the question: "
         "`--set data.question_column=NAME`",

@@ -8,17 +8,22 @@ from pathlib import Path
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, DataSettings
 from toolkit.formats.names import first_names
-from toolkit.prepare.medquad import fetch_medquad
+from toolkit.prepare.documents import documents_in
+from toolkit.prepare.medquad import fetch_full, fetch_medquad, full_place
 
 SHOWN = 5  # names in one line
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source of rows: a file, or a sheet of a workbook."""
+    """One source of rows: a file, a sheet of a workbook, or a folder of MedQuAD's documents."""
 
     path: Path
     part: str = ""
+
+    def files(self) -> list[Path]:
+        """Return the files whose change makes it another source."""
+        return documents_in(self.path) if self.path.is_dir() else [self.path]
 
 
 def find_sources(settings: DataSettings) -> list[Source]:
@@ -41,12 +46,14 @@ def locate(settings: DataSettings, *, offline: bool) -> list[Source]:
     """
     if "medquad" in settings.sources:
         fetch_medquad(offline=offline)
+    if "medquad-full" in settings.sources:
+        fetch_full(offline=offline)
     return find_sources(settings)
 
 
 def _named(name: str) -> Iterator[Source]:
-    if name == "medquad":
-        yield Source(MEDQUAD_CSV)
+    if name in ("medquad", "medquad-full"):
+        yield Source(MEDQUAD_CSV if name == "medquad" else full_place())
         return
     path = Path(name).expanduser()
     book, mark, sheet = name.rpartition("#")
@@ -81,10 +88,14 @@ def _no_match(name: str, path: Path, folders: list[Path]) -> ToolkitError:
 
 
 def check_file(path: Path) -> Path:
-    """Return the path if it is a file; raises ToolkitError otherwise (exit 3 if there is nothing)."""
-    if path.is_dir():
+    """Return the path if it is a file, or a folder of XML documents; raises ToolkitError otherwise.
+
+    Exit 3 if there is nothing.
+    """
+    if path.is_dir() and not documents_in(path):
         raise ToolkitError(
-            f"`{path}` is a folder, not a data file", hint="name the file itself with `--set data.source=FILE`"
+            f"`{path}` is a folder, not a data file",
+            hint=f"name the file itself with `--set data.source=FILE`, or several, such as {path}/*.csv",
         )
     if not path.exists():
         raise ToolkitError(
@@ -92,6 +103,6 @@ def check_file(path: Path) -> Path:
             hint='check `data.source`: a path relative to the current folder, or "medquad"',
             exit_code=MISSING,
         )
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise ToolkitError(f"`{path}` is not a regular file", hint="copy its content into a file first")
     return path

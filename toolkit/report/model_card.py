@@ -37,7 +37,7 @@ def _values(facts: Facts, report: Report) -> dict[str, Any]:
         "reference": report.reference,
         "answers": report.answers,
         "warnings": report.warnings,
-        "names_medquad": config.data.sources == ["medquad"],
+        "names_medquad": set(config.data.sources) <= {"medquad", "medquad-full"},
         "use": _use(config),
         "files": report.quantizations,
         "problems": [(name, text) for name, entry in report.quantizations.items() for text in entry.problems],

@@ -1,0 +1,92 @@
+"""From MedQuAD's XML documents to rows: a zip or a folder of them, or one file.
+
+Each `<QAPair>` is a row. Three of its collections hold questions alone, because of their copyright: their rows have an
+empty answer.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from toolkit.core.errors import ToolkitError
+from toolkit.prepare.packed import Opened, members, open_zip, pieces, unpacking
+from toolkit.prepare.table import Row
+
+COLUMNS = ["id", "collection", "focus", "question_type", "question", "answer"]
+PAIR = b"<QAPair"
+NOT_XML = "XML that cannot be read"
+
+Document = tuple[str, bytes]  # its name, and its content
+
+
+def documents_in(folder: Path) -> list[Path]:
+    """Return the XML files in a folder and below, by name."""
+    return sorted(path for path in folder.rglob("*.xml") if path.is_file())
+
+
+def read_folder(folder: Path, most: int | None = None) -> tuple[list[str], list[Row], bool]:
+    """Return names, rows, and whether these are all: the first `most` alone where that is set."""
+    files = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in documents_in(folder))
+    return _read(files, folder, most)
+
+
+def read_document(opened: Opened) -> tuple[list[str], list[Row], bool]:
+    """Return names and rows of one document."""
+    return _read([(str(opened.path), opened.data or b"")], opened.path, None)
+
+
+def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], list[Row], bool]:
+    """Return names, rows, and whether these are all, of a zip of documents; raises ToolkitError if it is broken."""
+
+    def unpacked() -> Iterator[Document]:
+        total = 0
+        with opened.stream() as file, open_zip(file, opened.path) as archive:
+            for item in sorted(members(archive), key=lambda item: item.filename):
+                if item.filename.lower().endswith(".xml"):
+                    with unpacking(opened.path), archive.open(item) as stream:
+                        content = b"".join(pieces(stream, opened.path, total))
+                    total += len(content)
+                    yield item.filename, content
+
+    return _read(unpacked(), opened.path, most)
+
+
+def _read(documents: Iterable[Document], path: Path, most: int | None) -> tuple[list[str], list[Row], bool]:
+    rows: list[Row] = []
+    for name, content in documents:
+        if most is not None and len(rows) > most:
+            return COLUMNS, rows[:most], False
+        rows += _pairs(name, content, len(rows) + 1)
+    if not any(row.values for row in rows):
+        raise ToolkitError(
+            f"`{path}` holds XML without a `<QAPair>`, MedQuAD's form of a question with its answer",
+            hint="write the questions and answers into a CSV file with a first line `question,answer`",
+        )
+    return COLUMNS, rows, True
+
+
+def _pairs(name: str, content: bytes, first: int) -> Iterator[Row]:
+    try:
+        if b"<!DOCTYPE" in content or b"<!ENTITY" in content:  # MedQuAD has none, and they may grow without end
+            raise ValueError("it defines entities")
+        root = ElementTree.fromstring(content)
+    except (ElementTree.ParseError, ValueError, LookupError) as exc:
+        yield Row(first, None, {}, f"{NOT_XML}: {exc}", name, name)
+        return
+    source, focus = root.get("source", ""), _text(root.find("Focus"))
+    for number, pair in enumerate(root.iter("QAPair"), start=first):
+        question = pair.find("Question")
+        of_question = {} if question is None else question.attrib
+        cells = [
+            f"{source}_{of_question.get('qid', pair.get('pid', number))}",
+            source,
+            focus,
+            of_question.get("qtype", ""),
+            _text(question),
+            _text(pair.find("Answer")),
+        ]
+        yield Row(number, None, dict(zip(COLUMNS, cells, strict=True)), file=name)
+
+
+def _text(element: ElementTree.Element | None) -> str:
+    return "" if element is None else "".join(element.itertext()).strip()
