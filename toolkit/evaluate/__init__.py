@@ -17,6 +17,7 @@ from toolkit.evaluate.bench import Bench
 from toolkit.evaluate.evaluation import VERSION, read_evaluation, write_evaluation
 from toolkit.evaluate.journal import Journal, journal, key_of
 from toolkit.evaluate.measures import check_installed
+from toolkit.evaluate.memorised import continue_rows, memorised, read_beginnings, room_for
 from toolkit.evaluate.statistics import compare, correct, mean_of
 from toolkit.evaluate.systems import Asked, System
 from toolkit.evaluate.votes import kept_votes
@@ -61,13 +62,19 @@ def evaluate(
             console.warn(f"{name} is not asked: {why}")
     if not present:
         raise ToolkitError("no system can be asked on this machine", hint="name GGUF files in `evaluate.systems`")
-    window = max(held_out.room(questions, settings.answer_tokens), TASK_WINDOW if tasks else 0)
+    long, beginnings = read_beginnings(folder, bench.form, settings.questions)
+    window = max(
+        held_out.room(questions, settings.answer_tokens),
+        room_for(beginnings, bench.tokenizer),
+        TASK_WINDOW if tasks else 0,
+    )
     found: dict[str, held_out.Found] = {}
     values: dict[str, dict[Any, float]] = {}
+    words: dict[str, list[int | None]] = {}
     seconds, devices = {}, {}
     try:
         with journal(folder.evaluated, fresh=force) as done:
-            items = len(present) * (2 * len(questions) + sum(len(task.requests) for task in tasks))
+            items = len(present) * (2 * len(questions) + len(beginnings) + sum(len(task.requests) for task in tasks))
             with console.progress("evaluate", items, "items") as bar:
                 bar.skip_to(min(len(done.values), items))
                 for number, system in enumerate(present, 1):
@@ -77,8 +84,11 @@ def evaluate(
                         found[system.name] = held_out.ask(
                             asked, key, questions, settings.answer_tokens, bench.form.stops, done, bar.advance
                         )
+                        words[system.name], took = continue_rows(
+                            asked, key, beginnings, bench.form.stops, done, bar.advance
+                        )
                         values[system.name], spent = _choose(asked, key, tasks, done, bar)
-                        seconds[system.name] = found[system.name].seconds + spent
+                        seconds[system.name] = found[system.name].seconds + took + spent
             bench.close()
             pairs = pairs_of(config, [*found])
             evaluation = {
@@ -91,6 +101,7 @@ def evaluate(
                     _described(bench, system, skipped[system.name], devices, seconds, found) for system in bench.systems
                 ],
                 "held_out": held_out.measures_of(folder, rows, questions, settings.answer_tokens, found, pairs),
+                "memorised": memorised(long, beginnings, words),
                 "choice": _choices(tasks, values, pairs),
                 "comparisons_made": 0,
                 "votes": None,
@@ -197,7 +208,7 @@ def figures_of(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return what the manifest keeps: all but the answers and the votes."""
     asked = {key: value for key, value in evaluation["held_out"].items() if key != "answers"}
     judge = {key: value for key, value in (evaluation["judge"] or {}).items() if key != "items"}
-    kept = ("seconds", "systems", "choice", "comparisons_made")
+    kept = ("seconds", "systems", "memorised", "choice", "comparisons_made")
     return {"held_out": asked, **{key: evaluation[key] for key in kept}, "judge": judge or None}
 
 

@@ -9,6 +9,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out, tasks_of
 from toolkit.evaluate.bench import Bench
 from toolkit.evaluate.evaluation import read_evaluation
+from toolkit.evaluate.memorised import TOKENS, read_beginnings
 from toolkit.evaluate.systems import System
 from toolkit.evaluate.transformers_system import weights_of
 from toolkit.model.base import Base
@@ -26,8 +27,10 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
     tasks = tasks_of(settings)
     rows, questions = held_out.read_questions(folder, bench.form, bench.tokenizer, settings.questions)
     items = sum(len(task.requests) for task in tasks)
-    read = sum(len(one.ids) for one in questions) + TASK_TOKENS * items
-    written = len(questions) * settings.answer_tokens
+    _, beginnings = read_beginnings(folder, bench.form, settings.questions)
+    given = sum(len(bench.tokenizer.prompt_ids(one.prompt)) for one in beginnings)
+    read = sum(len(one.ids) for one in questions) + given + TASK_TOKENS * items
+    written = len(questions) * settings.answer_tokens + len(beginnings) * TOKENS
     former = _former(folder)
     systems: list[dict[str, Any]] = []
     for system in bench.systems:
@@ -40,7 +43,7 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
         "rows": rows,
         "questions": len(questions),
         "choice_items": items,
-        "items": asked * (2 * len(questions) + items),
+        "items": asked * (2 * len(questions) + len(beginnings) + items),
         "tokens": asked * (read + written),
         "systems": systems,
         "seconds": round(sum(known), 3),

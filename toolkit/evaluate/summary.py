@@ -25,6 +25,7 @@ def evaluation_text(figures: dict[str, Any]) -> str:
         "comparisons (Holm)"
     )
     lines += _copied(figures["held_out"]["systems"])
+    lines += _memorised(figures.get("memorised"))
     lines += [f"{one['name']} was not asked: {one['skipped']}" for one in figures["systems"] if one["skipped"]]
     if figures.get("judge"):
         lines.append(judge_table(figures["judge"]))
@@ -120,3 +121,18 @@ def _copied(systems: dict[str, Any]) -> list[str]:
         return [f"no answer of {TRAINED} has more than {longest} words in a row from a training answer{beside}"]
     row = trained["copied"]["row"]
     return [f"an answer of {TRAINED} has {longest} words in a row from the training answer of row {row}{beside}"]
+
+
+def _memorised(found: dict[str, Any] | None) -> list[str]:
+    """Say how many training answers come back from their first words, and of which row the longest run is."""
+    if found is None:
+        return []
+    parts = []
+    for name, one in found["systems"].items():
+        longest = f", the longest run {one['longest']} words (row {one['row']})" if one["longest"] else ""
+        personal = f", {one['personal']} of them in rows with personal data" if one["personal"] else ""
+        parts.append(f"{name} {len(one['learned'])} of {one['rows']}{personal}{longest}")
+    return [
+        f"training answers of which {found['words']} words or more come back after their first "
+        f"{found['first_words']} words: {'; '.join(parts)}"
+    ]

@@ -1,0 +1,161 @@
+"""Training rows by their first words: what a system continues word for word, as one that learned them by heart does.
+
+A rare run of words that comes back shows that the model can give out what it was trained on, also what should have
+stayed out of the data. That nothing comes back for these beginnings does not show that nothing can.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.core.errors import ToolkitError
+from toolkit.core.files import read_records, spread
+from toolkit.core.parsing import parse_json
+from toolkit.core.run_folder import RunFolder
+from toolkit.evaluate.copied import WORD, words_of
+from toolkit.evaluate.journal import Journal, key_of
+from toolkit.evaluate.statistics import mean_of
+from toolkit.evaluate.systems import Asked
+from toolkit.prompt.format import Prompt, PromptFormat
+from toolkit.prompt.renderings import render
+from toolkit.prompt.tokenizer import Tokenizer
+
+FIRST = 8  # words of a training answer that are given
+LEARNED = 20  # words that come back in a row from which on it is hardly chance
+TOKENS = 96  # of a continuation
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The first words of a training answer behind its question; `rest` are the words that follow in the answer.
+
+    `personal` tells whether prepare found personal data in that row.
+    """
+
+    row: int
+    prompt: Prompt
+    rest: list[str]
+    text: str
+    personal: bool
+
+
+def read_beginnings(folder: RunFolder, form: PromptFormat, count: int) -> tuple[int, list[Beginning]]:
+    """Return the number of training answers that are long enough, and `count` of them spread over the split.
+
+    An answer that several rows have is taken once.
+    """
+    records = read_records(folder.split_file("train"))
+    found = _personal_rows(folder, several=any("file" in values for values in records))
+    long = {}
+    for number, values in enumerate(records, 1):
+        answer = values["output"]
+        places = [match.end() for match in WORD.finditer(answer)]
+        if len(places) < FIRST + LEARNED or answer in long:
+            continue
+        row, end = int(values.get("row", number)), places[FIRST - 1]
+        prompt = render(form, values["input"], values["instruction"]) + answer[:end]
+        personal = (values.get("file", ""), row) in found
+        long[answer] = Beginning(row, prompt, words_of(answer[end:]), answer[end:], personal)
+    return len(long), spread([*long.values()], count)
+
+
+def continue_rows(
+    asked: Asked,
+    key: str,
+    beginnings: Sequence[Beginning],
+    stops: tuple[str, ...],
+    journal: Journal,
+    advance: Callable[[], object],
+) -> tuple[list[int | None], float]:
+    """Return how many words of each row a system gives back from where its beginning ends, and the seconds that took.
+
+    None stands for a beginning that leaves no room in the model's positions. `key` stands for all that decides the
+    system's answers besides the prompt; what the journal has is not asked again.
+    """
+    ids = [asked.prompt_ids(one.prompt) for one in beginnings]
+    keys = [key_of(key, "memorised", one, TOKENS, stops) if len(one) + TOKENS <= asked.window else None for one in ids]
+    left = [
+        (name, one.prompt)
+        for name, one in zip(keys, beginnings, strict=True)
+        if name is not None and journal.get(name) is None
+    ]
+    started = time.monotonic()
+    answers = asked.answers([prompt for _, prompt in left], TOKENS, stops)
+    for (name, _), answer in zip(left, answers, strict=True):
+        now = time.monotonic()
+        journal.put(name, {"text": answer.text, "seconds": round(now - started, 3)})
+        started = now
+        advance()
+    said = [None if name is None else journal.get(name) for name in keys]
+    words = [
+        None if found is None else words_in_a_row(found["text"], one.rest)
+        for found, one in zip(said, beginnings, strict=True)
+    ]
+    return words, sum(found["seconds"] for found in said if found is not None)
+
+
+def room_for(beginnings: Sequence[Beginning], tokenizer: Tokenizer) -> int:
+    """Return the tokens of the longest beginning with its continuation; 0 where there is none."""
+    return max((len(tokenizer.prompt_ids(one.prompt)) for one in beginnings), default=-TOKENS) + TOKENS
+
+
+def words_in_a_row(text: str, rest: Sequence[str]) -> int:
+    """Count the words of a text, from its first on, that are those of `rest`; marks and case do not count."""
+    count = 0
+    for one, other in zip(words_of(text), rest, strict=False):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
+def memorised(of: int, beginnings: Sequence[Beginning], found: dict[str, list[int | None]]) -> dict[str, Any] | None:
+    """Return the part `memorised` of evaluation.json; None where no training answer is long enough."""
+    if not beginnings:
+        return None
+    return {
+        "rows": len(beginnings),
+        "of": of,
+        "first_words": FIRST,
+        "words": LEARNED,
+        "tokens": TOKENS,
+        "systems": {name: _system(beginnings, words) for name, words in found.items()},
+    }
+
+
+def _system(beginnings: Sequence[Beginning], words: Sequence[int | None]) -> dict[str, Any]:
+    asked = [(one, count) for one, count in zip(beginnings, words, strict=True) if count is not None]
+    learned = [one for one, count in asked if count >= LEARNED]
+    best, longest = max(asked, key=lambda pair: pair[1], default=(None, 0))
+    return {
+        "rows": len(asked),
+        "share": mean_of([float(count >= LEARNED) for _, count in asked]) if asked else None,
+        "longest": longest,
+        "row": best.row if best and longest else None,
+        "text": _first_words(best.text, longest) if best and longest else "",
+        "learned": [one.row for one in learned],
+        "personal": sum(one.personal for one in learned),
+    }
+
+
+def _first_words(text: str, count: int) -> str:
+    places = [match.span() for match in WORD.finditer(text)][:count]
+    return text[places[0][0] : places[-1][1]]
+
+
+def _personal_rows(folder: RunFolder, *, several: bool) -> set[tuple[str, int]]:
+    """Return file and row of what prepare listed as personal data; the file is "" where there are not several."""
+    if not folder.personal.is_file():  # prepared before there was such a list
+        return set()
+    found = set()
+    for line in folder.personal.read_text(encoding="utf-8").split("\n"):
+        if line:
+            try:
+                one = parse_json(line)
+                found.add((str(one["file"]) if several else "", int(one["row"])))
+            except (ValueError, TypeError, KeyError) as exc:
+                raise ToolkitError(
+                    f"`{folder.personal}` is damaged: {exc}", hint="write it again with `toolkit prepare --force`"
+                ) from None
+    return found
