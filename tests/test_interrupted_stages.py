@@ -30,6 +30,9 @@ default = "F16"
 rows = 2
 answer_tokens = 2
 questions = ["What helps?"]
+[evaluate]
+questions = 2
+answer_tokens = 3
 """
 
 
@@ -104,6 +107,17 @@ def test_a_validation(place: Path, which: str) -> None:
     for stage in ("prepare", "export"):
         assert call_toolkit(stage, cwd=place).code == 0
     went_well(faults_of(place, which, "validate"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["2:7", pytest.param("5:7", marks=pytest.mark.exhaustive)])
+def test_an_evaluation(place: Path, which: str) -> None:
+    from tests.conftest import call_toolkit
+
+    models.save_adapter(place / "runs" / "r" / "adapter", place / "base")
+    for stage in ("prepare", "export"):
+        assert call_toolkit(stage, cwd=place).code == 0
+    went_well(faults_of(place, which, "evaluate"))
 
 
 @pytest.mark.slow

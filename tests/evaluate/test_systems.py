@@ -91,6 +91,14 @@ def test_a_greedy_continuation_is_known_as_one(bench: Bench) -> None:
         assert [score.greedy for score in asked.scores(pairs)] == [True, False, False]
 
 
+def test_what_was_begun_is_closed_before_the_model(bench: Bench) -> None:
+    with bench.opened(named(bench, "Q8_0"), 256) as asked:
+        answers = asked.answers(prompts(bench), TOKENS, ())
+        scores = asked.scores([([1, 2], [3]), ([4], [5, 6])])
+        next(iter(answers)), next(iter(scores))
+    assert list(answers) == list(scores) == []
+
+
 def test_answers_that_come_early_wait() -> None:
     one, two, three = (Answer(text, 1, True) for text in "abc")
     assert list(in_order([(2, three), (0, one), (1, two)])) == [one, two, three]

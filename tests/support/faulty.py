@@ -28,6 +28,16 @@ CALLS = ("replace", "rename", "unlink", "remove", "rmdir", "fsync", "link", "mkd
 # What a stage imports where it cannot be run before the forks: torch's and llama.cpp's threads do not outlive one.
 MODULES = {
     "validate": ("torch", "peft", "transformers.models.llama.modeling_llama", "llama_cpp", "toolkit.validate.stage"),
+    "evaluate": (
+        "torch",
+        "peft",
+        "transformers.models.llama.modeling_llama",
+        "llama_cpp",
+        "toolkit.evaluate.stage",
+        "sacrebleu",
+        "rouge_score.rouge_scorer",
+        "scipy.stats",
+    ),
     "train": ("torch", "peft", "trl", "matplotlib.figure", "transformers.models.llama.modeling_llama"),
 }
 # Not results: what was printed, when it was, and the lock.
@@ -169,13 +179,16 @@ def call(command: list[str], place: Path, number: int = -1, kill: bool = False) 
 
 
 def _untimed(path: Path) -> bytes:
-    """Return a file's bytes, without the speed that a training log states; of the page, whose text holds times, none.
+    """Return a file's bytes, without the speed that a training log states and the seconds of an evaluation.
 
-    All it says comes from the other files, and a damaged one would lack its end.
+    Of the page, whose text holds times, there is the end alone: all it says comes from the other files, and a damaged
+    one would lack its end.
     """
     content = path.read_bytes()
     if path.name == "report.html":
         return content[-8:]
+    if path.name == "evaluation.json":
+        return re.sub(rb'"seconds": [0-9.]+', b"", content)
     return re.sub(rb'"tokens_per_second": [0-9.]+', b"", content) if path.name == "train_log.jsonl" else content
 
 

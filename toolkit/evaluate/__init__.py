@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ from toolkit.core.manifest import Manifest, Outcome, installed
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out
 from toolkit.evaluate.bench import Bench
+from toolkit.evaluate.choice import ChoiceEntry, Place, ask_items, entries, load_choice
 from toolkit.evaluate.evaluation import VERSION, read_evaluation, write_evaluation
 from toolkit.evaluate.journal import Journal, journal, key_of
 from toolkit.evaluate.measures import check_installed
 from toolkit.evaluate.memorised import continue_rows, memorised, read_beginnings, room_for
 from toolkit.evaluate.statistics import compare, correct, mean_of
 from toolkit.evaluate.systems import Asked, System
+from toolkit.evaluate.tasks import ChoiceTask
 from toolkit.evaluate.votes import kept_votes
 from toolkit.model.base import Base
 
@@ -69,12 +70,14 @@ def evaluate(
         TASK_WINDOW if tasks else 0,
     )
     found: dict[str, held_out.Found] = {}
-    values: dict[str, dict[Any, float]] = {}
+    values: dict[str, dict[Place, float]] = {}
     words: dict[str, list[int | None]] = {}
     seconds, devices = {}, {}
     try:
         with journal(folder.evaluated, fresh=force) as done:
             items = len(present) * (2 * len(questions) + len(beginnings) + sum(len(task.requests) for task in tasks))
+            if done.values:
+                console.info(f"{len(done.values):,} of {items:,} items are done already (--force begins anew)")
             with console.progress("evaluate", items, "items") as bar:
                 bar.skip_to(min(len(done.values), items))
                 for number, system in enumerate(present, 1):
@@ -118,33 +121,25 @@ def evaluate(
     return Outcome([folder.evaluation], figures_of(evaluation), _warning(evaluation))
 
 
-def _choice_module() -> Any:
-    return import_module("toolkit.evaluate.choice")
-
-
-def tasks_of(settings: EvaluateSettings) -> list[Any]:
+def tasks_of(settings: EvaluateSettings) -> list[ChoiceTask]:
     """Load the tasks and the exam that the settings name; raises ToolkitError for one that is wrong."""
-    if not settings.tasks and not settings.exam:
-        return []
     exam = Path(settings.exam).expanduser() if settings.exam else None
     data = Path(settings.task_folder).expanduser() if settings.task_folder else None
-    return list(_choice_module().load_choice(settings.tasks, exam, settings.task_items, data))
+    return load_choice(settings.tasks, exam, settings.task_items, data)
 
 
 def _choose(
-    asked: Asked, key: str, tasks: Sequence[Any], done: Journal, bar: console.Progress
-) -> tuple[dict[Any, float], float]:
+    asked: Asked, key: str, tasks: Sequence[ChoiceTask], done: Journal, bar: console.Progress
+) -> tuple[dict[Place, float], float]:
     """Ask a system the items of all tasks that the journal does not have yet; return all values and seconds."""
-    if not tasks:
-        return {}, 0.0
     keys = {
-        (task.name, item): key_of(key, task.name, item, [str(request.args) for request in requests])
+        (task.name, item): key_of(key, task.name, item, [str((request.doc, request.args)) for request in requests])
         for task in tasks
         for item, requests in enumerate(task.requests)
     }
     before = [place for place, name in keys.items() if done.get(name) is not None]
     started = time.monotonic()
-    for one in _choice_module().ask_items(asked, tasks, before):
+    for one in ask_items(asked, tasks, before):
         now = time.monotonic()
         done.put(keys[one.task, one.item], {"value": one.value, "seconds": round(now - started, 3)})
         started = now
@@ -169,14 +164,12 @@ def _described(
 
 
 def _choices(
-    tasks: Sequence[Any], values: dict[str, dict[Any, float]], pairs: Sequence[tuple[str, str]]
+    tasks: Sequence[ChoiceTask], values: dict[str, dict[Place, float]], pairs: Sequence[tuple[str, str]]
 ) -> list[dict[str, Any]]:
-    if not tasks:
-        return []
-    return [_choice(entry, pairs) for entry in _choice_module().entries(tasks, values)]
+    return [_choice(entry, pairs) for entry in entries(tasks, values)]
 
 
-def _choice(entry: Any, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _choice(entry: ChoiceEntry, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     there = [(a, b) for a, b in pairs if a in entry.values and b in entry.values]
     return {
         "task": entry.task,

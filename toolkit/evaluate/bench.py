@@ -80,19 +80,24 @@ class Bench:
                 raise ToolkitError(
                     f"no GGUF file `{system.path}`", hint="write it with `toolkit export`", exit_code=MISSING
                 )
-            with opened_gguf(system.path, self.tokenizer, window, exact=system.name == "F32") as asked:
+            with (
+                _enough_memory(system),
+                opened_gguf(system.path, self.tokenizer, window, exact=system.name == "F32") as asked,
+            ):
                 yield asked
             return
         place = self.place
         if isinstance(place, str):
             raise ToolkitError(f"{system.name} cannot be asked: {self.skipped(system)}", exit_code=MISSING)
         if self._model is None:
-            self._model = self._stack.enter_context(loaded(self.base.folder, self.folder.adapter, place))
+            with _enough_memory(system):
+                self._model = self._stack.enter_context(loaded(self.base.folder, self.folder.adapter, place))
         config = self._model.get_base_model().config
         positions = getattr(config.get_text_config(), "max_position_embeddings", None) or window
         ends = ends_of(self.base.folder, self.tokenizer)
         adapted = system.kind == "trained"
-        yield TransformersSystem(self._model, adapted, self.tokenizer, ends, min(window, positions), place)
+        with _enough_memory(system):
+            yield TransformersSystem(self._model, adapted, self.tokenizer, ends, min(window, positions), place)
 
     def close(self) -> None:
         """Let go of base and trained model."""
@@ -120,3 +125,17 @@ class Bench:
         place = "" if system.path is not None else str(self.place)
         text = json.dumps([system.name, hashes, place, installed(libraries)])
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _enough_memory(system: System) -> Iterator[None]:
+    """Say which system had too little memory, and how the others are asked without it."""
+    try:
+        yield
+    except Exception as exc:  # torch's own, which is not imported here
+        if type(exc).__name__ not in ("OutOfMemoryError", "MemoryError"):
+            raise
+        raise ToolkitError(
+            f"{system.name} has too little memory to answer: {str(exc).splitlines()[0] if str(exc) else 'it ran out'}",
+            hint="free memory, for example of another program on the GPU, or name the others in `evaluate.systems`",
+        ) from None

@@ -17,12 +17,16 @@ from toolkit.prompt.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LlamaCppSystem:
-    """A loaded GGUF; answers are decoded by the training's tokenizer, so that equal ids are equal texts."""
+    """A loaded GGUF; answers are decoded by the training's tokenizer, so that equal ids are equal texts.
+
+    What was begun and not asked to its end is closed by `begun`, before the model that it uses.
+    """
 
     llm: Any
     path: Path
     tokenizer: Tokenizer
     window: int
+    begun: contextlib.ExitStack
 
     @property
     def bos(self) -> int | None:
@@ -56,11 +60,14 @@ class LlamaCppSystem:
             return
         count = at_once(self.path, max(map(len, given)) + tokens)
         found = answer_all(self.llm, given, tokens, count, lambda ids: cut_at(self.tokenizer, ids, stops) is not None)
+        self.begun.callback(found.close)
         yield from in_order((number, answer_of(self.tokenizer, ids, ended, stops)) for number, ids, ended in found)
 
     def scores(self, pairs: Sequence[Pair]) -> Iterator[Score]:
         """Score continuations, each after the ids before it; in order."""
-        return llamacpp_scores(self.llm, pairs)
+        found = llamacpp_scores(self.llm, pairs)
+        self.begun.callback(found.close)
+        return found
 
 
 @contextlib.contextmanager
@@ -71,5 +78,5 @@ def opened_gguf(path: Path, tokenizer: Tokenizer, window: int, *, exact: bool) -
     """
     positions = trained_positions(path)
     room = window if positions is None else min(window, positions)
-    with llamacpp.opened(path, room, exact=exact) as llm:
-        yield LlamaCppSystem(llm, path, tokenizer, room)
+    with llamacpp.opened(path, room, exact=exact) as llm, contextlib.ExitStack() as begun:
+        yield LlamaCppSystem(llm, path, tokenizer, room, begun)

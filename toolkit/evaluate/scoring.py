@@ -5,7 +5,7 @@ Sums are float64, of a log-softmax in float64. What continuations have in common
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ OUTPUTS = 128  # rows of logits in memory at once: 67 MB for a vocabulary of 128
 Pair = tuple[list[int], list[int]]
 
 
-def llamacpp_scores(llm: Any, pairs: Sequence[Pair]) -> Iterator[Score]:
+def llamacpp_scores(llm: Any, pairs: Sequence[Pair]) -> Generator[Score, None, None]:
     """Score continuations in a loaded GGUF, in order; pairs are (ids before it, its ids).
 
     Many pairs share a pass, as branches of a tree of tokens. The beginning that a pass shares with the last one stays

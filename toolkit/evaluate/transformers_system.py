@@ -21,7 +21,8 @@ from toolkit.model.text_part import text_part
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 
-BATCH = 16  # prompts that are answered at once
+BATCH = 16  # prompts that are answered at once, as far as their KV cache has room
+CACHE = 1_000_000_000  # bytes of it
 BESIDES = 1_500_000_000  # bytes besides the weights: the KV cache of a batch, activations, torch itself
 
 
@@ -70,8 +71,17 @@ class TransformersSystem:
     def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
         """Answer each prompt greedily, a batch at once with padding on the left; in the order of the prompts."""
         given = [self.prompt_ids(prompt) for prompt in prompts]
-        for start in range(0, len(given), BATCH):
-            yield from self._answer(given[start : start + BATCH], tokens, stops)
+        step = self._at_once(max(map(len, given), default=0) + tokens)
+        for start in range(0, len(given), step):
+            yield from self._answer(given[start : start + step], tokens, stops)
+
+    def _at_once(self, length: int) -> int:
+        """Return how many sequences of so many tokens are in memory at once, from 1 to 16."""
+        config = self.model.get_base_model().config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        token = 2 * config.num_hidden_layers * heads * width * (4 if self.place.dtype == "float32" else 2)
+        return int(max(1, min(BATCH, CACHE // (token * length))))
 
     def _answer(self, given: list[list[int]], tokens: int, stops: tuple[str, ...]) -> list[Answer]:
         import torch

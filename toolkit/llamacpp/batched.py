@@ -3,7 +3,7 @@
 Every sequence has a stream of the KV cache of its own. Where one ends, the next question takes its place.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def at_once(path: Path, length: int) -> int:
 
 def answer_all(
     llm: Any, prompts: Sequence[Sequence[int]], tokens: int, count: int, over: Callable[[list[int]], bool]
-) -> Iterator[tuple[int, list[int], bool]]:
+) -> Generator[tuple[int, list[int], bool], None, None]:
     """Answer prompts greedily, `count` at once; yield (number of the prompt, ids of its answer, ended) as each ends.
 
     An answer ends at a token that the vocabulary calls an end, which is left out, at `tokens` tokens, or where `over`

@@ -130,13 +130,13 @@ def chain(name: str) -> list[str]:
 
 
 def state_beside(config: "Config", folder: "RunFolder") -> dict[str, str]:
-    """Say the same as `state` of the stages beside the chain."""
+    """Say the same as `state` of the stages beside the chain; what was never recorded does not count before them."""
     from toolkit.core.manifest import read_manifest
 
-    manifest, before = read_manifest(folder), state(config, folder)
-    found = {}
+    manifest, found = read_manifest(folder), {}
     for name in BESIDE:
-        behind = next((earlier for earlier in chain(name) if before[earlier]), "")
+        earlier = [other for other in chain(name) if other in manifest.stages]
+        behind = next((other for other in earlier if _why(other, config, folder, manifest)), "")
         found[name] = _why(name, config, folder, manifest) or (f"{behind} comes first" if behind else "")
     return found
 
