@@ -47,6 +47,7 @@ class Parrot:
     window: int = 1000
     bos: int | None = None
     eos: int = 1
+    device: str = "CPU"
     asked: list[str] = field(default_factory=list)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class LlamaCppSystem:
     path: Path
     tokenizer: Tokenizer
     window: int
-    begun: contextlib.ExitStack
+    begun: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def bos(self) -> int | None:
