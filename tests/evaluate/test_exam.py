@@ -113,8 +113,9 @@ def test_the_sample_exam_has_no_bias() -> None:
     assert 0.9 < sum(right) / sum(wrong) < 1.1
 
 
-def test_the_sample_exam_as_a_task() -> None:
+def test_the_sample_exam_as_a_task(capfd: pytest.CaptureFixture[str]) -> None:
     task = exam_task(SAMPLE)
+    assert capfd.readouterr() == ("", "")
     assert (task.name, task.title, task.metric, task.lower) == ("exam:exam", "Own exam, exam.jsonl", "acc", False)
     assert len(task.requests) == 40
     row = read_exam(SAMPLE)[0]

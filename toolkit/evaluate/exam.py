@@ -11,7 +11,9 @@ from typing import Any
 
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.core.parsing import parse_json
-from toolkit.evaluate.tasks import ChoiceTask, check_installed, make_task
+from toolkit.evaluate.guards import quiet
+from toolkit.evaluate.measures import check_installed
+from toolkit.evaluate.tasks import ChoiceTask, make_task
 
 LETTERS = string.ascii_uppercase
 EXAMPLE = '{"question": "…", "choices": ["…", "…"], "answer": "A"}'
@@ -69,18 +71,19 @@ def exam_task(path: Path) -> ChoiceTask:
 
     name = f"exam:{path.stem}"
     documents = [{"question": row.question, "choices": list(row.choices), "answer": row.answer} for row in rows]
-    task = ConfigurableTask(
-        config={
-            "task": name,
-            "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
-            "output_type": "multiple_choice",
-            "test_split": "test",
-            "doc_to_text": _text,
-            "doc_to_choice": _letters,
-            "doc_to_target": "answer",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        }
-    )
+    with quiet():
+        task = ConfigurableTask(
+            config={
+                "task": name,
+                "custom_dataset": lambda **_: {"test": Dataset.from_list(documents)},
+                "output_type": "multiple_choice",
+                "test_split": "test",
+                "doc_to_text": _text,
+                "doc_to_choice": _letters,
+                "doc_to_target": "answer",
+                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+            }
+        )
     made = make_task(name, task, 0)
     return ChoiceTask(name, f"Own exam, {path.name}", made.metric, made.lower, made.task, made.requests)
 

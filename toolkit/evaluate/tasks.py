@@ -1,28 +1,20 @@
 """Tasks of lm-evaluation-harness: their names, and how one becomes items with one number each."""
 
-import contextlib
 import difflib
 import functools
-import importlib
 import importlib.util
-import io
-import logging
 import math
 import os
-import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.evaluate.task_data import task_data
+from toolkit.evaluate.guards import SEEDS, no_programs, own_data, quiet, seeded
+from toolkit.evaluate.measures import check_installed
 
-INSTALL = "pip install 'medassist-toolkit[evaluate]'"
-SEEDS = {"random": 0, "numpy": 1234, "fewshot": 1234}  # lm-eval's own
 TITLES = {
     "medqa_4options": "MedQA, questions of the US medical licence",
     "medmcqa": "MedMCQA, questions of Indian medical entrance exams",
@@ -56,7 +48,7 @@ class ChoiceTask:
             type(request)(**{**_fields(request), "resps": [response] * (request.repeats or 1), "filtered_resps": {}})
             for request, response in zip(self.requests[item], responses, strict=True)
         ]
-        with _quiet(), _no_programs():
+        with quiet(), no_programs():
             first = self.task._filters[0]
             first.apply(asked)
             found = self.task.process_results(asked[0].doc, [request.filtered_resps[first.name] for request in asked])
@@ -71,12 +63,6 @@ BITS = "bits per byte"
 
 def _fields(request: Any) -> dict[str, Any]:
     return {key: getattr(request, key) for key in ("request_type", "doc", "arguments", "idx", "metadata")}
-
-
-def check_installed() -> None:
-    """Raise ToolkitError with the command that installs lm-eval, if it is not there."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ToolkitError("lm-evaluation-harness is not installed", hint=INSTALL, exit_code=MISSING)
 
 
 def open_tasks(names: Sequence[str], items: int, folder: Path | None) -> list[ChoiceTask]:
@@ -136,7 +122,7 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def _load(name: str, named: dict[str, set[Path]], folder: Path | None) -> dict[str, Any]:
     """Return the tasks that a name stands for, as lm-eval makes them."""
-    with _quiet(), _no_programs(), _own_data(folder), _seeded():
+    with quiet(), no_programs(), own_data(folder), seeded():
         from lm_eval.tasks import TaskManager
 
         try:
@@ -189,7 +175,7 @@ def make_task(name: str, task: Any, items: int) -> ChoiceTask:
     if getattr(task, "MULTIMODAL", False):
         _refuse(name, "shows pictures or plays sounds")
     metric, lower = _metric(name, task)
-    with _quiet(), _no_programs(), _seeded():
+    with quiet(), no_programs(), seeded():
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=SEEDS["fewshot"])
@@ -227,75 +213,3 @@ def _refuse(name: str, why: str) -> NoReturn:
     raise ToolkitError(
         f"task `{name}` {why}: it is not asked here", hint="leave it out of `evaluate.tasks`", exit_code=USAGE
     )
-
-
-@contextlib.contextmanager
-def _own_data(folder: Path | None) -> Iterator[None]:
-    """Let tasks that are described by a YAML file read their data by `task_data`."""
-    from lm_eval.api.task import ConfigurableTask
-
-    usual = ConfigurableTask.download
-
-    def download(task: Any, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        if callable(task.config.custom_dataset):  # lm-eval's own code makes them
-            usual(task, dataset_kwargs)
-        else:
-            task.dataset = task_data(task, folder)
-
-    ConfigurableTask.download = download
-    try:
-        yield
-    finally:
-        ConfigurableTask.download = usual
-
-
-@contextlib.contextmanager
-def _no_programs() -> Iterator[None]:
-    """Refuse metrics that the library `evaluate`, which lm-eval brings, would fetch from the hub as programs."""
-
-    def refuse(path: str, *_: Any, **__: Any) -> Any:
-        raise ToolkitError(
-            f"a task's metric `{path}` is a program on the hub, and the toolkit fetches and runs none",
-            hint="leave that task out of `evaluate.tasks`",
-            exit_code=USAGE,
-        )
-
-    if importlib.util.find_spec("evaluate") is None:
-        yield
-        return
-    library: Any = importlib.import_module("evaluate")
-    usual, library.load = library.load, refuse
-    try:
-        yield
-    finally:
-        library.load = usual
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lines and bars of lm-eval, `datasets` and tasks' own code off the streams, and no use is told the hub."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """Give tasks that draw their items lm-eval's own seeds; afterwards the generators go on as before."""
-    states: list[tuple[Callable[[Any], None], Any]] = [
-        (random.setstate, random.getstate()),
-        (np.random.set_state, np.random.get_state()),
-    ]
-    random.seed(SEEDS["random"])
-    np.random.seed(SEEDS["numpy"])
-    try:
-        yield
-    finally:
-        for restore, state in states:
-            restore(state)
