@@ -160,6 +160,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     assert list(folder.path.iterdir()) == []
 
 
+def test_another_default_gives_another_sheet(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "demo")
+    evaluation = make_evaluation(6, systems=(*SYSTEMS, "Q8_0"))
+    former = sheet.write_sheet(folder, evaluation, DEFAULT)
+    fresh = sheet.write_sheet(folder, evaluation, "Q8_0")
+    assert former["sheet"] != fresh["sheet"] and fresh["pairs"][1]["b"] == "Q8_0"
+
+
+def test_no_spreadsheet_takes_a_sheet_s_name_for_a_number() -> None:
+    evaluation = make_evaluation(2)
+    names = [key_of(evaluation, str(seed)).sheet for seed in range(300)]
+    assert len(set(names)) == 300 and all(name[0] == "s" and name.isalnum() for name in names)
+
+
 def test_the_same_answers_give_the_same_sheet(tmp_path: Path) -> None:
     """Whoever has voted on a copy need not vote again."""
     folder = make_folder(tmp_path / "demo")
@@ -181,7 +195,7 @@ def test_other_answers_give_another_sheet_and_keep_the_former_key(
     fresh = sheet.write_sheet(folder, make_evaluation(6), DEFAULT)["sheet"]
     assert fresh != former
     assert (folder.path / f"review-key-{former}.json").read_bytes() == kept
-    assert f"the former sheet {former} was of other answers" in capsys.readouterr().err
+    assert f"the former sheet {former} was of other answers or systems" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 2}', "not json", '{"version": 1, "items": 3}'])

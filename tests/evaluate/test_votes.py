@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from tests.support.evaluations import DEFAULT, answer_of, make_evaluation, make_folder
+from tests.support.scored_models import World, copy, write_rows
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.run_folder import RunFolder
-from toolkit.evaluate import sheet
-from toolkit.evaluate.blind import SheetKey
+from toolkit.evaluate import evaluate, sheet
+from toolkit.evaluate.blind import SheetKey, answers_hash
+from toolkit.evaluate.evaluation import amend, read_evaluation
 from toolkit.evaluate.votes import count_votes, kept_votes, majority, votes_table
 from toolkit.evaluate.votes_file import read_ballot
 from toolkit.report.sources import Evaluation
@@ -326,3 +328,23 @@ def test_votes_outlive_an_evaluation_with_the_same_answers(folder: RunFolder) ->
     assert kept_votes(former, make_evaluation(11)) is None
     assert kept_votes(former, make_evaluation(0)) is None
     assert kept_votes(EVALUATION, again) is None and kept_votes({}, again) is None
+
+
+def test_an_evaluation_keeps_votes_on_its_answers_and_says_where_they_end(
+    made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy(made, tmp_path)
+    write_rows(run.folder.split_file("train"), [("When?", "At night."), ("How?", "Rest.")])
+
+    def evaluated(tokens: int) -> Any:
+        asked = {"questions": 2, "answer_tokens": tokens, "systems": ["F32", "Q8_0"]}
+        config = run.config.model_copy(update={"evaluate": run.config.evaluate.model_copy(update=asked)})
+        evaluate(config, run.folder, run.base, run.manifest(), force=True)
+        return read_evaluation(run.folder)["votes"]
+
+    assert evaluated(6) is None
+    votes = {"answers": answers_hash(read_evaluation(run.folder)), "pairs": []}
+    amend(run.folder, votes=votes)
+    assert evaluated(6) == votes and "no longer count" not in capsys.readouterr().err
+    assert evaluated(3) is None
+    assert "the votes of clinicians on the former ones no longer count" in capsys.readouterr().err

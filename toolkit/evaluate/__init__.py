@@ -195,6 +195,8 @@ def _finish(evaluation: dict[str, Any], folder: RunFolder) -> None:
     except ToolkitError:  # there is none, or one of another version
         return
     evaluation["votes"] = kept_votes(former, evaluation)
+    if former["votes"] and evaluation["votes"] is None:
+        console.warn("the answers have changed: the votes of clinicians on the former ones no longer count")
 
 
 def figures_of(evaluation: dict[str, Any]) -> dict[str, Any]:

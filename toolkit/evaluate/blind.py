@@ -137,7 +137,8 @@ def draw_key(run: str, evaluation: dict[str, Any], default: str, seed: str) -> S
         Identical(a=pair[0], b=pair[1], questions=len(found) + same, identical=same)
         for pair, (found, same) in different.items()
     ]
-    name = hashlib.sha256(f"sheet {seed}".encode()).hexdigest()[:12]
+    # A spreadsheet would take hexadecimal digits alone, such as 12e345, for a number.
+    name = "s" + hashlib.sha256(f"sheet {seed}".encode()).hexdigest()[:11]
     return SheetKey(run=run, sheet=name, seed=seed, answers=answers_hash(evaluation), items=items, pairs=counts)
 
 
@@ -172,6 +173,9 @@ def key_for(folder: RunFolder, evaluation: dict[str, Any], default: str) -> Shee
     if there:
         kept = folder.review_key.with_name(f"review-key-{there.sheet}.json")
         folder.review_key.replace(kept)
-        warn(f"the former sheet {there.sheet} was of other answers: its votes no longer count; its key is now {kept}")
+        warn(
+            f"the former sheet {there.sheet} was of other answers or systems: its votes no longer count; its key is "
+            f"now {kept}"
+        )
     write_text(folder.review_key, fresh.model_dump_json(indent=1) + "\n")
     return fresh
