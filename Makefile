@@ -14,7 +14,7 @@ WEIGHTS ?= 1e9
 # Compiled modules are kept, whatever the shell says: without them every process of the tests compiles them anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test exhaustive test-ollama fast lint fuzz needs clean
+.PHONY: chromium quickstart test exhaustive test-ollama fast lint fuzz needs clean
 .DELETE_ON_ERROR:
 
 quickstart: .installed-run
@@ -22,7 +22,7 @@ quickstart: .installed-run
 	@echo
 	$(BIN)/toolkit ask -c $(CONFIG) "What can I do to lower my risk of catching a cold?"
 
-test: .installed-dev
+test: .installed-dev chromium
 	$(PYTEST) -m "not gpu and not exhaustive"
 
 exhaustive: .installed-dev
@@ -41,6 +41,9 @@ lint: .installed-dev
 
 fuzz: .installed-run
 	$(BIN)/python benchmarks/fuzz.py --weights $(WEIGHTS)
+
+chromium:
+	@bash .ci/chromium
 
 # What must be there before anything is installed: each missing thing is named, with what to do.
 needs:
