@@ -306,6 +306,57 @@ def test_a_process_that_died_between_manifest_and_page_leaves_no_stranger(
     assert "another" in page_of(run).plain
 
 
+@pytest.mark.parametrize(
+    ("personal", "said"),
+    [
+        (
+            {"mode": "mask", "looked": True, "names": False, "rows": 3, "kinds": {"DATE": 2}},
+            "in 3 rows: DATE 2; masked. Names",
+        ),
+        (
+            {"mode": "warn", "looked": True, "names": True, "rows": 1, "kinds": {"MRN": 4}},
+            "in 1 row: MRN 4; left in the rows.",
+        ),
+        ({"mode": "reject", "looked": True, "names": True, "rows": 0, "kinds": {}}, "Personal data: none was found."),
+        ({"mode": "off", "looked": False}, "were not searched for it"),
+        (None, "were not searched for it"),
+    ],
+)
+def test_what_was_found_of_personal_data_is_said(run: reported.Reported, personal: object, said: str) -> None:
+    manifest = read_manifest(run.folder)
+    manifest.stages["prepare"].figures["personal"] = personal
+    write_manifest(run.folder, manifest)
+    assert said in page_of(run).plain
+
+
+def test_a_training_row_with_personal_data_that_comes_back_is_a_warning(run: reported.Reported) -> None:
+    assert "for 20 words or more in 2." in page_of(run).plain
+    run.evaluation["memorised"]["systems"]["trained"]["personal"] = 1
+    run.write()
+    text = page_of(run).plain
+    assert "✗ Careful: From the first 8 words" in text and "1 of these rows holds personal data" in text
+
+
+def test_several_files_of_data_are_all_named(run: reported.Reported) -> None:
+    manifest = read_manifest(run.folder)
+    record = manifest.stages["prepare"]
+    record.inputs[:] = [
+        record.inputs[0].model_copy(update={"path": f"/x/part-{number}.csv", "sha256": f"{number:064}"})
+        for number in range(60)
+    ]
+    record.figures.update(files={"part-1.csv": {"rows": 9, "rejected": 2}})
+    write_manifest(run.folder, manifest)
+    text = page_of(run).plain
+    assert (
+        "from 60 files" in text
+        and "part-39.csv" in text
+        and "and 20 more" in text
+        and "part-1.csv: 9 rows, 2 rejected" in text
+    )
+    card = run.folder.model_card.read_text(encoding="utf-8")
+    assert "`part-19.csv`" in card and "and 40 more files" in card and "/x/" not in card
+
+
 def test_places_of_this_machine_are_not_on_the_page(run: reported.Reported, tmp_path: Path) -> None:
     page_of(run)
     for path in (run.folder.page, run.folder.model_card):

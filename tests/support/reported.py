@@ -248,6 +248,14 @@ def evaluation_of(name: str, draw: random.Random) -> dict[str, Any]:
             "comparisons": comparisons,
             "answers": answers,
         },
+        "memorised": {
+            "rows": 50, "of": 412, "first_words": 8, "words": 20, "tokens": 96,
+            "systems": {
+                system: {"rows": 50, "share": measure(0.04 if system != "base" else 0.0, 0.03),
+                         "longest": 27, "row": 12, "text": rows()[12][1][:120], "learned": [12, 31] if system != "base" else [], "personal": 0}
+                for system in SYSTEMS
+            },
+        },
         "choice": [exam],
         "comparisons_made": len(comparisons) + len(pairs),
         "votes": votes,
@@ -280,6 +288,7 @@ def manifest_of(run: Reported) -> Manifest:
         "truncated": 2, "dropped_too_long": 0, "train": 47, "val": 6, "test": 6, "questions": 56, "near_duplicates": 1,
         "leaked_questions": 0, "language": "en", "columns": {"question": "question", "answer": "answer"},
         "damaged": {"html": 2},
+        "personal": {"mode": "mask", "looked": True, "names": False, "rows": 3, "kinds": {"DATE": 2, "PHONE": 1}},
     }  # fmt: skip
     trained = {
         "backend": "peft", "device": "cpu", "precision": "bf16", "steps": 40, "records": 47, "tokens_seen": 36551,

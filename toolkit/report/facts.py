@@ -44,10 +44,10 @@ class StageState:
 
 @dataclass(frozen=True)
 class Data:
-    """What `prepare` did: its figures, its source, its split, and the words of each answer by split."""
+    """What `prepare` did: its figures, its sources, its split, and the words of each answer by split."""
 
     figures: Mapping[str, Any]
-    source: FileRecord | None
+    sources: list[FileRecord]
     split: Any
     seed: Any
     lengths: Mapping[str, list[int]]
@@ -55,8 +55,10 @@ class Data:
 
     @property
     def name(self) -> str:
-        """The source's name, without its folder."""
-        return Path(self.source.path).name if self.source else ""
+        """The source's name, without its folder; of several files their number."""
+        if len(self.sources) != 1:
+            return f"{len(self.sources):,} files" if self.sources else ""
+        return Path(self.sources[0].path).name
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _data(config: Config, folder: RunFolder, record: StageRecord | None) -> Data
         cut_short = cut_short or more
     return Data(
         record.figures,
-        record.inputs[0] if record.inputs else None,
+        record.inputs,
         record.settings.get("data.split", config.data.split),
         record.settings.get("data.seed", config.data.seed),
         lengths,

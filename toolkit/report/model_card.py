@@ -4,6 +4,7 @@ The text is in `toolkit/templates/model_card.md`; this module gathers its values
 """
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from toolkit.core.config import Config
@@ -14,6 +15,7 @@ from toolkit.report.markdown import markdown_environment
 from toolkit.report.sources import Comparison, Evaluation, Report
 from toolkit.report.words import counted, decimal, merge_sentence, penalty_sentence, percent
 
+MOST_SOURCES = 20  # that are listed; MedQuAD has thousands of documents
 FALLBACK_QUESTION = "What are the symptoms of dehydration?"
 
 
@@ -65,7 +67,8 @@ def _use(config: Config) -> dict[str, str]:
 def _prepared(data: Data) -> dict[str, Any]:
     figures = dict(data.figures)
     return {
-        "source": {"name": data.name, "sha256": data.source.sha256} if data.source else None,
+        "sources": [(Path(file.path).name, file.sha256) for file in data.sources[:MOST_SOURCES]],
+        "more_sources": max(len(data.sources) - MOST_SOURCES, 0),
         "rows": _counted(figures, ("rows", "kept", "duplicates", "rejected", "truncated", "dropped_too_long")),
         "reasons": figures.get("reasons") or {},
         "split": data.split,

@@ -26,7 +26,7 @@ def chain(facts: Facts) -> list[Link]:
     base = [(facts.report.base.label, facts.report.base.commit)] if facts.report else []
     weights = [file for file in export.inputs if not file.path.startswith(("adapter/", "data/"))] if export else []
     links = [
-        Link("Data", _names(prepare.inputs[:1]) if prepare else [], "not prepared in this run"),
+        Link("Data", _names(prepare.inputs) if prepare else [], "not prepared in this run"),
         Link("Prepared records", _names(prepare.outputs) if prepare else [], "not prepared in this run"),
         Link("Base model", [*base, *_names(weights)], "not known before the export"),
         Link("Adapter", _adapter(train.outputs) if train else [], "not trained in this run"),

@@ -98,6 +98,9 @@ def data_remarks(facts: Facts) -> list[str]:
     columns = figures.get("columns")
     if isinstance(columns, Mapping) and columns:
         said.append("Columns: " + ", ".join(f"{key} from {value}" for key, value in columns.items() if value) + ".")
+    for name, one in (figures.get("files") or {}).items():
+        said.append(f"{name}: {counted(one.get('rows', 0), 'row')}, {one.get('rejected', 0):,} rejected.")
+    said += _personal(figures.get("personal"))
     for kind, count in (figures.get("damaged") or {}).items():
         said.append(f"Rows with {DAMAGE.get(kind, kind)}: {count:,}.")
     lengths = sorted(each for one in facts.data.lengths.values() for each in one)
@@ -106,6 +109,20 @@ def data_remarks(facts: Facts) -> list[str]:
             f"Half of the answers have {lengths[len(lengths) // 2]:,} words or fewer; the longest {lengths[-1]:,}."
         )
     return said
+
+
+def _personal(found: Mapping[str, Any] | None) -> list[str]:
+    """Say what prepare found of personal data, and where it did not look."""
+    if found is None:
+        return ["Personal data: the rows were not searched for it."]
+    if not found.get("looked"):
+        return ["Personal data: the rows were not searched for it (data.personal)."]
+    names = "" if found.get("names") else " Names of persons were not searched for."
+    if not found.get("rows"):
+        return [f"Personal data: none was found.{names}"]
+    done = {"mask": "masked", "reject": "those rows were rejected"}.get(str(found.get("mode")), "left in the rows")
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in (found.get("kinds") or {}).items())
+    return [f"Personal data in {counted(found['rows'], 'row')}: {kinds}; {done}.{names}"]
 
 
 DAMAGE = {

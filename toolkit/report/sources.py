@@ -185,6 +185,27 @@ class HeldOut(Part):
     answers: list[HeldOutAnswer] = []
 
 
+class Continued(Part):
+    """Training answers that a system continued from their first words: `learned` are those it gave back."""
+
+    rows: int = 0
+    share: Measure | None = None
+    longest: int | None = None
+    row: int | None = None
+    text: str = ""
+    learned: list[int] = []
+    personal: int = 0
+
+
+class Memorised(Part):
+    """How much comes back of training answers of which the first words are given."""
+
+    rows: int = 0
+    first_words: int = 0
+    words: int = 0
+    systems: dict[str, Continued] = {}
+
+
 class Choice(Part):
     """One multiple-choice task."""
 
@@ -279,6 +300,7 @@ class Evaluation(Part):
     versions: dict[str, str] = {}
     systems: list[System] = []
     held_out: HeldOut | None = None
+    memorised: Memorised | None = None
     choice: list[Choice] = []
     comparisons_made: int | None = None
     votes: Votes | None = None

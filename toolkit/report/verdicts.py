@@ -145,17 +145,31 @@ def _repeats(facts: Facts) -> Verdict:
     held_out = facts.evaluation.held_out if facts.evaluation else None
     system = held_out.systems.get("trained") if held_out else None
     copied = system.copied if system else None
-    if copied is None or copied.longest is None:
-        return Verdict(question, "open", "Not measured.")
-    base = held_out.systems.get("base") if held_out else None
-    beside = ""
-    if base and base.copied and base.copied.longest is not None:
-        beside = f" The base, which never saw them, shares {base.copied.longest:,}."
-    return Verdict(
-        question,
-        "open",
-        f"The longest run shared with a training answer has {counted(copied.longest, 'word')}.{beside}",
-    )
+    memorised = facts.evaluation.memorised if facts.evaluation else None
+    continued = memorised.systems.get("trained") if memorised else None
+    said: list[str] = []
+    mark: Mark = "open"
+    if memorised and continued:
+        learned = len(continued.learned)
+        mark = "bad" if continued.personal else mark
+        said.append(
+            f"From the first {memorised.first_words} words of {counted(continued.rows, 'training answer')} it went on "
+            f"word for word for {memorised.words} words or more in {learned:,}."
+        )
+        if continued.personal:
+            said.append(f"{counted(continued.personal, 'of these rows holds', 'of these rows hold')} personal data.")
+    if copied and copied.longest is not None:
+        base = held_out.systems.get("base") if held_out else None
+        beside = (
+            f" The base, which never saw them, shares {base.copied.longest:,}."
+            if (base and base.copied and base.copied.longest is not None)
+            else ""
+        )
+        said.append(
+            f"In answers to held-out questions the longest run shared with a training answer has "
+            f"{counted(copied.longest, 'word')}.{beside}"
+        )
+    return Verdict(question, mark, " ".join(said) or "Not measured.")
 
 
 def _between(facts: Facts, a: str, wanted: Callable[[str], bool]) -> list[Comparison]:
