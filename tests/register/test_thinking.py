@@ -24,14 +24,29 @@ TALKS: list[list[dict[str, str]]] = [
     [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
     [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "The "}],
 ]
+# Earlier answers hold their thoughts, as a client sends them that asked with `think` false.
+DEEP = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "<think>H</think>b"},
+    {"role": "user", "content": "c"},
+    {"role": "assistant", "content": "<think>\nH\n</think>\n\nd"},
+    {"role": "user", "content": "e"},
+]
+KINDS = {"qwen3": families.save_thinking, "smollm3": families.save_thinking_llama}
 THINK: list[dict[str, Any]] = [{}, {"think": True}, {"think": False}]
 
 
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def talking(ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def talking(kind: str, ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """The models `closed`, `thoughts` and `plain` on a server, each with its own format's renderings."""
     folder = tmp_path_factory.mktemp("thinking")
-    save_talker(folder / "base", "Ċ", *SAYS, vocabulary=families.save_thinking)
+    save_talker(folder / "base", "Ċ", *SAYS, vocabulary=KINDS[kind], family=kind)
     client = library(ollama.url)
     for name in ("chatml, closed", "chatml, thoughts", "chatml"):
         form = prompt_format(FORMATS[name])
@@ -45,6 +60,7 @@ def talking(ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory) -> I
             parameters={"temperature": 0, "num_predict": 16, "stop": [form.eos]},
         )
     with server.http(OllamaSettings(host=ollama.url)) as http:
+        assert server.call(http, "/api/show", {"model": "closed"})["details"]["family"] == kind
         yield http
 
 
@@ -87,12 +103,32 @@ def test_a_model_without_the_setting_shows_its_thoughts_in_the_answer(talking: h
     assert server.call(talking, "/api/chat", body)["message"]["content"] == "<think>H</think>Y"
 
 
+def without_thoughts(talk: list[dict[str, str]]) -> list[dict[str, str]]:
+    bare = {"<think>H</think>b": "b", "<think>\nH\n</think>\n\nd": "d"}
+    return [{**message, "content": bare.get(message["content"], message["content"])} for message in talk]
+
+
 @pytest.mark.parametrize("name", ["chatml, closed", "chatml, thoughts"])
-def test_ollama_removes_thoughts_from_earlier_answers_of_qwen3(talking: httpx.Client, name: str) -> None:
-    """As Qwen3's own template does; an answer without its thoughts, as Ollama gave it, stays as it is."""
+@pytest.mark.parametrize("think", THINK, ids=["unset", "true", "false"])
+def test_thoughts_in_earlier_answers(talking: httpx.Client, kind: str, name: str, think: dict[str, bool]) -> None:
+    """Ollama removes them for Qwen3, as its own template does; of another family they stay as the client sent them.
+
+    Those that come apart, as Ollama gave them, are left out for both.
+    """
+    if think.get("think") and name == "chatml, closed":
+        pytest.skip("refused: such a model never thinks")
     form = prompt_format(FORMATS[name])
-    talk = TALKS[1]
-    raw = [talk[0], {"role": "assistant", "content": "<think>H</think>b"}, talk[2]]
-    apart = [talk[0], {"role": "assistant", "content": "b", "thinking": "H"}, talk[2]]
-    for sent in (raw, apart):
-        assert rendered(talking, "/api/chat", name, messages=sent) == conversation(form, talk, form.eos)
+    bare = without_thoughts(DEEP)
+    wanted = conversation(form, bare if kind == "qwen3" else DEEP, form.eos)
+    assert rendered(talking, "/api/chat", name, messages=DEEP, **think) == wanted
+    apart = [{**message, "thinking": "H"} if message["role"] == "assistant" else message for message in bare]
+    assert rendered(talking, "/api/chat", name, messages=apart, **think) == conversation(form, bare, form.eos)
+
+
+@pytest.mark.parametrize("think", THINK, ids=["unset", "true", "false"])
+def test_an_answer_after_several_turns_thinks_once(talking: httpx.Client, think: dict[str, bool]) -> None:
+    said = server.call(talking, "/api/chat", {"model": "thoughts", "messages": DEEP, "stream": False, **think})[
+        "message"
+    ]
+    whole = f"<think>{said['thinking']}</think>{said['content']}" if said.get("thinking") else said["content"]
+    assert whole == "<think>H</think>Y"

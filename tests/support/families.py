@@ -56,6 +56,14 @@ def save_thinking(folder: Path) -> None:
     models.add_tokens(folder, folder, "<think>", "</think>", special=False)
 
 
+def save_thinking_llama(folder: Path) -> None:
+    """Save a small vocabulary of SmolLM3's kind: Llama-3's way to split, ChatML's turns, marks of a thinking block."""
+    models.save_tokenizer(folder, bos=False, controls=("<|im_start|>", "<|im_end|>"))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    models.add_tokens(folder, folder, "<think>", "</think>", special=False)
+
+
 def save_plain(folder: Path, pre: str) -> None:
     """Save a small byte-level vocabulary without BOS."""
     models.save_tokenizer(folder, pre, bos=False)

@@ -10,16 +10,16 @@ from tokenizers import Tokenizer
 from tests.support import families
 
 
-def save_talker(folder: Path, *says: str, vocabulary: Callable[[Path], None] = families.save_qwen) -> None:
-    """Save a model of Qwen3's kind that continues the first of these tokens with the others, one after the other.
+def save_talker(
+    folder: Path, *says: str, vocabulary: Callable[[Path], None] = families.save_qwen, family: str = "qwen3"
+) -> None:
+    """Save a model with layers as Llama's that continues the first of these tokens with the others, in their order.
 
     They are written as in the vocabulary: a newline is `Ċ`.
     """
     from transformers import AutoModelForCausalLM
 
-    families.save(
-        folder, "qwen3", vocabulary=vocabulary, num_hidden_layers=1, tie_word_embeddings=False, vocab_size=512
-    )
+    families.save(folder, family, vocabulary=vocabulary, num_hidden_layers=1, tie_word_embeddings=False, vocab_size=512)
     ids = [Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(text) for text in says]
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
