@@ -5,6 +5,7 @@ import re
 from tests.support import families
 from tests.support.places import REPOSITORY
 from toolkit.model.families import FAMILIES
+from toolkit.model.model_config import KINDS
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SECTION = README[README.index("### Families") :].split("\n## ")[0]
@@ -26,6 +27,18 @@ def test_every_small_model_is_in_the_row_of_its_architecture() -> None:
 def test_every_architecture_has_a_small_model() -> None:
     made = {families.architecture_of(name) for name in (*families.FAMILIES, *families.VARIANTS)}
     assert made == set(FAMILIES)
+
+
+def test_every_architecture_has_a_kind_by_which_its_sizes_are_read() -> None:
+    kinds = {kind.name: kind.architecture for kind in KINDS.values()}
+    assert {name: kinds.get(name) for name in FAMILIES} == {
+        name: found.architecture for name, found in FAMILIES.items()
+    }
+
+
+def test_a_gguf_file_of_every_architecture_is_a_base() -> None:
+    read = {family.architecture for family in FAMILIES.values() if family.stated}
+    assert read == {family.architecture for family in FAMILIES.values()}
 
 
 def test_the_named_tests_run_on_every_small_model() -> None:

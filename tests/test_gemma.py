@@ -25,18 +25,19 @@ preset = "gemma"
 [model]
 base = "{LABEL}"
 [train]
-max_steps = 6
+max_steps = 3
 batch_size = 2
 gradient_accumulation_steps = 1
-max_length = 192
+max_length = 128
 learning_rate = 5e-4
-max_eval_samples = 4
+warmup_steps = 0
+max_eval_samples = 2
 gradient_checkpointing = false
 [validate]
-rows = 6
-answer_tokens = 48
+rows = 3
+answer_tokens = 16
 [ollama]
-num_predict = 24
+num_predict = 12
 """
 
 

@@ -64,6 +64,23 @@ KINDS: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["DeepseekV3ForCausalLM"], "n_routed_experts": 256}, "a mixture of experts"),
     ({"architectures": ["GptOssForCausalLM"], "num_local_experts": 32}, "a mixture of experts"),
     ({"architectures": ["Qwen3NextForCausalLM"], "layer_types": ["linear_attention"]}, "linear attention"),
+    (
+        {
+            "architectures": ["Qwen3_5ForConditionalGeneration"],
+            "model_type": "qwen3_5",
+            "vision_config": {},
+            "text_config": {"layer_types": ["linear_attention"] * 3 + ["full_attention"]},
+        },
+        "a model with linear attention (gated delta net) and a vision model",
+    ),
+    (
+        {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "layer_types": ["linear_attention"]},
+        "a model with linear attention (gated delta net)",
+    ),
+    (
+        {"architectures": ["Qwen3_5MoeForCausalLM"], "num_experts": 256, "layer_types": ["linear_attention"]},
+        "linear attention (gated delta net) and a mixture of experts",
+    ),
     ({"architectures": ["ViTForImageClassification"], "vocab_size": None, "image_size": 224}, "a vision model"),
     ({"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}, "text_config": {}}, "a vision model"),
     ({"architectures": ["Qwen2AudioForConditionalGeneration"], "audio_config": {}}, "an audio model"),

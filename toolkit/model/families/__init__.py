@@ -84,7 +84,8 @@ def family_of(folder: Path) -> tuple[Family, ModelConfig]:
         model = sizes(config)
         if model is None:
             raise ToolkitError(
-                f"the base model in `{folder}` ({name}) is {kind_of(config, name)}, which cannot be exported",
+                f"the base model in `{folder}` ({name}) is {kind_of(config, name) or 'of a form that is not known'}, "
+                "which cannot be exported",
                 hint=f"supported: {supported()}",
             )
         of_text = text_values(config)
