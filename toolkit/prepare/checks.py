@@ -15,6 +15,7 @@ from toolkit.model import base
 from toolkit.prepare.clean import Record, Rejection
 from toolkit.prepare.division import Fit, Rows, divide, rows_of
 from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
+from toolkit.prepare.hub_data import PREFIX, downloaded_place, hub_refusal, is_local, parse_name
 from toolkit.prepare.medquad import by_hand, full_place
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.read import read_source
@@ -62,6 +63,9 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     for name, place, url in (("medquad", MEDQUAD_CSV, MEDQUAD_URL), ("medquad-full", full_place(), MEDQUAD_FULL_URL)):
         if name in config.data.sources and not place.exists():
             return _medquad(place, url, offline=offline)
+    for name in config.data.sources:
+        if name.startswith(PREFIX) and (check := _data_set(name, offline=offline)):
+            return check
     tables = [read_source(source, config.data, first_rows=True) for source in locate(config.data, offline=offline)]
     if not all(table.whole for table in tables):
         return _first_rows(tables, config)
@@ -134,6 +138,24 @@ def _first_rows(tables: Sequence[Table], config: Config) -> Check:
     usable = f"{len(rows.records):,} of its first {count:,} rows are usable"
     found = f"{names}, {console.size(size)}: {usable}; the others were not read"
     return Check("data", None, found + _and_personal(rows), "")
+
+
+def _data_set(name: str, *, offline: bool) -> Check | None:
+    """Check that a data set of the hub can be downloaded; None where it is here."""
+    from huggingface_hub import HfApi
+
+    found, split = parse_name(name)
+    place = downloaded_place(found, split)
+    if is_local(found) or place.exists():
+        return None
+    if offline:
+        return Check("data", False, f"`{place}` is not there, and --offline forbids downloading `{name}`", "")
+    try:
+        HfApi().auth_check(found, repo_type="dataset")
+    except Exception as exc:
+        refusal = hub_refusal(exc, found)
+        return Check("data", False, refusal.message, refusal.hint)
+    return Check("data", None, f"{name} is there, and will be looked at once it is downloaded", "")
 
 
 def _medquad(place: Path, url: str, *, offline: bool) -> Check:

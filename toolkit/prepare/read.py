@@ -16,6 +16,7 @@ from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, decode_
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
 from toolkit.prepare.documents import PAIR, read_archive, read_document, read_folder
 from toolkit.prepare.headers import header_hint
+from toolkit.prepare.hub_data import data_set_rows
 from toolkit.prepare.objects import read_json_rows, read_jsonl_rows
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, ZIP, Opened, open_data
 from toolkit.prepare.source import Source, check_file
@@ -29,6 +30,9 @@ _NO_ROWS = "set `data.source` to a file with questions and answers"
 def read_source(source: Source, settings: DataSettings, *, first_rows: bool = False) -> Table:
     """Read one source under the settings, as `read_table` does."""
     wanted = wanted_names(settings)
+    if source.hub:
+        rows = Opened(source.path, source.path, data_set_rows(str(source.path), source.part))
+        return Table(source.path, *read_columnar(rows, frozenset(wanted))[:2], source.part)
     return read_table(source.path, wanted, part=source.part, encoding=settings.encoding, first_rows=first_rows)
 
 

@@ -1,4 +1,4 @@
-"""What `data.source` names: files by path or glob, a list of them, or MedQuAD."""
+"""What `data.source` names: files by path or glob, data sets of the hub, MedQuAD, or a list of them."""
 
 import glob
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, DataSettings
 from toolkit.formats.names import first_names
 from toolkit.prepare.documents import documents_in
+from toolkit.prepare.hub_data import PREFIX, downloaded_place, fetch_data_set, is_local, local_files, parse_name
 from toolkit.prepare.medquad import fetch_full, fetch_medquad, full_place
 
 SHOWN = 5  # names in one line
@@ -16,13 +17,19 @@ SHOWN = 5  # names in one line
 
 @dataclass(frozen=True)
 class Source:
-    """One source of rows: a file, a sheet of a workbook, or a folder of MedQuAD's documents."""
+    """One source of rows: a file, a sheet of a workbook, a folder of MedQuAD's documents.
+
+    From the `hub`: a folder in its form, of which `part` names the split.
+    """
 
     path: Path
     part: str = ""
+    hub: bool = False
 
     def files(self) -> list[Path]:
         """Return the files whose change makes it another source."""
+        if self.hub:
+            return local_files(self.path)
         return documents_in(self.path) if self.path.is_dir() else [self.path]
 
 
@@ -48,12 +55,20 @@ def locate(settings: DataSettings, *, offline: bool) -> list[Source]:
         fetch_medquad(offline=offline)
     if "medquad-full" in settings.sources:
         fetch_full(offline=offline)
+    for name in settings.sources:
+        if name.startswith(PREFIX):
+            fetch_data_set(name, offline=offline)
     return find_sources(settings)
 
 
 def _named(name: str) -> Iterator[Source]:
     if name in ("medquad", "medquad-full"):
         yield Source(MEDQUAD_CSV if name == "medquad" else full_place())
+        return
+    if name.startswith(PREFIX):
+        found, split = parse_name(name)
+        place = downloaded_place(found, split)
+        yield Source(Path(found).expanduser(), split, hub=True) if is_local(found) else Source(place)
         return
     path = Path(name).expanduser()
     book, mark, sheet = name.rpartition("#")
