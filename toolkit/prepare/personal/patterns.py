@@ -59,6 +59,8 @@ _GAP = (
     r"(?:[\s:#=.,()|\"-]|\b(?:n[º°o.]|nr\.?|num(?:ber|ero|\.)?|n[uú]mero|id|code|is|é|of|the|d[aeo]|sob|o|plano|"
     r"paciente|patient|hospitalar|sa[uú]de|verified)\b|\bn[º°.]|\bnum\.){0,9}"
 )
+# After words that name one number alone, other words may stand between: "social is", "CEP da residência".
+_LOOSE = r"(?:[^\d\n]{0,25}?[^\w\n]|[\s:=-]{0,3})"
 
 _MONTH = (
     r"(?:jan(?:uary|eiro)?|feb(?:ruary)?|fev(?:ereiro)?|mar(?:ch|ço|co)?|apr(?:il)?|abr(?:il)?|may|mai(?:o)?|june?|"
@@ -81,7 +83,7 @@ _DATES = (
 )
 _DATE = rf"(?:{'|'.join(_DATES)})(?!\d)"
 _BORN = _one_of(
-    r"d\.?\s?o\.?b", r"date\sof\sbirth", r"birth\s?-?date", "birthday", "born", r"(?<=[(,;]\s?)b(?=\.)",
+    r"d\.?\s?o\.?b", r"date\sof\sbirth", r"birth\s?-?date", "birthday", "anivers[aá]rio", "born", r"(?-i:b)(?=\.)",
     r"(?:data|dt\.?)\s(?:de\s)?nasc(?:imento)?", "nasc(?:id[oa]|eu|imento)?", r"d\.?n",
 ) + r"\.?"  # fmt: skip
 _BORN_GAP = (
@@ -90,24 +92,31 @@ _BORN_GAP = (
 )
 
 # The number of a record or a policy: four digits at least, perhaps with letters, points and hyphens between them. A
-# year, a range of years, a date and a hotline are none.
+# year, a range of years, a date, an IP address and a hotline are none.
 _YEARS = r"(?:19|20)\d\d(?:[/-](?:(?:19|20)?\d\d))?(?![\w/-])"
 _PLAIN_DATE = r"(?:\d\d?[/.]\d\d?[/.](?:\d{4}|\d\d)|\d\d?-\d\d?-\d{4}|(?:19|20)\d\d-\d\d-\d\d)(?!\w)"
 _ID = (
-    rf"(?:(?<!\w)|(?<=[A-Z])(?=\d))(?!{_YEARS}|{_PLAIN_DATE}|0[38]00\b)"
+    rf"(?:(?<!\w)|(?<=[A-Z])(?=\d))(?!{_YEARS}|{_PLAIN_DATE}|(?:\d{{1,3}}\.){{3}}\d|0[38]00\b)"
     r"(?=(?:[A-Z./-]{0,6}\d){4})[A-Z0-9](?:[A-Z0-9./-]*[A-Z0-9])?(?!\w)"
 )
+_NAMED_RECORD = _one_of(
+    r"m\.?r\.?n", r"(?:medical|hospital|patient|health)\srecord", r"hosp(?:ital)?\s?(?:id|no\b|num|#)",
+    r"patient\s(?:id|no|number)", "prontu[aá]rio", r"pront\b", "rghc",
+)  # fmt: skip
 _RECORD = _one_of(
-    r"m\.?r\.?n", r"(?:medical|hospital|patient|health)\srecord", r"(?:hospital|patient)\s(?:id|no|number)", "chart",
-    "prontu[aá]rio", "pront", r"registro\s(?:hospitalar|geral|d[oa]\spaciente|m[eé]dico)", "atendimento", "rghc",
+    "chart", r"record\s?(?:no|num|number|#)", "acct", r"account\s?(?:no|num|number|#)", "hosp",
+    r"registro\s(?:hospitalar|geral|d[oa]\spaciente|m[eé]dico)", "atendimento",
+)  # fmt: skip
+_NAMED_INSURANCE = _one_of(
+    r"(?:mem(?:ber)?|insurance|subscriber|beneficiary|policy|health\splan)(?:ship)?\s?(?:id|no\b|num|number|policy|card|#)",
+    "mbi", r"carteir(?:inha|a)(?!\sde\sidentidade)", r"c[oó]d(?:igo|\.)?\s(?:d[oa]\s)?benefici[aá]ri[oa]",
 )  # fmt: skip
 _INSURANCE = _one_of(
-    r"(?:member|insurance|subscriber|beneficiary|policy|health\splan)(?:ship)?\s?(?:id|no|num|number|policy|#)",
-    "policy", "medicare", "medicaid", "mbi", r"carteir(?:inha|a)(?!\sde\sidentidade)", "conv[eê]nio", "matr[ií]cula",
-    "ap[oó]lice", r"benefici[aá]ri[oa]\sn",
+    "policy", "medicare", "medicaid", "conv[eê]nio", "matr[ií]cula", "ap[oó]lice", r"benefici[aá]ri[oa]",
 )  # fmt: skip
 _UNIMED = r"\d\s\d{3}\s\d{12}\s\d"
-_CARD_NUMBER = rf"(?:{_UNIMED}|(?:[A-Z]{{3}}\s)?{_ID}(?:\s\d{{3}}\s\d{{3}}\b)?)"
+_RECORD_NUMBER = rf"(?:{_ID}|\d{{3}}\s\d{{3}}\s\d{{3}}\b)"
+_CARD_NUMBER = rf"(?:{_UNIMED}|(?:[A-Z]{{3}}\s)?{_ID}|\d{{3}}\s\d{{3}}\s\d{{3}}\b)"
 _LETTER, _EITHER = "[AC-HJKMNP-RT-Y]", "[AC-HJKMNP-RT-Y0-9]"  # of a Medicare Beneficiary Identifier (CMS)
 _MBI = rf"\b[1-9]{_LETTER}{_EITHER}\d-?{_LETTER}{_EITHER}\d-?{_LETTER}{{2}}\d\d\b"
 
@@ -145,7 +154,11 @@ _QUERY = r"[?&](?:user|username|usuario|patient|paciente|email|name|nome|mrn|cpf
 _NO_ADDRESS = r"(?<!\b(?:version|vers[aã]o|build|release|ec|v|nr|item|se[cç][aã]o|section)\W{0,2})"
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 IPV4 = rf"(?<![\w.]){_NO_ADDRESS}(?:{_BYTE}\.){{3}}{_BYTE}(?![\w-]|\.\d)"
-NPI = _after(_one_of("npi", r"national\sprovider(?:\sidentifier)?"), r"[12]\d{3}[ -]?\d{3}[ -]?\d{3}(?!\d)")
+NPI = _after(
+    _one_of("npi", r"national\sprovider(?:\sidentifier)?", r"provider\s(?:id|no|number|#)"),
+    r"(?<!\d)[12]\d{3}[ -]?\d{3}[ -]?\d{3}(?!\d)",
+    _LOOSE,
+)
 SSN = r"(?<![\d-])\d{3}-\d\d-\d{4}(?![\d-])"
 
 FORMS = [
@@ -158,19 +171,22 @@ FORMS = [
         SAID,
         possible_date,
     ),
-    Form("MEDICAL_RECORD", _after(_RECORD, _ID), SAID),
+    Form("MEDICAL_RECORD", _after(_RECORD, _RECORD_NUMBER), SAID),
+    Form("MEDICAL_RECORD", _after(_NAMED_RECORD, _RECORD_NUMBER, _LOOSE), SAID),
     Form("INSURANCE_NUMBER", _after(_INSURANCE, _CARD_NUMBER), SAID),
+    Form("INSURANCE_NUMBER", _after(_NAMED_INSURANCE, _CARD_NUMBER, _LOOSE), SAID),
     Form("INSURANCE_NUMBER", _MBI),
     Form("BR_CPF", _CPF_FORM, FORM, valid_cpf),
-    Form("BR_CPF", _after(_one_of(r"c\.?p\.?f") + r"\.?", _CPF), SAID, _or_mistyped(valid_cpf)),
+    Form("BR_CPF", _after(_one_of(r"c\.?p\.?f") + r"\.?", _CPF, _LOOSE), SAID, _or_mistyped(valid_cpf)),
+    Form("BR_CNPJ", r"(?<![\d.-])\d{8}0{3}\d{3}(?![\d-])", FORM, valid_cnpj),
     Form("BR_CNPJ", _CNPJ_FORM, FORM, valid_cnpj),
-    Form("BR_CNPJ", _after(_one_of(r"c\.?n\.?p\.?j") + r"\.?", _CNPJ), SAID, _or_mistyped(valid_cnpj)),
+    Form("BR_CNPJ", _after(_one_of(r"c\.?n\.?p\.?j") + r"\.?", _CNPJ, _LOOSE), SAID, _or_mistyped(valid_cnpj)),
     Form("BR_CNS", _CNS, FORM, valid_cns),
     Form("BR_RG", _RG_FORM, FORM, valid_rg),
-    Form("BR_RG", _after(_one_of(r"r\.?g", r"(?:carteira\sde\s)?identidade") + r"\.?", _RG), SAID),
-    Form("BR_CEP", _after(_one_of("cep"), r"\d\d\.?\d{3}(?: ?- ?| )?\d{3}(?!\d)"), SAID),
+    Form("BR_RG", _after(_one_of(r"r\.?g", r"(?:carteira\sde\s)?identidade") + r"\.?", _RG, _LOOSE), SAID),
+    Form("BR_CEP", _after(_one_of("cep"), r"(?<!\d)\d\d\.?\d{3}(?: ?- ?| )?\d{3}(?!\d)", _LOOSE), SAID),
     Form("BR_CEP", _after(_STREET, r"(?<![\d.-])\d\d\.?\d{3}-\d{3}(?![\d-])"), SAID),
-    Form("US_SSN", _after(r"\b(?:ssn|ss#|social\ssecurity)", _SSN), SAID, valid_ssn),
+    Form("US_SSN", _after(r"\b(?:ssn|ss#|social(?:\ssecurity)?)", _SSN, _LOOSE), SAID, valid_ssn),
     Form("CREDIT_CARD", _CARDS, FORM, valid_luhn),
     Form("URL_WITH_USER", r"\b(?:https?|s?ftp)://[^\s/@]+@" + _REST, SAID),
     Form("URL_WITH_USER", _HOST + r"/~[\w.-]*\w"),

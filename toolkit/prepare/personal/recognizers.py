@@ -36,7 +36,7 @@ _CALLED = re.compile(
     re.IGNORECASE,
 )
 _DIVIDED = re.compile(
-    r"\+\d[\d ().-]{8,}|(?:1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-. ])\d{3}[-. ]\d{4}|"  # of any country; of the US
+    r"\+\d[\d ().-]{8,}|(?:1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-–./ ])\d{3}[-–. ]\d{4}|"  # of any country; of the US
     r"(?:\(0?\d\d\) ?|0?\d\d )(?:9 ?)?\d{4}[- ]\d{4}|\d{3} \d{3} \d{3}|0\d{2,4} \d{3,4} \d{3,4}"  # BR; PT; GB
 )
 
