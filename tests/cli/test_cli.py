@@ -26,6 +26,7 @@ VERBS = [
     "train",
     "export",
     "validate",
+    "evaluate",
     "register",
     "modelfile",
     "ask",
@@ -33,7 +34,7 @@ VERBS = [
     "run",
     "status",
 ]
-WRITING = {"init", "prepare", "train", "export", "validate", "register", "run"}
+WRITING = {"init", "prepare", "train", "export", "validate", "evaluate", "register", "run"}
 
 
 @pytest.fixture

@@ -143,7 +143,8 @@ def test_prepare_returns_figures_and_paths_and_prints_nothing(
     assert isinstance(first, Prepared) and (first.fresh, again.fresh) == (False, True)
     assert again.figures == first.figures and first.figures["kept"] == first.kept <= first.rows
     assert first.train.read_text().count("\n") == first.figures["train"]
-    assert {first.train, first.val, first.test, first.rejected} == {*first.files} == {*again.files}
+    written = {first.train, first.val, first.test, first.rejected, run.folder.personal}
+    assert written == {*first.files} == {*again.files}
     assert f"{first.kept:,} kept" in str(first) == again.summary
     assert run.prepare(force=True).why == "--force"
     assert capfd.readouterr() == ("", "")
