@@ -265,3 +265,42 @@ def test_a_preview_says_items_tokens_and_time(made: scored_models.World, tmp_pat
     json.dumps(found)
     streamed = foreseen(settings(run), run.folder, run.base, kept=False)
     assert streamed["items"] == 3 * 2 * 4 and "piece by piece" in foreseen_table(streamed)
+
+
+def test_an_exam_is_asked_of_all_systems_and_goes_on_with_the_next_item(
+    made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, put = copy(made, tmp_path), Journal.put
+    asked: list[str] = []
+    exam = tmp_path / "exam.jsonl"
+    rows = [
+        {"question": f"What helps against a fever of {index}?", "choices": ["Rest", "Noise", "Salt"], "answer": "Rest"}
+        for index in (38, 39, 40)
+    ]
+    exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def counted(self: Journal, key: str, value: Any) -> None:
+        if len(asked) == 9:
+            raise KeyboardInterrupt
+        asked.append(key)
+        put(self, key, value)
+
+    monkeypatch.setattr(Journal, "put", counted)
+    changes: dict[str, Any] = {"systems": ["trained", "F16"], "exam": str(exam), "questions": 2}
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(run, **changes)
+    monkeypatch.setattr(Journal, "put", put)
+    evaluated(run, **changes)
+    found = read_evaluation(run.folder)
+    [task] = found["choice"]
+    assert task["items"] == 3 and [*task["systems"]] == ["trained", "F16"]
+    assert all(one["n"] == 3 and 0 <= one["mean"] <= 1 for one in task["systems"].values())
+    [compared] = task["comparisons"]
+    assert (compared["a"], compared["b"], compared["measure"]) == ("trained", "F16", task["task"])
+    assert found["comparisons_made"] == 4 and compared["verdict"] == NONE
+
+    exam.write_text(json.dumps({**rows[0], "answer": "Water"}) + "\n")
+    before = run.folder.evaluation.read_bytes()
+    with pytest.raises(ToolkitError) as caught:
+        evaluated(run, **changes)
+    assert "exam.jsonl" in caught.value.message and run.folder.evaluation.read_bytes() == before

@@ -8,7 +8,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate.copied import words_of
 from toolkit.prompt.languages import related
 
-PARTS = ("lm_eval", "rouge_score", "sacrebleu", "scipy")
+PARTS = ("rouge_score", "sacrebleu", "scipy")
 SURE = 0.9  # probability of a language that is believed
 MOST = 0.8  # share of the reference answers that must be in it
 LETTERS = 20  # of a text that says anything about its language; one of Chinese or Japanese counts as four
