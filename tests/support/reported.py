@@ -251,9 +251,15 @@ def evaluation_of(name: str, draw: random.Random) -> dict[str, Any]:
         "memorised": {
             "rows": 50, "of": 412, "first_words": 8, "words": 20, "tokens": 96,
             "systems": {
-                system: {"rows": 50, "share": measure(0.04 if system != "base" else 0.0, 0.03),
-                         "longest": 27, "row": 12, "text": rows()[12][1][:120],
-                         "learned": [12, 31] if system != "base" else [], "personal": 0}
+                system: {
+                    "rows": 50,
+                    "share": measure(0.04 if system != "base" else 0.0, 0.03),
+                    "longest": 27,
+                    "row": 12,
+                    "text": rows()[12][1][:120],
+                    "learned": [12, 31] if system != "base" else [],
+                    "personal": 0,
+                }
                 for system in SYSTEMS
             },
         },
