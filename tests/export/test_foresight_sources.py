@@ -238,3 +238,11 @@ def test_a_gguf_of_another_architecture(tmp_path: Path, monkeypatch: pytest.Monk
         if found is not None:
             assert f"architecture {name}" in found.found and "llama" in found.fix
             assert ("RENDERER" in found.found) == (name == "gemma4")
+
+
+def test_a_gguf_with_experts_is_refused_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "mixtral.gguf"
+    path.write_bytes(header("llama", {"llama.expert_count": (8, GGUFValueType.UINT32)}, []))
+    found = look_ahead(settings(path), True)
+    assert found is not None and "architecture llama and is a mixture of experts" in found.found

@@ -30,6 +30,8 @@ from toolkit.model import base as bases
 from toolkit.model import families, hub_shards, merge_base
 from toolkit.model.families.checks import check_layers
 from toolkit.model.families.family import Family
+from toolkit.model.gguf_base import other_architecture
+from toolkit.model.gguf_config import read_base
 from toolkit.model.model_config import ModelConfig, architecture, read_config
 from toolkit.ollama import renderers
 from toolkit.prompt.format import prompt_format
@@ -139,13 +141,13 @@ def _check_gguf(label: str) -> None:
     """Raise ToolkitError for a GGUF file that is not converted yet and whose architecture cannot be exported."""
     try:
         path = bases.local_path(label)
-        name = str(open_gguf(path).metadata.get("general.architecture"))[:60] if path and path.is_file() else ""
+        if path is None or not path.is_file():
+            return
+        opened = open_gguf(path)
+        if read_base(path, opened) is not None:
+            return
     except ToolkitError:  # absent or damaged: the base's own check reports it
         return
-    known = sorted({family.architecture for family in families.FAMILIES.values()})
-    if name and name not in known:
-        said = f"the base model `{path}` has the architecture {name}, which cannot be exported"
-        raise ToolkitError(
-            "; ".join(filter(None, [said, renderers.said_of(name)])),
-            hint=f"GGUF files of these architectures can be exported: {', '.join(known)}",
-        )
+    refusal = other_architecture(path, opened)
+    said = [refusal.message, renderers.said_of(str(opened.metadata.get("general.architecture")))]
+    raise ToolkitError("; ".join(filter(None, said)), hint=refusal.hint, exit_code=refusal.exit_code)

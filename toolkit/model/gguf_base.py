@@ -14,6 +14,7 @@ from toolkit.formats.checkpoint import SINGLE
 from toolkit.formats.gguf_reader import GgufData, open_gguf, read_values
 from toolkit.formats.names import visible
 from toolkit.formats.safetensors_header import new_header
+from toolkit.model.families import FAMILIES
 from toolkit.model.families.family import Family, from_ggml_layout
 from toolkit.model.gguf_config import read_base
 from toolkit.model.gguf_tokenizer import save_vocabulary
@@ -38,11 +39,7 @@ def folder_from_gguf(path: Path) -> Path:
     opened = open_gguf(path)
     found = read_base(path, opened)
     if found is None:
-        name = visible(str(opened.metadata.get("general.architecture")))
-        raise ToolkitError(
-            f"the base model `{path}` has the architecture {name}, which cannot be read from a GGUF file",
-            hint="use a folder with its safetensors",
-        )
+        raise other_architecture(path, opened)
     config, family, model = found
     licence = licence_in(opened)
     said = f" (licence: {licence})" if licence else ""
@@ -54,6 +51,18 @@ def folder_from_gguf(path: Path) -> Path:
         if licence:
             write_text(folder / "LICENSE", f"{licence}\n")
     return target
+
+
+def other_architecture(path: Path, opened: GgufData) -> ToolkitError:
+    """Return the error for a GGUF file whose model cannot be exported, as `read_base` found."""
+    name = str(opened.metadata.get("general.architecture"))
+    experts = " and is a mixture of experts" if opened.metadata.get(f"{name}.expert_count") else ""
+    known = sorted({family.architecture for family in FAMILIES.values() if family.stated})
+    return ToolkitError(
+        f"the base model `{path}` has the architecture {visible(name)}{experts}, which cannot be exported",
+        hint=f"GGUF files of these architectures can be exported: {', '.join(known)}",
+        exit_code=MISSING,
+    )
 
 
 def licence_in(opened: GgufData) -> str:
