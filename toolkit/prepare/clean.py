@@ -21,6 +21,8 @@ NOT_TEXT = "binary or undecodable text"
 WRONG_TYPE = "a list or object instead of text"
 REPEATED_HEADER = "the header again"
 NULL_WORD = "null word"
+ENDLESS = "a cell of more than 1,000,000 characters"
+LONGEST = 1_000_000  # characters of a cell: no context holds them, and a quote that is never closed makes such cells
 
 SHOWN = 200  # number of characters kept of a rejected row
 
@@ -123,7 +125,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     names = (columns.question, columns.answer, columns.instruction)
     cells = [cell_text(row.values.get(name)) if name is not None else "" for name in names]
     cells.append(joined_text(row.values.get(columns.context)) if columns.context is not None else "")
-    shown = _show(" | ".join(text for text in cells if text))
+    shown = _show(" | ".join(text[:SHOWN] for text in cells if text))
 
     def rejection(reason: str, detail: str = "") -> Rejection:
         return Rejection(row.number, row.line, reason, shown, detail, file=row.file)
@@ -132,6 +134,9 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         name = (*names, columns.context)[cells.index(None)]
         return rejection(WRONG_TYPE, f"`{name}` is {_kind(row.values.get(name or ''))}")
     texts = _Texts(*(text or "" for text in cells))
+    if max(map(len, texts.all())) > LONGEST:
+        at = next(at for at, text in enumerate(texts.all()) if len(text) > LONGEST)
+        return rejection(ENDLESS, f"`{(*names, columns.context)[at]}` has {len(texts.all()[at]):,}")
     if _is_header(texts, columns):
         return rejection(REPEATED_HEADER)
     if any(map(_UNUSABLE.search, texts.all())):

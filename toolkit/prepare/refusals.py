@@ -7,6 +7,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.prepare.clean import (
     EMPTY_ANSWER,
     EMPTY_QUESTION,
+    ENDLESS,
     NO_ANSWER_MARK,
     NO_QUESTION_MARK,
     NOT_TEXT,
@@ -47,7 +48,7 @@ def hints_for_some(tables: Sequence[ReadTable], rejected: list[Rejection]) -> li
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
-        if nulls or reason in (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT):
+        if nulls or reason in (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT, ENDLESS):
             hints.append(f"{reason}: {_hint_for(reason, tables, rejected)}")
     return hints
 
@@ -96,6 +97,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
         NOT_AN_OBJECT: 'write each row as an object, such as {"question": "…", "answer": "…"}',
         WRONG_COLUMNS: "give each row as many cells as the header has names; quote a cell that holds the delimiter",
         NOT_XML: "copy these documents again",
+        ENDLESS: "divide the text into rows; if a quote that is never closed took in other rows, correct it there",
         REPEATED_HEADER: "the file has no other rows: export it again",
         NO_QUESTION_MARK: "put `Question:` in front of the cell's text, or name the column with the question: "
         "`--set data.question_column=NAME`",
