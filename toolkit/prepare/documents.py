@@ -4,6 +4,7 @@ Each `<QAPair>` is a row. Three of its collections hold questions alone, because
 empty answer.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,12 +17,19 @@ COLUMNS = ["id", "collection", "focus", "question_type", "question", "answer"]
 PAIR = b"<QAPair"
 NOT_XML = "XML that cannot be read"
 
+_NUMBER = re.compile("([0-9]+)")
+
 Document = tuple[str, bytes]  # its name, and its content
 
 
 def documents_in(folder: Path) -> list[Path]:
-    """Return the XML files in a folder and below, by name."""
-    return sorted(path for path in folder.rglob("*.xml") if path.is_file())
+    """Return the XML files in a folder and below, by name and number."""
+    return sorted((path for path in folder.rglob("*.xml") if path.is_file()), key=lambda path: _in_order(str(path)))
+
+
+def _in_order(name: str) -> list[int | str]:
+    """Sort names by their numbers: MedQuAD's collections 10 to 12 have no answers, and come last."""
+    return [int(part) if at % 2 else part for at, part in enumerate(_NUMBER.split(name))]
 
 
 def read_folder(folder: Path, most: int | None = None) -> tuple[list[str], list[Row], bool]:
@@ -41,7 +49,7 @@ def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], li
     def unpacked() -> Iterator[Document]:
         total = 0
         with opened.stream() as file, open_zip(file, opened.path) as archive:
-            for item in sorted(members(archive), key=lambda item: item.filename):
+            for item in sorted(members(archive), key=lambda item: _in_order(item.filename)):
                 if item.filename.lower().endswith(".xml"):
                     with unpacking(opened.path), archive.open(item) as stream:
                         content = b"".join(pieces(stream, opened.path, total))
