@@ -21,9 +21,9 @@ _FORM = re.compile(
     r"[0-9a-fA-F]:[0-9a-fA-F]{0,4}:|\d\.\d{1,3}\.\d{1,3}\.\d|[1-9][A-Za-z][A-Za-z0-9]\d-?[A-Za-z][A-Za-z0-9]\d|"
     r"[A-Za-z0-9]{3}/[A-Za-z0-9]{4}-\d\d"
 )  # IP addresses, a Medicare number, a CNPJ with letters
-_ADDRESS = re.compile(
-    r"\w ?@ ?\w|[\[(](?:at|arroba)[\])]|://[^\s/@]+@|/~\w|(?:facebook|instagram|twitter|tiktok|linkedin)\.com/|"
-    r"\bx\.com/|/(?:users?|u|profile|perfil)/|"
+_ADDRESS = re.compile(  # each begins with a mark, which is searched for quickly
+    r"@|[\[(](?:at|arroba)[\])]|/~\w|/(?:users?|u|profile|perfil)/|"
+    r"\.com/(?:(?<=facebook.com/)|(?<=instagram.com/)|(?<=twitter.com/)|(?<=tiktok.com/)|(?<=linkedin.com/)|(?<=\bx.com/))|"
     r"[?&](?:user|username|usuario|patient|paciente|email|name|nome|mrn|cpf|login)(?:_?id)?=",
     re.IGNORECASE,
 )
