@@ -58,6 +58,7 @@ def answer_all(
     params.n_seq_max = count = min(count, len(prompts))
     params.n_ctx, params.kv_unified = count * (-(-longest // 256) * 256), False  # llama.cpp's streams are so rounded
     params.n_batch = params.n_ubatch = PASS
+    params.n_threads_batch = params.n_threads  # one for a small model: threads would wait for each other
     context = llama_cpp.llama_init_from_model(llm.model, params)
     if not context:
         raise ToolkitError(f"llama.cpp has no memory for {count} answers of {longest:,} tokens at once")
