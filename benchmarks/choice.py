@@ -1,0 +1,63 @@
+"""An exam's cost in a GGUF beside llama.cpp's own evaluation of the same prompts, one after the other.
+
+    python benchmarks/choice.py FILE.gguf [--exam data/exam.jsonl] [--repeats 5]
+
+Printed: seconds of both for all questions, the best of the repeats, which alternate, and their ratio. A third figure is
+the naive way: each choice after its question, all anew.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from toolkit import llamacpp
+from toolkit.evaluate.choice import ask_items, load_choice
+from toolkit.evaluate.llamacpp_system import LlamaCppSystem
+from toolkit.evaluate.lm import AskedLM
+from toolkit.evaluate.systems import Asked
+from toolkit.llamacpp.vocabulary import vocabulary_of
+from toolkit.prompt.tokenizer import Tokenizer
+
+
+def main() -> None:
+    """Measure one file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--exam", type=Path, default=Path("data/exam.jsonl"))
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    tasks = load_choice([], given.exam, 0, None)
+    with llamacpp.opened(given.file, 2048) as llm:
+        vocabulary = vocabulary_of(llm.model)
+        bos = vocabulary.bos if vocabulary.adds_bos else None
+        asked: Asked = LlamaCppSystem(llm, given.file, Tokenizer(None, bos, vocabulary.eos or 0, ""), 2048)
+        lm = AskedLM(asked)
+        prompts = [lm.tok_encode(item[0].args[0]) for item in tasks[0].requests]
+        whole = [lm.tok_encode("".join(request.args)) for item in tasks[0].requests for request in item]
+
+        def ours() -> None:
+            assert len(list(ask_items(asked, tasks))) == len(prompts)
+
+        def plain() -> None:
+            for ids in prompts:
+                llamacpp.logits(llm, ids, len(ids) - 1)
+
+        def naive() -> None:
+            for ids in whole:
+                llamacpp.logits(llm, ids, len(ids) - 2)
+
+        seconds: dict[Callable[[], None], float] = {}
+        for _ in range(given.repeats):
+            for way in (ours, plain, naive):
+                started = time.perf_counter()
+                way()
+                seconds[way] = min(seconds.get(way, 1e9), time.perf_counter() - started)
+    count = sum(map(len, prompts))
+    print(f"{len(prompts)} questions, {count:,} tokens of prompts: {seconds[ours]:.2f} s")
+    print(f"llama.cpp's prompts alone: {seconds[plain]:.2f} s, ratio {seconds[ours] / seconds[plain]:.2f}")
+    print(f"each choice anew: {seconds[naive]:.2f} s, ratio {seconds[naive] / seconds[ours]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
