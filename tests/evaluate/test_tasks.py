@@ -3,6 +3,7 @@
 import logging
 import random
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -182,6 +183,17 @@ def test_metrics_that_are_programs_are_refused(tmp_path: Path) -> None:
     """SQuAD's metric is a script on the hub, which the library `evaluate` would fetch and run."""
     error = refused("xquad_en", tmp_path)
     assert "is a program on the hub" in error.message or "no data for" in error.message
+
+
+def test_a_file_of_that_library_s_name_is_not_run(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m toolkit` looks in the working folder first, and many people have an evaluate.py there."""
+    (tmp_path / "evaluate.py").write_text("raise SystemExit('run')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "evaluate", raising=False)
+    assert len(one("medqa_4options", folder).requests) == task_rows.COUNT
+    assert "evaluate" not in sys.modules
 
 
 def test_tasks_that_run_what_a_model_wrote_are_refused(tmp_path: Path) -> None:

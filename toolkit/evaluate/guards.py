@@ -50,7 +50,8 @@ def no_programs() -> Iterator[None]:
             exit_code=USAGE,
         )
 
-    if importlib.util.find_spec("evaluate") is None:
+    spec = importlib.util.find_spec("evaluate")
+    if spec is None or spec.submodule_search_locations is None:  # a user's own evaluate.py hides the library
         yield
         return
     library: Any = importlib.import_module("evaluate")
