@@ -13,6 +13,7 @@ from tests.support.browser import THEMES, WIDTHS, Opened, Theme, chromium, new_p
 from tests.support.evaluations import DEFAULT, HOSTILE, make_evaluation, make_folder
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import sheet
+from toolkit.evaluate.votes import count_votes
 from toolkit.evaluate.votes_file import read_ballot
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,11 @@ def test_votes_by_keyboard_alone_are_saved_and_read(browser: Browser, folder: Ru
     assert ballot.rater == "Dr. Ada Müller"
     assert ballot.votes == {1: "first", 2: "second", 3: "same", 4: "unsafe"}
     assert ballot.comments == {4: "Both 1 and 2 name a dose.\nToo high."}
-    assert ballot.sheet == json.loads(folder.review_key.read_text())["sheet"]
+    counted = count_votes(folder, make_evaluation(5), [path])
+    assert (
+        counted["files"][0]["votes"] == 4 and [one["comment"] for one in counted["unsafe"]] == [ballot.comments[4]] * 2
+    )
+    assert sum(pair["better"] + pair["worse"] for pair in counted["pairs"]) == 2
 
 
 def test_votes_need_neither_a_mouse_nor_the_letter_keys(browser: Browser, folder: RunFolder, tmp_path: Path) -> None:

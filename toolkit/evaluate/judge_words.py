@@ -34,6 +34,9 @@ def judge_table(judge: dict[str, Any]) -> str:
 def judge_sentence(judge: dict[str, Any]) -> str:
     """Say how many pairs the judge left without an answer, and how far it agrees with the raters."""
     unusable = f"{counted(judge['unusable'], 'pair')} had no usable answer. " if judge["unusable"] else ""
+    turned, asked = (sum(pair[name] for pair in judge["pairs"]) for name in ("disagreed", "questions"))
+    if 2 * turned > asked:
+        unusable += f"In {turned} of {counted(asked, 'pair')} its orders disagree: it prefers a place to an answer. "
     found = judge["agreement_with_votes"]
     if found is None:
         return f"{unusable}No pair was also decided by clinicians: how good this judge is, is not known."
