@@ -176,9 +176,11 @@ def _measures(facts: Facts) -> dict[tuple[str, str], Measure]:
 
 def _scores(one: Facts, other: Facts) -> list[Row]:
     first, second = _measures(one), _measures(other)
+    keys = [*dict.fromkeys([*first, *second])]
+    measures = [*dict.fromkeys(measure for measure, _ in keys)]
     return [
         Row(f"{key[0]}: {key[1]}", _interval(first.get(key)), _interval(second.get(key)))
-        for key in dict.fromkeys([*first, *second])
+        for key in sorted(keys, key=lambda key: measures.index(key[0]))
     ]
 
 
