@@ -14,6 +14,7 @@ from tests.support import reported
 from tests.support.markup import Figure, Markup, is_rounded, read_markup, resolve
 from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Manifest, read_manifest, write_manifest
 from toolkit.report import write_pages
 from toolkit.report.page import MOST_BYTES, environment
@@ -335,6 +336,16 @@ def test_a_training_row_with_personal_data_that_comes_back_is_a_warning(run: rep
     run.write()
     text = page_of(run).plain
     assert "✗ Careful: From the first 8 words" in text and "1 of these rows holds personal data" in text
+
+
+def test_an_adapter_from_elsewhere_is_named_with_its_hashes(run: reported.Reported) -> None:
+    manifest = read_manifest(run.folder)
+    del manifest.stages["train"]
+    write_manifest(run.folder, manifest)
+    text = page_of(run, {**FRESH, "train": "not run"}).plain
+    sha256 = sha256_of(run.folder.adapter / "adapter_model.safetensors")
+    assert "Adapter, not trained in this run adapter/adapter_config.json" in text and sha256 in text
+    assert "The adapter was not trained in this run. Its data folder holds 47 questions" in text
 
 
 def test_several_files_of_data_are_all_named(run: reported.Reported) -> None:

@@ -29,7 +29,7 @@ def chain(facts: Facts) -> list[Link]:
         Link("Data", _names(prepare.inputs) if prepare else [], "not prepared in this run"),
         Link("Prepared records", _names(prepare.outputs) if prepare else [], "not prepared in this run"),
         Link("Base model", [*base, *_names(weights)], "not known before the export"),
-        Link("Adapter", _adapter(train.outputs) if train else [], "not trained in this run"),
+        Link("Adapter" if train else "Adapter, not trained in this run", _adapter(facts), "not there yet"),
         Link("GGUF files", _names(export.outputs) if export else [], "not exported"),
         Link("Comparison with the trained model", _names(validate.outputs) if validate else [], "not validated"),
     ]
@@ -57,5 +57,8 @@ def _names(files: list[FileRecord]) -> list[tuple[str, str]]:
     return [*found[:MOST_FILES], (f"and {more} more, in manifest.json", "")] if more > 0 else found
 
 
-def _adapter(files: list[FileRecord]) -> list[tuple[str, str]]:
-    return _names([file for file in files if "adapter_" in Path(file.path).name] or files)
+def _adapter(facts: Facts) -> list[tuple[str, str]]:
+    """Return the adapter's two files as training left them, or as the export read them."""
+    train, export = facts.record("train"), facts.record("export")
+    files = train.outputs if train else export.inputs if export else []
+    return _names([file for file in files if Path(file.path).name.startswith("adapter_")])
