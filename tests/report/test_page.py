@@ -61,6 +61,7 @@ def test_a_figure_that_is_written_wrong_is_seen() -> None:
     """The test above would see it: rounding is checked to the last digit that is shown."""
     assert is_rounded(Figure(0.96374, "", "96.37%")) and not is_rounded(Figure(0.9648, "", "96.37%"))
     assert is_rounded(Figure(2.7e-5, "", "2.70e-05")) and not is_rounded(Figure(2.8e-5, "", "2.70e-05"))
+    assert is_rounded(Figure(-4.5e-8, "", "-4.5e-08")) and not is_rounded(Figure(-4.7e-8, "", "-4.5e-08"))
     assert is_rounded(Figure(144_800_001, "", "144.8 MB")) and not is_rounded(Figure(144_900_000, "", "144.8 MB"))
     assert is_rounded(Figure(0.0004, "", "< 0.001")) and not is_rounded(Figure(0.002, "", "< 0.001"))
 
@@ -193,6 +194,15 @@ def test_verdicts_are_those_of_the_comparisons(
     run.write()
     text = page_of(run).plain
     assert said in text[text.index(question) : text.index("The run at a glance")]
+
+
+def test_that_nothing_can_be_shown_is_no_good_verdict_and_states_its_questions(run: reported.Reported) -> None:
+    for one in [*run.evaluation["held_out"]["comparisons"], *run.evaluation["choice"][0]["comparisons"]]:
+        one.update(verdict="no difference can be shown")
+    run.write()
+    text = page_of(run).plain
+    assert "○ No difference can be shown. Asked: 50 held-out questions." in text
+    assert "○ F16, Q8_0, Q4_K_M and Q2_K: no difference can be shown. Asked: 50 held-out questions." in text
 
 
 def spread(value: Any, text: str) -> Any:
@@ -331,11 +341,13 @@ def test_what_was_found_of_personal_data_is_said(run: reported.Reported, persona
 
 
 def test_a_training_row_with_personal_data_that_comes_back_is_a_warning(run: reported.Reported) -> None:
-    assert "for 20 words or more in 2." in page_of(run).plain
+    assert (
+        "Of 50 training answers it continued 2 word for word (20 words or more) from the first 8" in page_of(run).plain
+    )
     run.evaluation["memorised"]["systems"]["trained"]["personal"] = 1
     run.write()
     text = page_of(run).plain
-    assert "✗ Careful: From the first 8 words" in text and "1 of these rows holds personal data" in text
+    assert "✗ Careful: Of 50 training answers" in text and "1 of these holds personal data" in text
 
 
 def test_an_adapter_from_elsewhere_is_named_with_its_hashes(run: reported.Reported) -> None:

@@ -60,7 +60,7 @@ def _better(facts: Facts) -> Verdict:
     question = "Is it better than its base?"
     found = _between(facts, "base", lambda b: b == "trained")
     if found:
-        return Verdict(question, _mark(found), f"{_capital(_summed(found, facts.evaluation))}.")
+        return Verdict(question, _mark(found), f"{_capital(_summed(found, facts.evaluation))}. {_asked(facts)}")
     learned = facts.report.learned if facts.report else None
     losses = (learned.test or learned.train) if learned else None
     if losses is None:
@@ -100,7 +100,7 @@ def _quantizing(facts: Facts) -> Verdict:
         for text in dict.fromkeys(said.values())
     ]
     marks = {_mark(compared) for compared in by_file.values()}
-    return Verdict(question, "bad" if "bad" in marks else "good", " ".join(lines))
+    return Verdict(question, "bad" if "bad" in marks else "open", " ".join([*lines, _asked(facts)]))
 
 
 def _served(facts: Facts) -> Verdict:
@@ -153,11 +153,11 @@ def _repeats(facts: Facts) -> Verdict:
         learned = len(continued.learned)
         mark = "bad" if continued.personal else mark
         said.append(
-            f"From the first {memorised.first_words} words of {counted(continued.rows, 'training answer')} it went on "
-            f"word for word for {memorised.words} words or more in {learned:,}."
+            f"Of {counted(continued.rows, 'training answer')} it continued {learned or 'none'} word for word "
+            f"({memorised.words} words or more) from the first {memorised.first_words} words."
         )
         if continued.personal:
-            said.append(f"{counted(continued.personal, 'of these rows holds', 'of these rows hold')} personal data.")
+            said.append(f"{counted(continued.personal, 'of these holds', 'of these hold')} personal data.")
     if copied and copied.longest is not None:
         base = held_out.systems.get("base") if held_out else None
         beside = (
@@ -177,6 +177,13 @@ def _between(facts: Facts, a: str, wanted: Callable[[str], bool]) -> list[Compar
     if facts.evaluation is None or not facts.fits:
         return []
     return [one for one in facts.evaluation.comparisons if one.a == a and wanted(one.b)]
+
+
+def _asked(facts: Facts) -> str:
+    """Say on how many questions a comparison rests: that few show nothing does not show that all is equal."""
+    held_out = facts.evaluation.held_out if facts.evaluation else None
+    count = held_out.questions if held_out else None
+    return "" if count is None else f"Asked: {counted(count, 'held-out question')}."
 
 
 def _mark(found: list[Comparison]) -> Mark:

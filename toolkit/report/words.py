@@ -41,6 +41,8 @@ def decimal(value: float) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     size = abs(value)
+    if size < 0.001:
+        return f"{value:.1e}"
     return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.{3 if size >= 0.1 else 4}f}"
 
 
