@@ -245,3 +245,48 @@ def test_damage_anywhere_is_read_whole_or_refused(
     else:
         if packing != ".zst" or change == "cut":  # a Zstandard file has no checksum unless its writer adds one
             assert json.dumps([list(row.values.values()) for row in rows]) == '[["q", "a"], ["r", "b"]]'
+
+
+@settings(max_examples=tries(400), deadline=None)
+@given(
+    name=st.sampled_from(["x.parquet", "x.arrow", "stream.arrow"]),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_damaged_arrow_gives_rows_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, name: str, changes: list[tuple[float, int]]
+) -> None:
+    """Offsets beyond the file would be read from anywhere in the memory, and end the process."""
+    content = bytearray(FORMATS[name])
+    for place, byte in changes:
+        content[int(place * (len(content) - 1))] = byte
+    try:
+        table = read(tmp_path_factory.mktemp("damage") / name, bytes(content))
+    except ToolkitError as exc:
+        assert "\n" not in exc.message and exc.hint
+    else:
+        assert table.rows
+
+
+@pytest.mark.parametrize("kind", ["text", "dictionary", "nested"])
+def test_offsets_beyond_the_text_are_refused(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+
+    offsets = pa.py_buffer(b"\0\0\0\0" + b"\0\0\0\x7f" + b"\2\0\0\0")
+    far = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
+    near = pa.array(["a", "b"])
+    column = {
+        "text": far,
+        "dictionary": pa.DictionaryArray.from_arrays(pa.array([0, 9], pa.int32()), near, safe=False),
+        "nested": pa.StructArray.from_arrays([far], ["x"]),
+    }[kind]
+    file = io.BytesIO()
+    table = pa.table({"question": near, "answer": column})
+    with pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    assert "read" in refused(tmp_path / "x.arrow", file.getvalue()).message
+
+
+def test_a_member_without_a_name_is_none(tmp_path: Path) -> None:
+    content = zipped({"x.csv": CSV, "y": b""}, zipfile.ZIP_STORED)
+    content = content.replace(b"y", b"\0")  # a name ends at a NUL
+    assert len(read(tmp_path / "x.zip", content).rows) == 2

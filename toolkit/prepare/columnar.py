@@ -26,6 +26,7 @@ def read_columnar(opened: Opened, wanted: frozenset[str], most: int | None = Non
     kind = "parquet" if start.startswith(PARQUET) else "Arrow"
     try:
         table, whole = _read(opened, start, most)
+        table.validate()
         names = list(table.column_names)
     except UnicodeDecodeError as exc:
         name = exc.object.decode("utf-8", "backslashreplace")
@@ -33,9 +34,10 @@ def read_columnar(opened: Opened, wanted: frozenset[str], most: int | None = Non
             f"`{path}` has a column whose name is not UTF-8: {name}",
             hint="rename the column and write the file again",
         ) from None
-    except (pa.ArrowException, OSError, EOFError) as exc:
+    except (pa.ArrowException, OSError, EOFError, MemoryError) as exc:
+        said = (str(exc) or "it asks for more memory than there is").splitlines()[0]
         raise ToolkitError(
-            f"`{path}` is not a whole {kind} file: {str(exc).splitlines()[0]}",
+            f"`{path}` is not a whole {kind} file: {said}",
             hint="the file is broken or truncated: copy or export it again",
         ) from None
     columns = [_cells(column, name, path, wanted) for name, column in zip(names, table.columns, strict=True)]
@@ -99,15 +101,26 @@ def _cells(column: Any, name: str, path: Path, wanted: frozenset[str]) -> list[A
 
 
 def _values(column: Any, pa: Any) -> list[Any]:
+    """Return a column's cells, after a check: offsets of a damaged file would be followed to anywhere in the memory."""
     types = pa.types
     if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if types.is_fixed_size_binary(column.type):
-        column = column.cast(pa.binary())
-    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    if any(check(column.type) for check in texts):
+        kind = column.type.value_type
+        chunks = [_checked(chunk.dictionary, pa).take(chunk.indices) for chunk in column.chunks]  # checks the indices
+        column = pa.chunked_array(chunks, None if chunks else kind)
+    column = _checked(column, pa)
+    if types.is_large_binary(column.type):
         # Arrow does not check UTF-8 on reading, and to_pylist would raise on the first bad cell of all.
-        cells = column.cast(pa.large_binary()).to_pylist()
-        return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in cells]
+        return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in column.to_pylist()]
     values: list[Any] = column.to_pylist()
+    return values
+
+
+def _checked(values: Any, pa: Any) -> Any:
+    """Return values that are whole, texts as bytes; raises ArrowException for others."""
+    types, kind = pa.types, values.type
+    if types.is_fixed_size_binary(kind):
+        values = values.cast(pa.binary())
+    if any(check(values.type) for check in (types.is_string, types.is_large_string, types.is_binary)):
+        values = values.cast(pa.large_binary())
+    values.validate(full=True)
     return values

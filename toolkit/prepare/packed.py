@@ -146,7 +146,10 @@ def members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return [
         item
         for item in archive.infolist()
-        if not item.is_dir() and not item.filename.startswith("__MACOSX/") and Path(item.filename).name != ".DS_Store"
+        if item.filename
+        and not item.filename.endswith("/")
+        and not item.filename.startswith("__MACOSX/")
+        and Path(item.filename).name != ".DS_Store"
     ]
 
 
