@@ -20,7 +20,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
-from toolkit.prepare.containers import encoding_hint
+from toolkit.prepare.decoding import encoding_hint
 from toolkit.prepare.read import read_table
 from toolkit.prepare.table import Table
 

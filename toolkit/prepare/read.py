@@ -12,7 +12,8 @@ from toolkit.core.input_settings import DataSettings
 from toolkit.prepare import head
 from toolkit.prepare.columnar import read_columnar
 from toolkit.prepare.columns import wanted_names
-from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, decode_text, looks_like
+from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, looks_like
+from toolkit.prepare.decoding import decode_text
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
 from toolkit.prepare.documents import PAIR, read_archive, read_document, read_folder
 from toolkit.prepare.headers import header_hint

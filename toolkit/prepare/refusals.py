@@ -17,7 +17,7 @@ from toolkit.prepare.clean import (
     Rejection,
 )
 from toolkit.prepare.columns import ReadTable, listed
-from toolkit.prepare.containers import encoding_hint
+from toolkit.prepare.decoding import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.documents import NOT_XML
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG

@@ -1,0 +1,159 @@
+"""Decode a data file's bytes: UTF-8, the encoding that data.encoding names, or a refusal that names one."""
+
+import codecs
+import re
+from pathlib import Path
+
+from toolkit.core.errors import ToolkitError
+from toolkit.prepare.containers import BINARY, CONTROLS, EXTENSIONS, PLAIN, looks_like, quoted, with_fresh_file
+from toolkit.prepare.encodings import Reading, find_wide_encoding, guess_encodings
+
+MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
+MOST_LINES = 200  # of these, from which the encoding is guessed
+UNSEEN = "\ufeff\u200b\u2060"  # marks at the start of a text, which some programs write twice
+UNDECODABLE = re.compile("[\udc80-\udcff]")  # what a byte that is not UTF-8 is decoded to
+# UTF-32 first: its little-endian mark begins with UTF-16's.
+_MARKS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_CONTROL_CHARS = frozenset(chr(code) for code in range(32) if code not in b"\t\n\v\f\r")
+
+
+def iconv(path: Path, encoding: str) -> str:
+    """Return the hint that writes a file as UTF-8 by iconv, from an encoding by its name there."""
+    return with_fresh_file(f"iconv -f {encoding} -t UTF-8 {quoted(path)}", f"{path.stem}.utf8{path.suffix}")
+
+
+def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool = False) -> str:
+    """Decode UTF-8 with or without BOM; raises ToolkitError if the file as a whole is something else.
+
+    One bad line among good ones is that row's problem: its bytes become lone surrogates. `encoding` is that of a text
+    that is not UTF-8. Of a `packed` file, the hints have no command for the file itself.
+    """
+    found, hint = looks_like(content, path)
+    known = found not in (PLAIN, BINARY)
+    if encoding and not known and not _is_utf8(content):
+        return _decode_as(encoding, content, path)
+    for mark, name in _MARKS.items():
+        if content.startswith(mark):
+            said = f"`{path}` is {name}, not UTF-8 (byte order mark at byte 0)"
+            raise ToolkitError(said, hint=_to_utf8(path, name, name, packed=packed))
+    sample = content[:65536]
+    if not known and (wide := find_wide_encoding(sample)):
+        said = f"`{path}` is {wide[:6]}, not UTF-8 (NUL at byte {content.index(0)})"
+        raise ToolkitError(said, hint=_to_utf8(path, wide, wide, packed=packed))
+    if not known and any(sign in content for sign in (b"\x1b$B", b"\x1b$@")):
+        hint = _to_utf8(path, "ISO-2022-JP", "ISO-2022-JP", packed=packed)
+        raise ToolkitError(f"`{path}` is ISO-2022-JP, not UTF-8", hint=hint)
+    controls = len(sample) - len(sample.translate(None, CONTROLS))
+    if known or controls > max(32, len(sample) // 20):
+        hint = hint or f"export your records as one of {' '.join(EXTENSIONS)}"
+        what = "data" if found.endswith(("page", "XML file")) else "text"
+        raise ToolkitError(f"`{path}` is not {what}: {found}", hint=hint)
+    try:
+        return content.decode("utf-8").lstrip(UNSEEN)
+    except UnicodeDecodeError:
+        text = content.decode("utf-8", "surrogateescape")
+    if bad := _mostly_undecodable(text):
+        spot = UNDECODABLE.search(text)
+        assert spot is not None
+        before = text[: spot.start()].encode("utf-8")
+        offset = len(before)
+        line_number = before.count(b"\n") + 1
+        raise ToolkitError(
+            f"`{path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} (line {line_number:,}), "
+            f"and {bad:,} lines like it",
+            hint=encoding_hint(path, content, packed=packed),
+        )
+    return text.lstrip(UNSEEN)
+
+
+def _is_utf8(content: bytes) -> bool:
+    """Say whether a text is surely UTF-8: with its mark, or with letters beyond ASCII that only it has so."""
+    if content.startswith(b"\xef\xbb\xbf"):
+        return True
+    if content.isascii() or 0 in content:
+        return False
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _mostly_undecodable(text: str) -> int:
+    """Count the lines with bytes that are no text, where a file, not a row, has another encoding; else 0.
+
+    Few of a foreign encoding's characters beyond ASCII happen to be valid.
+    """
+    foreign = [line for line in text.split("\n") if not line.isascii()]
+    bad = sum(1 for line in foreign if UNDECODABLE.search(line))
+    return bad if bad >= MANY and bad * 2 > len(foreign) else 0
+
+
+def _lone(exc: UnicodeError) -> tuple[str, int]:
+    """Decode bytes that are no text to lone surrogates, as `surrogateescape` does for single bytes."""
+    if not isinstance(exc, UnicodeDecodeError):
+        raise exc
+    bad = exc.object[exc.start : exc.end]
+    return "".join(chr(0xDC00 + max(byte, 0x80)) for byte in bad), exc.end
+
+
+codecs.register_error("toolkit.lone", _lone)
+
+
+def _decode_as(encoding: str, content: bytes, path: Path) -> str:
+    """Decode text by the setting data.encoding."""
+    try:
+        text = content.decode(encoding, "toolkit.lone")
+    except (UnicodeError, ValueError) as exc:
+        raise _not_named(path, encoding, str(exc)) from None
+    sample = text[:65536]
+    if sum(char in _CONTROL_CHARS for char in sample) > max(32, len(sample) // 20):
+        raise _not_named(path, encoding, "it looks like binary data")
+    if bad := _mostly_undecodable(text):
+        raise _not_named(path, encoding, f"{bad:,} lines hold bytes that it does not have")
+    return text.lstrip(UNSEEN)
+
+
+def _not_named(path: Path, encoding: str, found: str) -> ToolkitError:
+    return ToolkitError(
+        f"`{path}` is not {encoding}, which data.encoding names: {found}",
+        hint="with `--set data.encoding=` the encoding is looked for, and named where it is found",
+    )
+
+
+def _to_utf8(path: Path, python: str, iconv_name: str, *, packed: bool) -> str:
+    setting = f"`--set data.encoding={python}`"
+    return setting if packed else f"{setting}, or {iconv(path, iconv_name)}"
+
+
+def encoding_hint(path: Path, content: bytes, *, packed: bool = False) -> str:
+    """Return what to do about a file with bytes that are not UTF-8: name its encoding, or the lines to correct."""
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    foreign = {number: line for number, line in enumerate(lines, start=1) if not line.isascii()}
+    bad = {
+        number: line for number, line in foreign.items() if UNDECODABLE.search(line.decode("utf-8", "surrogateescape"))
+    }
+    if len(bad) * 2 <= len(foreign):  # read in another encoding, the good lines would be spoiled
+        numbers = ", ".join(f"{number:,}" for number in list(bad)[:8])
+        return f"type the text of line {numbers} again in an editor, and save the file as UTF-8"
+    readings = guess_encodings(list(bad.values())[:MOST_LINES])
+    said = []
+    for reading in readings:
+        number, line = _telling(bad, readings)
+        shown = " ".join(line.decode(reading.python, "replace").split())[:60]
+        done = _to_utf8(path, reading.python, reading.iconv, packed=packed)
+        said.append(f"if line {number:,} reads `{shown}`, the file is {reading.iconv}: {done}")
+    return "; ".join(said)
+
+
+def _telling(lines: dict[int, bytes], readings: list[Reading]) -> tuple[int, bytes]:
+    """Return the first line that differs in the encodings, with its number."""
+    for number, line in lines.items():
+        if len({line.decode(reading.python, "replace") for reading in readings}) == len(readings):
+            return number, line
+    return next(iter(lines.items()))
