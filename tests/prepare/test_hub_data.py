@@ -155,6 +155,15 @@ def test_a_folder_is_read_as_it_is_now(tmp_path: Path) -> None:
     assert reading(f"hf:{folder}:test").count == 2 and not Path("data").exists()
 
 
+@pytest.mark.parametrize("cells", [[], [""]])
+def test_a_data_set_without_rows_is_refused(cells: list[str]) -> None:
+    import datasets
+
+    Path("none").mkdir()
+    datasets.Dataset.from_dict({"question": cells, "answer": cells}).to_parquet("none/train.parquet")
+    assert "no rows" in refused("hf:none").message
+
+
 def test_labels_are_their_names_and_mixed_texts_their_texts() -> None:
     import datasets
 

@@ -244,6 +244,21 @@ def test_a_sheet_of_a_file_with_such_a_name(tmp_path: Path, monkeypatch: pytest.
         assert read_rows(find_sources(config.data), config).count == 2
 
 
+def test_a_sheet_of_a_file_without_sheets_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("question,answer\nq,a\n")
+    assert "has no sheets, so `#S` names nothing" in refused(tmp_path / "x.csv", part="S").message
+
+
+def test_a_sheet_of_a_packed_workbook(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"A": ROWS, "B": [*ROWS, ["s", "c"]]})
+    packed = tmp_path / "x.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.write(path, "in/x.xlsx")
+    assert "`A`, `B`" in refused(packed).message
+    config = build({"data": {"source": f"{packed}#B"}})
+    assert read_rows(find_sources(config.data), config).count == 3
+
+
 def test_entities_that_grow_are_refused(tmp_path: Path) -> None:
     bomb = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">' + "".join(
         f'<!ENTITY {name} "{f"&{inner};" * 10}">' for inner, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -119,6 +119,8 @@ def _named_labels(rows: Any) -> Any:
 def hub_refusal(exc: Exception, found: str) -> ToolkitError:
     """Say why a data set cannot be read, and what to do."""
     shown, said = f"{PREFIX}{found}", " ".join(str(exc).split())
+    if "corresponds to no data" in said:
+        return ToolkitError(f"`{shown}` has no rows", hint="set `data.source` to questions and answers")
     if "scripts are no longer supported" in said:
         return ToolkitError(
             f"`{shown}` wants code of its own to be run ({said.rpartition('found ')[2]}), which is never done",

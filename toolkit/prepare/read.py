@@ -51,13 +51,13 @@ def read_table(
         columns, rows, whole = read_folder(path, head.ROWS if first_rows else None)
         return Table(path, columns, rows, whole=whole)
     opened = open_data(path, head.WHOLE if first_rows else None)
-    start, whole = opened.start(), opened.whole
+    start, whole, named, part = opened.start(), opened.whole, part, ""
     if start.startswith(_COLUMNAR):
         most = head.ROWS if first_rows and opened.size() > head.WHOLE else None
         columns, rows, whole = read_columnar(opened, names, most)
     elif start.startswith(ZIP):
         most = head.ROWS if first_rows and opened.size() > head.HEAD else None  # it has many times its bytes
-        columns, rows, part, whole = _read_zip(opened, names, part, most)
+        columns, rows, part, whole = _read_zip(opened, names, named, most)
     elif PAIR in (opened.data or b"") and start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<"):
         columns, rows, whole = read_document(opened)
     else:
@@ -67,6 +67,10 @@ def read_table(
             if whole or "truncated" not in exc.message:
                 raise
             columns, rows = [], []  # what was read ends inside a quoted cell
+    if named and named != part:
+        raise ToolkitError(
+            f"`{path}` has no sheets, so `#{named}` names nothing", hint=f"set `data.source` to `{path}` alone"
+        )
     if not rows and whole:
         binary = f": {BINARY}" if looks_like(start, path)[0] == BINARY and not part else ""
         raise ToolkitError(f"`{path}` has no rows{binary}", hint=_NO_ROWS)

@@ -28,6 +28,9 @@ from toolkit.prepare.table import Table
 
 def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> ToolkitError:
     """Return the error of sources whose rows are all rejected, with the hint of the commonest reason."""
+    has = f"`{tables[0].table.name}` has" if len(tables) == 1 else f"{len(tables)} files have"
+    if not rejected:
+        return ToolkitError(f"{has} no rows", hint="set `data.source` to a file with questions and answers")
     reason, count = Counter(rejection.reason for rejection in rejected).most_common(1)[0]
     example = next(rejection for rejection in rejected if rejection.reason == reason)
     where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
@@ -35,7 +38,6 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> Too
     shown = " ".join(example.text.split())
     shown = shown if len(shown) <= 80 else shown[:79] + "…"
     detail = f", {example.detail}" if example.detail else ""
-    has = f"`{tables[0].table.name}` has" if len(tables) == 1 else f"{len(tables)} files have"
     return ToolkitError(
         f"{has} no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
         f"{reason}, first {where} `{shown}`{detail}",
