@@ -34,8 +34,9 @@ warmup_steps = 0
 max_eval_samples = 2
 gradient_checkpointing = false
 [validate]
+questions = ["What are the symptoms of dehydration?"]
 rows = 3
-answer_tokens = 16
+answer_tokens = 8
 [ollama]
 num_predict = 12
 """
