@@ -115,7 +115,7 @@ def check_file(path: Path) -> Path:
     if not path.exists():
         raise ToolkitError(
             f"there is no data file `{path}`",
-            hint='check `data.source`: a path relative to the current folder, or "medquad"',
+            hint='check `data.source`: a path from the current folder, a list (["a.csv", "b.csv"]), or "medquad"',
             exit_code=MISSING,
         )
     if not path.is_file() and not path.is_dir():

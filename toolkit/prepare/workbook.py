@@ -3,8 +3,9 @@
 import contextlib
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
-from itertools import zip_longest
+from itertools import repeat
 from typing import Any
 
 from toolkit.core import console
@@ -15,7 +16,7 @@ from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.containers import quoted
 from toolkit.prepare.delimited import Cells, named_rows
 from toolkit.prepare.number_format import shown
-from toolkit.prepare.packed import Opened, check_members, open_zip
+from toolkit.prepare.packed import PIECE, Opened, check_members, open_zip
 from toolkit.prepare.table import Row
 
 MOST_ROWS = 1_048_576  # of a sheet, in Excel
@@ -23,6 +24,7 @@ SHOWN = 6  # names in one line
 _NO_VALUE = "\x00"  # stands for the missing value of a formula, until it is known who wants it
 _BOOK = "xl/workbook.xml"
 _OUTDATED = re.compile(rb"""\bfullCalcOnLoad\s*=\s*["'](?:1|true)""")  # its formulas are still to be calculated
+_FORMULA = re.compile(rb"<(?:[A-Za-z0-9]+:)?f[ />]")
 _ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")  # how the file holds a character that XML cannot, such as a CR
 
 
@@ -37,21 +39,24 @@ def read_workbook(
     path = opened.path
     with opened.stream() as file, open_zip(file, path) as archive:
         check_members(archive, path)
+        formulas = any(
+            _holds_formulas(archive, part) for part in archive.namelist() if part.startswith("xl/worksheets/")
+        )
         outdated = any(_OUTDATED.search(archive.read(part)) for part in archive.namelist() if part == _BOOK)
-    with _workbook(opened, values=True) as book, _workbook(opened, values=False) as formulas:
+    with _workbook(opened, values=True) as book, _workbook(opened, values=False) as sources:
         sheets = {one.title: one for one in book.worksheets}
         if sheet and sheet not in sheets:
             hint = f"its sheets are {first_names(list(sheets), SHOWN)}"
             raise ToolkitError(f"`{path}` has no sheet `{sheet}`", hint=hint)
         name = sheet or _only_sheet(opened, sheets, wanted)
-        pairs = zip_longest(_rows(sheets[name]), _rows(formulas[name]), fillvalue=())
+        rows_of_sources = _rows(sources[name]) if formulas else repeat(repeat(None))
         cells: list[Cells] = []
-        for line, (row, sources) in enumerate(pairs, start=1):
+        for line, (row, of_cells) in enumerate(zip(_rows(sheets[name]), rows_of_sources, strict=False), start=1):
             if line > MOST_ROWS:
                 raise ToolkitError(f"`{path}` has a sheet of more than {MOST_ROWS:,} rows", hint="divide it into files")
             if most is not None and line > most:
                 break
-            cells.append((line, [_text(*pair, outdated=outdated) for pair in zip(row, sources, strict=False)]))
+            cells.append((line, [_text(*pair, outdated=outdated) for pair in zip(row, of_cells, strict=False)]))
         whole = most is None or len(cells) < most
     width = max((len(row) for _, row in cells), default=0)
     cells = [(line, row + [""] * (width - len(row))) for line, row in cells]
@@ -80,6 +85,17 @@ def _workbook(opened: Opened, *, values: bool) -> Iterator[Any]:
         finally:
             if book is not None:
                 book.close()
+
+
+def _holds_formulas(archive: zipfile.ZipFile, part: str) -> bool:
+    """Say whether a part has a formula: without, the cells need not be read twice."""
+    before = b""
+    with archive.open(part) as stream:
+        while piece := stream.read(PIECE):
+            if _FORMULA.search(before + piece):
+                return True
+            before = piece[-80:]
+    return False
 
 
 def _brief(exc: Exception) -> str:
