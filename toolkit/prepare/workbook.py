@@ -39,9 +39,7 @@ def read_workbook(
     path = opened.path
     with opened.stream() as file, open_zip(file, path) as archive:
         check_members(archive, path)
-        formulas = any(
-            _holds_formulas(archive, part) for part in archive.namelist() if part.startswith("xl/worksheets/")
-        )
+        formulas = any(_holds_formulas(archive, part) for part in archive.namelist() if part.endswith(".xml"))
         outdated = any(_OUTDATED.search(archive.read(part)) for part in archive.namelist() if part == _BOOK)
     with _workbook(opened, values=True) as book, _workbook(opened, values=False) as sources:
         sheets = {one.title: one for one in book.worksheets}
