@@ -9,8 +9,10 @@ REACH = 60  # characters after a word within which its number begins
 # Words next to which a short number or a date names a person. Portuguese is written with and without accents.
 _WORDS = (
     r"d\.?\s?o\.?b|birth|anivers|born\b|b\.\s|nasc|d\.?n|dt\.?\s?nasc|m\.?r\.?n|patient (?:id|no|number|record)|"
-    r"chart|hosp|record|acct|account|pront|registro|atendimento|rghc|mem|insurance|policy|"
-    r"subscriber|beneficiary|medicare|medicaid|mbi|health plan|carteir|conv[eê]nio|matr[ií]cula|ap[oó]lice|"
+    r"chart|hosp|(?:encounter|visit|case|file|unit) ?(?:id|no|num|#)|pt (?:id|no|number|#)|mr ?#|reg\.|rh\b|"
+    r"bd\b|b-?day|record|acct|account|pront|registro|atendimento|rghc|mem|insurance|policy|"
+    r"subscriber|beneficiary|medicare|medicaid|mbi|health plan|plano|seguro|0xx|"
+    r"carteir|conv[eê]nio|matr[ií]cula|ap[oó]lice|"
     r"benefici[aá]ri|c\.?n\.?p\.?j|r\.?g\b|identidade|cep"
 )
 _WORD = re.compile(rf"(?<![^\W\d_])(?:{_WORDS})", re.IGNORECASE)

@@ -83,11 +83,11 @@ _DATES = (
 )
 _DATE = rf"(?:{'|'.join(_DATES)})(?!\d)"
 _BORN = _one_of(
-    r"d\.?\s?o\.?b", r"date\sof\sbirth", r"birth\s?-?date", "birthday", "anivers[aá]rio", "born", r"(?-i:b)(?=\.)",
-    r"(?:data|dt\.?)\s(?:de\s)?nasc(?:imento)?", "nasc(?:id[oa]|eu|imento)?", r"d\.?n",
+    r"d\.?\s?o\.?b", r"date\sof\sbirth", r"birth\s?-?date", "birthday", r"b-?day", "bd", "anivers[aá]rio", "born",
+    r"(?-i:b)(?=\.)", r"(?:data|dt\.?)\s(?:de\s)?nasc(?:imento)?", "nasc(?:id[oa]|eu|imento)?", r"d\.?n",
 ) + r"\.?"  # fmt: skip
 _BORN_GAP = (
-    r"(?:[\s:,.()|=-]|\b(?:the|aos|of|d[aeo]|patient|paciente|mother|m[aã]e|on|in|is|was|em|no|dia|é|foi|a)\b){0,8}"
+    r"(?:[\s:,.()|=-]|\b(?:the|aos|of|d[aeo]|patient|paciente|mother|m[aã]e|on|in|is|was|em|no|dia|é|foi|a)\b|\([a-z/-]{4,14}\)){0,8}"
     r"(?:[^\n.;]{0,40}?\b(?:on|em)\s)?"
 )
 
@@ -100,12 +100,13 @@ _ID = (
     r"(?=(?:[A-Z./-]{0,6}\d){4})[A-Z0-9](?:[A-Z0-9./-]*[A-Z0-9])?(?!\w)"
 )
 _NAMED_RECORD = _one_of(
-    r"m\.?r\.?n", r"(?:medical|hospital|patient|health)\srecord", r"hosp(?:ital)?\s?(?:id|no\b|num|#)",
+    r"m\.?r\.?n", r"(?:medical|hospital|patient|health)\srecord", r"hosp(?:ital)?\s?(?:id|no\b|num|number|#)",
     r"patient\s(?:id|no|number)", "prontu[aá]rio", r"pront\b", "rghc",
 )  # fmt: skip
 _RECORD = _one_of(
-    "chart", r"record\s?(?:no|num|number|#)", "acct", r"account\s?(?:no|num|number|#)", "hosp",
-    r"registro\s(?:hospitalar|geral|d[oa]\spaciente|m[eé]dico)", "atendimento",
+    "chart", r"(?:record|account|encounter|visit|case|file|unit)\s?(?:id|no|num|number|#)", "acct", "hosp",
+    r"mr\s?#", r"pt\s(?:id|no|number|#)", r"reg(?:istro|\.)(?:\s(?:hospitalar|d[oa]\spaciente|m[eé]dico))?",
+    "atendimento", "rh",
 )  # fmt: skip
 _NAMED_INSURANCE = _one_of(
     r"(?:mem(?:ber)?|insurance|subscriber|beneficiary|policy|health\splan)(?:ship)?\s?(?:id|no\b|num|number|policy|card|#)",
@@ -113,6 +114,7 @@ _NAMED_INSURANCE = _one_of(
 )  # fmt: skip
 _INSURANCE = _one_of(
     "policy", "medicare", "medicaid", "conv[eê]nio", "matr[ií]cula", "ap[oó]lice", r"benefici[aá]ri[oa]",
+    r"(?:plano|seguro)(?:\sde)?\ssa[uú]de(?:[:\s]+\p{L}+)?",
 )  # fmt: skip
 _UNIMED = r"\d\s\d{3}\s\d{12}\s\d"
 _RECORD_NUMBER = rf"(?:{_ID}|\d{{3}}\s\d{{3}}\s\d{{3}}\b)"
@@ -136,9 +138,14 @@ _CARDS = (
     r"3[47]\d\d(?P<b>[ -]?)\d{6}(?P=b)\d{5}|3[068]\d\d(?P<c>[ -]?)\d{6}(?P=c)\d{4})(?!\d)"
 )
 _EMAIL = r"(?<![\w.+-])[\w.+-]{1,64}(?: @ ?| ?@ | ?[\[(](?:at|arroba)[\])] ?)\w+(?:[.-]\w+)*\.[a-z]{2,}\b"
+_US_LOCAL_TELEPHONE = _after(
+    _one_of("tel", "telephone", "phone", "cell", "mobile", "call"),
+    r"(?<![\d-])[2-9]\d\d-\d{4}(?![\d-])",
+    r"(?:[\s:#]|me|back|at|is){0,6}",
+)
 _LOCAL_TELEPHONE = _after(
     _one_of("tel", "fone", "telefones?", "cel", "celular", "whats(?:app)?", "zap", "recado", "contato"),
-    r"(?<!\d)9?[2-9]\d{3}-\d{4}(?!\d)",
+    r"(?<!\d)9?[2-9]\d{3}[- ]\d{4}(?!\d)",
     r"(?:[\s:.]|é|da|do|de|\w+a\b){0,6}",
 )
 
@@ -164,6 +171,8 @@ SSN = r"(?<![\d-])\d{3}-\d\d-\d{4}(?![\d-])"
 FORMS = [
     Form("EMAIL_ADDRESS", _EMAIL),
     Form("PHONE_NUMBER", _LOCAL_TELEPHONE, SAID),
+    Form("PHONE_NUMBER", _US_LOCAL_TELEPHONE, SAID),
+    Form("PHONE_NUMBER", r"\(?0xx\d\d\)?\s?9?\d{4}-\d{4}(?!\d)"),
     Form("DATE_OF_BIRTH", _after(_BORN, _DATE, _BORN_GAP), SAID, possible_date),
     Form(
         "DATE_OF_BIRTH",
@@ -182,11 +191,18 @@ FORMS = [
     Form("BR_CNPJ", _CNPJ_FORM, FORM, valid_cnpj),
     Form("BR_CNPJ", _after(_one_of(r"c\.?n\.?p\.?j") + r"\.?", _CNPJ, _LOOSE), SAID, _or_mistyped(valid_cnpj)),
     Form("BR_CNS", _CNS, FORM, valid_cns),
+    Form("BR_CNS", _after(_one_of("cns", r"cart[aã]o\s(?:d[oe]\s)?sus"), _CNS), SAID, _or_mistyped(valid_cns)),
     Form("BR_RG", _RG_FORM, FORM, valid_rg),
-    Form("BR_RG", _after(_one_of(r"r\.?g", r"(?:carteira\sde\s)?identidade") + r"\.?", _RG, _LOOSE), SAID),
+    Form(
+        "BR_RG",
+        _after(_one_of(r"r\.?g", r"registro\sgeral", r"(?:carteira\sde\s)?identidade") + r"\.?", _RG, _LOOSE),
+        SAID,
+    ),
     Form("BR_CEP", _after(_one_of("cep"), r"(?<!\d)\d\d\.?\d{3}(?: ?- ?| )?\d{3}(?!\d)", _LOOSE), SAID),
     Form("BR_CEP", _after(_STREET, r"(?<![\d.-])\d\d\.?\d{3}-\d{3}(?![\d-])"), SAID),
-    Form("US_SSN", _after(r"\b(?:ssn|ss#|social(?:\ssecurity)?)", _SSN, _LOOSE), SAID, valid_ssn),
+    Form(
+        "US_SSN", _after(r"\b(?:ssn(?![^\W\d_])|ss#|soc(?:ial)?(?:\ssec(?:urity)?)?\b)", _SSN, _LOOSE), SAID, valid_ssn
+    ),
     Form("CREDIT_CARD", _CARDS, FORM, valid_luhn),
     Form("URL_WITH_USER", r"\b(?:https?|s?ftp)://[^\s/@]+@" + _REST, SAID),
     Form("URL_WITH_USER", _HOST + r"/~[\w.-]*\w"),

@@ -35,9 +35,10 @@ _CALLED = re.compile(
     r"fone|telefones?|cel|celular|contato|ligar|ligue|recado)\b",
     re.IGNORECASE,
 )
+_EXTENSION = re.compile(r" ?(?:x|ext\.?|ramal) ?\d{1,5}\Z", re.IGNORECASE)
 _DIVIDED = re.compile(
     r"\+\d[\d ().-]{8,}|(?:1[-. ]?)?(?:\(\d{3}\) ?|\d{3}[-–./ ])\d{3}[-–. ]\d{4}|"  # of any country; of the US
-    r"(?:\(0?\d\d\) ?|0?\d\d )(?:9 ?)?\d{4}[- ]\d{4}|\d{3} \d{3} \d{3}|0\d{2,4} \d{3,4} \d{3,4}"  # BR; PT; GB
+    r"(?:\(0?\d\d\) ?|0?\d\d[ -])(?:9 ?)?\d{4}[- ]\d{4}|\d{3} \d{3} \d{3}|0\d{2,4} \d{3,4} \d{3,4}"  # BR; PT; GB
 )
 
 
@@ -73,7 +74,7 @@ class Telephone(PhoneRecognizer):  # type: ignore[misc]
         for result in super().analyze(text, entities, nlp_artifacts):
             written = text[result.start : result.end]
             said = _CALLED.search(text, max(0, result.start - _NEAR), result.start) is not None
-            alone = _DIVIDED.fullmatch(written) is not None and not _in_number(text, result)
+            alone = _DIVIDED.fullmatch(_EXTENSION.sub("", written)) is not None and not _in_number(text, result)
             if (said or alone) and not self._of_all(written):
                 result.score = SAID if said else TELEPHONE
                 found.append(result)
