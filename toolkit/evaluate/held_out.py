@@ -132,7 +132,7 @@ def measures_of(
                 **{measure: mean_of([value for value in per_row[name][measure] if math.isfinite(value)])
                    for measure, _ in MEASURES},
                 "tokens": mean_of([float(answer.tokens) for answer in one.answers]),
-                "ended": mean_of([float(answer.ended) for answer in one.answers]),
+                "ended": mean_of([float(answer.ended) for answer in one.answers], share=True),
                 "language": _share_in(spoken, one.answers),
                 "copied": copied[name],
             }
@@ -181,7 +181,7 @@ def _share_in(spoken: str, answers: Sequence[Answer]) -> dict[str, Any] | None:
     """Return the share of answers in the data's language; None where that, or the language of all, is uncertain."""
     codes = [language(answer.text) for answer in answers] if spoken else []
     known = [float(related(code, spoken)) for code in codes if code]
-    return mean_of(known) if known else None
+    return mean_of(known, share=True) if known else None
 
 
 def _identical(first: Sequence[Answer], second: Sequence[Answer]) -> float:

@@ -130,7 +130,7 @@ def _system(beginnings: Sequence[Beginning], words: Sequence[int | None]) -> dic
     best, longest = max(asked, key=lambda pair: pair[1], default=(None, 0))
     return {
         "rows": len(asked),
-        "share": mean_of([float(count >= LEARNED) for _, count in asked]) if asked else None,
+        "share": mean_of([float(count >= LEARNED) for _, count in asked], share=True) if asked else None,
         "longest": longest,
         "row": best.row if best and longest else None,
         "text": _first_words(best.text, longest) if best and longest else "",

@@ -14,15 +14,15 @@ LEAST, MOST, WORK = 9_999, 99_999, 20_000_000  # resamples, and numbers that are
 Values = npt.NDArray[np.float64]
 
 
-def mean_of(values: Sequence[float]) -> dict[str, Any]:
+def mean_of(values: Sequence[float], *, share: bool = False) -> dict[str, Any]:
     """Return mean, 95 % interval (`low`, `high`, both null for fewer than two values) and `n`.
 
-    Values that are all 0 or 1 are a share, whose interval is Wilson's: resampling 50 of 50 says nothing of its width.
+    Of a `share`, whose values are all 0 or 1, the interval is Wilson's: resampling 50 of 50 says nothing of its width.
     """
     found = np.asarray(values, dtype=np.float64)
     if not len(found):
         return {"mean": None, "low": None, "high": None, "n": 0}
-    low, high = _share(found) if set(found.tolist()) <= {0.0, 1.0} else _interval(found)
+    low, high = _share(found) if share and set(found.tolist()) <= {0.0, 1.0} else _interval(found)
     return {"mean": float(found.mean()), "low": low, "high": high, "n": len(found)}
 
 
