@@ -2,8 +2,7 @@
 
     python benchmarks/choice.py FILE.gguf [--exam data/exam.jsonl] [--repeats 5]
 
-Printed: seconds of both for all questions, the best of the repeats, which alternate, and their ratio. A third figure is
-the naive way: each choice after its question, all anew.
+Printed: seconds of both for all questions, the best of the repeats, which alternate, and their ratio.
 """
 
 import argparse
@@ -34,7 +33,6 @@ def main() -> None:
         asked: Asked = LlamaCppSystem(llm, given.file, Tokenizer(None, bos, vocabulary.eos or 0, ""), 2048)
         lm = AskedLM(asked)
         prompts = [lm.tok_encode(item[0].args[0]) for item in tasks[0].requests]
-        whole = [lm.tok_encode("".join(request.args)) for item in tasks[0].requests for request in item]
 
         def ours() -> None:
             assert len(list(ask_items(asked, tasks))) == len(prompts)
@@ -43,20 +41,15 @@ def main() -> None:
             for ids in prompts:
                 llamacpp.logits(llm, ids, len(ids) - 1)
 
-        def naive() -> None:
-            for ids in whole:
-                llamacpp.logits(llm, ids, len(ids) - 2)
-
         seconds: dict[Callable[[], None], float] = {}
         for _ in range(given.repeats):
-            for way in (ours, plain, naive):
+            for way in (ours, plain):
                 started = time.perf_counter()
                 way()
                 seconds[way] = min(seconds.get(way, 1e9), time.perf_counter() - started)
     count = sum(map(len, prompts))
     print(f"{len(prompts)} questions, {count:,} tokens of prompts: {seconds[ours]:.2f} s")
     print(f"llama.cpp's prompts alone: {seconds[plain]:.2f} s, ratio {seconds[ours] / seconds[plain]:.2f}")
-    print(f"each choice anew: {seconds[naive]:.2f} s, ratio {seconds[naive] / seconds[ours]:.2f}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.native import silenced
 from toolkit.evaluate.systems import Score
 
-TOKENS = 512  # evaluated in one pass
+TOKENS = 256  # evaluated in one pass; with more, tokens look past more of what is not theirs
 SEQUENCES = 64  # in one pass: llama.cpp's own limit is no lower
 OUTPUTS = 128  # rows of logits in memory at once: 67 MB for a vocabulary of 128,000
 
