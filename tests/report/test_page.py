@@ -54,7 +54,10 @@ def test_no_figure_of_the_files_is_left_out(run: reported.Reported) -> None:
     for index in range(len(held_out["comparisons"])):
         assert f"evaluation.json#/held_out/comparisons/{index}/p_corrected" in places
     assert {f"evaluation.json#/votes/pairs/1/{key}" for key in ("better", "worse", "same", "win_rate")} <= places
-    assert "evaluation.json#/judge/agreement_with_votes/kappa" in places
+    judged = {
+        f"evaluation.json#/judge/{key}" for key in ("pairs/0/disagreed", "unusable", "agreement_with_votes/kappa")
+    }
+    assert judged <= places
 
 
 def test_a_figure_that_is_written_wrong_is_seen() -> None:

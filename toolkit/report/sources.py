@@ -277,6 +277,7 @@ class Judge(Part):
     digest: str = ""
     pairs: list[Preference] = []
     agreement_with_votes: Agreement | None = None
+    unusable: int = 0
 
 
 class System(Part):
