@@ -1,14 +1,42 @@
-"""What a run does beside its stages: an evaluation's preview, the clinicians' sheet, and their votes."""
+"""What a run does beside its stages: its pages, an evaluation's preview, the clinicians' sheet, and their votes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit import pipeline
 from toolkit.core import console
+from toolkit.core.errors import USAGE, ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
     from toolkit.core.run_folder import RunFolder
+    from toolkit.report.compare import BothRuns
+
+
+def pages(config: "Config", folder: "RunFolder", *, force: bool) -> tuple[Path, Path | None]:
+    """Write the page and the model card, and say which files are damaged; the card is None where there is none yet."""
+    from toolkit.core.run_folder import locked
+    from toolkit.report import write_pages
+
+    with locked(folder):
+        written, damaged = write_pages(config, folder, pipeline.whole_state(config, folder), force=force)
+    for problem in damaged:
+        console.warn(f"{problem}; the page says that it is missing")
+    return folder.page, folder.model_card if folder.model_card in written else None
+
+
+def comparison(one: tuple["Config", "RunFolder"], other: tuple["Config", "RunFolder"]) -> tuple[Path, "BothRuns"]:
+    """Compare two runs, and write the page into the second one's folder; raises ToolkitError if they are the same."""
+    from toolkit.core.run_folder import locked
+    from toolkit.report import gather_run, write_comparison
+
+    first, second = one[1], other[1]
+    if first.path.resolve() == second.path.resolve():
+        raise ToolkitError(f"`{first.path}` is named twice", hint="name two runs", exit_code=USAGE)
+    facts = [gather_run(config, folder, pipeline.whole_state(config, folder)) for config, folder in (one, other)]
+    page = second.path / f"compare-{first.name}.html"
+    with locked(second):
+        return page, write_comparison(facts[0], facts[1], page)
 
 
 def foresee(config: "Config", folder: "RunFolder") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from toolkit import pipeline
 from toolkit.core import console, streams
-from toolkit.core.errors import MISSING, USAGE, ToolkitError, explain
+from toolkit.core.errors import MISSING, ToolkitError, explain
 from toolkit.core.streams import State
 from toolkit.pipeline import arguments, beside, results
 from toolkit.pipeline.results import (
@@ -214,44 +214,19 @@ class Run:
 
     def report(self, *, force: bool = False) -> Reported:
         """Write the page and the model card again, from the run's own files."""
-        from toolkit.core.run_folder import locked
-
         with _speaking(self.progress) as state:
-            from toolkit.report import write_pages
-
-            if not self.folder.manifest.is_file():
-                hint = f"run `{self.command('run')}` first"
-                raise ToolkitError(f"there is no run in `{self.folder.path}`", hint=hint, exit_code=MISSING)
             heard = len(state.warnings)
-            with locked(self.folder):
-                reasons = pipeline.whole_state(self.config, self.folder)
-                written, damaged = write_pages(self.config, self.folder, reasons, force=force)
-            for problem in damaged:
-                console.warn(f"{problem}; the page says that it is missing")
-            card = self.folder.model_card
-            return Reported(self.folder.page, card if card in written else None, self._heard(state, heard))
+            self._there(f"run `{self.command('run')}` first")
+            page, card = beside.pages(self.config, self.folder, force=force)
+            return Reported(page, card, self._heard(state, heard))
 
     def compare(self, other: "Run") -> Compared:
         """Compare this run with another one; the page is written into the other's folder."""
-        from toolkit.core.run_folder import locked
-
         with _speaking(self.progress) as state:
-            from toolkit.report import gather_run, write_comparison
-
             heard = len(state.warnings)
             for run in (self, other):
-                if not run.folder.manifest.is_file():
-                    hint = "name two runs that have at least prepared their data"
-                    raise ToolkitError(f"there is no run in `{run.folder.path}`", hint=hint, exit_code=MISSING)
-            if self.folder.path.resolve() == other.folder.path.resolve():
-                raise ToolkitError(f"`{self.folder.path}` is named twice", hint="name two runs", exit_code=USAGE)
-            one, two = (
-                gather_run(run.config, run.folder, pipeline.whole_state(run.config, run.folder))
-                for run in (self, other)
-            )
-            page = other.folder.path / f"compare-{self.folder.name}.html"
-            with locked(other.folder):
-                found = write_comparison(one, two, page)
+                run._there("name two runs that have at least prepared their data")
+            page, found = beside.comparison((self.config, self.folder), (other.config, other.folder))
             return Compared(page, str(found), found.figures, self._heard(state, heard))
 
     def foresee_evaluation(self) -> dict[str, Any]:
@@ -293,6 +268,10 @@ class Run:
                 raise ToolkitError(f"there is no trained model in `{self.folder.path}`", hint=hint)
             eos = load_tokenizer(adapter, prompt_format(self.config.prompt)).eos_text
             return modelfile_text(self.config, self.folder, eos)
+
+    def _there(self, hint: str) -> None:
+        if not self.folder.manifest.is_file():
+            raise ToolkitError(f"there is no run in `{self.folder.path}`", hint=hint, exit_code=MISSING)
 
     def _heard(self, state: State, since: int) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.warnings, *state.warnings[since:]]))
