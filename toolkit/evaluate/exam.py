@@ -65,7 +65,7 @@ def read_exam(path: Path) -> list[ExamRow]:
 def exam_task(path: Path) -> ChoiceTask:
     """Make a task of an exam, for lm-eval; raises ToolkitError as `read_exam` does."""
     rows = read_exam(path)
-    check_installed()
+    check_installed(("lm_eval",))
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 

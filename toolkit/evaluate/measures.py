@@ -14,11 +14,11 @@ MOST = 0.8  # share of the reference answers that must be in it
 LETTERS = 20  # of a text that says anything about its language; one of Chinese or Japanese counts as four
 
 
-def check_installed() -> None:
+def check_installed(parts: Sequence[str] = PARTS) -> None:
     """Raise ToolkitError (exit 3) if a library of the extra is missing."""
     from toolkit.core.hardware import installed
 
-    missing = [name for name in PARTS if not installed(name)]
+    missing = [name for name in parts if not installed(name)]
     if missing:
         raise ToolkitError(
             f"`toolkit evaluate` needs {', '.join(missing)}",

@@ -72,7 +72,7 @@ def open_tasks(names: Sequence[str], items: int, folder: Path | None) -> list[Ch
     """
     if not names:
         return []
-    check_installed()
+    check_installed(("lm_eval",))
     named = task_folders()
     for name in names:
         if name not in named:
