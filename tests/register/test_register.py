@@ -11,7 +11,7 @@ import pytest
 from tests.register.conftest import ROWS, Run, make_run, temporary
 from tests.support import tiny_gguf as tiny
 from tests.support.faults import Handler, proxy
-from tests.support.ollama_server import OllamaServer
+from tests.support.ollama_server import OllamaServer, library
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.manifest import FileRecord, Manifest, StageRecord, write_manifest
@@ -151,6 +151,12 @@ def test_what_no_modelfile_can_hold_goes_through_the_api(
     with pytest.raises(ToolkitError, match=r"U\+00A0 .*; .*U\+200B") as caught:
         modelfile_text(run.config, run.folder, tiny.EOS)
     assert "toolkit register" in caught.value.hint
+
+
+def test_without_questions_for_the_report_it_is_asked_one_all_the_same(ollama: OllamaServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path, ollama.url, "unasked", validate={"questions": []})
+    run.register()
+    assert "unasked:latest" in [model.model for model in library(ollama.url).list().models]
 
 
 def test_licence_base_data_and_run_are_shown_by_ollama(ollama: OllamaServer, tmp_path: Path) -> None:

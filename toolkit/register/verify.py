@@ -15,6 +15,7 @@ from toolkit.prompt.format import PromptFormat
 from toolkit.prompt.renderings import conversation, prompt_text
 
 ROWS = 10
+QUESTION = "What are the symptoms of dehydration?"
 THREADS = 4  # requests at once: a server renders them in parallel
 
 
@@ -158,14 +159,14 @@ def _rendered(answer: dict[str, Any]) -> str:
 
 
 def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload: bool) -> dict[str, Any]:
-    """Ask the first validation question; return its answer, why it ended, and the speed in tokens/s.
+    """Ask the first validation question, or one of our own; return its answer, why it ended, and the speed in tokens/s.
 
     `unload` frees the model's memory on the server afterwards. Raises ToolkitError if there is no answer, or it ends
     neither on its own nor at the limit.
     """
     body: dict[str, Any] = {
         "model": model,
-        "prompt": settings.questions[0],
+        "prompt": settings.questions[0] if settings.questions else QUESTION,
         "system": settings.instruction,
         "stream": False,
         "options": {"num_predict": settings.answer_tokens},
