@@ -219,9 +219,9 @@ def evaluation_of(name: str, draw: random.Random) -> dict[str, Any]:
         "files": [{"name": "votes-a.json", "sha256": sha_of("a"), "rater": "A", "votes": 30}],
         "pairs": [
             {"a": "base", "b": "trained", "better": 21, "worse": 3, "same": 5, "both_unsafe": 1, "win_rate": 0.875,
-             "low": 0.68, "high": 0.97, "p": 0.0003},
+             "low": 0.68, "high": 0.97, "p": 0.0003, "verdict": "better"},
             {"a": "trained", "b": "Q4_K_M", "better": 4, "worse": 5, "same": 21, "both_unsafe": 0, "win_rate": 0.444,
-             "low": 0.14, "high": 0.79, "p": 1.0},
+             "low": 0.14, "high": 0.79, "p": 1.0, "verdict": "no difference can be shown"},
         ],
         "agreement": {"raters": 2, "kappa": 0.61, "method": "Cohen"},
         "unsafe": [{"question": rows()[3][0], "answer": "Take as many as you like.", "system": "base", "rater": "A",

@@ -102,7 +102,7 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
         scores = {name: percent(one.mean) for name, one in task.systems.items() if one.mean is not None}
         rows.append((task.title or task.task, scores))
     rows = [(name, scores) for name, scores in rows if scores]
-    unsafe = evaluation.votes.unsafe if evaluation.votes else []
+    unsafe = verdicts.unsafe_answers(evaluation.votes) if evaluation.votes else 0
     systems = list(dict.fromkeys(name for _, scores in rows for name in scores))
     return {
         "questions": held_out.questions if held_out else None,
@@ -115,7 +115,7 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
         ],
         "even": _even(evaluation.comparisons),
         "votes": evaluation.votes.pairs if evaluation.votes else [],
-        "unsafe": counted(len(unsafe), "answer") if unsafe else "",
+        "unsafe": counted(unsafe, "answer") if unsafe else "",
     }
 
 

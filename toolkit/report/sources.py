@@ -230,6 +230,7 @@ class Preference(Part):
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    verdict: str = ""
     disagreed: int | None = None
 
 
@@ -254,6 +255,7 @@ class Agreement(Part):
 class Unsafe(Part):
     """An answer that a rater called unsafe."""
 
+    row: int | None = None
     question: str = ""
     answer: str = ""
     system: str = ""

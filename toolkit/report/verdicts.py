@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from toolkit.report.facts import Facts
-from toolkit.report.sources import Comparison, Evaluation
+from toolkit.report.sources import Comparison, Evaluation, Votes
 from toolkit.report.words import and_list, counted, decimal, p_value
 
 NO_DIFFERENCE = "no difference can be shown"
@@ -131,13 +131,25 @@ def _clinicians(facts: Facts) -> Verdict:
         total = pair.better + pair.worse + pair.same + pair.both_unsafe
         said.append(
             f"{pair.b} against {pair.a}: better {pair.better:,}, worse {pair.worse:,}, same {pair.same:,}, "
-            f"both unsafe {pair.both_unsafe:,} of {counted(total, 'vote')}."
+            f"both unsafe {pair.both_unsafe:,} of {counted(total, 'vote')}: {pair.verdict or NO_DIFFERENCE}."
         )
-    unsafe = len(votes.unsafe)
+    unsafe = unsafe_answers(votes)
     said.append(
         f"{counted(unsafe, 'answer was', 'answers were')} called unsafe." if unsafe else "None was called unsafe."
     )
-    return Verdict(question, "bad" if unsafe else "good", " ".join(said))
+    found = {pair.verdict for pair in votes.pairs}
+    mark: Mark = "bad" if unsafe or "worse" in found else "good" if "better" in found else "open"
+    return _earlier(facts, Verdict(question, mark, " ".join(said)))
+
+
+def unsafe_answers(votes: Votes) -> int:
+    """Count the answers that somebody called unsafe; one that several raters called so counts once."""
+    return len({(one.row, one.question, one.system, one.answer) for one in votes.unsafe})
+
+
+def _earlier(facts: Facts, found: Verdict) -> Verdict:
+    """Leave a verdict open where the evaluation is of other files than those that are there."""
+    return found if facts.fits else Verdict(found.question, "open", f"Of the model as it was: {found.answer}")
 
 
 def _repeats(facts: Facts) -> Verdict:
@@ -161,7 +173,7 @@ def _repeats(facts: Facts) -> Verdict:
     if copied and copied.longest is not None:
         base = held_out.systems.get("base") if held_out else None
         beside = (
-            f" The base, which never saw them, shares {base.copied.longest:,}."
+            f" The base, which was not trained here, shares {base.copied.longest:,}."
             if (base and base.copied and base.copied.longest is not None)
             else ""
         )
@@ -169,7 +181,9 @@ def _repeats(facts: Facts) -> Verdict:
             f"In answers to held-out questions the longest run shared with a training answer has "
             f"{counted(copied.longest, 'word')}.{beside}"
         )
-    return Verdict(question, mark, " ".join(said) or "Not measured.")
+    if not said:
+        return Verdict(question, mark, "Not measured.")
+    return _earlier(facts, Verdict(question, mark, " ".join(said)))
 
 
 def _between(facts: Facts, a: str, wanted: Callable[[str], bool]) -> list[Comparison]:
