@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support import reported
-from toolkit.core.manifest import read_manifest
+from toolkit.core.manifest import read_manifest, write_manifest
 from toolkit.report.facts import gather
 from toolkit.report.verdicts import NO_DIFFERENCE, Verdict, verdicts
 
@@ -54,3 +54,16 @@ def test_an_evaluation_of_other_files_leaves_a_verdict_open(run: reported.Report
     run.evaluation["systems"][3]["sha256"] = "ab" * 32
     found = answered(run, question)
     assert found.mark == "open" and found.answer.startswith("Of the model as it was: ")
+
+
+def test_base_and_trained_model_alone_are_no_longer_judged_after_another_training(run: reported.Reported) -> None:
+    run.evaluation["systems"] = run.evaluation["systems"][:2]
+    manifest = read_manifest(run.folder)
+    adapter = manifest.stages["train"].outputs
+    manifest.stages["evaluate"] = manifest.stages["export"].model_copy(update={"inputs": adapter, "outputs": []})
+    write_manifest(run.folder, manifest)
+    assert answered(run, "Is it better than its base?").answer.startswith("Better in loss on the reference answers")
+    manifest.stages["train"].outputs = [adapter[0].model_copy(update={"sha256": "ab" * 32}), *adapter[1:]]
+    write_manifest(run.folder, manifest)
+    found = answered(run, "Is it better than its base?")
+    assert "by the loss on held-out answers alone" in found.answer  # the evaluation has no part in it

@@ -81,7 +81,7 @@ class Training:
 class Facts:
     """A run. `problems` are files that are damaged; `raw` holds the content of the others for exact figures.
 
-    `fits` is False where evaluation.json is of other GGUF files than those that are there.
+    `fits` is False where evaluation.json is of another adapter, or of other GGUF files, than those that are there.
     """
 
     name: str
@@ -130,7 +130,7 @@ def gather(
         stages=[_stage(name, why[name], manifest.stages.get(name)) for name in why],
         report=found,
         evaluation=evaluation,
-        fits=_fits(evaluation, manifest.stages.get("export")),
+        fits=_fits(evaluation, manifest),
         raw={"report": raw, "evaluation": raw_evaluation},
         problems=problems,
         data=_data(config, folder, manifest.stages.get("prepare")),
@@ -147,11 +147,17 @@ def _stage(name: str, why: str, record: StageRecord | None) -> StageState:
     return StageState(name, why, record.finished, record.seconds, record.warning, record.failure, record.versions)
 
 
-def _fits(evaluation: Evaluation | None, export: StageRecord | None) -> bool:
-    """Say whether the files that were evaluated are those that were exported."""
+def _fits(evaluation: Evaluation | None, manifest: Manifest) -> bool:
+    """Say whether what was evaluated is what is there: the exported files, and the adapter of the trained model."""
+    records = [manifest.stages[name] for name in ("train", "export") if name in manifest.stages]
+    export = manifest.stages.get("export")
     written = {file.sha256 for file in export.outputs} if export else set()
     asked = {system.sha256 for system in evaluation.systems if system.sha256} if evaluation else set()
-    return not written or asked <= written
+    if written and not asked <= written:
+        return False
+    now = {file.path: file.sha256 for record in records for file in record.outputs}
+    record = manifest.stages.get("evaluate")
+    return all(now.get(file.path, file.sha256) == file.sha256 for file in (record.inputs if record else []))
 
 
 def _data(config: Config, folder: RunFolder, record: StageRecord | None) -> Data | None:
