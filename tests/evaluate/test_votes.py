@@ -330,6 +330,18 @@ def test_votes_outlive_an_evaluation_with_the_same_answers(folder: RunFolder) ->
     assert kept_votes(EVALUATION, again) is None and kept_votes({}, again) is None
 
 
+def test_votes_and_sheet_outlive_a_further_quantization_but_no_other_answer_of_their_own(folder: RunFolder) -> None:
+    path = save_votes(folder, "Ada", verdicts(folder, "trained", *["same"] * 5))
+    former = {**EVALUATION, "votes": count_votes(folder, EVALUATION, [path])}
+    again = make_evaluation(10, systems=("base", "trained", "Q8_0", DEFAULT))
+    assert kept_votes(former, again) == former["votes"] == count_votes(folder, again, [path])
+    key = key_in(folder)
+    sheet.write_sheet(folder, again, DEFAULT)
+    assert key_in(folder) == key
+    again["held_out"]["answers"][3]["answers"]["trained"]["text"] = "Another one."
+    assert kept_votes(former, again) is None
+
+
 def test_an_evaluation_keeps_votes_on_its_answers_and_says_where_they_end(
     made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -343,7 +355,11 @@ def test_an_evaluation_keeps_votes_on_its_answers_and_says_where_they_end(
         return read_evaluation(run.folder)["votes"]
 
     assert evaluated(6) is None
-    votes = {"answers": answers_hash(read_evaluation(run.folder)), "pairs": []}
+    pair = ("F32", "Q8_0")
+    votes = {
+        "answers": answers_hash(read_evaluation(run.folder), [pair]),
+        "pairs": [dict(zip("ab", pair, strict=True))],
+    }
     amend(run.folder, votes=votes)
     assert evaluated(6) == votes and "no longer count" not in capsys.readouterr().err
     assert evaluated(3) is None

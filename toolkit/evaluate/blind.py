@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import secrets
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,7 +45,7 @@ class Identical(BaseModel):
 
 
 class SheetKey(BaseModel):
-    """The key of a sheet: what unblinds it. `answers` is the SHA-256 of the answers that it was made from."""
+    """The key of a sheet: what unblinds it. `answers` is the SHA-256 of the answers of its pairs' systems."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,6 +57,11 @@ class SheetKey(BaseModel):
     items: list[KeyItem]
     pairs: list[Identical]
 
+    @property
+    def of_pairs(self) -> list[Pair]:
+        """The pairs of systems that the sheet compares."""
+        return [(pair.a, pair.b) for pair in self.pairs]
+
 
 def answered(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the questions with the answers of all systems; raises ToolkitError where there is none."""
@@ -66,10 +72,18 @@ def answered(evaluation: dict[str, Any]) -> list[dict[str, Any]]:
     return list(found)
 
 
-def answers_hash(evaluation: dict[str, Any]) -> str:
-    """Return the SHA-256 (hex) of all questions and answers: votes belong to these texts."""
+def answers_hash(evaluation: dict[str, Any], pairs: Iterable[Pair]) -> str:
+    """Return the SHA-256 (hex) of all questions, with the answers of the systems of some pairs.
+
+    Votes belong to these texts: they still count where a further system was asked.
+    """
+    systems = {name for pair in pairs for name in pair}
     texts = [
-        [entry["row"], entry["question"], {name: one["text"] for name, one in sorted(entry["answers"].items())}]
+        [
+            entry["row"],
+            entry["question"],
+            {name: one["text"] for name, one in sorted(entry["answers"].items()) if name in systems},
+        ]
         for entry in answered(evaluation)
     ]
     return hashlib.sha256(json.dumps(texts, ensure_ascii=True).encode()).hexdigest()
@@ -139,7 +153,7 @@ def draw_key(run: str, evaluation: dict[str, Any], default: str, seed: str) -> S
     ]
     # A spreadsheet would take hexadecimal digits alone, such as 12e345, for a number.
     name = "s" + hashlib.sha256(f"sheet {seed}".encode()).hexdigest()[:11]
-    return SheetKey(run=run, sheet=name, seed=seed, answers=answers_hash(evaluation), items=items, pairs=counts)
+    return SheetKey(run=run, sheet=name, seed=seed, answers=answers_hash(evaluation, pairs), items=items, pairs=counts)
 
 
 def read_key(folder: RunFolder) -> SheetKey | None:
@@ -167,7 +181,7 @@ def key_for(folder: RunFolder, evaluation: dict[str, Any], default: str) -> Shee
     """
     there = read_key(folder)
     wanted = [*compared_pairs(evaluation, default)]
-    if there and there.answers == answers_hash(evaluation) and [(pair.a, pair.b) for pair in there.pairs] == wanted:
+    if there and there.of_pairs == wanted and there.answers == answers_hash(evaluation, wanted):
         return there
     fresh = draw_key(folder.name, evaluation, default, secrets.token_hex(16))
     if there:

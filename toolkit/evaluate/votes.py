@@ -59,10 +59,13 @@ def count_votes(folder: RunFolder, evaluation: dict[str, Any], files: Sequence[P
 
 
 def kept_votes(former: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the votes of a former evaluation where the fresh one has the same answers; else None."""
+    """Return the votes of a former evaluation where the fresh one has the same answers of the same pairs; else None."""
     votes = former.get("votes")
+    if not isinstance(votes, dict):
+        return None
+    pairs = [(pair["a"], pair["b"]) for pair in votes.get("pairs", [])]
     try:
-        return votes if isinstance(votes, dict) and votes.get("answers") == answers_hash(fresh) else None
+        return votes if votes.get("answers") == answers_hash(fresh, pairs) else None
     except ToolkitError:  # the fresh one has no answers
         return None
 
@@ -74,7 +77,7 @@ def _key_of(folder: RunFolder, evaluation: dict[str, Any]) -> SheetKey:
             f"no `{folder.review_key}`: without it nobody knows which system gave which answer",
             hint="restore it from a copy; `toolkit evaluate --sheet` begins a new sheet with a key of its own",
         )
-    if key.answers != answers_hash(evaluation):
+    if key.answers != answers_hash(evaluation, key.of_pairs):
         raise ToolkitError(
             f"the sheet {key.sheet} was made from other answers than evaluation.json holds now",
             hint="`toolkit evaluate --sheet` writes a sheet of the answers of now; votes on the former do not count",
