@@ -71,6 +71,8 @@ def test_from_a_sheet_to_counted_votes(toolkit: Toolkit, folder: RunFolder) -> N
     assert after["judge"]["agreement_with_votes"]["n"] <= 5
     record = read_manifest(folder).stages["evaluate"]
     assert why_stale(record, folder, {}, [], [folder.evaluation]) == ""  # the evaluation stays fresh
+    judge = {key: value for key, value in after["judge"].items() if key != "items"}
+    assert record.figures == {"judge": judge}  # which the screen shows of a fresh evaluation
 
 
 def test_votes_as_json(toolkit: Toolkit, folder: RunFolder) -> None:

@@ -14,7 +14,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out
 from toolkit.evaluate.bench import Bench
 from toolkit.evaluate.choice import ChoiceEntry, Place, ask_items, entries, load_choice
-from toolkit.evaluate.evaluation import VERSION, read_evaluation, write_evaluation
+from toolkit.evaluate.evaluation import VERSION, judge_figures, read_evaluation, write_evaluation
 from toolkit.evaluate.journal import Journal, journal, key_of
 from toolkit.evaluate.measures import check_installed
 from toolkit.evaluate.memorised import continue_rows, memorised, read_beginnings, room_for
@@ -202,9 +202,8 @@ def _finish(evaluation: dict[str, Any], folder: RunFolder) -> None:
 def figures_of(evaluation: dict[str, Any]) -> dict[str, Any]:
     """Return what the manifest keeps: all but the answers and the votes."""
     asked = {key: value for key, value in evaluation["held_out"].items() if key != "answers"}
-    judge = {key: value for key, value in (evaluation["judge"] or {}).items() if key != "items"}
     kept = ("seconds", "systems", "memorised", "choice", "comparisons_made")
-    return {"held_out": asked, **{key: evaluation[key] for key in kept}, "judge": judge or None}
+    return {"held_out": asked, **{key: evaluation[key] for key in kept}, "judge": judge_figures(evaluation["judge"])}
 
 
 def _warning(evaluation: dict[str, Any]) -> str:

@@ -35,11 +35,22 @@ def write_evaluation(folder: RunFolder, found: dict[str, Any]) -> None:
 
 
 def amend(folder: RunFolder, **parts: Any) -> dict[str, Any]:
-    """Change fields of evaluation.json, such as `votes`, and record the file anew: the stage stays fresh."""
+    """Change fields of evaluation.json, such as `votes`, and record the file anew: the stage stays fresh.
+
+    A judge's figures change in the manifest too: the screen reads them there.
+    """
     found = {**read_evaluation(folder), **parts}
     write_evaluation(folder, found)
     manifest = read_manifest(folder)
     if "evaluate" in manifest.stages:
-        manifest.stages["evaluate"].outputs[:] = [record_file(folder.evaluation, folder)]
+        record = manifest.stages["evaluate"]
+        record.outputs[:] = [record_file(folder.evaluation, folder)]
+        if "judge" in parts:
+            record.figures["judge"] = judge_figures(parts["judge"])
         write_manifest(folder, manifest)
     return found
+
+
+def judge_figures(judge: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what the manifest keeps of a judge: all but what it said of each pair."""
+    return {key: value for key, value in judge.items() if key != "items"} if judge else None
