@@ -99,7 +99,8 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
             scores = {name: decimal(one.mean) for name, one in found.items() if one and one.mean is not None}
             rows.append((verdicts.MEASURES[key][0], scores))
     for task in evaluation.choice:
-        scores = {name: percent(one.mean) for name, one in task.systems.items() if one.mean is not None}
+        form = percent if task.is_share else decimal
+        scores = {name: form(one.mean) for name, one in task.systems.items() if one.mean is not None}
         rows.append((task.title or task.task, scores))
     rows = [(name, scores) for name, scores in rows if scores]
     unsafe = verdicts.unsafe_answers(evaluation.votes) if evaluation.votes else 0

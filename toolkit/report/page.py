@@ -154,7 +154,9 @@ def _values(facts: Facts) -> dict[str, Any]:
             "choice": [
                 Drawn(
                     one.title or one.task,
-                    charts.interval_chart(f"task{index}", one.title or one.task, one.systems, charts.SHARE),
+                    charts.interval_chart(
+                        f"task{index}", one.title or one.task, one.systems, charts.SHARE if one.is_share else one.metric
+                    ),
                 )
                 for index, one in enumerate(evaluation.choice if evaluation else [])
             ],

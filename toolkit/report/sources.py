@@ -216,6 +216,11 @@ class Choice(Part):
     systems: dict[str, Measure] = {}
     comparisons: list[Comparison] = []
 
+    @property
+    def is_share(self) -> bool:
+        """Tell whether its figures are shares of right answers, unlike BLEU or bits per byte."""
+        return self.metric.startswith("acc") or self.metric == "exact_match"
+
 
 class Preference(Part):
     """How often raters preferred system `b` to `a`."""
