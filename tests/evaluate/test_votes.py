@@ -106,7 +106,7 @@ def test_every_unsafe_vote_is_listed_with_its_comment_and_both_answers(folder: R
     assert "Both answers were called unsafe:" in text and "(Ada: names a dose that is too high)" in text
 
 
-def test_of_several_raters_the_majority_decides_a_question(folder: RunFolder) -> None:
+def test_more_votes_for_one_answer_than_for_the_other_decide_a_question(folder: RunFolder) -> None:
     words = {
         "Ada": ("better", "better", "worse", "same", "unsafe"),
         "Ben": ("better", "worse", "worse", "better", "unsafe"),
@@ -121,6 +121,7 @@ def test_of_several_raters_the_majority_decides_a_question(folder: RunFolder) ->
     assert (found["agreement"]["method"], found["agreement"]["items"]) == ("Fleiss", 5)
     text = votes_table(found)
     assert "12" not in text.splitlines()[0] and text.splitlines()[0].startswith("15 votes of 3 raters")
+    assert "More votes for one answer than for the other decide a question" in text
     assert "no question is decided" in text and "Fleiss's kappa" in text
 
 

@@ -33,3 +33,22 @@ def test_a_share_of_right_answers_is_a_percentage(run: reported.Reported, metric
     assert f"Own exam: share of right answers ({metric})" in page.plain
     row = next(line for line in run.folder.model_card.read_text().splitlines() if line.startswith("| Own exam"))
     assert "| 42.50% |" in row
+
+
+@pytest.mark.parametrize(
+    ("agreement", "said"),
+    [
+        ({"raters": 1, "items": 10}, "One rater: nothing is known about agreement."),
+        ({"raters": 3, "items": 10}, "On the questions that all 3 raters share, all said the same"),
+        ({"raters": 2, "items": 0}, "Agreement between raters: not measured, since they share no question."),
+    ],
+)
+def test_why_there_is_no_kappa_is_said(run: reported.Reported, agreement: dict[str, int], said: str) -> None:
+    run.evaluation["votes"]["agreement"] = {**agreement, "kappa": None, "method": None}
+    run.evaluation["judge"]["agreement_with_votes"] = {"kappa": None, "n": 4} if agreement["items"] else None
+    run.write()
+    write_pages(run.config, run.folder, dict.fromkeys(reported.STAGES, ""))
+    text = read_markup(run.folder.page).plain
+    assert said in text and "2 of the pairs had no usable answer" in text
+    assert ("On the pairs that clinicians decided too, all said the same" in text) == bool(agreement["items"])
+    assert ("No pair was also decided by clinicians" in text) != bool(agreement["items"])

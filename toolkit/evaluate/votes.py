@@ -19,8 +19,9 @@ VERDICTS = ("better", "worse", "same", "both_unsafe")
 def count_votes(folder: RunFolder, evaluation: dict[str, Any], files: Sequence[Path]) -> dict[str, Any]:
     """Return what `evaluation.json` holds under "votes"; nothing is written.
 
-    Each pair has the votes of all raters by verdict on its second system, and the win rate over questions: of several
-    raters the majority decides one. Raises ToolkitError (exit code 2) for files that cannot be counted together.
+    Each pair has the votes of all raters by verdict on its second system, and the win rate over questions: more votes
+    for one answer than for the other decide one. Raises ToolkitError (exit code 2) for files that cannot be counted
+    together.
     """
     key = _key_of(folder, evaluation)
     ballots = [read_ballot(path) for path in files]
@@ -138,9 +139,9 @@ def verdict_of(item: KeyItem, vote: str) -> str:
 
 
 def majority(verdicts: Iterable[str]) -> str:
-    """Return what most raters say of a question: better, worse, or same where neither has more votes.
+    """Return what raters say of a question: better or worse, whichever has more votes; same where neither has.
 
-    Both unsafe where all of them say so.
+    Other votes decide nothing, but both unsafe is what all of them say where they do.
     """
     counts = Counter(verdicts)
     if set(counts) == {"both_unsafe"}:
@@ -230,7 +231,9 @@ def votes_table(votes: dict[str, Any]) -> str:
     columns = ("compared", "better", "worse", "same", "both unsafe", "preferred (95 % interval)", "in words")
     lines = [console.table(columns, rows, title=title)]
     if raters > 1:
-        lines.append("Of several raters the majority decides a question; the columns before that count votes.")
+        lines.append(
+            "More votes for one answer than for the other decide a question; the columns before that count votes."
+        )
     lines.append(agreement_sentence(votes["agreement"]))
     for pair in votes["pairs"]:
         if pair["identical"]:

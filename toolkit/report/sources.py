@@ -249,9 +249,10 @@ class Ballot(Part):
 
 
 class Agreement(Part):
-    """How far raters agree."""
+    """How far raters agree, on so many `items`; of a judge with them, on `n`."""
 
     raters: int | None = None
+    items: int | None = None
     kappa: float | None = None
     method: str | None = None
     n: int | None = None
