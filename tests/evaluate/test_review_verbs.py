@@ -75,6 +75,23 @@ def test_from_a_sheet_to_counted_votes(toolkit: Toolkit, folder: RunFolder) -> N
     assert record.figures == {"judge": judge}  # which the screen shows of a fresh evaluation
 
 
+@pytest.mark.parametrize("content", [None, b"PK\x03\x04 saved as a workbook", b"nothing of ours"])
+def test_a_table_that_somebody_filled_in_where_it_lies_is_not_written_again(
+    toolkit: Toolkit, folder: RunFolder, content: bytes | None
+) -> None:
+    toolkit("evaluate", "--sheet")
+    assert toolkit("evaluate", "--sheet").code == 0  # as it was written
+    path = filled_in(folder, "Ada", ["1"] + [""] * 9)
+    folder.review_table.write_bytes(path.read_bytes() if content is None else content)
+    before = contents(folder)
+    done = toolkit("evaluate", "--sheet")
+    assert done.code == 1 and "rename it to votes-NAME.csv" in done.err and contents(folder) == before
+    folder.review_table.rename(folder.path / "votes-Ada.csv")
+    assert toolkit("evaluate", "--sheet").code == 0
+    if content is None:
+        assert "1 votes of 1 rater" in toolkit("evaluate", "--votes", str(folder.path / "votes-Ada.csv")).out
+
+
 def test_votes_as_json(toolkit: Toolkit, folder: RunFolder) -> None:
     toolkit("evaluate", "--sheet")
     path = filled_in(folder, "Ada", ["same"] * 10)

@@ -17,6 +17,7 @@ from toolkit.core.files import write_text
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.blind import SheetKey, answered, key_for, text_of
 from toolkit.evaluate.votes import counted
+from toolkit.evaluate.votes_file import check_not_filled_in
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -58,8 +59,9 @@ def write_sheet(folder: RunFolder, evaluation: dict[str, Any], default: str) -> 
     """Write `review.html`, `review.csv` and the key of the sheet, and return what it holds.
 
     The same answers give the same sheet again, so that votes on an earlier copy still count. Raises ToolkitError if
-    there is nothing to compare, or the key is damaged.
+    there is nothing to compare, the key is damaged, or somebody wrote votes into the table.
     """
+    check_not_filled_in(folder.review_table)
     key = key_for(folder, evaluation, default)
     items = shown_items(key, evaluation)
     write_text(folder.review, sheet_html(key.sheet, items))

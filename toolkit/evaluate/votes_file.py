@@ -65,6 +65,27 @@ def read_ballot(path: Path) -> Ballot:
     return _of_json(path, text) if text.lstrip()[:1] in "{[" else _of_table(path, text)
 
 
+def check_not_filled_in(path: Path) -> None:
+    """Raise ToolkitError if a table, which is to be written again, holds somebody's votes, or cannot be read."""
+    try:
+        content = read_bounded(path, LARGEST)
+    except FileNotFoundError:
+        return
+    except ValueError:
+        content = b"PK"  # whatever it is, it is not the toolkit's
+    try:
+        columns, rows = _table(path, _decoded(path, content))
+        own = [at for name, at in columns.items() if name in ("vote", "comment", "name")]
+        filled = any(cells[at].strip() for _, cells in rows for at in own if at < len(cells))
+    except ToolkitError:
+        filled = True
+    if filled:
+        raise ToolkitError(
+            f"`{path}` holds votes or was changed, so it is not written again",
+            hint=f"rename it to votes-NAME{path.suffix}; `toolkit evaluate --votes` counts it under that name",
+        )
+
+
 def _unreadable(path: Path, reason: str) -> ToolkitError:
     return ToolkitError(
         f"`{path}` is no file of votes: {reason}",
