@@ -34,6 +34,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ({"version": 2}, "its version is 2, not 1"),
         ({"votes": ...}, "it has no `votes`"),
         ({}, "cannot be read as JSON"),
+        ({"systems": 3}, "`systems`: Input should be a valid list"),
+        ({"held_out": []}, "`held_out`: "),
+        ({"held_out": {"answers": [{"row": 1, "question": "Why?"}]}}, "`held_out.answers.0.answers`: Field required"),
+        ({"held_out": {"answers": [{"row": 1, "question": "Why?", "answers": {"base": {}}}]}}, "answers.base.text`: "),
+        ({"votes": [1]}, "`votes`: "),
+        ({"votes": {"pairs": [{"a": "base"}]}}, "`votes.pairs.0.b`: Field required"),
+        ({"judge": "x"}, "`judge`: "),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, values: dict[str, Any], said: str) -> None:

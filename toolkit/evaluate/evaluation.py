@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import write_text
 from toolkit.core.manifest import read_manifest, record_file, write_manifest
@@ -10,6 +12,54 @@ from toolkit.core.parsing import read_json
 from toolkit.core.run_folder import RunFolder
 
 VERSION = 1
+
+
+class _Answer(BaseModel):
+    text: str
+
+
+class _Question(BaseModel):
+    row: int
+    question: str
+    answers: dict[str, _Answer]
+
+
+class _HeldOut(BaseModel):
+    answers: list[_Question] = []
+
+
+class _Pair(BaseModel):
+    a: str
+    b: str
+
+
+class _Votes(BaseModel):
+    pairs: list[_Pair] = []
+
+
+class _Verdict(_Pair):
+    row: int
+    verdict: str
+
+
+class _Judge(BaseModel):
+    items: list[_Verdict]
+
+
+class _System(BaseModel):
+    name: str
+    seconds: float | None = None
+
+
+class _Evaluation(BaseModel):
+    """What sheet, votes, judge and preview read of it."""
+
+    systems: list[_System] | None
+    held_out: _HeldOut | None
+    votes: _Votes | None
+    judge: _Judge | None
+
+
 FIELDS = ("systems", "held_out", "choice", "comparisons_made", "votes", "judge")
 
 
@@ -21,12 +71,23 @@ def read_evaluation(folder: RunFolder) -> dict[str, Any]:
         )
     found = read_json(folder.evaluation)
     missing = [name for name in FIELDS if name not in found]
-    if found.get("version") != VERSION or missing:
-        what = f"it has no `{missing[0]}`" if missing else f"its version is {found.get('version')!r}, not {VERSION}"
+    what = f"it has no `{missing[0]}`" if missing else ""
+    if found.get("version") != VERSION:
+        what = what or f"its version is {found.get('version')!r}, not {VERSION}"
+    if what := what or _damage(found):
         raise ToolkitError(
             f"`{folder.evaluation}` cannot be used: {what}", hint="write it again with `toolkit evaluate --force`"
         )
     return found
+
+
+def _damage(found: dict[str, Any]) -> str:
+    try:
+        _Evaluation.model_validate(found)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        return f"`{'.'.join(map(str, first['loc']))}`: {first['msg']}"
+    return ""
 
 
 def write_evaluation(folder: RunFolder, found: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def _former(folder: RunFolder) -> dict[str, float]:
         found = read_evaluation(folder)
     except ToolkitError:
         return {}
-    return {one["name"]: one["seconds"] for one in found["systems"] if one["seconds"]}
+    return {one["name"]: one["seconds"] for one in found["systems"] or [] if one.get("seconds")}
 
 
 def _seconds(bench: Bench, system: System, read: int, written: int) -> float | None:
