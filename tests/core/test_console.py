@@ -80,6 +80,9 @@ def test_a_resumed_count_is_not_speed() -> None:
     progress.advance()
     left = progress.seconds_left()
     assert left is not None and 1.9 < left < 3.0  # one step of two seconds remains
+    progress.skip(0.5)
+    left = progress.seconds_left()
+    assert left is not None and 0.9 < left < 1.5 and progress.line().startswith("training: 10/10 steps")
 
 
 @pytest.mark.parametrize(

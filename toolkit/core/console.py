@@ -166,6 +166,11 @@ class Progress:
 
     _skipped: float = 0.0
 
+    def skip(self, amount: float) -> None:
+        """Count `amount` that had been done before, not as speed; it is shown with the next step."""
+        self.done += amount
+        self._skipped += amount
+
     def seconds(self) -> float:
         """Return the seconds since the count (re)started."""
         return time.monotonic() - self.started

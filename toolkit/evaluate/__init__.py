@@ -75,11 +75,13 @@ def evaluate(
     seconds, devices = {}, {}
     try:
         with journal(folder.evaluated, fresh=force) as done:
-            items = len(present) * (2 * len(questions) + len(beginnings) + sum(len(task.requests) for task in tasks))
+            items = 2 * len(questions) + len(beginnings) + sum(len(task.requests) for task in tasks)  # of each system
             if done.values:
-                console.info(f"{len(done.values):,} of {items:,} items are done already (--force begins anew)")
-            with console.progress("evaluate", items, "items") as bar:
-                bar.skip_to(min(len(done.values), items))
+                console.info(
+                    f"an interrupted evaluation left {len(done.values):,} results; those of the same questions and "
+                    "settings are taken over (--force begins anew)"
+                )
+            with console.progress("evaluate", items * len(present), "items") as bar:
                 for number, system in enumerate(present, 1):
                     bar.text = f"{system.name} ({number} of {len(present)})"
                     with bench.opened(system, window) as asked:
@@ -92,6 +94,7 @@ def evaluate(
                         )
                         values[system.name], spent = _choose(asked, key, tasks, done, bar)
                         seconds[system.name] = found[system.name].seconds + took + spent
+                    bar.skip(number * items - bar.done)  # what was taken over
             bench.close()
             pairs = pairs_of(config, [*found])
             evaluation = {
@@ -196,7 +199,10 @@ def _finish(evaluation: dict[str, Any], folder: RunFolder) -> None:
         return
     evaluation["votes"] = kept_votes(former, evaluation)
     if former["votes"] and evaluation["votes"] is None:
-        console.warn("the answers have changed: the votes of clinicians on the former ones no longer count")
+        console.warn(
+            "the answers that clinicians compared are not all in this evaluation: the votes of clinicians on the "
+            "former ones no longer count"
+        )
 
 
 def figures_of(evaluation: dict[str, Any]) -> dict[str, Any]:

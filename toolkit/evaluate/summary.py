@@ -21,8 +21,8 @@ def evaluation_text(figures: dict[str, Any]) -> str:
     lines += [_task(task) for task in figures["choice"]]
     lines += [sentence(*pair, found) for pair, found in _by_pair(figures).items()]
     lines.append(
-        f"95 % intervals and p-values by bootstrap over questions; p corrected for {figures['comparisons_made']} "
-        "comparisons (Holm)"
+        "95 % intervals (of shares: Wilson's) and p-values by bootstrap over questions; p corrected for "
+        f"{figures['comparisons_made']} comparisons (Holm)"
     )
     lines += _copied(figures["held_out"]["systems"])
     lines += _memorised(figures.get("memorised"))
