@@ -292,6 +292,8 @@ def test_a_preview_says_items_tokens_and_time(made: scored_models.World, tmp_pat
         abs=0.03,  # of five systems, each rounded
     )
     json.dumps(found)
+    more = foreseen(settings(run, questions=6), run.folder, run.base, kept=True)
+    assert not more["measured_before"] and "rough estimate" in foreseen_table(more)
     streamed = foreseen(settings(run), run.folder, run.base, kept=False)
     assert streamed["items"] == 3 * 2 * 4 and "piece by piece" in foreseen_table(streamed)
 

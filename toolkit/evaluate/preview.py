@@ -5,6 +5,7 @@ from typing import Any
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.evaluate_settings import EvaluateSettings
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out, tasks_of
 from toolkit.evaluate.bench import Bench
@@ -17,6 +18,7 @@ from toolkit.model.base import Base
 # Weights times tokens that are done in a second by one core, several answers at once: the machines of the benchmarks.
 CORE = 12e9
 GPU = 4e12
+ITEMS = {"questions", "answer_tokens", "tasks", "task_items", "exam"}  # settings that decide what each system is asked
 TASK_TOKENS = 60  # of an item that are new to the model: its answers to choose
 
 
@@ -31,7 +33,7 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
     given = sum(len(bench.tokenizer.prompt_ids(one.prompt)) for one in beginnings)
     read = sum(len(one.ids) for one in questions) + given + TASK_TOKENS * items
     written = len(questions) * settings.answer_tokens + len(beginnings) * TOKENS
-    former = _former(folder)
+    former = _former(folder, settings)
     systems: list[dict[str, Any]] = []
     for system in bench.systems:
         skipped = bench.skipped(system)
@@ -69,11 +71,14 @@ def _about(seconds: float) -> str:
     return f"about {console.duration(seconds)}"
 
 
-def _former(folder: RunFolder) -> dict[str, float]:
-    """Return how long each system took in the last evaluation."""
+def _former(folder: RunFolder, settings: EvaluateSettings) -> dict[str, float]:
+    """Return how long each system took in the last evaluation; nothing where that asked other items."""
     try:
         found = read_evaluation(folder)
     except ToolkitError:
+        return {}
+    asked = found.get("settings") or {}
+    if {key: asked.get(key) for key in ITEMS} != settings.model_dump(mode="json", include=ITEMS):
         return {}
     return {one["name"]: one["seconds"] for one in found["systems"] or [] if one.get("seconds")}
 
