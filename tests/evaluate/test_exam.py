@@ -89,6 +89,13 @@ def test_an_exam_that_is_not_there_or_empty(tmp_path: Path) -> None:
         read_exam(tmp_path)
 
 
+def test_an_exam_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.evaluate.exam.LARGEST", 1 << 20)
+    with pytest.raises(ToolkitError, match="`/dev/zero` is no exam: it is larger than 1 MB") as caught:
+        read_exam(Path("/dev/zero"))
+    assert caught.value.exit_code == USAGE
+
+
 def test_bytes_that_are_no_text_are_named(tmp_path: Path) -> None:
     path = tmp_path / "exam.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\n" + json.dumps(GOOD).encode("utf-16") + b"\n")

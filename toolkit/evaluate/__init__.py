@@ -13,7 +13,7 @@ from toolkit.core.manifest import Manifest, Outcome, installed
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out
 from toolkit.evaluate.bench import Bench
-from toolkit.evaluate.choice import ChoiceEntry, Place, ask_items, entries, load_choice
+from toolkit.evaluate.choice import ChoiceEntry, Place, ask_items, entries, items_of, load_choice
 from toolkit.evaluate.evaluation import VERSION, judge_figures, read_evaluation, write_evaluation
 from toolkit.evaluate.journal import Journal, journal, key_of
 from toolkit.evaluate.measures import check_installed
@@ -75,7 +75,7 @@ def evaluate(
     seconds, devices = {}, {}
     try:
         with journal(folder.evaluated, fresh=force) as done:
-            items = 2 * len(questions) + len(beginnings) + sum(len(task.requests) for task in tasks)  # of each system
+            items = 2 * len(questions) + len(beginnings) + items_of(tasks)  # of each system
             if done.values:
                 console.info(
                     f"an interrupted evaluation left {len(done.values):,} results; those of the same questions and "

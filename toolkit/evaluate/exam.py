@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.core.parsing import parse_json
+from toolkit.core.parsing import parse_json, read_bounded
 from toolkit.evaluate.guards import quiet
 from toolkit.evaluate.measures import check_installed
 from toolkit.evaluate.tasks import ChoiceTask, make_task
 
 LETTERS = string.ascii_uppercase
 EXAMPLE = '{"question": "…", "choices": ["…", "…"], "answer": "A"}'
-LARGEST = 64 << 20
+LARGEST = 64 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,13 @@ def read_exam(path: Path) -> list[ExamRow]:
     Raises ToolkitError with the row's number for a row that is not such a question, or is there twice.
     """
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, LARGEST)
     except FileNotFoundError:
         raise ToolkitError(
             f"no exam `{path}`", hint=f"correct `evaluate.exam`; a row is {EXAMPLE}", exit_code=MISSING
         ) from None
+    except ValueError as exc:
+        raise ToolkitError(f"`{path}` is no exam: {exc}", hint=f"a row is {EXAMPLE}", exit_code=USAGE) from None
     rows: list[ExamRow] = []
     first: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):

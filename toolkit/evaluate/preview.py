@@ -9,6 +9,7 @@ from toolkit.core.evaluate_settings import EvaluateSettings
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out, tasks_of
 from toolkit.evaluate.bench import Bench
+from toolkit.evaluate.choice import items_of
 from toolkit.evaluate.evaluation import read_evaluation
 from toolkit.evaluate.memorised import TOKENS, read_beginnings
 from toolkit.evaluate.systems import System
@@ -28,7 +29,7 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
     bench = Bench(config, folder, base, kept)
     tasks = tasks_of(settings)
     rows, questions = held_out.read_questions(folder, bench.form, bench.tokenizer, settings.questions)
-    items = sum(len(task.requests) for task in tasks)
+    items = items_of(tasks)
     _, beginnings = read_beginnings(folder, bench.form, settings.questions)
     given = sum(len(bench.tokenizer.prompt_ids(one.prompt)) for one in beginnings)
     read = sum(len(one.ids) for one in questions) + given + TASK_TOKENS * items
