@@ -110,3 +110,18 @@ def test_hostile_text_stays_text_and_two_runs_of_one_name_are_told_apart(tmp_pat
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<script" not in page and page.count("</style>") == 1 and "\x1b" not in page and "\u202e" not in page
     assert (found.one, found.other) == ("same (first)", "same (second)") and "\x1b" not in str(found)
+
+
+@pytest.mark.parametrize("change", ["answer_tokens", "answers"])
+def test_scores_over_different_questions_are_said_to_be_no_comparison(
+    run: reported.Reported, other: reported.Reported, change: str
+) -> None:
+    said = "Their evaluations asked different questions"
+    for one in (run, other):
+        one.evaluation["held_out"]["answers"] = run.evaluation["held_out"]["answers"]
+        one.write()
+    assert not any(text.startswith(said) for text in compared(run, other).alike)
+    asked = other.evaluation["held_out"]
+    asked[change] = 64 if change == "answer_tokens" else asked[change][:-1]
+    other.write()
+    assert any(text.startswith(said) for text in compared(run, other).alike)

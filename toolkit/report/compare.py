@@ -98,6 +98,12 @@ def _alike(one: Facts, other: Facts) -> list[str]:
             if same
             else "Their held-out rows differ: losses, KL and scores of the two cannot be compared."
         )
+    questions = [_questions(facts) for facts in (one, other)]
+    if None not in questions and questions[0] != questions[1]:
+        said.append(
+            "Their evaluations asked different questions, or allowed answers of different length: "
+            "their scores cannot be compared."
+        )
     bases = [facts.report.base.label for facts in (one, other) if facts.report]
     if len(bases) == 2 and bases[0] != bases[1]:
         said.append(f"Their bases differ: {bases[0]} and {bases[1]}.")
@@ -114,6 +120,12 @@ def _test_hash(facts: Facts) -> str | None:
     if facts.report is None:
         return None
     return next((sha for name, sha in facts.report.sources.items() if name.endswith("test.jsonl")), None)
+
+
+def _questions(facts: Facts) -> tuple[int | None, list[str]] | None:
+    """Return the longest answer (tokens) and the questions of an evaluation; None where there is none."""
+    held_out = facts.evaluation.held_out if facts.evaluation else None
+    return (held_out.answer_tokens, [one.question for one in held_out.answers]) if held_out else None
 
 
 def _settings(one: Facts, other: Facts) -> list[Row]:
