@@ -17,6 +17,7 @@ from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import checks, medquad, packed, prepare
 from toolkit.prepare.division import Rows, read_rows
 from toolkit.prepare.medquad import FULL_PLACES
+from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.source import find_sources, locate
 from toolkit.prepare.stage import STAGE
 from toolkit.prompt.tokenizer import Tokenizer
@@ -99,6 +100,27 @@ def test_every_pair_is_kept_or_rejected_with_its_file(kind: str) -> None:
     record = rows.records[3]
     assert (record.id, record.question, record.answer) == ("Made_0000003-1", "What is 3?", "It is\n   3 & more.")
     assert record.file.endswith("1_Made_QA/0000003.xml")
+
+
+def test_two_folders_with_documents_of_one_name_are_counted_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    unpack({f"{n}.xml": document("Made", n, [(f"What is {n}?", f"It is {n}.")]) for n in range(6)}, Path("full"))
+    unpack({f"{n}.xml": document("Empty", n, [(f"Why {n}?", "")]) for n in range(3)}, Path("empty"))
+    config = build({"data": {"source": ["full", "empty"]}})
+    folder = RunFolder(tmp_path / "exports/x", "x")
+    rows = read_rows(find_sources(config.data), config)
+    files = prepare(config, folder, find_sources(config.data), tokenizer).figures["files"]
+    counted = {name: (figures["rows"], figures["rejected"]) for name, figures in files.items()}
+    assert counted == {"full": (6, 0), "empty": (3, 3)}
+    assert [one.file for one in rows.rejected] == [f"empty/{n}.xml" for n in range(3)]
+    assert useless(rows.tables, rows.rejected) == ["`empty`: none of its 3 rows can be used (empty answer)"]
+
+
+def test_characters_that_are_no_text_in_a_folder_are_explained() -> None:
+    unpack({"1.xml": document("Made", 1, [("What\x7f?", "It is."), ("Why?", "So.")])}, Path("folder"))
+    rows = reading("folder")
+    assert [one.reason for one in rows.rejected] == ["binary or undecodable text"]
+    (hint,) = hints_for_some(rows.tables, rows.rejected)
+    assert "control characters" in hint
 
 
 def test_it_is_prepared_in_one_command(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.prepare import checks
 from toolkit.prepare.division import Rows, read_rows
+from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.source import find_sources, locate
 from toolkit.prepare.stage import STAGE
 
@@ -162,6 +163,22 @@ def test_a_data_set_without_rows_is_refused(cells: list[str]) -> None:
     Path("none").mkdir()
     datasets.Dataset.from_dict({"question": cells, "answer": cells}).to_parquet("none/train.parquet")
     assert "no rows" in refused("hf:none").message
+
+
+def test_a_folder_without_rows_beside_another_file_is_named() -> None:
+    Path("none").mkdir()
+    Path("none/train.jsonl").write_text('{"question": null, "answer": null}\n')
+    Path("some.csv").write_text("question,answer\nq,a\n")
+    config = build({"data": {"source": ["hf:none", "some.csv"]}})
+    rows = read_rows(find_sources(config.data), config)
+    assert useless(rows.tables, rows.rejected) == ["`none` has no rows"]
+
+
+def test_control_characters_in_a_folder_are_explained() -> None:
+    Path("odd").mkdir()
+    Path("odd/train.jsonl").write_text('{"question": "a\\u0000", "answer": "b"}\n{"question": "c", "answer": "d"}\n')
+    rows = reading("hf:odd")
+    assert len(rows.rejected) == 1 and "control characters" in hints_for_some(rows.tables, rows.rejected)[0]
 
 
 def test_labels_are_their_names_and_mixed_texts_their_texts() -> None:

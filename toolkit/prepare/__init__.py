@@ -117,7 +117,7 @@ def _of_files(tables: list[ReadTable], rejected: list[Rejection]) -> dict[str, A
         "files": {
             one.table.name: {
                 "rows": len(one.table.rows),
-                "rejected": sum(refused[file] for file in {row.file for row in one.table.rows}),
+                "rejected": sum(refused[file] for file in one.files),
                 "columns": one.columns.taken(),
                 "unused_columns": one.left,
             }

@@ -47,6 +47,11 @@ class ReadTable:
     columns: Columns
     left: list[str]
 
+    @property
+    def files(self) -> set[str]:
+        """The files that its rows name: of a folder or a zip of documents, one for each."""
+        return {row.file for row in self.table.rows}
+
 
 def wanted_names(settings: DataSettings) -> list[str]:
     """Return the key of every column name that a source may have."""

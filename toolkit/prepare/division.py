@@ -16,7 +16,7 @@ from toolkit.prepare.read import read_source
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, drop_duplicates, split, ways_out
-from toolkit.prepare.table import Table
+from toolkit.prepare.table import Row, Table
 from toolkit.prepare.thoughts import refuse_thoughts
 
 Fit = Callable[[list[Record]], tuple[list[Record], list[Rejection]]]
@@ -63,7 +63,7 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     for table in tables:
         columns = find_columns(table, _settings_for(table, tables, config.data))
         if len(tables) > 1:
-            named = [row if row.file else replace(row, file=table.name) for row in table.rows]
+            named = [replace(row, file=_file_of(row, table)) for row in table.rows]
             table = replace(table, rows=named)
         read.append(ReadTable(table, columns, unused(table, columns)))
         kept, others = clean(
@@ -79,6 +79,11 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     refuse_personal(whole)
     refuse_thoughts(records, config.prompt)
     return Rows(read, with_groups(records, config.prompt.instruction), rejected, whole)
+
+
+def _file_of(row: Row, table: Table) -> str:
+    """Name a row's file among several sources; two folders may each have a document of one name."""
+    return table.name if row.file in ("", table.name) else f"{table.name}/{row.file}"
 
 
 def _settings_for(table: Table, tables: Sequence[Table], settings: DataSettings) -> DataSettings:

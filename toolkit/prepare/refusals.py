@@ -62,8 +62,12 @@ def useless(tables: Sequence[ReadTable], rejected: list[Rejection]) -> list[str]
         reasons.setdefault(rejection.file, Counter())[rejection.reason] += 1
     said = []
     for one in tables if len(tables) > 1 else ():
-        there, count = reasons.get(one.table.name, Counter[str]()), len(one.table.rows)
-        if there.total() == count:
+        there, count = Counter[str](), len(one.table.rows)
+        for file in one.files:
+            there += reasons.get(file, Counter())
+        if not count:
+            said.append(f"`{one.table.name}` has no rows")
+        elif there.total() == count:
             said.append(f"`{one.table.name}`: none of its {count:,} rows can be used ({there.most_common(1)[0][0]})")
     return said
 
@@ -76,7 +80,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
     some = [rejection for rejection in rejected if rejection.reason == reason]
     if reason in (TOO_LONG, NO_ROOM):
         return _longer_context(some, sum(len(one.table.rows) for one in tables))
-    read = next((one for one in tables if one.table.name == some[0].file), tables[0])
+    read = next((one for one in tables if some[0].file in one.files), tables[0])
     table, columns = read.table, read.columns
     if reason == NOT_TEXT:
         return _not_text(table)
@@ -109,6 +113,9 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
 
 
 def _not_text(table: Table) -> str:
+    characters = "the rows hold control characters or halves of characters: remove them, or export the file again"
+    if not table.path.is_file():  # a folder of documents, or of a data set, has no bytes of its own
+        return characters
     opened = open_data(table.path)
     if opened.start().startswith((PARQUET, ARROW, ARROW_STREAM)):
         return "the columns hold bytes that are not UTF-8: write them as text"
@@ -118,7 +125,7 @@ def _not_text(table: Table) -> str:
         if table.encoding:
             return f"the rows hold bytes that {table.encoding} does not have: correct them, or change data.encoding"
         return encoding_hint(table.path, opened.data or b"", packed=opened.packed)
-    return "the rows hold control characters or halves of characters: remove them, or export the file again"
+    return characters
 
 
 def _longer_context(some: list[Rejection], rows: int) -> str:
