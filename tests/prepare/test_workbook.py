@@ -4,6 +4,7 @@ import datetime
 import io
 import re
 import shlex
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,22 @@ def test_rows_that_are_wider_than_the_header_are_kept(tmp_path: Path) -> None:
     table = read_table(saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "c", "a remark"]]}), WANTED)
     assert table.columns == ["question", "answer", "column 3"] and len(table.rows) == 3
     assert not any(row.problem for row in table.rows)
+
+
+@pytest.mark.parametrize("stray", [" ", "a remark"])
+def test_a_cell_far_from_the_others_costs_no_memory(stray: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "c"]]}, {"XFD2000": "@"})
+    book = openpyxl.load_workbook(path)
+    book["S"]["XFD2000"] = stray
+    book.save(path)
+    tracemalloc.start()
+    try:
+        table = read_table(path, WANTED)
+        assert tracemalloc.get_traced_memory()[1] < 50e6  # 2,000 rows of 16,384 cells are 260 MB
+    finally:
+        tracemalloc.stop()
+    assert [row.line for row in table.rows] == [2, 3, 4] + [2000] * (not stray.isspace())
+    assert values(table)[:3] == [{"question": q, "answer": a} for q, a in ("qa", "rb", "sc")]
 
 
 def test_a_formula_is_its_last_value(tmp_path: Path) -> None:

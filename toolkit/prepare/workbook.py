@@ -49,15 +49,21 @@ def read_workbook(
         name = sheet or _only_sheet(opened, sheets, wanted)
         rows_of_sources = _rows(sources[name]) if formulas else repeat(repeat(None))
         cells: list[Cells] = []
+        whole = True
         for line, (row, of_cells) in enumerate(zip(_rows(sheets[name]), rows_of_sources, strict=False), start=1):
             if line > MOST_ROWS:
                 raise ToolkitError(f"`{path}` has a sheet of more than {MOST_ROWS:,} rows", hint="divide it into files")
             if most is not None and line > most:
+                whole = False
                 break
-            cells.append((line, [_text(*pair, outdated=outdated) for pair in zip(row, of_cells, strict=False)]))
-        whole = most is None or len(cells) < most
-    width = max((len(row) for _, row in cells), default=0)
-    cells = [(line, row + [""] * (width - len(row))) for line, row in cells]
+            texts = [_text(*pair, outdated=outdated) for pair in zip(row, of_cells, strict=False)]
+            while texts and is_blank(texts[-1]):
+                texts.pop()
+            if texts:  # a sheet may have a million rows that are formatted and empty
+                cells.append((line, texts))
+    widest, header = max((len(texts) for _, texts in cells), default=0), len(cells[0][1]) if cells else 0
+    for at, (_, texts) in enumerate(cells):  # one far cell makes the header wide, and no other row
+        texts += [""] * ((header if at else widest) - len(texts))
     columns, rows = named_rows(cells, "\t")
     return columns, _without_missing(rows, cells, columns, wanted, f"{path}#{name}"), name, whole
 
