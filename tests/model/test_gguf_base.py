@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support import families, models
+from tests.support import families, models, tiny_gguf
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.model import base
 from toolkit.model.gguf_base import folder_from_gguf
+from toolkit.model.gguf_tokenizer import save_vocabulary
 from toolkit.prompt.tokenizer import load_tokenizer
 
 TEXTS = [
@@ -105,3 +106,12 @@ def test_other_architectures_are_refused_by_name(name: str, words: str, tmp_path
     with pytest.raises(ToolkitError, match=words):
         base.resolve(str(path))
     assert not list((tmp_path / "cache").rglob("config.json"))
+
+
+@pytest.mark.parametrize("key", ["bos", "eos", "padding"])
+@pytest.mark.parametrize("index", ["</s>", 1.5, [1], True, -1, 10**9])
+def test_a_token_that_is_no_number_of_the_vocabulary_is_refused(key: str, index: object, tmp_path: Path) -> None:
+    path = tiny_gguf.write(tmp_path / "tiny.gguf")
+    metadata = {**open_gguf(path).metadata, f"tokenizer.ggml.{key}_token_id": index}
+    with pytest.raises(ToolkitError, match=f"vocabulary.*cannot be read|`tokenizer.ggml.{key}_token_id` is "):
+        save_vocabulary(metadata, path, tmp_path)

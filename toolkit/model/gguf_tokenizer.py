@@ -14,6 +14,7 @@ from gguf import TokenType
 from toolkit.core.errors import ToolkitError
 from toolkit.core.native import guarded
 from toolkit.formats.pretokenizers import PRE_TOKENIZERS
+from toolkit.model.config_values import brief
 
 WHOLE = "use the model's folder with safetensors and tokenizer.json instead of its GGUF"
 SPACE = "▁"
@@ -51,9 +52,10 @@ def save_vocabulary(metadata: Mapping[str, Any], path: Path, folder: Path) -> No
     named = {}
     for name, key in NAMES.items():
         index = values.get(f"{key}_token_id")
-        if index is not None and not 0 <= index < len(tokens):
+        if index is not None and not (type(index) is int and 0 <= index < len(tokens)):
             raise ToolkitError(
-                f"`{path}` cannot be used: `tokenizer.ggml.{key}_token_id` is {index}, but it has {len(tokens)} tokens",
+                f"`{path}` cannot be used: `tokenizer.ggml.{key}_token_id` is {brief(index)}, but it has "
+                f"{len(tokens)} tokens",
                 hint="copy it again, or use a folder with safetensors",
             )
         if index is not None:
