@@ -157,6 +157,19 @@ def test_a_column_of_identifiers(tmp_path: Path, folder: RunFolder, tokenizer: T
     assert {row["id"] for name in SPLITS for row in lines(folder.split_file(name))} >= {"1"}
 
 
+def test_a_value_that_the_text_names_is_hidden_inside_a_files_name(
+    tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer
+) -> None:
+    rows = [
+        {"question": "CPF 529.982.247-25: where?", "answer": "In exam_52998224725.pdf and 52998224725_b.pdf."},
+        {"question": "MRN 4481220: where?", "answer": "In scans/4481220_left.png, not in 94481220.png."},
+    ]
+    prepare(build("data.personal=mask"), folder, table(tmp_path / "f.csv", rows), tokenizer)
+    outputs = {row["row"]: row["output"] for name in SPLITS for row in lines(folder.split_file(name))}
+    assert outputs[1] == "In exam_<BR_CPF_1>.pdf and <BR_CPF_1>_b.pdf."
+    assert outputs[2] == "In scans/<MEDICAL_RECORD_1>_left.png, not in 94481220.png."
+
+
 def test_context_and_instruction_are_looked_at(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
     rows = [
         {

@@ -60,7 +60,8 @@ def _again(kind: str, value: str) -> re.Pattern[str] | None:
         parts, between, least = re.findall(r"[^\W_]", value), r"[\W_]{0,2}", LEAST
     if len(parts) < least or len(value) < LEAST:
         return None
-    return re.compile(rf"(?<!\w){between.join(map(re.escape, parts))}(?!\w)", re.IGNORECASE)
+    # A file's name may join it to others: `exam_52998224725.pdf`.
+    return re.compile(rf"(?<![^\W_]){between.join(map(re.escape, parts))}(?![^\W_])", re.IGNORECASE)
 
 
 def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tuple[str, list[str]]:
