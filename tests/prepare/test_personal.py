@@ -170,6 +170,21 @@ def test_a_value_that_the_text_names_is_hidden_inside_a_files_name(
     assert outputs[2] == "In scans/<MEDICAL_RECORD_1>_left.png, not in 94481220.png."
 
 
+def test_an_identifier_that_the_text_names_is_hidden_as_well(
+    tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer
+) -> None:
+    """A bare number says nothing by itself; the same row's text says whose it is, or the other way round."""
+    rows = [
+        {"id": "12345678", "question": "MRN 12345678: why so?", "answer": "Because."},
+        {"id": "529.982.247-25", "question": "Is it high?", "answer": "Ask 52998224725."},
+        {"id": "A-7", "question": "MRN 12345679: why so?", "answer": "As it was."},
+    ]
+    prepare(build("data.personal=mask"), folder, table(tmp_path / "ids.csv", rows), tokenizer)
+    assert "12345678" not in everything(folder) and "52998224725" not in everything(folder)
+    ids = {row["row"]: row["id"] for name in SPLITS for row in lines(folder.split_file(name))}
+    assert (ids[1], ids[2], ids[3]) == ("1", "2", "A-7")
+
+
 def test_context_and_instruction_are_looked_at(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
     rows = [
         {

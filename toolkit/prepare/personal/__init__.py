@@ -128,6 +128,10 @@ def _look_at(
     texts = {name: getattr(record, name) for name in names}
     if record.instruction == config.prompt.instruction:  # the settings', not the row's
         del texts["instruction"]
+    own = f"{record.file}:{record.number}" if record.file else str(record.number)
+    if columns.id is not None and record.id != own:
+        names["id"] = columns.id
+        texts["id"] = f"{columns.id}: {record.id}"  # the name of the column says what its number is
     placeholders = Placeholders([*texts.values()])
     changed: dict[str, Any] = {}
     for (name, text), spans in zip(texts.items(), everywhere([*texts.values()], find), strict=True):
@@ -138,17 +142,8 @@ def _look_at(
             Finding(record.file or file, record.number, names[name], span.kind, span.score, excerpt)
             for span, excerpt in zip(spans, excerpts, strict=True)
         ]
-    own = f"{record.file}:{record.number}" if record.file else str(record.number)
-    if columns.id is not None and record.id != own:
-        label = f"{columns.id}: "  # the name of the column says what its number is
-        spans = find(label + record.id)
-        if spans:
-            _, excerpts = hidden(label + record.id, spans, placeholders)
-            findings += [
-                Finding(record.file or file, record.number, columns.id, span.kind, span.score, excerpt)
-                for span, excerpt in zip(spans, excerpts, strict=True)
-            ]
-            changed["id"] = own
+    if "id" in changed:
+        changed["id"] = own
     if "question" in changed:
         changed["normalised"] = normalise(changed["question"])
     return replace(record, **changed) if changed else record
