@@ -98,6 +98,23 @@ def test_a_rejected_row_does_not_show_what_was_masked(source: Path, folder: RunF
     assert second["text"] == "x" * 186 + " CPF …"
 
 
+def test_a_rejected_row_with_control_characters_does_not_show_it_either(
+    tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer
+) -> None:
+    path = table(tmp_path / "c.csv", [{"question": "CPF 529.982\x01.247-25?", "answer": "4111 1111\x7f 1111 1111"}])
+    prepare(build("data.personal=mask"), folder, path, tokenizer)
+    (row,) = lines(folder.rejected)
+    assert row["text"] == "CPF <BR_CPF_1>? | <CREDIT_CARD_1>" and row["reason"] == "binary or undecodable text"
+
+
+def test_where_personal_data_is_refused_a_rejected_row_shows_none(
+    tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer
+) -> None:
+    path = table(tmp_path / "r.csv", [{"question": "", "answer": "CPF 529.982.247-25"}])
+    prepare(build("data.personal=refuse"), folder, path, tokenizer)
+    assert [row["text"] for row in lines(folder.rejected)] == ["CPF <BR_CPF_1>"]
+
+
 def test_refused(source: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
     with pytest.raises(ToolkitError) as caught:
         prepare(build("data.personal=refuse"), folder, source, tokenizer)

@@ -40,6 +40,7 @@ _WORDS = {
     "US_NPI": "NPI",
     "US_SSN": "SSN",
 }
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 # The end of a shown text that was cut may be the first part of a number, or of a word.
 _CUT_END = re.compile(r"(?:\s*\S*\d\S*)*\s*\S*\Z")
 
@@ -91,6 +92,8 @@ def look(
 ) -> tuple[list[Record], list[Rejection], Personal]:
     """Look for personal data in the records of one table; with `mask`, return records and rejections without it.
 
+    With `refuse`, the rejections alone are returned without it: they are listed, and no row that is used has any.
+
     Raises ToolkitError (exit 3) where Presidio or the model is missing that the settings ask for.
     """
     settings = config.data
@@ -111,9 +114,10 @@ def look(
     found: list[Finding] = []
     looked = [_look_at(record, find, columns, file, config, found) for record in records]
     personal = replace(nothing, findings=found)
-    if settings.personal != "mask":
+    if settings.personal == "warn":
         return records, rejected, personal
-    return looked, [_masked_rejection(rejection, find) for rejection in rejected], personal
+    hidden_there = [_masked_rejection(rejection, find) for rejection in rejected]
+    return looked if settings.personal == "mask" else records, hidden_there, personal
 
 
 def _look_at(
@@ -153,6 +157,7 @@ def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
     text = rejection.text
     if len(text) >= SHOWN:
         text = _CUT_END.sub("", text) + " …"
+    text = _CONTROL.sub("", text)  # they may stand inside a number, as in UTF-16 that was read as UTF-8
     placeholders = Placeholders([text, rejection.detail])
     found = everywhere([text, rejection.detail], find)
     masked = [hidden(each, spans, placeholders)[0] for each, spans in zip((text, rejection.detail), found, strict=True)]
