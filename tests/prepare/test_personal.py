@@ -12,7 +12,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import checks, personal, prepare
 from toolkit.prepare.language import file_language
-from toolkit.prepare.personal.analyzer import Span
+from toolkit.prepare.personal.analyzer import Span, finder
 from toolkit.prepare.personal.masking import Placeholders, hidden
 from toolkit.prompt.tokenizer import Tokenizer
 
@@ -200,6 +200,21 @@ def test_an_identifier_that_the_text_names_is_hidden_as_well(
     assert "12345678" not in everything(folder) and "52998224725" not in everything(folder)
     ids = {row["row"]: row["id"] for name in SPLITS for row in lines(folder.split_file(name))}
     assert (ids[1], ids[2], ids[3]) == ("1", "2", "A-7")
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("CPF 529\u00a0982\u00a0247\u00a025.", "CPF <BR_CPF_1>."),
+        ("\u200bCPF 529.982.247\u200b-25.", "\u200bCPF <BR_CPF_1>."),
+        ("n\u00e3o: 529.982.247\u201125, 529\u202f982\u202f247-25", "n\u00e3o: <BR_CPF_1>, <BR_CPF_1>"),
+        ("Write to maria\u00ad@exam\u00adple.org\ufeff", "Write to <EMAIL_ADDRESS_1>\ufeff"),
+        ("MRN\u00a04481\u2011220 \u2013 BP 180/90", "MRN\u00a0<MEDICAL_RECORD_1> \u2013 BP 180/90"),
+    ],
+)
+def test_spaces_and_hyphens_of_word_processors_hide_nothing(text: str, masked: str) -> None:
+    spans = finder("")(text)
+    assert hidden(text, spans, Placeholders([text]))[0] == masked
 
 
 def test_context_and_instruction_are_looked_at(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:

@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ NAMES = ("PERSON", "LOCATION")  # what a model finds
 LANGUAGE = "en"  # Presidio asks for one
 LEAST = 0.4  # score of a finding
 LONGEST, OVERLAP = 4_000, 200  # characters that are looked at together
+# Spaces and hyphens at which no line breaks, as word processors and web pages have them in numbers.
+_TYPED = str.maketrans("\u00a0\u2007\u2009\u202f\u2010\u2011", "    --")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")  # such as a soft hyphen
 INSTALL = "pip install -c constraints.txt '.[privacy]'"
 
 
@@ -43,7 +47,23 @@ def finder(model: str) -> Find:
     `model` is the folder of a spaCy or transformers model that finds names and places; "" looks for none. Raises
     ToolkitError (exit 3) if the folder holds no such model.
     """
-    return _with_model(Path(model).expanduser()) if model else _without_model
+    return _as_typed(_with_model(Path(model).expanduser()) if model else _without_model)
+
+
+def _as_typed(find: Find) -> Find:
+    """Let a text be looked at as a keyboard writes it: with plain spaces and hyphens, without what cannot be seen."""
+
+    def found(text: str) -> list[Span]:
+        if text.isascii():
+            return find(text)
+        plain = text.translate(_TYPED)
+        if _UNSEEN.search(plain) is None:
+            return find(plain)
+        places = [at for at, char in enumerate(plain) if _UNSEEN.match(char) is None]
+        spans = find("".join(plain[at] for at in places))
+        return [replace(span, start=places[span.start], end=places[span.end - 1] + 1) for span in spans]
+
+    return found
 
 
 def _without_model(text: str) -> list[Span]:
