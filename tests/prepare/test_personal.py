@@ -127,6 +127,15 @@ def test_refused(source: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
         checks.data(build("data.personal=refuse", f"data.source={source}"), lambda: tokenizer, offline=True)
 
 
+@pytest.mark.parametrize(("mode", "told"), [("mask", True), ("refuse", True), ("warn", False)])
+def test_where_nothing_is_found_a_mask_says_what_it_did_not_look_for(
+    mode: str, told: bool, tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(build(f"data.personal={mode}"), folder, table(tmp_path / "plain.csv", []), tokenizer)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("nothing personal was found in 20 rows; names were not looked for (data.personal_model)" in said) is told
+
+
 def test_the_doctor_counts_too(source: Path, tokenizer: Tokenizer) -> None:
     check = checks.data(build(f"data.source={source}"), lambda: tokenizer, offline=True)
     assert check.ok and "3 of 23 rows may hold personal data (2 CPF" in check.found

@@ -190,7 +190,7 @@ def refuse_personal(personal: Personal) -> None:
 
 
 def said(personal: Personal, listed: str) -> str:
-    """Say what was found, in one line; "" where nothing was looked for on purpose. `listed` names the list."""
+    """Say what was found, in one line; "" where nothing was asked for and found. `listed` names the list."""
     names = "" if personal.names else "; names were not looked for (data.personal_model)"
     if personal.unread:
         return (
@@ -198,6 +198,8 @@ def said(personal: Personal, listed: str) -> str:
             f"or the like: `{INSTALL}`, or `--set data.personal=off` to hear no more of it"
         )
     if not personal.findings:
+        if personal.mode in ("mask", "refuse"):  # asked for, so what it did not do is said
+            return f"nothing personal was found in {personal.records:,} rows{names}"
         return ""
     share = f"{personal.rows:,} of {personal.records:,} rows"
     if personal.mode == "mask":
