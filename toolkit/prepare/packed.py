@@ -14,7 +14,7 @@ from typing import IO, Any
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.names import first_names
-from toolkit.prepare.containers import EXTENSIONS, is_office, looks_like, unpack_several, untar
+from toolkit.prepare.containers import EXTENSIONS, is_office, looks_like, quoted, unpack_several, untar
 
 LARGEST = 2 * 10**9  # bytes that a packed file may unpack to
 SMALL = 64 * 10**6  # bytes from which on it may also not unpack to more than
@@ -149,7 +149,7 @@ def members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         if item.filename
         and not item.filename.endswith("/")
         and not item.filename.startswith("__MACOSX/")
-        and Path(item.filename).name != ".DS_Store"
+        and not Path(item.filename).name.startswith(("._", ".DS_Store"))
     ]
 
 
@@ -190,6 +190,11 @@ def unpacking(path: Path) -> Iterator[None]:
     except ToolkitError:
         raise
     except RuntimeError as exc:  # a password, or a compression that Python does not know
+        if "password" in str(exc):
+            raise ToolkitError(
+                f"`{path}` has a password",
+                hint=f"unpack it by hand, such as `7z x {quoted(path)}`, and set `data.source` to the file inside",
+            ) from None
         raise ToolkitError(f"`{path}` cannot be unpacked here: {exc}", hint=_by_hand(path)) from None
     except Exception as exc:
         if not isinstance(exc, zlib.error | zipfile.BadZipFile | OSError | EOFError | ValueError | struct.error):
