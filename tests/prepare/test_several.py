@@ -226,6 +226,21 @@ def test_a_new_file_that_matches_makes_prepare_stale(folder: RunFolder, tokenize
     assert why() == "inputs changed: b.csv"
 
 
+@pytest.mark.parametrize("kind", ["csv", "xml"])
+def test_a_files_name_may_be_any_bytes(kind: str, preparing: Preparing, folder: RunFolder) -> None:
+    for name in ("bad-\udcff", "bad-\udcfe"):
+        rows = [(f"What is {name!a} {n}?", f"It is {n}.") for n in range(6)] + [("Why?", "")]
+        text = csv_text(rows)
+        if kind == "xml":
+            pairs = "".join(f"<QAPair><Question>{q}</Question><Answer>{a}</Answer></QAPair>" for q, a in rows)
+            text = f"<Document>{pairs}</Document>"
+        Path(f"{name}.{kind}").write_text(text)
+    figures = preparing(f"*.{kind}")
+    names = [rf"bad-\xfe.{kind}", rf"bad-\xff.{kind}"]
+    assert {name: one["rejected"] for name, one in figures["files"].items()} == dict.fromkeys(names, 1)
+    assert [row["file"] for row in lines(folder.rejected)] == names
+
+
 def test_one_file_is_as_before(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(csv_text([("q", "a"), ("r", "")]))

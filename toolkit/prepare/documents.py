@@ -10,6 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.streams import printable
 from toolkit.prepare.packed import Opened, members, open_zip, pieces, unpacking
 from toolkit.prepare.table import Row
 
@@ -34,13 +35,13 @@ def _in_order(name: str) -> list[int | str]:
 
 def read_folder(folder: Path, most: int | None = None) -> tuple[list[str], list[Row], bool]:
     """Return names, rows, and whether these are all: the first `most` alone where that is set."""
-    files = ((path.relative_to(folder).as_posix(), path.read_bytes()) for path in documents_in(folder))
+    files = ((printable(path.relative_to(folder).as_posix()), path.read_bytes()) for path in documents_in(folder))
     return _read(files, folder, most)
 
 
 def read_document(opened: Opened) -> tuple[list[str], list[Row], bool]:
     """Return names and rows of one document."""
-    return _read([(str(opened.path), opened.data or b"")], opened.path, None)
+    return _read([(printable(str(opened.path)), opened.data or b"")], opened.path, None)
 
 
 def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], list[Row], bool]:

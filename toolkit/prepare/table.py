@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from toolkit.core.streams import printable
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,5 +40,5 @@ class Table:
 
     @property
     def name(self) -> str:
-        """The source as messages and rejected.jsonl name it."""
-        return f"{self.path}#{self.part}" if self.part else str(self.path)
+        """The source as messages and rejected.jsonl name it: a byte that is not UTF-8 is written as `\\xNN`."""
+        return printable(f"{self.path}#{self.part}" if self.part else str(self.path))
