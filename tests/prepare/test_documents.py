@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.web import serving_bytes
+from toolkit.core import console
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import MEDQUAD_FULL
@@ -113,6 +114,14 @@ def test_two_folders_with_documents_of_one_name_are_counted_apart(tokenizer: Tok
     assert counted == {"full": (6, 0), "empty": (3, 3)}
     assert [one.file for one in rows.rejected] == [f"empty/{n}.xml" for n in range(3)]
     assert useless(rows.tables, rows.rejected) == ["`empty`: none of its 3 rows can be used (empty answer)"]
+
+
+def test_the_doctor_counts_the_bytes_of_a_large_folders_documents() -> None:
+    pairs = [(f"What is {n}?", f"It is {n}.") for n in range(1300)]
+    unpack({f"{n}.xml": document("Made", n, pairs) for n in range(3)}, Path("large"))
+    size = console.size(sum(path.stat().st_size for path in Path("large").iterdir()))
+    check = checks.data(build({"data": {"source": "large"}}), lambda: None, offline=True)
+    assert check.found.startswith(f"`large`, {size}: 2,500 of its first 2,500 rows are usable")
 
 
 def test_characters_that_are_no_text_in_a_folder_are_explained() -> None:

@@ -1,7 +1,7 @@
 """What the doctor asks about the data: it is read, cleaned and split as prepare does it, and nothing is written."""
 
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from toolkit.core import console
@@ -66,9 +66,10 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     for name in config.data.sources:
         if name.startswith(PREFIX) and (check := _data_set(name, offline=offline)):
             return check
-    tables = [read_source(source, config.data, first_rows=True) for source in locate(config.data, offline=offline)]
+    sources = locate(config.data, offline=offline)
+    tables = [read_source(source, config.data, first_rows=True) for source in sources]
     if not all(table.whole for table in tables):
-        return _first_rows(tables, config)
+        return _first_rows(tables, {file for source in sources for file in source.files()}, config)
     rows = rows_of(tables, config)
     form = prompt_format(config.prompt)
     try:
@@ -121,10 +122,10 @@ def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
     return fit_by_bytes
 
 
-def _first_rows(tables: Sequence[Table], config: Config) -> Check:
+def _first_rows(tables: Sequence[Table], files: Iterable[Path], config: Config) -> Check:
     """Say what the first rows of large files are like."""
     names = first_names([table.name for table in tables], 3)
-    size = sum(table.path.stat().st_size for table in tables)
+    size = sum(file.stat().st_size for file in files)
     if not all(table.rows for table in tables):  # the end of what was read may be inside a quoted cell
         return Check("data", None, f"{names}, {console.size(size)}: too large for this check, prepare reads it", "")
     count = sum(len(table.rows) for table in tables)
