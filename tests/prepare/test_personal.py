@@ -13,7 +13,7 @@ from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import checks, personal, prepare
 from toolkit.prepare.language import file_language
 from toolkit.prepare.personal.analyzer import Span, finder
-from toolkit.prepare.personal.masking import Placeholders, hidden
+from toolkit.prepare.personal.masking import Placeholders, everywhere, hidden
 from toolkit.prompt.tokenizer import Tokenizer
 
 SECRETS = ("529.982.247-25", "52998224725", "maria@example.org", "98765-4321", "12/03/1961", "4111 1111 1111 1111")
@@ -224,6 +224,22 @@ def test_an_identifier_that_the_text_names_is_hidden_as_well(
 def test_spaces_and_hyphens_of_word_processors_hide_nothing(text: str, masked: str) -> None:
     spans = finder("")(text)
     assert hidden(text, spans, Placeholders([text]))[0] == masked
+
+
+def test_a_date_of_birth_is_hidden_in_any_order_of_its_numbers() -> None:
+    texts = ["Born 12/03/1985.", "1985-03-12, 12.3.1985, 12 - 03 - 1985; 1985-3-13, 112/03/1985, 2019-03-12"]
+    placeholders = Placeholders(texts)
+    masked = [
+        hidden(text, spans, placeholders)[0] for text, spans in zip(texts, everywhere(texts, finder("")), strict=True)
+    ]
+    one = "<DATE_OF_BIRTH_1>"
+    assert masked == [f"Born {one}.", f"{one}, {one}, {one}; 1985-3-13, 112/03/1985, 2019-03-12"]
+    texts = ["DOB: 1961-12-31", "31/12/1961, 12/31/1961"]
+    placeholders = Placeholders(texts)
+    masked = [
+        hidden(text, spans, placeholders)[0] for text, spans in zip(texts, everywhere(texts, finder("")), strict=True)
+    ]
+    assert masked == [f"DOB: {one}", f"{one}, {one}"]
 
 
 def test_context_and_instruction_are_looked_at(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:

@@ -28,7 +28,9 @@ class Placeholders:
 
     def give(self, kind: str, value: str) -> str:
         """Return the placeholder of a value; how it is written (case, spaces, points in a number) makes no other."""
-        key = kind, " ".join(value.casefold().split()) if kind in _WORDED else re.sub(r"\W", "", value.casefold())
+        written = " ".join(value.casefold().split()) if kind in _WORDED else re.sub(r"\W", "", value.casefold())
+        numbers = _date(value) if kind == "DATE_OF_BIRTH" else []
+        key = kind, " ".join(map(str, sorted(numbers))) or written
         if key not in self._given:
             self._last[kind] += 1
             self._given[key] = f"<{kind}_{self._last[kind]}>"
@@ -54,6 +56,11 @@ def everywhere(texts: Sequence[str], find: Find) -> list[list[Span]]:
 
 def _again(kind: str, value: str) -> re.Pattern[str] | None:
     """Return a pattern of a value however it is divided; None for one so short that it may be another number."""
+    if kind == "DATE_OF_BIRTH" and (numbers := _date(value)):
+        year, one, other = sorted(numbers, key=lambda number: number < 100)
+        orders = ((year, one, other), (year, other, one), (one, other, year), (other, one, year))
+        written = "|".join(r"[\W_]{1,3}".join(f"0?{number}" for number in order) for order in orders)
+        return re.compile(rf"(?<!\d)(?:{written})(?!\d)")
     if kind in _WORDED:
         parts, between, least = value.split(), r"\s+", 1
     else:
@@ -62,6 +69,13 @@ def _again(kind: str, value: str) -> re.Pattern[str] | None:
         return None
     # A file's name may join it to others: `exam_52998224725.pdf`.
     return re.compile(rf"(?<![^\W_]){between.join(map(re.escape, parts))}(?![^\W_])", re.IGNORECASE)
+
+
+def _date(value: str) -> list[int]:
+    """Return the three numbers of a date with a whole year, which may stand first or last; none of another one."""
+    found = re.fullmatch(r"(\d{1,4})[\W_]{1,3}(\d{1,2})[\W_]{1,3}(\d{1,4})", value.strip())
+    numbers = [int(number) for number in found.groups()] if found else []
+    return numbers if sum(number > 999 for number in numbers) == 1 else []
 
 
 def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tuple[str, list[str]]:
