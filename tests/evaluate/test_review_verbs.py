@@ -92,6 +92,15 @@ def test_a_table_that_somebody_filled_in_where_it_lies_is_not_written_again(
         assert "1 votes of 1 rater" in toolkit("evaluate", "--votes", str(folder.path / "votes-Ada.csv")).out
 
 
+def test_a_count_that_leaves_a_former_rater_out_says_so(toolkit: Toolkit, folder: RunFolder) -> None:
+    toolkit("evaluate", "--sheet")
+    ada, ben = (str(filled_in(folder, name, ["same"] * 10)) for name in ("Ada", "Ben"))
+    assert "replaces" not in toolkit("evaluate", "--votes", ada).err
+    assert "replaces" not in toolkit("evaluate", "--votes", ada, ben).err
+    said = " ".join(toolkit("evaluate", "--votes", ada).err.split())
+    assert "the former count had votes of Ben (votes-Ben.csv) too, and this one replaces it" in said
+
+
 def test_votes_as_json(toolkit: Toolkit, folder: RunFolder) -> None:
     toolkit("evaluate", "--sheet")
     path = filled_in(folder, "Ada", ["same"] * 10)

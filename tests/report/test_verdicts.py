@@ -39,6 +39,11 @@ def test_votes_are_a_good_verdict_only_where_they_show_a_gain(
     assert f"of 30 votes: {words[0]}. " in found.answer
 
 
+def test_a_pair_without_a_vote_is_said_to_have_none(run: reported.Reported) -> None:
+    run.evaluation["votes"]["pairs"][1] |= {"better": 0, "worse": 0, "same": 0, "both_unsafe": 0}
+    assert "Q4_K_M against trained: no vote." in answered(run, "What do clinicians say?").answer
+
+
 def test_an_answer_that_three_raters_call_unsafe_counts_once(run: reported.Reported) -> None:
     one: dict[str, Any] = {"row": 4, "question": "What helps?", "comment": ""}
     run.evaluation["votes"]["unsafe"] = [

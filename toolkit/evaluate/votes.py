@@ -71,6 +71,19 @@ def kept_votes(former: dict[str, Any], fresh: dict[str, Any]) -> dict[str, Any] 
         return None
 
 
+def say_who_is_left_out(former: dict[str, Any] | None, found: dict[str, Any]) -> None:
+    """Warn of raters whose votes were counted before, and are not in the new count."""
+    now = {file["rater"] for file in found["files"]}
+    names = [
+        f"{file['rater']} ({file['name']})" for file in (former or {}).get("files", []) if file["rater"] not in now
+    ]
+    if names:
+        console.warn(
+            f"the former count had votes of {', '.join(names)} too, and this one replaces it: name the files of all "
+            "raters at once"
+        )
+
+
 def _key_of(folder: RunFolder, evaluation: dict[str, Any]) -> SheetKey:
     key = read_key(folder)
     if key is None:

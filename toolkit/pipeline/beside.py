@@ -69,13 +69,14 @@ def votes(folder: "RunFolder", files: list[Path], *, dry_run: bool) -> dict[str,
     from toolkit.core.run_folder import locked
     from toolkit.evaluate.evaluation import amend, read_evaluation
     from toolkit.evaluate.judge import agreement_with_votes
-    from toolkit.evaluate.votes import count_votes
+    from toolkit.evaluate.votes import count_votes, say_who_is_left_out
 
     if dry_run:
         return count_votes(folder, read_evaluation(folder), files)
     with locked(folder):
         evaluation = read_evaluation(folder)
         found = count_votes(folder, evaluation, files)
+        say_who_is_left_out(evaluation["votes"], found)
         judge = evaluation["judge"]
         if judge is not None:
             judge = {**judge, "agreement_with_votes": agreement_with_votes(judge, found)}

@@ -129,6 +129,9 @@ def _clinicians(facts: Facts) -> Verdict:
     said = []
     for pair in votes.pairs:
         total = pair.better + pair.worse + pair.same + pair.both_unsafe
+        if not total:
+            said.append(f"{pair.b} against {pair.a}: no vote.")
+            continue
         said.append(
             f"{pair.b} against {pair.a}: better {pair.better:,}, worse {pair.worse:,}, same {pair.same:,}, "
             f"both unsafe {pair.both_unsafe:,} of {counted(total, 'vote')}: {pair.verdict or NO_DIFFERENCE}."
