@@ -285,6 +285,20 @@ def test_entities_that_grow_are_refused(tmp_path: Path) -> None:
     assert "cannot be read" in refused(path).message
 
 
+@pytest.mark.parametrize("row", ["2", "1", "0"])
+def test_a_row_behind_a_later_one_is_refused_and_not_lost(row: str, tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "c"]]})
+    changed(path, lambda xml: re.sub(r'<row r="4"', f'<row spans="1:2" r="{row}"', xml))
+    with pytest.raises(ToolkitError, match=f"its row {row} stands behind row 3"):
+        read_table(path, WANTED)
+
+
+def test_rows_without_numbers_are_in_order(tmp_path: Path) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": [[cell * 600_000 for cell in "xy"], *ROWS]})  # longer than a piece
+    changed(path, lambda xml: re.sub(r'<row r="\d"', "<row", xml))
+    assert len(read_table(path, WANTED).rows) == 3
+
+
 def test_a_row_number_beyond_excels_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.xlsx", {"S": ROWS})
     changed(path, lambda xml: xml.replace('"A3"', '"A99999999"').replace('<row r="3"', '<row r="99999999"'))

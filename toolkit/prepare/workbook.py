@@ -6,7 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any
+from typing import IO, Any
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
@@ -25,6 +25,8 @@ _NO_VALUE = "\x00"  # stands for the missing value of a formula, until it is kno
 _BOOK = "xl/workbook.xml"
 _OUTDATED = re.compile(rb"""\bfullCalcOnLoad\s*=\s*["'](?:1|true)""")  # its formulas are still to be calculated
 _FORMULA = re.compile(rb"<(?:[A-Za-z0-9]+:)?f[ />]")
+_ROW = re.compile(rb"<(?:[A-Za-z0-9]+:)?row(\s[^<>]*)?>")
+_NUMBER = re.compile(rb"""\sr\s*=\s*["'](\d{1,19})["']""")
 _ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")  # how the file holds a character that XML cannot, such as a CR
 
 
@@ -47,6 +49,8 @@ def read_workbook(
             hint = f"its sheets are {first_names(list(sheets), SHOWN)}"
             raise ToolkitError(f"`{path}` has no sheet `{sheet}`", hint=hint)
         name = sheet or _only_sheet(opened, sheets, wanted)
+        with contextlib.closing(sheets[name]._get_source()) as stream:
+            _check_order(stream, f"{path}#{name}")
         rows_of_sources = _rows(sources[name]) if formulas else repeat(repeat(None))
         cells: list[Cells] = []
         whole = True
@@ -100,6 +104,24 @@ def _holds_formulas(archive: zipfile.ZipFile, part: str) -> bool:
                 return True
             before = piece[-80:]
     return False
+
+
+def _check_order(stream: IO[bytes], name: str) -> None:
+    """Raise ToolkitError where a row of a sheet's XML stands behind a later one: openpyxl leaves it out in silence."""
+    last, before = 0, b""
+    while piece := stream.read(PIECE):
+        text = before + piece
+        end = text.rfind(b"<")
+        for row in _ROW.finditer(text, 0, max(0, end)):
+            stated = _NUMBER.search(row[1] or b"")
+            number = int(stated[1]) if stated else last + 1
+            if number <= last:
+                raise ToolkitError(
+                    f"`{name}` is damaged: its row {number:,} stands behind row {last:,}",
+                    hint="open the file in Excel or LibreOffice and save it as .xlsx again",
+                )
+            last = number
+        before = text[end:] if end >= 0 else text
 
 
 def _brief(exc: Exception) -> str:
