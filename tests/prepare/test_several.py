@@ -241,6 +241,17 @@ def test_a_files_name_may_be_any_bytes(kind: str, preparing: Preparing, folder: 
     assert [row["file"] for row in lines(folder.rejected)] == names
 
 
+def test_a_link_that_leads_nowhere_is_not_left_out(folder: RunFolder) -> None:
+    Path("a.csv").write_text("question,answer\nq,a\n")
+    Path("b.csv").symlink_to("gone.csv")
+    Path("c.csv").symlink_to("a.csv")
+    with pytest.raises(ToolkitError, match=r"there is no data file `b\.csv`") as caught:
+        sources("*.csv")
+    assert caught.value.exit_code == MISSING
+    Path("b.csv").unlink()
+    assert sources("*.csv") == ["a.csv"]  # a link to the same file is the same file
+
+
 def test_one_file_is_as_before(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text(csv_text([("q", "a"), ("r", "")]))

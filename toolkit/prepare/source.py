@@ -79,10 +79,11 @@ def _named(name: str) -> Iterator[Source]:
         yield Source(check_file(path))
         return
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  (no hidden files)
-    files = [match for match in matches if match.is_file()]
+    files = [match for match in matches if not match.is_dir()]
     if not files:
         raise _no_match(name, path, matches)
-    yield from map(Source, files)
+    for file in files:
+        yield Source(check_file(file))  # a link may lead nowhere
 
 
 def _no_match(name: str, path: Path, folders: list[Path]) -> ToolkitError:
