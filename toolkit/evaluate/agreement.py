@@ -4,10 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from toolkit.evaluate.statistics import NONE
-
-SURE = 0.05  # a p-value below this, times the number of pairs, shows a difference
-
+from toolkit.evaluate.statistics import NONE, SURE
 
 # Landis and Koch, The Measurement of Observer Agreement for Categorical Data, Biometrics 33 (1977), page 165.
 _STRENGTHS = ((0.2, "slight"), (0.4, "fair"), (0.6, "moderate"), (0.8, "substantial"))

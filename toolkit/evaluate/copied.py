@@ -15,6 +15,7 @@ import numpy.typing as npt
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|[^\W\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
 PART = 2_000_000  # words of training answers that are looked at together
 USUAL = 4  # words of a run that most answers share with some other text
+LEARNED = 20  # words of a run from which on it is hardly chance
 _TABLE = 22  # bits of a hash that are looked up first
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that it has an inverse among 64-bit numbers
 

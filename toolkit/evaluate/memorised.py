@@ -13,7 +13,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records, spread
 from toolkit.core.parsing import parse_json
 from toolkit.core.run_folder import RunFolder
-from toolkit.evaluate.copied import WORD, words_of
+from toolkit.evaluate.copied import LEARNED, WORD, words_of
 from toolkit.evaluate.journal import Journal, key_of
 from toolkit.evaluate.statistics import mean_of
 from toolkit.evaluate.systems import Asked
@@ -22,7 +22,6 @@ from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 
 FIRST = 8  # words of a training answer that are given
-LEARNED = 20  # words that come back in a row from which on it is hardly chance
 TOKENS = 96  # of a continuation
 
 

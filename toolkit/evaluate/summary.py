@@ -4,6 +4,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.evaluate_settings import BASE, TRAINED
+from toolkit.evaluate.copied import LEARNED
 from toolkit.evaluate.judge_words import judge_table
 from toolkit.evaluate.statistics import NONE
 
@@ -12,7 +13,6 @@ WORDS = {  # of a measure, with its unit
     "chrf": ("chrF", "points"),
     "rouge_l": ("ROUGE-L", ""),
 }
-LEARNED = 20  # words in a row from which on an answer was hardly composed anew
 
 
 def evaluation_text(figures: dict[str, Any]) -> str:
