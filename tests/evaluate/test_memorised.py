@@ -12,6 +12,7 @@ import torch
 from tests.support import scored_models
 from toolkit.core.errors import ToolkitError
 from toolkit.evaluate import evaluate
+from toolkit.evaluate.copied import LEARNED
 from toolkit.evaluate.evaluation import read_evaluation
 from toolkit.evaluate.journal import journal
 from toolkit.evaluate.memorised import (
