@@ -17,7 +17,6 @@ from toolkit.evaluate.evaluation import read_evaluation
 from toolkit.evaluate.journal import journal
 from toolkit.evaluate.memorised import (
     FIRST,
-    LEARNED,
     TOKENS,
     continue_rows,
     memorised,
