@@ -16,7 +16,7 @@ from toolkit.prepare import language
 from toolkit.prepare.clean import Record, normalise, split_cell
 from toolkit.prepare.language import Identify, file_language, foreign_prompt, identifier, main_language
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.languages import NAMES, SENTENCES, language_code
+from toolkit.prompt.languages import NAMES, SENTENCES, language_code, load_identifier
 from toolkit.prompt.renderings import prompt_text
 
 ANSWERS = {
@@ -121,13 +121,13 @@ def test_only_plain_english_is_known_by_its_words(kind: str) -> None:
 def test_for_plain_english_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch, medquad: Path) -> None:
     """It takes a quarter of `prepare`. What asks for another language later still gets it."""
     loaded: list[str] = []
-    real = language._load
+    real = load_identifier
 
     def load() -> Any:
         loaded.append("model")
         return real()
 
-    monkeypatch.setattr(language, "_load", load)
+    monkeypatch.setattr(language, "load_identifier", load)
     with medquad.open(encoding="utf-8", newline="") as file:
         cells = [split_cell(row["Answer"]) for row in csv.DictReader(file)]
     for answers in (ANSWERS["en"] * 3, [cell[1] for cell in cells if not isinstance(cell, str)]):

@@ -41,13 +41,14 @@ ALWAYS = (
     "gguf",
     "llama_cpp",
     "tokenizers",
-    "toolkit.prepare.language:_load",
+    "toolkit.prompt.languages:load_identifier",
 )
 LARGE = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "pandas", "sklearn", "matplotlib.pyplot")
 LARGE_TOO = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "llama_cpp", "gguf")
 # Read once, when Python starts or a library is imported. OMP_NUM_THREADS is not among them: see _become.
 FIXED = ("PYTHON", "HF_", "HUGGINGFACE", "TRANSFORMERS_", "XDG_", "HOME", "LD_", "LANG", "LC_", "CUDA_", "MPL", "TORCH")
-ITS_OWN = {"TORCHINDUCTOR_CACHE_DIR"}  # torch sets it when it is imported, to what it would take anyway
+# Libraries set these when they are imported: torch to what it would take anyway, lm-eval for downloads from the hub.
+ITS_OWN = {"TORCHINDUCTOR_CACHE_DIR", "HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER"}
 WARM_THREADS = {"jemalloc_bg_thd"}  # Arrow's allocator starts its thread again in a child
 AT_FIRST = dict(os.environ)
 LARGEST = 1 << 17

@@ -158,7 +158,7 @@ def test_a_cut_answer_is_not_scored_for_an_end(made: scored_models.World, tmp_pa
     ("content", "message"),
     [
         (None, "no prepared data"),
-        ("", "holds no records"),
+        ("", "holds no held-out records"),
         ('{"row": 1, "instruction": "a", "input": "b", "output": "c"}\nnot json\n', "line 2 is not a record"),
         ('{"row": 1, "instruction": "a", "input": "b"}\n', "line 1 is not a record: `output` is not text"),
         (

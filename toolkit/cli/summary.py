@@ -72,6 +72,10 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
     """Say what would be done, with sizes, and write nothing; raises ToolkitError where a stage lacks an input."""
     reasons = pipeline.state(config, folder)
     rows, payload = [], {}
+    if "prepare" in stages and reasons["prepare"]:
+        from toolkit.prepare.source import find_sources
+
+        find_sources(config.data)
     for stage, planned in pipeline.planned_files(stages, config, folder).items():
         why = reasons[stage]
         reads, writes = [str(path) for path in planned.inputs], [str(path) for path in planned.outputs]

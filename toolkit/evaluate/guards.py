@@ -64,7 +64,11 @@ def no_programs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep lines and bars of lm-eval, `datasets` and tasks' own code off the streams, and no use is told the hub."""
+    """Keep lines and bars of lm-eval, `datasets` and tasks' own code off the streams, and no use is told the hub.
+
+    The environment is afterwards what it was: lm-eval changes how this process downloads from the hub.
+    """
+    environment = dict(os.environ)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logger = logging.getLogger("lm_eval")
     level = logger.level
@@ -74,6 +78,16 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+            for name in {*os.environ, *environment}:
+                if os.environ.get(name) != environment.get(name):
+                    _set(name, environment.get(name))
+
+
+def _set(name: str, value: str | None) -> None:
+    if value is None:
+        del os.environ[name]
+    else:
+        os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate.copied import words_of
-from toolkit.prompt.languages import related
+from toolkit.prompt.languages import load_identifier, related
 
 PARTS = ("rouge_score", "sacrebleu", "scipy")
 SURE = 0.9  # probability of a language that is believed
@@ -69,14 +69,7 @@ def language(text: str) -> str:
     letters = sum(4 if ord(char) >= 0x3040 else 1 for char in text if char.isalpha())
     if letters < LETTERS:
         return ""
-    ranked = _identifier().rank(text)
+    ranked = load_identifier().rank(text)
     first = ranked[0][0]
     sure = sum(probability for code, probability in ranked if related(code, first))
     return str(first) if sure >= SURE else ""
-
-
-@functools.cache
-def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,13 +1,11 @@
 """The language of the answers, and whether the prompt is in it."""
 
 import contextlib
-import functools
 import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
@@ -18,7 +16,7 @@ from toolkit.prepare.clean import Record
 from toolkit.prepare.division import rows_of
 from toolkit.prepare.read import read_source
 from toolkit.prepare.source import Source
-from toolkit.prompt.languages import SENTENCES, language_code, language_name, related
+from toolkit.prompt.languages import SENTENCES, language_code, language_name, load_identifier, related
 
 # The most likely language of a text, as an ISO 639 code, and its probability.
 Identify = Callable[[str], tuple[str, float]]
@@ -46,8 +44,8 @@ def identifier(texts: Sequence[str] = ()) -> Iterator[Identify]:
     Where the `texts` are plain English it is loaded by the first call, if there is one.
     """
     with ThreadPoolExecutor(1) as pool:
-        loading = [] if texts and is_plain_english(_sampled(texts)) else [pool.submit(_load)]
-        yield lambda text: _likeliest((loading[0].result() if loading else _load()).rank(text))
+        loading = [] if texts and is_plain_english(_sampled(texts)) else [pool.submit(load_identifier)]
+        yield lambda text: _likeliest((loading[0].result() if loading else load_identifier()).rank(text))
 
 
 def _sampled(texts: Sequence[str]) -> list[str]:
@@ -71,13 +69,6 @@ def _likeliest(ranked: list[tuple[str, float]]) -> tuple[str, float]:
     """Return the first of ranked languages, with its probability and that of languages mistaken for it."""
     first = ranked[0][0]
     return first, sum(probability for code, probability in ranked if related(code, first))
-
-
-@functools.cache
-def _load() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 def _weight(text: str) -> int:

@@ -33,13 +33,13 @@ class Source:
         return documents_in(self.path) if self.path.is_dir() else [self.path]
 
 
-def find_sources(settings: DataSettings) -> list[Source]:
+def find_sources(settings: DataSettings, *, gone: bool = False) -> list[Source]:
     """Return the sources that `data.source` names, each once, in its order; those of a glob by name.
 
     Nothing is downloaded: MedQuAD may not be there yet. Raises ToolkitError (exit 3) where a file is missing or a glob
-    matches none.
+    matches none; with `gone` a file may be missing, as where a run goes on without its data.
     """
-    found = [source for name in settings.sources for source in _named(name)]
+    found = [source for name in settings.sources for source in _named(name, gone)]
     once: dict[tuple[Path, str], Source] = {}
     for source in found:
         once.setdefault((source.path.resolve(), source.part), source)
@@ -61,7 +61,7 @@ def locate(settings: DataSettings, *, offline: bool) -> list[Source]:
     return find_sources(settings)
 
 
-def _named(name: str) -> Iterator[Source]:
+def _named(name: str, gone: bool) -> Iterator[Source]:
     if name in ("medquad", "medquad-full"):
         yield Source(MEDQUAD_CSV if name == "medquad" else full_place())
         return
@@ -76,7 +76,7 @@ def _named(name: str) -> Iterator[Source]:
         yield Source(Path(book).expanduser(), sheet)
         return
     if path.exists() or not glob.has_magic(name):
-        yield Source(check_file(path))
+        yield Source(path if gone and not path.exists() else check_file(path))
         return
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  (no hidden files)
     files = [match for match in matches if not match.is_dir()]

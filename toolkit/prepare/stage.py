@@ -15,7 +15,7 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     from toolkit.core.run_folder import SPLITS
     from toolkit.prepare.source import find_sources
 
-    inputs = [path for source in find_sources(config.data) for path in source.files()]
+    inputs = [path for source in find_sources(config.data, gone=True) for path in source.files()]
     return StageFiles(inputs, [*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal])
 
 

@@ -1,7 +1,13 @@
 """Languages by name and code, and the sentences of a prompt in the commonest of them."""
 
+import functools
 import re
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.core.files import naming
 
 # ISO 639-1 code → English name, own name.
 NAMES = {
@@ -200,3 +206,12 @@ SENTENCES = {
         ),
     ),
 }
+
+
+@functools.cache
+def load_identifier() -> Any:
+    """Load py3langid's model once; it unpacks it into a temporary file."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    with naming(Path(tempfile.gettempdir())):
+        return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -12,6 +12,7 @@ from toolkit.report.words import clipped, decimal, nats
 
 MOST_POINTS = 300  # of a curve
 LEFT, RIGHT = 40, 10  # margins
+LEAST = 1e-30  # nats; a KL below it has no place on a chart
 SHARE = "share"  # the unit of what lies between 0 and 1
 
 
@@ -77,7 +78,7 @@ def size_chart(files: Mapping[str, Quantization]) -> str:
         value
         for one in there.values()
         for value in (one.mean_kl, one.mean_kl_low, one.mean_kl_high, one.bound)
-        if value is not None and value > 0
+        if value is not None and value > LEAST
     ] or [1e-6]
     unit, word = (1e9, "GB") if max(one.bytes for one in there.values()) >= 1e9 else (1e6, "MB")
     x = Scale(0, max(one.bytes for one in there.values()) / unit * 1.22, LEFT + 10, WIDTH - RIGHT)
