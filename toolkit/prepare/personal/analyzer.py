@@ -138,12 +138,22 @@ def _model_engine(folder: Path) -> Any:
         spacy_engine = SpacyNlpEngine([{"lang_code": LANGUAGE, "model_name": str(folder)}])
         names = SpacyRecognizer(supported_language=LANGUAGE, supported_entities=[*NAMES])
         return _built(spacy_engine, [*recognizers(), names])
+    _give_libraries()
     labels = dict.fromkeys(("PER", "PERSON", "PESSOA", "PATIENT", "NAME"), "PERSON")
     labels |= dict.fromkeys(("LOC", "LOCATION", "LOCAL", "GPE", "ADDRESS"), "LOCATION")
     model = HuggingFaceNerRecognizer(
         model_name=str(folder), supported_entities=[*NAMES], supported_language=LANGUAGE, label_mapping=labels
     )
     return _built(NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": ""}]), [*recognizers(), model])
+
+
+def _give_libraries() -> None:
+    """Give Presidio's module for such models the libraries that `_absent` may have hidden when it was imported."""
+    import torch
+    import transformers
+    from presidio_analyzer.predefined_recognizers.ner import huggingface_ner_recognizer as module
+
+    module.torch, module.hf_pipeline = torch, transformers.pipeline
 
 
 def _built(nlp_engine: Any, found_by: list[Any]) -> Any:
