@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate.copied import words_of
-from toolkit.prompt.languages import load_identifier, related
+from toolkit.prompt.languages import count_letters, load_identifier, related
 
 PARTS = ("rouge_score", "sacrebleu", "scipy")
 SURE = 0.9  # probability of a language that is believed
@@ -66,8 +66,7 @@ def main_language(references: Sequence[str]) -> str:
 
 def language(text: str) -> str:
     """Return the language of a text as an ISO 639 code; empty if it is too short to say, or uncertain."""
-    letters = sum(4 if ord(char) >= 0x3040 else 1 for char in text if char.isalpha())
-    if letters < LETTERS:
+    if count_letters(text) < LETTERS:
         return ""
     ranked = load_identifier().rank(text)
     first = ranked[0][0]

@@ -16,7 +16,7 @@ from toolkit.prepare.clean import Record
 from toolkit.prepare.division import rows_of
 from toolkit.prepare.read import read_source
 from toolkit.prepare.source import Source
-from toolkit.prompt.languages import SENTENCES, language_code, language_name, load_identifier, related
+from toolkit.prompt.languages import SENTENCES, count_letters, language_code, language_name, load_identifier, related
 
 # The most likely language of a text, as an ISO 639 code, and its probability.
 Identify = Callable[[str], tuple[str, float]]
@@ -51,12 +51,12 @@ def identifier(texts: Sequence[str] = ()) -> Iterator[Identify]:
 def _sampled(texts: Sequence[str]) -> list[str]:
     """Return the beginnings of texts, spread evenly, that say anything about their language."""
     some = [text[:EXCERPT] for text in spread([*texts], SAMPLE)]
-    return [text for text in some if _weight(text) >= FEWEST_LETTERS]
+    return [text for text in some if count_letters(text) >= FEWEST_LETTERS]
 
 
 def is_plain_english(some: Sequence[str]) -> bool:
     """Tell whether most of some texts are surely English, by its commonest words: no other language is looked for."""
-    return sum(map(_weight, some)) >= 4 * FEWEST_LETTERS and sum(map(_reads_english, some)) >= MOST * len(some)
+    return sum(map(count_letters, some)) >= 4 * FEWEST_LETTERS and sum(map(_reads_english, some)) >= MOST * len(some)
 
 
 def _reads_english(text: str) -> bool:
@@ -71,18 +71,13 @@ def _likeliest(ranked: list[tuple[str, float]]) -> tuple[str, float]:
     return first, sum(probability for code, probability in ranked if related(code, first))
 
 
-def _weight(text: str) -> int:
-    """Count letters; one of Chinese, Japanese or Korean says as much as four others."""
-    return sum(4 if ord(char) >= 0x3040 else 1 for char in text if char.isalpha())
-
-
 def main_language(texts: list[str], identify: Identify) -> str:
     """Return the ISO 639 code of the language that most texts are in; "" where they are mixed or too short to tell."""
     some = _sampled(texts)
     if is_plain_english(some):
         return "en"
     whole = "\n".join(some)
-    if _weight(whole) < 4 * FEWEST_LETTERS:
+    if count_letters(whole) < 4 * FEWEST_LETTERS:
         return ""
     code = _sure_language(whole, identify)
     agreeing = sum(related(identify(text)[0], code) for text in some)
@@ -90,7 +85,7 @@ def main_language(texts: list[str], identify: Identify) -> str:
 
 
 def _sure_language(text: str, identify: Identify) -> str:
-    if _weight(text) < FEWEST_LETTERS:
+    if count_letters(text) < FEWEST_LETTERS:
         return ""
     code, probability = identify(text)
     return code if probability >= SURE and code not in _NOT_LANGUAGES else ""
@@ -117,7 +112,7 @@ def foreign_prompt(settings: PromptSettings, records: list[Record], language: st
         if not found or related(found, language):
             return ""
         said, change = f"the prompt is in {language_name(found)}", []
-        if _weight(own) >= FEWEST_LETTERS:
+        if count_letters(own) >= FEWEST_LETTERS:
             return (
                 f"the answers are in {name}, but {said}: write prompt.prefix, prompt.user_turn and prompt.instruction "
                 f"in {name}{_whole_prompt(language)}"
