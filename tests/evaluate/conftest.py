@@ -1,19 +1,15 @@
 from collections.abc import Iterator
 
 import pytest
-import torch
 
-from tests.support import scored_models
+from tests.support import scored_models, threads
 from toolkit.evaluate.bench import Bench
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """A second thread costs more than it gives on models this small, most of all on a busy machine."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
+def in_one_thread() -> Iterator[None]:
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="package")

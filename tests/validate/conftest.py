@@ -3,9 +3,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.support import scored_models
+from tests.support import scored_models, threads
 from toolkit.prompt import held_out
 from toolkit.prompt.format import Prompt, PromptFormat, prompt_format
 from toolkit.prompt.renderings import chat_template, render
@@ -41,12 +40,9 @@ class Trained:
 
 
 @pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """A second thread costs more than it gives on models this small, most of all on a busy machine."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
+def in_one_thread() -> Iterator[None]:
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture(scope="package")
