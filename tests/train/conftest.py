@@ -53,14 +53,11 @@ train(config, folder_of(config), Base("base", Path(sys.argv[1])))
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Train in one thread, here and in other processes: two that wait for a busy core take ten times as long."""
-    import torch
+    from tests.support.threads import one_thread
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
