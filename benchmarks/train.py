@@ -101,6 +101,10 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
         f"completion_only_loss = false\n{f'logging_steps = {way.logging_steps}' if way.logging_steps > 1 else ''}\n"
         "[validate]\nquestions = []\n"
     )
+    if (
+        not way.checkout
+    ):  # train asks first whether the export could be done; a base of random weights has no 16-bit twin
+        text += '[export]\nmerge_base = "as-trained"\n'
     for now, former in FORMER.items() if way.checkout else ():
         text = text.replace(now, former)
     settings.write_text(text, encoding="utf-8")
@@ -161,7 +165,7 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     seconds, losses, norms = [], [], []
     counts: list[Any] = []
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         """Note when each step ends; nothing of it is left on the GPU by then."""
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -181,7 +185,7 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
                 losses.append(float(logs["loss"]))
                 norms.append(float(logs["grad_norm"]))
 
-    class Counting(SFTTrainer):
+    class Counting(SFTTrainer):  # type: ignore[misc]
         """Count the tokens that are no padding."""
 
         def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:

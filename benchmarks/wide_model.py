@@ -85,7 +85,7 @@ def save_vocabulary(folder: Path) -> None:
     """Write a byte-level BPE of 128,000 made-up tokens with Llama-3's pre-tokenizer, and two special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    from toolkit.model.gguf_base import LLAMA3_SPLIT
+    from toolkit.formats.pretokenizers import LLAMA3_SPLIT
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     pairs = [(a, b) for a in letters for b in letters]

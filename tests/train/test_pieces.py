@@ -195,6 +195,34 @@ HISTORY = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("norms", "skipped"), [([2.0, float("inf")], 1), ([float("nan"), float("inf")], 2), ([1.0], 0)]
+)
+def test_a_step_that_the_scaler_skips_is_said_and_logged(norms: list[float], skipped: int, tmp_path: Path) -> None:
+    """In f16 an overflowing gradient changes nothing, and its norm is no number that JSON has."""
+    steps = len(norms)
+    running = SimpleNamespace(
+        live_log=tmp_path / "log.jsonl", step_tokens=np.full(steps, 100), tokens_here=0, seconds=0.0
+    )
+    report = callbacks.Report(running, ExitStack())  # type: ignore[arg-type]
+    said: list[str] = []
+    report.progress = SimpleNamespace(advance=lambda count, note: said.append(note))
+    report.clock, report.logged = 0.0, 0
+    report.trainer = SimpleNamespace(
+        micro_losses={step: [torch.tensor(1.0)] for step in range(1, steps + 1)},
+        norms={step: torch.tensor(norm) for step, norm in enumerate(norms, 1)},
+        accelerator=SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 32768.0)),
+        args=SimpleNamespace(world_size=1, process_index=0),
+    )
+    entry: dict[str, Any] = {"step": steps, "loss": 1.0, "grad_norm": norms[-1], "learning_rate": 1e-4}
+    state = SimpleNamespace(log_history=[entry], global_step=steps, is_world_process_zero=True)
+    report.on_log(SimpleNamespace(device=torch.device("cpu")), state, None)
+    written = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert written.get("skipped_steps", 0) == skipped
+    assert ("step skipped" in said[0]) == bool(skipped)
+    assert written["grad_norm"] == (norms[-1] if np.isfinite(norms[-1]) else None)
+
+
 def test_the_log_has_a_line_for_each_step_and_each_held_out_loss() -> None:
     lines = callbacks.log_text(HISTORY).splitlines(keepends=True)
     assert [json.loads(line) for line in lines] == HISTORY[:4] and all(line.endswith("\n") for line in lines)

@@ -60,7 +60,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         entry = state.log_history[-1]
         step, loss, job = state.global_step, entry.get("loss"), self.job
         if loss is not None:
-            self._check(step, loss, entry.get("grad_norm", 0.0))
+            skipped = self._check(step, loss, entry.get("grad_norm", 0.0))
             elapsed = time.monotonic() - self.clock
             tokens = int(job.step_tokens[self.logged : step].sum())
             job.tokens_here += tokens
@@ -69,6 +69,11 @@ class Report(TrainerCallback):  # type: ignore[misc]
             entry["tokens_per_second"] = round(tokens / max(1e-9, elapsed), 1)
             parts = [f"loss {loss:.3f}", f"grad {entry['grad_norm']:.2f}", f"lr {entry['learning_rate']:.1e}"]
             parts.append(f"{job.tokens_here / max(1e-9, job.seconds):,.0f} tokens/s")
+            if skipped:
+                entry["skipped_steps"] = skipped
+                parts.append("gradient too large for f16: step skipped")
+            if not math.isfinite(entry["grad_norm"]):
+                entry["grad_norm"] = None  # JSON has no infinity
             if args.device.type == "cuda":
                 entry["memory"] = int(torch.cuda.max_memory_allocated(args.device))
                 parts.append(console.size(entry["memory"]))
@@ -92,10 +97,11 @@ class Report(TrainerCallback):  # type: ignore[misc]
         """Leave the time for saving out of the speed."""
         self.clock = time.monotonic()
 
-    def _check(self, step: int, loss: float, norm: float) -> None:
-        """Raise ToolkitError for the first step since the last log whose loss or gradient is not finite.
+    def _check(self, step: int, loss: float, norm: float) -> int:
+        """Return how many steps since the last log the scaler of f16 skipped, because their gradient overflowed.
 
-        It names the rows of the micro-batches whose loss is not finite, or else all rows of the step.
+        Raises ToolkitError for the first other step whose loss or gradient is not finite. It names the rows of the
+        micro-batches whose loss is not finite, or else all rows of the step.
         """
         trainer, args = self.trainer, self.trainer.args
         losses, norms = trainer.micro_losses, {one: float(found) for one, found in trainer.norms.items()}
@@ -103,7 +109,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         scaler = trainer.accelerator.scaler
         overflow = scaler is not None and scaler.get_scale() > 1  # of f16: the step was skipped, its scale is halved
         if math.isfinite(loss) and (math.isfinite(norm) or overflow):
-            return
+            return sum(not math.isfinite(one) for one in norms.values()) if overflow else 0
         found = {one: float(sum(losses[one])) * args.world_size for one in losses}  # of this process
         wrong = [one for one in found if not (math.isfinite(found[one]) and (overflow or math.isfinite(norms[one])))]
         step = min(gather_object([min(wrong, default=step)]))

@@ -30,6 +30,9 @@ def finish(job: Job, trainer: Any) -> Outcome:
     outputs = sorted(path for path in folder.adapter.rglob("*") if path.is_file())
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = {entry["step"]: entry for entry in history if "eval_loss" in entry}
+    skipped = sum(entry.get("skipped_steps", 0) for entry in history)
+    if skipped:
+        console.info(f"{skipped} of {step} steps changed nothing: a gradient overflowed in f16, its scale was halved")
     learned = None
     if 0 in held_out and kept in held_out:
         learned = compare_losses(held_out[0]["eval_parts"], held_out[kept]["eval_parts"])
@@ -40,6 +43,7 @@ def finish(job: Job, trainer: Any) -> Outcome:
         "precision": job.precision,
         "steps": step,
         "kept_step": kept,
+        "skipped_steps": skipped,
         "trainable_parameters": job.trainable,
         "total_parameters": job.total,
         "records": len(job.splits["train"]),
