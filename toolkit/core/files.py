@@ -215,7 +215,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read one split; raises ToolkitError if the file is missing or a line is not a record with its three texts."""
+    """Read one split; raises ToolkitError if the file is missing or a line is not a record with its three texts.
+
+    A record of a chat has `history` too: its earlier turns, each a list of question and answer.
+    """
     found: list[dict[str, Any]] = []
     try:
         # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
@@ -238,7 +241,14 @@ def _record(value: Any) -> dict[str, Any]:
     missing = [key for key in ("instruction", "input", "output") if not isinstance(value.get(key), str)]
     if missing:
         raise TypeError(f"`{missing[0]}` is not text")
+    history = value.get("history", [])
+    if not isinstance(history, list) or not all(map(_is_turn, history)):
+        raise TypeError("`history` is not a list of questions with their answers")
     return value
+
+
+def _is_turn(turn: Any) -> bool:
+    return isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
 
 
 def size_of_folder(folder: Path) -> int:

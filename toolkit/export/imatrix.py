@@ -30,7 +30,7 @@ from toolkit.export.planning import ExportPlan, PlannedTensor
 from toolkit.formats.checkpoint import Floats
 from toolkit.model.text_part import text_part
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import render
+from toolkit.prompt.renderings import earlier_turns, render_record
 from toolkit.prompt.tokenizer import Tokenizer
 
 CHUNK = 512  # tokens that see each other, llama.cpp's default
@@ -86,7 +86,7 @@ def chunks(folder: RunFolder, prompt_format: PromptFormat, tokenizer: Tokenizer,
     for record in records:
         if len(ids) >= CHUNKS * length:
             break
-        prompt = render(prompt_format, record["input"], record["instruction"])
+        prompt = render_record(prompt_format, record, tokenizer.eos_text)
         ids += tokenizer.record_ids(prompt, record["output"], cut=bool(record.get("truncated")))[0]
     length = min(length, len(ids))  # a very small training split makes one shorter piece
     if length < 16:
@@ -95,8 +95,8 @@ def chunks(folder: RunFolder, prompt_format: PromptFormat, tokenizer: Tokenizer,
     return pieces if tokenizer.bos is None else [[tokenizer.bos, *piece[1:]] for piece in pieces]
 
 
-def _key(record: dict[str, str]) -> tuple[str, str, str]:
-    return record["instruction"], record["input"], record["output"]
+def _key(record: dict[str, Any]) -> tuple[object, ...]:
+    return record["instruction"], *earlier_turns(record), record["input"], record["output"]
 
 
 def compute(base: Path, planned: ExportPlan, ids: Sequence[Sequence[int]]) -> tuple[dict[str, Floats], dict[str, int]]:

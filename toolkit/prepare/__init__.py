@@ -46,7 +46,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
             console.info(taken)
         for lost in dict.fromkeys(lost for one in rows.tables for lost in lost_meaning(one.columns, one.left)):
             console.warn(lost)
-        texts = ((record.where, (record.question, record.answer, record.instruction)) for record in rows.records)
+        texts = ((record.where, record.texts) for record in rows.records)
         damage = list(find_damage(texts))
         repaired = Counter(kind for record in rows.records for kind in record.repaired)
         divided = divide(rows, config, lambda records: fit(records, form, tokenizer, config))
@@ -131,6 +131,7 @@ def _row(record: Record) -> dict[str, Any]:
         "id": record.id,
         "row": record.number,
         "instruction": record.instruction,
+        **({"history": record.history} if record.history else {}),
         "input": record.question,
         "output": record.answer,
         "group": group_id(record.normalised),
@@ -159,7 +160,7 @@ def _control_like(records: list[Record], form: PromptFormat, tokenizer: Tokenize
     def found(text: str) -> bool:
         return bool(pattern.search(text)) or any(mark in tokenizer.controls for mark in bracketed.findall(text))
 
-    return sum(any(map(found, (record.instruction, record.question, record.answer))) for record in records)
+    return sum(any(map(found, record.texts)) for record in records)
 
 
 def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: list[str]) -> None:

@@ -111,7 +111,11 @@ def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
     cut = config.data.on_too_long == "truncate"
 
     def fits(record: Record) -> bool:
-        text = render(form, record.question, record.instruction).text + ("" if cut else record.answer)
+        if cut:  # of a chat the first question must fit
+            text = render(form, record.first_question, record.instruction).text
+        else:  # any text stands for EOS: it is one token
+            prompt = render(form, record.question, record.instruction, record.history, "E")
+            text = prompt.text + record.answer
         return len(text.encode("utf-8", "surrogatepass")) + MARGIN < config.train.max_length
 
     def fit_by_bytes(records: list[Record]) -> tuple[list[Record], list[Rejection]]:

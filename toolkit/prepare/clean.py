@@ -12,6 +12,7 @@ from toolkit.prepare.columns import Columns
 from toolkit.prepare.spoiled import REPAIRS
 from toolkit.prepare.table import Row, Table
 from toolkit.prompt.format import MESSAGE_SEPARATOR
+from toolkit.prompt.renderings import Turn
 
 NO_QUESTION_MARK = "no `Question:`"
 NO_ANSWER_MARK = "no `Answer:`"
@@ -36,8 +37,10 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 class Record:
     """One question with its answer, as it will be trained on. `normalised` names the group of its question.
 
+    Of a chat these are the last ones, `history` has the turns before them, and the group is that of the first question.
     `question` begins with the record's context, if it has one. `repaired` names the repairs that changed its text.
-    `tokens` is the length of the whole record where its answer is cut, else 0. `file` is set where there are several.
+    `tokens` is the length of the whole record where its answer is cut, or `left_out` turns at its end; else 0. `file`
+    is set where there are several.
     """
 
     id: str
@@ -52,11 +55,24 @@ class Record:
     repaired: tuple[str, ...] = ()
     tokens: int = 0
     file: str = ""
+    history: tuple[Turn, ...] = ()
+    left_out: int = 0
 
     @property
     def where(self) -> str:
         """Return the row as a message names it."""
         return f"row {self.number}" + (f" of {self.file}" if self.file else "")
+
+    @property
+    def first_question(self) -> str:
+        """The question that a chat begins with; of one turn its only one."""
+        return self.history[0][0] if self.history else self.question
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All texts of the record: those of its last turn, the instruction, and those of earlier turns."""
+        earlier = (text for turn in self.history for text in turn)
+        return self.question, self.answer, self.instruction, *earlier
 
 
 @dataclass(frozen=True)

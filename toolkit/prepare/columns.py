@@ -19,24 +19,41 @@ SHOWN_NAME = 40  # characters of each
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what; `question` is None for MedQuAD's cells, which hold question and answer."""
+    """Which columns hold what; `question` is None for MedQuAD's cells, which hold question and answer.
+
+    `history` has the turns before the question. `chat` are columns of messages, one behind the other; they are then
+    `question` and `answer` too.
+    """
 
     question: str | None
     answer: str
     instruction: str | None
     id: str | None
     context: str | None = None
+    history: str | None = None
+    chat: tuple[str, ...] = ()
+
+    @property
+    def earlier(self) -> str:
+        """The column that has the earlier turns of a chat."""
+        return self.chat[0] if self.chat else self.history or ""
 
     def taken(self) -> dict[str, str]:
         """Return role → column, for the roles that have one."""
+        if self.chat:
+            parts = dict(zip(("chat", "end of the chat"), self.chat, strict=False))
+            return {name: column for name, column in {**self._others(), **parts, "id": self.id}.items() if column}
         roles = {
-            "instruction": self.instruction,
-            "context": self.context,
+            **self._others(),
+            "earlier turns": self.history,
             "question": self.question,
             "question and answer" if self.question is None else "answer": self.answer,
             "id": self.id,
         }
         return {role: name for role, name in roles.items() if name is not None}
+
+    def _others(self) -> dict[str, str | None]:
+        return {"instruction": self.instruction, "context": self.context}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Fit records into the context: cut the end of an answer, or drop the row, and count both."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,10 +24,14 @@ def fit(
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
-    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer. Both say how long they are whole.
+    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer, chats after their last turn that
+    has room for one. Both say how long they are whole.
     """
     limit = config.train.max_length
-    prompts = [render(prompt_format, record.question, record.instruction) for record in records]
+    prompts = [
+        render(prompt_format, record.question, record.instruction, record.history, tokenizer.eos_text)
+        for record in records
+    ]
     doubtful = list(range(len(records)))
     if is_byte_level(tokenizer):
         doubtful = [
@@ -39,18 +44,42 @@ def fit(
         if tokens <= limit:
             continue
         record = records[index]
-        answer = None
-        if config.data.on_too_long == "truncate":
-            answer = tokenizer.shorten(prompts[index], record.answer, limit)
-        if answer is not None:
-            fitted[index] = replace(record, answer=answer, truncated=True, tokens=tokens)
-            continue
         fitted[index] = None
+        if config.data.on_too_long == "truncate":
+            fitted[index] = _cut(record, prompts[index], prompt_format, tokenizer, limit)
+        if (cut := fitted[index]) is not None:
+            fitted[index] = replace(cut, tokens=tokens)
+            continue
         reason = TOO_LONG if config.data.on_too_long == "drop" else NO_ROOM
         detail = f"{tokens:,} tokens, train.max_length is {limit:,}"
         text = f"{record.question} | {record.answer}"[:SHOWN]
         rejected.append(Rejection(record.number, record.line, reason, text, detail, tokens, record.file))
     return [record for record in fitted if record is not None], rejected
+
+
+def _cut(
+    record: Record, prompt: Prompt, prompt_format: PromptFormat, tokenizer: Tokenizer, limit: int
+) -> Record | None:
+    """Cut the end of a record so that it fits: of its answer, of a chat the turns without room; None if it cannot."""
+    turns = [*record.history, (record.question, record.answer)]
+
+    def prompt_of(last: int) -> Prompt:
+        if last == len(turns) - 1:
+            return prompt
+        return render(prompt_format, turns[last][0], record.instruction, turns[:last], tokenizer.eos_text)
+
+    def has_no_room(last: int) -> bool:
+        return len(tokenizer.prompt_ids(prompt_of(last))) + 2 > limit  # a token of an answer, and EOS
+
+    for last in range(bisect_left(range(len(turns)), True, key=has_no_room) - 1, -1, -1):
+        question, whole = turns[last]
+        answer = tokenizer.shorten(prompt_of(last), whole, limit)
+        if answer is not None:
+            history, left_out = tuple(turns[:last]), len(turns) - 1 - last
+            return replace(
+                record, history=history, question=question, answer=answer, truncated=answer != whole, left_out=left_out
+            )
+    return None
 
 
 def fitting_length(records: Sequence[Record | Rejection], share: float, limit: int) -> int:

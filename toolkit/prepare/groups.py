@@ -23,8 +23,8 @@ def with_groups(records: list[Record], default: str) -> list[Record]:
         if record.instruction == default or common(instructions[record.instruction]):
             named.append(record)
             continue
-        parts = [record.instruction] if common(questions[record.normalised]) else [record.instruction, record.question]
-        named.append(replace(record, normalised=normalise("\n".join(parts))))
+        asked = [] if common(questions[record.normalised]) else [record.first_question]
+        named.append(replace(record, normalised=normalise("\n".join([record.instruction, *asked]))))
     return named
 
 
@@ -35,17 +35,17 @@ def reworded(train: list[Record], held_out: list[Record]) -> int:
     """
     records = [*train, *held_out]
     instructions = {record.instruction for record in records}
-    inputs = {normalise(record.question) for record in records}
+    inputs = {normalise(record.first_question) for record in records}
 
     def asked(record: Record) -> str:
-        return record.instruction if len(instructions) > len(inputs) else normalise(record.question)
+        return record.instruction if len(instructions) > len(inputs) else normalise(record.first_question)
 
     trained = {asked(record) for record in train}
     return sum(asked(record) in trained for record in held_out)
 
 
 def question_shown(record: Record) -> str:
-    """Return what a record asks, as a reader knows it from the file."""
-    if record.normalised == normalise(record.question):
-        return record.question
-    return f"{record.instruction} {record.question}"
+    """Return what a record asks, or a chat asks first, as a reader knows it from the file."""
+    if record.normalised == normalise(record.first_question):
+        return record.first_question
+    return f"{record.instruction} {record.first_question}"

@@ -21,10 +21,10 @@ ROUNDING = 1e-9  # a bound that is a whole number except for floating point must
 
 
 def drop_duplicates(records: list[Record]) -> tuple[list[Record], int]:
-    """Keep the first of each (instruction, question, answer); return the rest's number as well."""
-    first: dict[tuple[str, str, str], Record] = {}
+    """Keep the first of each whose texts are all the same; return the rest's number as well."""
+    first: dict[tuple[str, ...], Record] = {}
     for record in records:
-        first.setdefault((record.instruction, record.question, record.answer), record)
+        first.setdefault(record.texts, record)
     return list(first.values()), len(records) - len(first)
 
 

@@ -87,10 +87,14 @@ class PromptFormat:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a prompt: the format's own text (`ours`), in which a control token is one, or data, which is text."""
+    """A part of a prompt: the format's own text (`ours`), in which a control token is one, or data, which is text.
+
+    `answer` marks an earlier answer of a chat; the part behind it is the EOS token's text alone.
+    """
 
     text: str
     ours: bool
+    answer: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import read_records
 from toolkit.prompt.format import Prompt, PromptFormat
-from toolkit.prompt.renderings import render
+from toolkit.prompt.renderings import render_record
 from toolkit.prompt.tokenizer import Tokenizer
 
 
@@ -18,6 +18,7 @@ from toolkit.prompt.tokenizer import Tokenizer
 class Record:
     """One held-out record: `ids` are prompt, answer and EOS, the first `start` of them the prompt's.
 
+    Of a chat that is the last answer, and the prompt has the turns before it.
     A cut answer has no EOS, so the model is not scored on a false end.
     """
 
@@ -63,6 +64,6 @@ def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer)
 
 
 def _record(values: dict[str, Any], number: int, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Record:
-    prompt = render(prompt_format, values["input"], values["instruction"])
+    prompt = render_record(prompt_format, values, tokenizer.eos_text)
     ids, start = tokenizer.record_ids(prompt, values["output"], cut=bool(values.get("truncated")))
     return Record(int(values.get("row", number)), prompt, values["output"], ids, start)

@@ -16,15 +16,48 @@ from toolkit.prompt.format import (
     Slot,
 )
 
+Turn = tuple[str, str]
+"""A question of a chat, and its answer."""
 
-def render(prompt_format: PromptFormat, question: str, instruction: str | None = None) -> Prompt:
-    """Render a first question up to where the answer starts; this is what training masks and serving sends."""
-    return Prompt(
-        (
-            *_fill(prompt_format.start, prompt_format, question, instruction),
-            *_fill(prompt_format.turn, prompt_format, question, instruction),
-        )
-    )
+
+def render(
+    prompt_format: PromptFormat,
+    question: str,
+    instruction: str | None = None,
+    history: Sequence[Turn] = (),
+    eos: str = "",
+) -> Prompt:
+    """Render a question up to where the answer starts; this is what training masks and serving sends.
+
+    `history` are the turns before it, the first one first; `eos` is the EOS token's text, which ends their answers.
+    Raises ValueError where there are such turns, and no `eos`.
+    """
+    if history and not eos:
+        raise ValueError("earlier answers end in EOS, and its text is not given")
+    parts = _fill(prompt_format.start, prompt_format, question, instruction)
+    for number, (asked, answer) in enumerate(history):
+        parts += _fill(prompt_format.turn, prompt_format, asked, instruction, first=number == 0)
+        parts += [Part(answer, ours=False, answer=True), Part(eos, ours=True), Part(prompt_format.after, ours=True)]
+    return Prompt((*parts, *_fill(prompt_format.turn, prompt_format, question, instruction, first=not history)))
+
+
+def render_record(prompt_format: PromptFormat, values: Mapping[str, Any], eos: str) -> Prompt:
+    """Render a prepared record (a line of train, val or test.jsonl) up to where its last answer starts."""
+    return render(prompt_format, values["input"], values["instruction"], earlier_turns(values), eos)
+
+
+def earlier_turns(values: Mapping[str, Any]) -> list[Turn]:
+    """Return the turns of a prepared record before its last question; of a plain question none."""
+    return [(question, answer) for question, answer in values.get("history", ())]
+
+
+def asked_in_full(values: Mapping[str, Any]) -> str:
+    """Return what a prepared record asks, as a reader sees it: the last question, behind the turns before it."""
+    earlier = earlier_turns(values)
+    if not earlier:
+        return str(values["input"])
+    said = [f"User: {question}\n\nAssistant: {answer}\n\n" for question, answer in earlier]
+    return f"{''.join(said)}User: {values['input']}"
 
 
 def prompt_text(prompt_format: PromptFormat, question: str, instruction: str | None = None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.native import guarded
 from toolkit.core.parsing import read_json
-from toolkit.prompt.format import THINK, Prompt, PromptFormat
+from toolkit.prompt.format import THINK, Part, Prompt, PromptFormat
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer_json import read_encoders
 
@@ -56,9 +56,9 @@ class Tokenizer:
     def segments(self, prompt: Prompt | str) -> list[str | int]:
         """Cut a prompt at its control tokens: runs of text, and ids. A plain text is one run."""
         runs: list[str | int] = [""]
-        parts = [(prompt, False)] if isinstance(prompt, str) else [(part.text, part.ours) for part in prompt.parts]
-        for text, ours in parts:
-            for piece in self._pieces(text) if ours else [text]:
+        parts = (Part(prompt, ours=False),) if isinstance(prompt, str) else prompt.parts
+        for part in parts:
+            for piece in self._pieces(part.text) if part.ours else [part.text]:
                 last = runs[-1]
                 if isinstance(piece, str) and isinstance(last, str):
                     runs[-1] = last + piece
@@ -68,7 +68,9 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> list[str | int]:
         """Cut text of the format at control tokens, the longest first, as every runtime does; the cuts are kept."""
-        if text not in self._cut:
+        if text not in self._cut and text == self.eos_text:  # behind an earlier answer
+            self._cut[text] = [self.eos]
+        elif text not in self._cut:
             found = sorted((token for token in self.controls if token in text), key=len, reverse=True)
             pieces = re.split("(" + "|".join(map(re.escape, found)) + ")", text) if found else [text]
             self._cut[text] = [self.controls.get(piece, piece) for piece in pieces if piece]
@@ -95,6 +97,40 @@ class Tokenizer:
             with guarded(_cannot_encode):
                 whole = start + list((self.inner or self.encoder).encode(answer, add_special_tokens=False).ids)
         return whole if cut else [*whole, self.eos], len(start)
+
+    def answer_spans(self, prompt: Prompt) -> list[tuple[int, int]]:
+        """Return where each earlier answer is among the ids of a prompt: its first id, and one behind its EOS.
+
+        An id that joins the end of a question's prompt to its answer is not the answer's.
+        """
+        spans: list[tuple[int, int]] = []
+        count = int(self.bos is not None)
+        run = ""
+        before: str | None = None
+        for part in prompt.parts:
+            before = run if part.answer else before
+            for piece in self._pieces(part.text) if part.ours else [part.text]:
+                if isinstance(piece, str):
+                    run += piece
+                    continue
+                start = count + (0 if before is None else self._first_behind(before, run))
+                count += (len(self.encode(run)) if run else 0) + 1
+                if before is not None:
+                    spans.append((start, count))
+                run, before = "", None
+        return spans
+
+    def _first_behind(self, before: str, run: str) -> int:
+        """Return the first id of a run that is not of `before`, the text that it begins with."""
+        with guarded(_cannot_encode):
+            ids, offsets = (found := self.encoder.encode(run, add_special_tokens=False)).ids, found.offsets
+        prompt = self.encode(before) if before else []
+        if ids[: len(prompt)] == prompt:
+            return len(prompt)
+        first = next((index for index, (_, end) in enumerate(offsets) if end > len(before)), len(ids))
+        # A byte-level tokenizer leaves blanks out of the offsets; an answer does not begin with one.
+        joined = first < len(ids) and (offsets[first][0] < len(before) or self.decode([ids[first]])[:1].isspace())
+        return first + joined
 
     def shorten(self, prompt: Prompt | str, answer: str, length: int) -> str | None:
         """Cut the end of an answer so that its record has at most `length` tokens, EOS included.

@@ -10,7 +10,7 @@ from toolkit.core.files import read_records
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import render
+from toolkit.prompt.renderings import render_record
 from toolkit.prompt.tokenizer import Tokenizer
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
@@ -39,7 +39,7 @@ def tokenize(path: Path, tokenizer: Tokenizer, prompt_format: PromptFormat, sett
     """
     found = []
     for record in read_records(path):
-        prompt = render(prompt_format, record["input"], record["instruction"])
+        prompt = render_record(prompt_format, record, tokenizer.eos_text)
         ids, start = tokenizer.record_ids(prompt, record["output"], cut=record["truncated"])
         if len(ids) > settings.max_length:
             raise ToolkitError(

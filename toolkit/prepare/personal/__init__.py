@@ -108,7 +108,7 @@ def look(
                 hint=f"`{INSTALL}`, or `--set data.personal=off`, which does not look for personal data",
                 exit_code=MISSING,
             )
-        unread = sum(any(map(passages, (record.question, record.answer))) for record in records)
+        unread = sum(any(map(passages, (record.question, record.answer, *_earlier(record)))) for record in records)
         return records, rejected, replace(nothing, unread=unread)
     find = functools.lru_cache(256)(finder(settings.personal_model))  # an instruction is often that of many rows
     found: list[Finding] = []
@@ -124,12 +124,14 @@ def _look_at(
     record: Record, find: Find, columns: Columns, file: str, config: Config, findings: list[Finding]
 ) -> Record:
     """Add what is found in a record, and return the record with placeholders."""
+    earlier = {f"history {number}": text for number, text in enumerate(_earlier(record))}
     names = {
+        **dict.fromkeys(earlier, columns.earlier),
         "question": columns.question or columns.answer,
         "answer": columns.answer,
         "instruction": columns.instruction or "",
     }
-    texts = {name: getattr(record, name) for name in names}
+    texts = {**earlier, **{name: getattr(record, name) for name in ("question", "answer", "instruction")}}
     if record.instruction == config.prompt.instruction:  # the settings', not the row's
         del texts["instruction"]
     own = f"{record.file}:{record.number}" if record.file else str(record.number)
@@ -148,9 +150,17 @@ def _look_at(
         ]
     if "id" in changed:
         changed["id"] = own
-    if "question" in changed:
-        changed["normalised"] = normalise(changed["question"])
-    return replace(record, **changed) if changed else record
+    if not changed:
+        return record
+    said = [changed.pop(name, text) for name, text in earlier.items()]
+    masked = replace(record, **changed, history=tuple(zip(said[::2], said[1::2], strict=True)))
+    if masked.first_question == record.first_question:
+        return masked
+    return replace(masked, normalised=normalise(masked.first_question))
+
+
+def _earlier(record: Record) -> list[str]:
+    return [text for turn in record.history for text in turn]
 
 
 def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
