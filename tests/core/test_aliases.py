@@ -36,6 +36,8 @@ ANSWERED = [
     ("train.max_seq_length", 'did you mean "max_length"?'),
     ("train.cutoff_len", 'did you mean "max_length"?'),
     ("train.sequence_len", 'did you mean "max_length"?'),
+    ("train.mask_history", 'did you mean "turns"?'),
+    ("train.assistant_only_loss", 'did you mean "completion_only_loss"?'),
     ("train.bf16", 'did you mean "precision"?'),
     ("train.fp16", 'did you mean "precision"?'),
     ("train.output_dir", 'did you mean "folder" under [run]?'),

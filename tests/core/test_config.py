@@ -333,3 +333,9 @@ def test_a_name_that_no_file_has_is_refused_in_one_short_line(key: str, value: s
 
 def test_a_name_of_255_bytes_is_one() -> None:
     assert config_file.build({}, [f"model.base={'a' * 255}/{'b' * 255}"]).model.base.endswith("b")
+
+
+def test_the_last_turns_cannot_be_chosen_where_the_whole_text_is_learned() -> None:
+    said = problems({}, "train.turns=last", "train.completion_only_loss=false")
+    assert 'turns = "last" learns last answers alone' in said
+    assert config_file.build({}, ["train.turns=last"]).train.turns == "last"

@@ -138,3 +138,98 @@ def test_examples_are_shown_as_the_model_sees_them(
     assert shown.count("--- example") == 3
     assert "<|begin_of_text|>Below is an instruction" in shown
     assert "### Response:\n▶See a doctor if it lasts for more than a week. (1)<|end_of_text|>" in shown
+
+
+CHAT: dict[str, Any] = {
+    "history": [["What?", "That."], ["Why?", "Because it is."]],
+    "input": "And then?",
+    "output": "Then rest.",
+}
+
+
+def learned_texts(example: examples.Example, tokenizer: Tokenizer) -> list[str]:
+    """Return the texts that are learned, each without a gap."""
+    found: list[list[int]] = [[]]
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        if label == IGNORED:
+            found.append([])
+        else:
+            assert label == token
+            found[-1].append(token)
+    return [tokenizer.decode(ids) for ids in found if ids]
+
+
+def test_every_answer_of_a_chat_is_learned_with_its_eos(base: Base, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base.folder)
+    example = one(tmp_path / "x", tokenizer, CHAT, TrainSettings())
+    end = "<|end_of_text|>"
+    assert learned_texts(example, tokenizer) == [f"That.{end}", f"Because it is.{end}", f"Then rest.{end}"]
+    last = one(tmp_path / "x", tokenizer, CHAT, TrainSettings(turns="last"))
+    assert learned_texts(last, tokenizer) == [f"Then rest.{end}"] and last.input_ids == example.input_ids
+    cut = one(tmp_path / "x", tokenizer, {**CHAT, "truncated": True}, TrainSettings())
+    assert learned_texts(cut, tokenizer) == [f"That.{end}", f"Because it is.{end}", "Then rest."]
+    whole = one(tmp_path / "x", tokenizer, CHAT, TrainSettings(completion_only_loss=False))
+    assert whole.labels == whole.input_ids == example.input_ids
+    examples.prove_examples([example, last, cut, whole], tokenizer)
+
+
+@pytest.mark.parametrize("text", ["That.", "### Response:\n", "<|end_of_text|>", "What?\n\n### Response:\nThat."])
+def test_answers_that_look_like_the_prompt_or_each_other_are_told_apart_by_their_place(
+    base: Base, tmp_path: Path, text: str
+) -> None:
+    tokenizer = load_tokenizer(base.folder)
+    record = {"history": [[text, text.strip()], [text, text.strip()]], "input": text, "output": text.strip()}
+    example = one(tmp_path / "x", tokenizer, record, TrainSettings())
+    assert learned_texts(example, tokenizer) == [f"{text.strip()}<|end_of_text|>"] * 3
+    examples.prove_examples([example], tokenizer)
+
+
+def test_the_proof_finds_a_chat_whose_answers_are_not_learned_as_they_should(base: Base, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base.folder)
+    good = one(tmp_path / "x", tokenizer, CHAT, TrainSettings())
+    first, end = good.answers[0]
+
+    def changed(place: int, label: int) -> examples.Example:
+        return replace(good, labels=[*good.labels[:place], label, *good.labels[place + 1 :]])
+
+    def without_eos(example: examples.Example) -> examples.Example:
+        ids = [*example.input_ids[: end - 1], 7, *example.input_ids[end:]]
+        return replace(example, input_ids=ids, labels=[*example.labels[: end - 1], 7, *example.labels[end:]])
+
+    for bad, said in (
+        (changed(end - 1, IGNORED), "answer 1 of 3: not all of it"),
+        (changed(first, IGNORED), "answer 1 of 3: not all of it"),
+        (changed(end, good.input_ids[end]), "answer 2 of 3: something before it"),
+        (changed(first - 1, good.input_ids[first - 1]), "answer 1 of 3: something before it"),
+        (without_eos(good), "answer 1 of 3: it does not end in EOS"),
+        (replace(good, labels=[IGNORED] * good.answers[2][0] + good.labels[good.answers[2][0] :]), "not all of it"),
+    ):
+        with pytest.raises(ToolkitError, match=f"row 7.*{said}"):
+            examples.prove_examples([good, bad], tokenizer)
+
+
+def test_a_chat_is_shown_with_where_each_answer_begins_and_ends(
+    base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer(base.folder)
+    example = one(tmp_path / "x", tokenizer, CHAT, TrainSettings())
+    long = one(tmp_path / "x", tokenizer, {**CHAT, "history": CHAT["history"] * 20}, TrainSettings(max_length=9999))
+    examples.prove_examples([example], tokenizer)
+    examples.show([example, long], tokenizer)
+    shown = capsys.readouterr().err
+    assert "1 records with 3 learned answers: all complete answers end in EOS" in shown
+    assert "3 answers learned, each from ▶ to ◀" in shown
+    (first, end), *_ = example.answers
+    assert f"answer 1: tokens {first + 1} to {end}; 2: tokens" in shown
+    assert "### Response:\n▶That.<|end_of_text|>◀\n\nBelow is an instruction" in shown
+    assert "▶Then rest.<|end_of_text|>◀" in shown
+    assert "41 answers learned" in shown and " […] " in shown and shown.count("◀") < 20
+
+
+def test_a_chat_with_thoughts_is_learned_by_its_last_answer_alone(base: Base, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(base.folder)
+    thoughts = {**CHAT, "output": "<think>\nHm.\n</think>\n\nThen rest."}
+    with pytest.raises(ToolkitError, match=r"row 7 .*without thoughts") as caught:
+        one(tmp_path / "x", tokenizer, thoughts, TrainSettings())
+    assert "train.turns=last" in caught.value.hint
+    assert learned_texts(one(tmp_path / "x", tokenizer, thoughts, TrainSettings(turns="last")), tokenizer)

@@ -29,6 +29,8 @@ FOREIGN = {
     "epochs": "train.num_train_epochs",
     "max_seq_length": "train.max_length",
     "cutoff_len": "train.max_length",
+    "mask_history": "train.turns",
+    "assistant_only_loss": "train.completion_only_loss",
     "sequence_len": "train.max_length",
     "bf16": "train.precision",
     "fp16": "train.precision",

@@ -64,6 +64,8 @@ class TrainSettings(Section):
     """Rank-stabilized scale."""
     completion_only_loss: bool = True
     """Loss on the answer alone; false: on the whole text, as the notebook does."""
+    turns: Literal["all", "last"] = "all"
+    """The answers of a chat that are learned; the others are only read."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
     """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
     precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
@@ -96,6 +98,12 @@ class TrainSettings(Section):
     def _stopping_needs_losses(self) -> "TrainSettings":
         if self.early_stopping_patience and not self.eval_steps:
             raise ValueError("early_stopping_patience watches the held-out loss: set eval_steps too")
+        return self
+
+    @model_validator(mode="after")
+    def _turns_have_answers(self) -> "TrainSettings":
+        if self.turns == "last" and not self.completion_only_loss:
+            raise ValueError('turns = "last" learns last answers alone, completion_only_loss = false the whole text')
         return self
 
     @model_validator(mode="after")
