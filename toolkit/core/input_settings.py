@@ -52,6 +52,10 @@ class DataSettings(Section):
     """Column with an instruction per row; empty: `instruction` where there is one, else prompt.instruction."""
     context_column: str = ""
     """Column with a text that the question is about; it is put before the question, with a blank line between."""
+    messages_column: str = ""
+    """Column with whole chats; empty: found by their form, where there are no columns with question and answer."""
+    merge_messages: bool = False
+    """Join messages of one role in a row by a blank line, and leave out empty ones; false: such a chat is rejected."""
     null_words: Literal["empty", "text"] = "empty"
     """A cell of nothing but nan, None, N/A, -, #REF! or the like is "empty", or a "text" like any other."""
     clean: list[Literal["html", "mojibake"]] = []
@@ -65,7 +69,7 @@ class DataSettings(Section):
     seed: int = Field(42, ge=0, lt=2**32)
     """Seed of the split."""
     on_too_long: Literal["truncate", "drop"] = "truncate"
-    """A record longer than train.max_length: cut the end of its answer, which then teaches no EOS, or drop it."""
+    """A record longer than train.max_length: cut its end (an answer without EOS, a chat's last turns), or drop it."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
     """Questions in two splits whose words overlap at least this much (Jaccard) are counted and shown."""
     personal: Literal["warn", "mask", "refuse", "off"] = "warn"
@@ -96,6 +100,12 @@ class DataSettings(Section):
         except (LookupError, ValueError):  # a name may hold anything
             raise ValueError(f'"{value[:40]}" is no encoding of text: write one such as cp1252') from None
         return value
+
+    @model_validator(mode="after")
+    def _chats_or_questions(self) -> "DataSettings":
+        if self.messages_column and (self.question_column or self.answer_column):
+            raise ValueError("messages_column has questions and answers: leave out question_column and answer_column")
+        return self
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "DataSettings":

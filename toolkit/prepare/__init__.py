@@ -21,7 +21,7 @@ from toolkit.prepare.groups import reworded
 from toolkit.prepare.language import foreign_prompt, identifier, main_language
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
-from toolkit.prepare.remarks import cut_answers, few_questions, reworded_questions
+from toolkit.prepare.remarks import chat_figures, chats_said, cut_answers, few_questions, reworded_questions
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, leaked, near_duplicates
 from toolkit.prepare.spoiled import Damage, find_damage
@@ -81,6 +81,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         "damaged": {found.kind: found.count for found in damage},
         "repaired": dict(repaired),
         "personal": rows.personal.figures(),
+        **chat_figures(rows.records, records),
     }
     for pair in near[:SHOWN_PAIRS]:
         console.info(
@@ -94,6 +95,8 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     found = personal_said(rows.personal, f", listed in {folder.personal}")
     if found:
         (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
+    for said in chats_said(figures):
+        console.info(said)
     for said in (
         cut_answers(divided, config),
         few_questions(splits),

@@ -9,6 +9,7 @@ from typing import Any
 QUESTIONS = ("question", "input", "prompt", "query", "user")
 ANSWERS = ("answer", "output", "response", "completion", "assistant")
 INSTRUCTION = "instruction"
+CHATS = ("messages", "conversations")
 
 # Zero-width blanks and joiners, directional marks, BOM, soft hyphen: invisible characters in a name.
 _INVISIBLE = re.compile(

@@ -7,11 +7,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.prepare.cells import INSTRUCTION, cell_text, is_null_word, joined_text, name_key
+from toolkit.prepare.cells import INSTRUCTION, cell_text, joined_text, name_key
 from toolkit.prepare.columns import Columns
-from toolkit.prepare.spoiled import REPAIRS
+from toolkit.prepare.messages import EMPTY_TURN, UnusableChatError, texts_in
+from toolkit.prepare.row_texts import RowTexts, empty_nulls, put_context, repair_texts, take_turns
 from toolkit.prepare.table import Row, Table
-from toolkit.prompt.format import MESSAGE_SEPARATOR
 from toolkit.prompt.renderings import Turn
 
 NO_QUESTION_MARK = "no `Question:`"
@@ -21,7 +21,6 @@ EMPTY_ANSWER = "empty answer"
 NOT_TEXT = "binary or undecodable text"
 WRONG_TYPE = "a list or object instead of text"
 REPEATED_HEADER = "the header again"
-NULL_WORD = "null word"
 ENDLESS = "a cell of more than 1,000,000 characters"
 LONGEST = 1_000_000  # characters of a cell: no context holds them, and a quote that is never closed makes such cells
 
@@ -40,7 +39,7 @@ class Record:
     Of a chat these are the last ones, `history` has the turns before them, and the group is that of the first question.
     `question` begins with the record's context, if it has one. `repaired` names the repairs that changed its text.
     `tokens` is the length of the whole record where its answer is cut, or `left_out` turns at its end; else 0. `file`
-    is set where there are several.
+    is set where there are several. `unanswered`: a last question without an answer is not in the record.
     """
 
     id: str
@@ -57,6 +56,7 @@ class Record:
     file: str = ""
     history: tuple[Turn, ...] = ()
     left_out: int = 0
+    unanswered: bool = False
 
     @property
     def where(self) -> str:
@@ -92,15 +92,21 @@ class Rejection:
 
 
 def clean(
-    table: Table, columns: Columns, instruction: str, *, null_words: str = "empty", repairs: Collection[str] = ()
+    table: Table,
+    columns: Columns,
+    instruction: str,
+    *,
+    null_words: str = "empty",
+    repairs: Collection[str] = (),
+    merge: bool = False,
 ) -> tuple[list[Record], list[Rejection]]:
     """Turn every row into a record or a rejection, in the order of the file; `instruction` serves rows without one.
 
-    `null_words` and `repairs` are the settings `data.null_words` and `data.clean`.
+    `null_words`, `repairs` and `merge` are the settings `data.null_words`, `data.clean` and `data.merge_messages`.
     """
     records: list[Record] = []
     rejected: list[Rejection] = []
-    rules = _Rules(columns, instruction, null_words == "empty", frozenset(repairs))
+    rules = _Rules(columns, instruction, null_words == "empty", frozenset(repairs), merge)
     for row in table.rows:
         result = _clean_row(row, rules)
         if isinstance(result, Record):
@@ -118,19 +124,7 @@ class _Rules:
     instruction: str
     null_is_empty: bool
     repairs: frozenset[str]
-
-
-@dataclass
-class _Texts:
-    """The texts of a row while it is cleaned."""
-
-    question: str
-    answer: str
-    instruction: str
-    context: str
-
-    def all(self) -> tuple[str, ...]:
-        return self.question, self.answer, self.instruction, self.context
+    merge: bool
 
 
 def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
@@ -138,7 +132,9 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         reason, _, detail = row.problem.partition(": ")
         return Rejection(row.number, row.line, reason, _show(row.text), detail, file=row.file)
     columns = rules.columns
-    names = (columns.question, columns.answer, columns.instruction)
+    names = (
+        (None, None, columns.instruction) if columns.chat else (columns.question, columns.answer, columns.instruction)
+    )
     cells = [cell_text(row.values.get(name)) if name is not None else "" for name in names]
     cells.append(joined_text(row.values.get(columns.context)) if columns.context is not None else "")
     shown = _show(" | ".join(text[:SHOWN] for text in cells if text))
@@ -149,12 +145,21 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     if None in cells:
         name = (*names, columns.context)[cells.index(None)]
         return rejection(WRONG_TYPE, f"`{name}` is {_kind(row.values.get(name or ''))}")
-    texts = _Texts(*(text or "" for text in cells))
+    texts = RowTexts("", "", "", "")
+    texts.take([text or "" for text in cells])
+    if _is_header(texts, row, columns):
+        return rejection(REPEATED_HEADER)
+    try:
+        unanswered = take_turns(texts, row, columns, merge=rules.merge)
+    except UnusableChatError as exc:
+        said = [text[:SHOWN] for name in columns.turns for text in texts_in(row.values.get(name))[:SHOWN]]
+        shown = _show(" | ".join([shown] * bool(shown) + said))
+        return rejection(exc.reason, exc.detail)
     if max(map(len, texts.all())) > LONGEST:
         at = next(at for at, text in enumerate(texts.all()) if len(text) > LONGEST)
-        return rejection(ENDLESS, f"`{(*names, columns.context)[at]}` has {len(texts.all()[at]):,}")
-    if _is_header(texts, columns):
-        return rejection(REPEATED_HEADER)
+        where = (columns.question, columns.answer, columns.instruction, columns.context)
+        name = where[at] if at < len(where) else columns.earlier
+        return rejection(ENDLESS, f"`{name}` has {len(texts.all()[at]):,}")
     if any(map(_UNUSABLE.search, texts.all())):
         return rejection(NOT_TEXT)
     if columns.question is None:
@@ -162,28 +167,36 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         if isinstance(parted, str):
             return rejection(parted)
         texts.question, texts.answer = parted
-    repaired = _repair(texts, rules.repairs)
-    nulls = _empty_nulls(texts) if rules.null_is_empty else {}
+    repaired = repair_texts(texts, rules.repairs)
+    if "" in texts.history:
+        return rejection(EMPTY_TURN, "nothing is left of it after data.clean")
+    nulls = empty_nulls(texts) if rules.null_is_empty and not columns.chat else {}
     moved = columns.instruction is not None and not texts.question and bool(texts.instruction)
     if moved:
         texts.question, texts.instruction = texts.instruction, ""
+    if columns.history is not None and not texts.question and name_key(columns.context or "") == INSTRUCTION:
+        texts.question, texts.context = texts.context, ""
     if not texts.question:
         return rejection(EMPTY_QUESTION, nulls.get("question", ""))
     if not texts.answer:
         return rejection(EMPTY_ANSWER, nulls.get("answer", ""))
-    question = f"{texts.context}{MESSAGE_SEPARATOR}{texts.question}" if texts.context else texts.question
+    if texts.context:
+        put_context(texts, columns)
+    first = texts.history[0] if texts.history else texts.question
     row_id = cell_text(row.values.get(columns.id)) if columns.id is not None else None
     return Record(
         id=_SURROGATES.sub("\ufffd", row_id or (f"{row.file}:{row.number}" if row.file else str(row.number))),
         number=row.number,
         line=row.line,
         instruction=texts.instruction or rules.instruction,
-        question=question,
+        question=texts.question,
         answer=texts.answer,
-        normalised=normalise(question),
+        normalised=normalise(first),
         instruction_as_question=moved or (columns.question is not None and name_key(columns.question) == INSTRUCTION),
         repaired=repaired,
         file=row.file,
+        history=tuple(zip(texts.history[::2], texts.history[1::2], strict=True)),
+        unanswered=unanswered,
     )
 
 
@@ -193,33 +206,15 @@ def _kind(cell: Any) -> str:
     return "an object" if isinstance(cell, dict) else f"a {type(cell).__name__}"
 
 
-def _is_header(texts: _Texts, columns: Columns) -> bool:
+def _is_header(texts: RowTexts, row: Row, columns: Columns) -> bool:
     """Say whether the cells are the names of their columns: a header again, where files were joined."""
+    if columns.chat:
+        cells = [(name, row.values.get(name)) for name in columns.chat]
+        return all(isinstance(cell, str) and name_key(cell) == name_key(name) for name, cell in cells)
     names = (columns.question or "", columns.answer, columns.instruction or "", columns.context or "")
     return len(texts.answer) <= len(columns.answer) + 2 and all(
         name_key(text) == name_key(name) for text, name in zip(texts.all(), names, strict=True)
     )
-
-
-def _repair(texts: _Texts, repairs: frozenset[str]) -> tuple[str, ...]:
-    """Repair the texts in place, and return which repairs changed something."""
-    done = []
-    for kind in sorted(repairs, reverse=True):  # mojibake first: it may be inside the names of entities
-        before = texts.all()
-        texts.question, texts.answer, texts.instruction, texts.context = (REPAIRS[kind](text) for text in before)
-        if texts.all() != before:
-            done.append(kind)
-    return tuple(done)
-
-
-def _empty_nulls(texts: _Texts) -> dict[str, str]:
-    """Empty the texts that are only a null word, in place, and return which word was where."""
-    nulls = {}
-    for name, text in vars(texts).items():
-        if text and is_null_word(text):
-            nulls[name] = f"{NULL_WORD} `{text}`"
-            setattr(texts, name, "")
-    return nulls
 
 
 def _show(text: str) -> str:

@@ -1,6 +1,7 @@
 """The column of each role: by the settings, else by its usual names; refused where one is missing or two fit."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
@@ -9,9 +10,17 @@ from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, nam
 from toolkit.prepare.columns import IDS, Columns, column_setting, listed, unused
 from toolkit.prepare.headers import header_hint
 from toolkit.prepare.meaning import bare, meaning, told_about
+from toolkit.prepare.messages import Kind, kind_of, list_in
 from toolkit.prepare.nested import hint_for_nested_file
 from toolkit.prepare.table import Table
 
+ROLES = ("question", "answer", "instruction", "context", "messages")  # that a setting may name a column for
+
+_EARLIER = re.compile("history|previous|prior|earlier|past")
+_WRITE_CHATS = (
+    'the messages of a chat belong into one list of objects with `role` and `content`, such as {"messages": [{"role": '
+    '"user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+)
 _CHATS = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns|role|content|from|value")
 _OBJECTS = (".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 LONG_NAME = 60  # characters, or
@@ -20,21 +29,20 @@ WORDS = 8  # words, from which on a column's name looks like data
 
 def find_columns(table: Table, settings: DataSettings) -> Columns:
     """Choose the column of each role; raises ToolkitError where one is missing or two fit one role."""
-    named = {
-        role: _named(getattr(settings, f"{role}_column"), role, table)
-        for role in ("question", "answer", "instruction", "context")
-    }
+    named = {role: _named(getattr(settings, f"{role}_column"), role, table) for role in ROLES}
     _each_once(named, table)
     taken = {name for name in named.values() if name}
+    if chat := _chat(table, named):
+        columns = Columns(chat[0], chat[-1], named["instruction"], _row_id(table, taken), named["context"], chat=chat)
+        _left_once(columns, table)
+        return _with_system(columns, table)
     answer = named["answer"] or _only(ANSWERS, "answer", table, taken)
     question = named["question"] or _only(QUESTIONS, "question", table, taken)
     instruction = named["instruction"]
     alpaca = _only((INSTRUCTION,), "instruction", table, taken)
     if alpaca and not instruction and question:
         instruction, alpaca = alpaca, None
-    row_id = next((name for key in IDS for name in table.columns if name_key(name) == key), None)
-    if row_id in taken:
-        row_id = None
+    row_id = _row_id(table, taken)
     if answer is None:
         raise _no_column("answer", ANSWERS, table)
     if question is None and alpaca is not None:
@@ -45,7 +53,69 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
         raise _no_column("question", QUESTIONS, table)
     columns = Columns(question, answer, instruction, row_id, named["context"])
     _left_once(columns, table)
-    return columns
+    return _with_history(columns, table, named["instruction"])
+
+
+def _row_id(table: Table, taken: set[str]) -> str | None:
+    found = next((name for key in IDS for name in table.columns if name_key(name) == key), None)
+    return None if found in taken else found
+
+
+def _chat(table: Table, named: dict[str, str | None]) -> tuple[str, ...]:
+    """Return the columns of messages, one behind the other; none where the rows have question and answer as texts.
+
+    A `prompt` and its `completion` are two, of which one may be text. Raises ToolkitError if two others fit.
+    """
+    if named["messages"]:
+        return (named["messages"],)
+    if named["question"] or named["answer"]:
+        return ()
+    found = [name for name in dict.fromkeys(table.columns) if _form(name, table) == "messages"]
+    if not found:
+        return ()
+    usual = [_filled(keys, table) for keys in ((*QUESTIONS, INSTRUCTION), ANSWERS)]
+    begin, end = ([name for name in names if name in found] or names for names in usual)
+    if begin and end and {*begin, *end}.isdisjoint(found):
+        return ()
+    if len(begin) == len(end) == 1:
+        return begin[0], end[0]
+    if len(found) > 1:
+        raise _two_columns("messages", found, table)
+    return (found[0],)
+
+
+def _with_system(columns: Columns, table: Table) -> Columns:
+    """Take the one column that is named as a system message, where there is no other instruction."""
+    found = [name for name in unused(table, columns) if meaning(name) == "system"]
+    return replace(columns, instruction=found[0]) if len(found) == 1 and columns.instruction is None else columns
+
+
+def _with_history(columns: Columns, table: Table, named: str | None) -> Columns:
+    """Take the column with the turns before the question, if there is one: pairs, or messages of that name.
+
+    Alpaca's instruction and input are then the question together, as its users train them.
+    """
+    named_so = [name for name in dict.fromkeys(table.columns) if meaning(name) == "chat"]
+    forms = {name: _form(name, table) for name in named_so if name not in columns.taken().values()}
+    found = [name for name, form in forms.items() if form == "pairs" or (form and _EARLIER.search(bare(name)))]
+    if len(found) != 1:
+        return columns
+    columns = replace(columns, history=found[0])
+    if columns.instruction is not None and not named and columns.context is None:
+        columns = replace(columns, instruction=None, context=columns.instruction)
+    return _with_system(columns, table)
+
+
+def _form(name: str, table: Table) -> Kind:
+    """Return the form of the first cell of a column that holds messages or pairs."""
+    kinds = (kind_of(row.values.get(name)) for row in table.rows)
+    return next((kind for kind in kinds if kind), "")
+
+
+def _filled(keys: tuple[str, ...], table: Table) -> list[str]:
+    """Return the columns with usual names that hold something."""
+    names = [name for key in keys for name in table.columns if name_key(name) == key]
+    return [name for name in names if any(not is_blank(row.values.get(name)) for row in table.rows)]
 
 
 def _left_once(columns: Columns, table: Table) -> None:
@@ -128,12 +198,11 @@ def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
             return inside
     elif above := header_hint(table.path, {role: wanted}):
         return above
+    if objects := _unknown_objects(table):
+        return f"{objects}: {_WRITE_CHATS}"
     chats = [name for name in table.columns if _CHATS.fullmatch(bare(name))]
     if chats and len(table.columns) <= len(chats) + 2:
-        return (
-            "these look like chats, which cannot be read yet: write one question and one answer per row, "
-            'such as {"question": "…", "answer": "…"}'
-        )
+        return f"these look like parts of chats: {_WRITE_CHATS}"
     if table.path.suffix.lower() not in _OBJECTS and any(map(_looks_like_data, table.columns)):
         return (
             "no header? The first row looks like data: add a first line that names the columns, "
@@ -142,6 +211,16 @@ def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
     if likely := _likely(role, table):
         return f"if that is `{likely}`: `--set {column_setting(role, likely)}`"
     return f"name it with `--set data.{role}_column=NAME`"
+
+
+def _unknown_objects(table: Table) -> str:
+    """Say which column holds lists of objects that are no messages, and what these have; "" where none does."""
+    for name in table.columns:
+        for row in table.rows:
+            first = next(iter(list_in(row.values.get(name)) or ()), None)
+            if isinstance(first, dict):
+                return f"`{name}` holds lists of objects with {listed([str(key) for key in first])}"
+    return ""
 
 
 def _likely(role: str, table: Table) -> str:

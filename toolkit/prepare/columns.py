@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from toolkit.core.input_settings import DataSettings
 from toolkit.formats.names import first_names
-from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, name_key
+from toolkit.prepare.cells import ANSWERS, CHATS, INSTRUCTION, QUESTIONS, is_blank, name_key
 from toolkit.prepare.meaning import bare, meaning
+from toolkit.prepare.messages import keys_of
 from toolkit.prepare.table import Table
 
 IDS = ("id", "answerid", "qid", "uid")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # of chats that are about more than text
 
 SHOWN = 12  # names in one line
 SHOWN_FILES = 3
@@ -34,9 +36,14 @@ class Columns:
     chat: tuple[str, ...] = ()
 
     @property
+    def turns(self) -> tuple[str, ...]:
+        """The columns with turns of a chat; none where each row has one question."""
+        return self.chat or ((self.history,) if self.history else ())
+
+    @property
     def earlier(self) -> str:
         """The column that has the earlier turns of a chat."""
-        return self.chat[0] if self.chat else self.history or ""
+        return next(iter(self.turns), "")
 
     def taken(self) -> dict[str, str]:
         """Return role → column, for the roles that have one."""
@@ -77,8 +84,9 @@ def wanted_names(settings: DataSettings) -> list[str]:
         settings.answer_column,
         settings.instruction_column,
         settings.context_column,
+        settings.messages_column,
     )
-    return [*QUESTIONS, *ANSWERS, INSTRUCTION, *IDS, *(name_key(name) for name in named if name)]
+    return [*QUESTIONS, *ANSWERS, INSTRUCTION, *CHATS, *IDS, *(name_key(name) for name in named if name)]
 
 
 def column_setting(role: str, name: str) -> str:
@@ -94,12 +102,16 @@ def listed(names: list[str]) -> str:
 def unused(table: Table, columns: Columns) -> list[str]:
     """Return the columns that hold something and are not taken."""
     left = dict.fromkeys(name for name in table.columns if name not in columns.taken().values())
+    keys: dict[str, None] = {}
+    for name in columns.turns:
+        found = set[str]().union(*(keys_of(row.values.get(name)) for row in table.rows))
+        keys.update(dict.fromkeys(f"{name}.{key}" for key in sorted(found)))
     empty = set(left)
     for row in table.rows:  # once over all cells: objects may have thousands of names, each in a few of them
         empty -= {name for name in empty & row.values.keys() if not is_blank(row.values[name])}
         if not empty:
             break
-    return [name for name in left if name not in empty]
+    return [*(name for name in left if name not in empty), *keys]
 
 
 def described(columns: Columns, left: list[str]) -> str:
@@ -123,24 +135,28 @@ def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
     """Yield a warning for each column left that is known to carry meaning, with what to do."""
     options = []
     for name in left:
+        if name.startswith(tuple(f"{column}." for column in columns.turns)):
+            if name.endswith((".weight", ".train")):
+                yield f"`{name}` is not used: an answer that it leaves out is learned like the others"
+            continue
         kind = meaning(name)
         if kind == "context":
             done = f"`--set {column_setting('context', name)}` puts it in front of the question"
             if columns.context:
                 done = f"`{columns.context}` is the context; write both into one column to have both"
             yield f"column `{name}` is not used: the model will not see it; {done}"
-        elif bare(name) == INSTRUCTION and columns.question:
+        elif bare(name) == INSTRUCTION and columns.question and not columns.chat:
             settings = [column_setting("question", name)] + (
                 [] if columns.context else [column_setting("context", columns.question)]
             )
             words = " ".join(f"--set {setting}" for setting in settings)
             yield f"column `{name}` is not used: `{words}` makes it the question, with `{columns.question}` in front"
-        elif kind == "system":
+        elif kind == "system" or (columns.chat and bare(name) == INSTRUCTION):
             yield f"column `{name}` is not used: {_take_system(columns, name)}"
         elif kind == "chat":
             yield (
-                f"column `{name}` is not used: a chat's earlier turns cannot be read yet; "
-                "leave out the rows that need them, or write the turns into the question"
+                f"column `{name}` is not used: earlier turns are read from lists of messages, or of pairs of question "
+                f"and answer; where it has whole chats, `--set {column_setting('messages', name)}` takes them instead"
             )
         elif kind == "options":
             options.append(name)

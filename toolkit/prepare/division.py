@@ -8,7 +8,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.cells import name_key
 from toolkit.prepare.clean import Record, Rejection, clean
-from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.column_choice import ROLES, find_columns
 from toolkit.prepare.columns import ReadTable, unused
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.personal import Personal, look, refuse_personal, together
@@ -17,7 +17,7 @@ from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, drop_duplicates, split, ways_out
 from toolkit.prepare.table import Row, Table
-from toolkit.prepare.thoughts import refuse_thoughts
+from toolkit.prepare.thoughts import refuse_thoughts, without_earlier_thoughts
 
 Fit = Callable[[list[Record]], tuple[list[Record], list[Rejection]]]
 
@@ -67,7 +67,12 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
             table = replace(table, rows=named)
         read.append(ReadTable(table, columns, unused(table, columns)))
         kept, others = clean(
-            table, columns, config.prompt.instruction, null_words=config.data.null_words, repairs=config.data.clean
+            table,
+            columns,
+            config.prompt.instruction,
+            null_words=config.data.null_words,
+            repairs=config.data.clean,
+            merge=config.data.merge_messages,
         )
         kept, others, found = look(kept, others, columns, table.name, config)
         personal.append(found)
@@ -78,6 +83,7 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     whole = together(personal)
     refuse_personal(whole)
     refuse_thoughts(records, config.prompt)
+    records = without_earlier_thoughts(records, config.train)
     return Rows(read, with_groups(records, config.prompt.instruction), rejected, whole)
 
 
@@ -89,7 +95,7 @@ def _file_of(row: Row, table: Table) -> str:
 def _settings_for(table: Table, tables: Sequence[Table], settings: DataSettings) -> DataSettings:
     """Leave out the names of columns that other tables have, and this one does not."""
     absent = {}
-    for role in ("question", "answer", "instruction", "context"):
+    for role in ROLES:
         setting = f"{role}_column"
         key = name_key(getattr(settings, setting))
         there = [key in map(name_key, other.columns) for other in tables]

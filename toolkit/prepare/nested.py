@@ -11,6 +11,7 @@ from typing import Any
 
 from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, name_key
 from toolkit.prepare.containers import with_fresh_file
+from toolkit.prepare.messages import kind_of
 
 LARGEST = 64 << 20  # bytes of a file that is read for a hint
 FEW = 20  # items of a list that are looked at
@@ -76,7 +77,9 @@ def _places(value: Any, place: Place) -> Iterator[Place]:
 
 
 def is_record(item: dict[str, Any]) -> bool:
-    """Tell whether an object has a question, as text, and an answer by their usual names."""
+    """Tell whether an object has a question, as text, and an answer by their usual names, or a list of messages."""
+    if any(isinstance(inner, list) and kind_of(inner) == "messages" for inner in item.values()):
+        return True
     keys = {name_key(name) for name, inner in item.items() if isinstance(inner, str)}
     return not keys.isdisjoint(_ASKED) and (not keys.isdisjoint(ANSWERS) or _answer_list(item) is not None)
 

@@ -6,7 +6,8 @@ from typing import Any, TypeGuard
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import parse_json
-from toolkit.prepare.cells import is_blank, tidy_name
+from toolkit.prepare.cells import CHATS, is_blank, tidy_name
+from toolkit.prepare.messages import kind_of
 from toolkit.prepare.nested import hint_for_nested, is_record
 from toolkit.prepare.table import Row
 
@@ -56,6 +57,8 @@ class _Reader:
         repeated = {id(value): names for value, names in self.repeated}
         rows = []
         for number, (line, item) in enumerate(items, start=1):
+            if isinstance(item, list) and kind_of(item) == "messages":
+                item = {CHATS[0]: item}
             if not isinstance(item, dict):
                 rows.append(Row(number, line, {}, NOT_AN_OBJECT, json.dumps(item, ensure_ascii=False)))
             elif not all(map(is_blank, item.values())):
@@ -152,7 +155,7 @@ def _records(value: Any, path: Path, reader: _Reader) -> list[Any]:
             names = list(columns)
             return [dict(zip(names, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
         lists = [item for item in value.values() if isinstance(item, list) and not _is_text(item)]
-        if len(lists) == 1:
+        if len(lists) == 1 and not is_record(value):
             return lists[0]
         if not lists or is_record(value):
             return _by_name(value) or [value]

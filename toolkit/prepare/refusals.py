@@ -11,7 +11,6 @@ from toolkit.prepare.clean import (
     NO_ANSWER_MARK,
     NO_QUESTION_MARK,
     NOT_TEXT,
-    NULL_WORD,
     REPEATED_HEADER,
     WRONG_TYPE,
     Rejection,
@@ -21,9 +20,42 @@ from toolkit.prepare.decoding import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.documents import NOT_XML
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
+from toolkit.prepare.messages import (
+    ASSISTANT_FIRST,
+    ASSISTANT_TWICE,
+    EMPTY_TURN,
+    IMAGE,
+    NO_MESSAGES,
+    NO_REPLY,
+    NOT_MESSAGES,
+    OTHER_PART,
+    ROLES,
+    TOOL_CALL,
+    UNKNOWN_ROLE,
+    USER_TWICE,
+)
 from toolkit.prepare.objects import NOT_AN_OBJECT
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, open_data
+from toolkit.prepare.row_texts import NULL_WORD
 from toolkit.prepare.table import Table
+
+_MERGES = "`--set data.merge_messages=true` joins messages of one role in a row, and leaves out empty ones"
+_ROLES = ", ".join(f"`{role}`" for role in ROLES)
+# What to do about chats that cannot be trained, by the reason.
+_OF_CHATS = {
+    EMPTY_TURN: _MERGES,
+    USER_TWICE: _MERGES,
+    ASSISTANT_TWICE: _MERGES,
+    ASSISTANT_FIRST: "a chat begins with a question: remove the greeting in front of it",
+    NO_REPLY: "there is no answer to learn: add one, or remove the row",
+    TOOL_CALL: "chats with tools cannot be trained: remove these rows, or write what the tool gave into the text",
+    IMAGE: "only text can be trained: remove these rows",
+    OTHER_PART: "only text can be trained: remove these rows",
+    UNKNOWN_ROLE: f"name who speaks by one of {_ROLES}",
+    NO_MESSAGES: "the cell is empty there: remove the row",
+    NOT_MESSAGES: 'write a chat as a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": '
+    '"…"}], in CSV as JSON',
+}
 
 
 def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> ToolkitError:
@@ -50,7 +82,8 @@ def hints_for_some(tables: Sequence[ReadTable], rejected: list[Rejection]) -> li
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
-        if nulls or reason in (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT, ENDLESS):
+        explained = (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT, ENDLESS)
+        if nulls or reason in explained or reason in _OF_CHATS:
             hints.append(f"{reason}: {_hint_for(reason, tables, rejected)}")
     return hints
 
@@ -98,6 +131,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
             f"column `{name}` is empty there: fill it in, or name another with `--set data.{role}_column=NAME`{others}"
         )
     return {
+        **_OF_CHATS,
         WRONG_TYPE: "give each cell one text: write a row for each text of a list, or a column for each part of an "
         "object",
         NOT_AN_OBJECT: 'write each row as an object, such as {"question": "…", "answer": "…"}',

@@ -1,5 +1,6 @@
 """What prepare warns of once the records are in their splits: answers that are cut, and splits that say little."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from toolkit.core.config import Config
@@ -27,6 +28,41 @@ def cut_answers(divided: Division, config: Config) -> str:
         f"{cut:,} of {len(measured):,} answers ({cut / len(measured):.0%}) are cut at train.max_length = {limit}, and "
         f"training does not see them end; {fitting}"
     )
+
+
+def chat_figures(read: Sequence[Record], kept: Sequence[Record]) -> dict[str, int]:
+    """Count the chats that are kept, their turns, and what of them is left out; empty where there are no chats."""
+    turns = [len(record.history) + 1 for record in kept if record.history]
+    left_out = [record.left_out for record in kept if record.left_out]
+    figures = {
+        "chats": len(turns),
+        "turns": sum(turns),
+        "most_turns": max(turns, default=0),
+        "shortened_chats": len(left_out),
+        "turns_left_out": sum(left_out),
+        "unanswered": sum(record.unanswered for record in read),
+    }
+    return figures if any(figures.values()) else {}
+
+
+def chats_said(figures: dict[str, Any]) -> list[str]:
+    """Say what is kept of chats and what is left out, as `chat_figures` counts it."""
+    said = []
+    if figures.get("chats"):
+        said.append(
+            f"{_counted(figures['chats'], 'record')} of several turns: {figures['turns']:,} turns, at most "
+            f"{figures['most_turns']:,} in one"
+        )
+    if figures.get("unanswered"):
+        said.append(
+            f"{_counted(figures['unanswered'], 'chat')} without an answer to the last question, which is left out"
+        )
+    if figures.get("shortened_chats"):
+        said.append(
+            f"{_counted(figures['shortened_chats'], 'chat')} longer than train.max_length: "
+            f"{_counted(figures['turns_left_out'], 'turn')} left out at the end"
+        )
+    return said
 
 
 def few_questions(splits: Splits) -> str:

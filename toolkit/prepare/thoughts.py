@@ -1,7 +1,10 @@
 """Thoughts in answers, and what the prompt says of them."""
 
+from dataclasses import replace
+
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.input_settings import PromptSettings
+from toolkit.core.train_settings import TrainSettings
 from toolkit.prepare.clean import Record
 from toolkit.prompt.format import THINK
 from toolkit.prompt.tokenizer import Tokenizer, thinks
@@ -21,7 +24,7 @@ def refuse_thoughts(records: list[Record], settings: PromptSettings) -> None:
     """Raise ToolkitError (exit 2) if an answer begins with thoughts, but the prompt closes the block before it."""
     if settings.thinking != "off":
         return
-    found = [record for record in records if begins_with_thoughts(record.answer)]
+    found = [record for record in records if any(map(begins_with_thoughts, _answers(record)))]
     if found:
         raise ToolkitError(
             f"{len(found):,} of {len(records):,} answers begin with `{THINK[0]}`, first {found[0].where}, but "
@@ -29,6 +32,45 @@ def refuse_thoughts(records: list[Record], settings: PromptSettings) -> None:
             hint="`--set prompt.thinking=keep` trains the thoughts; to leave them out, remove them from the data",
             exit_code=USAGE,
         )
+
+
+def without_earlier_thoughts(records: list[Record], settings: TrainSettings) -> list[Record]:
+    """Take the thoughts out of the earlier answers of chats: a model that thinks is sent them so.
+
+    Raises ToolkitError (exit 2) where these answers would be learned too, which would teach to leave thoughts out.
+    """
+    found = [number for number, record in enumerate(records) if any(map(begins_with_thoughts, _answers(record)[:-1]))]
+    if not found:
+        return records
+    first = records[found[0]].where
+    if settings.turns == "all" and settings.completion_only_loss:
+        raise ToolkitError(
+            f"{len(found):,} of {len(records):,} chats have thoughts in earlier answers, first {first}: Ollama sends "
+            "these without thoughts, and so learned they would teach to leave thoughts out",
+            hint="`--set train.turns=last` learns the last answer of each chat alone, and reads the others without "
+            "thoughts",
+            exit_code=USAGE,
+        )
+    changed = list(records)
+    for number in found:
+        record = records[number]
+        history = tuple((question, _without_thoughts(answer)) for question, answer in record.history)
+        if not all(answer for _, answer in history):
+            raise ToolkitError(
+                f"{record.where} is a chat with an earlier answer of thoughts alone",
+                hint="complete that answer, or remove the row",
+                exit_code=USAGE,
+            )
+        changed[number] = replace(record, history=history)
+    return changed
+
+
+def _answers(record: Record) -> list[str]:
+    return [*(answer for _, answer in record.history), record.answer]
+
+
+def _without_thoughts(answer: str) -> str:
+    return answer.partition(THINK[1])[2].strip() if begins_with_thoughts(answer) else answer
 
 
 def thoughts_unsaid(records: list[Record], settings: PromptSettings, tokenizer: Tokenizer) -> str:
