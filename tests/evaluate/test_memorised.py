@@ -29,12 +29,14 @@ from toolkit.evaluate.summary import evaluation_text
 from toolkit.evaluate.systems import Answer, Score
 from toolkit.evaluate.transformers_system import Place, TransformersSystem
 from toolkit.prompt.format import Prompt, prompt_format
+from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import load_tokenizer
 
 LONG = (
     "See a doctor at once if the fever of a child does not fall at night, and give water: a child may not drink when "
     "rest does not help, so the water stays near and a doctor may see if rest helps."
 )
+EOS = "<|end_of_text|>"
 OTHER = " ".join(f"word{number}" for number in range(40))
 ROWS = [("When?", LONG), ("Again?", LONG), ("Short?", "Rest and water."), ("What?", OTHER)]
 
@@ -80,11 +82,11 @@ def after(text: str, count: int) -> str:
 
 def test_each_answer_is_asked_once_and_short_ones_never(made: scored_models.World, tmp_path: Path) -> None:
     run = run_with(made, tmp_path)
-    of, found = read_beginnings(run.folder, prompt_format(run.config.prompt), 50)
+    of, found = read_beginnings(run.folder, prompt_format(run.config.prompt), EOS, 50)
     assert (of, [one.row for one in found]) == (2, [10, 13])
     assert found[0].prompt.text.endswith("### Response:\nSee a doctor at once if the fever")
     assert found[0].rest[:4] == ["of", "a", "child", "does"] and len(found[1].rest) == 40 - FIRST
-    of, found = read_beginnings(run.folder, prompt_format(run.config.prompt), 1)
+    of, found = read_beginnings(run.folder, prompt_format(run.config.prompt), EOS, 1)
     assert of == 2 and len(found) == 1
 
 
@@ -92,7 +94,7 @@ def test_the_share_the_longest_run_and_its_row(made: scored_models.World, tmp_pa
     listed = [{"file": "a.csv", "row": 13, "kind": "PHONE_NUMBER"}, {"file": "a.csv", "row": 12, "kind": "BR_CPF"}]
     run = run_with(made, tmp_path, listed)
     form = prompt_format(run.config.prompt)
-    of, found = read_beginnings(run.folder, form, 50)
+    of, found = read_beginnings(run.folder, form, EOS, 50)
     parrot = Parrot({"the fever": after(LONG, FIRST)[:30], "word7": after(OTHER.upper(), FIRST).replace("WORD35", "x")})
     with journal(tmp_path / "journal") as done:
         words, _ = continue_rows(parrot, "key", found, form.stops, done, lambda: None)
@@ -114,7 +116,7 @@ def test_the_share_the_longest_run_and_its_row(made: scored_models.World, tmp_pa
 def test_a_model_with_few_positions_is_asked_what_fits(made: scored_models.World, tmp_path: Path) -> None:
     run = run_with(made, tmp_path)
     form = prompt_format(run.config.prompt)
-    _, found = read_beginnings(run.folder, form, 50)
+    _, found = read_beginnings(run.folder, form, EOS, 50)
     sizes = [len(one.prompt.text) for one in found]
     parrot = Parrot({}, window=min(sizes) + TOKENS)
     with journal(tmp_path / "journal") as done:
@@ -135,14 +137,16 @@ def test_files_of_the_same_row_number_are_not_mistaken(made: scored_models.World
     path = run.folder.split_file("train")
     rows = [{**json.loads(line), "file": "a.csv"} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert not [one for one in read_beginnings(run.folder, prompt_format(run.config.prompt), 50)[1] if one.personal]
+    assert not [
+        one for one in read_beginnings(run.folder, prompt_format(run.config.prompt), EOS, 50)[1] if one.personal
+    ]
     run.folder.personal.write_text('{"file": "a.csv", "row": 13}\n')
     assert [
-        one.row for one in read_beginnings(run.folder, prompt_format(run.config.prompt), 50)[1] if one.personal
+        one.row for one in read_beginnings(run.folder, prompt_format(run.config.prompt), EOS, 50)[1] if one.personal
     ] == [13]
     run.folder.personal.write_text("{\n")
     with pytest.raises(ToolkitError, match="is damaged"):
-        read_beginnings(run.folder, prompt_format(run.config.prompt), 50)
+        read_beginnings(run.folder, prompt_format(run.config.prompt), EOS, 50)
 
 
 def test_a_model_that_learned_a_row_by_heart_gives_it_back(made: scored_models.World, tmp_path: Path) -> None:
@@ -153,7 +157,7 @@ def test_a_model_that_learned_a_row_by_heart_gives_it_back(made: scored_models.W
     run = run_with(made, tmp_path)
     form = prompt_format(run.config.prompt)
     tokenizer = load_tokenizer(run.base.folder, form)
-    _, found = read_beginnings(run.folder, form, 50)
+    _, found = read_beginnings(run.folder, form, EOS, 50)
     plain = AutoModelForCausalLM.from_pretrained(run.base.folder, dtype=torch.float32)
     model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
     prompt = found[0].prompt
@@ -184,4 +188,19 @@ def test_an_evaluation_says_it(made: scored_models.World, tmp_path: Path) -> Non
     assert outcome.figures["memorised"] == found
     assert "training answers of which 20 words or more come back after their first 8 words: trained 0 of 2" in (
         " ".join(evaluation_text(outcome.figures).split())
+    )
+
+
+def test_every_answer_of_a_chat_is_asked_for_behind_its_turns(made: scored_models.World, tmp_path: Path) -> None:
+    run = run_with(made, tmp_path)
+    chat = {"row": 20, "instruction": "Explain:", "history": [["When?", LONG], ["Why?", "Rest."]],
+            "input": "What?", "output": OTHER, "truncated": False}  # fmt: skip
+    run.folder.split_file("train").write_text(json.dumps(chat) + "\n")
+    form = prompt_format(run.config.prompt)
+    of, found = read_beginnings(run.folder, form, EOS, 50)
+    assert of == 2 and [one.row for one in found] == [20, 20]
+    earlier = [("When?", LONG), ("Why?", "Rest.")]
+    assert found[0].prompt.text == render(form, "When?", "Explain:").text + " ".join(LONG.split()[:FIRST])
+    assert found[1].prompt.text == (
+        render(form, "What?", "Explain:", earlier, EOS).text + " ".join(OTHER.split()[:FIRST])
     )

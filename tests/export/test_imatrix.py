@@ -25,7 +25,7 @@ from toolkit.export import export, imatrix, imatrix_file, plan
 from toolkit.formats.ggml_types import BASE
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import prompt_text
+from toolkit.prompt.renderings import prompt_text, render
 from toolkit.prompt.tokenizer import load_tokenizer
 
 FORM = prompt_format(PromptSettings())
@@ -133,6 +133,20 @@ def test_the_chunks_hold_training_records_only(work: Path, tmp_path: Path) -> No
     record = tokenizer.record_ids(prompt_text(FORM, "Why water 3?", "Explain:"), "water 3")[0]
     joined = ",".join(str(token) for piece in imatrix.chunks(folder, FORM, tokenizer, 10**6) for token in piece)
     assert ",".join(map(str, record[1:])) in joined  # exactly the ids that training saw
+
+
+def test_the_chunks_hold_chats_with_their_earlier_turns(work: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(work / "base")
+    folder = run_folder(tmp_path, train=[f"water {number}" for number in range(9)], val=["a"], test=["b"])
+    chat = {"instruction": "Explain:", "history": [["Why rest?", "water"]], "input": "Why a?", "output": "a"}
+    with folder.split_file("train").open("a") as file:
+        file.write(json.dumps(chat) + "\n")  # its last turn alone is held out: as another record
+    joined = ",".join(str(token) for piece in imatrix.chunks(folder, FORM, tokenizer, 10**6) for token in piece)
+    prompt = render(FORM, "Why a?", "Explain:", [("Why rest?", "water")], tokenizer.eos_text)
+    assert ",".join(map(str, tokenizer.record_ids(prompt, "a")[0][1:])) in joined
+    folder.split_file("test").write_text(json.dumps(chat) + "\n")
+    with pytest.raises(ToolkitError, match="1 records of"):
+        imatrix.chunks(folder, FORM, tokenizer, 128)
 
 
 def test_a_training_split_with_a_held_out_record_is_refused(work: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 from toolkit.prompt import format, renderings
 from toolkit.register import greedy
+from toolkit.register.served_prompt import ServedPrompt
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def test_an_answer_that_differs_is_recorded_and_fails_nothing(answer: dict[str, 
         serving(lambda handler: handler.answer(200, json.dumps(answer).encode())) as url,
         server.http(OllamaSettings(host=url)) as http,
     ):
-        found = greedy.beside(http, "m", [("How?", "Explain:")], ["Drink tea."])
+        found = greedy.beside(http, "m", [ServedPrompt("How?", "Explain:")], ["Drink tea."])
     assert found == [{"question": "How?", "llama.cpp": "Drink tea.", "ollama": recorded}]
 
 

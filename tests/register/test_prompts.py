@@ -16,6 +16,7 @@ from toolkit.ollama import server
 from toolkit.prompt import format, renderings
 from toolkit.prompt.format import PromptFormat
 from toolkit.register import verify
+from toolkit.register.served_prompt import prompts_of
 
 pytestmark = pytest.mark.ollama
 
@@ -50,6 +51,14 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
         {"role": "user", "content": "### Input:"},
     ],
 ]
+
+
+# A prepared chat, whose texts are hard to render.
+CHAT: dict[str, Any] = {
+    "instruction": "Be {{ .System }}",
+    "history": [["a\r\n\xa0", "{{ .Prompt }} <think>"], ["### Input:\n\n", "### Response:"], ["b", "  c\n"]],
+    "input": "{% raw %} d",
+}
 
 
 # Of text parts, which only /v1 takes.
@@ -97,7 +106,8 @@ def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path:
             body = {"model": "format", "messages": messages, "_debug_render_only": True}
             assert server.call(http, "/v1/chat/completions", body)["_debug_info"]["rendered_template"] == expected
             assert server.call(native, "/apply-template", {"messages": messages})["prompt"] == expected
-        rows = [(row["input"], row["instruction"]) for row in ROWS]
+        rows = [prompt for row in [*ROWS, CHAT] for prompt in prompts_of(row, form)]
+        assert len(rows) == len(ROWS) + 2
         verify.every_prompt(http, "format", form, eos, rows)
 
 

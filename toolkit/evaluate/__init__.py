@@ -63,7 +63,7 @@ def evaluate(
             console.warn(f"{name} is not asked: {why}")
     if not present:
         raise ToolkitError("no system can be asked on this machine", hint="name GGUF files in `evaluate.systems`")
-    long, beginnings = read_beginnings(folder, bench.form, settings.questions)
+    long, beginnings = read_beginnings(folder, bench.form, bench.tokenizer.eos_text, settings.questions)
     window = max(
         held_out.room(questions, settings.answer_tokens),
         room_for(beginnings, bench.tokenizer),

@@ -19,6 +19,7 @@ from toolkit.evaluate.systems import Answer, Asked
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.held_out import read_held_out
 from toolkit.prompt.languages import related
+from toolkit.prompt.renderings import asked_in_full, earlier_turns
 from toolkit.prompt.tokenizer import Tokenizer
 
 MEASURES = (("chrf", False), ("rouge_l", False), ("nll", True))  # each with whether less of it is better
@@ -27,7 +28,10 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Question:
-    """One held-out question: `ids` are prompt, reference answer and EOS, the first `start` of them the prompt's."""
+    """One held-out question: `ids` are prompt, reference answer and EOS, the first `start` of them the prompt's.
+
+    Of a chat the last answer is asked for, and `question` shows the turns before it too.
+    """
 
     row: int
     question: str
@@ -52,7 +56,7 @@ def read_questions(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, 
     path = folder.split_file("test")
     records = read_held_out(path, form, tokenizer)
     found = [
-        Question(one.row, values["input"], values["instruction"], one.answer, one.prompt, one.ids, one.start)
+        Question(one.row, asked_in_full(values), values["instruction"], one.answer, one.prompt, one.ids, one.start)
         for one, values in zip(records, read_records(path), strict=True)
     ]
     return len(found), spread(found, count)
@@ -191,8 +195,9 @@ def _identical(first: Sequence[Answer], second: Sequence[Answer]) -> float:
 def _copied(folder: RunFolder, found: dict[str, Found]) -> dict[str, Any]:
     """Return the longest run that each system copied from a training answer, and the median of its answers'."""
     training = [
-        (int(values.get("row", number)), values["output"])
+        (int(values.get("row", number)), answer)
         for number, values in enumerate(read_records(folder.split_file("train")), 1)
+        for answer in (*(answer for _, answer in earlier_turns(values)), values["output"])
     ]
     texts = [answer.text for one in found.values() for answer in one.answers]
     runs = iter(longest_runs(texts, training))

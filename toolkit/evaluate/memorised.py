@@ -18,7 +18,7 @@ from toolkit.evaluate.journal import Journal, key_of
 from toolkit.evaluate.statistics import mean_of
 from toolkit.evaluate.systems import Asked
 from toolkit.prompt.format import Prompt, PromptFormat
-from toolkit.prompt.renderings import render
+from toolkit.prompt.renderings import earlier_turns, render
 from toolkit.prompt.tokenizer import Tokenizer
 
 FIRST = 8  # words of a training answer that are given
@@ -39,23 +39,25 @@ class Beginning:
     personal: bool
 
 
-def read_beginnings(folder: RunFolder, form: PromptFormat, count: int) -> tuple[int, list[Beginning]]:
+def read_beginnings(folder: RunFolder, form: PromptFormat, eos: str, count: int) -> tuple[int, list[Beginning]]:
     """Return the number of training answers that are long enough, and `count` of them spread over the split.
 
-    An answer that several rows have is taken once.
+    All answers of a chat count. One that stands there several times is taken once.
     """
     records = read_records(folder.split_file("train"))
     found = _personal_rows(folder, several=any("file" in values for values in records))
     long = {}
     for number, values in enumerate(records, 1):
-        answer = values["output"]
-        places = [match.end() for match in WORD.finditer(answer)]
-        if len(places) < FIRST + LEARNED or answer in long:
-            continue
-        row, end = int(values.get("row", number)), places[FIRST - 1]
-        prompt = render(form, values["input"], values["instruction"]) + answer[:end]
+        row = int(values.get("row", number))
         personal = (values.get("file", ""), row) in found
-        long[answer] = Beginning(row, prompt, words_of(answer[end:]), answer[end:], personal)
+        turns = [*earlier_turns(values), (values["input"], values["output"])]
+        for last, (question, answer) in enumerate(turns):
+            places = [match.end() for match in WORD.finditer(answer)]
+            if len(places) < FIRST + LEARNED or answer in long:
+                continue
+            end = places[FIRST - 1]
+            prompt = render(form, question, values["instruction"], turns[:last], eos) + answer[:end]
+            long[answer] = Beginning(row, prompt, words_of(answer[end:]), answer[end:], personal)
     return len(long), spread([*long.values()], count)
 
 

@@ -30,7 +30,7 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
     tasks = tasks_of(settings)
     rows, questions = held_out.read_questions(folder, bench.form, bench.tokenizer, settings.questions)
     items = items_of(tasks)
-    _, beginnings = read_beginnings(folder, bench.form, settings.questions)
+    _, beginnings = read_beginnings(folder, bench.form, bench.tokenizer.eos_text, settings.questions)
     given = sum(len(bench.tokenizer.prompt_ids(one.prompt)) for one in beginnings)
     read = sum(len(one.ids) for one in questions) + given + TASK_TOKENS * items
     written = len(questions) * settings.answer_tokens + len(beginnings) * TOKENS

@@ -10,7 +10,7 @@ from toolkit.core.manifest import Manifest, Outcome, record_file
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.model import base
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template, prompt_text
+from toolkit.prompt.renderings import chat_template, render_record
 from toolkit.prompt.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ def export_run(config: Config, folder: RunFolder, manifest: Manifest, force: boo
     targets = {quantization: folder.gguf(quantization) for quantization in wanted.quantizations}
     start, shards = streaming.base_of(config.model, wanted, folder.adapter, targets)
     form, name = prompt_format(config.prompt), config.run.name
-    template = chat_template(form, bos=bool(load_tokenizer(start.folder, form).bos_text))
-    pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder))
+    tokenizer = load_tokenizer(start.folder, form)
+    template = chat_template(form, bos=bool(tokenizer.bos_text))
+    pretokenizer_parity.warn_if_split_differs(start.folder, _texts(config, folder, tokenizer.eos_text))
     matrix, reused = _imatrix(config, folder, manifest, start, force) if wanted.imatrix else (None, False)
     outcome = export(
         start.folder,
@@ -87,10 +88,9 @@ def _imatrix(
     return matrix, False
 
 
-def _texts(config: Config, folder: RunFolder) -> list[str] | None:
+def _texts(config: Config, folder: RunFolder, eos: str) -> list[str] | None:
     """Return the complete records of a run as the model reads them; None for an adapter without its records."""
     form = prompt_format(config.prompt)
     splits = [folder.split_file(side) for side in SPLITS if folder.split_file(side).is_file()]
     records = [record for side in splits for record in read_records(side)]
-    parts = [[str(each.get(key, "")) for key in ("input", "instruction", "output")] for each in records]
-    return [prompt_text(form, question, instruction) + answer for question, instruction, answer in parts] or None
+    return [render_record(form, record, eos).text + record["output"] for record in records] or None

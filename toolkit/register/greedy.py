@@ -11,6 +11,8 @@ import httpx
 
 from toolkit import llamacpp
 from toolkit.ollama import server
+from toolkit.register.served_prompt import ServedPrompt
+from toolkit.register.verify import text_of
 
 QUESTIONS = 3
 TOKENS = 64
@@ -37,21 +39,21 @@ def local(llm: Any, ids: list[int]) -> str:
     return "".join(llamacpp.generate(llm, ids, TOKENS, (), llamacpp.Sampling()))
 
 
-def beside(http: httpx.Client, model: str, asked: list[tuple[str, str]], answers: list[str]) -> list[dict[str, str]]:
-    """Ask the server the same (question, instruction) pairs; return each question with both answers."""
+def beside(http: httpx.Client, model: str, prompts: list[ServedPrompt], answers: list[str]) -> list[dict[str, str]]:
+    """Ask the server the same prompts; return each question with both answers."""
     return [
-        {"question": question, "llama.cpp": answer, "ollama": _asked(http, model, question, instruction)}
-        for (question, instruction), answer in zip(asked, answers, strict=True)
+        {"question": prompt.question, "llama.cpp": answer, "ollama": _asked(http, model, prompt)}
+        for prompt, answer in zip(prompts, answers, strict=True)
     ]
 
 
-def _asked(http: httpx.Client, model: str, question: str, instruction: str) -> str:
+def _asked(http: httpx.Client, model: str, prompt: ServedPrompt) -> str:
+    path, asked = next(iter(prompt.requests.items()))
     body = {
         "model": model,
-        "prompt": question,
-        "system": instruction,
+        **asked,
         "stream": False,
         "think": False,  # thoughts stay in the answer, as llama.cpp's has them
         "options": greedy_parameters(TOKENS),
     }
-    return str(server.call(http, "/api/generate", body).get("response", ""))
+    return text_of(server.call(http, path, body))

@@ -13,9 +13,9 @@ from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import spread
 from toolkit.prompt.format import Prompt, PromptFormat
-from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.register import greedy, verify
+from toolkit.register.served_prompt import ServedPrompt, prompts_of
 
 COUNT_SECONDS = 20.0  # the time for running prompts to have them counted, after the first ones
 COUNTED = 10
@@ -31,16 +31,17 @@ def prove_prompts(
 ) -> dict[str, Any]:
     """Prove that a model on the server reads prompts as the trained one does; record a few greedy answers (`greedy`).
 
-    For every held-out prompt: the server's rendering by /api/generate and /api/chat is the training text, byte for
-    byte, and llama.cpp makes the trained tokenizer's ids of it with the file's own vocabulary, with one BOS if the
-    model has one. For as many as can be run in twenty seconds, spread over all and ten at least: the server counts the
-    same number of tokens and returns the same ids.
+    For every held-out prompt, of chats the ones before their first and their last answer: the server's rendering by
+    /api/chat, and without earlier turns by /api/generate, is the training text, byte for byte, and llama.cpp makes the
+    trained tokenizer's ids of it with the file's own vocabulary, with one BOS if the model has one. For as many as can
+    be run in twenty seconds, spread over all and ten at least: the server counts the same number of tokens, and
+    /api/generate returns the same ids.
 
     Returns the figures. Raises ToolkitError at the first difference.
     """
     if not held_out:
         raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
-    rows = [(str(row["input"]), str(row.get("instruction") or prompt_format.instruction)) for row in held_out]
+    rows = [prompt for row in held_out for prompt in prompts_of(row, prompt_format)]
     seen, plain, answers = _in_llamacpp(path, prompt_format, tokenizer, rows)
     verify.every_prompt(http, model, prompt_format, tokenizer.eos_text, rows)
     counted = _count(http, model, rows, seen, tokenizer.bos)
@@ -49,13 +50,14 @@ def prove_prompts(
         "prompts_verified": len(rows),
         "prompts_tokenized": len(rows),
         "prompts_counted": counted,
+        **({"prompts_of_several_turns": turns} if (turns := sum(bool(row.history) for row in rows)) else {}),
         "control_like_prompts": len(rows) - len(plain),
         "greedy": greedy.beside(http, model, asked, answers),
     }
 
 
 def _in_llamacpp(
-    path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, rows: list[tuple[str, str]]
+    path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, rows: list[ServedPrompt]
 ) -> tuple[list[list[int]], list[int], list[str]]:
     """Tokenize every prompt as a server does, and answer a few; the file is closed before the server loads its own.
 
@@ -65,16 +67,17 @@ def _in_llamacpp(
     A prompt whose data looks like a control token has other ids on a server than in training; it is counted, and the
     trained ids are compared with those of llama.cpp when it reads data as text.
     """
-    prompts = [render(prompt_format, *row) for row in rows]
+    prompts = [row.rendered(prompt_format, tokenizer.eos_text) for row in rows]
     trained = [tokenizer.prompt_ids(prompt) for prompt in prompts]
     context = max(map(len, trained)) + greedy.TOKENS + 1
     with llamacpp.opened(path, context) as llm:
         _same_in_jinja(llm, tokenizer, rows, prompts)
         served = []
-        for prompt, ids, (question, _) in zip(prompts, trained, rows, strict=True):
-            if llamacpp.tokenize(llm, prompt) != ids or ids[1:].count(-1 if tokenizer.bos is None else tokenizer.bos):
+        for prompt, ids, row in zip(prompts, trained, rows, strict=True):
+            twice = ids[1:].count(tokenizer.bos) if tokenizer.bos not in (None, tokenizer.eos) else 0
+            if llamacpp.tokenize(llm, prompt) != ids or twice:
                 raise ToolkitError(
-                    f"`{path.name}` reads a prompt differently from the trained model, asked {question[:60]!r}",
+                    f"`{path.name}` reads a prompt differently from the trained model, asked {row.question[:60]!r}",
                     hint="write it again with `toolkit export --force`; `toolkit validate` shows both lists of ids",
                 )
             served.append(llamacpp.served(llm, prompt.text))
@@ -83,7 +86,7 @@ def _in_llamacpp(
                 token in part.text for part in prompt.parts if not part.ours for token in tokenizer.controls
             ):
                 raise ToolkitError(
-                    f"a server would read a prompt differently from the trained model, asked {question[:60]!r}",
+                    f"a server would read a prompt differently from the trained model, asked {row.question[:60]!r}",
                     hint="report it with the base model's name: its vocabulary has unmarked control tokens",
                 )
         plain = [index for index, ids in enumerate(served) if ids == trained[index]]
@@ -91,7 +94,7 @@ def _in_llamacpp(
     return served, plain, answers
 
 
-def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[tuple[str, str]], prompts: list[Prompt]) -> None:
+def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[ServedPrompt], prompts: list[Prompt]) -> None:
     """Render every prompt by the chat template in the file, in the Jinja that transformers runs, and compare.
 
     After a chat template nothing adds a BOS, so it must begin with it.
@@ -102,10 +105,9 @@ def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[tuple[str, str]], 
     raw = llama_cpp.llama_model_chat_template(llm.model, None)
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((raw or b"").decode("utf-8"))
-    for (question, instruction), prompt in zip(rows, prompts, strict=True):
-        system = [{"role": "system", "content": instruction}] if instruction else []
+    for row, prompt in zip(rows, prompts, strict=True):
         found = template.render(
-            messages=[*system, {"role": "user", "content": question}],
+            messages=row.messages if row.instruction else row._replace(instruction=None).messages,
             bos_token=tokenizer.bos_text,
             eos_token=tokenizer.eos_text,
             add_generation_prompt=True,
@@ -118,8 +120,8 @@ def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[tuple[str, str]], 
             )
 
 
-def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: list[list[int]], bos: int | None) -> int:
-    """Run prompts for one token each; the server must count their ids and return them as its context.
+def _count(http: httpx.Client, model: str, rows: list[ServedPrompt], seen: list[list[int]], bos: int | None) -> int:
+    """Run prompts for one token each; the server must count their ids, and return them as its context (/api/generate).
 
     The last id may merge with the answer's first token and is left out of the second comparison. Returns how many.
     """
@@ -129,15 +131,17 @@ def _count(http: httpx.Client, model: str, rows: list[tuple[str, str]], seen: li
     for done, index in enumerate(order):
         if done >= COUNTED and time.monotonic() - started > COUNT_SECONDS:
             return done
-        (question, instruction), ids = rows[index], seen[index]
-        body = {"model": model, "prompt": question, "system": instruction, "stream": False}
-        found = verify.asked(http, {**body, "options": greedy.greedy_parameters(tokens=1)})
+        row, ids = rows[index], seen[index]
+        path, body = next(iter(row.requests.items()))
+        options = greedy.greedy_parameters(tokens=1)
+        found = verify.asked(http, path, {"model": model, **body, "stream": False, "options": options})
         text_ids = ids if bos is None else ids[1:]
         given = [int(index) for index in found.get("context") or []]
-        if found.get("prompt_eval_count") != len(ids) or given[: len(text_ids) - 1] != text_ids[:-1]:
+        other = not row.history and given[: len(text_ids) - 1] != text_ids[:-1]
+        if found.get("prompt_eval_count") != len(ids) or other:
             raise ToolkitError(
                 f"the server reads a prompt differently from llama.cpp: {found.get('prompt_eval_count')} tokens "
-                f"instead of {len(ids)}, asked {question[:60]!r}",
+                f"instead of {len(ids)}, asked {row.question[:60]!r}",
                 hint="check that prompts fit in `ollama.num_ctx`, or update the server: it reads the file differently",
             )
     return len(order)

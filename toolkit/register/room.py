@@ -11,8 +11,8 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.llamacpp.vocabulary import trained_positions
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import Tokenizer
+from toolkit.register.served_prompt import prompts_of
 
 
 def warn_of_positions(spec: Modelfile, path: Path) -> None:
@@ -30,7 +30,11 @@ def check_prompts_fit(
     spec: Modelfile, path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, held_out: list[dict[str, Any]]
 ) -> None:
     """Raise ToolkitError (exit 2) if a held-out prompt leaves no room for an answer."""
-    prompts = [render(prompt_format, str(row["input"]), row.get("instruction") or None) for row in held_out]
+    prompts = [
+        prompt.rendered(prompt_format, tokenizer.eos_text)
+        for row in held_out
+        for prompt in prompts_of(row, prompt_format)
+    ]
     longest = max((len(tokenizer.prompt_ids(prompt)) for prompt in prompts), default=0)
     room, positions = spec.parameters.get("num_ctx"), trained_positions(path)
     if positions is not None and longest >= positions:

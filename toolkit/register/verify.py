@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,7 +13,8 @@ from toolkit.core.output_settings import ValidateSettings
 from toolkit.ollama import server
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import conversation, prompt_text
+from toolkit.prompt.renderings import conversation
+from toolkit.register.served_prompt import ServedPrompt
 
 ROWS = 10
 QUESTION = "What are the symptoms of dehydration?"
@@ -87,45 +89,44 @@ def _go_unquote(text: str) -> str:
 
 
 def every_prompt(
-    http: httpx.Client, model: str, prompt_format: PromptFormat, eos: str, rows: list[tuple[str, str]]
+    http: httpx.Client, model: str, prompt_format: PromptFormat, eos: str, prompts: Sequence[ServedPrompt]
 ) -> None:
-    """Compare the server's own rendering of (question, instruction) with the training text, byte for byte.
+    """Compare the server's own rendering of prompts with the training text, byte for byte.
 
-    Each by /api/generate and /api/chat, with the instruction as system message; ten of them also without one, so that
-    the model's own is used, and ten in a conversation. Raises ToolkitError at the first difference.
+    Each by /api/generate and /api/chat, one with earlier turns by /api/chat alone, with the instruction as system
+    message; ten of them also without one, so that the model's own is used, and ten in a conversation. Raises
+    ToolkitError at the first difference.
     """
 
-    def alone(row: tuple[str, str]) -> None:
-        question, instruction = row
-        _same(prompt_text(prompt_format, question, instruction), renderings(http, model, question, instruction))
+    def check(prompt: ServedPrompt) -> None:
+        _same(prompt.rendered(prompt_format, eos).text, renderings(http, model, prompt))
 
-    some = rows[:: max(1, len(rows) // ROWS)][:ROWS]
+    some = prompts[:: max(1, len(prompts) // ROWS)][:ROWS]
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(alone, rows))
-        list(
-            pool.map(lambda row: _same(prompt_text(prompt_format, row[0]), renderings(http, model, row[0], None)), some)
-        )
+        list(pool.map(check, [*prompts, *(prompt._replace(instruction=None) for prompt in some)]))
     conversations(http, model, prompt_format, eos, some)
 
 
 def conversations(
-    http: httpx.Client, model: str, prompt_format: PromptFormat, eos: str, rows: list[tuple[str, str]]
+    http: httpx.Client, model: str, prompt_format: PromptFormat, eos: str, prompts: Sequence[ServedPrompt]
 ) -> None:
     """Compare the server's rendering of conversations with the plain one.
 
     A second turn keeps the instruction, a developer's message counts as the system's, and an unfinished answer stays
     open.
     """
-    for (question, instruction), (following, _) in itertools.pairwise(rows):
+    for one, following in itertools.pairwise(prompts):
+        question = {"role": "user", "content": one.question}
         asked = [
-            {"role": "system", "content": instruction},
-            {"role": "user", "content": question},
+            *one.messages,
             {"role": "assistant", "content": "An answer."},
-            {"role": "user", "content": following},
-            {"role": "user", "content": question},
+            {"role": "user", "content": following.question},
+            question,
         ]
-        begun = [{"role": "developer", "content": instruction}, asked[1], {"role": "assistant", "content": "The "}]
-        for messages in (asked, begun):
+        begun = [{"role": "developer", "content": one.instruction or ""}, question]
+        begun.append({"role": "assistant", "content": "The "})
+        chats: list[list[dict[str, Any]]] = [asked, begun]
+        for messages in chats:
             body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
             found = server.call(http, "/api/chat", body)
             _same(conversation(prompt_format, messages, eos), {"/api/chat": _rendered(found)})
@@ -140,18 +141,10 @@ def _same(want: str, found: dict[str, str]) -> None:
             )
 
 
-def renderings(http: httpx.Client, model: str, question: str, instruction: str | None) -> dict[str, str]:
-    """Return the prompt that each of /api/generate and /api/chat would run, without running it."""
-    messages = [{"role": "user", "content": question}]
-    body: dict[str, Any] = {"prompt": question}
-    if instruction is not None:
-        messages.insert(0, {"role": "system", "content": instruction})
-        body["system"] = instruction
-    texts = {}
-    for path, extra in (("/api/generate", body), ("/api/chat", {"messages": messages})):
-        answer = server.call(http, path, {"model": model, **extra, "stream": False, "_debug_render_only": True})
-        texts[path] = _rendered(answer)
-    return texts
+def renderings(http: httpx.Client, model: str, prompt: ServedPrompt) -> dict[str, str]:
+    """Return the text that each of the requests for a prompt would run, by its path, without running it."""
+    unread = {"model": model, "stream": False, "_debug_render_only": True}
+    return {path: _rendered(server.call(http, path, {**body, **unread})) for path, body in prompt.requests.items()}
 
 
 def _rendered(answer: dict[str, Any]) -> str:
@@ -171,28 +164,35 @@ def smoke(http: httpx.Client, model: str, settings: ValidateSettings, *, unload:
         "stream": False,
         "options": {"num_predict": settings.answer_tokens},
     }
-    answer = asked(http, {**body, "keep_alive": 0} if unload else body)
+    answer = asked(http, "/api/generate", {**body, "keep_alive": 0} if unload else body)
     seconds = float(answer.get("eval_duration") or 0) / 1e9
     return {
-        "answer": str(answer.get("response", "")),
+        "answer": text_of(answer),
         "done_reason": answer["done_reason"],
         "tokens_per_second": round(float(answer["eval_count"]) / seconds, 1) if seconds else 0.0,
     }
 
 
-def asked(http: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask a question through /api/generate; raises ToolkitError unless the answer ended on its own or at the limit.
+def asked(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Ask a question by a path; raises ToolkitError unless the answer ended on its own or at the limit.
 
     Thoughts stay in the answer: with `think` a server would return them apart.
     """
-    found = server.call(http, "/api/generate", {**body, "think": False})
-    text, reason = str(found.get("response", "")), found.get("done_reason")
+    found = server.call(http, path, {**body, "think": False})
+    text, reason = text_of(found), found.get("done_reason")
     if reason not in ("stop", "length") or not found.get("eval_count"):
+        question = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
         raise ToolkitError(
-            f"`{body['model']}` did not answer {body['prompt'][:200]!r}: it ended with {reason!r} after {text[:80]!r}",
+            f"`{body['model']}` did not answer {question[:200]!r}: it ended with {reason!r} after {text[:80]!r}",
             hint="ask the GGUF itself with `toolkit validate`; if it answers there, the server's own log says more",
         )
     return found
+
+
+def text_of(answer: dict[str, Any]) -> str:
+    """Return the text of an answer of /api/generate or /api/chat."""
+    message = answer.get("message")
+    return str(message.get("content") or "") if isinstance(message, dict) else str(answer.get("response", ""))
 
 
 def difference(want: str, got: str) -> str:
