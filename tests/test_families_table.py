@@ -5,7 +5,7 @@ import re
 from tests.support import families
 from tests.support.places import REPOSITORY
 from toolkit.model.families import FAMILIES
-from toolkit.model.model_config import KINDS
+from toolkit.model.kinds import KINDS
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 SECTION = README[README.index("### Families") :].split("\n## ")[0]

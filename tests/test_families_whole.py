@@ -54,6 +54,8 @@ WAYS: dict[str, tuple[dict[str, Any], Vocabulary | None]] = {
     "olmo3": (PLAIN, None),
     "qwen2.5": ({"preset": "chatml"}, None),
     "qwen3": (THINKS_NOT, families.save_thinking),
+    "qwen3.5": (THINKS_NOT, lambda folder: families.save_thinking(folder, "qwen35")),
+    "qwen3.5 that sees": ({"preset": "chatml"}, None),
     "ministral3": (INST, byte_level("tekken", "[INST]", "[/INST]")),
     "gemma3 that sees": ({"preset": "gemma"}, sentencepiece("gemma-it")),
 }

@@ -14,7 +14,7 @@ from toolkit.evaluate import batched_scoring, scoring
 from toolkit.evaluate.scoring import Pair
 from toolkit.evaluate.systems import Asked, Score
 
-FAMILIES = ["llama", "gemma3"]  # gemma3 has a sliding window of 24 tokens
+FAMILIES = ["llama", "gemma3", "qwen3.5"]  # gemma3 has a sliding window of 24 tokens, qwen3.5 a state
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -102,7 +102,9 @@ def test_small_passes_give_the_same(twins: asked.Twins, monkeypatch: pytest.Monk
     monkeypatch.setattr(batched_scoring, "POSITIONS", 8)
     monkeypatch.setattr(batched_scoring, "AHEAD", 5)
     compare(list(twins.in_llamacpp.scores(some)), expected[0], rounding(twins))
-    compare(list(twins.in_transformers.scores(some)), expected[1], 2e-5)
+    name = type(twins.in_transformers.model).__name__
+    rounds = 1e-4 if "Qwen3_5" in name else 2e-5  # its chunks of 64 tokens begin at other tokens
+    compare(list(twins.in_transformers.scores(some)), expected[1], rounds)
 
 
 def test_what_pairs_share_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

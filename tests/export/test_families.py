@@ -13,7 +13,10 @@ from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 from toolkit.model.families import family_of
 
-FAST = (("nemo", 48), ("phi3.5", 300), ("phi4mini", 48), ("gemma2", 300), ("gemma3", 300), ("qwen3", 48))
+FAST = (
+    *(("nemo", 48), ("phi3.5", 300), ("phi4mini", 48), ("gemma2", 300), ("gemma3", 300), ("qwen3", 48)),
+    ("qwen3.5", 48),
+)
 # Heads of their own size, longrope, a part of each head turned, a sliding window.
 
 
@@ -123,6 +126,28 @@ def test_logits_of_gemma_with_its_own_gelu(tmp_path: Path) -> None:
         ("qwen2.5", {"hidden_act": "gelu"}, "llama.cpp supports only 'silu'"),
         ("qwen2.5", {"layer_types": ["chunked_attention"] * 2}, "`layer_types`"),
         ("qwen3", {"attention_bias": True}, "`attention_bias` is True"),
+        ("qwen3.5", {"attention_bias": True}, "`attention_bias` is True"),
+        ("qwen3.5", {"attn_output_gate": False}, "`attn_output_gate` is False"),
+        ("qwen3.5", {"hidden_act": "gelu"}, "llama.cpp supports only 'silu'"),
+        ("qwen3.5", {"rms_norm_eps": 1e-5}, "`rms_norm_eps` is 1e-05"),
+        ("qwen3.5", {"linear_value_head_dim": 32}, "`linear_value_head_dim` is 32"),
+        ("qwen3.5", {"linear_num_value_heads": 5}, "`linear_num_value_heads` 5 is not a multiple"),
+        ("qwen3.5", {"linear_conv_kernel_dim": 0}, "no valid `linear_conv_kernel_dim`"),
+        ("qwen3.5", {"layer_types": ["mamba"] * 4}, "`layer_types` is"),
+        ("qwen3.5", {"layer_types": ["linear_attention"] * 3}, "`layer_types` lists 3 layers"),
+        ("qwen3.5", {"layer_types": None, "full_attention_interval": 0}, "no valid `full_attention_interval`"),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "mrope_section": [2, 2, 0]}}, "does not cover the 8 rotary"),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "mrope_section": [8, 0, 0]}}, "does not cover the 8 rotary"),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "mrope_section": [0, 0, 0]}}, "does not cover the 8 rotary"),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "mrope_section": [8]}}, "no valid `mrope_section`"),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "mrope_interleaved": False}}, "`mrope_interleaved` is"),
+        (
+            "qwen3.5",
+            {"rope_parameters": {**families.MROPE, "partial_rotary_factor": 0.3}},
+            "`partial_rotary_factor` is",
+        ),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "partial_rotary_factor": "all"}}, "`partial_rotary_factor`"),
+        ("qwen3.5", {"rope_parameters": {**families.MROPE, "rope_type": "dynamic"}}, "rope scaling 'dynamic'"),
         ("qwen3", {"rope_parameters": {**families.YARN, "rope_type": "dynamic"}}, "rope scaling 'dynamic'"),
         ("qwen3", {"rope_parameters": {**families.YARN, "attention_factor": 1.5}}, "`attention_factor` is 1.5"),
         ("qwen3", {"rope_parameters": {**families.YARN, "beta_fast": 16}}, "`beta_fast` is 16"),

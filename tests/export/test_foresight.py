@@ -66,15 +66,15 @@ KINDS: list[tuple[dict[str, Any], str]] = [
     ({"architectures": ["Qwen3NextForCausalLM"], "layer_types": ["linear_attention"]}, "linear attention"),
     (
         {
-            "architectures": ["Qwen3_5ForConditionalGeneration"],
-            "model_type": "qwen3_5",
+            "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+            "model_type": "qwen3_5_moe",
             "vision_config": {},
-            "text_config": {"layer_types": ["linear_attention"] * 3 + ["full_attention"]},
+            "text_config": {"layer_types": ["linear_attention"] * 3 + ["full_attention"], "num_experts": 256},
         },
-        "a model with linear attention (gated delta net) and a vision model",
+        "a model with linear attention (gated delta net) and a mixture of experts and a vision model",
     ),
     (
-        {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", "layer_types": ["linear_attention"]},
+        {"architectures": ["KimiLinearForCausalLM"], "model_type": "kimi_linear", "layer_types": ["linear_attention"]},
         "a model with linear attention (gated delta net)",
     ),
     (

@@ -19,6 +19,7 @@ from toolkit.formats.ggml_types import BASE, KNOWN
 # Every difference between our files and the reference path's that is intended: key, or its start → why it differs.
 INTENDED = {
     "granite.ssm.": "never stated: these sizes are of Mamba layers, and Granite 4.0 micro has none",
+    "qwen35.attention.recurrent_layers": "the converter of llama.cpp in 0.3.36 states it, the one on PyPI is older",
     "general.name": "the run's name, not the folder's",
     "tokenizer.chat_template": "the template that the model was trained with",
     "tokenizer.ggml.add_bos_token": "always stated, as training added it or not",
@@ -205,6 +206,14 @@ def test_overridden_types_are_written_as_llama_cpp_writes_them(tmp_path: Path) -
         pytest.param("phi3", {"num_hidden_layers": 19}, marks=pytest.mark.slow),
         pytest.param("phi3.5", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
         pytest.param("qwen2.5", {"num_hidden_layers": 80, "intermediate_size": 32}, marks=pytest.mark.slow),
+        pytest.param(
+            "qwen3.5",
+            {
+                "num_hidden_layers": 17,
+                "layer_types": (["linear_attention"] * 3 + ["full_attention"]) * 4 + ["linear_attention"],
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param("gemma2", {"num_hidden_layers": 26}, marks=pytest.mark.slow),
         pytest.param("gemma2", {"num_hidden_layers": 9, "num_key_value_heads": 1}, marks=pytest.mark.slow),
         ("llama", {"num_hidden_layers": 2, "hidden_size": 80, "num_attention_heads": 2, "intermediate_size": 96}),

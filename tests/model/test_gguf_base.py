@@ -95,7 +95,7 @@ def test_the_licence_in_a_header_is_said_and_kept(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("mamba", "architecture mamba"), ("gemma4", "architecture gemma4"), ("qwen35", "architecture qwen35")],
+    [("mamba", "architecture mamba"), ("gemma4", "architecture gemma4"), ("mamba2", "architecture mamba2")],
 )
 def test_other_architectures_are_refused_by_name(name: str, words: str, tmp_path: Path) -> None:
     _, gguf = exported(tmp_path, "qwen3")

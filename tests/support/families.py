@@ -26,9 +26,18 @@ MINISTRAL: dict[str, Any] = {
     "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, ORIGINAL: 64, "beta_fast": 32.0, "beta_slow": 1.0,
     "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
 }  # fmt: skip
+# Rotary sections of 3, 3 and 2 pairs: half of a head of 32, and as many as Qwen3.5's 11, 11 and 10 in its ratio.
+MROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25,
+                         "mrope_section": [3, 3, 2], "mrope_interleaved": True}  # fmt: skip
+DELTA: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_key_head_dim": 64,
+                         "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4}  # fmt: skip
 EYES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
     "patch_size": 14,
+}  # fmt: skip
+QWEN_EYES: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2, "patch_size": 14, "out_hidden_size": 256,
+    "num_position_embeddings": 16,
 }  # fmt: skip
 LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 8.0}
 WIDTHS = {"num_hidden_layers": 1, "intermediate_size": 128, "hidden_size": 64, "num_attention_heads": 2,
@@ -42,17 +51,17 @@ def save_gpt2(folder: Path, pre: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": "GPT2Tokenizer"}))
 
 
-def save_qwen(folder: Path) -> None:
+def save_qwen(folder: Path, pre: str = "qwen2") -> None:
     """Save a small vocabulary of Qwen's kind: no BOS, an EOS that ends a turn, and a pad token that ends a document."""
-    models.save_tokenizer(folder, "qwen2", bos=False, controls=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
+    models.save_tokenizer(folder, pre, bos=False, controls=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
     names = {"tokenizer_class": "Qwen2Tokenizer", "bos_token": None, "eos_token": "<|im_end|>",
              "pad_token": "<|endoftext|>", "unk_token": None}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(names))
 
 
-def save_thinking(folder: Path) -> None:
+def save_thinking(folder: Path, pre: str = "qwen2") -> None:
     """Save a small vocabulary of Qwen3's kind: the marks of a thinking block are tokens, but no control tokens."""
-    save_qwen(folder)
+    save_qwen(folder, pre)
     models.add_tokens(folder, folder, "<think>", "</think>", special=False)
 
 
@@ -108,9 +117,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], Callable[[Path], Any]]] = {
     "qwen2.5": ("Qwen2", {"num_key_value_heads": 4, "rope_theta": 1e6}, save_qwen),
     "qwen3": ("Qwen3", {"num_attention_heads": 6, "head_dim": 64, "tie_word_embeddings": True, "rope_theta": 1e6},
               save_qwen),
+    "qwen3.5": ("Qwen3_5Text", {**DELTA, "num_hidden_layers": 4, "head_dim": 64, "rope_parameters": MROPE},
+                lambda path: save_qwen(path, "qwen35")),
 }  # fmt: skip
 # What else a family's config.json may say: family, its settings there.
-SEEING = ("Gemma3", "Mistral3")  # classes of models that also see images
+SEEING = ("Gemma3", "Mistral3", "Qwen3_5")  # classes of models that also see images
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3 linear": ("gemma3", {"rope_parameters": {
         "full_attention": {**LINEAR, "rope_theta": 1e6},
@@ -128,6 +139,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3 that sees": ("nemo", {"class": "Mistral3", "rope_parameters": MINISTRAL, "inner": "Ministral3"}),
     "qwen2.5 linear": ("qwen2.5", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
                                    "tie_word_embeddings": True}),
+    "qwen3.5 yarn": ("qwen3.5", {"rope_parameters": {**MROPE, **YARN}, "tie_word_embeddings": True,
+                                 "linear_num_value_heads": 2}),
+    "qwen3.5 that sees": ("qwen3.5", {"class": "Qwen3_5", "num_hidden_layers": 3, "tie_word_embeddings": True,
+                                      "layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "qwen3 yarn": ("qwen3", {"rope_parameters": {**YARN, "attn_factor": 0.8782488562869419},
                              "tie_word_embeddings": False}),
 }  # fmt: skip
@@ -178,10 +193,18 @@ def save_stub(folder: Path, family: str) -> Path:
     names = [layout.source for layout in found.layouts(model)]
     if kind in SEEING:
         inside = [f"model.language_model.{name.removeprefix('model.')}" for name in names if name != "lm_head.weight"]
-        names = [*inside, *(name for name in names if name == "lm_head.weight"), "model.vision_tower.x.weight"]
+        tower = "visual" if kind == "Qwen3_5" else "vision_tower"
+        names = [*inside, *(name for name in names if name == "lm_head.weight"), f"model.{tower}.x.weight"]
     places = dict.fromkeys(names, "model-00001-of-00001.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
+
+
+def config_of(family: str) -> dict[str, Any]:
+    """Return what the config.json of a family or variant says."""
+    family, varied = VARIANTS.get(family, (family, {}))
+    config, kind = _configured(family, varied)
+    return {**json.loads(config.to_json_string(use_diff=False)), "architectures": [class_name(kind)]}
 
 
 def _configured(family: str, settings: dict[str, Any]) -> tuple[Any, str]:
@@ -195,10 +218,12 @@ def _configured(family: str, settings: dict[str, Any]) -> tuple[Any, str]:
         **{**COMMON, "vocab_size": 608, **own, **stated}
     )
     if kind in SEEING:
+        sight = {"vision_config": EYES, "mm_tokens_per_image": 4, "image_token_index": 600}
+        if kind == "Qwen3_5":
+            sight = {"vision_config": QWEN_EYES, "image_token_id": 600, "video_token_id": 601}
         config = getattr(transformers, f"{kind}Config")(
-            text_config=config.to_dict(), vision_config=EYES, mm_tokens_per_image=4, image_token_index=600,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )  # fmt: skip
+            text_config=config.to_dict(), tie_word_embeddings=config.tie_word_embeddings, **sight
+        )
     return config, kind
 
 
@@ -212,8 +237,9 @@ def _build(folder: Path, family: str, vocabulary: Any, dtype: torch.dtype, setti
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if key.endswith("norm.weight"):
-                weight.copy_((0 if kind.startswith("Gemma") else 1) + 0.1 * torch.randn(weight.shape))
-            elif key.endswith(".bias"):
+                from_0 = kind.startswith(("Gemma", "Qwen3_5")) and not key.endswith("linear_attn.norm.weight")
+                weight.copy_((0 if from_0 else 1) + 0.1 * torch.randn(weight.shape))
+            elif key.endswith((".bias", ".dt_bias")):
                 weight.copy_(0.1 * torch.randn(weight.shape))
     model.to(dtype).save_pretrained(folder)
     if kind == "GraniteMoeHybrid":  # as published, which the converter needs; transformers saves a newer name

@@ -11,7 +11,7 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from tests.support import cache
-from toolkit.formats.pretokenizers import LLAMA3_SPLIT, QWEN2_SPLIT
+from toolkit.formats.pretokenizers import LLAMA3_SPLIT, QWEN2_SPLIT, QWEN35_SPLIT
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 SPECIALS = ["<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"]
@@ -45,6 +45,7 @@ PRE_TOKENIZERS: dict[str, Callable[[], Any]] = {
     ),
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
     "qwen2": lambda: _split(QWEN2_SPLIT),
+    "qwen35": lambda: _split(QWEN35_SPLIT),
     "tekken": lambda: _split(TEKKEN_SPLIT),
     "gpt-4o": lambda: _split(GPT4O_SPLIT),
     "dbrx": lambda: _split(LLAMA3_SPLIT),
@@ -65,7 +66,7 @@ def save_tokenizer(
     """
     specials = [*SPECIALS, *controls]
     tokenizer = Tokenizer(models.BPE(ignore_merges=pre in ("llama-bpe", "tekken")))
-    tokenizer.normalizer = normalizers.NFC() if pre == "qwen2" else None
+    tokenizer.normalizer = normalizers.NFC() if pre in ("qwen2", "qwen35") else None
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()

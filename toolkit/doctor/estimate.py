@@ -46,11 +46,12 @@ def validation(shape: ModelConfig, quantizations: Collection[str], context: int,
     layer = 4 * shape.linear_weights() // shape.layers
     inside = 4 * context * (4 * shape.hidden + 4 * shape.query + 3 * shape.intermediate)
     head = min(4 * shape.table(), HEAD_SLICE) + 2 * HEAD_LOGITS
-    cache = 2 * shape.layers * shape.key_value * context * (4 if "F32" in quantizations else 2)
+    cache = 2 * shape.attending * shape.key_value * context * (4 if "F32" in quantizations else 2)
+    state = 4 * shape.recurrent * shape.delta.state() if shape.delta else 0
     steps: list[Parts] = [
         {"one layer": layer, "activations": inside},
         {"head": head},
-        {"KV cache": cache, "logits": 4 * (context + GGUF_BATCH) * shape.vocab},
+        {"KV cache": cache + state, "logits": 4 * (context + GGUF_BATCH) * shape.vocab},
     ]
     largest: Parts = max(steps, key=total)
     fetched = {"matrix from the hub": 2 * shape.table()} if streamed else {}

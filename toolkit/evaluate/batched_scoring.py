@@ -98,7 +98,7 @@ def _of_batch(model: Any, batch: list[_Item]) -> Iterator[tuple[int, Score]]:
     if longer:
         cache = out.past_key_values
         chosen = torch.tensor([row for row, _, _ in longer], device=device)
-        cache.batch_select_indices(chosen)
+        cache.reorder_cache(chosen)  # not batch_select_indices: layers that keep a state lack it
         mask = mask[chosen]
         most = max(len(after) for _, _, after in longer) - 1
         step = max(1, POSITIONS // len(longer))

@@ -7,6 +7,7 @@ import contextlib
 import math
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from toolkit.core.errors import ToolkitError
 from toolkit.core.native import silenced
 from toolkit.evaluate.systems import Score
+from toolkit.llamacpp import recurrent
 
 TOKENS = 256  # evaluated in one pass; with more, tokens look past more of what is not theirs
 SEQUENCES = 64  # in one pass: llama.cpp's own limit is no lower
@@ -27,31 +29,33 @@ def llamacpp_scores(llm: Any, pairs: Sequence[Pair]) -> Generator[Score, None, N
     """Score continuations in a loaded GGUF, in order; pairs are (ids before it, its ids).
 
     Many pairs share a pass, as branches of a tree of tokens. The beginning that a pass shares with the last one stays
-    in the KV cache. The context is a second one, with the settings of `llm`'s own. Raises ToolkitError if llama.cpp has
-    no memory for it.
+    in the KV cache. A model that keeps a state shares nothing: its state cannot branch, nor be cut back. The context is
+    a second one, with the settings of `llm`'s own. Raises ToolkitError if llama.cpp has no memory for it.
     """
     if not pairs:
         return
     longest = max(len(before) + len(continuation) for before, continuation in pairs)
-    with _second_context(llm, longest + TOKENS) as context:
+    apart = recurrent.keeps_state(llm)
+    most = recurrent.sequences(Path(llm.model_path), SEQUENCES) if apart else SEQUENCES
+    with _second_context(llm, longest + TOKENS, most) as context:
         kept: list[int] = []
-        for group in _passes(pairs):
-            tree = _tree(group, kept)
+        for group in _passes(pairs, most, apart=apart):
+            tree = _tree(group, kept, apart=apart)
             _keep_alone(context, tree.shared, len(tree.sequences))
             found = _evaluated(llm, context, tree)
             yield from (_summed(tree.targets(*pair), found) for pair in group)
-            kept = tree.sequences[0] if tree.sequences else kept
+            kept = tree.sequences[0] if tree.sequences and not apart else kept
 
 
-def _passes(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
-    """Divide pairs into passes of few new tokens and sequences; a pair with more has a pass of its own."""
+def _passes(pairs: Sequence[Pair], most: int, *, apart: bool) -> Iterator[list[Pair]]:
+    """Divide pairs into passes of few new tokens and `most` sequences; a pair with more has a pass of its own."""
     group: list[Pair] = []
     last: list[int] = []
     tokens = sequences = 0
     for before, continuation in pairs:
         seen = (before + continuation)[:-1]
-        new = len(seen) - _in_common(seen, last)
-        if group and seen != last and (tokens + new > TOKENS or sequences == SEQUENCES):
+        new = len(seen) - (0 if apart and seen != last else _in_common(seen, last))
+        if group and seen != last and (tokens + new > TOKENS or sequences == most):
             yield group
             group, tokens, sequences = [], 0, 0
         sequences += seen != last or not group
@@ -65,11 +69,12 @@ class _Tree:
     """The sequences of a pass. All begin with the `shared` tokens that are cached; the nodes are the others.
 
     A node is a token at a position; `members` are the sequences that it belongs to, `targets` what may follow it.
-    Parents come before their children.
+    Parents come before their children. `apart`: no node belongs to two sequences.
     """
 
     sequences: list[list[int]]
     shared: int
+    apart: bool = False
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     members: list[list[int]] = field(default_factory=list)
@@ -78,7 +83,7 @@ class _Tree:
 
     def path(self, seen: list[int]) -> list[int]:
         """Return the nodes of a sequence, from the first that is not shared; new ones are made."""
-        nodes, parent = [], -1
+        nodes, parent = [], -1 - (self.sequences.index(seen) if self.apart else 0)
         for position in range(self.shared, len(seen)):
             node = self._children.setdefault((parent, seen[position]), len(self.tokens))
             if node == len(self.tokens):
@@ -98,12 +103,12 @@ class _Tree:
         return list(zip(nodes[len(before) - 1 - self.shared :], continuation, strict=True))
 
 
-def _tree(group: Sequence[Pair], kept: list[int]) -> _Tree:
+def _tree(group: Sequence[Pair], kept: list[int], *, apart: bool) -> _Tree:
     """Make the tree of a pass; tokens are shared with the last pass up to the first whose logits are wanted."""
     wanted = [(before, continuation) for before, continuation in group if continuation]
     sequences = list({tuple(seen): seen for before, after in wanted if (seen := (before + after)[:-1])}.values())
     shared = min([_in_common(kept, seen) for seen in sequences] + [len(before) - 1 for before, _ in wanted], default=0)
-    tree = _Tree(sequences, shared)
+    tree = _Tree(sequences, 0 if apart else shared, apart)
     for number, seen in enumerate(sequences):
         for node in tree.path(seen):
             tree.members[node].append(number)
@@ -122,13 +127,13 @@ def _in_common(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 @contextlib.contextmanager
-def _second_context(llm: Any, cells: int) -> Iterator[Any]:
+def _second_context(llm: Any, cells: int, sequences: int) -> Iterator[Any]:
     """Give a context of a loaded GGUF for many sequences that share cells of its KV cache."""
     import llama_cpp
 
     params = type(llm.context_params).from_buffer_copy(llm.context_params)
     params.n_ctx, params.n_batch, params.n_ubatch = cells, TOKENS, TOKENS
-    params.n_seq_max, params.kv_unified, params.swa_full = SEQUENCES, True, True
+    params.n_seq_max, params.kv_unified, params.swa_full = sequences, True, True
     with silenced():  # more cells than trained positions are no fault: several sequences share them
         context = llama_cpp.llama_init_from_model(llm.model, params)
     if not context:

@@ -172,18 +172,20 @@ def _streamed(
     linear = {
         f"{prefix}{name}.weight": module for name, module in layer.named_modules() if type(module) is torch.nn.Linear
     }
-    names: dict[str, list[str]] = {}  # two tensors may be parts of one: they get the same input
+    same: dict[str, list[PlannedTensor]] = {}  # two tensors may be parts of one: they get the same input
     for tensor in parts:
-        names.setdefault(tensor.layout.source, []).append(tensor.name)
+        same.setdefault(tensor.layout.source, []).append(tensor)
 
     wholes = {tensor.layout.source: tensor for tensor in parts}
 
-    def watch(names: list[str]) -> Callable[[Any, Any], None]:
+    def watch(fed: list[PlannedTensor]) -> Callable[[Any, Any], None]:
         def hook(module: Any, given: Any) -> None:
             rows = given[0].float().flatten(0, -2)
-            square = rows.square().sum(0, dtype=torch.float64).cpu().numpy()
-            for name in names:
-                sums[name] = sums[name] + square if name in sums else square
+            found = rows.square().sum(0, dtype=torch.float64).cpu().numpy()
+            for tensor in fed:
+                order = tensor.layout.order
+                square = order.applied(found[None])[0] if order and order.columns else found
+                sums[tensor.name] = sums[tensor.name] + square if tensor.name in sums else square
 
         return hook
 
@@ -193,7 +195,7 @@ def _streamed(
             for source, tensor in wholes.items()
         }
         layer.load_state_dict(weights, strict=True, assign=True)
-        hooks = [module.register_forward_pre_hook(watch(names[source])) for source, module in linear.items()]
+        hooks = [module.register_forward_pre_hook(watch(same[source])) for source, module in linear.items()]
         out = torch.empty_like(hidden)
         for index in range(len(hidden)):
             mine = {key: _row(value, index, len(hidden)) for key, value in given.items()}
@@ -209,5 +211,7 @@ def _streamed(
 
 def _row(value: Any, index: int, count: int) -> Any:
     """Return one chunk's part of a value for all chunks (a mask); a value without such parts is returned as it is."""
+    if isinstance(value, tuple):
+        return tuple(_row(part, index, count) for part in value)
     whole = not hasattr(value, "shape") or not value.shape or value.shape[0] != count
     return value if whole else value[index : index + 1]

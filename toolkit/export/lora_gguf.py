@@ -7,6 +7,7 @@ is folded into that alpha, or into B if one alpha is not enough. Format: llama.c
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def export_lora(base: Path, adapter: Path, target: Path, name: str) -> Outcome:
         kind = GGMLQuantizationType.F32
         file.write(gguf_writer.header(planned.model.architecture, metadata, [(*entry, kind) for entry in listed]))
         for tensor, delta in trained:
-            for values in (read_tensor(delta.a, pool), scaled_b(delta, tensor.layout, alpha, pool)):
+            for values in (ordered_a(delta, tensor.layout, pool), scaled_b(delta, tensor.layout, alpha, pool)):
                 file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
                 file.pad()
             progress.advance(note=tensor.name)
@@ -102,6 +103,12 @@ def common_alpha(deltas: list[LoraDelta]) -> float:
     return float(np.float32(largest)) or 1.0
 
 
+def ordered_a(delta: LoraDelta, layout: Layout, pool: ThreadPoolExecutor) -> Floats:
+    """Return A (rank, in), its columns in ggml's order."""
+    values = read_tensor(delta.a, pool)
+    return layout.order.applied(values) if layout.order and layout.order.columns else values
+
+
 def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExecutor) -> Floats:
     """Return B (out, rank) in ggml's row order, times the part of the scale that `alpha` / rank does not cover."""
     values = read_tensor(delta.b, pool)[layout.first :][: layout.shape[0]]
@@ -110,7 +117,8 @@ def scaled_b(delta: LoraDelta, layout: Layout, alpha: float, pool: ThreadPoolExe
         values *= np.float32(rest)
     if not np.isfinite(values).all():
         raise ToolkitError(f"the scaled lora_B of `{layout.source}` holds infinite values", hint=INSTEAD)
-    return families.to_ggml_layout(values, layout)
+    of_rows = replace(layout, order=None) if layout.order and layout.order.columns else layout
+    return families.to_ggml_layout(values, of_rows)
 
 
 def _shapes(tensor: PlannedTensor, delta: LoraDelta) -> tuple[tuple[int, ...], tuple[int, ...]]:

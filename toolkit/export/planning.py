@@ -184,7 +184,7 @@ def streams(tensor: PlannedTensor) -> bool:
     change = tensor.change
     plain = change is None or (isinstance(change, LoraDelta) and not change.embedding and change.magnitude is None)
     stored = tensor.stored
-    return stored is not None and not stored.scales and len(tensor.shape) == 2 and plain and not tensor.layout.offset
+    return stored is not None and not stored.scales and len(tensor.shape) == 2 and plain and tensor.layout.by_blocks
 
 
 def working_size(tensor: PlannedTensor) -> int:
@@ -197,7 +197,7 @@ def working_size(tensor: PlannedTensor) -> int:
 
 def whole_size(tensor: PlannedTensor) -> int:
     """Return the bytes of a tensor that is in memory as float32; another layout needs a second copy."""
-    return 4 * prod(tensor.layout.stored_shape) * (2 if tensor.layout.heads or tensor.layout.offset else 1)
+    return 4 * prod(tensor.layout.stored_shape) * (2 if tensor.layout.copied else 1)
 
 
 def check_disk(sizes: Mapping[Path, int], held: int = 0) -> None:

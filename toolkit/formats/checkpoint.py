@@ -27,7 +27,11 @@ BLOCK = 1 << 19  # weights that one thread takes through all steps at a time: th
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 HEADER = ".header"  # after the name of a file that is not here: its beginning, up to its first tensor
-SIGHT = ("vision_tower.", "multi_modal_projector.")  # what a model that also sees images has besides its language model
+SIGHT = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "visual.",
+)  # what a model that also sees images has besides its language model
 
 
 def open_folder(folder: Path) -> dict[str, TensorInfo]:

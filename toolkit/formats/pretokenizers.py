@@ -11,6 +11,9 @@ LLAMA3_SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35_SPLIT = QWEN2_SPLIT.replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
+)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -44,4 +47,5 @@ PRE_TOKENIZERS = {
     "gpt-4o": PreTokenizer(None, [_split(GPT4O_SPLIT), _bytes(False)], False),
     "dbrx": PreTokenizer(None, [_split(LLAMA3_SPLIT), _bytes(False)], False),
     "qwen2": PreTokenizer({"type": "NFC"}, [_split(QWEN2_SPLIT), _bytes(False)], False),
+    "qwen35": PreTokenizer({"type": "NFC"}, [_split(QWEN35_SPLIT), _bytes(False)], False),
 }

@@ -12,6 +12,7 @@ import numpy as np
 
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_reader import open_gguf
+from toolkit.llamacpp.recurrent import recurrent_layers, state_bytes
 
 MOST = 16  # sequences: with more of them a CPU computes longer than it reads
 CACHE = 750_000_000  # bytes of the KV cache: half of what is left free on a GPU
@@ -39,8 +40,9 @@ def at_once(path: Path, length: int) -> int:
 
     heads = number("attention.head_count", 1)
     width = number("attention.key_length", number("embedding_length", 4096) // heads)
-    token = 2 * 2 * number("block_count", 32) * number("attention.head_count_kv", heads) * width
-    return max(1, min(MOST, CACHE // (token * length)))
+    attending = number("block_count", 32) - recurrent_layers(metadata)
+    token = 2 * 2 * attending * number("attention.head_count_kv", heads) * width
+    return max(1, min(MOST, CACHE // (token * length + state_bytes(metadata))))
 
 
 def answer_all(

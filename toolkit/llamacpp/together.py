@@ -15,12 +15,15 @@ SEQUENCES = 64  # llama.cpp's own limit is no lower
 Sequenced = tuple[Sequence[int], int]
 
 
-def groups(sequences: Sequence[Sequenced]) -> list[list[Sequenced]]:
-    """Divide (ids, first) pairs into passes of at most 2,048 tokens, or of one longer sequence; the order stays."""
+def groups(sequences: Sequence[Sequenced], most: int = SEQUENCES) -> list[list[Sequenced]]:
+    """Divide (ids, first) pairs into passes of at most 2,048 tokens, or of one longer sequence; the order stays.
+
+    A pass has at most `most` sequences.
+    """
     found: list[list[Sequenced]] = []
     for one in sequences:
         last = found[-1] if found else None
-        if last and len(last) < SEQUENCES and sum(len(ids) for ids, _ in last) + len(one[0]) <= TOKENS:
+        if last and len(last) < most and sum(len(ids) for ids, _ in last) + len(one[0]) <= TOKENS:
             last.append(one)
         else:
             found.append([one])

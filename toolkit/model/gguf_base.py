@@ -99,7 +99,7 @@ def _convert_weights(path: Path, found: GgufData, family: Family, model: ModelCo
     """Write every tensor in float32 as the family's checkpoint has it, one at a time."""
     layouts = family.layouts(model)
     with (folder / SINGLE).open("wb") as file:
-        file.write(new_header({layout.source: layout.shape for layout in layouts}, "F32"))
+        file.write(new_header({layout.source: layout.stored_shape for layout in layouts}, "F32"))
         for layout in layouts:
             values = from_ggml_layout(read_values(path, found.tensors[layout.name]), layout)
             file.write(np.ascontiguousarray(values).data)

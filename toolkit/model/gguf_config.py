@@ -26,6 +26,7 @@ WIDTHS = (
     "attention.head_count_kv", "attention.key_length", "attention.value_length",
 )  # fmt: skip
 REALS = ("rope.freq_base", "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon")
+TURNED_PARTLY = ("phi3", "qwen35")  # a part of each head is turned
 # Tensors that the model's sizes do not lead to: factors of rotary frequencies, which config.json states.
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
@@ -122,7 +123,7 @@ def _shared(name: str, header: GgufHeader) -> dict[str, Any]:
             raise ValueError(f"`{name}.attention.head_count` {heads} and `{name}.attention.head_count_kv` {kv_heads} "
                              f"do not fit `blk.0.attn_k.weight` with {rows} rows")  # fmt: skip
     turned = count(values, "rope.dimension_count", head_dim)
-    if name != "phi3" and turned != head_dim:
+    if name not in TURNED_PARTLY and turned != head_dim:
         raise ValueError(f"`{name}.rope.dimension_count` is {turned}, but heads have {head_dim}")
     config = {
         "hidden_size": hidden,

@@ -35,6 +35,10 @@ LOGIT_TOKENS, LOGIT_COLUMNS = 4096, 32768  # of a tile of TRL's loss on CUDA
 # A layer's backward pass takes this much of what the layer keeps, in addition: an H100 with PEFT took 12.6 GB (12,076
 # tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
 BACKWARD = 0.25
+CHUNK = 64  # tokens that transformers' gated delta rule computes at once
+# Bytes that the rule keeps, by the bytes of a number: for each dimension of all value heads, each pair of tokens of a
+# chunk and head, and each number of a chunk's states. Measured by torch's saved tensors in ten sizes, to 2 %.
+DELTA = {2: (66, 14, 8), 4: (71, 21, 8)}
 GATHERED = 3  # layers that a GPU holds completely under FSDP: in use, being fetched, and being assembled
 
 
@@ -56,14 +60,45 @@ def layer_activations(shape: ModelConfig, targets: list[str], width: int, *, cop
     LoRA pair: autocast copies it for each that is in float32, while without it (`copied` is False) pairs behind the
     same norm share it. Rank-wide tensors are left out.
     """
-    inputs = {name: size[0] for name, size in shape.linears().items() if name in targets}
-    if not copied:
-        after_norms = [name for name in inputs if name not in ("o_proj", "down_proj", "output_linear")]
-        shared = {"gate" if name.startswith(("gate", "up", "input")) else "attention" for name in after_norms}
-        adapters = width * (len(shared) * shape.hidden + inputs.get("down_proj", inputs.get("output_linear", 0)))
-    else:
-        adapters = width * sum(inputs.values())
-    return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + adapters
+    adapters = _adapter_inputs(shape, shape.blocks()[0][1], targets, width, copied=copied)
+    # A gate behind attention, and float32 norms of query and key: measured on Qwen3.5's layer, to 2 %.
+    gated = 8 * shape.query + 3 * width * shape.key_value if shape.gated else 0
+    return 8 * shape.hidden + width * (4 * shape.query + 3 * shape.intermediate) + gated + adapters
+
+
+def delta_activations(shape: ModelConfig, targets: list[str], width: int, *, copied: bool) -> int:
+    """Return what one layer of linear attention keeps for the backward pass, per token, as `layer_activations` does.
+
+    Those of transformers' own code, which computes the gated delta rule in float32, CHUNK tokens at a time: what is as
+    wide as all value heads, a matrix of the chunk's tokens for each head, and each head's state once a chunk.
+    flash-linear-attention keeps less.
+    """
+    if shape.delta is None:
+        return 0
+    delta, (wide, square, state) = shape.delta, DELTA[width]
+    rule = wide * delta.inner + square * delta.values * CHUNK + state * delta.inner * delta.size / CHUNK
+    adapters = _adapter_inputs(shape, shape.blocks()[1][1], targets, width, copied=copied)
+    return int(12 * shape.hidden + width * (2 * delta.mixed + 3 * shape.intermediate) + rule) + adapters
+
+
+def _adapter_inputs(
+    shape: ModelConfig, linears: Mapping[str, tuple[int, int]], targets: list[str], width: int, *, copied: bool
+) -> int:
+    inputs = {name: size[0] for name, size in linears.items() if name in targets}
+    if copied:
+        return width * sum(inputs.values())
+    after_norms = [name for name in inputs if name not in ("o_proj", "out_proj", "down_proj", "output_linear")]
+    shared = {"gate" if name.startswith(("gate", "up", "input")) else "attention" for name in after_norms}
+    behind = inputs.get("down_proj", inputs.get("output_linear", 0)) + inputs.get("out_proj", 0)
+    return width * (len(shared) * shape.hidden + behind)
+
+
+def _layers(shape: ModelConfig, targets: list[str], width: int, *, copied: bool) -> tuple[int, int]:
+    """Return what all layers together keep for the backward pass, per token, and what the largest does."""
+    attending = layer_activations(shape, targets, width, copied=copied)
+    linear = delta_activations(shape, targets, width, copied=copied)
+    counts = ((shape.attending, attending), (shape.recurrent, linear))
+    return sum(count * one for count, one in counts), max(one for count, one in counts if count)
 
 
 def unsloth_activations(shape: ModelConfig) -> int:
@@ -102,18 +137,18 @@ def training_cpu(
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
     width = 2 if bf16 else 4
-    layer = layer_activations(shape, settings.target_modules, width, copied=bf16) * count
+    whole, layer = (part * count for part in _layers(shape, settings.target_modules, width, copied=bf16))
     recomputed = settings.gradient_checkpointing is True if checkpointing is None else checkpointing
     # With checkpointing: each layer's input, and one layer at a time in full, with as much again for its gradients.
-    kept = shape.layers * 4 * shape.hidden * count + 2 * layer if recomputed else shape.layers * layer
-    at_once = 1 if recomputed else shape.layers
+    kept = shape.layers * 4 * shape.hidden * count + 2 * layer if recomputed else whole
+    at_once, masks = (1, 1) if recomputed else (shape.layers, shape.attending)
     return {
         "libraries": LIBRARIES,
         "weights": 4 * shape.parameters(),
         "bf16 copies": 2 * (at_once * shape.linear_weights() // shape.layers + shape.table()) if bf16 else 0,
         "adapter": adapter(shape, settings, 8),
-        "activations": int(kept + HOLES[width, recomputed] * shape.layers * layer),
-        "attention masks": (1 + at_once * width) * count**2,
+        "activations": int(kept + HOLES[width, recomputed] * whole),
+        "attention masks": (1 + masks * width) * count**2,
         "logits": int(LOGIT_CPU * count * shape.vocab),
     }
 
@@ -147,7 +182,7 @@ def training_cuda(
     checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
-    layer = layer_activations(shape, settings.target_modules, 2, copied=unsloth) * count
+    whole, layer = (part * count for part in _layers(shape, settings.target_modules, 2, copied=unsloth))
     recomputed = settings.gradient_checkpointing is not False if checkpointing is None else checkpointing
     dequantized = 2 * max(inputs * outputs for inputs, outputs in shape.linears().values()) if four_bit else 0
     moments = 2 if settings.optim.endswith("8bit") and shards == 1 else 8
@@ -165,6 +200,6 @@ def training_cuda(
     head = logits_cuda(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)
     return {
         **parts,
-        "activations": shape.layers * (2 * shape.hidden * count if recomputed else layer),
+        "activations": shape.layers * 2 * shape.hidden * count if recomputed else whole,
         "backward pass of a layer, or logits": max(backward, head),
     }

@@ -10,6 +10,8 @@ from toolkit.core.parsing import read_json
 from toolkit.formats import bnb_4bit
 from toolkit.formats.safetensors_header import read_header
 from toolkit.model.config_values import Values, brief, count, flag, real
+from toolkit.model.delta_net import DeltaNet, delta_net
+from toolkit.model.kinds import KINDS, Kind
 
 CONFIG = "config.json"
 WHOLE = "give a folder with a complete base model"
@@ -25,7 +27,8 @@ class ModelConfig:
     Widths are in elements. `architecture` is llama.cpp's name. `norms` are those of one layer; `fused` says that
     query, key and value are one matrix, and gate and up another (Phi-3); `shared_mlp` that gate and up are one, under
     Granite 4.0's names. `qk_norm`: query and key are normed per
-    "head", over the whole "width", or not (""). What follows it is known from config.json alone: for a model known only
+    "head", over the whole "width", or not (""). `gated`: the query's matrix also gives a gate behind attention. `delta`
+    are the layers of linear attention. What follows it is known from config.json alone: for a model known only
     by name or GGUF header, it is 0 or empty. `rope` is empty where rotary frequencies are not scaled. `window` is the
     sliding window of attention in tokens, 0 for none; `attention_cap` and `output_cap` are the soft caps of logits, 0
     for none; `scales` are Granite's. `ignored` says what llama.cpp leaves out of the model, for a warning.
@@ -47,6 +50,8 @@ class ModelConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: str = ""
+    gated: bool = False
+    delta: DeltaNet | None = None
     context: int = 0
     norm_epsilon: float = 0.0
     rope_theta: float = 0.0
@@ -67,23 +72,50 @@ class ModelConfig:
         """Width of all key heads, and of all value heads."""
         return self.kv_heads * self.head_dim
 
+    @property
+    def recurrent(self) -> int:
+        """The number of layers of linear attention."""
+        return sum(self.delta.layers) if self.delta else 0
+
+    @property
+    def attending(self) -> int:
+        """The number of layers that attend to every token."""
+        return self.layers - self.recurrent
+
     def linears(self) -> dict[str, tuple[int, int]]:
-        """Return the linear layers of one block: name → (inputs, outputs)."""
-        query, key, hidden, wide = self.query, self.key_value, self.hidden, self.intermediate
+        """Return the linear layers of all kinds of blocks: name → (inputs, outputs)."""
+        return {name: size for _, linears in self.blocks() for name, size in linears.items()}
+
+    def blocks(self) -> list[tuple[int, dict[str, tuple[int, int]]]]:
+        """Return each kind of block: how many layers are one, and its linear layers."""
+        own = self._attention()
+        if self.delta is None:
+            return [(self.layers, {**own, **self._mlp()})]
+        linear = self.delta.linears(self.hidden)
+        return [(self.attending, {**own, **self._mlp()}), (self.recurrent, {**linear, **self._mlp()})]
+
+    def _attention(self) -> dict[str, tuple[int, int]]:
+        query, key, hidden = self.query, self.key_value, self.hidden
         if self.fused:
-            attention = {"qkv_proj": (hidden, query + 2 * key)}
-            gates = {"gate_up_proj": (hidden, 2 * wide)}
+            into = {"qkv_proj": (hidden, query + 2 * key)}
         else:
-            attention = {"q_proj": (hidden, query), "k_proj": (hidden, key), "v_proj": (hidden, key)}
-            gates = {"gate_proj": (hidden, wide), "up_proj": (hidden, wide)}
-        mlp = {**gates, "down_proj": (wide, hidden)}
+            into = {"q_proj": (hidden, query * (1 + self.gated)), "k_proj": (hidden, key), "v_proj": (hidden, key)}
+        return {**into, "o_proj": (query, hidden)}
+
+    def _mlp(self) -> dict[str, tuple[int, int]]:
+        hidden, wide = self.hidden, self.intermediate
         if self.shared_mlp:
-            mlp = {"input_linear": (hidden, 2 * wide), "output_linear": (wide, hidden)}
-        return {**attention, "o_proj": (query, hidden), **mlp}
+            return {"input_linear": (hidden, 2 * wide), "output_linear": (wide, hidden)}
+        gates = {"gate_proj": (hidden, wide), "up_proj": (hidden, wide)}
+        if self.fused:
+            gates = {"gate_up_proj": (hidden, 2 * wide)}
+        return {**gates, "down_proj": (wide, hidden)}
 
     def linear_weights(self) -> int:
         """Count the weights of all blocks' linear layers: those that 4-bit loading quantizes."""
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears().values())
+        return sum(
+            count * sum(inputs * outputs for inputs, outputs in linears.values()) for count, linears in self.blocks()
+        )
 
     def table(self) -> int:
         """Count the weights of the embedding table, the largest tensor (the head has as many)."""
@@ -93,8 +125,9 @@ class ModelConfig:
         """Count all parameters; a tied head counts once."""
         biases = (self.query + 2 * self.key_value) * self.qkv_bias + self.hidden * self.output_bias
         biases += (2 * self.intermediate + self.hidden) * self.mlp_bias
-        small = self.norms * self.hidden + biases + self._qk_norms()
-        return self.linear_weights() + self.layers * small + self.hidden + self.table() * (1 if self.tied else 2)
+        small = self.layers * self.norms * self.hidden + self.attending * (biases + self._qk_norms())
+        small += self.recurrent * self.delta.small() if self.delta else 0
+        return self.linear_weights() + small + self.hidden + self.table() * (1 if self.tied else 2)
 
     def _qk_norms(self) -> int:
         """Count the weights that norm query and key in one layer."""
@@ -102,8 +135,11 @@ class ModelConfig:
 
     def trainable(self, targets: list[str], rank: int) -> int:
         """Count the parameters of a LoRA adapter on the named layers: rank × (inputs + outputs) each."""
-        count = self.layers * sum(
-            rank * (inputs + outputs) for name, (inputs, outputs) in self.linears().items() if name in targets
+        count = sum(
+            layers * rank * (inputs + outputs)
+            for layers, linears in self.blocks()
+            for name, (inputs, outputs) in linears.items()
+            if name in targets
         )
         ends = sum(name in targets for name in ("lm_head", "embed_tokens"))
         return count + ends * rank * (self.hidden + self.vocab)
@@ -111,71 +147,6 @@ class ModelConfig:
     def unknown_targets(self, targets: list[str]) -> list[str]:
         """Return the names among `targets` that no layer of this model has."""
         return [name for name in targets if name not in {*self.linears(), "lm_head", "embed_tokens"}]
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What config.json does not state because the transformers class always does it.
-
-    `inner` are what `text_config` means by its absent keys, for a model that also sees images; else None.
-    `biases`: "stated" where `attention_bias` adds them to all four projections, "qkv" where three always have them.
-    `head_dim` 0: hidden size over heads.
-    """
-
-    name: str
-    architecture: str
-    tied: bool = False
-    norms: int = 2
-    fused: bool = False
-    shared_mlp: bool = False
-    biases: str = ""
-    mlp_bias: bool = False
-    qk_norm: str = ""
-    head_dim: int = 0
-    norm_epsilon: float = 1e-6
-    inner: dict[str, Any] | None = None
-
-
-# The text_config of Gemma-3 4B leaves out whatever is transformers' default.
-GEMMA3_TEXT = {
-    "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216,
-    "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072,
-    "rope_theta": 1e6, "rope_local_base_freq": 1e4,
-}  # fmt: skip
-KINDS = {
-    "llama": Kind("LlamaForCausalLM", "llama", biases="stated", mlp_bias=True),
-    "mistral": Kind("MistralForCausalLM", "llama"),
-    "qwen2": Kind("Qwen2ForCausalLM", "qwen2", biases="qkv"),
-    "qwen3": Kind("Qwen3ForCausalLM", "qwen3", biases="stated", qk_norm="head", head_dim=128),
-    "gemma": Kind("GemmaForCausalLM", "gemma", tied=True, biases="stated", head_dim=256),
-    "gemma2": Kind("Gemma2ForCausalLM", "gemma2", tied=True, norms=4, biases="stated", head_dim=256),
-    "gemma3_text": Kind(
-        "Gemma3ForCausalLM", "gemma3", tied=True, norms=4, biases="stated", qk_norm="head", head_dim=256
-    ),
-    "gemma3": Kind(
-        "Gemma3ForConditionalGeneration",
-        "gemma3",
-        tied=True,
-        norms=4,
-        biases="stated",
-        qk_norm="head",
-        head_dim=256,
-        inner=GEMMA3_TEXT,
-    ),
-    "mistral3": Kind("Mistral3ForConditionalGeneration", "mistral3", inner={"model_type": "mistral"}),
-    "ministral3": Kind("Ministral3ForCausalLM", "mistral3", head_dim=128, norm_epsilon=1e-5),
-    "smollm3": Kind("SmolLM3ForCausalLM", "smollm3", tied=True, biases="stated", mlp_bias=True),
-    "granite": Kind("GraniteForCausalLM", "granite", biases="stated", mlp_bias=True),
-    "granitemoehybrid": Kind("GraniteMoeHybridForCausalLM", "granite", biases="stated", shared_mlp=True),
-    "olmo2": Kind("Olmo2ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
-    "olmo3": Kind("Olmo3ForCausalLM", "olmo2", biases="stated", qk_norm="width", norm_epsilon=1e-5),
-    "phi3": Kind("Phi3ForCausalLM", "phi3", fused=True, norm_epsilon=1e-5),
-}
-
-
-def class_of(family: str) -> dict[str, Any]:
-    """Return how config.json names a class of transformers, by its `model_type`."""
-    return {"architectures": [KINDS[family].name], "model_type": family}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -218,9 +189,10 @@ def sizes(values: Values) -> ModelConfig | None:
         raise ValueError(f"the head size is {head_dim} (`head_dim`, or `hidden_size` / `num_attention_heads`): rotary "
                          "embedding needs an even number")  # fmt: skip
     stated = flag(values, "attention_bias")
+    layers = count(values, "num_hidden_layers", most=MOST_LAYERS)
     return ModelConfig(
         hidden=hidden,
-        layers=count(values, "num_hidden_layers", most=MOST_LAYERS),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -235,6 +207,8 @@ def sizes(values: Values) -> ModelConfig | None:
         output_bias=kind.biases == "stated" and stated,
         mlp_bias=kind.mlp_bias and flag(values, "mlp_bias"),
         qk_norm=kind.qk_norm,
+        gated=kind.delta,
+        delta=delta_net(values, layers) if kind.delta else None,
         context=0 if values.get("max_position_embeddings") is None else count(values, "max_position_embeddings"),
         norm_epsilon=real(values, "rms_norm_eps", kind.norm_epsilon, most=LARGEST_EPSILON),
     )
@@ -255,7 +229,8 @@ def text_values(values: Values) -> Values:
         kept = {key: value for key, value in kind.inner.items() if not key.startswith("rope_")}
     else:
         kept = kind.inner
-    return {**kept, **inner}
+    tied = {"tie_word_embeddings": True} if flag(values, "tie_word_embeddings") else {}
+    return {**kept, **inner, **tied}
 
 
 def text_alone(values: Values) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from toolkit.formats.ggml_types import BASE, FALLBACK, UNQUANTIZED, block_size
 from toolkit.model.model_config import ModelConfig
 
 SMALLEST = ("IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS")
-COUNTED = ("attn_v", "attn_qkv", "ffn_down", "ffn_gate", "ffn_up")
+# Of which llama.cpp counts the layers; a model may have attn_v in some layers and attn_qkv in the others.
+COUNTED = {"attn_v": "attn_v", "attn_qkv": "attn_v", "ffn_down": "ffn_down", "ffn_gate": "ffn_gate", "ffn_up": "ffn_up"}
 
 
 def tensor_types(
@@ -44,8 +45,9 @@ def tensor_types(
             part = name.split(".")[-2]
             kind = next((kind for pattern, kind in wanted if pattern.search(name)), None)
             if kind is None:
-                kind = _mixture(quantization, part, shape[-1], seen[part], model, has_imatrix)
-                seen[part] += part in COUNTED
+                counted = COUNTED.get(part, "")
+                kind = _mixture(quantization, part, shape[-1], seen[counted], model, has_imatrix)
+                seen[counted] += 1
             types[name] = _fitting(kind, shape[-1])
     return types
 
@@ -59,7 +61,8 @@ def _fitting(kind: Type, columns: int) -> tuple[Type, bool]:
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
     """Tell whether a tensor is quantized: ggml does not count a dimension of 1, so a matrix of one row is a vector."""
-    return len(shape) >= 2 and prod(shape[:-1]) > 1 and name.endswith("weight") and not name.endswith("_norm.weight")
+    plain = name.endswith("weight") and not name.endswith(("_norm.weight", "ssm_conv1d.weight"))
+    return len(shape) >= 2 and prod(shape[:-1]) > 1 and plain
 
 
 def _mixture(quantization: str, part: str, columns: int, layer: int, model: ModelConfig, has_imatrix: bool) -> Type:

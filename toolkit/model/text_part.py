@@ -19,4 +19,6 @@ def text_part(config: Any) -> tuple[Any, dict[str, Any]]:
         return config, {}
     if getattr(config, "quantization_config", None) is not None:
         inner.quantization_config = config.quantization_config
+    if getattr(config, "tie_word_embeddings", False):  # transformers asks the whole model's
+        inner.tie_word_embeddings = True
     return inner, {"key_mapping": RENAMED}

@@ -15,7 +15,8 @@ from toolkit.core.train_settings import ENDLESS, TrainSettings
 from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import Device, MemoryPlan
-from toolkit.model.model_config import is_four_bit, model_config
+from toolkit.model.model_config import is_four_bit, model_config, read_config
+from toolkit.model.states import keeps_state
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import batches, checkpoints, examples, parallel, unsloth_backend
@@ -31,7 +32,8 @@ class Job:
     `splits["val"]` holds the records that the held-out loss is measured on, out of `held_out_records`. `resume` is the
     checkpoint to continue from, `saved` the step of the last saved one. `order` holds the indices of the records that
     each step sees, shape (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and
-    `total` count the loaded model's parameters. `stopped` is set by a signal.
+    `total` count the loaded model's parameters. `stopped` is set by a signal. `packs`: the records of a micro-batch lie
+    in one row; for a base that keeps a state from token to token each has a row of its own.
     """
 
     config: Config
@@ -53,6 +55,7 @@ class Job:
     trainable: int = 0
     total: int = 0
     stopped: bool = False
+    packs: bool = True
     tokens_here: int = 0
     seconds: float = 0.0
 
@@ -111,7 +114,8 @@ def lay_out_job(
         _say_why_not(checkpoints.of_another_length(folder, course), settings)
     steps = batches.step_records(len(lengths), settings.records_a_step, count, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
-    padded = device.unsloth and unsloth_backend.pads(base.folder)
+    packs = not keeps_state(read_config(base.folder))
+    padded = not packs or (device.unsloth and unsloth_backend.pads(base.folder))
 
     def laid(records: int) -> Rows:
         return batches.pack_steps(steps, lengths, share // records * device.processes)
@@ -126,7 +130,7 @@ def lay_out_job(
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
     return Job(
         config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens,
-        course, held_out_records, checkpoints.step_of(resume) if resume else 0,
+        course, held_out_records, checkpoints.step_of(resume) if resume else 0, packs=packs,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from toolkit.model.attention_kernels import VARLEN
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import is_four_bit
+from toolkit.model.states import keeps_state
 from toolkit.model.text_part import text_part
 from toolkit.train import varlen
 from toolkit.train.backend import Backend, dequantize
@@ -38,14 +39,18 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
     values, renamed = text_part(AutoConfig.from_pretrained(base.folder))
     if renamed:
         console.info("the base also sees images: its language model alone is trained, without the vision tower")
-    kernel = varlen.choose(values, device or "cuda", compute) if cuda else ""
+    packs = not keeps_state(values.to_dict())
+    if not packs:
+        console.info("records are padded, not packed: this base keeps a state from token to token")
+    kernel = varlen.choose(values, device or "cuda", compute) if cuda and packs else ""
     if kernel == VARLEN:
         options["attn_implementation"] = varlen.register_kernel()
     elif getattr(values, "attn_logit_softcapping", None) is not None:
         options["attn_implementation"] = "eager"  # transformers would take torch's, which leaves out Gemma-2's soft cap
     model = AutoModelForCausalLM.from_pretrained(base.folder, config=values, use_safetensors=True, **renamed, **options)
     if cuda:
-        varlen.announce(kernel)
+        if kernel:
+            varlen.announce(kernel)
         for module in model.modules():
             if hasattr(module, "compute_dtype"):
                 module.compute_dtype = compute  # a 4-bit repository names bf16, which older GPUs only emulate

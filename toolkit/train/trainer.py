@@ -30,6 +30,7 @@ from trl import SFTConfig, SFTTrainer
 from toolkit.core import console, hardware
 from toolkit.core.console import silence_transformers
 from toolkit.core.files import write_text
+from toolkit.model.model_config import attends_only
 from toolkit.train import batches, checkpoints, parallel
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked
 from toolkit.train.examples import IGNORED
@@ -177,7 +178,7 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
         callbacks.append(StopEarly(job.settings.early_stopping_patience))
     trainer = ToolkitTrainer(
         model=model,
-        args=arguments(job),
+        args=arguments(job, packs=job.packs and not _keeps_state(model)),
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=library_tokenizer(job.base.folder),
@@ -204,8 +205,14 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
     return trainer
 
 
-def arguments(job: Job) -> SFTConfig:
-    """Return the settings under TRL's names."""
+def _keeps_state(model: Any) -> bool:
+    """Tell whether transformers says that a loaded model's class keeps a state, and not all its layers attend."""
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(getattr(inside, "_is_stateful", False)) and not attends_only(inside.config.to_dict())
+
+
+def arguments(job: Job, *, packs: bool) -> SFTConfig:
+    """Return the settings under TRL's names; the records of a micro-batch are packed into one row, or padded."""
     settings, plan, cuda = job.settings, job.plan, job.backend.device == "cuda"
     evaluates = bool(job.splits["val"]) and settings.eval_steps > 0
     return SFTConfig(
@@ -229,7 +236,7 @@ def arguments(job: Job) -> SFTConfig:
         # The records are tokenized, cut and ordered; padding-free lays those of a micro-batch into one row.
         dataset_kwargs={"skip_prepare_dataset": True},
         train_sampling_strategy="sequential",
-        padding_free=True,
+        padding_free=packs,
         max_length=None,
         dataloader_pin_memory=cuda,
         accelerator_config={"non_blocking": cuda},

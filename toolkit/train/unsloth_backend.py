@@ -10,6 +10,7 @@ from toolkit.core.config import Config
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import read_config
+from toolkit.model.states import keeps_state
 from toolkit.train.backend import Backend, UnslothFailed, dequantize
 
 # Families whose own forward pass in Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
@@ -51,6 +52,8 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
     settings = config.train
     if "vision_config" in read_config(base.folder):
         raise UnslothFailed("this base also sees images, and Unsloth would train its vision tower too")
+    if keeps_state(read_config(base.folder)):
+        raise UnslothFailed("this base keeps a state from token to token, which is proven with PEFT only")
     with _working():
         varlen.announce(varlen.offer_to_unsloth())
         model, _ = FastLanguageModel.from_pretrained(

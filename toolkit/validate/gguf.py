@@ -9,7 +9,7 @@ import numpy as np
 
 from toolkit import llamacpp
 from toolkit.core import console, hardware
-from toolkit.llamacpp import together
+from toolkit.llamacpp import recurrent, together
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.held_out import Record
 from toolkit.prompt.tokenizer import Tokenizer
@@ -154,5 +154,6 @@ def _logits(llm: Any, scored: list[Record], *, crowded: bool) -> Iterator[Logits
     if not crowded:
         yield from (llamacpp.logits(llm, record.seen, record.first) for record in scored)
         return
-    for group in together.groups([(record.seen, record.first) for record in scored]):
+    most = recurrent.sequences(Path(llm.model_path), together.SEQUENCES)
+    for group in together.groups([(record.seen, record.first) for record in scored], most):
         yield from together.logits_together(llm, group)

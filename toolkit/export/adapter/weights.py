@@ -139,7 +139,7 @@ def _sort(
         raise ToolkitError(
             f"the adapter in `{folder}` changes the vision tower, but the text alone is exported: "
             f"{first_names(seeing, 5)}",
-            hint='train without it: LoraConfig(exclude_modules=".*(vision_tower|multi_modal_projector).*")',
+            hint='train without it: LoraConfig(exclude_modules=".*(vision_tower|multi_modal_projector|visual).*")',
         )
     if strangers:
         raise ToolkitError(

@@ -111,10 +111,14 @@ def _added(layout: dict[str, Any], rows: int, base: Path, by_flag: bool) -> dict
 
 
 def _special_ids(folder: Path, base: Path, encoder: Any, rows: int) -> dict[str, int]:
-    """Return the ids of the special tokens that tokenizer_config.json names by text or config.json by number."""
+    """Return the ids of the special tokens that tokenizer_config.json names by text or config.json by number.
+
+    A model that also sees images may have the numbers in its `text_config`.
+    """
     path = folder / "tokenizer_config.json"
     named = read_json(path, WHOLE_BASE) if path.is_file() else {}
     config = read_config(base)
+    inner = config.get("text_config")
     ids = {}
     for name in _SPECIAL_KEYS:
         entry = named.get(f"{name}_token")
@@ -122,6 +126,8 @@ def _special_ids(folder: Path, base: Path, encoder: Any, rows: int) -> dict[str,
         index = encoder.token_to_id(text) if isinstance(text, str) else None
         if index is None:
             index = config.get(f"{name}_token_id")
+        if index is None and isinstance(inner, dict):
+            index = inner.get(f"{name}_token_id")
         if type(index) is int and 0 <= index < rows:
             ids[name] = index
     return ids

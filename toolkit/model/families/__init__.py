@@ -10,7 +10,7 @@ from pathlib import Path
 from toolkit.core.errors import ToolkitError
 from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.model.config_values import count
-from toolkit.model.families import gemma2, gemma3, granite, llama, mistral3, olmo, phi3, qwen, smollm3
+from toolkit.model.families import gemma2, gemma3, granite, llama, mistral3, olmo, phi3, qwen, qwen35, smollm3
 from toolkit.model.families.checks import check_layers, checked_layouts
 from toolkit.model.families.family import Family, to_ggml_layout
 from toolkit.model.families.refused import kind_of
@@ -51,6 +51,8 @@ FAMILIES = {
     "Olmo3ForCausalLM": olmo.OLMO3,
     "Qwen2ForCausalLM": qwen.QWEN2,
     "Qwen3ForCausalLM": qwen.QWEN3,
+    "Qwen3_5ForCausalLM": qwen35.QWEN35,
+    "Qwen3_5ForConditionalGeneration": qwen35.QWEN35,
     "SmolLM3ForCausalLM": smollm3.SMOLLM3,
 }
 

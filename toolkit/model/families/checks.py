@@ -52,7 +52,11 @@ def checked_layouts(base: Path, family: Family, model: ModelConfig, stored: Mapp
             )
     places = {layout.source for layout in layouts}
     head = {"lm_head.weight"} if model.tied else set()  # compared with the embedding when the export starts
-    unknown = [name for name in stored if name not in places | head and not name.endswith(family.ignored)]
+    unknown = [
+        name
+        for name in stored
+        if name not in places | head and not (name.endswith(family.ignored) or name.startswith(family.left_out))
+    ]
     if unknown:
         shown = ", ".join(f"`{visible(name)}`" for name in unknown[:5])
         raise ToolkitError(f"the base model in `{base}` holds {len(unknown)} unknown tensors: {shown}", hint=APART)

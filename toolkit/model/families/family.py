@@ -31,12 +31,34 @@ class GgufHeader:
 
 
 @dataclass(frozen=True)
+class HeadOrder:
+    """Another order of value heads: key head by key head in a checkpoint, the first of every key head first in GGUF.
+
+    The rows from `first` on (columns if `columns`) are `keys` * `each` heads of `size` rows.
+    """
+
+    keys: int
+    each: int
+    size: int
+    first: int = 0
+    columns: bool = False
+
+    def applied(self, values: Matrix, *, back: bool = False) -> Matrix:
+        """Return rows or columns in GGUF's order, or `back` in the checkpoint's."""
+        groups = (self.each, self.keys, self.size) if back else (self.keys, self.each, self.size)
+        heads = self.first + np.arange(self.keys * self.each * self.size).reshape(groups).swapaxes(0, 1).ravel()
+        return values.take(np.concatenate([np.arange(self.first), heads]), axis=1 if self.columns else 0)
+
+
+@dataclass(frozen=True)
 class Layout:
     """One tensor's place: its name in the checkpoint and in GGUF, its shape (out, in), and how its values are written.
 
     `heads` > 0: rows of each head go from rotate-half order to interleaved order, as ggml's rotary embedding expects.
-    `offset` is added to every value: Gemma computes with 1 + weight, ggml with the weight. `of` > 0: these are the rows
-    from `first` on of a tensor that has `of` rows.
+    `order` is that of linear attention's value heads. `offset` is added to every value: Gemma computes with 1 + weight,
+    ggml with the weight. `decay`: the checkpoint has the logarithm of what GGUF has with a minus. `of` > 0: these are
+    the rows from `first` on of a tensor that has `of` rows. `between`: the checkpoint has a dimension of 1 after the
+    first one.
     """
 
     source: str
@@ -46,11 +68,25 @@ class Layout:
     offset: float = 0.0
     first: int = 0
     of: int = 0
+    order: HeadOrder | None = None
+    decay: bool = False
+    between: bool = False
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of the whole tensor in the checkpoint."""
-        return (self.of, *self.shape[1:]) if self.of else self.shape
+        rows, rest = self.of or self.shape[0], self.shape[1:]
+        return (rows, 1, *rest) if self.between else (rows, *rest)
+
+    @property
+    def by_blocks(self) -> bool:
+        """Whether a block of rows can be laid out without the others."""
+        return not (self.offset or self.order or self.decay or self.between)
+
+    @property
+    def copied(self) -> bool:
+        """Whether the laid out values are a second copy."""
+        return bool(self.heads) or not self.by_blocks
 
 
 @dataclass(frozen=True)
@@ -58,7 +94,8 @@ class Family:
     """What is special to one architecture.
 
     `architecture` is llama.cpp's name. `model` completes the sizes by the rest of config.json; it raises ValueError for
-    what llama.cpp computes differently. `ignored` are name endings of tensors that are not weights. `special_by_flag`:
+    what llama.cpp computes differently. `ignored` are name endings of tensors that are not weights, `left_out` the
+    beginnings of those that no model of text computes with. `special_by_flag`:
     llama.cpp's converter decides by its flag alone that an added token is a control token, not also by its text.
     `stated` returns what config.json says of a base that is a GGUF file, besides what all families share: its class in
     `architectures`, and what differs; it may raise ValueError. Without it no GGUF file of the family is a base.
@@ -70,12 +107,22 @@ class Family:
     computed: Callable[[ModelConfig], dict[str, Floats]]
     metadata: Callable[[ModelConfig], Metadata]
     ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    left_out: tuple[str, ...] = ()
     special_by_flag: bool = False
     stated: Callable[[GgufHeader], dict[str, Any]] | None = None
 
 
 def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
-    """Return a tensor in ggml's layout: row order per head from (2, half) to (half, 2), the offset added in float32."""
+    """Return a tensor in ggml's layout, as `layout` says; an offset is added in float32.
+
+    Heads go from (2, half) to (half, 2). The exponential is torch's, which numpy does not match to the bit.
+    """
+    if layout.between:
+        values = values.reshape(values.shape[0], *values.shape[2:])
+    if layout.decay:
+        values = _decay(values)  # type: ignore[assignment,arg-type]
+    if layout.order:
+        values = layout.order.applied(values)
     if layout.offset:
         values = values + np.float32(layout.offset)  # type: ignore[assignment]
     if not layout.heads:
@@ -86,10 +133,35 @@ def to_ggml_layout(values: Matrix, layout: Layout) -> Matrix:
 
 def from_ggml_layout(values: Floats, layout: Layout) -> Floats:
     """Return a tensor as the checkpoint has it: what `to_ggml_layout` does is undone."""
+    if layout.order:
+        values = layout.order.applied(values, back=True)
+    if layout.decay:
+        values = _logarithm(values)
+    if layout.between:
+        values = values.reshape(layout.stored_shape)
     if layout.heads:
         halves = values.reshape(layout.heads, values.shape[0] // layout.heads // 2, 2, *values.shape[1:])
         values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
     return values - np.float32(layout.offset) if layout.offset else values
+
+
+def _decay(values: Floats) -> Floats:
+    import torch
+
+    found: Floats = -torch.exp(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+    return found
+
+
+def _logarithm(values: Floats) -> Floats:
+    """Undo `_decay`: of the numbers around the logarithm, the first that gives the value to the bit, if one does."""
+    near = np.log(-values.astype(np.float64)).astype(np.float32)
+    found = near.copy()
+    for step in (2, -2, 1, -1, 0):
+        other = near
+        for _ in range(abs(step)):
+            other = np.nextafter(other, np.float32(np.copysign(np.inf, step)))
+        found = np.where(_decay(other) == values, other, found)
+    return found
 
 
 def rope(config: Values, kinds: dict[str, tuple[str, ...]], theta: float = 10000.0) -> tuple[float, dict[str, Any]]:

@@ -19,7 +19,8 @@ from toolkit.model.families.family import (
     nothing_computed,
     rope,
 )
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 LAYERS_27B = 46  # by which llama.cpp knows the model whose attention has a scale of its own
 

@@ -15,7 +15,8 @@ from toolkit.model.config_values import Values, brief, real
 from toolkit.model.families.family import COUNT, REAL, Family, GgufHeader, Layout, described, expect_layer_types
 from toolkit.model.families.llama import computed, llama3_stated, llama_layouts, llama_model
 from toolkit.model.families.scaling import scaling_metadata
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 # In config.json, and in GGUF; a config.json that lacks one means 1.
 SCALES = {

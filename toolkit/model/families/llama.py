@@ -15,7 +15,8 @@ from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.config_values import Values, count, expect, real
 from toolkit.model.families.family import Family, GgufHeader, Layout, described, without_window
 from toolkit.model.families.scaling import ORIGINAL, scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 LLAMA3 = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL)}
 LOW, HIGH = 1.0, 4.0  # low_freq_factor and high_freq_factor of every published model

@@ -12,7 +12,8 @@ from toolkit.model.config_values import Values, brief, count, expect, real
 from toolkit.model.families.family import COUNT, REAL, TEXT, Family, GgufHeader, nothing_computed, rope, rope_parameters
 from toolkit.model.families.llama import llama_layouts, llama_metadata, mistral
 from toolkit.model.families.scaling import ORIGINAL, stated_rope
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 
 def mistral3_model(config: Values, model: ModelConfig) -> ModelConfig:

@@ -15,7 +15,8 @@ from toolkit.model.config_values import Values, brief, count, expect
 from toolkit.model.families.family import Family, GgufHeader, Layout, described, nothing_computed, rope, rope_parameters
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.families.scaling import scaled_rope, scaling_metadata, stated_rope
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 # As Llama's, but behind what they norm: name in the checkpoint, and in GGUF.

@@ -25,7 +25,8 @@ from toolkit.model.families.family import (
     without_window,
 )
 from toolkit.model.families.scaling import ORIGINAL, stated_rope
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 
 def phi3_model(config: Values, model: ModelConfig) -> ModelConfig:

@@ -12,7 +12,8 @@ from toolkit.model.config_values import Values, brief, count, expect, flag
 from toolkit.model.families.family import Family, GgufHeader, Layout, described, nothing_computed, without_window
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.families.scaling import scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 DESCRIBED = (
     "block_count context_length embedding_length feed_forward_length attention.head_count attention.head_count_kv "

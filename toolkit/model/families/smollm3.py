@@ -11,7 +11,8 @@ from toolkit.model.config_values import Values, brief, expect
 from toolkit.model.families.family import Family, GgufHeader, described, expect_layer_types, nothing_computed
 from toolkit.model.families.llama import llama_layouts
 from toolkit.model.families.scaling import scaled_rope, scaling_metadata
-from toolkit.model.model_config import ModelConfig, class_of
+from toolkit.model.kinds import class_of
+from toolkit.model.model_config import ModelConfig
 
 WITHOUT = 4  # every layer of this number has no rotary embedding
 
