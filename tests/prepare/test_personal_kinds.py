@@ -21,7 +21,7 @@ def found(text: str) -> list[tuple[str, str]]:
 
 
 def test_the_notes() -> None:
-    """The least of each kind is what docs/personal-data.md says, less one note in twenty."""
+    """The least of each kind is what docs/guide/patients-data.md says, less one note in twenty."""
     there = notes()
     assert len(there) == 300 and {note["language"] for note in there} == {"en", "pt"}
     kinds = {mark["kind"] for note in there for mark in note["spans"]}
