@@ -236,7 +236,7 @@ RECIPE = REPOSITORY / "examples" / "medassist.toml"
         (20, "export.stream_base=true", True),
     ],
 )
-def test_the_recipe_fits_on_the_disk_that_the_readme_names(
+def test_the_recipe_fits_on_the_disk_that_the_guide_names(
     home: Home, monkeypatch: pytest.MonkeyPatch, free: int, change: str, pieces: bool
 ) -> None:
     """From the CSV to a validated report, without Ollama: 20 GB where the base is read in pieces, 36 GB to keep it."""
@@ -246,8 +246,8 @@ def test_the_recipe_fits_on_the_disk_that_the_readme_names(
     [check] = disks.disk(job(config, "prepare", "train", "export", "validate"))
     assert check.ok, check.found
     assert ("pieces of" in check.found) == pieces
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert "20 GB of disk, or 36 GB to keep the base" in readme
+    guide = (REPOSITORY / "docs/guide/gpu.md").read_text(encoding="utf-8")
+    assert "20 GB of disk, or 36 GB to keep the base" in guide
 
 
 def test_less_than_that_is_too_little(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

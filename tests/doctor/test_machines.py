@@ -1,4 +1,4 @@
-"""The README's table of machines is what the plans compute."""
+"""The guide's table of machines is what the plans compute."""
 
 import re
 
@@ -12,21 +12,21 @@ from toolkit.model.memory import total
 
 LLAMA_8B = known_model("llama-3.1-8b")
 assert LLAMA_8B is not None
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+GUIDE = (REPOSITORY / "docs/guide/gpu.md").read_text(encoding="utf-8")
 RECIPE = load_config(REPOSITORY / "examples" / "medassist.toml")
 
 
-def test_the_readmes_table_of_machines_is_computed() -> None:
+def test_the_guides_table_of_machines_is_computed() -> None:
     assert LLAMA_8B is not None
     table = machines.machines_table(RECIPE, LLAMA_8B)
-    assert table in README, table
+    assert table in GUIDE, table
     assert len(re.findall(r"^\| [0-9.]+ GB \|", table, re.MULTILINE)) == 4
 
 
-def test_the_readmes_memory_is_enough() -> None:
-    """What README says that the recipe needs of main memory is more than each stage computes, by the half at least."""
+def test_the_guides_memory_is_enough() -> None:
+    """What the guide says that the recipe needs of main memory is at least twice what each stage computes."""
     assert LLAMA_8B is not None
-    [stated] = re.findall(r"a CUDA GPU, (\d+) GB of memory", README)
+    [stated] = re.findall(r"a CUDA GPU, (\d+) GB of memory", GUIDE)
     validation = estimate.validation(LLAMA_8B, RECIPE.export.quantizations, 2048)
     needs = [total(validation), total(estimate.export_memory(LLAMA_8B, 2, whole=False))]
     assert max(needs) < 0.5 * int(stated) * 1e9 < 20e9

@@ -29,7 +29,8 @@ from toolkit.model.model_config import ModelConfig
 LLAMA_8B = known_model("llama-3.1-8b")
 assert LLAMA_8B is not None
 SOLD = (8, 10, 12, 16, 24, 32, 48, 80, 96, 141)  # GB of GPUs
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+GUIDE = REPOSITORY / "docs/guide"
+ONE, SEVERAL = ((GUIDE / name).read_text(encoding="utf-8") for name in ("gpu.md", "several-gpus.md"))
 
 
 def gpu(gigabytes: float, *, unsloth: bool = True) -> Device:
@@ -37,8 +38,8 @@ def gpu(gigabytes: float, *, unsloth: bool = True) -> Device:
     return Device(int(0.97 * gigabytes * 2**30 - memory.CUDA_CONTEXT), True, unsloth, True, True)
 
 
-def readme_row(gigabytes: list[int], chosen: MemoryPlan, before: MemoryPlan | None) -> str:
-    """A row of the README's table: a plan, and the GPUs that get it."""
+def guide_row(gigabytes: list[int], chosen: MemoryPlan, before: MemoryPlan | None) -> str:
+    """A row of the guide's table: a plan, and the GPUs that get it."""
     ways = ["all kept" if not chosen.strategy.checkpointing else "recomputed"]
     if before is None:
         ways = ["activations recomputed"]
@@ -49,16 +50,16 @@ def readme_row(gigabytes: list[int], chosen: MemoryPlan, before: MemoryPlan | No
     return f"| {sizes} | {', '.join(ways)} | {records} | {(chosen.estimate or 0) / 1e9:.1f} GB |"
 
 
-def test_the_readmes_table_is_what_the_plan_computes() -> None:
+def test_the_guides_table_is_what_the_plan_computes() -> None:
     """For GPUs as they are sold, with records of 2,048 tokens; each plan takes less than the GPU has."""
     rows: list[str] = []
     plans = [(size, plan(LLAMA_8B, TrainSettings(), gpu(size))) for size in SOLD]
     before = None
     for _, alike in itertools.groupby(plans, lambda pair: (pair[1].strategy, pair[1].micro_batch)):
         sizes, found = zip(*alike, strict=True)
-        rows.append(readme_row([*sizes], found[0], before))
+        rows.append(guide_row([*sizes], found[0], before))
         before = found[0]
-    shown = README[README.index("| GPU | plan for Llama-3.1-8B") :].splitlines()[2 : 2 + len(rows)]
+    shown = ONE[ONE.index("| GPU | plan for Llama-3.1-8B") :].splitlines()[2 : 2 + len(rows)]
     assert shown == rows
     for size, chosen in plans:
         assert chosen.fits and chosen.estimate is not None and chosen.estimate < size * 2**30
@@ -89,16 +90,16 @@ def test_the_estimate_is_that_of_the_micro_batch() -> None:
 @pytest.mark.parametrize(
     ("base", "gigabytes", "shards", "said"),
     [
-        ("70b", 48, 2, "70B takes {} GB on each of two GPUs of 48 GB"),
-        ("70b", 24, 4, "{} GB on each of four of 24 GB"),
-        ("405b", 80, 8, "405B {} GB on each of eight of 80 GB"),
+        ("70b", 48, 2, "| 70B | two of 48 GB | {} GB |"),
+        ("70b", 24, 4, "| 70B | four of 24 GB | {} GB |"),
+        ("405b", 80, 8, "| 405B | eight of 80 GB | {} GB |"),
     ],
 )
-def test_the_readmes_plans_of_several_gpus(base: str, gigabytes: int, shards: int, said: str) -> None:
+def test_the_guides_plans_of_several_gpus(base: str, gigabytes: int, shards: int, said: str) -> None:
     device = replace(gpu(gigabytes, unsloth=False), shards=shards, processes=shards)
     chosen = plan(known_model(f"llama-3.1-{base}"), TrainSettings(), device)
     assert chosen.fits and chosen.estimate is not None
-    assert said.format(f"{chosen.estimate / 1e9:.1f}") in " ".join(README.split())
+    assert said.format(f"{chosen.estimate / 1e9:.1f}") in SEVERAL
 
 
 def test_more_gpus_hold_what_one_cannot() -> None:

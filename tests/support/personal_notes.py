@@ -1,7 +1,7 @@
 """The 300 made-up notes with marked spans, and how well personal data is found in them.
 
-`python -m tests.support.personal_notes [MODEL]` prints the table in docs/guide/patients-data.md; MODEL is the folder of a
-model that finds names.
+`python -m tests.support.personal_notes [MODEL]` prints the table in docs/guide/patients-data.md; MODEL is the
+folder of a model that finds names.
 """
 
 import json

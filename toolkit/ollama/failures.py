@@ -43,7 +43,7 @@ def _is_page(body: str) -> bool:
 _STORE = "its OLLAMA_MODELS, by default ~/.ollama/models of the user that runs it"
 
 # What a refusal says → what to do. The first match counts.
-_HINTS = (
+HINTS = (
     (r"no space left|disk quota exceeded|not enough space|disk is full",
      f"free space on the server's disk: it keeps models in {_STORE}; then run the same command again"),
     (r"permission denied|read-only file system|operation not permitted",
@@ -59,7 +59,7 @@ _HINTS = (
     (r"digest|blob|no such file|gguf|tensor|magic|offset|eof",
      "run the same command again; if it still fails, write the file again with `toolkit export --force`"),
 )  # fmt: skip
-_STATUS_HINTS = {
+STATUS_HINTS = {
     401: "set OLLAMA_API_KEY to the key that the server expects",
     403: "set OLLAMA_API_KEY to the key that the server expects, or allow this machine in its OLLAMA_ORIGINS",
     429: "wait until it has answered others, then run the same command again",
@@ -73,13 +73,13 @@ def _refusal(exc: ServerError, url: str, doing: str) -> ToolkitError:
             hint="raise the proxy's limit (nginx: `client_max_body_size 0;`), or give the server's own address in "
             "`ollama.host` or OLLAMA_HOST; nothing is wrong with the file",
         )
-    if exc.status in (502, 503, 504) and not re.search(_HINTS[3][0], exc.text, re.IGNORECASE):
+    if exc.status in (502, 503, 504) and not re.search(HINTS[3][0], exc.text, re.IGNORECASE):
         return ToolkitError(
             f"a proxy in front of the Ollama server at {url} got no answer from it while {doing}: {exc.text}",
             hint="check that the server still runs, then run the same command again",
         )
-    found = next((hint for pattern, hint in _HINTS if re.search(pattern, exc.text, re.IGNORECASE)), "")
-    hint = _STATUS_HINTS.get(exc.status) or found or "the server's own log says more"
+    found = next((hint for pattern, hint in HINTS if re.search(pattern, exc.text, re.IGNORECASE)), "")
+    hint = STATUS_HINTS.get(exc.status) or found or "the server's own log says more"
     return ToolkitError(f"the Ollama server refused while {doing}: {exc.text}", hint=hint)
 
 
