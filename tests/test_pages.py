@@ -31,7 +31,7 @@ FILES = re.compile(r"`((?:tests|examples|benchmarks|docs|toolkit|data)/[\w/.-]*\
 NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)`(?:: `(test_\w+)`)?")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
-NO_SETTINGS = ("ollama.com", "run.svg", "data.csv")
+NO_SETTINGS = ("ollama.com", "run.svg", "data.csv", "model.safetensors", "model.continuing_subword_prefix")
 MADE = ("data/personal.jsonl", "data/rejected.jsonl", "data/raw/")  # by a run, in its folder
 
 

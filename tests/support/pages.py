@@ -54,7 +54,7 @@ class Block:
         calls = []
         for line in self.commands:
             for part in re.split(r"\s(?:&&|\|\|?|>)\s", line):
-                words = shlex.split(part, comments=True)
+                words = shlex.split(part, comments=True) if "toolkit" in part else []
                 while words and re.fullmatch(r"\w+=\S*", words[0]):
                     words = words[1:]
                 if words and Path(words[0]).name == "toolkit":
