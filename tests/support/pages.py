@@ -117,4 +117,5 @@ def checkout(folder: Path, server: OllamaServer) -> Iterator[Checkout]:
     for mark in (".installed-run", ".installed-dev"):
         (folder / mark).touch()
     path = f"{Path(sys.prefix) / 'bin'}:{server.binary.parent}:{os.environ['PATH']}"
-    yield Checkout(folder, {**os.environ, "PATH": path, "PYTHONPATH": str(folder), "OLLAMA_HOST": server.url})
+    ours = {"PATH": path, "PYTHONPATH": str(folder), "OLLAMA_HOST": server.url, "OMP_NUM_THREADS": "1"}
+    yield Checkout(folder, {**os.environ, **ours})  # several threads wait for each other where others are at work
