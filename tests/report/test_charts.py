@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.support.properties import tries
 from toolkit.report import charts, svg
-from toolkit.report.sources import Measure, Quantization
+from toolkit.report.report_file import Quantization
+from toolkit.report.sources import Measure
 from toolkit.validate.metrics import KL_EDGES
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import mimetypes
 import threading
 from collections.abc import Iterator, Mapping
 
@@ -18,6 +19,8 @@ def serving_bytes(answers: Mapping[str, bytes]) -> Iterator[str]:
             body = answers.get(self.path)
             self.send_response(404 if body is None else 200)
             self.send_header("Content-Length", str(len(body or b"")))
+            if kind := mimetypes.guess_type(self.path)[0]:
+                self.send_header("Content-Type", kind)
             self.end_headers()
             if body and self.command == "GET":
                 self.wfile.write(body)

@@ -215,20 +215,21 @@ def starter(values: dict[str, dict[str, Any]] | None = None) -> str:
         for key, info in section.model_fields.items():
             value = values.get(name, {}).get(key, info.get_default())
             unset = value is None or (key == "num_train_epochs" and bool(values.get(name, {}).get("max_steps")))
-            shown = f"{key} = {_toml(60 if value is None else value)}"
+            shown = f"{key} = {toml_value(60 if value is None else value)}"
             lines += [f"# {info.description}", f"#{shown}" if unset else shown]
     return "\n".join(lines) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Write a plain value as TOML."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_toml_key(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+        return "{ " + ", ".join(f"{_toml_key(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
     return json.dumps(value, ensure_ascii=False).replace(
         "\x7f", "\\u007f"
     )  # the only character that TOML escapes and JSON does not
 
 
 def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)

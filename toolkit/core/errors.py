@@ -142,6 +142,11 @@ _FOREIGN: dict[str, tuple[str, str, int]] = {
 }
 
 
+def known_exceptions() -> dict[str, tuple[str, str, int]]:
+    """Return what `explain` knows of other libraries' exceptions: by class, what happened, what to do, exit code."""
+    return dict(_FOREIGN)
+
+
 def unexpected(exc: BaseException) -> ToolkitError:
     """Describe an unexpected exception; it is a bug of ours."""
     return ToolkitError(

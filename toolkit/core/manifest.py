@@ -32,41 +32,58 @@ class Outcome:
 
 
 class FileRecord(BaseModel):
-    """One file as it was when a stage ended: its path, bytes, time stamp (ns) and SHA-256 (hex)."""
+    """One file as it was when a stage ended."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     path: str
+    """Path: relative to the run's folder if inside, else as given. Bytes that are not UTF-8 are written as \\xNN."""
     size: int
+    """Bytes."""
     mtime_ns: int
+    """Time stamp, in nanoseconds."""
     sha256: str
+    """SHA-256, hexadecimal."""
 
 
 class StageRecord(BaseModel):
-    """What one stage did: the settings it used, what it read and wrote, and its headline figures.
+    """What one stage did: the settings it used, what it read and wrote, and its headline figures."""
 
-    `failure` is set where the stage wrote its results, and they say no (a validation gate that is not met); `warning`
-    where they are usable but probably not what was wanted (a model that learned nothing).
-    """
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     settings: dict[str, Any]
+    """Settings that decide the result, as `section.key`."""
     inputs: list[FileRecord]
+    """Files that it read."""
     outputs: list[FileRecord]
+    """Files that it wrote."""
     versions: dict[str, str]
+    """Versions of Python and the libraries."""
     seconds: float
+    """Duration."""
     finished: str
+    """When it ended (ISO 8601, with the offset from UTC)."""
     figures: dict[str, Any]
+    """Headline figures, which depend on the stage; `toolkit STAGE --json` prints the same."""
     failure: str = ""
+    """Set where the stage wrote its results and they say no, for example a quantization over its bound."""
     warning: str = ""
+    """Set where the results are usable but probably not wanted, for example a model that learned nothing."""
 
 
 class Manifest(BaseModel):
-    """All records of a run, by stage; `pages` are the page and the model card as they were written last."""
+    """All records of a run."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     version: int = MANIFEST_VERSION
+    """Version of this format."""
     run_id: str
+    """Random name of the run; it stays when the folder is renamed or copied."""
     stages: dict[str, StageRecord] = {}
+    """By the stage's name."""
     pages: list[FileRecord] = []
+    """The page and the model card as they were written last."""
 
     def files(self) -> list[FileRecord]:
         """Return every file that a stage has read or written, whose hashes need not be taken again."""

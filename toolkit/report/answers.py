@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from toolkit.report.sources import Asked, HeldOutAnswer
+from toolkit.report.report_file import Asked
+from toolkit.report.sources import HeldOutAnswer
 from toolkit.report.words import clipped, shown
 
 MOST_WORDS = 700  # of each answer that are compared

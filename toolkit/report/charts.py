@@ -6,7 +6,8 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.report import svg
-from toolkit.report.sources import Measure, Quantization
+from toolkit.report.report_file import Quantization
+from toolkit.report.sources import Measure
 from toolkit.report.svg import WIDTH, Scale
 from toolkit.report.words import clipped, decimal, nats
 

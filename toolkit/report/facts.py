@@ -13,7 +13,8 @@ from toolkit.core.parsing import parse_json, read_json_or_nothing
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text, python_function
-from toolkit.report.sources import Evaluation, Report, check_source, read_source
+from toolkit.report.report_file import Report
+from toolkit.report.sources import Evaluation, check_source, read_source
 
 RECIPE = (
     "max_steps", "num_train_epochs", "batch_size", "gradient_accumulation_steps", "learning_rate", "warmup_steps",

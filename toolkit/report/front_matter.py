@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.core.input_settings import MEDQUAD_SHA256
 from toolkit.report.facts import Facts
-from toolkit.report.sources import Report
+from toolkit.report.report_file import Report
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

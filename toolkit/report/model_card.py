@@ -12,7 +12,8 @@ from toolkit.report import verdicts
 from toolkit.report.facts import Data, Facts, Training
 from toolkit.report.front_matter import front_matter
 from toolkit.report.markdown import markdown_environment
-from toolkit.report.sources import Comparison, Evaluation, Report
+from toolkit.report.report_file import Report
+from toolkit.report.sources import Comparison, Evaluation
 from toolkit.report.words import counted, decimal, merge_sentence, penalty_sentence, percent
 
 MOST_SOURCES = 20  # that are listed; MedQuAD has thousands of documents

@@ -1,105 +1,13 @@
-"""What the pages read of report.json and evaluation.json; a figure that is null or absent was not measured."""
+"""What the pages read of evaluation.json, and how they read both files; null or absent: it was not measured."""
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
-
-
-class Part(BaseModel):
-    """A part of a file: what it holds beyond these keys is left to others."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Quantization(Part):
-    """One GGUF file against the trained model, as `validate` documents it."""
-
-    file: str
-    bytes: int
-    sha256: str
-    bits_per_weight: float
-    mean_kl: float | None
-    mean_kl_low: float | None = None
-    mean_kl_high: float | None = None
-    kl_99: float | None
-    top1: float | None
-    perplexity: float | None
-    kl_counts: list[int] | None = None
-    bound: float
-    passed: bool
-    problems: list[str]
-
-
-class Base(Part):
-    """The base model."""
-
-    label: str
-    commit: str
-    licence: str
-
-
-class Scored(Part):
-    """How many held-out rows and tokens a validation scored."""
-
-    rows: int
-    rows_scored: int
-    tokens_scored: int
-
-
-class Reference(Part):
-    """The trained model in transformers, and its perplexity beside its base's."""
-
-    dtype: str
-    device: str
-    perplexity: float
-    base_perplexity: float
-
-
-class Losses(Part):
-    """The loss before and after training on the same records (nats per token)."""
-
-    before: float
-    after: float | None
-    error: float | None = None
-    verdict: str
-
-
-class Learned(Part):
-    """The losses on training's held-out records, and on the test records."""
-
-    train: Losses | None = None
-    test: Losses | None = None
-
-
-class Asked(Part):
-    """A question, and its answer before and after training."""
-
-    question: str
-    instruction: str
-    before: str | None
-    after: str
-
-
-class Report(Part):
-    """report.json."""
-
-    passed: bool
-    versions: dict[str, str]
-    base: Base
-    held_out: Scored
-    reference: Reference
-    learned: Learned = Learned()
-    warnings: list[str] = []
-    kl_edges: list[float] = []
-    quantizations: dict[str, Quantization]
-    merge: dict[str, Any] | None = None
-    penalty: dict[str, Any] | None = None
-    answers: list[Asked]
-    sources: dict[str, str]
+from toolkit.report.report_file import Part, Report
 
 
 class Measure(Part):

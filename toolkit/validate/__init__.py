@@ -54,33 +54,8 @@ def validate(
 
     `base` is the one that was merged into; with `shards` its weights are fetched from the hub when they are used.
     `other` is another base that the adapter was trained on, or could have been merged into. The cost of that choice is
-    measured, but is not part of the verdicts. `clock` (seconds) decides the number of rows. Fields of report.json (KL
-    divergences in nats, per answer token, EOS counted as one):
-
-    - `version`, `run`, `passed`, `versions`: of this format, the run's name, all verdicts together, the libraries;
-    - `base`: `label`, `commit` (empty unless from a hub), `licence` (empty if unknown);
-    - `held_out`: `rows` on the test split, `rows_scored`, `tokens_scored`;
-    - `reference`: `dtype`, `device`, `perplexity` of the trained model, `base_perplexity` of the untrained one;
-    - `learned`: the trained model's loss against the base's on the `train` stage's held-out records and on these `test`
-      records, each null or `before`, `after`, `error` (of their difference), `verdict` (better, unmoved, worse);
-    - `warnings`: what is wrong with the trained model itself, in words;
-    - `quantizations`, by name: `file`, `bytes`, `sha256`, `bits_per_weight`; `mean_kl`, `kl_99`, `max_kl`, `top1`
-      (share of tokens with the same most likely one), `perplexity` (all null if not measurable); `mean_kl_low`,
-      `mean_kl_high` (95 % interval over rows, null for one; with fewer than 30 its upper end must be within `bound`);
-      `kl_counts` (how many tokens have a KL below the first of the report's `kl_edges`, between each two of them, and
-      above the last; null if not measurable);
-      `passed`, `problems`; `prompts` compared, `unequal_prompts`, `unequal_records`, `unequal_examples` (`row`, `what`,
-      `expected` and `found` ids);
-    - `merge`, null if the adapter has one base only: `trained_on`, `instead` (another base), `merged_as_trained`
-      (which of the two was merged into); of the adapter on `instead` from the model as trained `mean_kl`, `kl_99`,
-      `max_kl`, `top1`, `perplexity`, and `trained_perplexity` (null if not measurable: `problem` says why);
-    - `penalty`, null if `ollama.repeat_penalty` is 1: `repeat_penalty`; of the default `quantization` with it
-      `mean_kl`, `kl_99`, `max_kl`, `top1`, `perplexity`, without it `plain_kl`, `plain_perplexity` (null if not
-      measurable);
-    - `answers`: `question`, `instruction`, `before` (base in transformers, null if it is too large and training did not
-      ask it), `after` (default GGUF in llama.cpp);
-    - `rows`, of the default quantization: `row`, `tokens`, `kl` (mean);
-    - `sources`: SHA-256 by path of what went in.
+    measured, but is not part of the verdicts. `clock` (seconds) decides the number of rows.
+    `toolkit/report/report_file.py` describes the fields of report.json.
 
     Raises ToolkitError (exit 4), after the report is written, if a mean KL is over its bound or a GGUF differs in any
     prompt's ids, EOS, BOS or chat template.
