@@ -13,6 +13,7 @@ from toolkit.core.manifest import FileRecord, StageRecord, record_file
 from toolkit.export import export
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import chat_template
+from toolkit.report import report_file as file
 from toolkit.validate import _gate, validate
 from toolkit.validate.report import report_table
 
@@ -37,10 +38,14 @@ def report_of(run: scored_models.World) -> dict[str, Any]:
 
 def test_the_report_holds_every_documented_field(passed: scored_models.World) -> None:
     report = report_of(passed)
-    documented = (validate.__doc__ or "").replace("\n", " ")
-    fields = [*report, *report["quantizations"]["F32"], *report["reference"], *report["held_out"], *report["base"]]
-    fields += [*report["answers"][0], *report["rows"][0]]
-    assert [name for name in fields if f"`{name}`" not in documented] == []
+    assert [*report] == [*file.Report.model_fields]
+    one, answer, row = report["quantizations"]["F32"], report["answers"][0], report["rows"][0]
+    for model, part in (
+        (file.Quantization, one), (file.Base, report["base"]), (file.Scored, report["held_out"]),
+        (file.Reference, report["reference"]), (file.Learned, report["learned"]), (file.Asked, answer),
+        (file.ScoredRow, row),
+    ):  # fmt: skip
+        assert part.keys() == model.model_fields.keys(), model
     assert report["passed"] is True
     assert report["base"] == {"label": "someone/tiny", "commit": "c0ffee", "licence": ""}
     assert report["held_out"]["rows"] == 6 and report["held_out"]["rows_scored"] == 4
@@ -301,7 +306,7 @@ def test_a_repeat_penalty_is_reported_warned_of_and_judged_by_nothing(
     assert (entry["repeat_penalty"], entry["quantization"]) == (1.5, "Q8_0")
     assert (entry["plain_kl"], entry["plain_perplexity"]) == (plain["mean_kl"], plain["perplexity"])
     assert entry["mean_kl"] > 10 * entry["plain_kl"] and entry["perplexity"] != entry["plain_perplexity"]
-    documented = validate.__doc__ or ""
+    documented = file.Report.model_fields["penalty"].description or ""
     assert all(f"`{name}`" in documented for name in entry)
     said = "ollama.repeat_penalty 1.5 changes what Q8_0 serves"
     assert said in report_table(outcome.figures)
