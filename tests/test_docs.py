@@ -44,7 +44,8 @@ def test_a_part_that_changed_is_written_again() -> None:
 
 
 def test_a_cell_of_a_table_may_hold_a_bar_and_a_line_break() -> None:
-    assert reference.table(["a", "b"], [["x|y", "one\n  two"]]).endswith("| x\\|y | one two |")
+    made = reference.table(["a", "b", "c"], [["x|y", "one\n  two", "`A|<B>` and `C`"]])
+    assert made.endswith("| x&#124;y | one two | <code>A&#124;&lt;B&gt;</code> and `C` |")
 
 
 def test_the_site_lists_every_page_once() -> None:

@@ -8,6 +8,7 @@ hand. With --check nothing is written, and the exit code is 1 where a page diffe
 
 import argparse
 import ast
+import html
 import re
 import sys
 import types
@@ -25,6 +26,20 @@ REPOSITORY = Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
 PART = re.compile(r"(?P<begin><!-- begin: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end: (?P=name) -->)", re.DOTALL)
 SHARED = ("path", "overrides", "offline", "as_json", "quiet", "dry_run", "force")
+ORDER = (
+    "init",
+    "doctor",
+    "run",
+    "prepare",
+    "train",
+    "export",
+    "validate",
+    "evaluate",
+    "register",
+    "ask",
+    "status",
+    "report",
+)
 BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
 NAMES = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
@@ -36,7 +51,9 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """Return a cell's text; a bar would end the cell, and in code a backslash before it would be shown on the site."""
+    text = re.sub(r"`([^`]*\|[^`]*)`", lambda code: f"<code>{html.escape(code[1])}</code>", " ".join(text.split()))
+    return text.replace("|", "&#124;")
 
 
 def verbs() -> str:
@@ -52,7 +69,8 @@ def _commands() -> list[tuple[str, click.Command]]:
     from toolkit.cli.options import group
 
     context = click.Context(group)
-    found = [(name, group.get_command(context, name)) for name in group.list_commands(context)]
+    order = [*ORDER, *sorted({*group.list_commands(context)} - {*ORDER})]
+    found = [(name, group.get_command(context, name)) for name in order]
     return [(name, command) for name, command in found if command is not None]
 
 
@@ -144,7 +162,7 @@ def settings() -> str:
 
 def _kind(field: FieldInfo) -> str:
     bounds = [
-        words.format(f"{getattr(each, name):g}")
+        words.format(f"{getattr(each, name):,}")
         for each in field.metadata
         for name, words in BOUNDS.items()
         if getattr(each, name, None) is not None
@@ -155,9 +173,8 @@ def _kind(field: FieldInfo) -> str:
 def _type(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return " or ".join(f"`{_literal(value)}`" for value in inner if value != "") + (
-            " or empty" if "" in inner else ""
-        )
+        named = [f"`{_literal(value)}`" for value in inner if value != ""]
+        return _or([*named, "empty"] if "" in inner else named)
     if origin in (types.UnionType, Union):
         return " or ".join(_type(each) for each in inner if each is not type(None))
     if origin is list:
@@ -169,6 +186,10 @@ def _type(annotation: Any) -> str:
     if origin is not None and hasattr(annotation, "__metadata__"):
         return _type(inner[0])
     return NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _plural(annotation: Any) -> str:
