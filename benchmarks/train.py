@@ -49,6 +49,7 @@ class Way:
     optimizer: str = "adamw_torch_fused"
     gpus: int = 1
     logging_steps: int = 1
+    base_compute: str = ""  # train.base_compute; empty: as the toolkit has it
     checkout: str = ""  # another one's toolkit; empty: this one's
 
 
@@ -59,6 +60,10 @@ WAYS = {
     "toolkit": Way("toolkit, 8 records a step as the recipe", 2, 4, backend="unsloth"),
     "toolkit-log8": Way("toolkit, 8 records a step, logged every 8", 2, 4, backend="unsloth", logging_steps=8),
     "toolkit-wide": Way("toolkit, 64 records a step", 8, 8, backend="unsloth", steps=0.7),
+    "toolkit-fp8": Way("toolkit, 8 records a step, frozen weights in FP8", 2, 4, backend="unsloth", base_compute="fp8"),
+    "toolkit-fp8-wide": Way(
+        "toolkit, 64 records a step, frozen weights in FP8", 8, 8, backend="unsloth", steps=0.7, base_compute="fp8"
+    ),
     "toolkit-full": Way("toolkit, 104 records a step, in passes of 16,000", 8, 13, backend="unsloth", steps=0.5),
     "toolkit-8bit": Way("toolkit, 8 records a step, adamw_8bit", 2, 4, backend="unsloth", optimizer="adamw_8bit"),
     "toolkit-two": Way("toolkit, 64 records a step on two GPUs", 8, 8, backend="unsloth", steps=0.7, gpus=2),
@@ -67,6 +72,7 @@ WAYS = {
 BASELINES = ("recipe", "unsloth-packed", "unsloth-wide")
 TWO_GPUS = ("toolkit-two",)
 BESIDE = ("toolkit", "toolkit-wide")
+SAME_RECORDS = (("recipe", "toolkit"), ("toolkit", "toolkit-fp8"), ("toolkit-wide", "toolkit-fp8-wide"))
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,15 @@ def steps_of(way: Way, steps: int) -> int:
 def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
     """Train with `toolkit train` on prepared records and read its log."""
     settings = folder / "toolkit.toml"
-    name = f"run-{way.backend}-{way.batch * way.accumulation}-{way.optimizer}-{way.gpus}-{way.logging_steps}"
+    parts = [way.backend, way.batch * way.accumulation, way.optimizer, way.gpus, way.logging_steps, way.base_compute]
+    name = "-".join(["run", *filter(None, map(str, parts))])
     text = (
         f'[run]\nname = "{name}"\nfolder = "{folder}"\n[data]\nsource = "{data}"\nval = 0.0\n'
         f'[model]\nbase = "{base}"\n[train]\nbackend = "{way.backend}"\nbatch_size = {way.batch}\n'
         f"gradient_accumulation_steps = {way.accumulation}\nmax_steps = {steps_of(way, steps)}\nsave_steps = 1000\n"
         f'optim = "{way.optimizer}"\n'
         f"completion_only_loss = false\n{f'logging_steps = {way.logging_steps}' if way.logging_steps > 1 else ''}\n"
+        f"{f'base_compute = {chr(34)}{way.base_compute}{chr(34)}' if way.base_compute else ''}\n"
         "[validate]\nquestions = []\n"
     )
     if (
@@ -248,15 +256,12 @@ def products(base: Path) -> int:
     return shape.linear_weights() + shape.table()
 
 
-def curves(found: dict[str, Measured]) -> str:
-    """Compare the losses step by step, recipe against toolkit: both see the same records in each."""
-    if not {"recipe", "toolkit"} <= set(found):
-        return ""
-    one, other = found["recipe"], found["toolkit"]
+def curves(one: Measured, other: Measured, names: str) -> str:
+    """Compare the losses of two ways step by step: both see the same records in each."""
     pairs = list(zip(one.losses, other.losses, strict=True))
     apart = [abs(first - second) for first, second in pairs]
     return (
-        f"loss of {len(pairs)} steps over the same records, recipe and toolkit: mean {statistics.mean(one.losses):.4f} "
+        f"loss of {len(pairs)} steps over the same records, {names}: mean {statistics.mean(one.losses):.4f} "
         f"and {statistics.mean(other.losses):.4f}; in a step {statistics.mean(apart):.4f} apart on average, "
         f"{max(apart):.4f} at most; {sum(one.tokens):,} and {sum(other.tokens):,} tokens\n"
         + " ".join(f"{first:.3f}/{second:.3f}" for first, second in pairs)
@@ -317,7 +322,9 @@ def main() -> None:
         first = next(iter(found), "")
         for key in list(found)[1:]:
             print(f"{ways[key].label}: {found[key].speed() / found[first].speed():.2f} × {ways[first].label}")
-        print(curves(found))
+        for first, second in SAME_RECORDS:
+            if {first, second} <= set(found):
+                print(curves(found[first], found[second], f"{first} and {second}"))
 
 
 def child(command: list[str]) -> str:

@@ -115,6 +115,27 @@ def test_more_gpus_hold_what_one_cannot() -> None:
         assert chosen.micro_batch * chosen.accumulation * chosen.processes == 8
 
 
+def test_fp8_takes_the_memory_of_dequantized_weights_and_is_used_where_it_may_be() -> None:
+    """Where the settings demand it, no other way is offered; else it gives way where it does not fit."""
+    assert LLAMA_8B is not None
+    demanded, left_open = TrainSettings(base_compute="fp8"), TrainSettings()
+    for settings in (demanded, left_open):
+        found = plan(LLAMA_8B, settings, replace(gpu(80), fp8=True))
+        assert found.strategy == Strategy(False, dequantized=True, fp8=True)
+        assert "the frozen weights in FP8" in describe_plan(found)
+        bf16 = plan(LLAMA_8B, TrainSettings(base_compute="bf16"), gpu(80))
+        assert (found.estimate, found.micro_batch) == (bf16.estimate, bf16.micro_batch)
+        sixteen = plan(LLAMA_8B, settings, replace(gpu(80), fp8=True, four_bit=False))
+        assert sixteen.strategy == Strategy(False, fp8=True) and sixteen.estimate == bf16.estimate
+    small = plan(LLAMA_8B, left_open, replace(gpu(16), fp8=True))
+    assert small.fits and not small.strategy.fp8 and small == plan(LLAMA_8B, left_open, gpu(16))
+    assert not plan(LLAMA_8B, demanded, replace(gpu(16), fp8=True)).fits
+    middle = plan(LLAMA_8B, demanded, replace(gpu(24), fp8=True))
+    assert middle.fits and middle.strategy == Strategy(True, dequantized=True, fp8=True)
+    always = TrainSettings(base_compute="fp8", gradient_checkpointing=True)
+    assert plan(LLAMA_8B, always, replace(gpu(80), fp8=True)).strategy == middle.strategy
+
+
 def test_weights_are_dequantized_only_where_there_are_any_and_room_beside_them() -> None:
     """A 16-bit base has nothing to dequantize, a CPU neither."""
     large, settings = gpu(80), TrainSettings()

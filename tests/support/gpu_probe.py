@@ -1,7 +1,8 @@
 """Loss and gradient of one step by one backend, packed and record by record: `probe.py BACKEND WAY CONFIG BASE OUT`.
 
 Run as a process of its own; writes tensors by name. The adapter's weights are the same for every backend. WAY is
-`dequantized` or `4-bit`; of the first only the packed row is computed. The trainer's own collator and loss are used.
+`4-bit`, `dequantized` or `fp8`; of the last two only the packed row is computed. The trainer's own collator and loss
+are used.
 """
 
 import json
@@ -41,7 +42,7 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
 
     base, precision = Base(str(base_path), base_path), backend.precision("auto")
     job = lay_out_job(config, folder_of(config), base, backend, precision, restart=False, at_most=0)
-    job.plan = replace(job.plan, strategy=Strategy(False, dequantized=way == "dequantized"))
+    job.plan = replace(job.plan, strategy=Strategy(False, dequantized=way != "4-bit", fp8=way == "fp8"))
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[precision]
     model = backend.load(base, config, job.plan, process_state(backend).device, dtype)
     rows = examples.dataset(job.splits["train"])

@@ -70,6 +70,8 @@ class TrainSettings(Section):
     """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
     precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
     """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU. f16 needs CUDA, f32 needs a CPU."""
+    base_compute: Literal["auto", "bf16", "fp8"] = "auto"
+    """What multiplies the frozen weights. auto: bf16. fp8: e4m3 on Ada, Hopper and later, faster and less exact."""
     eval_steps: int = Field(0, ge=0)
     """Measure the held-out loss every N steps and keep the best adapter; 0: before and after only."""
     max_eval_samples: int = Field(200, ge=0)

@@ -106,6 +106,7 @@ def training_machine(job: Job, free: int | None) -> Device:
         unsloth=uses_unsloth(job.config, job.gpu),
         four_bit=four_bit,
         bf16=bf16,
+        fp8=on_gpu and job.config.train.base_compute == "fp8",
     )
 
 

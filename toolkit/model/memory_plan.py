@@ -24,7 +24,8 @@ MIN_TOKENS_WITH_DEQUANTIZED = 4_096
 class Device:
     """The device that trains: its free bytes before anything is loaded (None: unknown), and the library.
 
-    `processes` train together, one per GPU; FSDP divides the model over `shards` of them.
+    `processes` train together, one per GPU; FSDP divides the model over `shards` of them. `fp8`: the GPU was proven to
+    multiply frozen weights in FP8, and may do so.
     """
 
     free: int | None
@@ -34,20 +35,23 @@ class Device:
     bf16: bool
     shards: int = 1
     processes: int = 1
+    fp8: bool = False
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a step spends or saves memory; the results are the same.
+    """How a step spends or saves memory; the results are the same, but with `fp8`.
 
     `checkpointing`: activations are computed again in the backward pass. `offloaded`: the input embeddings stay in main
     memory, and only the rows of a micro-batch come to the GPU. `dequantized`: the values of 4-bit weights are written
-    out in 16 bits once, at loading, instead of in every pass.
+    out in 16 bits once, at loading, instead of in every pass. `fp8`: frozen weights are kept in e4m3, by rows and by
+    columns, which takes the memory of one 16-bit copy.
     """
 
     checkpointing: bool
     offloaded: bool = False
     dequantized: bool = False
+    fp8: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def peak(shape: ModelConfig, settings: TrainSettings, device: Device, tokens: in
         parts = memory.training_cuda(
             shape,
             settings,
-            four_bit=device.four_bit and not strategy.dequantized,
+            four_bit=device.four_bit and not (strategy.dequantized or strategy.fp8),
             unsloth=device.unsloth,
             tokens=tokens,
             checkpointing=strategy.checkpointing,
@@ -130,11 +134,12 @@ def plan(
     # A CPU gains nothing from wide passes: the settings' batch size is what is in memory at once.
     # `at_most` does not count here: the way of computing that ran out of memory must not be replaced by a larger one.
     most = min(max(MAX_TOKENS, longest) if device.cuda else own, tokens_of(sizes[0]))
-    ways = _strategies(shape, device, wanted)
+    ways = _strategies(shape, device, settings)
     for strategy in ways:
         tokens = _most_tokens(shape, settings, device, strategy, most, room)
         headroom = 1 if strategy == ways[-1] else HEADROOM
-        least = max(headroom * longest, MIN_TOKENS_WITH_DEQUANTIZED if strategy.dequantized else 0)
+        spared = strategy.dequantized and not ways[-1].dequantized
+        least = max(headroom * longest, MIN_TOKENS_WITH_DEQUANTIZED if spared else 0)
         if tokens >= min(least, most):
             return made(strategy, tokens, _why(device, wanted, strategy.checkpointing))
     need = total(peak(shape, settings, device, longest, ways[-1]))
@@ -158,10 +163,16 @@ def share_of(settings: TrainSettings, processes: int) -> int:
     return records // processes
 
 
-def _strategies(shape: ModelConfig, device: Device, checkpointing: object) -> list[Strategy]:
-    """Return the ways that this device has, the fastest first; `checkpointing` as the settings have it."""
+def _strategies(shape: ModelConfig, device: Device, settings: TrainSettings) -> list[Strategy]:
+    """Return the ways that this device has, the fastest first; of FP8 alone if the settings demand it."""
+    checkpointing = settings.gradient_checkpointing
     ways = [Strategy(False), Strategy(True)] if checkpointing == "auto" else [Strategy(bool(checkpointing))]
-    if device.cuda and device.four_bit and device.shards == 1:
+    quantized = [replace(way, dequantized=device.four_bit, fp8=True) for way in ways]
+    if device.fp8 and settings.base_compute == "fp8":
+        ways = quantized
+    elif device.fp8:
+        ways.insert(0, quantized[0])
+    elif device.cuda and device.four_bit and device.shards == 1:
         ways.insert(0, replace(ways[0], dequantized=True))
     if device.cuda and device.unsloth and not shape.tied and device.processes == 1:
         ways.append(replace(ways[-1], offloaded=True))
@@ -203,6 +214,7 @@ def describe_plan(chosen: MemoryPlan) -> str:
     ways = "with checkpointing" if chosen.strategy.checkpointing else "without checkpointing"
     ways += ", the embeddings in main memory" if chosen.strategy.offloaded else ""
     ways += ", the 4-bit weights dequantized once" if chosen.strategy.dequantized else ""
+    ways += ", the frozen weights in FP8" if chosen.strategy.fp8 else ""
     return f"plan: {step}, {how}, {ways}{estimate} ({chosen.reason})"
 
 

@@ -5,6 +5,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.hardware import Gpu
 
+FP8_CAPABILITY = (8, 9)  # NVIDIA's Ada; the first with tensor cores for e4m3
 INSTALL = 'pip install -c constraints.txt ".[cuda]"'
 
 
@@ -31,6 +32,33 @@ def check_backend(config: Config, gpu_name: str, *, bf16: bool, avoid_unsloth: b
         found = "4-bit loading needs the package bitsandbytes", f"{INSTALL}, or set model.load_in_4bit = false"
     if found[0]:
         raise ToolkitError(found[0], hint=found[1], exit_code=MISSING)
+
+
+def check_base_compute(config: Config, capability: tuple[int, int] | None, precision: str, *, sharded: bool) -> None:
+    """Raise ToolkitError (exit 3) if the settings demand FP8 for the frozen weights, and it cannot be used."""
+    refusal = fp8_refusal(capability, precision, sharded=sharded)
+    if config.train.base_compute == "fp8" and refusal:
+        hint = 'set train.base_compute = "auto"'
+        raise ToolkitError(f"train.base_compute is fp8, but {refusal}", hint=hint, exit_code=MISSING)
+
+
+def fp8_refusal(capability: tuple[int, int] | None, precision: str, *, sharded: bool) -> str:
+    """Return why the frozen weights cannot be multiplied in FP8 here; empty if it can be tried.
+
+    `capability` is the CUDA GPU's, None without one; `sharded`: FSDP divides the model.
+    """
+    if capability is None:
+        return "there is no CUDA GPU"
+    if capability < FP8_CAPABILITY:
+        need = ".".join(map(str, FP8_CAPABILITY))
+        return f"this GPU has capability {capability[0]}.{capability[1]}, and FP8 products need {need} (Ada, Hopper)"
+    if precision != "bf16":
+        return f"FP8 products give bf16, and the precision here is {precision}"
+    if sharded:
+        return "FSDP divides the weights, which FP8 keeps whole, once by rows and once by columns"
+    if not hardware.installed("triton"):
+        return "the package triton, which quantizes the activations, is not installed"
+    return ""
 
 
 def uses_unsloth(config: Config, gpu: Gpu | None) -> bool:

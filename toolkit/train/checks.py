@@ -4,17 +4,21 @@ from toolkit.core.config import Config
 from toolkit.core.hardware import Gpu
 from toolkit.core.stage import Check
 from toolkit.model import attention_kernels
-from toolkit.model.precision import INSTALL, check_backend, precision_of, uses_unsloth
+from toolkit.model.precision import INSTALL, check_backend, check_base_compute, precision_of, uses_unsloth
 
 
 def backend(config: Config, gpu: Gpu | None) -> Check:
     """Say which library trains, in which precision, and why; raises ToolkitError if the settings cannot be met."""
     check_backend(config, gpu.name if gpu else "", bf16=gpu is not None and gpu.bf16)
+    precision = precision_of(config, gpu)
+    check_base_compute(config, gpu.capability if gpu else None, precision, sharded=False)
+    if config.train.base_compute == "fp8":
+        precision += ", the frozen weights in FP8"
     if uses_unsloth(config, gpu):
-        return Check("backend", True, f"Unsloth in {precision_of(config, gpu)}", "")
+        return Check("backend", True, f"Unsloth in {precision}", "")
     why = "Unsloth is not installed" if gpu else "there is no CUDA GPU"
     why = "as set" if config.train.backend == "peft" else why
-    return Check("backend", True, f"PEFT ({why}) in {precision_of(config, gpu)}", "")
+    return Check("backend", True, f"PEFT ({why}) in {precision}", "")
 
 
 def attention(config: Config, gpu: Gpu) -> Check:

@@ -1,7 +1,7 @@
 """One training run: everything that is decided before the first step."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from toolkit.model.model_config import is_four_bit, model_config, read_config
 from toolkit.model.states import keeps_state
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
-from toolkit.train import batches, checkpoints, examples, parallel, unsloth_backend
+from toolkit.train import base_compute, batches, checkpoints, examples, parallel, unsloth_backend
 from toolkit.train.backend import Backend
 from toolkit.train.batches import Rows
 from toolkit.train.examples import Example
@@ -106,7 +106,9 @@ def lay_out_job(
     held_out_records = len(splits["val"])
     splits["val"] = spread(splits["val"], config.train.max_eval_samples or held_out_records)
     run, course = checkpoints.fingerprint(config, folder), checkpoints.fingerprint(config, folder, length=False)
+    shape = model_config(base.folder)
     settings, device = config.train, _device(config, base, backend, precision)
+    device = replace(device, fp8=base_compute.uses_fp8(config, backend, precision, shape))
     lengths = np.array([len(record.input_ids) for record in splits["train"]])
     count = settings.steps_for(len(lengths))
     resume = _checkpoint(folder, run, backend, count, restart=restart)
@@ -124,7 +126,6 @@ def lay_out_job(
     def tokens_of(records: int) -> int:
         return batches.largest(laid(records), lengths, padded=padded)
 
-    shape = model_config(base.folder)
     warn_over_positions(lengths, shape.context if shape else 0)
     plan = memory_plan.plan(shape, settings, device, tokens_of=tokens_of, at_most=at_most)
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)

@@ -41,6 +41,7 @@ def finish(job: Job, trainer: Any) -> Outcome:
         "device": job.backend.device,
         "devices": job.plan.processes,
         "precision": job.precision,
+        "base_compute": "fp8" if job.plan.strategy.fp8 else job.precision,
         "steps": step,
         "kept_step": kept,
         "skipped_steps": skipped,

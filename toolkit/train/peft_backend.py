@@ -10,7 +10,7 @@ from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import is_four_bit
 from toolkit.model.states import keeps_state
 from toolkit.model.text_part import text_part
-from toolkit.train import varlen
+from toolkit.train import base_compute, varlen
 from toolkit.train.backend import Backend, dequantize
 
 
@@ -71,6 +71,8 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
             bias="none",
         ),
     )
+    if plan.strategy.fp8:
+        base_compute.quantize_frozen(model)
     if kernel == VARLEN:
         model.register_forward_pre_hook(varlen.add_lengths, with_kwargs=True)
     if device is None:

@@ -47,7 +47,7 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
     """
     from unsloth import FastLanguageModel  # before transformers and trl, which it patches
 
-    from toolkit.train import varlen
+    from toolkit.train import base_compute, varlen
 
     settings = config.train
     if "vision_config" in read_config(base.folder):
@@ -69,7 +69,7 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
         # Its trainer resets embeddings that it takes for untrained, in memory: the export would not know of that.
         ignored = "UNSLOTH_IGNORED_TOKENIZER_NAMES"
         os.environ[ignored] = f"{os.environ.get(ignored, '')}\n{model.config._name_or_path}"
-        return FastLanguageModel.get_peft_model(
+        model = FastLanguageModel.get_peft_model(
             model,
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
@@ -81,6 +81,11 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
             use_rslora=settings.use_rslora,
             loftq_config=None,
         )
+        if plan.strategy.fp8:
+            from unsloth.kernels import fast_lora
+
+            base_compute.quantize_frozen(model, fast_lora)
+        return model
 
 
 def pads(folder: Path) -> bool:
