@@ -19,15 +19,26 @@ def product(left: Fp8Rows, right: Fp8Rows, dtype: torch.dtype = torch.bfloat16) 
     """Return left · rightᵀ, (rows of left, rows of right), summed in the tensor cores; on a CPU in float32."""
     if left.values.device.type != "cuda":
         return (left.restored() @ right.restored().t()).to(dtype)
+    count = len(left.values)
+    left = _filled_up(left)
     # Rowwise scales give bf16 alone. The sum is kept in fewer bits (`use_fast_accum`): the error of the operands'
     # 3 bits is larger, and without it the product is slower.
     scales = {"scale_a": left.scales, "scale_b": right.scales.t()}
     found = torch._scaled_mm(left.values, right.values.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
-    return found if dtype == torch.bfloat16 else found.to(dtype)
+    return found[:count].to(dtype)
+
+
+def _filled_up(rows: Fp8Rows) -> Fp8Rows:
+    """Add rows of zeros up to a multiple of ALIGNED; a pass in training has one already."""
+    missing = -len(rows.values) % ALIGNED
+    if not missing:
+        return rows
+    values = torch.nn.functional.pad(rows.values.view(torch.uint8), (0, 0, 0, missing)).view(rows.values.dtype)
+    return Fp8Rows(values, torch.nn.functional.pad(rows.scales, (0, 0, 0, missing), value=1.0))
 
 
 class Fp8Weight:
-    """One frozen weight (outputs, inputs): its rows, its columns, and its bias.
+    """One frozen weight (outputs, inputs): its rows and its columns.
 
     Unsloth takes it for the quantization state of a packed weight: `matmul` and `dequantize` are what its kernels call
     on such a state, with the packed bytes or their transposed view.
