@@ -31,7 +31,8 @@ from toolkit.core.config import Config
 from toolkit.core.run_folder import folder_of
 from toolkit.model.base import Base
 from toolkit.train import train
-COPIES = {"_to_copy", "copy_", "clone", "detach", "alias", "view", "slice", "select", "t", "empty_like", "empty_strided"}
+COPIES = {"_to_copy", "copy_", "clone", "detach", "alias", "view", "slice", "select", "t"}
+COPIES |= {"empty_like", "empty_strided"}
 computed = set()
 class Look(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
