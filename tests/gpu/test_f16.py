@@ -22,7 +22,7 @@ from triton.runtime import driver
 capability, scale = sys.argv[3], float(sys.argv[4])
 if capability:
     driver.active.get_current_target()  # kernels are still built for the GPU that is there
-    torch.cuda.is_bf16_supported = lambda *_, **__: False
+    torch.cuda.is_bf16_supported = lambda including_emulation=True: including_emulation  # as a T4 answers
     torch.cuda.get_device_capability = lambda *_, **__: tuple(map(int, capability.split(".")))
 real = torch.amp.GradScaler.__init__
 if scale:

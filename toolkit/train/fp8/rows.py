@@ -73,7 +73,8 @@ def swiglu_backward(gradient: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor,
 def _by_torch(matrix: Tensor) -> Fp8Rows:
     numbers = matrix.float()
     largest = numbers.abs().amax(dim=1, keepdim=True).clamp(min=LEAST)  # both keep NaN
-    return Fp8Rows((numbers * (LARGEST / largest)).to(E4M3), largest / LARGEST)
+    limit = torch.full_like(largest, LARGEST)  # by a plain number CUDA would multiply with its rounded inverse
+    return Fp8Rows((numbers * (limit / largest)).to(E4M3), largest / limit)
 
 
 def _empty(like: Tensor, count: int, width: int) -> Fp8Rows:
