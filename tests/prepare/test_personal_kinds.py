@@ -98,6 +98,52 @@ def test_each_kind_is_found_whole(text: str, kind: str, value: str) -> None:
     assert found(text) == [(kind, value)]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("her birthday is May 3", "May 3"),
+        ("Her birthday is on the 3rd of May.", "3rd of May"),
+        ("Birthday: 12 December", "12 December"),
+        ("born on the third of May 1961", "third of May 1961"),
+        ("born May the 3rd, 1961", "May the 3rd, 1961"),
+        ("date of birth: twelfth of March nineteen sixty-one", "twelfth of March nineteen sixty-one"),
+        ("DOB: 12MAR1961", "12MAR1961"),
+        ("DOB: 1961-Mar-12", "1961-Mar-12"),
+        ("D.O.B. March-12-1961", "March-12-1961"),
+        ("birthday 05/12", "05/12"),
+        ("nasceu em 3 de maio", "3 de maio"),
+        ("faz aniversário em 3 de maio", "3 de maio"),
+        ("ANIVERSÁRIO: 12 DE MARÇO", "12 DE MARÇO"),
+        ("aniversario no dia primeiro de maio", "primeiro de maio"),
+        ("nascida aos três de maio de 1961", "três de maio de 1961"),
+        ("nascido em doze de março de mil novecentos e sessenta e um",
+         "doze de março de mil novecentos e sessenta e um"),
+        ("nascido em vinte e um de setembro de dois mil e quatro", "vinte e um de setembro de dois mil e quatro"),
+        ("nasc. 12.mar.1961", "12.mar.1961"),
+        ("nascido em 1.º de maio de 1961", "1.º de maio de 1961"),
+        ("nascida em março/1961", "março/1961"),
+    ],
+)  # fmt: skip
+def test_a_birthday_with_its_month_in_words(text: str, value: str) -> None:
+    assert found(text) == [("DATE_OF_BIRTH", value)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "After the first birthday, may 2 doses be given?",
+        "Babies born in May 5% of the time; born in the second half",
+        "The first child was born. May 5 was a Friday.",
+        "Born 3 may have two; the second may have none",
+        "nascido de segunda gestação, com nove meses, mar 12",
+        "Aniversário de casamento; the vaccine of March 2020",
+        "The conference was on the third of May 1961",
+    ],
+)
+def test_a_month_without_a_birthday_is_none(text: str) -> None:
+    assert found(text) == []
+
+
 def test_check_digits() -> None:
     """Numbers from the issuers' own examples; one digit changed is no such number."""
     right = {

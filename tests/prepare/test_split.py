@@ -1,4 +1,6 @@
 import random
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -6,10 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import Record, normalise
-from toolkit.prepare.split import Splits, drop_duplicates, leaked, near_duplicates, split
+from toolkit.prepare.division import divide, read_rows
+from toolkit.prepare.source import Source
+from toolkit.prepare.split import Splits, drop_duplicates, leaked, split
 
 
 def records(questions: list[str]) -> list[Record]:
@@ -74,6 +79,31 @@ def test_random_split_is_scikit_learns(val: float, test: float, count: int, size
     assert [number - 1 for number in splits["val"] + splits["test"] + splits["train"]] == order.tolist()
 
 
+@pytest.mark.parametrize("val", [0.0, 0.1])
+def test_random_split_is_the_recipes_row_for_row(val: float, medquad: Path) -> None:
+    """`train_test_split(test_size=0.2, random_state=42, shuffle=True)` of the file; the first held-out rows are val."""
+    import pandas
+    from sklearn.model_selection import train_test_split
+
+    config = build({}, ["data.split=random", f"data.val={val}", f"data.test={0.2 - val}"])
+    splits = divide(read_rows([Source(medquad)], config), config, lambda some: (some, [])).splits
+    train, held_out = train_test_split(pandas.read_csv(medquad), test_size=0.2, random_state=42, shuffle=True)
+    assert (len(train), len(held_out)) == (1983, 496)
+    assert [record.id for record in splits["train"]] == train["AnswerID"].tolist()
+    assert [record.id for record in splits["val"] + splits["test"]] == held_out["AnswerID"].tolist()
+    assert len(splits["val"]) == (248 if val else 0)
+
+
+def test_the_split_of_the_judged_answers_stays_as_it_is(medquad: Path) -> None:
+    """Who trained yesterday has the same held-out questions tomorrow."""
+    config = build({}, [])
+    splits = divide(read_rows([Source(medquad)], config), config, lambda some: (some, [])).splits
+    numbers = {name: ",".join(str(record.number) for record in some) for name, some in splits.items()}
+    assert {name: (len(splits[name]), zlib.crc32(text.encode())) for name, text in numbers.items()} == {
+        "train": (1543, 2626270246), "val": (193, 2318667833), "test": (193, 1346129366)
+    }  # fmt: skip
+
+
 def test_random_split_leaks_and_says_so() -> None:
     splits = split(records([f"q{n // 2}" for n in range(100)]), DataSettings(split="random"))
     halves = [{r.normalised for r in side} for side in splits.values()]
@@ -100,33 +130,3 @@ def test_an_empty_split(questions: list[str], settings: dict[str, Any], side: st
 def test_val_may_be_left_out() -> None:
     splits = split(records([f"q{n}" for n in range(10)]), DataSettings(val=0.0))
     assert (len(splits["train"]), splits["val"], len(splits["test"])) == (9, [], 1)
-
-
-def jaccard(one: str, other: str) -> float:
-    a, b = set(one.split()), set(other.split())
-    return len(a & b) / len(a | b)
-
-
-@given(
-    data=st.lists(
-        st.tuples(
-            st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=9).map(" ".join),
-            st.sampled_from(["train", "val", "test"]),
-        ),
-        max_size=40,
-    ),
-    threshold=st.sampled_from([0.01, 0.3, 0.5, 2 / 3, 0.75, 0.8, 6 / 7, 1.0]),
-)
-def test_near_duplicates_are_exact(data: list[tuple[str, str]], threshold: float) -> None:
-    splits: Splits = {name: records([q for q, side in data if side == name]) for name in ("train", "val", "test")}
-    expected = {
-        (q, side)
-        for q, side in data
-        if side != "train"
-        and any(side != s and normalise(q) != normalise(o) and jaccard(q, o) >= threshold for o, s in data)
-    }
-    found = near_duplicates(splits, threshold)
-    assert {(normalise(pair.question), pair.split) for pair in found} == {(normalise(q), s) for q, s in expected}
-    assert len(found) == len(expected)
-    for pair in found:
-        assert pair.split != pair.other_split and pair.overlap == jaccard(pair.question, pair.other) >= threshold

@@ -70,8 +70,12 @@ class DataSettings(Section):
     """Seed of the split."""
     on_too_long: Literal["truncate", "drop"] = "truncate"
     """A record longer than train.max_length: cut its end (an answer without EOS, a chat's last turns), or drop it."""
+    group_column: str = ""
+    """Column with a patient, document or department, whose rows stay in one split; empty: there are no such groups."""
+    near_duplicates: Literal["count", "drop", "drop-across"] = "count"
+    """Count them; "drop" rows that nearly are an earlier one; "drop-across" rows that nearly ask what is held out."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
-    """Questions in two splits whose words overlap at least this much (Jaccard) are counted and shown."""
+    """Share of their words that two texts have in common (Jaccard) from which on they are nearly the same."""
     personal: Literal["warn", "mask", "refuse", "off"] = "warn"
     """Personal data in the text (e-mail, telephone, CPF, …): list it, put placeholders there, or refuse the file."""
     personal_model: PathText = ""
@@ -111,6 +115,8 @@ class DataSettings(Section):
     def _something_to_train_on(self) -> "DataSettings":
         if self.val + self.test >= 1:
             raise ValueError(f"val + test must be below 1, got {self.val + self.test:g}")
+        if self.group_column and self.split == "random":
+            raise ValueError('split = "random" divides the rows of a group: with group_column, leave it at "grouped"')
         return self
 
 

@@ -19,11 +19,20 @@ from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.fit import fit
 from toolkit.prepare.groups import reworded
 from toolkit.prepare.language import foreign_prompt, identifier, main_language
+from toolkit.prepare.near import near_duplicates
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
-from toolkit.prepare.remarks import chat_figures, chats_said, cut_answers, few_questions, reworded_questions
+from toolkit.prepare.remarks import (
+    chat_figures,
+    chats_said,
+    cut_answers,
+    few_questions,
+    groups_found,
+    groups_tied,
+    reworded_questions,
+)
 from toolkit.prepare.source import Source
-from toolkit.prepare.split import Splits, leaked, near_duplicates
+from toolkit.prepare.split import Splits, leaked
 from toolkit.prepare.spoiled import Damage, find_damage
 from toolkit.prepare.thoughts import thoughts_unsaid
 from toolkit.prompt.format import PromptFormat, prompt_format
@@ -95,9 +104,12 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     found = personal_said(rows.personal, f", listed in {folder.personal}")
     if found:
         (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
+    if groups := groups_found(records, config.data):
+        console.info(groups)
     for said in chats_said(figures):
         console.info(said)
     for said in (
+        groups_tied(records),
         cut_answers(divided, config),
         few_questions(splits),
         reworded_questions(figures, splits),
@@ -187,8 +199,8 @@ def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: lis
         )
     if figures["near_duplicates"]:
         console.info(
-            f"{figures['near_duplicates']} held-out questions have a near-duplicate in another split "
-            "(data.near_duplicate)"
+            f"{figures['near_duplicates']} held-out questions have a near-duplicate in another split; "
+            "`--set data.near_duplicates=drop-across` leaves the rows out that training would see of them"
         )
 
 

@@ -1,6 +1,7 @@
 """Names and cells: which are the same, which are empty, and what a spreadsheet left as text."""
 
 import re
+import unicodedata
 from datetime import date, time
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,7 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe0e\ufe0f\ufeff]"
 )
 
+_WHOLE = re.compile(r"\A(\d+)\.0+\Z")
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f]")
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -63,6 +65,15 @@ def cell_text(value: Any) -> str | None:
         value = value.strip()
         return value if value.isascii() or _INVISIBLE.sub("", value).strip() else ""
     return str(value) if isinstance(value, int | float | Decimal | date | time) else None
+
+
+def group_name(value: Any) -> str | None:
+    """Return the name of a group, one for all ways to write it: `7` and `7.0`, case and blanks apart; else None."""
+    text = cell_text(value)
+    if text is None:
+        return None
+    text = _WHOLE.sub(r"\1", text)  # how data frames write numbers beside empty cells
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def joined_text(value: Any) -> str | None:

@@ -3,11 +3,11 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.prepare.cells import INSTRUCTION, cell_text, joined_text, name_key
+from toolkit.prepare.cells import INSTRUCTION, cell_text, group_name, is_null_word, joined_text, name_key
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.messages import EMPTY_TURN, UnusableChatError, texts_in
 from toolkit.prepare.row_texts import RowTexts, empty_nulls, put_context, repair_texts, take_turns
@@ -40,6 +40,7 @@ class Record:
     `question` begins with the record's context, if it has one. `repaired` names the repairs that changed its text.
     `tokens` is the length of the whole record where its answer is cut, or `left_out` turns at its end; else 0. `file`
     is set where there are several. `unanswered`: a last question without an answer is not in the record.
+    `group` is the cell of `data.group_column`, which is written nowhere: it may be a patient's number.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Record:
     history: tuple[Turn, ...] = ()
     left_out: int = 0
     unanswered: bool = False
+    group: str = ""
 
     @property
     def where(self) -> str:
@@ -79,7 +81,8 @@ class Record:
 class Rejection:
     """A row that cannot be used: `reason` is what is counted, `detail` is for the reader.
 
-    `tokens` is the length of a record that is too long, else 0. `file` is set where there are several.
+    `tokens` is the length of a record that is too long, else 0. `file` is set where there are several. `near` is the
+    row that a near-duplicate is like, and how much.
     """
 
     number: int
@@ -89,6 +92,7 @@ class Rejection:
     detail: str = ""
     tokens: int = 0
     file: str = ""
+    near: Mapping[str, Any] | None = None
 
 
 def clean(
@@ -142,6 +146,9 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     def rejection(reason: str, detail: str = "") -> Rejection:
         return Rejection(row.number, row.line, reason, shown, detail, file=row.file)
 
+    group = group_name(row.values.get(columns.group)) if columns.group is not None else ""
+    if group is None:
+        return rejection(WRONG_TYPE, f"`{columns.group}` is {_kind(row.values.get(columns.group or ''))}")
     if None in cells:
         name = (*names, columns.context)[cells.index(None)]
         return rejection(WRONG_TYPE, f"`{name}` is {_kind(row.values.get(name or ''))}")
@@ -197,6 +204,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         file=row.file,
         history=tuple(zip(texts.history[::2], texts.history[1::2], strict=True)),
         unanswered=unanswered,
+        group="" if rules.null_is_empty and is_null_word(group) else group,
     )
 
 

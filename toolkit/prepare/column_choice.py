@@ -1,5 +1,6 @@
 """The column of each role: by the settings, else by its usual names; refused where one is missing or two fit."""
 
+import difflib
 import re
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ from toolkit.prepare.headers import header_hint
 from toolkit.prepare.meaning import bare, meaning, told_about
 from toolkit.prepare.messages import Kind, kind_of, list_in
 from toolkit.prepare.nested import hint_for_nested_file
+from toolkit.prepare.personal.passages import passages
 from toolkit.prepare.table import Table
 
 ROLES = ("question", "answer", "instruction", "context", "messages")  # that a setting may name a column for
@@ -29,11 +31,13 @@ WORDS = 8  # words, from which on a column's name looks like data
 
 def find_columns(table: Table, settings: DataSettings) -> Columns:
     """Choose the column of each role; raises ToolkitError where one is missing or two fit one role."""
-    named = {role: _named(getattr(settings, f"{role}_column"), role, table) for role in ROLES}
+    named = {role: _named(role, table, settings) for role in ROLES}
     _each_once(named, table)
+    group = _named("group", table, settings)
     taken = {name for name in named.values() if name}
     if chat := _chat(table, named):
-        columns = Columns(chat[0], chat[-1], named["instruction"], _row_id(table, taken), named["context"], chat=chat)
+        row_id = _row_id(table, {*taken, group})
+        columns = Columns(chat[0], chat[-1], named["instruction"], row_id, named["context"], group, chat=chat)
         _left_once(columns, table)
         return _with_system(columns, table)
     answer = named["answer"] or _only(ANSWERS, "answer", table, taken)
@@ -42,21 +46,21 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
     alpaca = _only((INSTRUCTION,), "instruction", table, taken)
     if alpaca and not instruction and question:
         instruction, alpaca = alpaca, None
-    row_id = _row_id(table, taken)
+    row_id = _row_id(table, {*taken, group})
     if answer is None:
-        raise _no_column("answer", ANSWERS, table)
+        raise _no_column("answer", ANSWERS, table, settings)
     if question is None and alpaca is not None:
         question = alpaca
     if question is None and instruction is not None:
         question, instruction = instruction, None
     if question is None and not any(_is_medquad(row.values.get(answer)) for row in table.rows):
-        raise _no_column("question", QUESTIONS, table)
-    columns = Columns(question, answer, instruction, row_id, named["context"])
+        raise _no_column("question", QUESTIONS, table, settings)
+    columns = Columns(question, answer, instruction, row_id, named["context"], group)
     _left_once(columns, table)
     return _with_history(columns, table, named["instruction"])
 
 
-def _row_id(table: Table, taken: set[str]) -> str | None:
+def _row_id(table: Table, taken: set[str | None]) -> str | None:
     found = next((name for key in IDS for name in table.columns if name_key(name) == key), None)
     return None if found in taken else found
 
@@ -135,14 +139,15 @@ def _left_once(columns: Columns, table: Table) -> None:
                     raise _two_columns(role, same, table)
 
 
-def _named(name: str, role: str, table: Table) -> str | None:
-    """Find the column that a setting names: as it is written, or else case and spaces apart."""
+def _named(role: str, table: Table, settings: DataSettings) -> str | None:
+    """Find the column that the setting of a role names: as it is written, or else case and spaces apart."""
+    name = getattr(settings, f"{role}_column")
     if not name:
         return None
     same = [column for column in table.columns if column == name]
     same = same or [column for column in table.columns if name_key(column) == name_key(name)]
     if not same:
-        raise _no_column(role, (name,), table)
+        raise _no_column(role, (name,), table, settings)
     if len(same) > 1:
         raise _two_columns(role, same, table)
     return same[0]
@@ -181,16 +186,24 @@ def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
     return ToolkitError(f"`{table.path}` has more than one column with the {role}: {shown}", hint=hint)
 
 
-def _no_column(role: str, wanted: tuple[str, ...], table: Table) -> ToolkitError:
+def _no_column(role: str, wanted: tuple[str, ...], table: Table, settings: DataSettings) -> ToolkitError:
+    found = listed(table.columns)
+    if settings.personal != "off" and _headerless(table):  # it may be a patient's
+        found = f"{len(table.columns)} cells in the first row, which looks like data and is not shown (data.personal)"
     return ToolkitError(
         f"`{table.path}` has no column with the {role}: wanted {' or '.join(f'`{name}`' for name in wanted)}, "
-        f"found {listed(table.columns)}",
+        f"found {found}",
         hint=_hint_for_names(role, wanted, table),
     )
 
 
+def _headerless(table: Table) -> bool:
+    """Say whether the names of columns look like the first row of a file without a header."""
+    return table.path.suffix.lower() not in _OBJECTS and any(map(_looks_like_data, table.columns))
+
+
 def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
-    """Return what to do where no column has a known name."""
+    """Return what to do where no column has a known name, or the one that a setting names."""
     if not table.columns:
         return 'write each row as an object that names its cells, such as {"question": "…", "answer": "…"}'
     if table.path.suffix.lower() in _OBJECTS:
@@ -203,11 +216,15 @@ def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
     chats = [name for name in table.columns if _CHATS.fullmatch(bare(name))]
     if chats and len(table.columns) <= len(chats) + 2:
         return f"these look like parts of chats: {_WRITE_CHATS}"
-    if table.path.suffix.lower() not in _OBJECTS and any(map(_looks_like_data, table.columns)):
+    if _headerless(table):
         return (
             "no header? The first row looks like data: add a first line that names the columns, "
             "such as `question,answer`"
         )
+    keys = {name_key(name): name for name in table.columns}
+    near = [keys[key] for name in wanted for key in difflib.get_close_matches(name_key(name), keys, n=1, cutoff=0.6)]
+    if len(wanted) == 1 and near:  # a setting names it
+        return f"did you mean `{near[0]}`? `--set {column_setting(role, near[0])}`"
     if likely := _likely(role, table):
         return f"if that is `{likely}`: `--set {column_setting(role, likely)}`"
     return f"name it with `--set data.{role}_column=NAME`"
@@ -235,6 +252,8 @@ def _likely(role: str, table: Table) -> str:
 
 
 def _looks_like_data(name: str) -> bool:
+    if passages(name):  # a date, a telephone, an address
+        return True
     return name.endswith(("?", "？", ".")) or name.isdecimal() or len(name) > LONG_NAME or len(name.split()) > WORDS
 
 

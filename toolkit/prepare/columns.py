@@ -32,6 +32,7 @@ class Columns:
     instruction: str | None
     id: str | None
     context: str | None = None
+    group: str | None = None
     history: str | None = None
     chat: tuple[str, ...] = ()
 
@@ -56,6 +57,7 @@ class Columns:
             "question": self.question,
             "question and answer" if self.question is None else "answer": self.answer,
             "id": self.id,
+            "group": self.group,
         }
         return {role: name for role, name in roles.items() if name is not None}
 
@@ -85,6 +87,7 @@ def wanted_names(settings: DataSettings) -> list[str]:
         settings.instruction_column,
         settings.context_column,
         settings.messages_column,
+        settings.group_column,
     )
     return [*QUESTIONS, *ANSWERS, INSTRUCTION, *CHATS, *IDS, *(name_key(name) for name in named if name)]
 

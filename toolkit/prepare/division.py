@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -11,11 +12,12 @@ from toolkit.prepare.clean import Record, Rejection, clean
 from toolkit.prepare.column_choice import ROLES, find_columns
 from toolkit.prepare.columns import ReadTable, unused
 from toolkit.prepare.groups import with_groups
+from toolkit.prepare.near import drop_across, drop_near
 from toolkit.prepare.personal import Personal, look, refuse_personal, together
 from toolkit.prepare.read import read_source
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
-from toolkit.prepare.split import Splits, drop_duplicates, split, ways_out
+from toolkit.prepare.split import Splits, check_filled, drop_duplicates, split, ways_out
 from toolkit.prepare.table import Row, Table
 from toolkit.prepare.thoughts import refuse_thoughts, without_earlier_thoughts
 
@@ -39,7 +41,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Division:
-    """Records in splits; `rejected` are all rows that cannot be used, `too_long` those of them that do not fit."""
+    """Records in splits; `rejected` are all rows that are not used, `too_long` those of them that do not fit."""
 
     splits: Splits
     records: list[Record]
@@ -95,7 +97,7 @@ def _file_of(row: Row, table: Table) -> str:
 def _settings_for(table: Table, tables: Sequence[Table], settings: DataSettings) -> DataSettings:
     """Leave out the names of columns that other tables have, and this one does not."""
     absent = {}
-    for role in ROLES:
+    for role in (*ROLES, "group"):
         setting = f"{role}_column"
         key = name_key(getattr(settings, setting))
         there = [key in map(name_key, other.columns) for other in tables]
@@ -105,7 +107,7 @@ def _settings_for(table: Table, tables: Sequence[Table], settings: DataSettings)
 
 
 def divide(rows: Rows, config: Config, fit: Fit) -> Division:
-    """Drop duplicates, fit the records into the context and split them.
+    """Drop duplicates, fit the records into the context and split them; near-duplicates as `data` says.
 
     Raises ToolkitError if no record fits or a split stays empty; its hint names settings that were tried.
     """
@@ -122,18 +124,29 @@ class _NoSplit(ToolkitError):
 
 def _divide(rows: Rows, settings: DataSettings, fit: Fit) -> Division:
     records, duplicates = drop_duplicates(rows.records)
-    if settings.split == "random":
+    near: list[Rejection] = []
+    if settings.near_duplicates == "drop":
+        records, near = drop_near(records, settings.near_duplicate)
+    elif settings.split == "random":
         if len(records) == 1:  # only copies: each held-out row would be a training row, word for word
             raise _NoSplit(f"all {len(rows.records)} usable rows are the same question with the same answer")
         records, duplicates = rows.records, 0
     # Before the split, so that each split has its share of what can really be trained on.
     records, too_long = fit(records)
     place = {row.file: number for number, one in enumerate(rows.tables) for row in one.table.rows}
-    rejected = sorted([*rows.rejected, *too_long], key=lambda one: (place.get(one.file, 0), one.number))
+
+    def in_order(*parts: list[Rejection]) -> list[Rejection]:
+        return sorted(chain(rows.rejected, *parts), key=lambda one: (place.get(one.file, 0), one.number))
+
     if not records:
-        raise no_usable_row(rows.tables, rejected)
+        raise no_usable_row(rows.tables, in_order(too_long))
     try:
         splits = split(records, settings)
+        if settings.near_duplicates == "drop-across":
+            splits, near = drop_across(splits, settings.near_duplicate)
+            check_filled(splits, settings)
+            dropped = {(one.file, one.number) for one in near}
+            records = [record for record in records if (record.file, record.number) not in dropped]
     except ToolkitError as exc:
         raise _NoSplit(exc.message) from None
-    return Division(splits, records, duplicates, rejected, too_long)
+    return Division(splits, records, duplicates, in_order(too_long, near), too_long)

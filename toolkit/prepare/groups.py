@@ -1,6 +1,7 @@
 """Which rows ask the same: the group of each record, all of whose rows stay in one split."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 
 from toolkit.prepare.clean import Record, normalise
@@ -26,6 +27,38 @@ def with_groups(records: list[Record], default: str) -> list[Record]:
         asked = [] if common(questions[record.normalised]) else [record.first_question]
         named.append(replace(record, normalised=normalise("\n".join([record.instruction, *asked]))))
     return named
+
+
+def tied(records: Iterable[Record]) -> dict[str, str]:
+    """Return question → name of what stays together in one split: all that is tied by a question or by a group.
+
+    Without groups it is the question itself. Else it is the group whose name comes first, numbers in their order: a
+    patient who comes later rarely changes it.
+    """
+    above: dict[str, str] = {}  # of a question or a group, one that it is tied to; none above the name itself
+
+    def name_of(one: str) -> str:
+        while one in above:
+            if above[one] in above:
+                above[one] = above[above[one]]
+            one = above[one]
+        return one
+
+    questions: dict[str, None] = {}
+    for record in records:
+        questions[record.normalised] = None
+        if record.group:
+            one, other = sorted((name_of(record.normalised), name_of(_GROUP + record.group)), key=_rank)
+            if one != other:
+                above[other] = one
+    return {question: name_of(question) for question in questions}
+
+
+_GROUP = "\n"  # before the name of a group: no question begins with it
+
+
+def _rank(name: str) -> tuple[bool, int, str]:
+    return not name.startswith(_GROUP), len(name), name
 
 
 def reworded(train: list[Record], held_out: list[Record]) -> int:

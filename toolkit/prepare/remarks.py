@@ -1,12 +1,15 @@
 """What prepare warns of once the records are in their splits: answers that are cut, and splits that say little."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from toolkit.core.config import Config
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import Record, Rejection
 from toolkit.prepare.division import Division
 from toolkit.prepare.fit import fitting_length
+from toolkit.prepare.groups import tied
 from toolkit.prepare.split import Splits
 
 SHARE = 0.05  # of the answers that are cut, from which on it is a warning
@@ -83,6 +86,30 @@ def reworded_questions(figures: dict[str, Any], splits: Splits) -> str:
     return (
         f"{figures['reworded_questions']} of {held_out} held-out rows share their question with training rows, under "
         "another instruction: their figures may be too good"
+    )
+
+
+def groups_found(records: Sequence[Record], settings: DataSettings) -> str:
+    """Say how many groups `data.group_column` gives, and how many rows have none; "" without it."""
+    if not settings.group_column:
+        return ""
+    groups = Counter(record.group for record in records)
+    without = groups.pop("", 0)
+    none = f"; {_counted(without, 'row')} without one go with their question alone" if without else ""
+    return f"{_counted(len(groups), 'group')} by `{settings.group_column}`, each in one split{none}"
+
+
+def groups_tied(records: Sequence[Record]) -> str:
+    """Warn of groups that questions of several of them tie to more than half of the rows; "" if there are none."""
+    together = tied(records)
+    rows = Counter(together[record.normalised] for record in records)
+    name, most = max(rows.items(), key=lambda one: one[1])
+    groups = {record.group for record in records if record.group and together[record.normalised] == name}
+    if len(groups) < 2 or 2 * most <= len(records):
+        return ""
+    return (
+        f"{len(groups):,} groups, {most:,} of {len(records):,} rows, stay in one split, because they ask the same "
+        "questions: the splits may be far from their sizes"
     )
 
 

@@ -1,10 +1,9 @@
-"""Duplicates, question groups, the split into train, val and test, and near-duplicates across its splits."""
+"""Exact duplicates, and the split of the rest into train, val and test."""
 
 import hashlib
 import math
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -12,12 +11,9 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record
-from toolkit.prepare.groups import question_shown
+from toolkit.prepare.groups import tied
 
 Splits = dict[str, list[Record]]
-# Word → (split, words in the set, words from this one on) → numbers of the items.
-_Index = dict[str, dict[tuple[str, int, int], list[int]]]
-ROUNDING = 1e-9  # a bound that is a whole number except for floating point must not be rounded up
 
 
 def drop_duplicates(records: list[Record]) -> tuple[list[Record], int]:
@@ -34,10 +30,15 @@ def split(records: list[Record], settings: DataSettings) -> Splits:
     No split stays empty where there are enough questions (rows, with `random`) for one each.
     """
     splits = random_split(records, settings) if settings.split == "random" else grouped_split(records, settings)
+    check_filled(splits, settings)
+    return splits
+
+
+def check_filled(splits: Splits, settings: DataSettings) -> None:
+    """Raise ToolkitError if a split is empty that must hold records."""
     for name in wanted_splits(settings):
         if not splits[name]:
             raise _empty(name, splits)
-    return splits
 
 
 def wanted_splits(settings: DataSettings) -> list[str]:
@@ -46,12 +47,14 @@ def wanted_splits(settings: DataSettings) -> list[str]:
 
 
 def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
-    """Keep all rows of one question in one split; the splits' sizes come as close to their shares as groups allow.
+    """Keep all rows of one question, or of one group of `data.group_column`, in one split.
 
-    Groups are drawn in the order of a hash of seed and question, so the order of the rows does not matter, and a row
-    more moves nothing else. scikit-learn's GroupShuffleSplit moves 228 of MedQuAD's 361 held-out questions then.
+    The splits' sizes come as close to their shares as that allows. What stays together is drawn in the order of a hash
+    of seed and name, so the order of the rows does not matter, and a row more moves nothing else, unless it ties two
+    groups. scikit-learn's GroupShuffleSplit moves 228 of MedQuAD's 361 held-out questions then.
     """
-    sizes = Counter(record.normalised for record in records)
+    together = tied(records) if settings.group_column else {one.normalised: one.normalised for one in records}
+    sizes = Counter(together[record.normalised] for record in records)
     aims = {"test": round(settings.test * len(records)), "val": round(settings.val * len(records))}
     room = dict(aims)
     split_of: dict[str, str] = {}
@@ -64,7 +67,7 @@ def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
                 room[name] -= sizes[question]
                 break
     _fill(split_of, sizes, {**aims, "train": len(records) - sum(aims.values())}, wanted_splits(settings))
-    return {name: [record for record in records if split_of[record.normalised] == name] for name in SPLITS}
+    return {name: [record for record in records if split_of[together[record.normalised]] == name] for name in SPLITS}
 
 
 def _fill(split_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], wanted: list[str]) -> None:
@@ -120,7 +123,9 @@ def _empty(name: str, splits: Splits) -> ToolkitError:
     rows = sum(map(len, splits.values()))
     questions = len({record.normalised for records in splits.values() for record in records})
     counts = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
+    groups = {record.group for records in splits.values() for record in records if record.group}
     of = f"{rows} usable row{'s' * (rows != 1)} of {questions} question{'s' * (questions != 1)}"
+    of += f" in {len(groups)} group{'s' * (len(groups) != 1)}" if groups else ""
     return ToolkitError(f"the split leaves {name} empty: {of} give {counts}")
 
 
@@ -130,7 +135,11 @@ def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) 
     `split = "random"` is named only where no split by questions is possible. There may be no way at all.
     """
     changes: list[dict[str, Any]] = [{"val": 0.0}] if settings.val > 0 else []
-    if settings.split == "grouped":
+    if settings.group_column:
+        changes.append({"group_column": ""})
+    if settings.near_duplicates != "count":
+        changes.insert(0, {"near_duplicates": "count"})
+    elif settings.split == "grouped" and not settings.group_column:
         changes += [{"split": "random"}, *({"split": "random", **change} for change in changes)]
     more = f"at least {len(wanted_splits(settings))} are needed"
     for change in changes:
@@ -138,7 +147,7 @@ def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) 
             splits = attempt(settings.model_copy(update=change))
         except ToolkitError:
             continue
-        options = " ".join(f"--set data.{key}={value if key == 'split' else '0'}" for key, value in change.items())
+        options = " ".join(f"--set data.{key}={'0' if value == 0 else value}" for key, value in change.items())
         sizes = ", ".join(f"{name} {len(splits[name])}" for name in SPLITS)
         if "split" in change:
             return (
@@ -154,88 +163,3 @@ def leaked(splits: Splits) -> int:
     """Count the questions that are in more than one split; a grouped split has none."""
     seen = [{record.normalised for record in records} for records in splits.values()]
     return sum(count > 1 for count in Counter(question for questions in seen for question in questions).values())
-
-
-@dataclass(frozen=True)
-class NearDuplicate:
-    """A held-out question, and the question in another split that shares most of its words with it."""
-
-    question: str
-    split: str
-    other: str
-    other_split: str
-    overlap: float
-
-
-@dataclass(frozen=True)
-class _Item:
-    record: Record
-    normalised: str
-    split: str
-    words: list[str]
-
-
-def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
-    """Find every val or test question that is nearly in another split: Jaccard of its words ≥ `threshold`.
-
-    Exact, in 0.9 s for 50,000 rows, where scikit-learn's CountVectorizer and a sparse product take 38 s. Two sets of a
-    and b words reach a Jaccard of t only if they share α = ⌈t/(1+t)·(a+b)⌉ words. With words in one order for all
-    (rarest first), the first shared one then has at least α words from it to the end in both sets (the positional
-    filter of PPJoin, Xiao et al. 2008). The index holds each word by the size of its set and the number of words from
-    it on.
-    """
-    items = _items(splits)
-    index: _Index = defaultdict(lambda: defaultdict(list))
-    for number, item in enumerate(items):
-        size = len(item.words)
-        # The smallest partner allowed has ⌈t·size⌉ words, all of which must be shared: no later word can be the first.
-        for position in range(size - math.ceil(threshold * size - ROUNDING) + 1):
-            index[item.words[position]][item.split, size, size - position].append(number)
-    sets = [frozenset(item.words) for item in items]
-    found = []
-    for number, item in enumerate(items):
-        if item.split == "train":
-            continue
-        for other in _candidates(item, items, index, threshold):
-            overlap = _jaccard(sets[number], sets[other])
-            if overlap >= threshold:  # one is enough: of a long template, every question nearly is every other
-                twin = items[other]
-                found.append(
-                    NearDuplicate(
-                        question_shown(item.record), item.split, question_shown(twin.record), twin.split, overlap
-                    )
-                )
-                break
-    return found
-
-
-def _items(splits: Splits) -> list[_Item]:
-    """Return each question once per split, its words rarest first."""
-    unique = {(record.normalised, name): record for name in SPLITS for record in splits[name]}
-    words = [set(normalised.split()) for normalised, _ in unique]
-    common = Counter(word for some in words for word in some)
-    return [
-        _Item(record, normalised, name, sorted(some, key=lambda word: (common[word], word)))
-        for ((normalised, name), record), some in zip(unique.items(), words, strict=True)
-    ]
-
-
-def _candidates(item: _Item, items: list[_Item], index: _Index, threshold: float) -> Iterator[int]:
-    """Yield the numbers of all items in other splits that can reach the threshold, each once."""
-    size = len(item.words)
-    seen: set[int] = set()
-    for position in range(size - math.ceil(threshold * size - ROUNDING) + 1):
-        rest = size - position
-        for (name, other_size, other_rest), numbers in index.get(item.words[position], {}).items():
-            needed = threshold / (1 + threshold) * (size + other_size) - ROUNDING
-            if name == item.split or min(rest, other_rest) < needed:
-                continue
-            for number in numbers:
-                if number not in seen and items[number].normalised != item.normalised:
-                    seen.add(number)
-                    yield number
-
-
-def _jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)

@@ -16,6 +16,13 @@ _WORDS = (
     r"benefici[aá]ri|c\.?n\.?p\.?j|r\.?g\b|identidade|cep"
 )
 _WORD = re.compile(rf"(?<![^\W\d_])(?:{_WORDS})", re.IGNORECASE)
+# A birthday may have one digit, or none: "born on the third of May". The first are searched for quickly.
+_OF_BIRTH = ("irth", "born", "nasc", "nivers", "bday", "b-day", "d.o.b", "dob")
+_BIRTH_MONTH = re.compile(
+    r"(?:birth|born\b|nasc|anivers|\bb-?day|\bd\.?o\.?b\b)[^\n]{0,60}?\b(?:jan|f[eé][bv]|mar|a[bp]r|ma[iy]|ju[nl]|aug|"
+    r"ago|se[pt]|o[cu]t|nov|de[cz])",
+    re.IGNORECASE,
+)
 _DIGITS = re.compile(r"\d\d")
 
 _NUMBER = re.compile(r"\d(?:[ .()/–-]{0,3}\d){6,}")  # seven digits or more
@@ -40,6 +47,9 @@ def passages(text: str) -> list[tuple[int, int]]:
     found = []
     if any(mark in text for mark in _IN_ADDRESS):
         found = [match.span() for match in _ADDRESS.finditer(text)]
+    lower = text.lower()
+    if any(mark in lower for mark in _OF_BIRTH):
+        found += [(match.start(), match.end() + REACH) for match in _BIRTH_MONTH.finditer(text)]
     for start, end in _near_digits(text):
         found += [match.span() for pattern in (_NUMBER, _FORM) for match in pattern.finditer(text, start, end)]
         found += [(match.start(), min(end, match.end() + REACH)) for match in _WORD.finditer(text, start, end)]

@@ -45,6 +45,8 @@ def possible_date(text: str) -> bool | None:
         day_first = int(text[4:]) > 1800
         text = "-".join((text[:2], text[2:4], text[4:]) if day_first else (text[:4], text[4:6], text[6:]))
     numbers = [int(number) for number in re.findall(r"\d+", text)]
+    if not numbers:  # all of it in words
+        return None
     if max(numbers) > datetime.date.today().year or 1800 > max(numbers) > 99:
         return False
     if re.search(r"[^\W\d_]", text) is None and len(numbers) == 3:
@@ -69,14 +71,39 @@ _MONTH = (
 )
 _YEAR = r"(?:1[89]|20)\d\d"
 _CUT = r" ?[-/.] ?"
-_ORDINAL = r"(?:st|nd|rd|th|º)?"
+_ENGLISH_DAY = (
+    r"(?:twenty|thirty)[\s-]first|twenty[\s-](?:second|third|fourth|fifth|sixth|seventh|eighth|ninth)|first|second|third|"
+    r"fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|(?:thir|four|fif|six|seven|eigh|nine)teenth|"
+    r"twentieth|thirtieth"
+)
+_PORTUGUESE_DAY = (
+    r"(?:vinte|trinta)\se\sum|vinte\se\s(?:dois|tr[eê]s|quatro|cinco|seis|sete|oito|nove)|primeiro|dois|tr[eê]s|quatro|"
+    r"cinco|seis|sete|oito|nove|dez|onze|doze|treze|[cq]uatorze|quinze|dezesseis|dezasseis|dezessete|dezassete|dezoito|"
+    r"dezenove|dezanove|vinte|trinta"
+)
+_DAY = rf"(?:(?:0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th|\.?[ºª°])?|\b(?:{_ENGLISH_DAY}|{_PORTUGUESE_DAY})\b)"
+_TENS = r"(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)"
+_WORDED_YEAR = (
+    rf"(?:nineteen[\s-](?:hundred(?:\sand)?[\s-]|oh[\s-])?(?:{_TENS}|\w+teen|ten|eleven|twelve)?|"
+    r"two\sthousand(?:\sand)?|twenty)(?:[\s-](?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
+    rf"{_TENS}(?:[\s-](?:one|two|three|four|five|six|seven|eight|nine))?))?\b|"
+    r"(?:mil\s(?:e\s)?novecentos|dois\smil)(?:\se\s\p{L}+){0,2}"
+)
+_ANY_YEAR = rf"(?:{_YEAR}|['’]?\d\d\b|{_WORDED_YEAR})"
+_BETWEEN = r"(?:[\s/.-]|,\s|\s?(?:de|of)\s|\sday\sof\s)?"  # day, month and year
+_DAY_AND_MONTH = (
+    # "may" is a verb too, and "mar" the sea: without a year both have a capital.
+    rf"{_DAY}{_BETWEEN}(?!(?-i:may|mar)\b){_MONTH}(?<!\.)(?![^\W\d_])",
+    rf"(?!(?-i:may|mar)\b){_MONTH}(?:\s(?:the\s)?|[/.-]){_DAY}(?![\d%]|\sde\s)",
+)
 _DATES = (
     rf"{_YEAR}{_CUT}\d\d?{_CUT}\d\d?",
     rf"\d\d?{_CUT}\d\d?{_CUT}(?:{_YEAR}|\d\d)",
-    rf"{_MONTH}\s\d\d?{_ORDINAL},?\s{_YEAR}",
-    rf"\d\d?{_ORDINAL}[\s/-](?:de\s|of\s)?{_MONTH},?[\s/-](?:de\s)?(?:{_YEAR}|['’]?\d\d)",
-    rf"{_YEAR}\s{_MONTH}\s\d\d?",
-    rf"{_MONTH}\s(?:de\s|of\s)?{_YEAR}",
+    rf"{_MONTH}(?:\s(?:the\s)?|[/.-])?{_DAY}(?:,?\s|[/.-]){_ANY_YEAR}",
+    rf"{_DAY}{_BETWEEN}{_MONTH}{_BETWEEN}{_ANY_YEAR}",
+    rf"{_YEAR}[\s/.-]?{_MONTH}[\s/.-]?\d\d?",
+    rf"{_MONTH}(?:[\s/-]|\s(?:de|of)\s){_YEAR}",
+    rf"{_MONTH}/\d\d",
     rf"\d\d?/{_YEAR}",
     rf"\d{{4}}{_YEAR}",
     rf"{_YEAR}\d{{4}}",
@@ -90,6 +117,8 @@ _BORN_GAP = (
     r"(?:[\s:,.()|=-]|\b(?:the|aos|of|d[aeo]|patient|paciente|mother|m[aã]e|on|in|is|was|em|no|dia|é|foi|a)\b|\([a-z/-]{4,14}\)){0,8}"
     r"(?:[^\n.;]{0,40}?\b(?:on|em)\s)?"
 )
+_BIRTHDAY = _one_of("birthday", "b-?day", "anivers[aá]rio", "anivers[aá]ria")
+_NEAR_BORN = r"(?:[\s:,()=-]|\b(?:the|on|is|was|in|aos|a|o|em|no|na|dia|é|foi)\b){0,10}(?<!\bborn\.\s)"
 
 # The number of a record or a policy: four digits at least, perhaps with letters, points and hyphens between them. A
 # year, a range of years, a date, an IP address and a hotline are none.
@@ -174,6 +203,8 @@ FORMS = [
     Form("PHONE_NUMBER", _US_LOCAL_TELEPHONE, SAID),
     Form("PHONE_NUMBER", r"\(?0xx\d\d\)?\s?9?\d{4}-\d{4}(?!\d)"),
     Form("DATE_OF_BIRTH", _after(_BORN, _DATE, _BORN_GAP), SAID, possible_date),
+    Form("DATE_OF_BIRTH", _after(_BORN, rf"(?:{'|'.join(_DAY_AND_MONTH)})", _NEAR_BORN), SAID),
+    Form("DATE_OF_BIRTH", _after(_BIRTHDAY, r"\d\d?/\d\d?(?![\d/-])", _NEAR_BORN), SAID, possible_date),
     Form(
         "DATE_OF_BIRTH",
         rf"(?<!\d){_DATE}(?=[\s,;]{{0,2}}\(?(?:d\.?o\.?b\b|date\sof\sbirth|nascimento|d\.?n\.?\)))",
