@@ -4,7 +4,6 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.chrf import CHRF
 
-from tests.support import scored_models
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate import measures
 
@@ -26,14 +25,6 @@ def test_words_of_other_scripts_count() -> None:
     text = "体温が高い。Température élevée"
     assert measures.rouge_l(text, text) == 1
     assert measures.rouge_l("Повышенная температура", "температура тела") == pytest.approx(0.5)
-
-
-def test_the_language_of_most_answers_is_the_datas() -> None:
-    english, german = scored_models.WORDS, "Trinken Sie viel Wasser, und gehen Sie bei hohem Fieber zum Arzt."
-    assert measures.language(english) == "en" and measures.language(german) == "de"
-    assert measures.main_language([german] * 5 + [english, "39 °C"]) == "de"
-    assert measures.main_language([german, english] * 3) == "" == measures.main_language(["39 °C"])
-    assert measures.language("39 °C") == ""
 
 
 def test_a_missing_library_says_how_to_install_all(monkeypatch: pytest.MonkeyPatch) -> None:

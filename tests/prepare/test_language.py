@@ -14,10 +14,11 @@ from toolkit.core.input_settings import PromptSettings
 from toolkit.init import start
 from toolkit.prepare import language
 from toolkit.prepare.clean import Record, normalise, split_cell
-from toolkit.prepare.language import Identify, file_language, foreign_prompt, identifier, main_language
+from toolkit.prepare.language import file_language, foreign_prompt, identifier, languages_said, several_languages
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.languages import NAMES, SENTENCES, language_code, load_identifier
 from toolkit.prompt.renderings import prompt_text
+from toolkit.prompt.text_language import Identify, is_plain_english, main_language
 
 ANSWERS = {
     "en": [
@@ -115,7 +116,7 @@ LOOKING_ENGLISH = {
 @pytest.mark.parametrize("kind", [*(code for code in ANSWERS if code != "en"), *UNSURE, *LOOKING_ENGLISH])
 def test_only_plain_english_is_known_by_its_words(kind: str) -> None:
     texts = {**ANSWERS, **UNSURE, **LOOKING_ENGLISH}[kind] * 3
-    assert not language.is_plain_english([text for text in texts if len(text) > 20])
+    assert not is_plain_english([text for text in texts if len(text) > 20])
 
 
 def test_for_plain_english_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch, medquad: Path) -> None:
@@ -180,6 +181,29 @@ def test_a_prompt_in_another_language(
     said = foreign_prompt(form, records(["x"], form.instruction), language, identify)
     assert advised in said
     assert bool(said) is bool(advised)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares", "said"),
+    [
+        ({}, {"en": 0.6, "pt": 0.4}, "are in English and Portuguese, but the prompt asks for English alone"),
+        ({"preset": "alpaca-no-input"}, {"pt": 0.5, "es": 0.5}, "in Portuguese and Spanish"),
+        ({"language": ""}, {"en": 0.6, "pt": 0.4}, ""),
+        ({}, {"en": 0.85, "pt": 0.15}, ""),
+        ({}, {"en": 0.6, "und": 0.4}, ""),
+        ({"preset": "chatml"}, {"en": 0.5, "pt": 0.5}, ""),
+        ({}, {}, ""),
+    ],
+)  # fmt: skip
+def test_answers_in_several_languages(settings: dict[str, str], shares: dict[str, float], said: str) -> None:
+    found = several_languages(PromptSettings.model_validate(settings), shares)
+    assert said in found and bool(found) is bool(said)
+    assert not found or found.endswith("`--set prompt.language=` asks for none")
+
+
+def test_a_second_language_is_said_where_it_is_not_rare() -> None:
+    assert languages_said({"en": 0.9, "pt": 0.1}) == "languages of the answers: English 90%, Portuguese 10%"
+    assert languages_said({"en": 0.9, "und": 0.1}) == "" == languages_said({"en": 0.97, "pt": 0.03})
 
 
 def test_an_instruction_that_no_record_uses_is_not_spoken_of(identify: Identify) -> None:

@@ -13,13 +13,14 @@ from toolkit.core.files import read_records, spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.copied import longest_runs
 from toolkit.evaluate.journal import Journal, key_of
-from toolkit.evaluate.measures import chrf, language, main_language, rouge_l
+from toolkit.evaluate.measures import chrf, rouge_l
 from toolkit.evaluate.statistics import compare, mean_of
 from toolkit.evaluate.systems import Answer, Asked
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.held_out import read_held_out
 from toolkit.prompt.languages import related
 from toolkit.prompt.renderings import asked_in_full, earlier_turns
+from toolkit.prompt.text_language import main_language, sure_language
 from toolkit.prompt.tokenizer import Tokenizer
 
 MEASURES = (("chrf", False), ("rouge_l", False), ("nll", True))  # each with whether less of it is better
@@ -183,7 +184,7 @@ def _per_row(questions: Sequence[Question], found: Found) -> dict[str, list[floa
 
 def _share_in(spoken: str, answers: Sequence[Answer]) -> dict[str, Any] | None:
     """Return the share of answers in the data's language; None where that, or the language of all, is uncertain."""
-    codes = [language(answer.text) for answer in answers] if spoken else []
+    codes = [sure_language(answer.text) for answer in answers] if spoken else []
     known = [float(related(code, spoken)) for code in codes if code]
     return mean_of(known, share=True) if known else None
 

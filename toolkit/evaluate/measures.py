@@ -1,4 +1,4 @@
-"""What one answer is worth beside the reference: chrF, ROUGE-L, and whether it is in the data's language."""
+"""What one answer is worth beside the reference: chrF and ROUGE-L."""
 
 import functools
 from collections.abc import Sequence
@@ -6,12 +6,8 @@ from typing import Any
 
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate.copied import words_of
-from toolkit.prompt.languages import count_letters, load_identifier, related
 
 PARTS = ("rouge_score", "sacrebleu", "scipy")
-SURE = 0.9  # probability of a language that is believed
-MOST = 0.8  # share of the reference answers that must be in it
-LETTERS = 20  # of a text that says anything about its language; one of Chinese or Japanese counts as four
 
 
 def check_installed(parts: Sequence[str] = PARTS) -> None:
@@ -52,23 +48,3 @@ def _rouge() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=_Words())
-
-
-def main_language(references: Sequence[str]) -> str:
-    """Return the ISO 639 code of the language that most reference answers are in; empty if it is uncertain."""
-    found = [code for code in map(language, references) if code]
-    if not found:
-        return ""
-    most = max(set(found), key=found.count)
-    agreeing = sum(related(code, most) for code in found)
-    return most if agreeing >= MOST * len(found) else ""
-
-
-def language(text: str) -> str:
-    """Return the language of a text as an ISO 639 code; empty if it is too short to say, or uncertain."""
-    if count_letters(text) < LETTERS:
-        return ""
-    ranked = load_identifier().rank(text)
-    first = ranked[0][0]
-    sure = sum(probability for code, probability in ranked if related(code, first))
-    return str(first) if sure >= SURE else ""

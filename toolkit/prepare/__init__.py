@@ -18,7 +18,7 @@ from toolkit.prepare.columns import ReadTable, columns_taken, lost_meaning
 from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.fit import fit
 from toolkit.prepare.groups import reworded
-from toolkit.prepare.language import foreign_prompt, identifier, main_language
+from toolkit.prepare.language import foreign_prompt, identifier, languages_said, several_languages
 from toolkit.prepare.near import near_duplicates
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
@@ -36,6 +36,7 @@ from toolkit.prepare.split import Splits, leaked
 from toolkit.prepare.spoiled import Damage, find_damage
 from toolkit.prepare.thoughts import thoughts_unsaid
 from toolkit.prompt.format import PromptFormat, prompt_format
+from toolkit.prompt.text_language import language_shares, main_language
 from toolkit.prompt.tokenizer import Tokenizer
 
 SHOWN_PAIRS = 3  # near-duplicates named on the screen
@@ -61,7 +62,8 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         divided = divide(rows, config, lambda records: fit(records, form, tokenizer, config))
         splits, records, rejected = divided.splits, divided.records, divided.rejected
         near = near_duplicates(splits, config.data.near_duplicate)
-        language = main_language([record.answer for record in records], identify)
+        answers = [record.answer for record in records]
+        language, shares = main_language(answers, identify), language_shares(answers, identify)
         foreign = foreign_prompt(config.prompt, records, language, identify)
 
     with writing_folder(folder.data) as fresh:
@@ -86,6 +88,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         "instruction_as_question": sum(record.instruction_as_question for record in records),
         "control_like": _control_like(records, form, tokenizer),
         "language": language,
+        "languages": shares,
         **_of_files(rows.tables, rejected),
         "damaged": {found.kind: found.count for found in damage},
         "repaired": dict(repaired),
@@ -104,16 +107,16 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     found = personal_said(rows.personal, f", listed in {folder.personal}")
     if found:
         (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
-    if groups := groups_found(records, config.data):
-        console.info(groups)
-    for said in chats_said(figures):
-        console.info(said)
+    for said in (*chats_said(figures), groups_found(records, config.data), languages_said(shares)):
+        if said:
+            console.info(said)
     for said in (
         groups_tied(records),
         cut_answers(divided, config),
         few_questions(splits),
         reworded_questions(figures, splits),
         foreign,
+        several_languages(config.prompt, shares),
         thoughts_unsaid(records, config.prompt, tokenizer),
     ):
         if said:
