@@ -24,6 +24,7 @@ from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.division import read_rows
 from toolkit.prepare.number_format import shown
 from toolkit.prepare.read import read_table
+from toolkit.prepare.refusals import hints_for_some
 from toolkit.prepare.source import find_sources
 from toolkit.prepare.table import Table
 
@@ -326,3 +327,62 @@ def test_damage_gives_one_line_or_both_rows(
         assert "\n" not in exc.message and exc.hint
     else:
         assert table.rows
+
+
+def merged(path: Path, rows: Rows, *ranges: str) -> Path:
+    saved(path, {"Sheet": rows})
+    book = openpyxl.load_workbook(path)
+    for one in ranges:
+        book.active.merge_cells(one)
+    book.save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "ranges", "problems"),
+    [
+        (["question", "answer", "note"], ["A2:A4"], {3: "A3 is a part of A2:A4, whose text is in A2", 4: "A4 is"}),
+        (["question", "answer", "note"], ["B3:B4"], {4: "B4 is a part of B3:B4, whose text is in B3"}),
+        (["question", "answer", "note"], ["A3:B3", "C2:C4"], {3: "B3 is a part of A3:B3, whose text is in A3"}),
+        (["question", "answer", "note"], ["C2:C4"], {}),
+        (["question", "answer", "id"], ["C2:C4"], {}),
+        (["note", "question", "answer"], ["A1:C1", "B2:B3"], None),
+        (["instruction", "input", "output"], ["A2:A4"], {3: "A3 is a part of A2:A4", 4: "A4 is a part of A2:A4"}),
+        (["question", "answer", "note"], [], {}),
+    ],
+)
+def test_merged_cells_have_their_text_in_the_first_one(
+    header: list[str], ranges: list[str], problems: dict[int, str] | None, tmp_path: Path
+) -> None:
+    rows = [header, *([f"{name} {n}" for name in "abc"] for n in range(3))]
+    path = merged(tmp_path / "a.xlsx", rows, *ranges)
+    if problems is None:  # the names themselves are merged: only the first is there
+        with pytest.raises(ToolkitError, match="no column with the answer"):
+            read_rows(find_sources(build({}, [f"data.source={path}"]).data), build({}, []))
+        return
+    found = read_table(path, WANTED).rows
+    assert {row.line for row in found if row.problem} == problems.keys()
+    for row in found:
+        assert row.problem.startswith("merged cells: " + problems[row.line or 0] if row.problem else "")
+        if not row.problem:
+            assert row.values[header[0]] == f"a {(row.line or 0) - 2}"
+
+
+def test_a_group_or_a_context_that_is_merged_is_said_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [["patient", "passage", "question", "answer"], *([f"p{n}", f"t{n}", f"q{n}", f"a{n}"] for n in range(6))]
+    path = merged(tmp_path / "a.xlsx", rows, "A2:A3", "B5:B6")
+    for setting, refused in (("group_column=patient", 2), ("context_column=passage", 5), ("seed=1", 0)):
+        config = build({}, [f"data.source={path}", f"data.{setting}"])
+        found = read_rows(find_sources(config.data), config)
+        assert [one.number for one in found.rejected] == [refused] * bool(refused)
+        assert [one.reason for one in found.rejected] == ["merged cells"] * bool(refused)
+        hints = hints_for_some(found.tables, found.rejected)
+        assert bool(hints) is bool(refused) and all("unmerge the cells" in hint for hint in hints)
+
+
+def test_a_sheet_of_merged_titles_above_and_below_is_read(tmp_path: Path) -> None:
+    rows = [["question", "answer"], ["q", "a"], ["", ""], ["Reviewed by the ward", ""]]
+    found = read_table(merged(tmp_path / "a.xlsx", rows, "A3:B3", "A4:B4"), WANTED).rows
+    assert [(row.line, bool(row.problem)) for row in found] == [(2, False), (4, True)]

@@ -20,6 +20,7 @@ from toolkit.prepare.decoding import encoding_hint
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.documents import NOT_XML
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
+from toolkit.prepare.merged import MERGED
 from toolkit.prepare.messages import (
     ASSISTANT_FIRST,
     ASSISTANT_TWICE,
@@ -82,7 +83,7 @@ def hints_for_some(tables: Sequence[ReadTable], rejected: list[Rejection]) -> li
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
-        explained = (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT, ENDLESS)
+        explained = (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT, ENDLESS, MERGED)
         if nulls or reason in explained or reason in _OF_CHATS:
             hints.append(f"{reason}: {_hint_for(reason, tables, rejected)}")
     return hints
@@ -136,6 +137,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection
         "object",
         NOT_AN_OBJECT: 'write each row as an object, such as {"question": "…", "answer": "…"}',
         WRONG_COLUMNS: "give each row as many cells as the header has names; quote a cell that holds the delimiter",
+        MERGED: "unmerge the cells in Excel or LibreOffice, and write into each row what it means",
         NOT_XML: "copy these documents again",
         ENDLESS: "divide the text into rows; if a quote that is never closed took in other rows, correct it there",
         REPEATED_HEADER: "the file has no other rows: export it again",

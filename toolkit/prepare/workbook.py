@@ -15,6 +15,7 @@ from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, nam
 from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.containers import quoted
 from toolkit.prepare.delimited import Cells, named_rows
+from toolkit.prepare.merged import merged_ranges, without_covered
 from toolkit.prepare.number_format import shown
 from toolkit.prepare.packed import PIECE, Opened, check_members, open_zip
 from toolkit.prepare.table import Row
@@ -35,7 +36,8 @@ def read_workbook(
 ) -> tuple[list[str], list[Row], str, bool]:
     """Return names, rows, the sheet's name where there are several, and whether these are all of its rows.
 
-    A formula is its last value; one without, in a wanted column, is refused with its cell. Raises ToolkitError where
+    A formula is its last value; one without, in a wanted column, is refused with its cell. A row whose wanted cell is
+    merged with one above or before it says so. Raises ToolkitError where
     the file is broken, or several sheets could be meant.
     """
     path = opened.path
@@ -51,6 +53,8 @@ def read_workbook(
         name = sheet or _only_sheet(opened, sheets, wanted)
         with contextlib.closing(sheets[name]._get_source()) as stream:
             _check_order(stream, f"{path}#{name}")
+        with contextlib.closing(sheets[name]._get_source()) as stream:
+            merged = merged_ranges(stream)
         rows_of_sources = _rows(sources[name]) if formulas else repeat(repeat(None))
         cells: list[Cells] = []
         whole = True
@@ -69,6 +73,7 @@ def read_workbook(
     for at, (_, texts) in enumerate(cells):  # one far cell makes the header wide, and no other row
         texts += [""] * ((header if at else widest) - len(texts))
     columns, rows = named_rows(cells, "\t")
+    rows = without_covered(rows, columns, merged, wanted)
     return columns, _without_missing(rows, cells, columns, wanted, f"{path}#{name}"), name, whole
 
 

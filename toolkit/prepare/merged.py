@@ -1,0 +1,76 @@
+"""Merged cells of a sheet: their text is in the first one alone, so what the others mean is for the user to say."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import IO, NamedTuple
+
+from toolkit.prepare.cells import is_blank, name_key
+from toolkit.prepare.columns import IDS
+from toolkit.prepare.packed import PIECE
+from toolkit.prepare.table import Row
+
+MERGED = "merged cells"
+_MERGE = re.compile(
+    rb"""<(?:[A-Za-z0-9]+:)?mergeCell\s[^<>]*?\bref\s*=\s*["']([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})["']"""
+)
+
+
+class Range(NamedTuple):
+    """A range of merged cells: its name in the file, and its first and last column and row, from 1."""
+
+    name: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+def merged_ranges(stream: IO[bytes]) -> list[Range]:
+    """Return the ranges of merged cells in the XML of a sheet."""
+    from openpyxl.utils import range_boundaries
+
+    found, before = [], b""
+    while piece := stream.read(PIECE):
+        text = before + piece
+        end = max(0, text.rfind(b"<"))
+        found += [match[1].decode() for match in _MERGE.finditer(text, 0, end)]
+        before = text[end:]
+    return [Range(name, *range_boundaries(name)) for name in found]
+
+
+def without_covered(
+    rows: Sequence[Row], columns: Sequence[str], ranges: Sequence[Range], wanted: frozenset[str]
+) -> list[Row]:
+    """Return the rows; one is a problem where a wanted cell is covered by a merge, and is not its first cell.
+
+    The row's own id may be covered: the number of the row stands for it.
+    """
+    if not ranges:
+        return list(rows)
+    ids = {name_key(name) for name in IDS}
+    read = {at: name for at, name in enumerate(columns, 1) if name_key(name) in wanted - ids}
+    first = {row.line: row for row in rows}
+    of_line: dict[int, list[Range]] = {}
+    for one in ranges:
+        for line in range(one.top, one.bottom + 1):
+            if line in first:
+                of_line.setdefault(line, []).append(one)
+
+    def covered(row: Row) -> Iterator[str]:
+        from openpyxl.utils import get_column_letter
+
+        for one in of_line.get(row.line or 0, ()):
+            for at in range(one.left, one.right + 1):
+                if at in read and (at, row.line) != (one.left, one.top) and is_blank(row.values.get(read[at])):
+                    cell = f"{get_column_letter(at)}{row.line}"
+                    yield f"{cell} is a part of {one.name}, whose text is in {one.name.partition(':')[0]}"
+
+    checked = []
+    for row in rows:
+        said = "" if row.problem else next(covered(row), "")
+        if said:
+            text = " | ".join(str(cell) for cell in row.values.values() if not is_blank(cell))
+            row = replace(row, values={}, problem=f"{MERGED}: {said}", text=text)
+        checked.append(row)
+    return checked
