@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.core import config, config_file
+from toolkit.core import config, config_file, console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import checks, personal, prepare
@@ -275,3 +275,54 @@ def test_numbers_already_given_are_not_given_again() -> None:
         "<BR_CPF_3> and CPF <BR_CPF_4>, again <BR_CPF_4>",
         ["<BR_CPF_3> and CPF <BR_CPF_4>, again <BR_CPF_4>"] * 2,
     )
+
+
+NOTE = "Maria, CPF 529.982.247-25, tel (11) 98765-4321, what should she take against fever and cough in winter"
+
+
+@pytest.mark.parametrize("mode", ["warn", "mask", "refuse", "off"])
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (f"question,answer\n{NOTE.replace(',', ';')},\n" * 2, "no usable row"),
+        ("529.982.247-25,12/03/1961,rest and drink\n" * 3, "no column with the answer"),
+        ("Maria Silva,maria@example.org,rest\n" * 3, "no column with the answer"),
+        ("4111 1111 1111 1111;What helps?;rest\n" * 3, "no column with the answer"),
+    ],
+)
+def test_an_error_shows_no_personal_data_of_a_row(
+    mode: str, content: str, error: str, tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer
+) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ToolkitError) as caught:
+        prepare(build(f"data.personal={mode}"), folder, path, tokenizer)
+    said = f"{caught.value.message} {caught.value.hint}"
+    assert error in said and ("first line that names the columns" in said or "column `answer` is empty" in said)
+    assert any(secret in said for secret in SECRETS) is (mode == "off")
+    if error.startswith("no column") and mode != "off":
+        assert "found 3 cells in the first row, which looks like data and is not shown (data.personal)" in said
+
+
+def test_the_header_of_a_file_is_shown(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("Pergunta do paciente,Resposta 2021,nº\nq,a,1\n", encoding="utf-8")
+    with pytest.raises(ToolkitError, match="found `Pergunta do paciente`, `Resposta 2021`, `nº`"):
+        prepare(build(), folder, path, tokenizer)
+
+
+def test_examples_on_the_screen_are_masked(
+    tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": f"{NOTE} {at}?", "answer": f"<b>CPF 529.982.247-25</b> {at}"} for at in range(40)]
+    console.configure()
+    prepare(build(), folder, table(tmp_path / "x.csv", rows), tokenizer)
+    said = capsys.readouterr().err
+    assert "near-duplicate (0." in said and "HTML tags" in said and "<BR_CPF_1>" in said
+    assert not any(secret in said for secret in SECRETS)
+
+
+def test_without_presidio_such_a_row_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(personal, "presidio_there", lambda: False)
+    assert personal.for_screen(NOTE, build().data) == "(not shown: it may hold personal data)"
+    assert personal.for_screen("What helps?", build().data) == "What helps?"

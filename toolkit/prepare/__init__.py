@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from toolkit.prepare.fit import fit
 from toolkit.prepare.groups import reworded
 from toolkit.prepare.language import foreign_prompt, identifier, languages_said, several_languages
 from toolkit.prepare.near import near_duplicates
+from toolkit.prepare.personal import for_screen
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.remarks import (
@@ -96,11 +97,10 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         **chat_figures(rows.records, records),
     }
     for pair in near[:SHOWN_PAIRS]:
-        console.info(
-            f"near-duplicate ({pair.overlap:.2f}): {pair.split} `{_brief(pair.question)}` "
-            f"and {pair.other_split} `{_brief(pair.other)}`"
-        )
-    _warn_of_damage(damage, repaired, rows.count)
+        question, other = (_brief(for_screen(text, config.data)) for text in (pair.question, pair.other))
+        console.info(f"near-duplicate ({pair.overlap:.2f}): {pair.split} `{question}` and {pair.other_split} `{other}`")
+    shown = [replace(found, excerpt=for_screen(found.excerpt, config.data)) for found in damage]
+    _warn_of_damage(shown, repaired, rows.count)
     for said in useless(rows.tables, rejected):
         console.warn(said)
     _warn(figures, folder, splits, hints_for_some(rows.tables, rejected))

@@ -81,7 +81,7 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
         records += kept
         rejected += others
     if not records:
-        raise no_usable_row(read, rejected)
+        raise no_usable_row(read, rejected, config.data)
     whole = together(personal)
     refuse_personal(whole)
     refuse_thoughts(records, config.prompt)
@@ -139,7 +139,7 @@ def _divide(rows: Rows, settings: DataSettings, fit: Fit) -> Division:
         return sorted(chain(rows.rejected, *parts), key=lambda one: (place.get(one.file, 0), one.number))
 
     if not records:
-        raise no_usable_row(rows.tables, in_order(too_long))
+        raise no_usable_row(rows.tables, in_order(too_long), settings)
     try:
         splits = split(records, settings)
         if settings.near_duplicates == "drop-across":

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import (
     EMPTY_ANSWER,
     EMPTY_QUESTION,
@@ -37,6 +38,7 @@ from toolkit.prepare.messages import (
 )
 from toolkit.prepare.objects import NOT_AN_OBJECT
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, open_data
+from toolkit.prepare.personal import for_screen
 from toolkit.prepare.row_texts import NULL_WORD
 from toolkit.prepare.table import Table
 
@@ -59,7 +61,7 @@ _OF_CHATS = {
 }
 
 
-def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> ToolkitError:
+def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection], settings: DataSettings) -> ToolkitError:
     """Return the error of sources whose rows are all rejected, with the hint of the commonest reason."""
     has = f"`{tables[0].table.name}` has" if len(tables) == 1 else f"{len(tables)} files have"
     if not rejected:
@@ -68,7 +70,7 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection]) -> Too
     example = next(rejection for rejection in rejected if rejection.reason == reason)
     where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
     where += f" of `{example.file}`" if example.file else ""
-    shown = " ".join(example.text.split())
+    shown = " ".join(for_screen(example.text, settings).split())
     shown = shown if len(shown) <= 80 else shown[:79] + "…"
     detail = f", {example.detail}" if example.detail else ""
     return ToolkitError(

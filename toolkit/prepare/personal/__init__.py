@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.personal.analyzer import INSTALL, Find, finder, presidio_there
@@ -172,6 +173,19 @@ def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
     found = everywhere([text, rejection.detail], find)
     masked = [hidden(each, spans, placeholders)[0] for each, spans in zip((text, rejection.detail), found, strict=True)]
     return replace(rejection, text=masked[0], detail=masked[1])
+
+
+def for_screen(text: str, settings: DataSettings) -> str:
+    """Return a text as the screen and the log may show it: with placeholders where it may be personal.
+
+    It stays as it is with `data.personal = "off"`. Without Presidio, one that would need a look is not shown.
+    """
+    plain = _CONTROL.sub("", text)
+    if settings.personal == "off" or not (settings.personal_model or passages(plain)):
+        return text
+    if not presidio_there():
+        return "(not shown: it may hold personal data)"
+    return hidden(plain, finder(settings.personal_model)(plain), Placeholders([plain]))[0]
 
 
 def together(parts: Sequence[Personal]) -> Personal:
