@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.places import REPOSITORY
-from toolkit.core import console
+from toolkit.core import console, streams
 from toolkit.core.errors import ToolkitError
 
 
@@ -103,6 +103,21 @@ def test_tables_read_without_colour() -> None:
     text = console.table(("name", "size"), [("F16", "270.0 MB"), ("Q8_0", "1.0 MB")])
     assert "\x1b" not in text
     assert [line.split() for line in text.splitlines() if "F16" in line] == [["F16", "270.0", "MB"]]
+
+
+def test_control_characters_of_a_file_do_not_reach_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An escape sequence in a row that is shown would move the cursor, or change the window's title."""
+    streams.state().log = tmp_path / "log.txt"
+    try:
+        console.warn("first row 1 `\x1b]0;title\x07 \x9b2J\r \x7f a\tb`\nsecond line é 中文")
+    finally:
+        streams.state().log = None
+    expected = "first row 1 `\\x1b]0;title\\x07 \\x9b2J\\x0d \\x7f a\tb`\nsecond line é 中文"
+    assert expected in capsys.readouterr().err
+    logged = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert [line.partition("  ")[2].removeprefix("warning: ") for line in logged] == expected.splitlines()
 
 
 def test_progress_in_bytes_shows_speed_and_time_left() -> None:

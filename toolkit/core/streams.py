@@ -6,6 +6,7 @@ What is chosen by `directed` holds in that thread alone, so several runs at once
 import contextlib
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 WIDTH = 10_000  # lines are left to the terminal to wrap
 
 
@@ -75,6 +77,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def visible(text: str) -> str:
+    """Return text with control characters written as `\\xNN`, all but tab and newline: they move the cursor."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
 def write_log(text: str) -> None:
     """Append lines to the log, with the time in front; a failed write stops the log."""
     log = state().log
@@ -90,7 +97,7 @@ def write_log(text: str) -> None:
 
 def emit(text: str, style: str = "") -> None:
     """Print lines on stderr, in a style of rich's where that is installed."""
-    text = printable(text)
+    text = visible(printable(text))
     write_log(text)
     show(text, style)
 

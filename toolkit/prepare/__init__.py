@@ -203,7 +203,7 @@ def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: lis
     if figures["near_duplicates"]:
         console.info(
             f"{figures['near_duplicates']} held-out questions have a near-duplicate in another split; "
-            "`--set data.near_duplicates=drop-across` leaves the rows out that training would see of them"
+            "`--set data.near_duplicates=drop-across` drops such rows from training"
         )
 
 
