@@ -16,7 +16,8 @@ from toolkit.prepare import near, prepare
 from toolkit.prepare.clean import Record, Rejection, clean, normalise
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
-from toolkit.prepare.likeness import distinct_words
+from toolkit.prepare.likeness import Words, distinct_words
+from toolkit.prepare.likeness import jaccard as jaccard_of_words
 from toolkit.prepare.near import drop_across, drop_near, near_duplicates
 from toolkit.prepare.read import read_table
 from toolkit.prepare.sketches import slots_of_a_band, with_a_twin
@@ -212,6 +213,27 @@ def test_a_split_that_would_be_empty_is_refused_with_what_works(tmp_path: Path, 
         prepared(tmp_path, rows, tokenizer, "data.near_duplicates=drop-across")
     assert "leaves train empty" in caught.value.message
     assert "`--set data.near_duplicates=count` gives train 24, val 3, test 3" in caught.value.hint
+
+
+@pytest.mark.parametrize("way", ["count", "drop-across", "drop"])
+def test_where_all_are_alike_not_all_pairs_are_compared(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form of nine words makes each question nearly every other: 2,000 of them have two million pairs."""
+    rows = records([(f"what are the signs and symptoms of {n} syndrome", LONG) for n in range(2000)])
+    splits: Splits = {"train": rows[:1600], "val": rows[1600:1800], "test": rows[1800:]}
+    compared = []
+
+    def counted(one: Words, other: Words) -> float:
+        compared.append(1)
+        return jaccard_of_words(one, other)
+
+    monkeypatch.setattr(near, "jaccard", counted)
+    if way == "count":
+        assert len(near_duplicates(splits, 0.8)) == 400
+    elif way == "drop-across":
+        assert len(drop_across(splits, 0.8)[1]) == 1800
+    else:
+        assert len(drop_near(rows, 0.8)[1]) == 1999
+    assert len(compared) < 3 * len(rows)
 
 
 def test_words_of_a_text() -> None:

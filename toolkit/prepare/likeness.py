@@ -52,6 +52,11 @@ def words_by_number(words: frozenset[str], numbers: dict[str, int]) -> Words:
     return Words(len(words), array("I", sorted(numbers[word] for word in words if word in numbers)))
 
 
+def joined(one: Words, other: Words) -> Words:
+    """Return the words of two texts that have none in common."""
+    return Words(one.size + other.size, array("I", sorted(one.shared + other.shared)))
+
+
 def jaccard(one: Words, other: Words) -> float:
     """Return the share of the words of two texts that both have, 0 to 1."""
     both = len(frozenset(one.shared).intersection(other.shared))
@@ -71,11 +76,16 @@ class Alike:
         self._threshold = threshold
         # Word → words of the text → words from this one on → numbers of the texts.
         self._held: dict[int, dict[int, dict[int, list[int]]]] = defaultdict(lambda: defaultdict(dict))
+        self._gone: set[int] = set()
 
     def add(self, number: int, words: Words) -> None:
         """Hold a text under a number of the caller's."""
         for word, rest in self._rarest(words):
             self._held[word][words.size].setdefault(rest, []).append(number)
+
+    def remove(self, number: int) -> None:
+        """Yield this text no more."""
+        self._gone.add(number)
 
     def candidates(self, words: Words) -> Iterator[int]:
         """Yield the numbers of all texts held that can reach the threshold, each once."""
@@ -94,10 +104,14 @@ class Alike:
                 if texts is None:
                     continue
                 for other_rest, numbers in texts.items():
-                    if other_rest >= needed:
-                        fresh = [number for number in numbers if number not in seen]
-                        seen.update(fresh)
-                        yield from fresh
+                    if other_rest < needed:
+                        continue
+                    if self._gone:
+                        numbers[:] = [number for number in numbers if number not in self._gone]
+                    for number in numbers:
+                        if number not in seen:
+                            seen.add(number)
+                            yield number
 
     def _rarest(self, words: Words) -> Iterator[tuple[int, int]]:
         """Yield the words that may be the first shared one, rarest first, and how many there are from each on."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
 from toolkit.prepare.groups import question_shown
-from toolkit.prepare.likeness import Alike, Words, distinct_words, jaccard, numbered, words_by_number
+from toolkit.prepare.likeness import Alike, Words, distinct_words, jaccard, joined, numbered, words_by_number
 from toolkit.prepare.sketches import with_a_twin
 from toolkit.prepare.split import Splits
 
@@ -45,6 +45,10 @@ class _Questions:
             self._words.append(words)
             self.held.append((record, split))
 
+    def leave(self, number: int) -> None:
+        """Look for this question no more."""
+        self._search.remove(number)
+
     def same(self, record: Record) -> tuple[int, float] | None:
         """Return the number of a question that is the same."""
         found = (self._number_of.get((record.normalised, split)) for split in ("test", "val"))
@@ -74,9 +78,10 @@ def near_duplicates(splits: Splits, threshold: float) -> list[NearDuplicate]:
         for record in records:
             for number, overlap in questions.near(record):
                 held, name = questions.held[number]
-                if number not in found and name != split:
+                if name != split:
                     pair = (question_shown(held), name, question_shown(record), split)
-                    found[number] = NearDuplicate(*pair, overlap)
+                    found.setdefault(number, NearDuplicate(*pair, overlap))
+                    questions.leave(number)
     return [found[number] for number in sorted(found)]
 
 
@@ -118,7 +123,7 @@ def drop_near(records: Sequence[Record], threshold: float) -> tuple[list[Record]
         record = records[number]
         asked, said = (words_by_number(words, numbers) for words in _both(record))
         # Where both reach the threshold, the words of question and answer together do.
-        whole = Words(asked.size + said.size, type(asked.shared)("I", sorted(asked.shared + said.shared)))
+        whole = joined(asked, said)
         for other in search.candidates(whole):
             overlap = min(jaccard(asked, kept[other][0]), jaccard(said, kept[other][1]))
             if overlap >= threshold and records[other].instruction == record.instruction:
