@@ -77,7 +77,8 @@ def check(base: Path, adapter: Path, spill: Path) -> None:
         for values, expected in ((found.nll, trained), (found.base_nll, untrained)):
             losses = torch.nn.functional.cross_entropy(torch.cat(expected).double(), targets, reduction="none")
             np.testing.assert_allclose(values, losses.numpy(), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(found.logits[:], torch.cat(trained).numpy(), rtol=1e-5, atol=2e-5)
+        most = 6e-5 if hasattr(model.config, "linear_num_key_heads") else 2e-5  # the delta rule solves equations
+        np.testing.assert_allclose(found.logits[:], torch.cat(trained).numpy(), rtol=1e-5, atol=most)
     assert not torch.allclose(torch.cat(trained), torch.cat(untrained), atol=1e-2)
 
 
