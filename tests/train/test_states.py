@@ -1,7 +1,10 @@
 """A base that keeps a state from token to token: each record of a micro-batch has a row of its own."""
 
 import itertools
+import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,14 +12,16 @@ import torch
 
 from tests.support import families, models
 from tests.train.conftest import losses, plain
+from toolkit.core import config_file
 from toolkit.core.config import Config
+from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.model.text_part import text_part
-from toolkit.train import examples, job, peft_backend, train
+from toolkit.train import checks, examples, job, peft_backend, train
+from toolkit.train.backend import UnslothFailed
 from toolkit.train.trainer import make
-
-pytestmark = pytest.mark.slow
+from toolkit.train.unsloth_backend import load_with_unsloth
 
 
 def save_other(folder: Path, name: str) -> Path:
@@ -24,18 +29,19 @@ def save_other(folder: Path, name: str) -> Path:
     import transformers
 
     shape: dict[str, Any] = {"vocab_size": 608, "hidden_size": 64, "num_hidden_layers": 2, "initializer_range": 0.3}
-    own: dict[str, Any] = {
+    others: dict[str, dict[str, Any]] = {
         "Mamba": {"state_size": 8},
         "Lfm2": {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
                  "layer_types": ["conv", "full_attention"]},
-    }[name]  # fmt: skip
+    }  # fmt: skip
     models.save_tokenizer(folder)
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**shape, **own)
+    config = getattr(transformers, f"{name}Config")(**shape, **others[name])
     getattr(transformers, f"{name}ForCausalLM")(config).save_pretrained(folder)
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "completion_only"),
     [("qwen3.5", True), ("qwen3.5", False), ("qwen3.5 that sees", False), ("Mamba", False), ("Lfm2", False)],
@@ -90,6 +96,7 @@ def _summed(model: Any, ids: list[int], labels: list[int]) -> float:
     return found
 
 
+@pytest.mark.slow
 def test_the_micro_batch_does_not_change_the_losses(small: tuple[Config, RunFolder], tmp_path: Path) -> None:
     settings, _ = small
     base = Base("base", families.save(tmp_path / "base", "qwen3.5"))
@@ -104,3 +111,18 @@ def test_the_micro_batch_does_not_change_the_losses(small: tuple[Config, RunFold
         train(own, folder, base)
         found.append(losses(folder))
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "packs"), [("qwen3.5", False), ("qwen3.5 that sees", False), ("qwen3", True)])
+def test_the_doctor_says_that_records_are_not_packed(name: str, packs: bool, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(families.config_of(name)))
+    config = config_file.build({"model": {"base": str(tmp_path)}})
+    found = checks.attention(config, Gpu("H100", "", 0, 0, True, (9, 0), True))
+    assert found.ok and ("a row for each record" in found.found) != packs
+
+
+def test_unsloth_leaves_these_bases_to_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(families.config_of("qwen3.5")))
+    monkeypatch.setitem(sys.modules, "unsloth", SimpleNamespace(FastLanguageModel=None))
+    with pytest.raises(UnslothFailed, match="keeps a state from token to token"):
+        load_with_unsloth(Base("base", tmp_path), config_file.build({}), None, None, None)  # type: ignore[arg-type]
