@@ -14,7 +14,8 @@ from tests.support.trained import distance, train
 from toolkit.core.errors import ToolkitError
 from toolkit.export import export, plan
 from toolkit.model.families import family_of
-from toolkit.model.families.family import HeadOrder, Layout, from_ggml_layout, to_ggml_layout
+from toolkit.model.families.family import GgufHeader, HeadOrder, Layout, from_ggml_layout, to_ggml_layout
+from toolkit.model.families.qwen35 import qwen35_stated
 
 LINEAR = ["in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj"]
 
@@ -65,6 +66,20 @@ def test_layers_that_predict_several_tokens_are_left_out_and_that_is_said(
     export(base, None, {"F16": tmp_path / "with.gguf"}, models.TEMPLATE, "small")
     assert (tmp_path / "with.gguf").read_bytes() == (tmp_path / "without.gguf").read_bytes()
     assert "without its layers that predict several tokens at once (MTP)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_gguf_file_with_such_layers_is_no_base() -> None:
+    header = GgufHeader({"block_count": 5, "nextn_predict_layers": 1}, {}, lambda name: np.zeros(0, np.float32))
+    with pytest.raises(ValueError, match=r"MTP\): convert it with --no-mtp"):
+        qwen35_stated(header)
+
+
+def test_a_gguf_file_that_lists_no_layers_counts_them() -> None:
+    sizes = {"conv_kernel": 4, "state_size": 128, "group_count": 16, "time_step_rank": 32}
+    values = {"block_count": 4, "full_attention_interval": 2, **{f"ssm.{key}": size for key, size in sizes.items()}}
+    stated = qwen35_stated(GgufHeader(values, {}, lambda name: np.zeros(0, np.float32)))
+    assert stated["layer_types"] == ["linear_attention", "full_attention"] * 2
+    assert stated["rope_parameters"]["mrope_section"] == [11, 11, 10]
 
 
 def test_a_whole_model_that_ties_its_head_outside_of_the_text(tmp_path: Path) -> None:

@@ -80,8 +80,11 @@ class TransformersSystem:
         config = self.model.get_base_model().config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        token = 2 * config.num_hidden_layers * heads * width * (4 if self.place.dtype == "float32" else 2)
-        return int(max(1, min(BATCH, CACHE // (token * length))))
+        linear = (getattr(config, "layer_types", None) or []).count("linear_attention")
+        rule = ("linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+        state = 4 * linear * prod(getattr(config, key, 0) for key in rule)  # of the gated delta net
+        token = 2 * (config.num_hidden_layers - linear) * heads * width * (4 if self.place.dtype == "float32" else 2)
+        return int(max(1, min(BATCH, CACHE // max(1, token * length + state))))
 
     def _answer(self, given: list[list[int]], tokens: int, stops: tuple[str, ...]) -> list[Answer]:
         import torch
