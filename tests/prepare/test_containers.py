@@ -264,7 +264,7 @@ def test_the_hint_converts_the_encoding(tmp_path: Path, encoding: str, text: str
 def test_a_few_lines_of_another_encoding(tmp_path: Path) -> None:
     path = tmp_path / "few.csv"
     path.write_bytes(b"question,answer\nq,a\n" + "É gota?,Não é\n".encode("cp1252"))
-    hint = encoding_hint(path, path.read_bytes())
+    hint = encoding_hint(path, io.BytesIO(path.read_bytes()))
     assert "line 3 reads `É gota?,Não é`" in hint
     assert follow(hint).rows[1].values == {"question": "É gota?", "answer": "Não é"}
 
@@ -274,7 +274,7 @@ def test_two_encodings_that_read_different_words_are_both_named(tmp_path: Path) 
     text = "question,answer\nWhat is it?,Ask the naïve patients at the café in this town\n"
     path = tmp_path / "few.csv"
     path.write_bytes(text.encode("cp1252"))
-    hint = encoding_hint(path, path.read_bytes())
+    hint = encoding_hint(path, io.BytesIO(path.read_bytes()))
     first, second = hint.split("; if ")
     assert "naïve" in first and "naďve" in second
     assert [row.values["answer"] for row in follow(first).rows] == ["Ask the naïve patients at the café in this town"]
@@ -283,6 +283,5 @@ def test_two_encodings_that_read_different_words_are_both_named(tmp_path: Path) 
 
 def test_bad_lines_among_good_ones_are_named(tmp_path: Path) -> None:
     content = "question,answer\né,é\nà,à\n".encode() + b"\xe9,a\n"
-    assert "line 4" in encoding_hint(tmp_path / "x.csv", content) and "iconv" not in encoding_hint(
-        tmp_path / "x", content
-    )
+    hint = encoding_hint(tmp_path / "x.csv", io.BytesIO(content))
+    assert "line 4" in hint and "iconv" not in hint

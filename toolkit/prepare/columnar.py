@@ -1,20 +1,24 @@
 """From parquet and Arrow files to rows. pyarrow reads them; text that is not UTF-8 stays a problem of its row alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.spool import Spool
 from toolkit.prepare.cells import is_blank, name_key
 from toolkit.prepare.objects import tidied
 from toolkit.prepare.packed import ARROW, PARQUET, Opened
 from toolkit.prepare.table import Row
 
 UNREADABLE = "(cannot be read)"
+BATCH = 1024  # rows of a parquet file that are read at once
 _SHOWN_TYPE = 80  # characters of a column's type
 
 
-def read_columnar(opened: Opened, wanted: frozenset[str], most: int | None = None) -> tuple[list[str], list[Row], bool]:
+def read_columnar(
+    opened: Opened, wanted: frozenset[str], most: int | None = None
+) -> tuple[list[str], Sequence[Row], bool]:
     """Return names, rows, and whether these are all: of a large file, the first `most` alone.
 
     A cell that has no value in Python, such as a date after the year 9999, is an error in a wanted column only. Raises
@@ -22,12 +26,23 @@ def read_columnar(opened: Opened, wanted: frozenset[str], most: int | None = Non
     """
     import pyarrow as pa
 
-    path, start = opened.path, opened.start()
-    kind = "parquet" if start.startswith(PARQUET) else "Arrow"
+    path, rows, count = opened.path, Spool[Row](), 0
+    kind = "parquet" if opened.start().startswith(PARQUET) else "Arrow"
     try:
-        table, whole = _read(opened, start, most)
-        table.validate()
-        names = list(table.column_names)
+        with opened.stream() as stream:
+            schema, batches = _batches(stream, opened.start())
+            names = schema.names
+            for batch in batches:
+                batch.validate()
+                columns = [
+                    _cells(column, name, path, wanted) for name, column in zip(names, batch.columns, strict=True)
+                ]
+                for cells in zip(*columns, strict=True):
+                    count += 1
+                    if most is not None and count > most:
+                        return *tidied(names, rows), False
+                    if not all(map(is_blank, cells)):
+                        rows.append(Row(count, None, dict(zip(names, cells, strict=True))))
     except UnicodeDecodeError as exc:
         name = exc.object.decode("utf-8", "backslashreplace")
         raise ToolkitError(
@@ -40,43 +55,22 @@ def read_columnar(opened: Opened, wanted: frozenset[str], most: int | None = Non
             f"`{path}` is not a whole {kind} file: {said}",
             hint="the file is broken or truncated: copy or export it again",
         ) from None
-    columns = [_cells(column, name, path, wanted) for name, column in zip(names, table.columns, strict=True)]
-    rows = [
-        Row(number, None, dict(zip(names, cells, strict=True)))
-        for number, cells in enumerate(zip(*columns, strict=True), start=1)
-        if not all(map(is_blank, cells))
-    ]
-    return *tidied(names, rows), whole
+    return *tidied(names, rows), True
 
 
-def _read(opened: Opened, start: bytes, most: int | None) -> tuple[Any, bool]:
-    """Read batches until there are enough rows; a table, and whether it is all of the file."""
+def _batches(stream: IO[bytes], start: bytes) -> tuple[Any, Iterator[Any]]:
+    """Return the schema of a file and its rows, some at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with opened.stream() as stream:
-        batches: Iterator[Any]
-        if start.startswith(PARQUET):
-            file = pq.ParquetFile(stream)  # read_table refuses two columns of one name
-            if most is None:
-                return file.read(), True
-            schema, batches = file.schema_arrow, file.iter_batches(batch_size=most)
-        elif start.startswith(ARROW):
-            reader = pa.ipc.open_file(stream)
-            schema = reader.schema
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            reader = pa.ipc.open_stream(stream)
-            schema, batches = reader.schema, iter(reader)
-        found: list[Any] = []
-        count = 0
-        for batch in batches:
-            if most is not None and count >= most:
-                return pa.Table.from_batches(found, schema).slice(0, most), False
-            found.append(batch)
-            count += batch.num_rows
-        table = pa.Table.from_batches(found, schema)
-        return (table, True) if most is None or count <= most else (table.slice(0, most), False)
+    if start.startswith(PARQUET):
+        file = pq.ParquetFile(stream)  # read_table refuses two columns of one name
+        return file.schema_arrow, file.iter_batches(batch_size=BATCH)
+    if start.startswith(ARROW):
+        reader = pa.ipc.open_file(stream)
+        return reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+    reader = pa.ipc.open_stream(stream)
+    return reader.schema, iter(reader)
 
 
 def _cells(column: Any, name: str, path: Path, wanted: frozenset[str]) -> list[Any]:
@@ -104,9 +98,7 @@ def _values(column: Any, pa: Any) -> list[Any]:
     """Return a column's cells, after a check: offsets of a damaged file would be followed to anywhere in the memory."""
     types = pa.types
     if types.is_dictionary(column.type):
-        kind = column.type.value_type
-        chunks = [_checked(chunk.dictionary, pa).take(chunk.indices) for chunk in column.chunks]  # checks the indices
-        column = pa.chunked_array(chunks, None if chunks else kind)
+        column = _checked(column.dictionary, pa).take(column.indices)  # which checks the indices
     column = _checked(column, pa)
     if types.is_large_binary(column.type):
         # Arrow does not check UTF-8 on reading, and to_pylist would raise on the first bad cell of all.

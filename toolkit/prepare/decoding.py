@@ -1,12 +1,18 @@
 """Decode a data file's bytes: UTF-8, the encoding that data.encoding names, or a refusal that names one."""
 
 import codecs
+import io
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from toolkit.core.errors import ToolkitError
+from toolkit.prepare import head
 from toolkit.prepare.containers import BINARY, CONTROLS, EXTENSIONS, PLAIN, looks_like, quoted, with_fresh_file
 from toolkit.prepare.encodings import Reading, find_wide_encoding, guess_encodings
+from toolkit.prepare.packed import PIECE, Opened
 
 MANY = 5  # undecodable lines from which a file, not a row, has the wrong encoding
 MOST_LINES = 200  # of these, from which the encoding is guessed
@@ -19,12 +25,93 @@ _MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_JAPANESE = (b"\x1b$B", b"\x1b$@")  # ISO-2022-JP
+SAMPLE = 65536  # bytes
 _CONTROL_CHARS = frozenset(chr(code) for code in range(32) if code not in b"\t\n\v\f\r")
 
 
 def iconv(path: Path, encoding: str) -> str:
     """Return the hint that writes a file as UTF-8 by iconv, from an encoding by its name there."""
     return with_fresh_file(f"iconv -f {encoding} -t UTF-8 {quoted(path)}", f"{path.stem}.utf8{path.suffix}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is read as often as is needed: from memory, or from the disk, where it is large.
+
+    `skipped` is the number of characters at its start that do not count.
+    """
+
+    content: str | Opened
+    encoding: str = "utf-8"
+    errors: str = "surrogateescape"
+    skipped: int = 0
+
+    def open(self, ends: str = "") -> TextIO:
+        """Return it as a file whose lines have their ends; `ends` as in Python's `newline`."""
+        if isinstance(self.content, str):
+            file: TextIO = io.StringIO(self.content, newline=ends)
+        else:
+            file = io.TextIOWrapper(self.content.stream(), self.encoding, self.errors, ends)
+        file.read(self.skipped)
+        return file
+
+    def lines(self, ends: str = "") -> Iterator[str]:
+        """Yield its lines, with their ends."""
+        with self.open(ends) as file:
+            yield from file
+
+    def start(self, most: int = SAMPLE) -> str:
+        """Return its first characters, all of them where `most` is -1."""
+        with self.open() as file:
+            return file.read(most)
+
+    def without(self, count: int) -> "Text":
+        """Return it without so many characters more at its start."""
+        return replace(self, skipped=self.skipped + count)
+
+
+def text_of(opened: Opened, encoding: str = "") -> Text:
+    """Decode a data file as `decode_text` does; a large one stays on the disk, if it can be used as it is."""
+    if opened.size() > head.WHOLE and opened.data is None:
+        sample = opened.start(SAMPLE)
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
+        text = _on_disk(opened, encoding) if _is_usable(sample, opened.path, encoding) else None
+        if text is not None:
+            start = text.start(512)
+            return text.without(len(start) - len(start.lstrip(UNSEEN)))
+    return Text(decode_text(opened.content(), opened.path, encoding, packed=opened.packed))
+
+
+def _is_usable(sample: bytes, path: Path, encoding: str) -> bool:
+    try:
+        return bool(decode_text(sample, path, encoding))
+    except ToolkitError:
+        return False
+
+
+def _on_disk(opened: Opened, encoding: str) -> Text | None:
+    """Return a large text in its encoding; None for what needs a closer look, because it will be refused."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    valid, foreign, before = True, False, b""
+    with opened.stream() as file:
+        while piece := file.read(PIECE):
+            if any(sign in before + piece for sign in _JAPANESE) or 0 in piece:
+                return None
+            foreign, before = foreign or not piece.isascii(), piece[-2:]
+            if valid:
+                try:
+                    decoder.decode(piece)
+                except UnicodeDecodeError:
+                    valid = False
+    marked = opened.start(3) == codecs.BOM_UTF8
+    text = Text(opened)
+    if encoding and not marked and not (valid and foreign):
+        text = Text(opened, encoding, "toolkit.lone")
+    try:
+        return None if (encoding or not valid) and _mostly_undecodable(text.lines("\n")) else text
+    except (UnicodeError, ValueError):
+        return None
 
 
 def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool = False) -> str:
@@ -41,11 +128,11 @@ def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool 
         if content.startswith(mark):
             said = f"`{path}` is {name}, not UTF-8 (byte order mark at byte 0)"
             raise ToolkitError(said, hint=_to_utf8(path, name, name, packed=packed))
-    sample = content[:65536]
+    sample = content[:SAMPLE]
     if not known and (wide := find_wide_encoding(sample)):
         said = f"`{path}` is {wide[:6]}, not UTF-8 (NUL at byte {content.index(0)})"
         raise ToolkitError(said, hint=_to_utf8(path, wide, wide, packed=packed))
-    if not known and any(sign in content for sign in (b"\x1b$B", b"\x1b$@")):
+    if not known and any(sign in content for sign in _JAPANESE):
         hint = _to_utf8(path, "ISO-2022-JP", "ISO-2022-JP", packed=packed)
         raise ToolkitError(f"`{path}` is ISO-2022-JP, not UTF-8", hint=hint)
     controls = len(sample) - len(sample.translate(None, CONTROLS))
@@ -57,7 +144,7 @@ def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool 
         return content.decode("utf-8").lstrip(UNSEEN)
     except UnicodeDecodeError:
         text = content.decode("utf-8", "surrogateescape")
-    if bad := _mostly_undecodable(text):
+    if bad := _mostly_undecodable(text.split("\n")):
         spot = UNDECODABLE.search(text)
         assert spot is not None
         before = text[: spot.start()].encode("utf-8")
@@ -66,7 +153,7 @@ def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool 
         raise ToolkitError(
             f"`{path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} (line {line_number:,}), "
             f"and {bad:,} lines like it",
-            hint=encoding_hint(path, content, packed=packed),
+            hint=encoding_hint(path, io.BytesIO(content), packed=packed),
         )
     return text.lstrip(UNSEEN)
 
@@ -84,14 +171,17 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def _mostly_undecodable(text: str) -> int:
+def _mostly_undecodable(lines: Iterable[str]) -> int:
     """Count the lines with bytes that are no text, where a file, not a row, has another encoding; else 0.
 
     Few of a foreign encoding's characters beyond ASCII happen to be valid.
     """
-    foreign = [line for line in text.split("\n") if not line.isascii()]
-    bad = sum(1 for line in foreign if UNDECODABLE.search(line))
-    return bad if bad >= MANY and bad * 2 > len(foreign) else 0
+    foreign = bad = 0
+    for line in lines:
+        if not line.isascii():
+            foreign += 1
+            bad += UNDECODABLE.search(line) is not None
+    return bad if bad >= MANY and bad * 2 > foreign else 0
 
 
 def _lone(exc: UnicodeError) -> tuple[str, int]:
@@ -114,7 +204,7 @@ def _decode_as(encoding: str, content: bytes, path: Path) -> str:
     sample = text[:65536]
     if sum(char in _CONTROL_CHARS for char in sample) > max(32, len(sample) // 20):
         raise _not_named(path, encoding, "it looks like binary data")
-    if bad := _mostly_undecodable(text):
+    if bad := _mostly_undecodable(text.split("\n")):
         raise _not_named(path, encoding, f"{bad:,} lines hold bytes that it does not have")
     return text.lstrip(UNSEEN)
 
@@ -131,14 +221,16 @@ def _to_utf8(path: Path, python: str, iconv_name: str, *, packed: bool) -> str:
     return setting if packed else f"{setting}, or {iconv(path, iconv_name)}"
 
 
-def encoding_hint(path: Path, content: bytes, *, packed: bool = False) -> str:
-    """Return what to do about a file with bytes that are not UTF-8: name its encoding, or the lines to correct."""
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    foreign = {number: line for number, line in enumerate(lines, start=1) if not line.isascii()}
-    bad = {
-        number: line for number, line in foreign.items() if UNDECODABLE.search(line.decode("utf-8", "surrogateescape"))
-    }
-    if len(bad) * 2 <= len(foreign):  # read in another encoding, the good lines would be spoiled
+def encoding_hint(path: Path, lines: Iterable[bytes], *, packed: bool = False) -> str:
+    """Return what to do about lines with bytes that are not UTF-8: name the file's encoding, or those to correct."""
+    foreign, bad = 0, {}
+    for number, line in enumerate(lines, start=1):
+        line = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"").removesuffix(b"\n")
+        if not line.isascii():
+            foreign += 1
+            if UNDECODABLE.search(line.decode("utf-8", "surrogateescape")):
+                bad[number] = line
+    if len(bad) * 2 <= foreign:  # read in another encoding, the good lines would be spoiled
         numbers = ", ".join(f"{number:,}" for number in list(bad)[:8])
         return f"type the text of line {numbers} again in an editor, and save the file as UTF-8"
     readings = guess_encodings(list(bad.values())[:MOST_LINES])

@@ -5,11 +5,12 @@ empty answer.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.spool import Spool
 from toolkit.core.streams import printable
 from toolkit.prepare.packed import Opened, members, open_zip, pieces, unpacking
 from toolkit.prepare.table import Row
@@ -33,18 +34,18 @@ def _in_order(name: str) -> list[int | str]:
     return [int(part) if at % 2 else part for at, part in enumerate(_NUMBER.split(name))]
 
 
-def read_folder(folder: Path, most: int | None = None) -> tuple[list[str], list[Row], bool]:
+def read_folder(folder: Path, most: int | None = None) -> tuple[list[str], Sequence[Row], bool]:
     """Return names, rows, and whether these are all: the first `most` alone where that is set."""
     files = ((printable(path.relative_to(folder).as_posix()), path.read_bytes()) for path in documents_in(folder))
     return _read(files, folder, most)
 
 
-def read_document(opened: Opened) -> tuple[list[str], list[Row], bool]:
+def read_document(opened: Opened) -> tuple[list[str], Sequence[Row], bool]:
     """Return names and rows of one document."""
-    return _read([(printable(str(opened.path)), opened.data or b"")], opened.path, None)
+    return _read([(printable(str(opened.path)), opened.content())], opened.path, None)
 
 
-def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], list[Row], bool]:
+def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], Sequence[Row], bool]:
     """Return names, rows, and whether these are all, of a zip of documents; raises ToolkitError if it is broken."""
 
     def unpacked() -> Iterator[Document]:
@@ -60,12 +61,12 @@ def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], li
     return _read(unpacked(), opened.path, most)
 
 
-def _read(documents: Iterable[Document], path: Path, most: int | None) -> tuple[list[str], list[Row], bool]:
-    rows: list[Row] = []
+def _read(documents: Iterable[Document], path: Path, most: int | None) -> tuple[list[str], Sequence[Row], bool]:
+    rows = Spool[Row]()
     for name, content in documents:
         if most is not None and len(rows) > most:
             return COLUMNS, rows[:most], False
-        rows += _pairs(name, content, len(rows) + 1)
+        rows.extend([*_pairs(name, content, len(rows) + 1)])
     if not any(row.values for row in rows):
         raise ToolkitError(
             f"`{path}` holds XML without a `<QAPair>`, MedQuAD's form of a question with its answer",

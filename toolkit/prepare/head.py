@@ -1,8 +1,8 @@
-"""The first rows of a text that is too large to be read whole for a check."""
+"""Texts that are too large to be held in memory, and the first rows of one, for a check."""
 
 import json
 
-WHOLE = 32 * 2**20  # bytes of a text that is still read whole: MedQuAD's 2,479 rows have 3.5 MB
+WHOLE = 32 * 2**20  # bytes of a text that is held in memory: MedQuAD's 2,479 rows have 3.5 MB
 HEAD = 4 * 2**20  # bytes that are read of a larger one
 ROWS = 2500  # that are read of other files
 

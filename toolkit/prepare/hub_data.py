@@ -1,18 +1,19 @@
 """A data set of the Hugging Face hub, or a folder in its form, read by the library datasets. No code of it is run."""
 
 import ast
-import io
 import json
 import logging
 import re
 import shlex
+import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import writing
+from toolkit.core.spool import temporary_file
 from toolkit.formats.names import first_names
 
 PREFIX = "hf:"
@@ -61,14 +62,13 @@ def fetch_data_set(name: str, *, offline: bool) -> None:
             hint="run the same command once with the network, or set `data.source` to a file of your own",
             exit_code=MISSING,
         )
-    content = data_set_rows(found, split)
-    with writing(place) as file:
-        file.write(content)
+    with data_set_rows(found, split) as rows, writing(place) as file:
+        shutil.copyfileobj(rows, file)
     console.done(f"the data set {name} is in {place}")
 
 
-def data_set_rows(found: str, split: str) -> bytes:
-    """Return a data set's rows as a parquet file: the split that is named, else `train`, else the only one.
+def data_set_rows(found: str, split: str) -> IO[bytes]:
+    """Return a data set's rows as a nameless parquet file: the split that is named, else `train`, else the only one.
 
     Labels become their names. Raises ToolkitError where it is absent or gated, wants code, has no such split, or has
     several configurations.
@@ -94,10 +94,11 @@ def data_set_rows(found: str, split: str) -> bytes:
             )
         if others := [name for name in splits if name != chosen]:
             console.info(f"{shown}: the split `{chosen}` is read, not {first_names(others, _SHOWN)}")
-        written = io.BytesIO()
+        written = temporary_file()
         pq.write_table(_named_labels(splits[chosen]), written)
         del splits
-    return written.getvalue()
+    written.seek(0)
+    return written
 
 
 def _named_labels(rows: Any) -> Any:

@@ -1,14 +1,20 @@
 """From JSON to rows: a list of objects, one object per line, or columns as data frames write them."""
 
+import contextlib
 import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import parse_json
+from toolkit.core.spool import Spool
 from toolkit.prepare.cells import CHATS, is_blank, tidy_name
+from toolkit.prepare.decoding import Text
 from toolkit.prepare.messages import kind_of
 from toolkit.prepare.nested import hint_for_nested, is_record
+from toolkit.prepare.packed import PIECE
 from toolkit.prepare.table import Row
 
 NOT_AN_OBJECT = "not a JSON object"
@@ -18,74 +24,71 @@ _RECORDS = (
 )
 
 
-class _Reader:
-    """Reads JSON values, and keeps which objects have a name twice: Python's dict would silently drop the first."""
+class _Twice(dict[str, Any]):
+    """An object that has names twice, of which Python's dict would silently drop the first."""
 
-    def __init__(self) -> None:
-        self.repeated: list[tuple[dict[str, Any], list[str]]] = []
+    names: list[str]
 
-    def record(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Make an object of names and values."""
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            self.repeated.append((found, [name for name in found if names.count(name) > 1]))
+
+def _record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of names and values."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
         return found
-
-    def value(self, text: str) -> Any:
-        return parse_json(text, data=True, pairs=self.record)
-
-    def values(self, text: str) -> list[tuple[int, Any]]:
-        """Read values one after the other, with blanks or a comma between, each with the line where it begins."""
-        found: list[tuple[int, Any]] = []
-        decoder = json.JSONDecoder()
-        position, line, counted = 0, 1, 0
-        while True:
-            while position < len(text) and text[position] in " \t\r\n,":
-                position += 1
-            if position == len(text):
-                return found
-            line, counted = line + text.count("\n", counted, position), position
-            _, end = decoder.raw_decode(text, position)
-            found.append((line, self.value(text[position:end])))
-            position = end
-
-    def rows(self, items: list[tuple[int | None, Any]]) -> tuple[list[str], list[Row]]:
-        """Return names and rows; objects without values are not rows. A name is listed twice if an object has it so."""
-        columns: dict[str, None] = {}
-        twice: dict[str, None] = {}
-        repeated = {id(value): names for value, names in self.repeated}
-        rows = []
-        for number, (line, item) in enumerate(items, start=1):
-            if isinstance(item, list) and kind_of(item) == "messages":
-                item = {CHATS[0]: item}
-            if not isinstance(item, dict):
-                rows.append(Row(number, line, {}, NOT_AN_OBJECT, json.dumps(item, ensure_ascii=False)))
-            elif not all(map(is_blank, item.values())):
-                columns.update(dict.fromkeys(item))
-                twice.update(dict.fromkeys(repeated.get(id(item), ())))
-                rows.append(Row(number, line, item))
-        return tidied([*columns, *twice], rows)
+    names = [name for name, _ in pairs]
+    twice = _Twice(found)
+    twice.names = [name for name in found if names.count(name) > 1]
+    return twice
 
 
-def tidied(columns: list[str], rows: list[Row]) -> tuple[list[str], list[Row]]:
+def _value(text: str) -> Any:
+    return parse_json(text, data=True, pairs=_record)
+
+
+def _rows(items: Iterable[tuple[int | None, Any]]) -> tuple[list[str], Sequence[Row]]:
+    """Return names and rows; objects without values are not rows. A name is listed twice if an object has it so."""
+    columns: dict[str, None] = {}
+    twice: dict[str, None] = {}
+    rows = Spool[Row]()
+    for number, (line, item) in enumerate(items, start=1):
+        if isinstance(item, list) and kind_of(item) == "messages":
+            item = {CHATS[0]: item}
+        if not isinstance(item, dict):
+            rows.append(Row(number, line, {}, NOT_AN_OBJECT, json.dumps(item, ensure_ascii=False)))
+        elif not all(map(is_blank, item.values())):
+            columns.update(dict.fromkeys(item))
+            if isinstance(item, _Twice):
+                twice.update(dict.fromkeys(item.names))
+            rows.append(Row(number, line, dict(item)))
+    return tidied([*columns, *twice], rows)
+
+
+def tidied(columns: list[str], rows: Sequence[Row]) -> tuple[list[str], Sequence[Row]]:
     """Return names and rows with what cannot be seen taken out of the names."""
     names = {name: tidy_name(name) for name in columns}
     if all(raw == name for raw, name in names.items()):
         return columns, rows
-    return [names[name] for name in columns], [
+    return [names[name] for name in columns], Spool(
         Row(row.number, row.line, {names[name]: cell for name, cell in row.values.items()}, row.problem, row.text)
         for row in rows
-    ]
+    )
 
 
-def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
+def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     """Read a list of objects, an object that holds one list, columns, or one object per line."""
-    reader = _Reader()
+    if not isinstance(text.content, str):  # too large to be held in memory, if it is a list or has many lines
+        with contextlib.suppress(ValueError, RecursionError):
+            return _rows((None, item) for item in _items(text))
+        if text.start().lstrip().startswith("{"):
+            with contextlib.suppress(_NotByLine):
+                columns, rows = _by_line(text, path)
+                if len(rows) > 1:
+                    return columns, rows
+    content = text.start(-1)
     try:
-        value = reader.value(text)
+        value = _value(content)
     except json.JSONDecodeError as exc:
-        if exc.msg == "Extra data" and text.lstrip()[:1] in ("{", "["):
+        if exc.msg == "Extra data" and content.lstrip()[:1] in ("{", "["):
             return read_jsonl_rows(text, path)
         raise ToolkitError(
             f"`{path}` is not valid JSON: {exc.msg} at line {exc.lineno:,}, column {exc.colno:,}",
@@ -93,34 +96,98 @@ def read_json_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
         ) from None
     except (RecursionError, ValueError) as exc:
         raise ToolkitError(f"`{path}` cannot be read as JSON: {exc}", hint=_beyond_bounds(exc)) from None
-    return reader.rows([(None, item) for item in _records(value, path, reader)])
+    return _rows((None, item) for item in _records(value, path))
 
 
-def read_jsonl_rows(text: str, path: Path) -> tuple[list[str], list[Row]]:
+def _items(text: Text) -> Iterator[Any]:
+    """Yield the items of a list, a piece of the text after the other; raises ValueError for anything else."""
+    decoder, blanks = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+    with text.open() as file:
+        window, at, expected = file.read(PIECE), 0, "["
+
+        def mark() -> str:
+            """Return the next character that is no blank."""
+            nonlocal window, at
+            while True:
+                at = blanks.match(window, at).end()  # type: ignore[union-attr]
+                if at < len(window):
+                    return window[at]
+                window, at = file.read(PIECE), 0
+                if not window:
+                    return ""
+
+        while True:
+            if (found := mark()) == "]" and expected != "[":
+                at += 1
+                break
+            if found != expected:
+                raise ValueError(f"no {expected}")
+            at += 1
+            if expected == "[" and mark() == "]":
+                at += 1
+                break
+            mark()
+            expected = ","
+            while True:
+                try:
+                    _, end = decoder.raw_decode(window, at)
+                except ValueError:
+                    end = len(window)
+                if end < len(window):
+                    break
+                more = file.read(max(PIECE, len(window)))  # the value may go on there
+                if not more:
+                    raise ValueError("it ends inside an item")
+                window, at = window[at:] + more, 0
+            yield _value(window[at:end])
+            at = end
+        if mark():
+            raise ValueError("extra data")
+
+
+class _NotByLine(Exception):
+    """A line is not one JSON value."""
+
+
+def read_jsonl_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     """Read one JSON object per line; empty lines are not rows. A list, or objects over several lines, are read too."""
-    reader = _Reader()
-    found: list[tuple[int | None, Any]] = []
-    # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append((number, reader.value(line)))
-        except (ValueError, RecursionError) as exc:
-            whole = _not_by_line(text, path)
-            if whole is not None:
-                return whole
-            if isinstance(exc, json.JSONDecodeError):
-                raise ToolkitError(
-                    f"`{path}` line {number:,} is not JSON: {exc.msg}",
-                    hint="every line must be one JSON object; the last line of a truncated file is incomplete",
-                ) from None
-            raise ToolkitError(f"`{path}` line {number:,} cannot be read: {exc}", hint=_beyond_bounds(exc)) from None
-    if len(found) == 1:
-        records = _records(found[0][1], path, reader)
-        if records != [found[0][1]]:
-            return reader.rows([(None, item) for item in records])
-    return reader.rows(found)
+    try:
+        return _by_line(text, path)
+    except _NotByLine as found:
+        whole = _not_by_line(text.start(-1), path)
+        if whole is not None:
+            return whole
+        number, exc = found.args
+    if isinstance(exc, json.JSONDecodeError):
+        raise ToolkitError(
+            f"`{path}` line {number:,} is not JSON: {exc.msg}",
+            hint="every line must be one JSON object; the last line of a truncated file is incomplete",
+        )
+    raise ToolkitError(f"`{path}` line {number:,} cannot be read: {exc}", hint=_beyond_bounds(exc))
+
+
+def _by_line(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
+    first: list[Any] = []
+
+    def found() -> Iterator[tuple[int, Any]]:
+        # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
+        for number, line in enumerate(text.lines("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                value = _value(line.removesuffix("\n"))
+            except (ValueError, RecursionError) as exc:
+                raise _NotByLine(number, exc) from None
+            if len(first) < 2:
+                first.append(value)
+            yield number, value
+
+    rows = _rows(found())
+    if len(first) == 1:
+        records = _records(first[0], path)
+        if records != first:
+            return _rows((None, item) for item in records)
+    return rows
 
 
 def _beyond_bounds(exc: Exception) -> str:
@@ -130,26 +197,35 @@ def _beyond_bounds(exc: Exception) -> str:
     return 'leave it out, or write it as text: a row is an object of texts, such as {"question": "…", "answer": "…"}'
 
 
-def _not_by_line(text: str, path: Path) -> tuple[list[str], list[Row]] | None:
-    """Read JSON that is not one value per line; None if it is not."""
-    reader = _Reader()
-    try:
-        values = reader.values(text)
-    except (ValueError, RecursionError):
-        return None
-    if len(values) == 1:
-        return reader.rows([(None, item) for item in _records(values[0][1], path, reader)])
-    return reader.rows([*values])
+def _not_by_line(text: str, path: Path) -> tuple[list[str], Sequence[Row]] | None:
+    """Read values one after the other, with blanks or a comma between; None if the text holds something else."""
+    found: list[tuple[int, Any]] = []
+    decoder = json.JSONDecoder()
+    position, line, counted = 0, 1, 0
+    while True:
+        while position < len(text) and text[position] in " \t\r\n,":
+            position += 1
+        if position == len(text):
+            break
+        line, counted = line + text.count("\n", counted, position), position
+        try:
+            _, position = decoder.raw_decode(text, position)
+            found.append((line, _value(text[counted:position])))
+        except (ValueError, RecursionError):
+            return None
+    if len(found) == 1:
+        return _rows((None, item) for item in _records(found[0][1], path))
+    return _rows(found)
 
 
-def _records(value: Any, path: Path, reader: _Reader) -> list[Any]:
+def _records(value: Any, path: Path) -> list[Any]:
     """Find the records in a whole file's value; raises ToolkitError if there are none."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
         names, cells = value.get("columns"), value.get("data")
         if _is_text(names) and _is_text_rows(cells, len(names)):  # pandas: orient="split"
-            return [reader.record([(str(name), cell) for name, cell in zip(names, row, strict=True)]) for row in cells]
+            return [_record([(str(name), cell) for name, cell in zip(names, row, strict=True)]) for row in cells]
         columns = _columns(value)
         if columns:
             names = list(columns)

@@ -13,7 +13,9 @@ from typing import IO, Any
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
+from toolkit.core.spool import temporary_file
 from toolkit.formats.names import first_names
+from toolkit.prepare import head
 from toolkit.prepare.containers import EXTENSIONS, is_office, looks_like, quoted, unpack_several, untar
 
 LARGEST = 2 * 10**9  # bytes that a packed file may unpack to
@@ -33,13 +35,15 @@ _BROKEN = "the file is broken or truncated: copy or export it again"
 class Opened:
     """A data file as it is read: `inner` names its format, `data` are its bytes; None where it is read from the disk.
 
-    Not `whole` where only its first bytes were asked for.
+    `unpacked` is the file on the disk that it was unpacked to, where it is large. Not `whole` where only its first
+    bytes were asked for.
     """
 
     path: Path
     inner: Path
     data: bytes | None = None
     whole: bool = True
+    unpacked: IO[bytes] | None = None
 
     @property
     def packed(self) -> bool:
@@ -48,20 +52,28 @@ class Opened:
 
     def stream(self) -> IO[bytes]:
         """Return its bytes as a file."""
-        return self.path.open("rb") if self.data is None else io.BytesIO(self.data)
+        return self._place.open("rb") if self.data is None else io.BytesIO(self.data)
+
+    @property
+    def _place(self) -> Path:
+        return self.path if self.unpacked is None else Path(f"/proc/self/fd/{self.unpacked.fileno()}")
 
     def size(self) -> int:
         """Return the number of its bytes."""
-        return self.path.stat().st_size if self.data is None else len(self.data)
+        return self._place.stat().st_size if self.data is None else len(self.data)
 
-    def start(self) -> bytes:
+    def start(self, most: int = 512) -> bytes:
         """Return its first bytes, which tell what it is."""
         with self.stream() as file:
-            return file.read(512)
+            return file.read(most)
+
+    def content(self) -> bytes:
+        """Return all its bytes."""
+        return self.start(-1)
 
 
 def open_data(path: Path, most: int | None = None) -> Opened:
-    """Unpack a file where it is packed, and read it where it is text; of a large text, the first `most` bytes alone.
+    """Unpack a file where it is packed, and read it where it is a small text; of a large one `most` bytes, if not all.
 
     Raises ToolkitError where it is broken, unpacks to more than the limits above, or holds several data files.
     """
@@ -69,10 +81,10 @@ def open_data(path: Path, most: int | None = None) -> Opened:
     for _ in range(DEEPEST):
         inside = _inside(opened, most)
         if inside is None:
-            if opened.data is not None or opened.start().startswith((*_WHOLE, ARROW_STREAM)):
+            large = most is None and opened.size() > head.WHOLE
+            if opened.data is not None or large or opened.start().startswith((*_WHOLE, ARROW_STREAM)):
                 return opened
-            with path.open("rb") as file:
-                content = file.read() if most is None else file.read(most + 1)
+            content = opened.start(-1 if most is None else most + 1)
             return Opened(path, opened.inner, content[:most], most is None or len(content) <= most)
         opened = inside
     raise ToolkitError(f"`{path}` is packed more than {DEEPEST} times", hint=_by_hand(path))
@@ -88,10 +100,11 @@ def _inside(opened: Opened, most: int | None) -> Opened | None:
     suffix = opened.inner.suffix.lower()
     inner = opened.inner if suffix in EXTENSIONS else opened.inner.with_suffix("")
     with opened.stream() as packed:
-        data, whole = _unpacked(gzip.GzipFile(fileobj=packed) if start.startswith(GZIP) else _zstd(packed), path, most)
-    if inner.suffix.lower() == ".tar" or suffix in (".tgz", ".tzst") or data[257:262] == b"ustar":
+        stream = gzip.GzipFile(fileobj=packed) if start.startswith(GZIP) else _zstd(packed)
+        found = _unpacked(stream, path, inner, most)
+    if inner.suffix.lower() == ".tar" or suffix in (".tgz", ".tzst") or found.start()[257:262] == b"ustar":
         raise ToolkitError(f"`{path}` holds a tar archive", hint=untar(path))
-    return Opened(path, inner, data, whole)
+    return found
 
 
 def _zstd(packed: IO[bytes]) -> Any:
@@ -129,8 +142,7 @@ def _only_member(opened: Opened, most: int | None) -> Opened | None:
             console.info(f"{path}: {chosen[0].filename} is read, not {first_names(left, SHOWN)}")
         with unpacking(path):
             stream = archive.open(chosen[0])
-        content, whole = _unpacked(stream, path, most)
-    return Opened(path, Path(chosen[0].filename), content, whole)
+        return _unpacked(stream, path, Path(chosen[0].filename), most)
 
 
 def is_data(name: str) -> bool:
@@ -170,16 +182,23 @@ def check_members(archive: zipfile.ZipFile, path: Path) -> None:
                 total += len(piece)
 
 
-def _unpacked(stream: Any, path: Path, most: int | None) -> tuple[bytes, bool]:
-    """Read a stream up to the limits; its bytes, and whether they are all."""
+def _unpacked(stream: Any, path: Path, inner: Path, most: int | None) -> Opened:
+    """Read a stream up to the limits, into memory or onto the disk."""
     content, first = io.BytesIO(), b""
+    large: IO[bytes] | None = None
     with unpacking(path), stream:
         for piece in pieces(stream, path):
             first = first or piece[:8]
-            content.write(piece)
+            (content if large is None else large).write(piece)
             if most is not None and content.tell() > most and not first.startswith(_WHOLE):
-                return content.getvalue()[:most], False
-    return content.getvalue(), True
+                return Opened(path, inner, content.getvalue()[:most], whole=False)
+            if most is None and large is None and content.tell() > head.WHOLE:
+                large = temporary_file()
+                large.write(content.getbuffer())
+    if large is None:
+        return Opened(path, inner, content.getvalue())
+    large.flush()
+    return Opened(path, inner, unpacked=large)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ pandas is not used here: `read_csv` drops rows after a stray or unclosed quote s
 UTF-8 fails the whole file.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
@@ -13,7 +14,7 @@ from toolkit.prepare import head
 from toolkit.prepare.columnar import read_columnar
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, looks_like
-from toolkit.prepare.decoding import decode_text
+from toolkit.prepare.decoding import SAMPLE, Text, text_of
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
 from toolkit.prepare.documents import PAIR, read_archive, read_document, read_folder
 from toolkit.prepare.headers import header_hint
@@ -32,7 +33,7 @@ def read_source(source: Source, settings: DataSettings, *, first_rows: bool = Fa
     """Read one source under the settings, as `read_table` does."""
     wanted = wanted_names(settings)
     if source.hub:
-        rows = Opened(source.path, source.path, data_set_rows(str(source.path), source.part))
+        rows = Opened(source.path, source.path, unpacked=data_set_rows(str(source.path), source.part))
         return Table(source.path, *read_columnar(rows, frozenset(wanted))[:2], source.part)
     return read_table(source.path, wanted, part=source.part, encoding=settings.encoding, first_rows=first_rows)
 
@@ -58,7 +59,7 @@ def read_table(
     elif start.startswith(ZIP):
         most = head.ROWS if first_rows and opened.size() > head.HEAD else None  # it has many times its bytes
         columns, rows, part, whole = _read_zip(opened, names, named, most)
-    elif PAIR in (opened.data or b"") and start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<"):
+    elif start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<") and PAIR in opened.content():
         columns, rows, whole = read_document(opened)
     else:
         try:
@@ -79,7 +80,7 @@ def read_table(
 
 def _read_zip(
     opened: Opened, wanted: frozenset[str], part: str, most: int | None
-) -> tuple[list[str], list[Row], str, bool]:
+) -> tuple[list[str], Sequence[Row], str, bool]:
     with opened.stream() as stream:
         found, hint = looks_like(stream.read(), opened.path)
     if found == "it looks like a zip file":  # `open_data` leaves those of XML documents alone
@@ -90,16 +91,17 @@ def _read_zip(
     return read_workbook(opened, wanted, part, most)
 
 
-def _read_text(opened: Opened, wanted: frozenset[str], encoding: str) -> tuple[list[str], list[Row]]:
+def _read_text(opened: Opened, wanted: frozenset[str], encoding: str) -> tuple[list[str], Sequence[Row]]:
     """Read text as its name says, else as it looks."""
-    path, content = opened.path, opened.data or b""
-    if not content.strip():
+    path = opened.path
+    if not opened.start(SAMPLE).strip() and not opened.content().strip():
         raise ToolkitError(f"`{path}` is empty", hint=_NO_ROWS)
-    content = content if opened.whole else head.whole_records(content[: head.HEAD])
+    if not opened.whole:
+        opened = replace(opened, data=head.whole_records(opened.start(head.HEAD)))
     suffix = opened.inner.suffix.lower()
     if suffix not in TEXTS:
-        _refuse_unknown(content, opened)
-    text = decode_text(content, path, encoding, packed=opened.packed)
+        _refuse_unknown(opened.start(SAMPLE), opened)
+    text = text_of(opened, encoding)
     kind = suffix if suffix in TEXTS else _sniff(text, opened)
     if kind == ".json":
         return read_json_rows(text, path)
@@ -118,9 +120,9 @@ def _refuse_unknown(content: bytes, opened: Opened) -> None:
         raise ToolkitError(f"`{opened.path}` is not in a format that can be read ({found})", hint=hint)
 
 
-def _sniff(text: str, opened: Opened) -> str:
+def _sniff(text: Text, opened: Opened) -> str:
     """Recognise a format by its text, where the name does not tell."""
-    start = text.lstrip()
+    start = text.start().lstrip()
     if start[:1] in ("{", "["):
         return ".json"  # which continues as JSONL if there is one object per line
     first = start.partition("\n")[0]

@@ -157,13 +157,20 @@ def _not_text(table: Table) -> str:
     opened = open_data(table.path)
     if opened.start().startswith((PARQUET, ARROW, ARROW_STREAM)):
         return "the columns hold bytes that are not UTF-8: write them as text"
+    with opened.stream() as lines:
+        if all(_decodes(line) for line in lines):
+            return characters
+    if table.encoding:
+        return f"the rows hold bytes that {table.encoding} does not have: correct them, or change data.encoding"
+    with opened.stream() as lines:
+        return encoding_hint(table.path, lines, packed=opened.packed)
+
+
+def _decodes(line: bytes) -> bool:
     try:
-        (opened.data or b"").decode("utf-8")
+        return bool(line.decode("utf-8"))
     except UnicodeDecodeError:
-        if table.encoding:
-            return f"the rows hold bytes that {table.encoding} does not have: correct them, or change data.encoding"
-        return encoding_hint(table.path, opened.data or b"", packed=opened.packed)
-    return characters
+        return False
 
 
 def _longer_context(some: list[Rejection], rows: int) -> str:

@@ -1,5 +1,6 @@
 """What reading a data file gives: named columns and numbered rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Table:
 
     path: Path
     columns: list[str]
-    rows: list[Row]
+    rows: Sequence[Row]
     part: str = ""
     encoding: str = ""
     whole: bool = True

@@ -4,7 +4,7 @@ import contextlib
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import IO, Any
 
@@ -33,7 +33,7 @@ _ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")  # how the file holds a character t
 
 def read_workbook(
     opened: Opened, wanted: frozenset[str], sheet: str = "", most: int | None = None
-) -> tuple[list[str], list[Row], str, bool]:
+) -> tuple[list[str], Sequence[Row], str, bool]:
     """Return names, rows, the sheet's name where there are several, and whether these are all of its rows.
 
     A formula is its last value; one without, in a wanted column, is refused with its cell. A row whose wanted cell is
@@ -187,8 +187,8 @@ def _text(cell: Any, source: Any, *, outdated: bool = False) -> str:
 
 
 def _without_missing(
-    rows: list[Row], cells: list[Cells], columns: list[str], wanted: frozenset[str], name: str
-) -> list[Row]:
+    rows: Sequence[Row], cells: list[Cells], columns: list[str], wanted: frozenset[str], name: str
+) -> Sequence[Row]:
     """Return the rows with a remark for the values that are missing; raises ToolkitError where one is wanted."""
     from openpyxl.utils import get_column_letter
 

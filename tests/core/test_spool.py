@@ -1,0 +1,44 @@
+"""Lists that are kept on the disk behave as lists."""
+
+from array import array
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.core import spool
+from toolkit.core.spool import Chosen, Spool
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_in_memory() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "KEPT", 3)
+        patch.setattr(spool, "READ", 4)
+        yield
+
+
+@given(st.lists(st.one_of(st.text(), st.integers(), st.dictionaries(st.text(), st.none())), max_size=30), st.data())
+def test_it_holds_what_a_list_holds(items: list[object], data: st.DataObject) -> None:
+    kept = Spool(items[:5])
+    assert [*kept] == items[:5]
+    kept.extend(items[5:])  # after it was read
+    assert [*kept] == items == [*kept] and len(kept) == len(items)
+    assert [kept[at] for at in range(-len(items), len(items))] == [*items, *items]
+    start, end = data.draw(st.tuples(st.integers(-40, 40), st.integers(-40, 40)))
+    assert kept[start:end] == items[start:end]
+    with pytest.raises(IndexError):
+        kept[len(items)]
+    numbers = data.draw(st.lists(st.integers(0, len(items) - 1))) if items else []
+    chosen = Chosen(kept, array("Q", numbers))
+    assert [*chosen] == [items[number] for number in numbers] == chosen[:] and len(chosen) == len(numbers)
+
+
+def test_two_readers_do_not_disturb_each_other() -> None:
+    kept = Spool(range(40))
+    assert [*zip(kept, kept, strict=True)] == [*zip(range(40), range(40), strict=True)]
+
+
+def test_halves_of_surrogate_pairs_come_back() -> None:
+    assert [*Spool(["\ud800", "é\udcff", "a", "b\udc80", "c"])] == ["\ud800", "é\udcff", "a", "b\udc80", "c"]

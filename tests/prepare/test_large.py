@@ -1,0 +1,93 @@
+"""A file that stays on the disk gives the same rows, or the same refusal, as one that is held in memory."""
+
+import gzip
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.properties import tries
+from toolkit.core import spool
+from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
+from toolkit.prepare import decoding, head, objects, packed
+from toolkit.prepare.columns import wanted_names
+from toolkit.prepare.read import read_table
+from toolkit.prepare.table import Row
+
+Found = tuple[list[str], list[Row]] | tuple[str, str]
+
+# What decides how a text is read: quotes, blanks and ends of lines in odd places, and bytes of no encoding.
+PARTS = ('"', '""', ', "', ' "', ",", "\t", "\n", "\r\n", "\r", "|", "--|--", "a", "é", "question", "answer", "sep=;\n",
+         "q,a\n", "question,answer\n", "question\tanswer\n", "\ufeff", "\u2028", ";", "12", " ")  # fmt: skip
+JSON = ("[", "]", "{", "}", ",", "\n", '{"q": "a"}', '{"question": "x", "answer": [1, "]"]}', '{"a": 1, "a": 2}', " ",
+        '"x"', "12", "1.5e3", "null", "\ufeff", "\\", '"')  # fmt: skip
+TEXTS = st.sampled_from((PARTS, JSON)).flatmap(lambda parts: st.lists(st.sampled_from(parts), max_size=20)).map("".join)
+BYTES = st.one_of(
+    TEXTS.map(str.encode),
+    st.tuples(TEXTS, st.sampled_from(("cp1252", "utf-16", "utf-8", "iso2022_jp"))).map(
+        lambda pair: pair[0].encode(pair[1], "replace")
+    ),
+    st.lists(st.sampled_from((b"question,answer\n", b"\xe9,a\n", b"\xc3\xa9,b\n", b"\x00", b"x,y\n")), max_size=12).map(
+        b"".join
+    ),
+)
+
+
+def read(path: Path, encoding: str = "") -> Found:
+    """Return the names and rows of a file, or what is said against it."""
+    try:
+        table = read_table(path, wanted_names(DataSettings()), encoding=encoding)
+    except ToolkitError as exc:
+        return exc.message, exc.hint
+    return table.columns, [*table.rows]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Hold nothing in memory, and read pieces so small that everything is cut somewhere."""
+    monkeypatch.setattr(head, "WHOLE", -1)
+    monkeypatch.setattr(spool, "KEPT", 1)
+    monkeypatch.setattr(spool, "READ", 2)
+    for module in (decoding, objects, packed):
+        monkeypatch.setattr(module, "PIECE", 7)
+    yield monkeypatch
+
+
+@settings(max_examples=tries(300), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(BYTES, st.sampled_from(("csv", "tsv", "json", "jsonl", "txt", "csv.gz")), st.sampled_from(("", "cp1252")))
+def test_any_text(
+    tmp_path_factory: pytest.TempPathFactory, tiny: pytest.MonkeyPatch, content: bytes, kind: str, encoding: str
+) -> None:
+    path = tmp_path_factory.mktemp("large") / f"x.{kind}"
+    path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+    on_disk = read(path, encoding)
+    with tiny.context() as patch:
+        patch.setattr(head, "WHOLE", 2**20)
+        assert read(path, encoding) == on_disk
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("items", [0, 1, 60])
+def test_a_list_of_objects_is_read_in_pieces(
+    tmp_path: Path, tiny: pytest.MonkeyPatch, items: int, indent: int | None
+) -> None:
+    rows = [{"question": f"q {number} ] ,", "answer": 'a"é' * number} for number in range(items)]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    tiny.setattr(objects, "_records", None)  # which takes a whole value
+    _, found = objects.read_json_rows(decoding.text_of(packed.open_data(path)), path)
+    assert [row.values for row in found] == rows
+
+
+def test_a_large_file_in_a_zip_is_unpacked_to_the_disk(tmp_path: Path, tiny: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rows.csv", "question,answer\n" + "q,a\n" * 50)
+    opened = packed.open_data(path)
+    assert opened.data is None and opened.unpacked is not None and opened.size() == len(opened.content()) == 216
+    assert len(read_table(path, ()).rows) == 50
