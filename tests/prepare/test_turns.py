@@ -64,7 +64,7 @@ def length(record: Record, form: PromptFormat, tokenizer: Tokenizer) -> int:
                    min_size=1, max_size=5),
     limit=st.integers(100, 600),
 )  # fmt: skip
-def test_a_chat_is_cut_behind_the_last_turn_that_has_room(tokenizer: Tokenizer, turns: list[Turn], limit: int) -> None:
+def test_a_chat_is_cut_behind_the_last_turn_that_fits(tokenizer: Tokenizer, turns: list[Turn], limit: int) -> None:
     form, config, record = prompt_format(Config().prompt), build({}, [f"train.max_length={limit}"]), chat(1, *turns)
     kept, rejected = fit([record], form, tokenizer, config)
     whole = length(record, form, tokenizer)
@@ -79,10 +79,15 @@ def test_a_chat_is_cut_behind_the_last_turn_that_has_room(tokenizer: Tokenizer, 
     cut = kept[0]
     assert length(cut, form, tokenizer) <= limit and cut.tokens == whole
     said = [*cut.history, (cut.question, cut.answer)]
-    assert said[:-1] == turns[: len(said) - 1] and said[-1][0] == turns[len(said) - 1][0]
     assert cut.left_out == len(turns) - len(said)
-    assert cut.truncated is (cut.answer != turns[len(said) - 1][1])
-    assert turns[len(said) - 1][1].startswith(cut.answer)
+    if cut.truncated:  # not even the first turn fits
+        assert said == [(turns[0][0], cut.answer)] and turns[0][1].startswith(cut.answer) != (turns[0][1] == cut.answer)
+    else:
+        assert said == turns[: len(said)]
+        *history, (question, answer) = turns[: len(said) + 1]
+        assert (
+            length(replace(record, history=tuple(history), question=question, answer=answer), form, tokenizer) > limit
+        )
 
 
 def test_a_chat_of_500_turns_keeps_the_first_that_fit(tokenizer: Tokenizer) -> None:

@@ -24,8 +24,8 @@ def fit(
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
-    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer, chats after their last turn that
-    has room for one. Both say how long they are whole.
+    With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer, chats behind their last turn that
+    fits whole. Both say how long they are whole.
     """
     limit = config.train.max_length
     prompts = [
@@ -60,26 +60,35 @@ def fit(
 def _cut(
     record: Record, prompt: Prompt, prompt_format: PromptFormat, tokenizer: Tokenizer, limit: int
 ) -> Record | None:
-    """Cut the end of a record so that it fits: of its answer, of a chat the turns without room; None if it cannot."""
+    """Cut the end of a record so that it fits: of a chat the last turns, of its only turn the answer.
+
+    Return None if its first prompt leaves no room for an answer.
+    """
     turns = [*record.history, (record.question, record.answer)]
 
     def prompt_of(last: int) -> Prompt:
-        if last == len(turns) - 1:
-            return prompt
         return render(prompt_format, turns[last][0], record.instruction, turns[:last], tokenizer.eos_text)
 
-    def has_no_room(last: int) -> bool:
-        return len(tokenizer.prompt_ids(prompt_of(last))) + 2 > limit  # a token of an answer, and EOS
+    def is_too_long(last: int) -> bool:
+        return len(tokenizer.record_ids(prompt_of(last), turns[last][1])[0]) > limit
 
-    for last in range(bisect_left(range(len(turns)), True, key=has_no_room) - 1, -1, -1):
-        question, whole = turns[last]
-        answer = tokenizer.shorten(prompt_of(last), whole, limit)
-        if answer is not None:
-            history, left_out = tuple(turns[:last]), len(turns) - 1 - last
-            return replace(
-                record, history=history, question=question, answer=answer, truncated=answer != whole, left_out=left_out
-            )
-    return None
+    last = bisect_left(range(len(turns) - 1), True, key=is_too_long) - 1  # all together are too long
+    if last < 0:
+        answer = tokenizer.shorten(prompt_of(0) if record.history else prompt, turns[0][1], limit)
+        if answer is None:
+            return None
+        question, truncated, last = turns[0][0], True, 0
+    else:
+        (question, answer), truncated = turns[last], False
+    left_out = len(turns) - 1 - last
+    return replace(
+        record,
+        history=tuple(turns[:last]),
+        question=question,
+        answer=answer,
+        truncated=truncated,
+        left_out=left_out,
+    )
 
 
 def fitting_length(records: Sequence[Record | Rejection], share: float, limit: int) -> int:
