@@ -9,13 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tests.support.properties import tries
 from tests.support.settings import problems
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.prepare import prepare
+from toolkit.prepare.cells import is_blank
 from toolkit.prepare.clean import Record, Rejection
 from toolkit.prepare.columns import described, lost_meaning
 from toolkit.prepare.division import Rows, rows_of
@@ -164,6 +168,7 @@ SYSTEM = "Answer a parent."
         ({"messages": [{"role": "system", "content": "One."}, *messages(system="Two.")]}, "One.\n\nTwo."),
         ({"conversations": messages(system=SYSTEM, who="from", what="value")}, SYSTEM),
         ({"input": "From when on?", "output": "From 38.", "history": [["q", "a"]], "system": SYSTEM}, SYSTEM),
+        ({"instruction": "q", "input": "", "output": "a", "history": [["q", "a"]], "system": SYSTEM}, SYSTEM),
         ({"question": "q", "answer": "a", "history": messages(system=SYSTEM)}, SYSTEM),
     ],
 )
@@ -424,3 +429,49 @@ def test_a_rejected_chat_shows_its_texts(tmp_path: Path) -> None:
     rejected: Rejection = rows.rejected[0]
     assert rejected.text == "a | b"
     assert Config().data.merge_messages is False
+
+
+texts = st.one_of(
+    st.none(), st.sampled_from(["", " ", "What?", "\ud800", "[", "<image>"]), st.text(max_size=5), st.integers()
+)
+part = st.fixed_dictionaries(
+    {}, optional={"type": st.sampled_from(["text", "image_url", "tool_use", 3]), "text": texts}
+)
+contents = st.one_of(texts, st.lists(st.one_of(part, texts), max_size=3), part)
+message = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.one_of(st.sampled_from(["user", "assistant", "system", "tool", "User "]), texts),
+        "content": contents,
+        "from": st.sampled_from(["human", "gpt", None]),
+        "value": contents,
+        "tool_calls": st.one_of(st.none(), st.just([{}]), texts),
+    },
+)
+cells = st.one_of(
+    contents,
+    st.lists(st.one_of(message, texts, st.lists(texts, max_size=3)), max_size=5),
+    st.dictionaries(st.sampled_from(["role", "content", "messages"]), st.lists(texts, max_size=3)),
+)
+
+
+@settings(max_examples=tries(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(
+        st.fixed_dictionaries(
+            {"messages": cells}, optional={"history": cells, "input": contents, "output": contents, "images": cells}
+        ),
+        min_size=1, max_size=4,
+    ),
+    merge=st.booleans(), named=st.booleans(),
+)  # fmt: skip
+def test_no_row_of_any_form_is_lost(rows: list[Any], merge: bool, named: bool, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    good = {"messages": messages(), "input": "What?", "output": "That.", "history": [["q", "a"]]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [good, *rows]), encoding="utf-8")
+    column = ["data.messages_column=messages"] if named else []
+    found = read(path, f"data.merge_messages={str(merge).lower()}", "data.personal=off", *column)
+    there = [row for row in [good, *rows] if not all(map(is_blank, row.values()))]
+    assert len(found.records) + len(found.rejected) == found.count == len(there)
+    for record in found.records:
+        assert all(text and text == text.strip() for turn in turns_of(record) for text in turn)

@@ -178,11 +178,11 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     if "" in texts.history:
         return rejection(EMPTY_TURN, "nothing is left of it after data.clean")
     nulls = empty_nulls(texts) if rules.null_is_empty and not columns.chat else {}
+    if columns.history is not None and not texts.question and name_key(columns.context or "") == INSTRUCTION:
+        texts.question, texts.context = texts.context, ""
     moved = columns.instruction is not None and not texts.question and bool(texts.instruction)
     if moved:
         texts.question, texts.instruction = texts.instruction, ""
-    if columns.history is not None and not texts.question and name_key(columns.context or "") == INSTRUCTION:
-        texts.question, texts.context = texts.context, ""
     if not texts.question:
         return rejection(EMPTY_QUESTION, nulls.get("question", ""))
     if not texts.answer:

@@ -1,0 +1,88 @@
+"""Chats through all stages: from a file of messages to an answer to the last of several turns in a real Ollama."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import call_toolkit
+from tests.support import families
+from tests.support.ollama_server import OllamaServer, library
+from tests.support.outside import smollm
+from tests.support.places import REPOSITORY
+from toolkit.core import config_file
+from toolkit.prompt.format import prompt_format
+from toolkit.prompt.renderings import render_record
+from toolkit.prompt.tokenizer import load_tokenizer
+
+SAMPLE = REPOSITORY / "data/chats.jsonl"
+# Family → its prompt: with a system message of its own, without one, and without control tokens.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "chatml": ("qwen2.5", {"preset": "chatml", "instruction": "Be kind"}),
+    "alpaca": ("llama", {"preset": "alpaca", "instruction": "Be kind"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.ollama
+@pytest.mark.parametrize("way", WAYS)
+def test_a_file_of_chats_becomes_a_model_that_answers_the_last_of_several_turns(
+    way: str, tmp_path: Path, server: OllamaServer
+) -> None:
+    family, prompt = WAYS[way]
+    base = families.save(tmp_path / "base", family, max_position_embeddings=4096)
+    values: dict[str, dict[str, Any]] = {
+        "run": {"name": f"chat-{way}"},
+        "data": {"source": str(SAMPLE)},
+        "prompt": prompt,
+        "model": {"base": "base", "load_in_4bit": False},
+        "train": {"backend": "peft", "max_steps": 2, "max_length": 2000, "gradient_checkpointing": False},
+        "export": {"quantizations": ["F16"], "default": "F16", "imatrix": False},
+        "validate": {"rows": 2, "answer_tokens": 8},
+        "ollama": {"num_predict": 16, "num_ctx": 4096},
+    }
+    (tmp_path / "toolkit.toml").write_text(config_file.starter(values))
+    done = call_toolkit("run", "--json", cwd=tmp_path, OLLAMA_HOST=server.url)
+    assert done.code == 0, done.err
+    assert "answers learned, each from ▶ to ◀" in done.err
+    stages = done.json["stages"]
+    assert stages["prepare"]["chats"] == stages["prepare"]["kept"] == 24
+    tag = stages["register"]["tags"]["latest"]
+    held_out = stages["prepare"]["test"]
+    assert tag["prompts_of_several_turns"] == held_out > 0
+    assert tag["prompts_verified"] == tag["prompts_counted"] == 2 * held_out
+
+    form = prompt_format(config_file.load_config(tmp_path / "toolkit.toml").prompt)
+    run = tmp_path / "exports" / f"chat-{way}"
+    tokenizer = load_tokenizer(base, form)
+    record = json.loads((run / "data/test.jsonl").read_text().splitlines()[0])
+    messages = [{"role": "system", "content": record["instruction"]}]
+    for question, answer in record["history"]:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    messages.append({"role": "user", "content": record["input"]})
+    answered = library(server.url).chat(f"chat-{way}", messages=messages, options={"temperature": 0})
+    assert answered["message"]["content"] and answered["done_reason"] in ("stop", "length")
+    trained = render_record(form, record, tokenizer.eos_text)
+    assert answered["prompt_eval_count"] == len(tokenizer.prompt_ids(trained))
+
+
+def test_the_example_is_prepared_turn_by_turn(tmp_path: Path) -> None:
+    """Its data are read with the base's own vocabulary, and all of it fits."""
+    smollm()
+    done = call_toolkit(
+        "prepare", "-c", str(REPOSITORY / "examples/chat.toml"), "--json", "--set", f"data.source={SAMPLE}",
+        "--set", f"run.folder={tmp_path}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    figures = done.json
+    assert (figures["rows"], figures["kept"], figures["chats"], figures["turns"]) == (24, 24, 24, 59)
+    assert figures["truncated"] == figures["rejected"] == 0 and "chat ← messages" in done.err
+    lines = [json.loads(line) for line in (tmp_path / "chat/data/train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line)["messages"] for line in SAMPLE.read_text().splitlines()]
+    for line in lines:
+        said = [message["content"] for message in rows[line["row"] - 1] if message["role"] != "system"]
+        assert said == [*(text for turn in line["history"] for text in turn), line["input"], line["output"]]
+        first = rows[line["row"] - 1][0]
+        own = first["content"] if first["role"] == "system" else "Answer in a few plain sentences."
+        assert line["instruction"] == own
