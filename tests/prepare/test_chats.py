@@ -438,7 +438,7 @@ part = st.fixed_dictionaries(
     {}, optional={"type": st.sampled_from(["text", "image_url", "tool_use", 3]), "text": texts}
 )
 contents = st.one_of(texts, st.lists(st.one_of(part, texts), max_size=3), part)
-message = st.fixed_dictionaries(
+message: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {},
     optional={
         "role": st.one_of(st.sampled_from(["user", "assistant", "system", "tool", "User "]), texts),
