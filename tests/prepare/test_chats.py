@@ -38,6 +38,7 @@ from toolkit.prepare.messages import (
 )
 from toolkit.prepare.read import read_source
 from toolkit.prepare.source import Source
+from toolkit.prepare.stage import STAGE
 from toolkit.prompt.tokenizer import Tokenizer
 
 TURNS = (("What is a fever?", "A high temperature."), ("From when on?", "From 38 °C."))
@@ -404,10 +405,11 @@ def test_prepared_files_carry_the_earlier_turns_and_count_them(
                 [f"Question {number} of {turn}?", f"Answer {turn} to {number}."] for turn in range(1 + number % 3)
             ]
             assert ("history" in line) is (number % 3 > 0)
-    said = capsys.readouterr().err
-    assert "chat ← messages" in said and "22 records of several turns" in said
-    assert "1 chat without an answer to the last question, which is left out" in said
-    assert "1 chat longer than train.max_length" in said
+    assert "chat ← messages" in capsys.readouterr().err
+    *_, counted, unanswered, left_out = STAGE.summary(figures, folder).splitlines()
+    assert counted == f"22 chats of {figures['turns']} turns, at most {figures['most_turns']} in one"
+    assert unanswered == "1 last questions without an answer left out"
+    assert f"{figures['turns_left_out']} last turns left out of 1 chats" in left_out
 
 
 def test_thoughts_in_earlier_answers_are_read_as_a_server_sends_them(tmp_path: Path) -> None:

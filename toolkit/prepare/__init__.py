@@ -25,7 +25,6 @@ from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.remarks import (
     chat_figures,
-    chats_said,
     cut_answers,
     few_questions,
     groups_found,
@@ -107,7 +106,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     found = personal_said(rows.personal, f", listed in {folder.personal}")
     if found:
         (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
-    for said in (*chats_said(figures), groups_found(records, config.data), languages_said(shares)):
+    for said in (groups_found(records, config.data), languages_said(shares)):
         if said:
             console.info(said)
     for said in (

@@ -48,26 +48,6 @@ def chat_figures(read: Sequence[Record], kept: Sequence[Record]) -> dict[str, in
     return figures if any(figures.values()) else {}
 
 
-def chats_said(figures: dict[str, Any]) -> list[str]:
-    """Say what is kept of chats and what is left out, as `chat_figures` counts it."""
-    said = []
-    if figures.get("chats"):
-        said.append(
-            f"{_counted(figures['chats'], 'record')} of several turns: {figures['turns']:,} turns, at most "
-            f"{figures['most_turns']:,} in one"
-        )
-    if figures.get("unanswered"):
-        said.append(
-            f"{_counted(figures['unanswered'], 'chat')} without an answer to the last question, which is left out"
-        )
-    if figures.get("shortened_chats"):
-        said.append(
-            f"{_counted(figures['shortened_chats'], 'chat')} longer than train.max_length: "
-            f"{_counted(figures['turns_left_out'], 'turn')} left out at the end"
-        )
-    return said
-
-
 def few_questions(splits: Splits) -> str:
     """Warn of held-out splits with so few questions that their figures say little; "" if there are enough."""
     few = []
