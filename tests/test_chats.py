@@ -1,6 +1,7 @@
 """Chats through all stages: from a file of messages to an answer to the last of several turns in a real Ollama."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from tests.support.ollama_server import OllamaServer, library
 from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
 from toolkit.core import config_file
+from toolkit.core.run_folder import RunFolder
+from toolkit.model.base import resolve_training
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import render_record
 from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.train.examples import load_examples
 
 SAMPLE = REPOSITORY / "data/chats.jsonl"
 # Family → its prompt: with a system message of its own, without one, and without control tokens.
@@ -67,7 +71,7 @@ def test_a_file_of_chats_becomes_a_model_that_answers_the_last_of_several_turns(
     assert answered["prompt_eval_count"] == len(tokenizer.prompt_ids(trained))
 
 
-def test_the_example_is_prepared_turn_by_turn(tmp_path: Path) -> None:
+def test_the_example_is_prepared_turn_by_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its data are read with the base's own vocabulary, and all of it fits."""
     smollm()
     done = call_toolkit(
@@ -86,3 +90,11 @@ def test_the_example_is_prepared_turn_by_turn(tmp_path: Path) -> None:
         first = rows[line["row"] - 1][0]
         own = first["content"] if first["role"] == "system" else "Answer in a few plain sentences."
         assert line["instruction"] == own
+    config = config_file.load_config(REPOSITORY / "examples/chat.toml")
+    form = prompt_format(config.prompt)
+    tokenizer = load_tokenizer(resolve_training(config.model, weights=False).folder, form)
+    load_examples(RunFolder(tmp_path / "chat", "chat"), tokenizer, form, config.train)
+    shown = re.findall(
+        r"```text\n(.*?)```", (REPOSITORY / "docs/guide/chats.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    assert len(shown) == 1 and capsys.readouterr().err.startswith(shown[0])
