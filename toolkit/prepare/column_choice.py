@@ -1,6 +1,7 @@
 """The column of each role: by the settings, else by its usual names; refused where one is missing or two fit."""
 
 import difflib
+import itertools
 import re
 from dataclasses import replace
 from typing import Any
@@ -21,10 +22,11 @@ ROLES = ("question", "answer", "instruction", "context", "messages")  # that a s
 _EARLIER = re.compile("history|previous|prior|earlier|past")
 _WRITE_CHATS = (
     'the messages of a chat belong into one list of objects with `role` and `content`, such as {"messages": [{"role": '
-    '"user", "content": "…"}, {"role": "assistant", "content": "…"}]}'
+    '"user", "content": "…"}, {"role": "assistant", "content": "…"}]}; in CSV and Excel as JSON'
 )
 _CHATS = re.compile("history|messages|conversations?|dialog(?:ue)?|chat(?:history)?|turns|role|content|from|value")
 _OBJECTS = (".json", ".jsonl", ".ndjson", ".parquet", ".pq")
+LOOKED_AT = 1000  # filled cells of a column, among which a chat is looked for
 LONG_NAME = 60  # characters, or
 WORDS = 8  # words, from which on a column's name looks like data
 
@@ -111,8 +113,10 @@ def _with_history(columns: Columns, table: Table, named: str | None) -> Columns:
 
 
 def _form(name: str, table: Table) -> Kind:
-    """Return the form of the first cell of a column that holds messages or pairs."""
-    kinds = (kind_of(row.values.get(name)) for row in table.rows)
+    """Return the form of the first cell of a column that holds messages or pairs; its first cells are looked at."""
+    cells = (row.values.get(name) for row in table.rows)
+    filled = (cell for cell in cells if cell is not None and cell not in ("", []))
+    kinds = map(kind_of, itertools.islice(filled, LOOKED_AT))
     return next((kind for kind in kinds if kind), "")
 
 

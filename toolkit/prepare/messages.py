@@ -68,7 +68,7 @@ def list_in(cell: Any) -> list[Any] | None:
 
     An object of lists, as `datasets` keeps a list of objects, is that list.
     """
-    if isinstance(cell, str) and cell.lstrip()[:1] == "[":
+    if isinstance(cell, str) and cell[:80].lstrip()[:1] == "[":
         try:
             cell = parse_json(cell, data=True)
         except ValueError:
