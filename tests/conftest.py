@@ -78,10 +78,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _clean_console() -> Iterator[None]:
     """No test sees another's console, nor the environment that `--offline` sets when it is called in this process."""
     console.configure()
-    before = os.environ.get("HF_HUB_OFFLINE")
+    names = ("HF_HUB_OFFLINE", "TOOLKIT_OFFLINE")
+    unset = [name for name in names if name not in os.environ]
     yield
-    if before is None:
-        os.environ.pop("HF_HUB_OFFLINE", None)
+    for name in unset:
+        os.environ.pop(name, None)
 
 
 def call_toolkit(*arguments: str, cwd: Path, timeout: float = 600, **environment: str) -> Called:

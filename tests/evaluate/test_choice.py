@@ -65,7 +65,7 @@ def test_an_interrupted_exam_goes_on_with_the_next_item(
             if len(asked) == 11:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("toolkit.evaluate.ask_items", counted)
+    monkeypatch.setattr("toolkit.evaluate.choice.ask_items", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(config, run.folder, run.base, run.manifest())
     evaluate(config, run.folder, run.base, run.manifest())

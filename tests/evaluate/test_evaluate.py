@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Outcome
 from toolkit.evaluate import evaluate, held_out, pairs_of
+from toolkit.evaluate.bench import Bench
 from toolkit.evaluate.evaluation import read_evaluation
-from toolkit.evaluate.journal import Journal
+from toolkit.evaluate.journal import Journal, read_journal
 from toolkit.evaluate.preview import foreseen, foreseen_table
 from toolkit.evaluate.statistics import NONE
 from toolkit.evaluate.summary import evaluation_text
-from toolkit.evaluate.systems import Answer
+from toolkit.evaluate.systems import Answer, System
 
 NAMES = ["base", "trained", "F32", "F16", "Q8_0"]
 TRAINING = [("When?", "At night the fever of a child may rise, and water helps when rest does not."), ("How?", "Rest.")]
@@ -76,7 +77,7 @@ def test_all_systems_answer_all_questions(done: tuple[scored_models.World, Outco
             assert system["sha256"] == sha256_of(run.folder.gguf(system["name"]))
             assert system["file"] == f"gguf/tiny-{system['name']}.gguf"
     assert all(math.isfinite(value) for value in floats(found)) and found["versions"]["sacrebleu"]
-    assert not run.folder.evaluated.exists()
+    assert len(read_journal(run.folder.evaluated)) == 5 * 2 * 4
 
 
 def test_means_are_those_of_the_rows(done: tuple[scored_models.World, Outcome]) -> None:
@@ -111,7 +112,8 @@ def test_pairs_are_compared_and_corrected_together(done: tuple[scored_models.Wor
 def test_the_summary_says_what_was_found_in_words(done: tuple[scored_models.World, Outcome]) -> None:
     text = evaluation_text(done[1].figures)
     assert "4 of 6 held-out questions, at most 6 tokens each" in text
-    assert f"trained against base: {NONE} in chrF, ROUGE-L and likelihood of the reference answers" in text
+    assert f"trained against base: {NONE} in chrF against the reference, ROUGE-L against the reference " in text
+    assert "and loss on the reference answers" in text
     assert "words in a row from a training answer" in text and "15 comparisons (Holm)" in text
 
 
@@ -124,8 +126,8 @@ def test_a_difference_is_said_with_its_size() -> None:
     from toolkit.evaluate.summary import sentence
 
     assert sentence("base", "trained", [*found.values()]) == (
-        "trained against base: better in likelihood of the reference answers (+0.25 nats a token, 95 % +0.2 to +0.3, "
-        "p < 0.001); no difference can be shown in chrF"
+        "trained against base: better in loss on the reference answers (difference -0.25 nats per token, "
+        "95 % -0.3 to -0.2, p < 0.001); no difference can be shown in chrF against the reference"
     )
 
 
@@ -157,6 +159,70 @@ def test_an_interrupted_evaluation_goes_on_with_the_next_item(
     assert len(asked) == len({*asked}) == 40 - 13
     first, second = read_evaluation(done[0].folder), read_evaluation(run.folder)
     assert first["held_out"] == second["held_out"]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What is asked from now on: each system that is loaded, and how many items have a new result then."""
+    found: list[tuple[str, int]] = []
+    put, load = Journal.put, Bench._load
+
+    def counted(self: Journal, key: str, value: Any) -> None:
+        found[-1] = (found[-1][0], found[-1][1] + 1)
+        put(self, key, value)
+
+    def loaded(self: Bench, system: System, *more: Any) -> Any:
+        found.append((system.name, 0))
+        return load(self, system, *more)
+
+    monkeypatch.setattr(Journal, "put", counted)
+    monkeypatch.setattr(Bench, "_load", loaded)
+    return found
+
+
+def make_exam(path: Path, degrees: Sequence[int]) -> Path:
+    rows = [
+        {"question": f"What helps against a fever of {one}?", "choices": ["Rest", "Noise", "Salt"], "answer": "Rest"}
+        for one in degrees
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_only_what_is_new_is_asked(
+    done: tuple[scored_models.World, Outcome], tmp_path: Path, asked: list[tuple[str, int]]
+) -> None:
+    """Nothing, more questions, an exam, another question in it: each time what stays the same is taken over."""
+    run = copy(done[0], tmp_path)
+    before = read_evaluation(run.folder)
+    evaluated(run)
+    assert asked == [] and read_evaluation(run.folder) == before
+    evaluated(run, questions=6)
+    assert asked == [(name, 2 * 2) for name in NAMES]
+    asked.clear()
+    exam = make_exam(tmp_path / "exam.jsonl", (38, 39, 40))
+    evaluated(run, exam=str(exam))
+    assert asked == [(name, 3) for name in NAMES]
+    assert read_evaluation(run.folder)["held_out"] == before["held_out"]
+    asked.clear()
+    make_exam(exam, (38, 39, 41, 42))
+    evaluated(run, exam=str(exam), systems=["F16"])
+    assert asked == [("F16", 2)] and read_evaluation(run.folder)["choice"][0]["items"] == 4
+    asked.clear()
+    evaluated(run)  # those that were left out answer as before
+    assert asked == []
+    evaluated(run, force=True)
+    assert asked == [(name, 8) for name in NAMES]
+
+
+def test_what_a_former_model_answered_is_forgotten(
+    done: tuple[scored_models.World, Outcome], tmp_path: Path, asked: list[tuple[str, int]]
+) -> None:
+    run = copy(done[0], tmp_path)
+    scored_models.adapter(run.base.folder, run.folder.adapter, seed=2)
+    shutil.copyfile(run.folder.gguf("F32"), run.folder.gguf("Q8_0"))
+    evaluated(run)
+    assert asked == [("trained", 8), ("Q8_0", 8)] and len(read_journal(run.folder.evaluated)) == 40
 
 
 def test_what_other_settings_left_is_not_shown_as_done(
@@ -286,15 +352,21 @@ def test_a_preview_says_items_tokens_and_time(made: scored_models.World, tmp_pat
     assert found["tokens"] > 5 * 4 * 6 and found["seconds"] > 0
     assert "rough estimate" in foreseen_table(found)
     evaluated(run)
-    found = foreseen(settings(run), run.folder, run.base, kept=True)
-    assert found["measured_before"] and found["seconds"] == pytest.approx(
-        read_evaluation(run.folder)["seconds"],
-        abs=0.03,  # of five systems, each rounded
+    assert foreseen(settings(run), run.folder, run.base, kept=True)["items"] == 0
+    found = foreseen(settings(run), run.folder, run.base, kept=True, force=True)
+    assert (
+        found["items"] == 40
+        and found["measured_before"]
+        and found["seconds"]
+        == pytest.approx(
+            read_evaluation(run.folder)["seconds"],
+            abs=0.03,  # of five systems, each rounded
+        )
     )
     json.dumps(found)
     more = foreseen(settings(run, questions=6), run.folder, run.base, kept=True)
-    assert not more["measured_before"] and "rough estimate" in foreseen_table(more)
-    streamed = foreseen(settings(run), run.folder, run.base, kept=False)
+    assert more["items"] == 5 * 2 * 2 and not more["measured_before"] and "rough estimate" in foreseen_table(more)
+    streamed = foreseen(settings(run), run.folder, run.base, kept=False, force=True)
     assert streamed["items"] == 3 * 2 * 4 and "piece by piece" in foreseen_table(streamed)
 
 

@@ -1,4 +1,4 @@
-"""An interrupted evaluation keeps what it has done, also where the last line was cut off."""
+"""What systems answered is kept, also where an evaluation was interrupted and the last line cut off."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.core.errors import ToolkitError, explain
-from toolkit.evaluate.journal import journal, key_of
+from toolkit.evaluate.journal import journal, key_of, read_journal
 
 
 def interrupted(path: Path, **values: object) -> None:
@@ -23,7 +23,7 @@ def test_what_was_done_is_there_again(tmp_path: Path) -> None:
     with journal(path) as kept:
         assert kept.get("a") == {"text": "体温\u2028\ud83e", "tokens": 3} and kept.get("b") == 1.5
         assert kept.get("c") is None
-    assert not path.exists()
+    assert read_journal(path) == kept.values and len(kept.values) == 2
 
 
 @pytest.mark.parametrize("cut", [1, 5, 20])
@@ -63,6 +63,19 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         kept.put("a", 1)
     said = explain(caught.value)
     assert said is not None and said.message == f"the disk is full: {path}"
+
+
+def test_only_results_of_systems_that_are_still_so_are_kept(tmp_path: Path) -> None:
+    path, owners = tmp_path / "answers.jsonl", ["a" * 64, "b" * 64, "judge"]
+    with journal(path) as kept:
+        for owner in (*owners, "c" * 64):
+            kept.put(key_of(owner, "体温"), {"of": owner})
+        kept.put("a key of a former version", 1)
+        kept.keep(["a" * 64, "judge"])
+    assert read_journal(path) == {key_of(owner, "体温"): {"of": owner} for owner in ("a" * 64, "judge")} == kept.values
+    with journal(path) as kept:
+        kept.keep(["b" * 64])
+    assert path.read_bytes() == b""
 
 
 def test_a_key_depends_on_all_its_parts() -> None:

@@ -308,6 +308,8 @@ def test_an_evaluation_asks_the_judge_last_and_does_not_depend_on_it(
     assert "gave no usable answer to" in capsys.readouterr().err
     with serving(pretending(lambda first, second: says("1" if len(first) > len(second) else "2"), [])) as url:
         judge = evaluated(run, url)["judge"]
+    with serving(pretending(lambda first, second: "nonsense", [])) as url:
+        assert evaluated(run, url)["judge"] == judge  # what it said is known
     assert judge["model"] == "judge" and [(pair["a"], pair["b"]) for pair in judge["pairs"]] == [
         ("base", "trained"),
         ("trained", "Q8_0"),

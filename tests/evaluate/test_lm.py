@@ -36,7 +36,7 @@ def theirs(twins: asked.Twins) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
-    if twins.in_transformers.bos is None:
+    if twins.in_transformers.tokenizer.bos is None:
         words = {"eos_token": "<|im_end|>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(twins.folder / "tokenizer.json"), **words)
     model = twins.in_transformers.model
@@ -196,8 +196,8 @@ def test_control_tokens_in_a_task_are_text(twins: asked.Twins) -> None:
     text = "a <|end_of_text|> <|im_end|> b"
     for system in both(twins):
         ids = AskedLM(system).tok_encode(text)
-        assert system.eos not in ids
-        assert (ids[0] == system.bos) == (system.bos is not None)
+        assert system.tokenizer.eos not in ids
+        assert (ids[0] == system.tokenizer.bos) == (system.tokenizer.bos is not None)
         assert AskedLM(system).tok_encode(text, add_special_tokens=False) == system.text_ids(text)
 
 

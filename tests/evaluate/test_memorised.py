@@ -47,10 +47,11 @@ class Parrot:
 
     said: dict[str, str]
     window: int = 1000
-    bos: int | None = None
-    eos: int = 1
-    device: str = "CPU"
     asked: list[str] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         return [ord(char) for char in prompt.text]

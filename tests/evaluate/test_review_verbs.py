@@ -126,6 +126,23 @@ def test_what_cannot_be_counted_leaves_former_votes(toolkit: Toolkit, folder: Ru
     assert contents(folder) == before
 
 
+def test_votes_are_not_counted_on_an_evaluation_changed_by_hand(toolkit: Toolkit, folder: RunFolder) -> None:
+    """They would make the change the stage's own."""
+    toolkit("evaluate", "--sheet")
+    path, whole = filled_in(folder, "Ada", ["same"] * 10), folder.evaluation.read_text()
+    found = json.loads(whole)
+    found["judge"]["items"][0]["verdict"] = "worse"  # no answer: the sheet is still of these
+    folder.evaluation.write_text(json.dumps(found))
+    before = contents(folder)
+    for more in ([], ["--dry-run"]):
+        done = toolkit("evaluate", "--votes", str(path), *more)
+        assert done.code == 1 and "has changed since `toolkit evaluate` wrote it" in done.err
+        assert contents(folder) == before
+    folder.evaluation.write_text(whole)
+    assert toolkit("evaluate", "--votes", str(path)).code == 0
+    assert toolkit("evaluate", "--votes", str(path)).code == 0  # on its own count
+
+
 def test_without_an_evaluation_there_is_no_sheet(toolkit: Toolkit, folder: RunFolder) -> None:
     folder.evaluation.unlink()
     done = toolkit("evaluate", "--sheet")

@@ -220,7 +220,7 @@ def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert len(one("arc_easy", None).requests) == task_rows.COUNT
     error = refused("medqa_4options", None)
-    assert "are not on this machine, and --offline forbids the network" in error.message
+    assert "are not on this machine, and HF_HUB_OFFLINE forbids the network" in error.message
     name = "GBaker/MedQA-USMLE-4-options-hf"
     assert f"hf download {name} --repo-type dataset --local-dir FOLDER/{name}" in error.hint
     assert '`evaluate.task_folder = "FOLDER"`' in error.hint

@@ -78,6 +78,8 @@ def test_an_evaluation_is_foreseen_done_once_and_again_when_something_changes(
         (["--sheet", "--votes", "x"], "--sheet and --votes are two calls"),
         (["votes.json"], "`votes.json` is not asked for here"),
         (["--votes"], "--votes names no file"),
+        (["--sheet", "--force"], "--sheet has no --force"),
+        (["--votes", "votes.json", "--force"], "--votes has no --force"),
         (["--set", "evaluate.systems=Q4_K_M,Q2_K"], 'evaluate.systems: "Q2_K" is none of base, trained, Q8_0, Q4_K_M'),
         (["--set", "evaluate.systems=trainned"], 'unknown quantization "trainned"'),
         (["--set", "evaluate.judge=gpt"], 'write "ollama:gpt"'),
@@ -89,6 +91,29 @@ def test_wrong_words_are_refused(words: list[str], said: str, tmp_path: Path, to
     (tmp_path / "toolkit.toml").write_text("")
     done = toolkit("evaluate", *words)
     assert done.code == USAGE and said in done.err, done.err
+
+
+@pytest.mark.parametrize("before", ["", "[run]\nname = 'r'\n"])
+def test_the_settings_of_a_failed_evaluation_are_not_kept(
+    before: str, tmp_path: Path, toolkit: Callable[..., Called]
+) -> None:
+    """They would be those of every other stage; an interrupted one goes on with them."""
+    models.save_model(tmp_path / "base")
+    (tmp_path / "toolkit.toml").write_text(SETTINGS.replace("questions = 2", 'systems = ["base"]'))
+    kept = tmp_path / "exports/r/config.toml"
+    kept.parent.mkdir(parents=True)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (kept.parent / "adapter").mkdir(exist_ok=True)
+        (kept.parent / "adapter" / name).write_text("{}")
+    for name in ("test", "train"):
+        (kept.parent / "data").mkdir(exist_ok=True)
+        (kept.parent / "data" / f"{name}.jsonl").write_text("")
+    if before:
+        kept.write_text(before)
+    for setting, said in (("judge=ollama:absent", "127.0.0.1:9"), ("answer_tokens=3", "records")):
+        done = toolkit("evaluate", "--force", "--set", f"evaluate.{setting}")
+        assert done.code and "evaluate (first time)" in done.err and said in done.err, done.err
+        assert (kept.read_text() if kept.exists() else "") == before, done.err
 
 
 def test_without_a_run_it_says_what_comes_first(tmp_path: Path, toolkit: Callable[..., Called]) -> None:

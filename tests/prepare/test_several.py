@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.properties import tries
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.core.manifest import StageRecord, record_file, why_stale
+from toolkit.core.manifest import StageRecord, record_file, seen_again, why_stale
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import prepare
 from toolkit.prepare.division import read_rows
@@ -224,6 +224,52 @@ def test_a_new_file_that_matches_makes_prepare_stale(folder: RunFolder, tokenize
     Path("c.csv").unlink()
     Path("b.csv").rename("b.txt")
     assert why() == "inputs changed: b.csv"
+
+
+@pytest.mark.parametrize(
+    ("source", "there", "fresh"),
+    [
+        (["rows/*.csv"], [], True),
+        (["rows/**/*.csv"], [], True),
+        (["~/rows/*.csv"], [], True),
+        (["~/rows/a.csv", "rows/b.csv"], [], True),
+        (["rows"], [], True),
+        (["hf:rows"], [], True),
+        (["rows/*.csv"], ["a.csv"], False),  # one of them was removed
+        (["rows"], ["c.xml"], False),
+        (["hf:rows"], ["a.csv"], False),
+    ],
+)
+def test_a_run_that_was_moved_without_its_files_is_fresh(
+    source: list[str], there: list[str], fresh: bool, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(Path.cwd()))
+    rows = Path("rows")
+    rows.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (rows / name).write_text(csv_text([("What?", name)]))
+    for name in ("c.xml", "d.xml"):
+        (rows / name).write_text("<Document/>")
+    if source == ["hf:rows"]:
+        for path in rows.glob("*.xml"):
+            path.unlink()
+    config = build({"data": {"source": source}})
+    record = StageRecord(
+        settings={}, inputs=[record_file(path, folder) for path in STAGE.files(config, folder).inputs], outputs=[],
+        versions={}, seconds=0, finished="", figures={},
+    )  # fmt: skip
+    assert record.inputs
+    if not there:
+        rows.rename("elsewhere")
+        monkeypatch.setenv("HOME", str(tmp_path / "another home"))
+    for path in rows.glob("*"):
+        if path.name not in there:
+            path.unlink()
+    now = STAGE.files(config, folder).inputs
+    assert (why_stale(record, folder, {}, now, []) == "") is fresh
+    if fresh:
+        seen = seen_again(record, folder, now)
+        assert why_stale(seen, folder, {}, now, []) == "" and len(seen.inputs) == len(record.inputs)
 
 
 @pytest.mark.parametrize("kind", ["csv", "xml"])

@@ -198,6 +198,13 @@ def evaluate(
 
     if sheet and votes:
         raise ToolkitError("--sheet and --votes are two calls", hint="toolkit evaluate --sheet", exit_code=USAGE)
+    if force and (sheet or votes):
+        name = "--sheet" if sheet else "--votes"
+        raise ToolkitError(
+            f"{name} has no --force: it asks nothing, and overwrites nothing that others wrote",
+            hint=f"leave out --force; to ask the systems anew, call `toolkit evaluate --force` before {name}",
+            exit_code=USAGE,
+        )
     if files and not votes:
         raise ToolkitError(
             f"`{files[0]}` is not asked for here", hint="toolkit evaluate --votes FILE...", exit_code=USAGE

@@ -14,7 +14,7 @@ def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -
     if dry_run:
         from toolkit.evaluate.preview import foreseen_table
 
-        found = run.foresee_evaluation()
+        found = run.foresee_evaluation(force=force)
         console.result({"dry_run": True, **found}, foreseen_table(found))
         return
     done = run.perform("evaluate", force=force)

@@ -1,7 +1,6 @@
 """What all verbs share on the command line: the group they belong to, their options, an example under each help."""
 
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import click
 
 from toolkit import __version__, pipeline
 from toolkit.cli.performing import with_settings
-from toolkit.core import console
+from toolkit.core import console, network
 from toolkit.core.errors import ToolkitError
 
 # For the verbs that are not stages; the pipeline's table holds those of the stages.
@@ -103,7 +102,7 @@ def as_command(function: Callable[..., Any], *, writes: bool, config: bool = Tru
     def call(as_json: bool, quiet: bool, **options: Any) -> Any:
         console.configure(as_json=as_json, quiet=quiet)
         if options.pop("offline", False):
-            os.environ["HF_HUB_OFFLINE"] = "1"
+            network.forbid()
         try:
             return function(**options)
         except ToolkitError as exc:

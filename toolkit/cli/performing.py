@@ -9,6 +9,7 @@ import click
 from toolkit import pipeline
 from toolkit.core import console
 from toolkit.core.learned import USUAL_RATE
+from toolkit.core.network import is_offline
 
 if TYPE_CHECKING:
     from toolkit.pipeline.run import Run
@@ -61,7 +62,6 @@ def mending_command(run: "Run") -> str:
 def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, **options: Any) -> None:
     """Perform one stage, print its result, and name the next step; `options` are those of `Run.perform`."""
     from toolkit.cli import summary
-    from toolkit.pipeline.run import is_offline
 
     run = load_run(path, overrides)
     if dry_run:
@@ -85,7 +85,6 @@ def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool,
 def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
     """Perform all stages that are out of date, in order, and print what was done."""
     from toolkit.cli import summary
-    from toolkit.pipeline.run import is_offline
 
     run = load_run(path, overrides)
     if dry_run:

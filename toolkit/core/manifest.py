@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -154,7 +154,8 @@ def why_stale(
     """Say why a stage must run again, or return an empty string if it is fresh.
 
     Unchanged size and time stamp count as unchanged; otherwise the SHA-256 decides. A run's folder may be continued on
-    another machine: an input outside of it may be gone, or have another path with the same name and content.
+    another machine: an input outside of it may be gone, or have another path with the same name and content; `inputs`
+    then has a file, folder or pattern that is not there.
     """
     if record is None:
         return "not run"
@@ -164,11 +165,11 @@ def why_stale(
     if changed:
         return "settings changed: " + ", ".join(changed)
     found = _found_again(record, folder, inputs)
-    names = {path_name(path, folder) for path in inputs}
-    if len(found) != len({*inputs}) or len(found) != len({file.path for file in record.inputs}):
-        known = {file.path for file in found.values()}
-        parted = [name for name in names if name not in {path_name(path, folder) for path in found}]
-        parted += [file.path for file in record.inputs if file.path not in known]
+    absent, gone = _left_behind(record, folder, inputs, found)
+    known = {file.path for file in [*found.values(), *gone]}
+    parted = {path_name(path, folder) for path in {*inputs} - {*found} - {*absent}}
+    parted |= {file.path for file in record.inputs if file.path not in known}
+    if parted:
         return "inputs changed: " + ", ".join(sorted(parted))
     for path, old in found.items():
         if not (_same(path, old) or (_outside(path, folder) and not path.exists())):
@@ -197,6 +198,26 @@ def _found_again(record: StageRecord, folder: RunFolder, inputs: list[Path]) -> 
     return found
 
 
+def _left_behind(
+    record: StageRecord, folder: RunFolder, inputs: list[Path], found: Mapping[Path, FileRecord]
+) -> tuple[list[Path], list[FileRecord]]:
+    """Return the inputs outside the run's folder that are not there, and the records that these may stand for.
+
+    A run that was moved alone has no file of a pattern, of a folder, or of a home that has another path here. A file
+    is not left behind where others of its folder are there: it was removed.
+    """
+    absent = [path for path in {*inputs} - {*found} if _outside(path, folder) and not path.exists()]
+    if not absent:
+        return [], []
+    places = {path.parent for path in inputs if path.exists()}
+    left = [file for file in record.inputs if file not in found.values()]
+    return absent, [
+        file
+        for file in left
+        if (path := Path(file.path)).parent not in places and _outside(path, folder) and not path.exists()
+    ]
+
+
 def _outside(path: Path, folder: RunFolder) -> bool:
     return not path.resolve().is_relative_to(folder.path.resolve())
 
@@ -208,7 +229,9 @@ def seen_again(record: StageRecord, folder: RunFolder, inputs: list[Path]) -> St
         there = path.stat().st_mtime_ns if path.exists() else old.mtime_ns
         return old.model_copy(update={"path": path_name(path, folder), "mtime_ns": there})
 
-    read = [now(path, old) for path, old in _found_again(record, folder, inputs).items()]
+    found = _found_again(record, folder, inputs)
+    read = [now(path, old) for path, old in found.items()]
+    read += _left_behind(record, folder, inputs, found)[1]
     return record.model_copy(
         update={"inputs": read, "outputs": [now(folder.path / old.path, old) for old in record.outputs]}
     )

@@ -107,7 +107,7 @@ class RunFolder:
 
     @property
     def evaluated(self) -> Path:
-        """The answers and scores of an evaluation that has not come to its end."""
+        """What systems answered in evaluations: it is not asked again."""
         return self.path / ".evaluate.answers.jsonl"
 
     @property

@@ -14,6 +14,7 @@ from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import lock
 from toolkit.core.hardware import Gpu
+from toolkit.core.network import forbidden_by
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import plan
@@ -110,7 +111,7 @@ def _on_hub(label: str, revision: str, *, offline: bool) -> Check:
         return Check(name, True, "in the hub's cache", "")
     if offline:
         fix = f"fetch it where there is a network with `hf download {label}`, or set `model.base` to a local folder"
-        return Check(name, False, "not on this machine, and --offline forbids the network", fix)
+        return Check(name, False, f"not on this machine, and {forbidden_by()} forbids the network", fix)
     from huggingface_hub import HfApi
 
     api = HfApi()

@@ -1,6 +1,5 @@
 """Evaluation: what the base, the trained model and each GGUF answer, side by side, with intervals."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from toolkit.core.manifest import Manifest, Outcome, installed
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import held_out
 from toolkit.evaluate.bench import Bench
-from toolkit.evaluate.choice import ChoiceEntry, Place, ask_items, entries, items_of, load_choice
+from toolkit.evaluate.choice import ChoiceEntry, Place, answer_items, entries, items_of, load_choice
 from toolkit.evaluate.evaluation import VERSION, judge_figures, read_evaluation, write_evaluation
-from toolkit.evaluate.journal import Journal, journal, key_of
+from toolkit.evaluate.journal import journal
+from toolkit.evaluate.judge import JUDGE, judge_or_warn
 from toolkit.evaluate.measures import check_installed
-from toolkit.evaluate.memorised import continue_rows, memorised, read_beginnings, room_for
+from toolkit.evaluate.memorised import Beginning, continue_rows, memorised, read_beginnings, room_for
 from toolkit.evaluate.statistics import compare, correct, mean_of
-from toolkit.evaluate.systems import Asked, System
+from toolkit.evaluate.systems import System
 from toolkit.evaluate.tasks import ChoiceTask
 from toolkit.evaluate.votes import kept_votes
 from toolkit.model.base import Base
@@ -44,8 +44,8 @@ def evaluate(
     """Ask all systems, compare them, and write `evaluation.json`.
 
     `base` is the one that was merged into; `kept` is False where its weights are not on this machine, and then neither
-    it nor the trained model is asked. An interrupted evaluation goes on with the next item, unless `force`. Raises
-    ToolkitError if a system or a task cannot be loaded: what the last evaluation found stays as it is.
+    it nor the trained model is asked. What a former evaluation asked the same systems is not asked again, unless
+    `force`. Raises ToolkitError if a system or a task cannot be loaded: what the last evaluation found stays as it is.
     """
     check_installed()
     settings = config.evaluate
@@ -64,11 +64,7 @@ def evaluate(
     if not present:
         raise ToolkitError("no system can be asked on this machine", hint="name GGUF files in `evaluate.systems`")
     long, beginnings = read_beginnings(folder, bench.form, bench.tokenizer.eos_text, settings.questions)
-    window = max(
-        held_out.room(questions, settings.answer_tokens),
-        room_for(beginnings, bench.tokenizer),
-        TASK_WINDOW if tasks else 0,
-    )
+    window = window_for(bench, questions, beginnings, tasks)
     found: dict[str, held_out.Found] = {}
     values: dict[str, dict[Place, float]] = {}
     words: dict[str, list[int | None]] = {}
@@ -78,21 +74,21 @@ def evaluate(
             items = 2 * len(questions) + len(beginnings) + items_of(tasks)  # of each system
             if done.values:
                 console.info(
-                    f"an interrupted evaluation left {len(done.values):,} results; those of the same questions and "
+                    f"a former evaluation left {len(done.values):,} results; those of the same questions and "
                     "settings are taken over (--force begins anew)"
                 )
             with console.progress("evaluate", items * len(present), "items") as bar:
                 for number, system in enumerate(present, 1):
                     bar.text = f"{system.name} ({number} of {len(present)})"
                     with bench.opened(system, window) as asked:
-                        key, devices[system.name] = bench.key(system), asked.device
+                        key, devices[system.name] = bench.key(system), bench.device(system)
                         found[system.name] = held_out.ask(
                             asked, key, questions, settings.answer_tokens, bench.form.stops, done, bar.advance
                         )
                         words[system.name], took = continue_rows(
                             asked, key, beginnings, bench.form.stops, done, bar.advance
                         )
-                        values[system.name], spent = _choose(asked, key, tasks, done, bar)
+                        values[system.name], spent = answer_items(asked, key, tasks, done, bar.advance)
                         seconds[system.name] = found[system.name].seconds + took + spent
                     bar.skip(number * items - bar.done)  # what was taken over
             bench.close()
@@ -115,13 +111,23 @@ def evaluate(
             }
             _finish(evaluation, folder)
             if settings.judge:
-                from toolkit.evaluate.judge import judge_or_warn
-
                 evaluation["judge"] = judge_or_warn(config, evaluation, done)
             write_evaluation(folder, evaluation)
+            done.keep([*bench.keys, JUDGE])
     finally:
         bench.close()
     return Outcome([folder.evaluation], figures_of(evaluation), _warning(evaluation))
+
+
+def window_for(
+    bench: Bench, questions: Sequence[held_out.Question], beginnings: Sequence[Beginning], tasks: Sequence[ChoiceTask]
+) -> int:
+    """Return the tokens of the longest text that a system is asked or answers."""
+    return max(
+        held_out.room(questions, bench.config.evaluate.answer_tokens),
+        room_for(beginnings, bench.tokenizer),
+        TASK_WINDOW if tasks else 0,
+    )
 
 
 def tasks_of(settings: EvaluateSettings) -> list[ChoiceTask]:
@@ -129,26 +135,6 @@ def tasks_of(settings: EvaluateSettings) -> list[ChoiceTask]:
     exam = Path(settings.exam).expanduser() if settings.exam else None
     data = Path(settings.task_folder).expanduser() if settings.task_folder else None
     return load_choice(settings.tasks, exam, settings.task_items, data)
-
-
-def _choose(
-    asked: Asked, key: str, tasks: Sequence[ChoiceTask], done: Journal, bar: console.Progress
-) -> tuple[dict[Place, float], float]:
-    """Ask a system the items of all tasks that the journal does not have yet; return all values and seconds."""
-    keys = {
-        (task.name, item): key_of(key, task.name, item, [str((request.doc, request.args)) for request in requests])
-        for task in tasks
-        for item, requests in enumerate(task.requests)
-    }
-    before = [place for place, name in keys.items() if done.get(name) is not None]
-    started = time.monotonic()
-    for one in ask_items(asked, tasks, before):
-        now = time.monotonic()
-        done.put(keys[one.task, one.item], {"value": one.value, "seconds": round(now - started, 3)})
-        started = now
-        bar.advance()
-    values = {place: done.get(name) for place, name in keys.items()}
-    return {place: one["value"] for place, one in values.items()}, sum(one["seconds"] for one in values.values())
 
 
 def _described(
@@ -217,7 +203,7 @@ def _warning(evaluation: dict[str, Any]) -> str:
     for one in evaluation["held_out"]["comparisons"]:
         if (one["measure"], one["a"], one["b"], one["verdict"]) == ("nll", BASE, TRAINED, "worse"):
             return (
-                f"the trained model finds the reference answers less likely than its base, by {one['difference']:.3f} "
-                "nats a token"
+                "the trained model's loss on the reference answers is higher than its base's, by "
+                f"{one['difference']:.3f} nats per token"
             )
     return ""

@@ -5,28 +5,29 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
+from toolkit import __version__
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.evaluate_settings import BASE, TRAINED
 from toolkit.core.manifest import FileRecord, installed, record_file
 from toolkit.core.run_folder import RunFolder
-from toolkit.evaluate.llamacpp_system import opened_gguf
-from toolkit.evaluate.systems import Asked, System
+from toolkit.evaluate.llamacpp_system import device_words, opened_gguf
+from toolkit.evaluate.systems import Asked, System, Waiting
 from toolkit.evaluate.transformers_system import Place, TransformersSystem, choose_place, ends_of, loaded
+from toolkit.llamacpp.vocabulary import trained_positions
 from toolkit.model.base import Base
+from toolkit.model.model_config import model_config
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 
 def systems_of(config: Config, folder: RunFolder) -> list[System]:
-    """Return the systems that the settings name, in the order base, trained, quantizations as they are written."""
-    wanted = config.evaluate.systems or [BASE, TRAINED, *config.export.quantizations]
-    found = [System("base", "base"), System("trained", "trained")]
-    found += [System(name, "gguf", folder.gguf(name)) for name in config.export.quantizations]
-    return [system for system in found if system.name in wanted]
+    """Return the run's systems, in the order base, trained, quantizations as they are written."""
+    files = [System(name, "gguf", folder.gguf(name)) for name in config.export.quantizations]
+    return [System(BASE, "base"), System(TRAINED, "trained"), *files]
 
 
 @dataclass
@@ -44,7 +45,14 @@ class Bench:
     @property
     def systems(self) -> list[System]:
         """The systems that the settings name."""
-        return systems_of(self.config, self.folder)
+        wanted = self.config.evaluate.systems
+        return [system for system in systems_of(self.config, self.folder) if not wanted or system.name in wanted]
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all systems of the run whose files are there, those too that the settings do not name."""
+        there = [one for one in systems_of(self.config, self.folder) if one.path is None or one.path.is_file()]
+        return [self.key(system) for system in there]
 
     @cached_property
     def form(self) -> PromptFormat:
@@ -69,10 +77,10 @@ class Bench:
 
     @contextlib.contextmanager
     def opened(self, system: System, window: int) -> Iterator[Asked]:
-        """Load a system with room for `window` tokens of prompt and answer, if the model has as many positions.
+        """Give a system with room for `window` tokens of prompt and answer, if the model has as many positions.
 
-        Base and trained model stay loaded until a GGUF is opened, or the bench is closed. Raises ToolkitError if it
-        does not load; ask `skipped` before.
+        It is loaded when it is asked something. Base and trained model then stay loaded until a GGUF is opened, or the
+        bench is closed. Raises ToolkitError if it does not load; ask `skipped` before.
         """
         if system.path is not None:
             self.close()
@@ -80,24 +88,35 @@ class Bench:
                 raise ToolkitError(
                     f"no GGUF file `{system.path}`", hint="write it with `toolkit export`", exit_code=MISSING
                 )
-            with (
-                _enough_memory(system),
-                opened_gguf(system.path, self.tokenizer, window, exact=system.name == "F32") as asked,
-            ):
-                yield asked
-            return
-        place = self.place
-        if isinstance(place, str):
+        elif isinstance(self.place, str):
             raise ToolkitError(f"{system.name} cannot be asked: {self.skipped(system)}", exit_code=MISSING)
+        with _enough_memory(system), contextlib.ExitStack() as stack:
+            room = self.room(system, window)
+            yield Waiting(self.tokenizer, room, cache(lambda: self._load(system, room, stack)))
+
+    def room(self, system: System, window: int) -> int:
+        """Return the tokens of prompt and answer that a system has room for, at most `window`."""
+        if system.path is not None:
+            positions = trained_positions(system.path)
+        else:
+            sizes = model_config(self.base.folder)
+            positions = sizes.context if sizes else None
+        return min(window, positions or window)
+
+    def _load(self, system: System, room: int, stack: contextlib.ExitStack) -> Asked:
+        if system.path is not None:
+            return stack.enter_context(opened_gguf(system.path, self.tokenizer, room, exact=system.name == "F32"))
+        assert isinstance(self.place, Place)
         if self._model is None:
-            with _enough_memory(system):
-                self._model = self._stack.enter_context(loaded(self.base.folder, self.folder.adapter, place))
-        config = self._model.get_base_model().config
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or window
-        ends = ends_of(self.base.folder, self.tokenizer)
-        adapted = system.kind == "trained"
-        with _enough_memory(system):
-            yield TransformersSystem(self._model, adapted, self.tokenizer, ends, min(window, positions), place)
+            self._model = self._stack.enter_context(loaded(self.base.folder, self.folder.adapter, self.place))
+        ends, adapted = ends_of(self.base.folder, self.tokenizer), system.kind == "trained"
+        return TransformersSystem(self._model, adapted, self.tokenizer, ends, room, self.place)
+
+    def device(self, system: System) -> str:
+        """Say where a system computes; ask before it is loaded, as it then takes the memory that decides."""
+        if system.path is not None:
+            return device_words(system.path)
+        return self.place if isinstance(self.place, str) else self.place.words
 
     def close(self) -> None:
         """Let go of base and trained model."""
@@ -123,7 +142,7 @@ class Bench:
         paths.append(self.base.folder / "tokenizer.json")
         hashes = [record_file(path, self.folder, self.known).sha256 for path in paths]
         place = "" if system.path is not None else str(self.place)
-        text = json.dumps([system.name, hashes, place, installed(libraries)])
+        text = json.dumps([__version__, system.name, hashes, place, installed(libraries)])
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,12 +1,15 @@
 """Multiple choice, and whatever else lm-eval asks: one number for each item, of each system."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from toolkit.core.manifest import installed
 from toolkit.evaluate.exam import exam_task
+from toolkit.evaluate.journal import Journal, key_of
 from toolkit.evaluate.systems import Asked
 from toolkit.evaluate.tasks import ChoiceTask, open_tasks
 
@@ -45,6 +48,34 @@ def load_choice(names: Sequence[str], exam: Path | None, items: int, folder: Pat
 def items_of(tasks: Sequence[ChoiceTask]) -> int:
     """Count the items of tasks, as one system is asked them."""
     return sum(len(task.requests) for task in tasks)
+
+
+def item_keys(key: str, tasks: Sequence[ChoiceTask], window: int) -> dict[Place, str]:
+    """Return the journal's key of each item of a system: a text that is longer than the window is cut."""
+    how = [window, installed(["lm-eval"])]
+    return {
+        (task.name, item): key_of(
+            key, task.name, item, task.metric, how, [str((one.doc, one.args)) for one in requests]
+        )
+        for task in tasks
+        for item, requests in enumerate(task.requests)
+    }
+
+
+def answer_items(
+    asked: Asked, key: str, tasks: Sequence[ChoiceTask], journal: Journal, advance: Callable[[], object]
+) -> tuple[dict[Place, float], float]:
+    """Ask a system the items of all tasks that the journal does not have yet; return all values and seconds."""
+    keys = item_keys(key, tasks, asked.window)
+    before = [place for place, name in keys.items() if journal.get(name) is not None]
+    started = time.monotonic()
+    for one in ask_items(asked, tasks, before):
+        now = time.monotonic()
+        journal.put(keys[one.task, one.item], {"value": one.value, "seconds": round(now - started, 3)})
+        started = now
+        advance()
+    values = {place: journal.get(name) for place, name in keys.items()}
+    return {place: one["value"] for place, one in values.items()}, sum(one["seconds"] for one in values.values())
 
 
 def ask_items(asked: Asked, tasks: Sequence[ChoiceTask], done: Collection[Place] = ()) -> Iterator[ItemValue]:

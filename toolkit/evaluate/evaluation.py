@@ -7,9 +7,10 @@ from pydantic import BaseModel, ValidationError
 
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import write_text
-from toolkit.core.manifest import read_manifest, record_file, write_manifest
+from toolkit.core.manifest import foreign_outputs, read_manifest, record_file, write_manifest
 from toolkit.core.parsing import read_json
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.unfinished import noted, noting, settle
 
 VERSION = 1
 
@@ -95,13 +96,25 @@ def write_evaluation(folder: RunFolder, found: dict[str, Any]) -> None:
     write_text(folder.evaluation, json.dumps(found, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
+def check_unchanged(folder: RunFolder) -> None:
+    """Raise ToolkitError if evaluation.json is not as the stage wrote it: what is counted on it would be recorded."""
+    record = read_manifest(folder).stages.get("evaluate")
+    if record is not None and foreign_outputs(record, folder, [folder.evaluation], noted(folder, "evaluate")):
+        raise ToolkitError(
+            f"`{folder.evaluation}` has changed since `toolkit evaluate` wrote it",
+            hint="restore it from a copy, or remove it and run `toolkit evaluate`: what was asked is not asked again",
+        )
+
+
 def amend(folder: RunFolder, **parts: Any) -> dict[str, Any]:
     """Change fields of evaluation.json, such as `votes`, and record the file anew: the stage stays fresh.
 
-    A judge's figures change in the manifest too: the screen reads them there.
+    A judge's figures change in the manifest too: the screen reads them there. Raises what `check_unchanged` raises.
     """
+    check_unchanged(folder)
     found = {**read_evaluation(folder), **parts}
-    write_evaluation(folder, found)
+    with noting(folder, "evaluate"):
+        write_evaluation(folder, found)
     manifest = read_manifest(folder)
     if "evaluate" in manifest.stages:
         record = manifest.stages["evaluate"]
@@ -109,6 +122,7 @@ def amend(folder: RunFolder, **parts: Any) -> dict[str, Any]:
         if "judge" in parts:
             record.figures["judge"] = judge_figures(parts["judge"])
         write_manifest(folder, manifest)
+    settle(folder, "evaluate")
     return found
 
 

@@ -45,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Found:
-    """What one system answered, by question, and the mean negative log-likelihoods of the references (nats a token)."""
+    """What one system answered, by question, and its loss on each reference answer (nats per token)."""
 
     answers: list[Answer]
     nll: list[float]
@@ -68,6 +68,28 @@ def room(questions: Sequence[Question], tokens: int) -> int:
     return max(max(len(one.ids), one.start + tokens) for one in questions) + 1
 
 
+def question_keys(
+    key: str, questions: Sequence[Question], tokens: int, window: int, stops: tuple[str, ...]
+) -> tuple[list[str], list[str]]:
+    """Return the journal's keys of all likelihoods, and of all answers, of a system with so many positions.
+
+    Raises ToolkitError where these are too few for a prompt.
+    """
+    tokens = _fitting(questions, tokens, window)
+    scores = [key_of(key, "score", one.ids, one.start) for one in questions]
+    return scores, [key_of(key, "answer", one.ids[: one.start], tokens, stops) for one in questions]
+
+
+def _fitting(questions: Sequence[Question], tokens: int, window: int) -> int:
+    longest = max(one.start for one in questions)
+    if window <= longest:
+        raise ToolkitError(
+            f"a prompt has {longest:,} tokens, and the model has {window:,} positions",
+            hint="lower `train.max_length`, then prepare and train again",
+        )
+    return min(tokens, window - longest)
+
+
 def ask(
     asked: Asked,
     key: str,
@@ -82,15 +104,8 @@ def ask(
     `key` stands for all that decides its answers besides the question. Raises ToolkitError where the model has too few
     positions for a prompt.
     """
-    longest = max(one.start for one in questions)
-    tokens = min(tokens, asked.window - longest)
-    if tokens < 1:
-        raise ToolkitError(
-            f"a prompt has {longest:,} tokens, and the model has {asked.window:,} positions",
-            hint="lower `train.max_length`, then prepare and train again",
-        )
-    answer_keys = [key_of(key, "answer", one.ids[: one.start], tokens, stops) for one in questions]
-    score_keys = [key_of(key, "score", one.ids, one.start) for one in questions]
+    tokens = _fitting(questions, tokens, asked.window)
+    score_keys, answer_keys = question_keys(key, questions, tokens, asked.window, stops)
 
     def scores() -> Iterator[dict[str, Any]]:
         left = [one for one, name in zip(questions, score_keys, strict=True) if journal.get(name) is None]

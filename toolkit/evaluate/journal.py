@@ -1,24 +1,28 @@
-"""What an evaluation has done so far, a line for each item: an interrupted one goes on with the next.
+"""What systems have answered, a line for each item: it stays, so that only what is new is asked.
 
-Each item has a key, a hash of all that its result depends on. A line that was cut off by a crash does not count.
+Each item has a key, a hash of all that its result depends on: an interrupted evaluation goes on with the next item, and
+one of other settings asks what the former did not. A line that was cut off by a crash does not count.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import naming
+from toolkit.core.files import naming, write_text
+
+OWNER = 16  # characters of a key that say whose result it is
 
 
-def key_of(*parts: Any) -> str:
-    """Return a hash of what a result depends on (plain values)."""
-    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+def key_of(owner: str, *parts: Any) -> str:
+    """Return a hash of what a result depends on (plain values); it begins with the owner, a hash of a system."""
+    text = json.dumps([owner, *parts], ensure_ascii=False)
+    return f"{owner[:OWNER]}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
 @dataclass
@@ -35,18 +39,23 @@ class Journal:
 
     def put(self, key: str, value: Any) -> None:
         """Keep a result (a plain value); it is in the file before this returns. Raises OSError on a full disk."""
-        line = json.dumps({"key": key, "value": value}, ensure_ascii=True) + "\n"
         with naming(self.path):
-            rest = line.encode()
+            rest = _line(key, value).encode()
             while rest:  # a disk that is almost full takes a part
                 rest = rest[os.write(self._file, rest) :]
         self.values[key] = value
 
+    def keep(self, owners: Iterable[str]) -> None:
+        """Forget the results of all but these owners: a model that was trained again answers otherwise."""
+        kept = {owner[:OWNER] for owner in owners}
+        self.values = {key: value for key, value in self.values.items() if key.rpartition("-")[0] in kept}
+        write_text(self.path, "".join(_line(key, value) for key, value in self.values.items()))
+
 
 @contextlib.contextmanager
 def journal(path: Path, *, fresh: bool = False) -> Iterator[Journal]:
-    """Open the journal in the run's folder; `fresh` begins a new one. It is removed if the block succeeds."""
-    found = Journal(path, {} if fresh else _read(path))
+    """Open the journal in the run's folder; `fresh` begins a new one."""
+    found = Journal(path, {} if fresh else read_journal(path))
     with naming(path):
         # What was cut off in the middle is left out, so that the next line begins where one begins.
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +67,10 @@ def journal(path: Path, *, fresh: bool = False) -> Iterator[Journal]:
         yield found
     finally:
         os.close(found._file)
-    path.unlink(missing_ok=True)
+
+
+def _line(key: str, value: Any) -> str:
+    return json.dumps({"key": key, "value": value}, ensure_ascii=True) + "\n"
 
 
 def _whole(path: Path) -> int:
@@ -67,7 +79,8 @@ def _whole(path: Path) -> int:
     return content.rfind(b"\n") + 1
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_journal(path: Path) -> dict[str, Any]:
+    """Read the results by key; raises ToolkitError if a line is none."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -3,7 +3,6 @@
 Each pair is asked in both orders, because models prefer a place: where the two disagree, it is a tie.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -17,12 +16,14 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.evaluate.agreement import cohen_kappa, win_rate
 from toolkit.evaluate.blind import Pair, answered, compared_pairs, differing, text_of
+from toolkit.evaluate.journal import key_of
 from toolkit.evaluate.judge_model import Judge, find_judge
 from toolkit.evaluate.votes import majority
 from toolkit.ollama import server
 from toolkit.ollama.failures import ServerError, translate_errors
 from toolkit.prompt.escape import escape_control_tokens
 
+JUDGE = "judge"  # whose results a journal's keys are
 UNUSABLE = 0.1  # share of pairs without a usable answer from which the judge is refused
 ANSWER_TOKENS = 256
 SYSTEM = (
@@ -159,7 +160,7 @@ def _ask(
         "truncate": False,
         "shift": False,
     }
-    key = hashlib.sha256(json.dumps(["judge", judge.digest, body]).encode()).hexdigest()[:32]
+    key = key_of(JUDGE, judge.digest, body)
     known = memory.get(key)
     if isinstance(known, str):
         return known
@@ -172,7 +173,8 @@ def _ask(
     message = reply.get("message")
     content = message.get("content") if isinstance(message, dict) else None
     text = content if isinstance(content, str) else ""
-    memory.put(key, text)
+    if _choice(text) is not None:  # nonsense is asked for again
+        memory.put(key, text)
     return text
 
 

@@ -10,7 +10,6 @@ from toolkit import llamacpp
 from toolkit.evaluate.scoring import Pair, llamacpp_scores
 from toolkit.evaluate.systems import Answer, Asked, Score, answer_of, cut_at, in_order
 from toolkit.llamacpp.batched import answer_all, at_once
-from toolkit.llamacpp.vocabulary import trained_positions
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 
@@ -27,22 +26,6 @@ class LlamaCppSystem:
     tokenizer: Tokenizer
     window: int
     begun: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-
-    @property
-    def bos(self) -> int | None:
-        """The token that begins a text; None if the vocabulary adds none."""
-        return self.tokenizer.bos
-
-    @property
-    def eos(self) -> int:
-        """The token that ends an answer."""
-        return self.tokenizer.eos
-
-    @property
-    def device(self) -> str:
-        """Where it computes, in words."""
-        layers = llamacpp.gpu_layers(self.path)
-        return "CPU" if layers == 0 else "GPU" if layers < 0 else f"GPU ({layers} layers) and CPU"
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids that the GGUF's own vocabulary gives to a prompt."""
@@ -70,13 +53,14 @@ class LlamaCppSystem:
         return found
 
 
+def device_words(path: Path) -> str:
+    """Say where a GGUF computes."""
+    layers = llamacpp.gpu_layers(path)
+    return "CPU" if layers == 0 else "GPU" if layers < 0 else f"GPU ({layers} layers) and CPU"
+
+
 @contextlib.contextmanager
 def opened_gguf(path: Path, tokenizer: Tokenizer, window: int, *, exact: bool) -> Iterator[Asked]:
-    """Load a GGUF with room for `window` tokens, or for as many as the model was trained on, if these are fewer.
-
-    Raises ToolkitError if it does not load.
-    """
-    positions = trained_positions(path)
-    room = window if positions is None else min(window, positions)
-    with llamacpp.opened(path, room, exact=exact) as llm, contextlib.ExitStack() as begun:
-        yield LlamaCppSystem(llm, path, tokenizer, room, begun)
+    """Load a GGUF with room for `window` tokens; raises ToolkitError if it does not load."""
+    with llamacpp.opened(path, window, exact=exact) as llm, contextlib.ExitStack() as begun:
+        yield LlamaCppSystem(llm, path, tokenizer, window, begun)

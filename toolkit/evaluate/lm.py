@@ -32,12 +32,13 @@ class AskedLM(TemplateLM):  # type: ignore[misc]
     @property
     def eot_token_id(self) -> int:
         """EOS."""
-        return self.asked.eos
+        return self.asked.tokenizer.eos
 
     @property
     def prefix_token_id(self) -> int:
         """What comes before a text that follows nothing."""
-        return self.asked.eos if self.asked.bos is None else self.asked.bos
+        bos = self.asked.tokenizer.bos
+        return self.asked.tokenizer.eos if bos is None else bos
 
     @property
     def max_length(self) -> int:
@@ -46,8 +47,8 @@ class AskedLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text, with BOS unless `add_special_tokens` is False."""
-        ids = self.asked.text_ids(string)
-        return ids if add_special_tokens is False or self.asked.bos is None else [self.asked.bos, *ids]
+        ids, bos = self.asked.text_ids(string), self.asked.tokenizer.bos
+        return ids if add_special_tokens is False or bos is None else [bos, *ids]
 
     def responses(self, kind: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield the response to each request as soon as it is there, in order; `kind` is lm-eval's request type."""

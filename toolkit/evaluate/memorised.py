@@ -61,6 +61,14 @@ def read_beginnings(folder: RunFolder, form: PromptFormat, eos: str, count: int)
     return len(long), spread([*long.values()], count)
 
 
+def beginning_keys(
+    key: str, beginnings: Sequence[Beginning], tokenizer: Tokenizer, window: int, stops: tuple[str, ...]
+) -> list[str | None]:
+    """Return the journal's key of each continuation by a system; None for a beginning that leaves no room for it."""
+    ids = [tokenizer.prompt_ids(one.prompt) for one in beginnings]
+    return [key_of(key, "memorised", one, TOKENS, stops) if len(one) + TOKENS <= window else None for one in ids]
+
+
 def continue_rows(
     asked: Asked,
     key: str,
@@ -74,8 +82,7 @@ def continue_rows(
     None stands for a beginning that leaves no room in the model's positions. `key` stands for all that decides the
     system's answers besides the prompt; what the journal has is not asked again.
     """
-    ids = [asked.prompt_ids(one.prompt) for one in beginnings]
-    keys = [key_of(key, "memorised", one, TOKENS, stops) if len(one) + TOKENS <= asked.window else None for one in ids]
+    keys = beginning_keys(key, beginnings, asked.tokenizer, asked.window, stops)
     left = [
         (name, one.prompt)
         for name, one in zip(keys, beginnings, strict=True)

@@ -1,18 +1,22 @@
 """What an evaluation would ask, and about how long it takes; nothing is written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.evaluate_settings import EvaluateSettings
+from toolkit.core.manifest import read_manifest
 from toolkit.core.run_folder import RunFolder
-from toolkit.evaluate import held_out, tasks_of
+from toolkit.evaluate import held_out, tasks_of, window_for
 from toolkit.evaluate.bench import Bench
-from toolkit.evaluate.choice import items_of
+from toolkit.evaluate.choice import item_keys, items_of
 from toolkit.evaluate.evaluation import read_evaluation
-from toolkit.evaluate.memorised import TOKENS, read_beginnings
+from toolkit.evaluate.journal import read_journal
+from toolkit.evaluate.memorised import TOKENS, Beginning, beginning_keys, read_beginnings
 from toolkit.evaluate.systems import System
+from toolkit.evaluate.tasks import ChoiceTask
 from toolkit.evaluate.transformers_system import weights_of
 from toolkit.model.base import Base
 
@@ -23,10 +27,13 @@ ITEMS = {"questions", "answer_tokens", "tasks", "task_items", "exam"}  # setting
 TASK_TOKENS = 60  # of an item that are new to the model: its answers to choose
 
 
-def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> dict[str, Any]:
-    """Return systems, items, tokens at most, and seconds as far as they are known; raises ToolkitError as the run."""
+def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool, force: bool = False) -> dict[str, Any]:
+    """Return systems, items, tokens at most, and seconds as far as they are known; raises ToolkitError as the run.
+
+    What a former evaluation asked the same systems is not asked again, unless `force`.
+    """
     settings = config.evaluate
-    bench = Bench(config, folder, base, kept)
+    bench = Bench(config, folder, base, kept, read_manifest(folder).files())
     tasks = tasks_of(settings)
     rows, questions = held_out.read_questions(folder, bench.form, bench.tokenizer, settings.questions)
     items = items_of(tasks)
@@ -34,30 +41,58 @@ def foreseen(config: Config, folder: RunFolder, base: Base, *, kept: bool) -> di
     given = sum(len(bench.tokenizer.prompt_ids(one.prompt)) for one in beginnings)
     read = sum(len(one.ids) for one in questions) + given + TASK_TOKENS * items
     written = len(questions) * settings.answer_tokens + len(beginnings) * TOKENS
-    former = _former(folder, settings)
+    former, journal = _former(folder, settings), {} if force else read_journal(folder.evaluated)
+    window = window_for(bench, questions, beginnings, tasks)
     systems: list[dict[str, Any]] = []
     for system in bench.systems:
         skipped = bench.skipped(system)
+        keys = [] if skipped else _keys(bench, system, window, questions, beginnings, tasks)
+        new = [name not in journal for name in keys]
+        share = sum(new) / len(new) if new else 0.0
         seconds = former.get(system.name, _seconds(bench, system, read, written)) if not skipped else None
-        systems.append({"name": system.name, "skipped": skipped, "seconds": seconds})
-    asked = len([one for one in systems if not one["skipped"]])
-    known = [one["seconds"] for one in systems if one["seconds"] is not None]
+        systems.append(
+            {
+                "name": system.name,
+                "skipped": skipped,
+                "items": sum(new),
+                "tokens": round(share * (read + written)),
+                "seconds": None if seconds is None else round(share * seconds, 3),
+            }
+        )
     return {
         "rows": rows,
         "questions": len(questions),
         "choice_items": items,
-        "items": asked * (2 * len(questions) + len(beginnings) + items),
-        "tokens": asked * (read + written),
+        "items": sum(one["items"] for one in systems),
+        "tokens": sum(one["tokens"] for one in systems),
         "systems": systems,
-        "seconds": round(sum(known), 3),
+        "seconds": round(sum(one["seconds"] or 0.0 for one in systems), 3),
         "measured_before": bool(former),
     }
+
+
+def _keys(
+    bench: Bench,
+    system: System,
+    window: int,
+    questions: Sequence[held_out.Question],
+    beginnings: Sequence[Beginning],
+    tasks: Sequence[ChoiceTask],
+) -> list[str]:
+    """Return the journal's keys of all that a system would be asked; those of a file that is not there are new."""
+    there = system.path is None or system.path.is_file()
+    key, room = (bench.key(system), bench.room(system, window)) if there else ("", window)
+    scores, answers = held_out.question_keys(
+        key, questions, bench.config.evaluate.answer_tokens, room, bench.form.stops
+    )
+    rest = beginning_keys(key, beginnings, bench.tokenizer, room, bench.form.stops)
+    return [*scores, *answers, *filter(None, rest), *item_keys(key, tasks, room).values()]
 
 
 def foreseen_table(found: dict[str, Any]) -> str:
     """Write what would be asked for people."""
     rows = [
-        (one["name"], one["skipped"] or "would be asked", "" if one["seconds"] is None else _about(one["seconds"]))
+        (one["name"], one["skipped"] or _asked(one["items"]), "" if one["seconds"] is None else _about(one["seconds"]))
         for one in found["systems"]
     ]
     asked = f"{found['questions']} of {found['rows']} held-out questions"
@@ -66,6 +101,10 @@ def foreseen_table(found: dict[str, Any]) -> str:
     basis = "as the last evaluation took" if found["measured_before"] else "a rough estimate"
     total = f"{found['items']:,} items, {found['tokens']:,} tokens at most, {_about(found['seconds'])} ({basis})"
     return f"{console.table(('system', 'what', 'takes'), rows, title=asked)}\n{total}"
+
+
+def _asked(items: int) -> str:
+    return f"would be asked {items:,} items" if items else "nothing new is asked"
 
 
 def _about(seconds: float) -> str:

@@ -7,12 +7,9 @@ from toolkit.core.evaluate_settings import BASE, TRAINED
 from toolkit.evaluate.copied import LEARNED
 from toolkit.evaluate.judge_words import judge_table
 from toolkit.evaluate.statistics import NONE
+from toolkit.report.words import MEASURES
 
-WORDS = {  # of a measure, with its unit
-    "nll": ("likelihood of the reference answers", "nats a token"),
-    "chrf": ("chrF", "points"),
-    "rouge_l": ("ROUGE-L", ""),
-}
+UNITS = {"nll": " nats per token", "chrf": " points"}
 
 
 def evaluation_text(figures: dict[str, Any]) -> str:
@@ -35,19 +32,17 @@ def evaluation_text(figures: dict[str, Any]) -> str:
 def sentence(a: str, b: str, found: list[dict[str, Any]]) -> str:
     """Say in words how b compares with a: each difference with its interval, and where none can be shown."""
     shown = [one for one in found if one["verdict"] != NONE]
-    rest = [_name(one["measure"])[0] for one in found if one["verdict"] == NONE]
-    parts = [f"{one['verdict']} in {_name(one['measure'])[0]} ({_difference(one)})" for one in shown]
+    rest = [_name(one["measure"]) for one in found if one["verdict"] == NONE]
+    parts = [f"{one['verdict']} in {_name(one['measure'])} ({_difference(one)})" for one in shown]
     if rest:
         parts.append(f"{NONE} in {_listed(rest)}")
     return f"{b} against {a}: {'; '.join(parts)}"
 
 
 def _difference(one: dict[str, Any]) -> str:
-    unit = _name(one["measure"])[1]
-    sign = -1 if one["measure"] == "nll" else 1  # it is said as a gain in likelihood
-    low, high = sorted((sign * one["low"], sign * one["high"]))
+    unit = UNITS.get(one["measure"], "")
     return (
-        f"{sign * one['difference']:+.3g}{' ' if unit else ''}{unit}, 95 % {low:+.3g} to {high:+.3g}, "
+        f"difference {one['difference']:+.3g}{unit}, 95 % {one['low']:+.3g} to {one['high']:+.3g}, "
         f"p {_p(one['p_corrected'])}"
     )
 
@@ -56,8 +51,8 @@ def _p(value: float) -> str:
     return f"= {value:.2g}" if value >= 0.001 else "< 0.001"
 
 
-def _name(measure: str) -> tuple[str, str]:
-    return WORDS.get(measure, (measure, ""))
+def _name(measure: str) -> str:
+    return MEASURES.get(measure, (measure, ""))[0]
 
 
 def _listed(names: list[str]) -> str:
@@ -88,7 +83,7 @@ def _table(figures: dict[str, Any]) -> str:
                 f"{one['copied']['longest']} (median {one['copied']['median']:g})",
             )
         )
-    columns = ("system", "nats a token", "chrF", "ROUGE-L", "tokens", "ended", "language", "words copied")
+    columns = ("system", "loss (nats per token)", "chrF", "ROUGE-L", "tokens", "ended", "language", "words copied")
     title = f"{held['questions']} of {held['rows']} held-out questions, at most {held['answer_tokens']} tokens each"
     return console.table(columns, rows, title=title)
 

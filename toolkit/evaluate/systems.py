@@ -1,6 +1,6 @@
 """What an evaluation compares: the base, the trained model, and each GGUF. All are asked through one interface."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -39,23 +39,15 @@ class Score:
 
 
 class Asked(Protocol):
-    """A loaded system."""
+    """A system as it is asked."""
 
     @property
-    def bos(self) -> int | None:
-        """The token that begins a text; None if the vocabulary adds none."""
-
-    @property
-    def eos(self) -> int:
-        """The token that ends an answer."""
+    def tokenizer(self) -> Tokenizer:
+        """The training's, with the tokens that begin and end a text."""
 
     @property
     def window(self) -> int:
         """The largest number of tokens of prompt and continuation together."""
-
-    @property
-    def device(self) -> str:
-        """Where it computes, in words."""
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt as training made them, BOS included where there is one."""
@@ -68,6 +60,31 @@ class Asked(Protocol):
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
         """Score continuations, each after the ids before it (at least one); in order. Common beginnings are cached."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A system that `load` loads when it is asked something: what is known already needs no model."""
+
+    tokenizer: Tokenizer
+    window: int
+    load: Callable[[], Asked]
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt as the system makes them."""
+        return self.load().prompt_ids(prompt)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a plain text, without BOS."""
+        return self.load().text_ids(text)
+
+    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
+        """Answer each prompt, in order."""
+        return self.load().answers(prompts, tokens, stops) if prompts else iter(())
+
+    def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
+        """Score continuations, in order."""
+        return self.load().scores(pairs) if pairs else iter(())
 
 
 def answer_of(tokenizer: Tokenizer, ids: list[int], ended: bool, stops: tuple[str, ...]) -> Answer:

@@ -11,13 +11,13 @@ Where a data set has several configurations, one of these may lie in a folder na
 that is asked must be there: questions of others are read where a task shows examples before each question.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.core.network import forbidden_by, is_offline
 
 
 def task_data(task: Any, folder: Path | None) -> Any:
@@ -50,14 +50,19 @@ def task_data(task: Any, folder: Path | None) -> Any:
     return found
 
 
-def _from_folder(config: Any, folder: Path) -> dict[str, Any]:
-    """Read a task's data from below `evaluate.task_folder`."""
+def check_task_folder(folder: Path) -> None:
+    """Raise ToolkitError if `evaluate.task_folder` is no folder."""
     if not folder.is_dir():
         raise ToolkitError(
             f"`evaluate.task_folder` names `{folder}`, which is no folder",
             hint="correct it, or leave it out: the data then come from the hub",
             exit_code=USAGE,
         )
+
+
+def _from_folder(config: Any, folder: Path) -> dict[str, Any]:
+    """Read a task's data from below `evaluate.task_folder`."""
+    check_task_folder(folder)
     name, path = config.dataset_name, str(config.dataset_path)
     places = [folder / part for part in (config.task, path, path.rpartition("/")[2]) if _inside(part)]
     place = next((place for place in places if place.is_dir()), None)
@@ -119,8 +124,8 @@ def _from_hub(config: Any) -> dict[str, Any]:
         elif type(exc).__name__ == "DatasetNotFoundError" and "doesn't exist" in said:
             happened, hint = "are not on the hub", _fetch(config, None)
         else:
-            offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-            happened = "are not on this machine" + (", and --offline forbids the network" if offline else "")
+            forbidden = f", and {forbidden_by()} forbids the network" if is_offline() else ""
+            happened = f"are not on this machine{forbidden}"
             hint = _fetch(config, None)
         raise ToolkitError(
             f"the data of task `{config.task}` (`{config.dataset_path}`) {happened}: {said}",
@@ -131,12 +136,12 @@ def _from_hub(config: Any) -> dict[str, Any]:
 
 @contextmanager
 def _as_offline_as_asked() -> Iterator[None]:
-    """Let `datasets` and the hub's library see HF_HUB_OFFLINE, which they read when they are imported."""
+    """Let `datasets` and the hub's library see what forbids the network, which they read when they are imported."""
     import datasets
     from huggingface_hub import constants
 
     former = datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    if is_offline():
         datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         yield

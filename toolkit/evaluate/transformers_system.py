@@ -33,6 +33,11 @@ class Place:
     device: str
     dtype: str
 
+    @property
+    def words(self) -> str:
+        """The same in words."""
+        return f"{'CPU' if self.device == 'cpu' else 'GPU'} ({self.dtype})"
+
 
 @dataclass(frozen=True)
 class TransformersSystem:
@@ -44,21 +49,6 @@ class TransformersSystem:
     ends: tuple[int, ...]
     window: int
     place: Place
-
-    @property
-    def bos(self) -> int | None:
-        """The token that begins a text; None if the vocabulary adds none."""
-        return self.tokenizer.bos
-
-    @property
-    def eos(self) -> int:
-        """The token that ends an answer."""
-        return self.tokenizer.eos
-
-    @property
-    def device(self) -> str:
-        """Where it computes, in words."""
-        return f"{'CPU' if self.place.device == 'cpu' else 'GPU'} ({self.place.dtype})"
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Return the ids of a prompt as training made them."""

@@ -5,7 +5,6 @@ that the settings will make.
 """
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from gguf import Keys
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.core.network import is_offline
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.export.adapter.foreseen import foreseen_adapter
@@ -64,7 +64,7 @@ def look_ahead(config: Config, offline: bool) -> Check | None:
         if folder is None:
             _check_gguf(label)
             return None
-        if bases.local_path(label) is None and not (offline or os.environ.get("HF_HUB_OFFLINE") == "1"):
+        if bases.local_path(label) is None and not (offline or is_offline()):
             folder = hub_shards.with_beginning(label, bases.revision_of(label, config.model), folder)
         merge_base.check_merge_base(bases.Base(label, folder), config.export)
         with keeping_layouts():

@@ -4,7 +4,6 @@ A GGUF is dequantized to float32 once and kept in the user's cache under its SHA
 and GGUF only: nothing is unpickled.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from toolkit.core import console, hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
+from toolkit.core.network import forbidden_by, is_offline
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.parsing import read_json
 from toolkit.model.download import bars
@@ -123,7 +123,7 @@ def small_files(label: str, revision: str, *, offline: bool) -> Path | None:
     if path is not None:
         folder = path if path.is_dir() else converted(path)
     else:
-        offline = offline or os.environ.get("HF_HUB_OFFLINE") == "1"
+        offline = offline or is_offline()
         try:
             folder = Path(
                 snapshot_download(
@@ -224,7 +224,7 @@ def _download(label: str, revision: str, weights: bool) -> Base:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
+    offline = is_offline()
     patterns = [*TOKENIZER_FILES, *CARD_FILES, *(["*.safetensors"] if weights else [])]
     if not offline:
         console.info(f"base model: {label} from the hub{'' if weights else ' (tokenizer only)'}")
@@ -232,7 +232,7 @@ def _download(label: str, revision: str, weights: bool) -> Base:
         options: dict[str, Any] = {"local_files_only": offline, **bars(label)}
         folder = Path(snapshot_download(label, revision=revision or None, allow_patterns=patterns, **options))
     except LocalEntryNotFoundError:
-        where = "and --offline forbids the network" if offline else "and the hub did not answer"
+        where = f"and {forbidden_by()} forbids the network" if offline else "and the hub did not answer"
         raise ToolkitError(
             f"the base model `{label}` is not on this machine, {where}",
             hint=f"fetch it where there is a network with `hf download {label}`, or set `model.base` to a local folder",

@@ -1,12 +1,12 @@
 """Where the base that is merged into comes from: this machine, a download that stays, or the hub piece by piece."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from toolkit.core import console, hardware
 from toolkit.core.console import size
 from toolkit.core.input_settings import ModelSettings
+from toolkit.core.network import is_offline
 from toolkit.core.output_settings import ExportSettings
 from toolkit.model import base, hub_shards, merge_base
 from toolkit.model.base import Base
@@ -36,8 +36,7 @@ def choose_base(
     """
     label = base.merge_label(model, export)
     revision = base.revision_of(label, model)
-    offline = os.environ.get("HF_HUB_OFFLINE") == "1"
-    cannot = export.imatrix or offline or base.local_path(label) is not None or base.wholly_cached(label, revision)
+    cannot = export.imatrix or is_offline() or base.local_path(label) is not None or base.wholly_cached(label, revision)
     if export.stream_base is False or cannot:
         return merge_base.resolve(model, export), None
     source = hub_shards.open_shards(label, revision)

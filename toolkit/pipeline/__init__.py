@@ -2,7 +2,8 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -219,11 +220,10 @@ def perform(
         _check_needs(found, context)
         found.gate(context)
     console.info(f"\n{name} ({'first time' if why == 'not run' else why})")
-    keep_settings(config, folder)  # now: if this process dies, the folder alone says how to continue
     started = time.monotonic()
     failed: ToolkitError | None = None
     try:
-        with noting(folder, name):
+        with _settings_kept(config, folder, only_on_success=name in BESIDE), noting(folder, name):
             outcome = found.run(context)
     except ToolkitError as exc:
         if exc.exit_code != GATE:
@@ -236,6 +236,26 @@ def perform(
         raise failed
     found.after(context)
     return Done(name, False, why, outcome.figures, seconds, outcome.warning, tuple(outcome.outputs))
+
+
+@contextmanager
+def _settings_kept(config: "Config", folder: "RunFolder", *, only_on_success: bool) -> Iterator[None]:
+    """Write the settings now: if this process dies, the folder alone says how to continue.
+
+    A stage beside the chain that fails leaves the former ones: they are those of all other stages.
+    """
+    from toolkit.core.files import write_text
+
+    former = folder.config.read_text(encoding="utf-8") if folder.config.is_file() else None
+    keep_settings(config, folder)
+    try:
+        yield
+    except Exception:
+        if only_on_success and former is None:
+            folder.config.unlink(missing_ok=True)
+        elif only_on_success and former is not None:
+            write_text(folder.config, former)
+        raise
 
 
 def _record(

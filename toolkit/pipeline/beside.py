@@ -39,14 +39,14 @@ def comparison(one: tuple["Config", "RunFolder"], other: tuple["Config", "RunFol
         return page, write_comparison(facts[0], facts[1], page)
 
 
-def foresee(config: "Config", folder: "RunFolder") -> dict[str, Any]:
+def foresee(config: "Config", folder: "RunFolder", *, force: bool) -> dict[str, Any]:
     """Say what an evaluation would ask; raises ToolkitError where a stage before it is out of date."""
     from toolkit.evaluate.preview import foreseen
     from toolkit.model import base_choice
 
     pipeline.check_stages_before("evaluate", config, folder)
     found, shards = base_choice.choose_base(config.model, config.export)
-    return foreseen(config, folder, found, kept=shards is None)
+    return foreseen(config, folder, found, kept=shards is None, force=force)
 
 
 def sheet(config: "Config", folder: "RunFolder", *, dry_run: bool) -> dict[str, Any]:
@@ -67,13 +67,15 @@ def sheet(config: "Config", folder: "RunFolder", *, dry_run: bool) -> dict[str, 
 def votes(folder: "RunFolder", files: list[Path], *, dry_run: bool) -> dict[str, Any]:
     """Count votes on the last evaluation's answers, and keep the count there, with the judge's agreement."""
     from toolkit.core.run_folder import locked
-    from toolkit.evaluate.evaluation import amend, read_evaluation
+    from toolkit.evaluate.evaluation import amend, check_unchanged, read_evaluation
     from toolkit.evaluate.judge import agreement_with_votes
     from toolkit.evaluate.votes import count_votes, say_who_is_left_out
 
     if dry_run:
+        check_unchanged(folder)
         return count_votes(folder, read_evaluation(folder), files)
     with locked(folder):
+        check_unchanged(folder)
         evaluation = read_evaluation(folder)
         found = count_votes(folder, evaluation, files)
         say_who_is_left_out(evaluation["votes"], found)

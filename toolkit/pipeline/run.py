@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from toolkit import pipeline
 from toolkit.core import console, streams
 from toolkit.core.errors import MISSING, ToolkitError, explain
+from toolkit.core.network import is_offline
 from toolkit.core.streams import State
 from toolkit.pipeline import arguments, beside, results
 from toolkit.pipeline.results import (
@@ -229,10 +230,10 @@ class Run:
             page, found = beside.comparison((self.config, self.folder), (other.config, other.folder))
             return Compared(page, str(found), found.figures, self._heard(state, heard))
 
-    def foresee_evaluation(self) -> dict[str, Any]:
+    def foresee_evaluation(self, *, force: bool = False) -> dict[str, Any]:
         """Say what an evaluation would ask, and about how long it would take (s); nothing is written."""
         with _speaking(self.progress):
-            return beside.foresee(self.config, self.folder)
+            return beside.foresee(self.config, self.folder, force=force)
 
     def write_sheet(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Write the blind sheet of the evaluation's answers for clinicians; returns its files and what it shows."""
@@ -331,11 +332,6 @@ class Run:
             f"no Ollama server answers at {url}, so the model is not registered; start one with `ollama serve`, {again}"
         )
         return False
-
-
-def is_offline() -> bool:
-    """Tell whether the network is forbidden, by `--offline` or by the hub's own variable."""
-    return os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
 @contextmanager

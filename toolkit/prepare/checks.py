@@ -8,6 +8,7 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_FULL_URL, MEDQUAD_URL
+from toolkit.core.network import forbidden_by
 from toolkit.core.run_folder import SPLITS
 from toolkit.core.stage import Check
 from toolkit.formats.names import first_names
@@ -154,7 +155,7 @@ def _data_set(name: str, *, offline: bool) -> Check | None:
     if is_local(found) or place.exists():
         return None
     if offline:
-        return Check("data", False, f"`{place}` is not there, and --offline forbids downloading `{name}`", "")
+        return Check("data", False, f"`{place}` is not there, and {forbidden_by()} forbids downloading `{name}`", "")
     try:
         HfApi().auth_check(found, repo_type="dataset")
     except Exception as exc:
@@ -166,7 +167,7 @@ def _data_set(name: str, *, offline: bool) -> Check | None:
 def _medquad(place: Path, url: str, *, offline: bool) -> Check:
     fix = f"{by_hand(place)}, or set `data.source` to a file of your own"
     if offline:
-        return Check("data", False, f"`{place}` is not there, and --offline forbids downloading it", fix)
+        return Check("data", False, f"`{place}` is not there, and {forbidden_by()} forbids downloading it", fix)
     try:
         request = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:

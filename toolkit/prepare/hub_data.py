@@ -13,6 +13,7 @@ from typing import IO, Any
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import writing
+from toolkit.core.network import forbidden_by
 from toolkit.core.spool import temporary_file
 from toolkit.formats.names import first_names
 
@@ -58,7 +59,7 @@ def fetch_data_set(name: str, *, offline: bool) -> None:
         return
     if offline:
         raise ToolkitError(
-            f"`{place}` is not there, and --offline forbids downloading `{name}`",
+            f"`{place}` is not there, and {forbidden_by()} forbids downloading `{name}`",
             hint="run the same command once with the network, or set `data.source` to a file of your own",
             exit_code=MISSING,
         )

@@ -12,6 +12,7 @@ from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import sha256_of, writing
 from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_FULL, MEDQUAD_FULL_URL, MEDQUAD_SHA256, MEDQUAD_URL
+from toolkit.core.network import forbidden_by
 
 ZIP_SHA256 = "23d339357e5a10066542cc1e12f458f7002a8a86731369c8f4a8c4e337bf9ba1"
 MAX_DOWNLOAD = 64 * 1024 * 1024  # bytes; the zips have 3.5 and 16 MB, the CSV too is far smaller
@@ -39,7 +40,7 @@ def fetch_medquad(*, offline: bool) -> Path:
             )
         return MEDQUAD_CSV
     if offline:
-        raise _missing(f"`{MEDQUAD_CSV}` is not there, and --offline forbids downloading it")
+        raise _missing(f"`{MEDQUAD_CSV}` is not there, and {forbidden_by()} forbids downloading it")
     content = _csv_inside(_download(MEDQUAD_URL))
     with writing(MEDQUAD_CSV) as file:
         file.write(content)
@@ -61,7 +62,7 @@ def fetch_full(*, offline: bool) -> Path:
     if place.exists():
         return place
     if offline:
-        raise _missing(f"`{MEDQUAD_FULL}` is not there, and --offline forbids downloading it", MEDQUAD_FULL)
+        raise _missing(f"`{MEDQUAD_FULL}` is not there, and {forbidden_by()} forbids downloading it", MEDQUAD_FULL)
     content = _download(MEDQUAD_FULL_URL, MEDQUAD_FULL)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as members:

@@ -37,7 +37,8 @@ def find_sources(settings: DataSettings, *, gone: bool = False) -> list[Source]:
     """Return the sources that `data.source` names, each once, in its order; those of a glob by name.
 
     Nothing is downloaded: MedQuAD may not be there yet. Raises ToolkitError (exit 3) where a file is missing or a glob
-    matches none; with `gone` a file may be missing, as where a run goes on without its data.
+    matches none; with `gone` files may be missing, as where a run goes on without its data: a glob then stands for
+    those that it matched.
     """
     found = [source for name in settings.sources for source in _named(name, gone)]
     once: dict[tuple[Path, str], Source] = {}
@@ -66,7 +67,13 @@ def _named(name: str, gone: bool) -> Iterator[Source]:
         yield Source(MEDQUAD_CSV if name == "medquad" else full_place())
         return
     if name.startswith(PREFIX):
-        found, split = parse_name(name)
+        try:
+            found, split = parse_name(name)
+        except ToolkitError:  # a folder of another machine has no such name
+            if not gone:
+                raise
+            yield Source(Path(name))
+            return
         place = downloaded_place(found, split)
         yield Source(Path(found).expanduser(), split, hub=True) if is_local(found) else Source(place)
         return
@@ -80,7 +87,9 @@ def _named(name: str, gone: bool) -> Iterator[Source]:
         return
     matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207  (no hidden files)
     files = [match for match in matches if not match.is_dir()]
-    if not files:
+    if not matches and gone:
+        yield Source(path)
+    elif not files:
         raise _no_match(name, path, matches)
     for file in files:
         yield Source(check_file(file))  # a link may lead nowhere

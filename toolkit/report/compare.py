@@ -10,8 +10,7 @@ from toolkit.report.charts import interval_chart
 from toolkit.report.facts import Facts
 from toolkit.report.page import Drawn, environment
 from toolkit.report.sources import Measure
-from toolkit.report.verdicts import MEASURES
-from toolkit.report.words import clipped, decimal, nats, percent, shown
+from toolkit.report.words import MEASURES, clipped, decimal, nats, percent, shown
 
 MOST_ANSWERS, MOST_CHARACTERS = 60, 2000
 ABSENT = "-"

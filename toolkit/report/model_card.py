@@ -14,7 +14,7 @@ from toolkit.report.front_matter import front_matter
 from toolkit.report.markdown import markdown_environment
 from toolkit.report.report_file import Report
 from toolkit.report.sources import Comparison, Evaluation
-from toolkit.report.words import counted, decimal, merge_sentence, penalty_sentence, percent
+from toolkit.report.words import MEASURES, counted, decimal, merge_sentence, penalty_sentence, percent
 
 MOST_SOURCES = 20  # that are listed; MedQuAD has thousands of documents
 FALLBACK_QUESTION = "What are the symptoms of dehydration?"
@@ -98,7 +98,7 @@ def _evaluated(evaluation: Evaluation) -> dict[str, Any]:
         for key in ("nll", "chrf", "rouge_l"):
             found = {name: getattr(one, key) for name, one in held_out.systems.items()}
             scores = {name: decimal(one.mean) for name, one in found.items() if one and one.mean is not None}
-            rows.append((verdicts.MEASURES[key][0], scores))
+            rows.append((MEASURES[key][0], scores))
     for task in evaluation.choice:
         form = percent if task.is_share else decimal
         scores = {name: form(one.mean) for name, one in task.systems.items() if one.mean is not None}

@@ -188,7 +188,7 @@ def _counts(figures: Mapping[str, Any], keys: Mapping[str, str]) -> list[tuple[s
 def _measure_charts(held_out: HeldOut | None) -> list[Drawn]:
     drawn = []
     for key in MEASURES if held_out else ():
-        name, unit = verdicts.MEASURES[key]
+        name, unit = words.MEASURES[key]
         rows = {system: getattr(one, key) for system, one in (held_out.systems if held_out else {}).items()}
         there = {system: one for system, one in rows.items() if one is not None}
         text = charts.interval_chart(f"measure-{key}", name, there, unit)

@@ -6,17 +6,9 @@ from typing import Literal
 
 from toolkit.report.facts import Facts
 from toolkit.report.sources import Comparison, Evaluation, Votes
-from toolkit.report.words import and_list, counted, decimal, p_value
+from toolkit.report.words import MEASURES, and_list, counted, decimal, p_value
 
 NO_DIFFERENCE = "no difference can be shown"
-MEASURES = {
-    "nll": ("loss on the reference answers", "nats per token; lower is better"),
-    "chrf": ("chrF against the reference", "0 to 100; higher is better"),
-    "rouge_l": ("ROUGE-L against the reference", "higher is better"),
-    "tokens": ("length of an answer", "tokens"),
-    "ended": ("answers that end by themselves", "share"),
-    "language": ("answers in the data's language", "share"),
-}
 Mark = Literal["good", "bad", "open"]
 
 

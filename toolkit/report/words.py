@@ -6,6 +6,14 @@ from typing import Any
 
 from toolkit.core import console
 
+MEASURES = {  # of an evaluation: name and unit
+    "nll": ("loss on the reference answers", "nats per token; lower is better"),
+    "chrf": ("chrF against the reference", "0 to 100; higher is better"),
+    "rouge_l": ("ROUGE-L against the reference", "higher is better"),
+    "tokens": ("length of an answer", "tokens"),
+    "ended": ("answers that end by themselves", "share"),
+    "language": ("answers in the data's language", "share"),
+}
 NOT_MEASURED = "not measured"
 # What breaks a page or its line order: controls, marks that override the direction of what follows, halves of pairs.
 _UNSEEN = re.compile(
