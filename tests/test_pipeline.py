@@ -28,6 +28,8 @@ from toolkit.core.manifest import Outcome, read_manifest
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.run_folder import folder_of
 from toolkit.doctor import Check
+from toolkit.pipeline import freshness
+from toolkit.pipeline.performing import perform
 from toolkit.train import stage as train_stage
 
 
@@ -65,15 +67,15 @@ def test_a_name_is_no_reason_to_validate_again(change: dict[str, Any], stale: se
 
 def test_prepare_is_done_once_and_again_when_something_changes(settings: Config, tmp_path: Path) -> None:
     folder = folder_of(settings)
-    assert set(pipeline.state(settings, folder).values()) == {"not run"}
-    first = pipeline.perform("prepare", settings, folder)
+    assert set(freshness.state(settings, folder).values()) == {"not run"}
+    first = perform("prepare", settings, folder)
     assert (first.fresh, first.why) == (False, "not run")
-    again = pipeline.perform("prepare", settings, folder)
+    again = perform("prepare", settings, folder)
     assert again.fresh and again.figures == first.figures
     other = settings.model_copy(update={"data": settings.data.model_copy(update={"seed": 7})})
-    assert pipeline.perform("prepare", other, folder).why == "settings changed: data.seed"
-    assert pipeline.perform("prepare", other, folder, force=True).why == "--force"
-    state = pipeline.state(other, folder)
+    assert perform("prepare", other, folder).why == "settings changed: data.seed"
+    assert perform("prepare", other, folder, force=True).why == "--force"
+    state = freshness.state(other, folder)
     assert state["prepare"] == "" and state["train"] == "not run"
 
 
@@ -82,10 +84,10 @@ def test_changed_data_makes_prepare_and_all_behind_it_stale(settings: Config, tm
     own.write_bytes((REPOSITORY / "data" / "sample.csv").read_bytes())
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"source": str(own)})})
     folder = folder_of(settings)
-    pipeline.perform("prepare", settings, folder)
-    assert pipeline.state(settings, folder)["prepare"] == ""
+    perform("prepare", settings, folder)
+    assert freshness.state(settings, folder)["prepare"] == ""
     own.write_text(own.read_text() + 'X,"Question: New ?\nAnswer: Yes.) "\n')
-    assert "input changed" in pipeline.state(settings, folder)["prepare"]
+    assert "input changed" in freshness.state(settings, folder)["prepare"]
 
 
 def test_files_that_the_stage_did_not_write_are_not_overwritten(settings: Config) -> None:
@@ -93,13 +95,13 @@ def test_files_that_the_stage_did_not_write_are_not_overwritten(settings: Config
     folder.data.mkdir(parents=True)
     folder.split_file("train").write_text("mine\n")
     with pytest.raises(ToolkitError, match=r"train\.jsonl") as caught:
-        pipeline.perform("prepare", settings, folder)
+        perform("prepare", settings, folder)
     assert "--force" in caught.value.hint
     assert folder.split_file("train").read_text() == "mine\n"
-    pipeline.perform("prepare", settings, folder, force=True)
+    perform("prepare", settings, folder, force=True)
     folder.split_file("val").write_text("edited by hand\n")
     with pytest.raises(ToolkitError, match=r"val\.jsonl"):
-        pipeline.perform("prepare", settings, folder)
+        perform("prepare", settings, folder)
 
 
 @pytest.mark.parametrize(
@@ -110,17 +112,17 @@ def test_a_stage_without_its_inputs_names_the_verb_that_makes_them(settings: Con
     folder = folder_of(settings)
     folder.path.mkdir(parents=True)
     with pytest.raises(ToolkitError) as caught:
-        pipeline.perform(stage, settings, folder)
+        perform(stage, settings, folder)
     assert f"toolkit {verb}" in caught.value.hint
 
 
 def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -> None:
     folder = folder_of(settings)
-    pipeline.perform("prepare", settings, folder)
+    perform("prepare", settings, folder)
     before = folder.split_file("train").read_bytes(), folder.manifest.read_bytes()
     broken = settings.model_copy(update={"data": settings.data.model_copy(update={"question_column": "nope"})})
     with pytest.raises(ToolkitError):
-        pipeline.perform("prepare", broken, folder)
+        perform("prepare", broken, folder)
     assert (folder.split_file("train").read_bytes(), folder.manifest.read_bytes()) == before
 
 
@@ -129,7 +131,7 @@ def test_a_fresh_training_is_skipped_before_the_doctor_looks(
 ) -> None:
     (tmp_path / "toolkit.toml").write_text(config_file.starter({name: settings.section(name) for name in SECTIONS}))
     folder = folder_of(settings)
-    pipeline.perform("prepare", settings, folder)
+    perform("prepare", settings, folder)
     files = [folder.adapter / "adapter_config.json", folder.adapter / "adapter_model.safetensors"]
     files += [folder.train_log, folder.loss_plot]
 
@@ -141,7 +143,7 @@ def test_a_fresh_training_is_skipped_before_the_doctor_looks(
 
     quick = replace(pipeline.stage("train"), run=trained, summary=lambda figures, folder: "")
     monkeypatch.setattr(train_stage, "STAGE", quick)
-    pipeline.perform("train", settings, folder)
+    perform("train", settings, folder)
     small = Check("memory: training", False, "1.0 GB is free", "buy more")
     monkeypatch.setattr(doctor, "doctor", lambda *_, **__: [small])
     called = CliRunner().invoke(group, ["train", "--json"])
@@ -222,7 +224,7 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
     settings = settings.model_copy(update={"export": ExportSettings(**weighed)})
     folder = folder_of(settings)
     for stage in ("prepare", "train", "export"):
-        done = pipeline.perform(stage, settings, folder)
+        done = perform(stage, settings, folder)
     matrix = imatrix_file.read_imatrix(folder.imatrix)
     assert matrix.dataset == "data/train.jsonl"
     assert len(matrix.sums) == done.figures["imatrix_matrices"] == 14
@@ -231,12 +233,12 @@ def test_an_imatrix_is_of_the_training_split_and_kept_in_the_run(settings: Confi
     assert "data/train.jsonl" in [file.path for file in record.inputs]
     assert not {"data/val.jsonl", "data/test.jsonl"} & {file.path for file in record.inputs}
     assert "gguf/small-imatrix.gguf" in [file.path for file in record.outputs]
-    assert pipeline.state(settings, folder)["export"] == ""
+    assert freshness.state(settings, folder)["export"] == ""
     folder.imatrix.unlink()
-    assert "small-imatrix.gguf" in pipeline.state(settings, folder)["export"]
+    assert "small-imatrix.gguf" in freshness.state(settings, folder)["export"]
     assert done.figures["imatrix_reused"] is False
     plain = settings.model_copy(update={"export": ExportSettings(**{**weighed, "imatrix": False})})
-    assert pipeline.state(plain, folder)["export"] == "settings changed: export.imatrix"
+    assert freshness.state(plain, folder)["export"] == "settings changed: export.imatrix"
 
 
 def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config) -> None:
@@ -245,7 +247,7 @@ def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config)
     from toolkit.register import modelfile_text
 
     folder = folder_of(settings)
-    pipeline.perform("prepare", settings, folder)
+    perform("prepare", settings, folder)
     folder.adapter.mkdir()
     for path in Path("base").glob("*token*"):
         (folder.adapter / path.name).write_bytes(path.read_bytes())
@@ -254,7 +256,7 @@ def test_a_modelfile_that_register_would_write_is_nobody_elses(settings: Config)
         tiny_gguf.write(folder.gguf(quantization))
     folder.modelfile.write_text(modelfile_text(settings, folder, load_tokenizer(folder.adapter).eos_text))
     with pytest.raises(ToolkitError, match="not validated"):
-        pipeline.perform("register", settings, folder)
+        perform("register", settings, folder)
     folder.modelfile.write_text(folder.modelfile.read_text() + "# mine\n")
     with pytest.raises(ToolkitError, match="did not write, or that changed since: Modelfile"):
-        pipeline.perform("register", settings, folder)
+        perform("register", settings, folder)

@@ -11,14 +11,14 @@ from tests.register.conftest import make_run
 from tests.support.models import save_model
 from tests.support.ollama_server import OllamaServer
 from tests.support.places import REPOSITORY
-from toolkit import pipeline
 from toolkit.cli import summary
 from toolkit.core import config_file, console
 from toolkit.core.config import Config
 from toolkit.core.files import read_records
 from toolkit.core.run_folder import folder_of
-from toolkit.pipeline import Done
-from toolkit.pipeline.results import Finished
+from toolkit.pipeline.findings import Finished
+from toolkit.pipeline.performing import perform
+from toolkit.pipeline.results import Done
 
 
 def small(folder: Path) -> Config:
@@ -38,7 +38,7 @@ def small(folder: Path) -> Config:
 
 def said(stage: str, config: Config) -> tuple[Done, str]:
     """Perform a stage; return its figures and its text as one line, after the JSON was held to the figures."""
-    done = pipeline.perform(stage, config, folder_of(config))
+    done = perform(stage, config, folder_of(config))
     payload, text = summary.of(done, folder_of(config))
     assert payload["stage"] == stage and payload.items() >= done.figures.items() and json.dumps(payload)
     return done, " ".join(text.split())
@@ -50,7 +50,7 @@ def test_prepare_counts_what_is_in_its_files(tmp_path: Path) -> None:
     counts = {side: len(read_records(folder_of(config).split_file(side))) for side in ("train", "val", "test")}
     assert all(f"{count:,} {side}" in text for side, count in counts.items())
     assert f"{sum(counts.values()):,} kept" in text and f"{done.figures['rows']:,} rows" in text
-    again = pipeline.perform("prepare", config, folder_of(config))
+    again = perform("prepare", config, folder_of(config))
     _, whole = summary.of_run(Finished((done, again), folder_of(config).path, registered=False, warnings=()))
     assert (
         whole.partition(":")[0].count("prepare") == 1 and str(folder_of(config).path) in whole

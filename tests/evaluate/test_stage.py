@@ -8,9 +8,8 @@ import pytest
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.core.manifest import Manifest, StageRecord, record_file, why_stale
+from toolkit.core.manifest import StageRecord, record_file, why_stale
 from toolkit.core.run_folder import RunFolder
-from toolkit.core.stage import Context
 from toolkit.evaluate.stage import STAGE
 
 
@@ -85,9 +84,7 @@ def test_a_run_that_was_moved_without_them_stays_fresh(gone: str, folder: RunFol
         ({"tasks": ["arc_easy"], "task_folder": "absent"}, "names `absent`, which is no folder", USAGE),
     ],
 )
-def test_what_is_not_there_is_refused_first(
-    named: dict[str, Any], said: str, code: int, folder: RunFolder, tmp_path: Path
-) -> None:
+def test_what_is_not_there_is_refused_first(named: dict[str, Any], said: str, code: int, tmp_path: Path) -> None:
     with pytest.raises(ToolkitError) as caught:
-        STAGE.before(Context(settings(tmp_path, **named), folder, Manifest(run_id="test")))
+        STAGE.given(settings(tmp_path, **named))
     assert said in caught.value.message and caught.value.exit_code == code

@@ -10,12 +10,12 @@ import pytest
 
 from tests.support import models
 from tests.support.texts import ACCENTED
-from toolkit import pipeline
 from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.export import imatrix, imatrix_file
+from toolkit.pipeline.performing import perform
 
 
 @pytest.fixture
@@ -63,30 +63,30 @@ def test_an_imatrix_is_measured_once_for_the_same_model_adapter_and_records(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = run("IQ4_NL")
-    first = pipeline.perform("export", config, folder)
+    first = perform("export", config, folder)
     assert (first.figures["imatrix_reused"], len(measured)) == (False, 1)
     written = folder.imatrix.read_bytes()
     config, _ = run("IQ4_NL", "Q4_0")
-    second = pipeline.perform("export", config, folder)
+    second = perform("export", config, folder)
     assert second.why == "settings changed: export.quantizations"
     assert (second.figures["imatrix_reused"], len(measured)) == (True, 1)
     assert second.figures["IQ4_NL"]["sha256"] == first.figures["IQ4_NL"]["sha256"]
     assert folder.imatrix.read_bytes() == written
     assert "measured on this model and these records" in capsys.readouterr().err
-    assert pipeline.perform("export", config, folder, force=True).figures["imatrix_reused"] is False
+    assert perform("export", config, folder, force=True).figures["imatrix_reused"] is False
     assert folder.imatrix.read_bytes() == written  # measured again, it is the same to the bit
     adapter = folder.adapter / "adapter_config.json"
     adapter.write_text(adapter.read_text().replace('"lora_alpha": 16', '"lora_alpha": 8'))
-    assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is False
+    assert perform("export", config, folder).figures["imatrix_reused"] is False
     write(folder, "train", [f"Other question {n}?" for n in range(90)])
-    assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is False
+    assert perform("export", config, folder).figures["imatrix_reused"] is False
     models.save_model(Path("base"), hidden_size=64, num_attention_heads=4, intermediate_size=128, initializer_range=0.1)
-    assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is False
+    assert perform("export", config, folder).figures["imatrix_reused"] is False
     assert len(measured) == 5
     write(folder, "test", ["Other question 7?"])
     folder.gguf("Q4_0").unlink()
     with pytest.raises(ToolkitError, match="also held out for validation"):  # checked even if it could be taken up
-        pipeline.perform("export", config, folder)
+        perform("export", config, folder)
 
 
 def test_an_export_that_failed_behind_the_imatrix_goes_on_with_it(
@@ -98,9 +98,9 @@ def test_an_export_that_failed_behind_the_imatrix_goes_on_with_it(
             "toolkit.formats.gguf_writer.GgufFile.sync", lambda file: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            pipeline.perform("export", config, folder)
+            perform("export", config, folder)
     assert [path.name for path in folder.imatrix.parent.iterdir()] == ["small-imatrix.gguf"]
-    assert pipeline.perform("export", config, folder).figures["imatrix_reused"] is True
+    assert perform("export", config, folder).figures["imatrix_reused"] is True
     assert len(measured) == 1
 
 
@@ -108,7 +108,7 @@ def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int]
 ) -> None:
     config, folder = run("IQ4_NL")
-    pipeline.perform("export", config, folder)
+    perform("export", config, folder)
     whole = imatrix_file.read_imatrix(folder.imatrix)
     for path in (folder.manifest, folder.gguf("IQ4_NL")):
         path.unlink()
@@ -117,7 +117,7 @@ def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
     )
     foreign = folder.imatrix.read_bytes()
     with pytest.raises(ToolkitError, match=r"did not write, or that changed since: gguf/small-imatrix\.gguf"):
-        pipeline.perform("export", config, folder)
+        perform("export", config, folder)
     assert folder.imatrix.read_bytes() == foreign and len(measured) == 1
     fields = gguf.GGUFReader(folder.imatrix).fields
     assert imatrix_file.INPUTS not in fields and whole.inputs
@@ -128,8 +128,8 @@ def test_records_that_llama_cpp_reads_otherwise_are_counted_in_a_warning(
 ) -> None:
     config, folder = run("Q8_0", imatrix=False)
     models.save_tokenizer(Path("base"), "tekken", more=[ACCENTED] * 9)
-    pipeline.perform("export", config, folder)
+    perform("export", config, folder)
     assert "splits" not in capsys.readouterr().err
     write(folder, "train", ["plain", f"What is {ACCENTED}?"])
-    pipeline.perform("export", config, folder, force=True)
+    perform("export", config, folder, force=True)
     assert "1 of 4 records get different tokens than in training, the first at `हिन्दी`" in capsys.readouterr().err

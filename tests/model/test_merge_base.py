@@ -16,6 +16,8 @@ from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.run_folder import folder_of
 from toolkit.model import base, dequantized, merge_base
+from toolkit.pipeline import freshness
+from toolkit.pipeline.performing import perform
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
     )
     folder = folder_of(chosen)
     for stage in ("prepare", "train", "export", "validate"):
-        pipeline.perform(stage, chosen, folder)
+        perform(stage, chosen, folder)
     report = json.loads(folder.report.read_text())
     entry, merge = report["quantizations"]["F32"], report["merge"]
     assert entry["passed"] and entry["mean_kl"] <= 1e-9
@@ -97,7 +99,7 @@ def test_validate_holds_the_files_against_the_base_they_were_merged_into(
         str(path) for path in pipeline.stage("validate").files(chosen, folder).inputs
     }
     other = chosen.model_copy(update={"export": chosen.export.model_copy(update={"merge_base": "16bit"})})
-    assert pipeline.state(other, folder)["export"] == "settings changed: export.merge_base"
+    assert freshness.state(other, folder)["export"] == "settings changed: export.merge_base"
 
 
 def test_the_revision_is_of_the_base_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
 from toolkit.core import console, plain, streams
 from toolkit.core.errors import MISSING, USAGE
-from toolkit.pipeline.results import Answer, Findings, Finished, Prepared
+from toolkit.pipeline.findings import Answer, Findings, Finished
+from toolkit.pipeline.results import Done, Prepared
 from toolkit.train import launch
 
 SAMPLE = REPOSITORY / "data" / "sample.csv"
@@ -337,7 +338,7 @@ def test_a_status_is_the_table_that_the_command_line_prints(
 
 
 def test_a_whole_run_is_one_line() -> None:
-    done = [pipeline.Done(name, fresh, "", {}, 4.2) for name, fresh in (("prepare", True), ("train", False))]
+    done = [Done(name, fresh, "", {}, 4.2) for name, fresh in (("prepare", True), ("train", False))]
     assert str(Finished((*done,), Path("out/a"), False, ())) == "done in 4.2 s (train 4.2 s): out/a"
     assert str(Finished((done[0],), Path("out/a"), False, ())) == "nothing to do, fresh already: prepare: out/a"
     assert str(Finished((done[0],), Path("out/a"), True, ())) == "all stages are fresh: out/a"

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from toolkit import pipeline
 from toolkit import register as register_stage
 from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
@@ -14,6 +13,8 @@ from toolkit.core import config_file
 from toolkit.core.manifest import Manifest, Outcome
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Context
+from toolkit.pipeline import performing
+from toolkit.pipeline.results import Done
 from toolkit.register import rollback
 
 
@@ -27,11 +28,11 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_models_that_may_be_replaced_reach_the_stage(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
 
-    def perform(name: str, *_: Any, **options: Any) -> pipeline.Done:
+    def perform(name: str, *_: Any, **options: Any) -> Done:
         seen.append({"name": name, **options})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "perform", perform)
+    monkeypatch.setattr(performing, "perform", perform)
     for arguments in (["--force"], ["--replace", "mine:q8_0", "--replace", "mine:latest"]):
         CliRunner().invoke(group, ["register", *arguments])
     assert [(each["name"], each["force"], each["replace"]) for each in seen] == [

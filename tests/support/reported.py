@@ -12,7 +12,7 @@ from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.manifest import FileRecord, Manifest, StageRecord, record_file, write_manifest
 from toolkit.core.run_folder import RunFolder, folder_of
-from toolkit.pipeline import keep_settings
+from toolkit.pipeline.performing import keep_settings
 from toolkit.validate.metrics import KL_EDGES
 
 FILES = {

@@ -10,6 +10,7 @@ from toolkit.cli.options import as_command, verb
 from toolkit.cli.performing import command_text, load_run, mending_command, perform_all, perform_one
 from toolkit.core import console
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
+from toolkit.pipeline.freshness import check_stages_before
 
 if TYPE_CHECKING:
     from toolkit.pipeline.run import Run
@@ -156,7 +157,7 @@ def export(
             return
         run = load_run(path, overrides)
         if not force:
-            pipeline.check_stages_before("export", run.config, run.folder)
+            check_stages_before("export", run.config, run.folder)
         order = standalone.order_of_run(run.config, run.folder)
     else:
         order = standalone.of_adapter(Path(adapter), base, path, overrides)

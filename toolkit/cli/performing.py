@@ -10,6 +10,7 @@ from toolkit import pipeline
 from toolkit.core import console
 from toolkit.core.learned import USUAL_RATE
 from toolkit.core.network import is_offline
+from toolkit.pipeline.usable import check_usable, ends_with_adapter
 
 if TYPE_CHECKING:
     from toolkit.pipeline.run import Run
@@ -67,7 +68,7 @@ def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool,
     if dry_run:
         # What ends before training, or with it, may be for the adapter alone.
         alone = list(pipeline.STAGES).index(name) <= list(pipeline.STAGES).index("train")
-        pipeline.check_usable(run.config, offline=is_offline(), adapter_alone=alone)
+        check_usable(run.config, offline=is_offline(), adapter_alone=alone)
         console.result(*summary.preview([name], run.config, run.folder))
         return
     done = run.perform(name, force=force, **options)
@@ -76,7 +77,7 @@ def perform_one(name: str, path: str, overrides: tuple[str, ...], dry_run: bool,
     model = run.config.ollama.name or run.config.run.name
     if done.warning:
         console.next_step(mending_command(run))
-    elif name == "train" and pipeline.ends_with_adapter(run.config, offline=is_offline()):
+    elif name == "train" and ends_with_adapter(run.config, offline=is_offline()):
         console.next_step(command_text("status"))
     else:
         console.next_step(command_text(following) if following else f'ollama run {model} "…"')
@@ -88,9 +89,9 @@ def perform_all(path: str, overrides: tuple[str, ...], dry_run: bool, force: boo
 
     run = load_run(path, overrides)
     if dry_run:
-        pipeline.check_usable(run.config, offline=is_offline())
+        check_usable(run.config, offline=is_offline())
         every = list(pipeline.STAGES)
-        alone = pipeline.ends_with_adapter(run.config, offline=is_offline())
+        alone = ends_with_adapter(run.config, offline=is_offline())
         stages = every[: every.index("train") + 1] if alone else every
         console.result(*summary.preview(stages, run.config, run.folder))
         return

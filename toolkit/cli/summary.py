@@ -9,11 +9,12 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
-from toolkit.pipeline import Done
+from toolkit.pipeline.freshness import check_plan, look_at_all
+from toolkit.pipeline.results import Done
 
 if TYPE_CHECKING:
     from toolkit.export import ExportPlan as ExportPlan
-    from toolkit.pipeline.results import Finished, Status
+    from toolkit.pipeline.findings import Finished, Status
 
 Summary = tuple[dict[str, Any], str]
 
@@ -70,23 +71,20 @@ def of_status(status: "Status") -> Summary:
 
 def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
     """Say what would be done, with sizes, and write nothing; raises ToolkitError where a stage lacks an input."""
-    reasons = pipeline.state(config, folder)
+    found = look_at_all(config, folder)
+    check_plan(stages, found, config)
     rows, payload = [], {}
-    if "prepare" in stages and reasons["prepare"]:
-        from toolkit.prepare.source import find_sources
-
-        find_sources(config.data)
-    for stage, planned in pipeline.planned_files(stages, config, folder).items():
-        why = reasons[stage]
-        reads, writes = [str(path) for path in planned.inputs], [str(path) for path in planned.outputs]
+    for stage in stages:
+        why, files = found[stage].why, found[stage].files
+        reads, writes = [str(path) for path in files.inputs], [str(path) for path in files.outputs]
         payload[stage] = {"would_run": bool(why), "why": why, "reads": reads, "writes": writes}
         rows.append((stage, f"would run: {why}" if why else "fresh, would be skipped", _size_of(reads), _short(writes)))
     free = shutil.disk_usage(next(p for p in folder.path.resolve().parents if p.exists())).free
     # The adapter in the folder is what would be exported, if no training comes before.
-    certain = folder.adapter.is_dir() and (stages == ["export"] or not reasons["train"])
+    certain = folder.adapter.is_dir() and (stages == ["export"] or not found["train"].why)
     writing = _export_plan(config, folder, certain=certain) if "export" in stages else None
     text = console.table(("stage", "what", "reads", "writes"), rows, title=f"{folder.path} (nothing is written)")
-    found: dict[str, Any] = {
+    said: dict[str, Any] = {
         "dry_run": True,
         "stages": payload,
         "gguf_bytes": writing.bytes if writing else {},
@@ -95,13 +93,13 @@ def preview(stages: list[str], config: Config, folder: RunFolder) -> Summary:
     if writing and stages == ["export"]:
         from toolkit.export import preview as exports
 
-        found["plan"] = exports.describe_export(writing)
-        text += f"\n{exports.plan_table(found['plan'])}"
+        said["plan"] = exports.describe_export(writing)
+        text += f"\n{exports.plan_table(said['plan'])}"
     elif writing:
         listed = ", ".join(f"{name} {console.size(count)}" for name, count in writing.bytes.items())
         text += f"\nGGUF files: {listed}"
     text += f"\nfree disk space: {console.size(free)}"
-    return found, text
+    return said, text
 
 
 def _export_plan(config: Config, folder: RunFolder, *, certain: bool) -> "ExportPlan | None":

@@ -72,6 +72,10 @@ def nothing(_: Context) -> None:
     """Do nothing."""
 
 
+def nothing_given(_: "Config") -> None:
+    """Name nothing that could be missing."""
+
+
 def never(_: Context, __: Path) -> bool:
     """Replace no file that the stage did not write."""
     return False
@@ -98,7 +102,8 @@ class Stage:
 
     `settings` are the sections and keys that decide its result, without `idle` ones, which only change how it runs.
     `files` says what it reads and writes, and downloads nothing. `summary` writes its figures as text. `checks` lists
-    the doctor's checks, each with its name. `before` may fetch what `files` names, `after` removes what is of no use
+    the doctor's checks, each with its name. `given` raises ToolkitError where a file that the settings name is missing.
+    `before` may fetch what `files` names, `after` removes what is of no use
     once the result is recorded. `needs` are stages that must be fresh, each with the message where it is not.
     `may_replace` tells whether a file that it did not write may be replaced. `lost` says why its result is gone
     although its files are there. `held` counts the bytes on disk that an interrupted run left and the next one
@@ -114,6 +119,7 @@ class Stage:
     summary: "Callable[[dict[str, Any], RunFolder], str]"
     checks: Callable[[Examination], Checks] = no_checks
     idle: tuple[str, ...] = ()
+    given: "Callable[[Config], object]" = nothing_given
     before: Callable[[Context], None] = nothing
     after: Callable[[Context], None] = nothing
     needs: Mapping[str, str] = field(default_factory=dict)

@@ -33,11 +33,11 @@ def _task_data(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def _before(context: Context) -> None:
+def _given(config: "Config") -> None:
     from toolkit.evaluate.exam import read_exam
     from toolkit.evaluate.task_data import check_task_folder
 
-    settings = context.config.evaluate
+    settings = config.evaluate
     if settings.exam:
         read_exam(Path(settings.exam).expanduser())
     if settings.tasks and settings.task_folder:
@@ -63,7 +63,7 @@ STAGE = Stage(
     settings=("evaluate", "prompt", "model", "export", "run.name"),
     idle=("export.stream_base",),
     files=_files,
-    before=_before,
+    given=_given,
     run=_run,
     summary=_summary,
     needs={"export": "there are no GGUF files of this model to evaluate"},

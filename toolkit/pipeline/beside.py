@@ -1,11 +1,13 @@
-"""What a run does beside its stages: its pages, an evaluation's preview, the clinicians' sheet, and their votes."""
+"""What a run does beside its stages: its status and pages, an evaluation's preview, the clinicians' sheet and votes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit import pipeline
 from toolkit.core import console
 from toolkit.core.errors import USAGE, ToolkitError
+from toolkit.pipeline.findings import StageState, Status, unmeasured_of
+from toolkit.pipeline.freshness import check_stages_before, state_beside, whole_state
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
@@ -19,7 +21,7 @@ def pages(config: "Config", folder: "RunFolder", *, force: bool) -> tuple[Path, 
     from toolkit.report import write_pages
 
     with locked(folder):
-        written, damaged = write_pages(config, folder, pipeline.whole_state(config, folder), force=force)
+        written, damaged = write_pages(config, folder, whole_state(config, folder), force=force)
     for problem in damaged:
         console.warn(f"{problem}; the page says that it is missing")
     return folder.page, folder.model_card if folder.model_card in written else None
@@ -33,7 +35,7 @@ def comparison(one: tuple["Config", "RunFolder"], other: tuple["Config", "RunFol
     first, second = one[1], other[1]
     if first.path.resolve() == second.path.resolve():
         raise ToolkitError(f"`{first.path}` is named twice", hint="name two runs", exit_code=USAGE)
-    facts = [gather_run(config, folder, pipeline.whole_state(config, folder)) for config, folder in (one, other)]
+    facts = [gather_run(config, folder, whole_state(config, folder)) for config, folder in (one, other)]
     page = second.path / f"compare-{first.name}.html"
     with locked(second):
         return page, write_comparison(facts[0], facts[1], page)
@@ -44,7 +46,7 @@ def foresee(config: "Config", folder: "RunFolder", *, force: bool) -> dict[str, 
     from toolkit.evaluate.preview import foreseen
     from toolkit.model import base_choice
 
-    pipeline.check_stages_before("evaluate", config, folder)
+    check_stages_before("evaluate", config, folder)
     found, shards = base_choice.choose_base(config.model, config.export)
     return foreseen(config, folder, found, kept=shards is None, force=force)
 
@@ -56,7 +58,7 @@ def sheet(config: "Config", folder: "RunFolder", *, dry_run: bool) -> dict[str, 
     from toolkit.evaluate.sheet import write_sheet
 
     found = read_evaluation(folder)
-    if why := pipeline.state_beside(config, folder)["evaluate"]:
+    if why := state_beside(config, folder)["evaluate"]:
         console.warn(f"the answers are those of the last evaluation, which is out of date: {why}")
     if dry_run:
         return {"would_write": [str(path) for path in (folder.review, folder.review_table, folder.review_key)]}
@@ -84,3 +86,34 @@ def votes(folder: "RunFolder", files: list[Path], *, dry_run: bool) -> dict[str,
             judge = {**judge, "agreement_with_votes": agreement_with_votes(judge, found)}
         amend(folder, votes=found, judge=judge)
     return found
+
+
+def status(config: "Config", folder: "RunFolder", heard: Callable[[], tuple[str, ...]]) -> Status:
+    """Say what is fresh, stale or not run, and what the Ollama server holds; `heard` are the warnings of the call."""
+    from toolkit.core.manifest import read_manifest
+    from toolkit.register.status import server_state
+
+    manifest, stages = read_manifest(folder), {}
+    for name, why in whole_state(config, folder).items():
+        record = manifest.stages.get(name)
+        word = "not run" if record is None else "stale" if why else "fresh"
+        ran = (record.finished, record.seconds, record.warning) if record else ("", None, "")
+        stages[name] = StageState(word, why, *ran)
+    try:
+        held = server_state(config, manifest)
+    except ToolkitError as exc:  # the status is shown also where the server fails
+        held = {"problem": exc.message}
+    unmeasured = unmeasured_of(manifest, validated=stages["validate"].state == "fresh")
+    return Status(config.run.name, folder.path, manifest.run_id, stages, held, unmeasured, heard())
+
+
+def modelfile(config: "Config", folder: "RunFolder", hint: str) -> str:
+    """Return the text for `ollama create -f`; raises ToolkitError with the hint where no model was trained."""
+    from toolkit.prompt.format import prompt_format
+    from toolkit.prompt.tokenizer import load_tokenizer
+    from toolkit.register import modelfile_text
+
+    if not folder.adapter.is_dir():
+        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=hint)
+    eos = load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text
+    return modelfile_text(config, folder, eos)

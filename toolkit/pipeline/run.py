@@ -1,40 +1,25 @@
 """A run as Python sees it; the command line calls the same methods. Imports come late: `import toolkit` is cheap."""
 
 import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit import pipeline
 from toolkit.core import console, streams
-from toolkit.core.errors import MISSING, ToolkitError, explain
+from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.network import is_offline
 from toolkit.core.streams import State
-from toolkit.pipeline import arguments, beside, results
-from toolkit.pipeline.results import (
-    Answer,
-    Compared,
-    Evaluated,
-    Exported,
-    Findings,
-    Finished,
-    Prepared,
-    Registered,
-    Reported,
-    StageState,
-    Status,
-    Trained,
-    Validated,
-)
+from toolkit.pipeline import arguments, beside, freshness, performing, results
+from toolkit.pipeline.ahead import look_first, server_answers, stops_at_adapter
+from toolkit.pipeline.findings import Answer, Compared, Findings, Finished, Reported, Status
+from toolkit.pipeline.results import Done, Evaluated, Exported, Prepared, Registered, Trained, Validated
+from toolkit.pipeline.speaking import Progress, be_first, speaking
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
     from toolkit.core.run_folder import RunFolder
-
-Progress = Callable[[str], object] | Literal["terminal"] | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +50,7 @@ class Run:
         Settings change by section, as in `train={"max_steps": 8}`, or as `--set` takes them, as in "train.max_steps=8".
         Raises ToolkitError (exit code 2) that lists every problem.
         """
-        with _speaking(progress) as state:
+        with speaking(progress) as state:
             arguments.check_path(path)
             from toolkit.core.config_file import build, load_config
             from toolkit.core.run_folder import folder_of, heal
@@ -106,25 +91,23 @@ class Run:
         """Ask base, trained model and each GGUF the same held-out questions, and compare; `run` does not do it."""
         return cast(Evaluated, self.perform("evaluate", force=force))
 
-    def perform(
-        self, stage: str, *, force: bool = False, gpus: int = 1, replace: tuple[str, ...] = ()
-    ) -> pipeline.Done:
+    def perform(self, stage: str, *, force: bool = False, gpus: int = 1, replace: tuple[str, ...] = ()) -> Done:
         """Perform one stage by its name, unless it is fresh; the doctor looks before a training."""
         from toolkit.core.run_folder import locked
 
-        with _speaking(self.progress) as state:
+        with speaking(self.progress) as state:
             arguments.check_stage(stage, gpus, replace)
             heard = len(state.warnings)
-            _be_first(state)
+            be_first(state)
             with locked(self.folder):
                 console.log_to(self.folder.log)
-                done = pipeline.perform(
+                done = performing.perform(
                     stage,
                     self.config,
                     self.folder,
                     force=force,
                     offline=is_offline(),
-                    before=lambda: pipeline.stage(stage).costly and self._look_first((stage,)),
+                    before=lambda: pipeline.stage(stage).costly and look_first(self.config, self.folder, (stage,)),
                     gpus=gpus,
                     replace=replace,
                 )
@@ -139,24 +122,28 @@ class Run:
         """Perform all stages that are out of date, in order; without an Ollama server all but `register`."""
         from toolkit.core.run_folder import locked
 
-        with _speaking(self.progress) as state:
+        with speaking(self.progress) as state:
             first = len(state.warnings)
-            finished: list[pipeline.Done] = []
-            _be_first(state)
+            finished: list[Done] = []
+            be_first(state)
             with locked(self.folder):
                 console.log_to(self.folder.log)
-                stale = {stage: why for stage, why in pipeline.state(self.config, self.folder).items() if why or force}
+                stale = {stage: why for stage, why in freshness.state(self.config, self.folder).items() if why or force}
                 if not stale:
-                    pipeline.keep_settings(self.config, self.folder)
+                    performing.keep_settings(self.config, self.folder)
                 # Without a server all but registering is done, so its absence must not stop the run here.
-                asked = self._look_first(tuple(stage for stage in stale if stage != "register"))
+                asked = look_first(self.config, self.folder, tuple(stage for stage in stale if stage != "register"))
                 for stage in pipeline.STAGES:
-                    if stage == "export" and stale and self._ends_with_adapter():
+                    if stage == "export" and stale and stops_at_adapter(self.config, self.folder):
                         break
-                    if stage == "register" and stale and not self._server_answers():
+                    if (
+                        stage == "register"
+                        and stale
+                        and not server_answers(self.config.ollama, self.command("register"))
+                    ):
                         break
                     heard = len(state.warnings)
-                    done = pipeline.perform(
+                    done = performing.perform(
                         stage, self.config, self.folder, force=force, offline=is_offline(), before=lambda: asked
                     )
                     told = self._told(done, state, heard)
@@ -170,7 +157,7 @@ class Run:
         self, question: str, instruction: str | None = None, *, piece: Callable[[str], object] | None = None
     ) -> Answer:
         """Ask through Ollama, or else llama.cpp; `piece` is called with each piece of the answer as it comes."""
-        with _speaking(self.progress) as state:
+        with speaking(self.progress) as state:
             from toolkit.ask import answer
 
             arguments.check_question(question, instruction)
@@ -184,7 +171,7 @@ class Run:
 
     def doctor(self) -> Findings:
         """Check this machine for the run: tools, base model, data, memory and disk, Ollama; nothing is written."""
-        with _speaking(self.progress) as state:
+        with speaking(self.progress) as state:
             from toolkit.doctor import doctor
 
             heard, every = len(state.warnings), pipeline.records(pipeline.STAGES)
@@ -193,29 +180,13 @@ class Run:
 
     def status(self) -> Status:
         """Say what is fresh, stale or not run, and what the Ollama server holds."""
-        with _speaking(self.progress) as state:
-            from toolkit.core.manifest import read_manifest
-            from toolkit.register.status import server_state
-
-            heard, manifest = len(state.warnings), read_manifest(self.folder)
-            stages = {}
-            found = pipeline.whole_state(self.config, self.folder)
-            for name, why in found.items():
-                record = manifest.stages.get(name)
-                word = "not run" if record is None else "stale" if why else "fresh"
-                ran = (record.finished, record.seconds, record.warning) if record else ("", None, "")
-                stages[name] = StageState(word, why, *ran)
-            try:
-                held = server_state(self.config, manifest)
-            except ToolkitError as exc:  # the status is shown also where the server fails
-                held = {"problem": exc.message}
-            name, place = self.config.run.name, self.folder.path
-            unmeasured = results.unmeasured_of(manifest, validated=stages["validate"].state == "fresh")
-            return Status(name, place, manifest.run_id, stages, held, unmeasured, self._heard(state, heard))
+        with speaking(self.progress) as state:
+            heard = len(state.warnings)
+            return beside.status(self.config, self.folder, lambda: self._heard(state, heard))
 
     def report(self, *, force: bool = False) -> Reported:
         """Write the page and the model card again, from the run's own files."""
-        with _speaking(self.progress) as state:
+        with speaking(self.progress) as state:
             heard = len(state.warnings)
             self._there(f"run `{self.command('run')}` first")
             page, card = beside.pages(self.config, self.folder, force=force)
@@ -223,7 +194,7 @@ class Run:
 
     def compare(self, other: "Run") -> Compared:
         """Compare this run with another one; the page is written into the other's folder."""
-        with _speaking(self.progress) as state:
+        with speaking(self.progress) as state:
             heard = len(state.warnings)
             for run in (self, other):
                 run._there("name two runs that have at least prepared their data")
@@ -232,25 +203,25 @@ class Run:
 
     def foresee_evaluation(self, *, force: bool = False) -> dict[str, Any]:
         """Say what an evaluation would ask, and about how long it would take (s); nothing is written."""
-        with _speaking(self.progress):
+        with speaking(self.progress):
             return beside.foresee(self.config, self.folder, force=force)
 
     def write_sheet(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Write the blind sheet of the evaluation's answers for clinicians; returns its files and what it shows."""
-        with _speaking(self.progress):
+        with speaking(self.progress):
             return beside.sheet(self.config, self.folder, dry_run=dry_run)
 
     def count_votes(self, files: Sequence[str | os.PathLike[str]], *, dry_run: bool = False) -> dict[str, Any]:
         """Count the votes in files that the sheet saved, keep the count in evaluation.json, and return it."""
-        with _speaking(self.progress):
+        with speaking(self.progress):
             counted = beside.votes(self.folder, [Path(file) for file in files], dry_run=dry_run)
             if not dry_run:
-                pipeline.update_pages(self.config, self.folder)
+                performing.update_pages(self.config, self.folder)
             return counted
 
     def roll_back(self, *, dry_run: bool = False, replace: tuple[str, ...] = ()) -> dict[str, Any]:
         """Give the model that `NAME:previous` holds its name back; returns what `register/rollback.py` says."""
-        with _speaking(self.progress):
+        with speaking(self.progress):
             arguments.check_stage("register", 1, replace)
             from toolkit.register.rollback import roll_back
 
@@ -258,17 +229,8 @@ class Run:
 
     def modelfile(self) -> str:
         """Return the text for `ollama create -f`; it belongs next to the run's gguf/."""
-        with _speaking(self.progress):
-            from toolkit.prompt.format import prompt_format
-            from toolkit.prompt.tokenizer import load_tokenizer
-            from toolkit.register import modelfile_text
-
-            adapter = self.folder.adapter
-            if not adapter.is_dir():
-                hint = f"run `{self.command('run')}` first"
-                raise ToolkitError(f"there is no trained model in `{self.folder.path}`", hint=hint)
-            eos = load_tokenizer(adapter, prompt_format(self.config.prompt)).eos_text
-            return modelfile_text(self.config, self.folder, eos)
+        with speaking(self.progress):
+            return beside.modelfile(self.config, self.folder, f"run `{self.command('run')}` first")
 
     def _there(self, hint: str) -> None:
         if not self.folder.manifest.is_file():
@@ -277,92 +239,8 @@ class Run:
     def _heard(self, state: State, since: int) -> tuple[str, ...]:
         return tuple(dict.fromkeys([*self.warnings, *state.warnings[since:]]))
 
-    def _told(self, done: pipeline.Done, state: State, since: int) -> pipeline.Done:
+    def _told(self, done: Done, state: State, since: int) -> Done:
         """Return a stage's typed result, after a warning of what is wrong with it."""
         if done.warning:
             console.warn(done.warning)
         return results.result_of(done, self.folder, self._heard(state, since))
-
-    def _look_first(self, stages: tuple[str, ...]) -> bool:
-        """Let doctor look before hours are spent; a check that fails ends the run.
-
-        Return whether the stages were asked about the trained model, and need not be asked once more: where the base
-        is not here yet, or the adapter alone is wanted, there is more to say later.
-        """
-        if not stages:
-            return False
-        from toolkit.doctor import doctor as examine
-
-        every = [*pipeline.STAGES]
-        now, later = pipeline.records(stages), pipeline.records(every[every.index(stages[-1]) + 1 :])
-        checks = examine(self.config, self.folder, offline=is_offline(), stages=now, later=later)
-        failed = [check for check in checks if check.ok is False]
-        if failed:
-            listed = "\n".join(f"  {check.name}: {check.found}" for check in failed)
-            raise ToolkitError(
-                f"this machine cannot do the configured run:\n{listed}", hint=failed[0].fix, exit_code=MISSING
-            )
-        asked = any(check.name in pipeline.STAGES for check in checks)
-        return asked and not self.config.train.allow_unexportable
-
-    def _ends_with_adapter(self) -> bool:
-        """Say whether a run is done with its adapter: for a base without export, train.allow_unexportable asks that."""
-        why = pipeline.ends_with_adapter(self.config, offline=is_offline())
-        if why:
-            console.warn(
-                f"the run ends with the adapter in `{self.folder.adapter}`, as train.allow_unexportable asks: "
-                f"it cannot be exported, validated or registered ({why})"
-            )
-        return bool(why)
-
-    def _server_answers(self) -> bool:
-        """Say whether there is a server to register with; a run without one does all the rest and succeeds."""
-        from toolkit.ollama import server
-        from toolkit.ollama.address import server_address
-
-        again = f"then `{self.command('register')}`"
-        try:
-            url = server_address(self.config.ollama)
-        except ToolkitError as exc:
-            console.warn(f"{exc.message}, so the model is not registered; {exc.hint}, {again}")
-            return False
-        if server.version(self.config.ollama) is not None:
-            return True
-        console.warn(
-            f"no Ollama server answers at {url}, so the model is not registered; start one with `ollama serve`, {again}"
-        )
-        return False
-
-
-@contextmanager
-def _speaking(progress: Progress) -> Iterator[State]:
-    """Direct what is said during a call, and raise known foreign errors as ToolkitError; its hint is shown with it."""
-    arguments.check_progress(progress)
-    if progress == "terminal":  # the command line translates errors itself
-        yield streams.state()
-        return
-    # Said by libraries that draw bars in a notebook, when they are imported; none is drawn.
-    warnings.filterwarnings("ignore", message="IProgress not found")
-    with streams.directed(progress or _nowhere) as state:
-        try:
-            yield state
-        except BaseException as exc:
-            known = explain(exc)
-            if known is None:
-                raise
-            streams.write_log(f"error: {known.message}\nhint: {known.hint}")
-            if known.hint and not hasattr(known, "__notes__"):
-                known.add_note(f"hint: {known.hint}")
-            if known is exc:
-                raise
-            raise known from exc
-
-
-def _be_first(state: State) -> None:
-    """Silence the libraries before a stage of a Python program imports them, which may be one of several threads."""
-    if state.sink is not None:
-        console.silence_transformers()
-
-
-def _nowhere(_: str) -> None:
-    """Show nothing."""

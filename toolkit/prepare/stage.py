@@ -19,6 +19,12 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
     return StageFiles(inputs, [*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal])
 
 
+def _given(config: "Config") -> None:
+    from toolkit.prepare.source import find_sources
+
+    find_sources(config.data)
+
+
 def _before(context: Context) -> None:
     from toolkit.prepare.source import locate
 
@@ -85,6 +91,7 @@ STAGE = Stage(
     name="prepare",
     settings=("data", "prompt", "model.base", "model.revision", "train.max_length"),
     files=_files,
+    given=_given,
     before=_before,
     run=_run,
     summary=_summary,
