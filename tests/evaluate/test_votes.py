@@ -16,8 +16,9 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import evaluate, sheet
 from toolkit.evaluate.blind import SheetKey, answers_hash
 from toolkit.evaluate.evaluation import amend, read_evaluation
-from toolkit.evaluate.votes import count_votes, kept_votes, majority, votes_table
+from toolkit.evaluate.votes import count_votes, kept_votes, majority
 from toolkit.evaluate.votes_file import read_ballot
+from toolkit.evaluate.votes_words import votes_table
 from toolkit.report.sources import Evaluation
 
 EVALUATION = make_evaluation(10)

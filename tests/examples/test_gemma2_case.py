@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tests.support import families, gelu, models
 from tests.support.ollama_server import OllamaServer
 from toolkit import llamacpp
-from toolkit.export import standalone
+from toolkit.export import ordering, standalone
 
 pytestmark = pytest.mark.slow
 QUANTIZATIONS = ("F32", "BF16", "Q8_0", "Q4_K_M")
@@ -56,7 +56,7 @@ def case(request: pytest.FixtureRequest, base: Path, tmp_path_factory: pytest.Te
     assert all(".self_attn." in name for name in weights)
     longer = {name: weight * (request.param if "lora_B" in name else 1) for name, weight in weights.items()}
     save_file(longer, path, metadata={"format": "pt"})
-    order = standalone.of_adapter(adapter, str(base), "none.toml", ("prompt.preset=gemma",))
+    order = ordering.of_adapter(adapter, str(base), "none.toml", ("prompt.preset=gemma",))
     figures = standalone.carry_out(order, "gguf", QUANTIZATIONS, str(place / "out"), dry_run=False, force=False)
     files = {name: Path(found["path"]) for name, found in figures["files"].items()}
     return Case(base, adapter, files, place / "out" / "Modelfile")
@@ -101,7 +101,7 @@ def changed(source: Path, target: Path, fault: str) -> Path:
 def test_a_fault_shows_in_the_same_number(case: Case, tmp_path: Path, fault: str) -> None:
     """A structural fault is as large in F32 as in 4 bits, and far beyond what an intact F32 file has."""
     if fault == "layer":
-        order = standalone.of_model(str(case.base), "none.toml", ("prompt.preset=gemma",))
+        order = ordering.of_model(str(case.base), "none.toml", ("prompt.preset=gemma",))
         figures = standalone.carry_out(order, "gguf", ("F32",), str(tmp_path / "plain"), dry_run=False, force=False)
         fault = str(figures["files"]["F32"]["path"])
     broken = distance(case, changed(case.files["F32"], tmp_path / "broken.gguf", fault))

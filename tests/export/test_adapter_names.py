@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.support import models
 from toolkit.core.errors import ToolkitError
-from toolkit.export import export, plan, standalone
+from toolkit.export import export, ordering, plan, standalone
 from toolkit.export.adapter.mlx import convert_mlx
 from toolkit.export.adapter.names import plain_name
 
@@ -223,7 +223,7 @@ def test_an_mlx_adapter_is_merged(
     peft = models.save_adapter(tmp_path / "peft", base, **settings)
     adapter = mlx(peft, tmp_path / "mlx", alpha=alpha, fine_tune_type=kind, model=str(base))
     monkeypatch.chdir(tmp_path)
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     figures = standalone.carry_out(order, "gguf", ("F32",), "out", dry_run=False, force=False)
     path = Path(figures["files"]["F32"]["path"])
     assert path.name == "mlx-F32.gguf"
@@ -238,7 +238,7 @@ def test_an_mlx_adapter_in_other_forms(
     (adapter / "0000100_adapters.safetensors").write_bytes(b"an earlier state")
     monkeypatch.chdir(tmp_path)
     for form in ("lora-gguf", "safetensors"):
-        order = standalone.of_adapter(adapter, None, "none.toml", ())
+        order = ordering.of_adapter(adapter, None, "none.toml", ())
         assert standalone.carry_out(order, form, (), "out", dry_run=True, force=False)["files"]
         assert standalone.carry_out(order, form, (), "out", dry_run=False, force=False)["files"]
 
@@ -257,7 +257,7 @@ def test_what_mlx_must_merge_itself(
 ) -> None:
     adapter = mlx(models.save_adapter(tmp_path / "peft", made[0]), tmp_path / "mlx", model=str(made[0]), **settings)
     save_file(change(load_file(adapter / "adapters.safetensors")), adapter / "adapters.safetensors")
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     with pytest.raises(ToolkitError, match=words) as caught:
         standalone.carry_out(order, "gguf", ("F32",), str(tmp_path / "out"), dry_run=False, force=False)
     assert "mlx_lm.fuse" in caught.value.hint and "toolkit export --model" in caught.value.hint
@@ -280,7 +280,7 @@ def test_what_a_broken_off_mlx_training_left(
     else:
         weights.write_bytes(weights.read_bytes()[:300])
     with pytest.raises(ToolkitError) as caught:
-        standalone.of_adapter(adapter, None, "none.toml", ())
+        ordering.of_adapter(adapter, None, "none.toml", ())
     if "cp " in caught.value.hint:
         words = shlex.split(caught.value.hint.partition(": ")[2])
         assert words[1].endswith("0000200_adapters.safetensors")
@@ -291,7 +291,7 @@ def test_what_a_broken_off_mlx_training_left(
     else:
         assert left == "half a file alone" and "train again" in caught.value.hint
         return
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     assert standalone.carry_out(order, "gguf", ("F32",), "out", dry_run=False, force=False)["files"]
 
 
@@ -320,7 +320,7 @@ def test_modules_that_an_mlx_training_names_and_lacks(
         config["lora_parameters"]["keys"] = keys
     (adapter / "adapter_config.json").write_text(json.dumps({**config, **settings}))
     monkeypatch.chdir(tmp_path)
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=True, force=False)
     heard = " ".join(capsys.readouterr().err.split())
     assert f"the adapter has LoRA for {said} that it names" in heard if said else "that it names" not in heard
@@ -516,7 +516,7 @@ def test_a_product_too_small_for_any_weight(
 
     adapter = changed(made[1], tmp_path / "adapter", smaller, base_model_name_or_path=str(made[0]))
     monkeypatch.chdir(tmp_path)
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=dry, force=False)
     heard = " ".join(capsys.readouterr().err.split())
     assert (said in heard) if said else "changes nothing" not in heard

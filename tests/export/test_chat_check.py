@@ -20,7 +20,7 @@ from toolkit.export import export
 from toolkit.export.vocab.added_tokens import STRIPS
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -18,7 +18,7 @@ from tests.support.prompts import FORMATS
 from toolkit.export import export
 from toolkit.export.merged_model import export_merged
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
 
 PRESETS = (

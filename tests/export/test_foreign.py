@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Called
 from tests.support import models
 from toolkit.core.errors import ToolkitError
-from toolkit.export import export, foreign, foreign_template, standalone
+from toolkit.export import export, foreign, foreign_template, ordering, standalone
 from toolkit.ollama import modelfile
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -46,12 +46,12 @@ def configured(adapter: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def carry(order: standalone.Order, *quantizations: str, form: str = "gguf", **options: bool) -> dict[str, Any]:
+def carry(order: ordering.Order, *quantizations: str, form: str = "gguf", **options: bool) -> dict[str, Any]:
     wanted = {"dry_run": False, "force": False, **options}
     return standalone.carry_out(order, form, quantizations or (("F16",) if form == "gguf" else ()), "out", **wanted)
 
 
-def template_in(order: standalone.Order) -> str:
+def template_in(order: ordering.Order) -> str:
     figures = carry(order, force=True)
     text: str = gguf.GGUFReader(figures["files"]["F16"]["path"]).fields["tokenizer.chat_template"].contents()
     return text
@@ -86,7 +86,7 @@ def test_the_nearest_base(
     configured(pair[1], base_model_name_or_path=own)
     if stated:
         (tmp_path / "toolkit.toml").write_text(f'[model]\nbase = "{stated}"\n')
-    order = standalone.of_adapter(pair[1], given, "toolkit.toml", ())
+    order = ordering.of_adapter(pair[1], given, "toolkit.toml", ())
     said = capsys.readouterr().err
     assert f"base: {used}\n" in said and order.base == used.partition(" ")[0]
     assert said.count("warning") == len(warned) and all(text in said for text in warned)
@@ -97,7 +97,7 @@ def test_settings_that_state_no_base_name_none(pair: tuple[Path, Path], tmp_path
     configured(pair[1], base_model_name_or_path=None)
     (tmp_path / "toolkit.toml").write_text('[run]\nname = "x"\n')
     with pytest.raises(ToolkitError, match="does not name its base model"):
-        standalone.of_adapter(pair[1], None, "toolkit.toml", ())
+        ordering.of_adapter(pair[1], None, "toolkit.toml", ())
 
 
 def test_a_base_of_another_machine(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ def test_a_base_of_another_machine(pair: tuple[Path, Path], tmp_path: Path) -> N
     configured(pair[1], base_model_name_or_path="/content/drive/model")
     (tmp_path / "toolkit.toml").write_text('[model]\nbase = "base"\n')
     with pytest.raises(ToolkitError, match="`/content/drive/model`, which is not on this machine") as caught:
-        standalone.of_adapter(pair[1], None, "toolkit.toml", ())
+        ordering.of_adapter(pair[1], None, "toolkit.toml", ())
     assert "--base base" in caught.value.hint
 
 
 def test_16_bit_weights_belong_to_the_base_that_names_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
     models.save_model(tmp_path / "other", **SHAPE)
     (tmp_path / "toolkit.toml").write_text('[model]\nbase = "a/b-bnb-4bit"\nbase_16bit = "other"\n')
-    figures = carry(standalone.of_adapter(pair[1], None, "toolkit.toml", ()), "F32")
+    figures = carry(ordering.of_adapter(pair[1], None, "toolkit.toml", ()), "F32")
     assert models.kl(*pair, Path(figures["files"]["F32"]["path"]), 64) <= 1e-9
 
 
@@ -145,7 +145,7 @@ def test_the_adapters_own_template_in_every_form(
     write(adapter, OWN)
     jinja(base, BASES)
     (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca"\n')
-    assert template_in(standalone.of_adapter(adapter, None, "toolkit.toml", ())) == OWN
+    assert template_in(ordering.of_adapter(adapter, None, "toolkit.toml", ())) == OWN
     said = capsys.readouterr().err
     assert "chat template: the adapter's own" in said
     assert (
@@ -159,7 +159,7 @@ def test_the_bases_own_template_comes_next(
 ) -> None:
     base, adapter = pair
     write(base, BASES)
-    assert template_in(standalone.of_adapter(adapter, None, "none.toml", ())) == BASES
+    assert template_in(ordering.of_adapter(adapter, None, "none.toml", ())) == BASES
     said = capsys.readouterr().err
     assert "chat template: the base's own" in said and "warning" not in said
 
@@ -169,7 +169,7 @@ def test_a_template_inside_a_gguf_base(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     export(pair[0], None, {"F32": tmp_path / "base.gguf"}, BASES, "base")
-    assert template_in(standalone.of_adapter(pair[1], "base.gguf", "none.toml", ())) == BASES
+    assert template_in(ordering.of_adapter(pair[1], "base.gguf", "none.toml", ())) == BASES
 
 
 def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,10 +177,10 @@ def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsy
     base, adapter = pair
     jinja(base, BASES)
     (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca-no-input"\n')
-    assert "### Response" in template_in(standalone.of_adapter(adapter, None, "toolkit.toml", ()))
+    assert "### Response" in template_in(ordering.of_adapter(adapter, None, "toolkit.toml", ()))
     assert "the base's own is a different chat template, which is not used" in capsys.readouterr().err
     jinja(adapter, OWN)
-    order = standalone.of_adapter(adapter, None, "toolkit.toml", ("prompt.preset=alpaca",))
+    order = ordering.of_adapter(adapter, None, "toolkit.toml", ("prompt.preset=alpaca",))
     assert "### Input" in template_in(order)
     assert "the adapter's own is a different chat template, which is not used" in capsys.readouterr().err
 
@@ -191,13 +191,13 @@ def test_what_fills_a_preset_in_states_none(
 ) -> None:
     """The adapter's own template stays; where nobody has one, the text is used."""
     adapter = pair[1]
-    order = standalone.of_adapter(adapter, None, "none.toml", (change,))
+    order = ordering.of_adapter(adapter, None, "none.toml", (change,))
     assert "### Response" in template_in(order) and change.partition("=")[2] in Path("out/Modelfile").read_text()
     assert "has no effect" not in capsys.readouterr().err
     jinja(adapter, OWN)
     (tmp_path / "toolkit.toml").write_text('[prompt]\npreset = "alpaca-no-input"\n')
     for settings in ("none.toml", "toolkit.toml"):
-        assert template_in(standalone.of_adapter(adapter, None, settings, (change,))) == OWN
+        assert template_in(ordering.of_adapter(adapter, None, settings, (change,))) == OWN
         assert f"--set {change.partition('=')[0]} has no effect on this chat template" in capsys.readouterr().err
 
 
@@ -206,8 +206,8 @@ def test_a_part_of_a_custom_preset_states_it(pair: tuple[Path, Path], tmp_path: 
     jinja(pair[1], OWN)
     custom = 'preset = "custom"\nuser_turn = "Q {instruction} {input} A "\n'
     (tmp_path / "toolkit.toml").write_text(f"[prompt]\n{custom}")
-    assert template_in(standalone.of_adapter(pair[1], None, "toolkit.toml", ())) == OWN
-    assert template_in(standalone.of_adapter(pair[1], None, "toolkit.toml", (change,))) != OWN
+    assert template_in(ordering.of_adapter(pair[1], None, "toolkit.toml", ())) == OWN
+    assert template_in(ordering.of_adapter(pair[1], None, "toolkit.toml", (change,))) != OWN
 
 
 # What stands beside the GGUF.
@@ -215,7 +215,7 @@ def test_a_part_of_a_custom_preset_states_it(pair: tuple[Path, Path], tmp_path: 
 
 def test_a_modelfile_and_the_next_step(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Of the default quantization; the prompt is the preset's."""
-    figures = carry(standalone.of_adapter(pair[1], None, "none.toml", ()), "Q8_0", "Q4_K_M")
+    figures = carry(ordering.of_adapter(pair[1], None, "none.toml", ()), "Q8_0", "Q4_K_M")
     assert figures["modelfile"] == "out/Modelfile" and figures["next"] == "ollama create mine -f out/Modelfile"
     found = modelfile.meaning(modelfile.read_modelfile(Path("out/Modelfile").read_text()))
     assert found.from_ == "./mine-Q4_K_M.gguf" and "### Response:" in found.template and found.system
@@ -225,7 +225,7 @@ def test_a_modelfile_and_the_next_step(pair: tuple[Path, Path], capsys: pytest.C
 def test_a_template_of_its_own_is_said_in_go(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """Else Ollama would take the most similar of its own templates."""
     jinja(pair[1], "{{ bos_token }}" + ZEPHYR)
-    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     found = modelfile.meaning(modelfile.read_modelfile(Path("out/Modelfile").read_text()))
     assert "<|system|>\n" in found.template and "<|end_of_text|>\n<|assistant|>\n" in found.template
     assert not found.system and found.parameters["stop"] == ["<|end_of_text|>"]
@@ -234,7 +234,7 @@ def test_a_template_of_its_own_is_said_in_go(pair: tuple[Path, Path], capsys: py
 
 def test_a_template_that_go_cannot_say(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     jinja(pair[1], "{% for m in messages %}{{ loop.index ~ m['content'] }}{% endfor %}")
-    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     assert "TEMPLATE" not in Path("out/Modelfile").read_text()
     assert "`ollama show mine --template`" in capsys.readouterr().err
 
@@ -250,7 +250,7 @@ def test_a_template_that_does_more_than_go(
     pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], template: str, words: str
 ) -> None:
     jinja(pair[1], template)
-    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     assert "TEMPLATE" in Path("out/Modelfile").read_text() and words in " ".join(capsys.readouterr().err.split())
 
 
@@ -259,7 +259,7 @@ def test_a_template_go_gets_the_date_of_the_day(
     pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str], form: str, written: bool
 ) -> None:
     jinja(pair[1], f"{{{{ strftime_now('{form}') + '\\n' }}}}" + ZEPHYR)
-    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     text, said = Path("out/Modelfile").read_text(), " ".join(capsys.readouterr().err.split())
     assert ("currentDate" in text) == written and (f"it writes the date as `{form}`" in said) != written
     assert ("llama-server --jinja -m out/mine-F16.gguf" in said) != written
@@ -272,7 +272,7 @@ def test_a_template_that_is_not_utf8(pair: tuple[Path, Path], name: str) -> None
     written = text if name.endswith("jinja") else json.dumps({"chat_template": text}, ensure_ascii=False)
     (pair[1] / name).write_bytes(written.encode("latin-1"))
     with pytest.raises(ToolkitError, match=r"UTF-8 text: byte 0xfc"):
-        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+        carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     if name.endswith("jinja"):
         with pytest.raises(ToolkitError) as caught:
             foreign_template.saved_template(pair[1])
@@ -283,7 +283,7 @@ def test_a_template_that_is_not_utf8(pair: tuple[Path, Path], name: str) -> None
 def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Modelfile").write_text("FROM x\n")
-    order = standalone.of_adapter(pair[1], None, "none.toml", ())
+    order = ordering.of_adapter(pair[1], None, "none.toml", ())
     assert carry(order)["modelfile"] == "out/mine.Modelfile"
     assert (tmp_path / "out" / "Modelfile").read_text() == "FROM x\n"
     assert carry(order, "Q8_0")["modelfile"] == "out/mine.Modelfile"
@@ -302,7 +302,7 @@ def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: P
 def test_a_modelfile_that_a_user_edited_stays(
     pair: tuple[Path, Path], edit: Callable[[str], str], force: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    order = standalone.of_adapter(pair[1], None, "none.toml", ())
+    order = ordering.of_adapter(pair[1], None, "none.toml", ())
     carry(order)
     path = Path("out/Modelfile")
     edited = edit(path.read_text())
@@ -322,7 +322,7 @@ def test_a_modelfile_that_a_user_edited_stays(
 def test_a_modelfile_that_nobody_edited_is_written_again(
     pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    order = standalone.of_adapter(pair[1], None, "none.toml", ())
+    order = ordering.of_adapter(pair[1], None, "none.toml", ())
     assert carry(order)["modelfile"] == carry(order, "Q8_0")["modelfile"] == "out/Modelfile"
     assert "FROM ./mine-Q8_0.gguf" in Path("out/Modelfile").read_text()
     assert "was edited" not in capsys.readouterr().err
@@ -333,11 +333,11 @@ def test_a_modelfile_that_nobody_edited_is_written_again(
 )
 def test_a_name_that_ollama_takes(pair: tuple[Path, Path], tmp_path: Path, name: str, called: str) -> None:
     adapter = pair[1].rename(tmp_path / name)
-    assert carry(standalone.of_adapter(adapter, None, "none.toml", ()))["next"].startswith(f"ollama create {called} ")
+    assert carry(ordering.of_adapter(adapter, None, "none.toml", ()))["next"].startswith(f"ollama create {called} ")
 
 
 def test_nothing_is_written_by_a_dry_run(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "next" not in carry(standalone.of_adapter(pair[1], None, "none.toml", ()), dry_run=True)
+    assert "next" not in carry(ordering.of_adapter(pair[1], None, "none.toml", ()), dry_run=True)
     said = capsys.readouterr().err
     assert not Path("out").exists() and "base: " in said and "chat template: " in said
 
@@ -346,10 +346,10 @@ def test_hints_speak_of_options(pair: tuple[Path, Path], monkeypatch: pytest.Mon
     usage = type(shutil.disk_usage("."))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, 10))
     with pytest.raises(ToolkitError) as caught:
-        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+        carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     assert "--output DIR" in caught.value.hint and "run.folder" not in caught.value.hint
     with pytest.raises(ToolkitError) as caught:
-        carry(standalone.of_adapter(pair[1], "gone", "none.toml", ()))
+        carry(ordering.of_adapter(pair[1], "gone", "none.toml", ()))
     assert "--base" in caught.value.hint and "model.base" not in caught.value.hint
 
 
@@ -358,19 +358,19 @@ def test_hints_speak_of_options(pair: tuple[Path, Path], monkeypatch: pytest.Mon
 
 def test_a_whole_model_is_exported_as_it_is(pair: tuple[Path, Path], tmp_path: Path) -> None:
     jinja(pair[0], OWN)
-    figures = carry(standalone.of_model("base", "none.toml", ()), "F32")
+    figures = carry(ordering.of_model("base", "none.toml", ()), "F32")
     path = Path(figures["files"]["F32"]["path"])
     assert path.name == "base-F32.gguf" and models.kl(pair[0], None, path, 64) <= 1e-9
     assert gguf.GGUFReader(path).fields["tokenizer.chat_template"].contents() == OWN
-    assert carry(standalone.of_model("base", "none.toml", ()), form="safetensors")["files"]
+    assert carry(ordering.of_model("base", "none.toml", ()), form="safetensors")["files"]
     with pytest.raises(ToolkitError, match="no adapter"):
-        carry(standalone.of_model("base", "none.toml", ()), form="lora-gguf")
+        carry(ordering.of_model("base", "none.toml", ()), form="lora-gguf")
 
 
 def test_a_whole_model_in_a_folder_named_like_four_bits(pair: tuple[Path, Path], tmp_path: Path) -> None:
     """Its own weights are meant, not those of a namesake."""
     pair[0].rename(tmp_path / "mine-bnb-4bit")
-    assert carry(standalone.of_model("mine-bnb-4bit", "none.toml", ()))["files"]
+    assert carry(ordering.of_model("mine-bnb-4bit", "none.toml", ()))["files"]
 
 
 def test_the_options_for_a_whole_model(pair: tuple[Path, Path], toolkit: Callable[..., Called]) -> None:
@@ -429,7 +429,7 @@ def test_what_is_no_adapter_is_named(pair: tuple[Path, Path], tmp_path: Path) ->
         assert hint in caught.value.hint
     for given, hint in (("mine", "toolkit export --adapter mine"), ("models", "--model models/checkpoint-7")):
         with pytest.raises(ToolkitError) as caught:
-            standalone.of_model(given, "none.toml", ())
+            ordering.of_model(given, "none.toml", ())
         assert hint in caught.value.hint
 
 
@@ -464,7 +464,7 @@ def test_hints_can_be_typed_as_they_are(pair: tuple[Path, Path], tmp_path: Path)
     configured(adapter, base_model_name_or_path="/gone")
     Path("toolkit.toml").write_text('[model]\nbase = "my model"\n')
     with pytest.raises(ToolkitError) as caught:
-        standalone.of_adapter(adapter, None, "toolkit.toml", ())
+        ordering.of_adapter(adapter, None, "toolkit.toml", ())
     assert caught.value.hint.endswith("--base 'my model'")
 
 
@@ -489,15 +489,15 @@ def test_options_that_exclude_each_other(
 def test_a_tokenizer_without_a_vocabulary(pair: tuple[Path, Path], text: str) -> None:
     (pair[1] / "tokenizer.json").write_text(text)
     with pytest.raises(ToolkitError, match="holds no vocabulary") as caught:
-        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+        carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     assert "delete it: the base's is then used" in caught.value.hint
     (pair[1] / "tokenizer.json").unlink()  # as it says
-    carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+    carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
 
 
 @pytest.mark.parametrize("text", ['{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": 1}}', "no JSON"])
 def test_a_damaged_tokenizer_beside_an_adapter(pair: tuple[Path, Path], text: str) -> None:
     (pair[1] / "tokenizer.json").write_text(text)
     with pytest.raises(ToolkitError) as caught:
-        carry(standalone.of_adapter(pair[1], None, "none.toml", ()))
+        carry(ordering.of_adapter(pair[1], None, "none.toml", ()))
     assert "copy the base" not in caught.value.hint

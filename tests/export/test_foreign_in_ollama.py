@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from tests.support import models
 from tests.support.ollama_server import OllamaServer
-from toolkit.export import standalone
+from toolkit.export import ordering, standalone
 from toolkit.export.jinja_render import renderer
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.format import prompt_format
@@ -36,7 +36,7 @@ def test_ollama_create_of_the_modelfile(
         json.dumps({**names, **({"chat_template": template} if template else {})})
     )
     monkeypatch.chdir(tmp_path)
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     figures = standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=False, force=False)
     made = server.run(*figures["next"].split()[1:], cwd=tmp_path)
     assert made.returncode == 0, made.stderr
@@ -79,7 +79,7 @@ def test_the_date_of_the_day_in_ollama(
     adapter = models.save_adapter(tmp_path / "mine", base)
     (adapter / "chat_template.jinja").write_text(template)
     monkeypatch.chdir(tmp_path)
-    order = standalone.of_adapter(adapter, None, "none.toml", ())
+    order = ordering.of_adapter(adapter, None, "none.toml", ())
     figures = standalone.carry_out(order, "gguf", ("F16",), "out", dry_run=False, force=False)
     assert server.run(*figures["next"].split()[1:], cwd=tmp_path).returncode == 0
     messages = [("system", "Be brief."), ("user", "A?"), ("assistant", "B."), ("user", "C?")]

@@ -17,7 +17,7 @@ from tests.support import models
 from tests.support.damage import edit_json
 from tests.support.trained import train
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.export import export, standalone
+from toolkit.export import export, ordering
 from toolkit.export.lora_gguf import export_lora
 from toolkit.export.merged_model import export_merged
 
@@ -359,5 +359,5 @@ def test_the_plan_on_the_command_line(base: Path, tmp_path: Path, toolkit: Any) 
 def test_an_imatrix_is_for_runs(base: Path, tmp_path: Path) -> None:
     adapter = models.save_adapter(tmp_path / "mine", base)
     with pytest.raises(ToolkitError, match="needs the training records") as caught:
-        standalone.of_adapter(adapter, None, str(tmp_path / "none.toml"), ("export.imatrix=true",))
+        ordering.of_adapter(adapter, None, str(tmp_path / "none.toml"), ("export.imatrix=true",))
     assert caught.value.exit_code == USAGE

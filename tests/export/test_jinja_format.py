@@ -5,7 +5,8 @@ import pytest
 from toolkit.export.jinja_format import format_of
 from toolkit.export.jinja_render import renderer
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import conversation, go_template
+from toolkit.prompt.renderings import conversation
+from toolkit.prompt.templates import go_template
 
 END = "{% if add_generation_prompt %}"
 CHATML = (

@@ -14,7 +14,7 @@ import pytest
 from tests.support import models
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import scratch_folder, writing
-from toolkit.export import foreign_modelfile, standalone
+from toolkit.export import foreign_modelfile, ordering, standalone
 
 SHAPE: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 
@@ -24,20 +24,20 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> standalone.Order:
+def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ordering.Order:
     base = models.save_model(tmp_path / "base", **SHAPE)
     adapter = models.save_adapter(tmp_path / "mine", base)
     monkeypatch.chdir(tmp_path)
-    return standalone.of_adapter(adapter, None, "none.toml", ())
+    return ordering.of_adapter(adapter, None, "none.toml", ())
 
 
-def carry(order: standalone.Order, *quantizations: str, force: bool = False) -> dict[str, Any]:
+def carry(order: ordering.Order, *quantizations: str, force: bool = False) -> dict[str, Any]:
     return standalone.carry_out(order, "gguf", quantizations, "out", dry_run=False, force=force)
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_killed_at_any_rename_the_same_command_works(
-    order: standalone.Order, monkeypatch: pytest.MonkeyPatch, at: int
+    order: ordering.Order, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Of two GGUF files and a Modelfile, the renames come one after the other."""
     count = 0
@@ -63,7 +63,7 @@ def test_killed_at_any_rename_the_same_command_works(
         carry(order, "F16", "Q8_0")
 
 
-def test_a_file_that_changed_since_is_not_replaced(order: standalone.Order, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changed_since_is_not_replaced(order: ordering.Order, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any, **__: Any) -> None:
         raise Killed
 
@@ -77,7 +77,7 @@ def test_a_file_that_changed_since_is_not_replaced(order: standalone.Order, monk
     assert Path("out/mine-F16.gguf").read_bytes() == b"somebody else's"
 
 
-def test_half_written_files_of_other_quantizations_go(order: standalone.Order) -> None:
+def test_half_written_files_of_other_quantizations_go(order: ordering.Order) -> None:
     """Their names would never be written again; what another process is writing stays."""
     out = Path("out")
     out.mkdir()
@@ -95,7 +95,7 @@ def test_half_written_files_of_other_quantizations_go(order: standalone.Order) -
     assert not any(path.exists() for path in (*left, folder)) and other.exists()
 
 
-def test_a_former_merged_folder_comes_back(order: standalone.Order) -> None:
+def test_a_former_merged_folder_comes_back(order: ordering.Order) -> None:
     former = Path("out/.mine-merged.old")
     former.mkdir(parents=True)
     (former / "config.json").write_text("{}")

@@ -26,7 +26,7 @@ from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
 from toolkit.export import export, streaming
 from toolkit.formats import checkpoint
-from toolkit.model import base_choice, hub_range, hub_shards
+from toolkit.model import base_choice, hub_pieces, hub_range, hub_shards
 from toolkit.model.hub_range import HubShards
 
 LABEL = "owner/model"
@@ -120,7 +120,7 @@ def test_an_interrupted_export_goes_on_with_the_next_shard(
     hub: hubs.Hub, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = whole(hub.folder, originals / "adapter", tmp_path / "whole")
-    order = [shard.name for shard in hub_shards.order(hub_shards.open_shards(LABEL))]
+    order = [shard.name for shard in hub_pieces.order(hub_shards.open_shards(LABEL))]
     assert len(order) > 3
     stop_at(hub, order[2])
     with pytest.raises(ToolkitError, match=f"stopped answering at byte .* of `{order[2]}`") as caught:
@@ -143,7 +143,7 @@ def test_what_was_done_is_checked_before_it_is_used(
 ) -> None:
     """A damaged result is done again; another adapter or another base starts from the beginning."""
     adapter = shutil.copytree(originals / "adapter", tmp_path / "adapter")
-    order = [shard.name for shard in hub_shards.order(hub_shards.open_shards(LABEL))]
+    order = [shard.name for shard in hub_pieces.order(hub_shards.open_shards(LABEL))]
     stop_at(hub, order[2])
     with pytest.raises(ToolkitError):
         streamed(hub, adapter, tmp_path / "out")
@@ -176,7 +176,7 @@ def test_a_shard_with_another_hash_is_refused(hub: hubs.Hub, originals: Path, tm
     out.mkdir()
     for path in targets(out).values():
         path.write_bytes(b"former")
-    name = hub_shards.order(hub_shards.open_shards(LABEL))[which].name
+    name = hub_pieces.order(hub_shards.open_shards(LABEL))[which].name
     size = (hub.folder / name).stat().st_size
 
     def fault(asked: str, start: int, body: bytes) -> bytes:
@@ -334,18 +334,18 @@ def test_single_tensors_are_fetched_and_checked(hub: hubs.Hub, tmp_path: Path) -
     name = "model.layers.1.mlp.up_proj.weight"
     expected = checkpoint.stored_bytes(checkpoint.open_folder(hub.folder)[name])
     for _ in range(2):
-        with hub_shards.at_hand(source, tensors[name]) as found:
+        with hub_pieces.at_hand(source, tensors[name]) as found:
             assert checkpoint.stored_bytes(found) == expected
         nothing_is_left(tmp_path)
     hub.fault = lambda name, start, body: bytes([body[0] ^ 1]) + body[1:]
-    with pytest.raises(ToolkitError, match="another hash"), hub_shards.at_hand(source, tensors[name]):
+    with pytest.raises(ToolkitError, match="another hash"), hub_pieces.at_hand(source, tensors[name]):
         pass
 
 
 def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
     hub: hubs.Hub, originals: Path, tmp_path: Path
 ) -> None:
-    stop_at(hub, hub_shards.order(hub_shards.open_shards(LABEL))[2].name)
+    stop_at(hub, hub_pieces.order(hub_shards.open_shards(LABEL))[2].name)
     with pytest.raises(ToolkitError):
         streamed(hub, originals / "adapter", tmp_path / "out")
     assert len(contents(tmp_path / "out")) == 3
@@ -361,7 +361,7 @@ def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, s
         return {name: tmp_path / "out" / f"{model}-{name}.gguf" for name in names}
 
     source = hub_shards.open_shards(LABEL)
-    stop_at(hub, hub_shards.order(source)[2].name)
+    stop_at(hub, hub_pieces.order(source)[2].name)
     for model in ("mine", "mine-too"):
         with pytest.raises(ToolkitError):
             export(source.folder, None, files(model, "F16", "Q8_0"), models.TEMPLATE, "small", shards=source)
@@ -381,7 +381,7 @@ def test_no_more_than_two_pieces_are_on_the_disk(hub: hubs.Hub, originals: Path,
     def fault(name: str, start: int, body: bytes) -> bytes:
         there = [path.stat().st_size for path in (tmp_path / "cache").rglob(".pieces.*/*")]
         most[0] = max(most[0], len(there))
-        assert sum(there) <= 2 * max(hub_shards.PIECE, 524_288)
+        assert sum(there) <= 2 * max(hub_pieces.PIECE, 524_288)
         return body
 
     hub.fault = fault
@@ -396,7 +396,7 @@ def test_a_killed_command_goes_on(hub: hubs.Hub, originals: Path, tmp_path: Path
     command += ["--quant", "Q8_0", "--quant", "Q4_K_M", "--set", "export.stream_base=true", "--json"]
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment = {**os.environ, **hub.environment(tmp_path / "home"), **cache, "PYTHONPATH": str(REPOSITORY)}
-    order = [shard.name for shard in hub_shards.order(hub_shards.open_shards(LABEL))]
+    order = [shard.name for shard in hub_pieces.order(hub_shards.open_shards(LABEL))]
     come = threading.Event()
 
     def fault(name: str, start: int, body: bytes) -> bytes:

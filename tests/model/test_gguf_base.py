@@ -16,6 +16,7 @@ from toolkit.formats.gguf_reader import open_gguf
 from toolkit.model import base
 from toolkit.model.gguf_base import folder_from_gguf
 from toolkit.model.gguf_tokenizer import save_vocabulary
+from toolkit.model.licence import licence_of
 from toolkit.prompt.tokenizer import load_tokenizer
 
 TEXTS = [
@@ -89,7 +90,7 @@ def test_the_licence_in_a_header_is_said_and_kept(
     if licence:
         state_licence(gguf, licence)
     found = base.resolve(str(gguf)).folder
-    assert base.licence_of(found) == licence
+    assert licence_of(found) == licence
     assert (f"(licence: {licence})" in capsys.readouterr().err) is bool(licence)
 
 

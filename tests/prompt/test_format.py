@@ -11,7 +11,8 @@ from tests.support.prompts import FORMATS
 from tests.support.properties import tries
 from toolkit.core.input_settings import PromptSettings
 from toolkit.prompt.format import PromptFormat, prompt_format
-from toolkit.prompt.renderings import chat_template, conversation, go_template, prompt_text, python_function, render
+from toolkit.prompt.renderings import conversation, prompt_text, render
+from toolkit.prompt.templates import chat_template, go_template, python_function
 
 RECIPE = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "

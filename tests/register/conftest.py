@@ -17,7 +17,7 @@ from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
-from toolkit.prompt import format, renderings
+from toolkit.prompt import format, templates
 from toolkit.register import greedy, prompt_parity
 
 ROWS = [
@@ -119,7 +119,7 @@ def make_run(
     config = config_file.build(values)
     place = run_folder.folder_of(config)
     tiny.save_tokenizer(place.adapter)
-    template = renderings.chat_template(format.prompt_format(config.prompt), bos=True)
+    template = templates.chat_template(format.prompt_format(config.prompt), bos=True)
     template = template if chat_template is None else chat_template
     files = {
         quantization: tiny.write(place.gguf(quantization), seed=seed, chat_template=template, f16=quantization == "F16")

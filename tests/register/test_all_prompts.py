@@ -18,7 +18,8 @@ from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template, go_template, prompt_text
+from toolkit.prompt.renderings import prompt_text
+from toolkit.prompt.templates import chat_template, go_template
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.register import greedy, prompt_parity
 

@@ -15,7 +15,8 @@ from toolkit.export import export
 from toolkit.export.merged_model import export_merged
 from toolkit.ollama import server
 from toolkit.prompt.format import PromptFormat, prompt_format
-from toolkit.prompt.renderings import chat_template, go_template, render
+from toolkit.prompt.renderings import render
+from toolkit.prompt.templates import chat_template, go_template
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]

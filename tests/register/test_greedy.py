@@ -15,7 +15,7 @@ from tests.support.outside import smollm
 from toolkit import llamacpp
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
-from toolkit.prompt import format, renderings
+from toolkit.prompt import format, renderings, templates
 from toolkit.register import greedy
 from toolkit.register.served_prompt import ServedPrompt
 
@@ -53,7 +53,7 @@ def test_every_client_sends_the_same_prompt(ollama: OllamaServer, tmp_path: Path
     client.create(
         "same",
         files={"same.gguf": client.create_blob(str(gguf))},
-        template=renderings.go_template(form, form.eos),
+        template=templates.go_template(form, form.eos),
         system=form.instruction,
         parameters={**greedy.greedy_parameters(8), "num_ctx": 1024, "num_thread": 1, "stop": [form.eos]},
     )

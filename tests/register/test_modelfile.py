@@ -19,7 +19,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import blobs, modelfile, modelfile_template
 from toolkit.ollama.modelfile import Command, Modelfile
 from toolkit.ollama.modelfile_template import fill_template
-from toolkit.prompt import format, renderings
+from toolkit.prompt import format, templates
 from toolkit.register import model_spec, modelfile_text
 
 texts = st.lists(st.sampled_from(PIECES), max_size=12).map("".join) | st.text(max_size=40)
@@ -188,7 +188,7 @@ def test_the_modelfile_of_the_default_settings(tmp_path: Path) -> None:
     found = modelfile.meaning(modelfile.read_modelfile(text))
     form = format.prompt_format(config.prompt)
     assert "FROM ./gguf/medassist-Q4_K_M.gguf\n" in text
-    assert found.template == renderings.go_template(form, tiny_gguf.EOS)
+    assert found.template == templates.go_template(form, tiny_gguf.EOS)
     assert found.system == "Explain:"
     assert found.parameters == {
         "num_ctx": 2048 + 512,

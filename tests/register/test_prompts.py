@@ -13,7 +13,7 @@ from tests.support.ollama_server import OllamaServer, library
 from tests.support.prompts import FORMATS
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
-from toolkit.prompt import format, renderings
+from toolkit.prompt import format, renderings, templates
 from toolkit.prompt.format import PromptFormat
 from toolkit.register import verify
 from toolkit.register.served_prompt import prompts_of
@@ -72,7 +72,7 @@ IN_PARTS: list[list[dict[str, Any]]] = [
 def by_transformers(form: PromptFormat, messages: list[dict[str, Any]]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    template = renderings.chat_template(form, bos=True)
+    template = templates.chat_template(form, bos=True)
     rendered, _ = render_jinja_template(
         [messages], chat_template=template, bos_token=tiny.BOS, eos_token=tiny.EOS, add_generation_prompt=True
     )
@@ -84,16 +84,16 @@ def test_every_rendering_of_a_format_is_the_same(ollama: OllamaServer, tmp_path:
     """The Modelfile's grammar cannot hold some of these formats, so the model is made through the API."""
     form = format.prompt_format(FORMATS[name])
     eos = form.eos or tiny.EOS
-    gguf = tiny.write(tmp_path / "model.gguf", chat_template=renderings.chat_template(form, bos=True))
+    gguf = tiny.write(tmp_path / "model.gguf", chat_template=templates.chat_template(form, bos=True))
     client = library(ollama.url)
     digest = client.create_blob(str(gguf))
     client.create(
-        "format", files={"model.gguf": digest}, template=renderings.go_template(form, eos), system=form.instruction
+        "format", files={"model.gguf": digest}, template=templates.go_template(form, eos), system=form.instruction
     )
     program = program_of(ollama_binary())
     needed(program.is_file(), str(program))
     with server.http(_settings(ollama.url)) as http, llama_server(program, gguf) as native:
-        assert server.call(http, "/api/show", {"model": "format"})["template"] == renderings.go_template(form, eos)
+        assert server.call(http, "/api/show", {"model": "format"})["template"] == templates.go_template(form, eos)
         for messages in CONVERSATIONS:
             expected = renderings.conversation(form, messages, eos)
             assert by_transformers(form, messages) == tiny.BOS + expected

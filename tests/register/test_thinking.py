@@ -14,7 +14,8 @@ from toolkit.core.output_settings import OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template, conversation, go_template, prompt_text
+from toolkit.prompt.renderings import conversation, prompt_text
+from toolkit.prompt.templates import chat_template, go_template
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.model import hub_range, hub_shards
+from toolkit.model import hub_pieces, hub_range
 
 COMMIT = "c" * 40
 LARGE = (".safetensors",)  # in LFS, with a SHA-256
@@ -119,7 +119,7 @@ def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
-    monkeypatch.setattr(hub_shards, "PIECE", 150_000)
+    monkeypatch.setattr(hub_pieces, "PIECE", 150_000)
     monkeypatch.setattr(hub_range, "WAIT", 0.0)
 
 

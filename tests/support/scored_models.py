@@ -16,7 +16,7 @@ from toolkit.export import export
 from toolkit.formats.pretokenizers import LLAMA3_SPLIT
 from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.report.facts import gather
 from toolkit.report.model_card import model_card
 

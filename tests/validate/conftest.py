@@ -7,7 +7,8 @@ import pytest
 from tests.support import scored_models, threads
 from toolkit.prompt import held_out
 from toolkit.prompt.format import Prompt, PromptFormat, prompt_format
-from toolkit.prompt.renderings import chat_template, render
+from toolkit.prompt.renderings import render
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.validate import gguf, reference
 from toolkit.validate.layers import open_trained, untrained_answers

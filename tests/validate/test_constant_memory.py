@@ -74,7 +74,7 @@ def test_a_model_of_8bs_width_is_validated_within_4_gb(tmp_path: Path) -> None:
     from toolkit.core.run_folder import RunFolder
     from toolkit.export import export
     from toolkit.prompt.format import prompt_format
-    from toolkit.prompt.renderings import chat_template
+    from toolkit.prompt.templates import chat_template
 
     if shutil.disk_usage(tmp_path).free < 8e9:
         pytest.skip("8 GB of disk are needed")

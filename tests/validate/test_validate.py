@@ -12,7 +12,7 @@ from toolkit.core.files import sha256_of
 from toolkit.core.manifest import FileRecord, StageRecord, record_file
 from toolkit.export import export
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.report import report_file as file
 from toolkit.validate import _gate, validate
 from toolkit.validate.report import report_table

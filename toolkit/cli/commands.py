@@ -9,8 +9,7 @@ from toolkit import pipeline
 from toolkit.cli.options import as_command, verb
 from toolkit.cli.performing import command_text, load_run, mending_command, perform_all, perform_one
 from toolkit.core import console
-from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.pipeline.freshness import check_stages_before
+from toolkit.core.errors import MISSING, ToolkitError
 
 if TYPE_CHECKING:
     from toolkit.pipeline.run import Run
@@ -21,39 +20,12 @@ if TYPE_CHECKING:
 @click.option("--data", metavar="FILE", help="Your data file; the settings name it and use its language.")
 def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
     """Write a commented toolkit.toml and sample data."""
-    from toolkit.init import start
+    from toolkit.cli.starting import write_start
 
-    language = ""
-    if data is not None:
-        from toolkit.prepare.language import file_language
-
-        language = file_language(Path(data))
-    source = None if data is None else Path(data)
-    written = start(Path(directory), dry_run=dry_run, force=force, data=source, language=language)
-    names = [str(path) for path in written]
-    found = {} if data is None else {"language": language}
-    console.result({"would_write" if dry_run else "written": names, **found}, "\n".join(names))
-    if data is not None:
-        _say_language(data, language)
+    write_start(Path(directory), dry_run=dry_run, force=force, data=data)
     if not dry_run:
         where = "" if directory == "." else f"cd {directory} && "
         console.next_step(f"{where}toolkit doctor")
-
-
-def _say_language(data: str, language: str) -> None:
-    from toolkit.prompt.languages import SENTENCES, language_name
-
-    if not language:
-        console.info(f"{data}: the language of the answers is uncertain, so the prompt is in English ([prompt])")
-        return
-    name = language_name(language)
-    if language == "en" or language in SENTENCES:
-        console.info(f"{data}: the answers are in {name}, and so is the prompt ([prompt])")
-    else:
-        console.warn(
-            f"{data}: the answers are in {name}, and the prompt asks for it; write prompt.instruction, "
-            f"validate.questions and validate.instruction in {name} too"
-        )
 
 
 @verb()
@@ -133,38 +105,13 @@ def export(
     With --adapter, an adapter trained elsewhere is merged into its base, outside any run folder; with --model, a whole
     model is exported as it is.
     """
-    from toolkit.cli import summary
-    from toolkit.export import standalone
+    from toolkit.cli import exporting
 
-    whole = adapter is not None and adapter.lower() == "none"
-    if model is not None and (base is not None or (adapter is not None and not whole)):
-        raise standalone.one_too_many(model, base, None if whole else adapter)
-    if model is not None or whole:
-        order = standalone.of_model(model or base, path, overrides)
-    elif adapter is None:
-        foreign = [("--quant", quantizations), ("--output", output if form == "gguf" else None)]
-        given = [name for name, value in foreign if value]
-        if base is not None:
-            raise standalone.one_too_many(None, base, None)
-        if given:
-            raise ToolkitError(
-                f"{given[0]} needs --adapter or --model",
-                hint="to change this run's export, use --set, for example --set export.quantizations=Q8_0,F16",
-                exit_code=USAGE,
-            )
-        if form == "gguf":
-            perform_one("export", path, overrides, dry_run, force)
-            return
-        run = load_run(path, overrides)
-        if not force:
-            check_stages_before("export", run.config, run.folder)
-        order = standalone.order_of_run(run.config, run.folder)
+    given = exporting.Options(adapter, base, model, quantizations, output, form)
+    if given.of_run:
+        perform_one("export", path, overrides, dry_run, force)
     else:
-        order = standalone.of_adapter(Path(adapter), base, path, overrides)
-    figures = standalone.carry_out(order, form, quantizations, output, dry_run=dry_run, force=force)
-    console.result(*summary.of_export(figures))
-    if "next" in figures:
-        console.next_step(figures["next"])
+        exporting.carry_out(given, path, overrides, dry_run=dry_run, force=force)
 
 
 @verb(writes=True)
@@ -197,21 +144,7 @@ def evaluate(
     """
     from toolkit.cli import evaluating
 
-    if sheet and votes:
-        raise ToolkitError("--sheet and --votes are two calls", hint="toolkit evaluate --sheet", exit_code=USAGE)
-    if force and (sheet or votes):
-        name = "--sheet" if sheet else "--votes"
-        raise ToolkitError(
-            f"{name} has no --force: it asks nothing, and overwrites nothing that others wrote",
-            hint=f"leave out --force; to ask the systems anew, call `toolkit evaluate --force` before {name}",
-            exit_code=USAGE,
-        )
-    if files and not votes:
-        raise ToolkitError(
-            f"`{files[0]}` is not asked for here", hint="toolkit evaluate --votes FILE...", exit_code=USAGE
-        )
-    if votes and not files:
-        raise ToolkitError("--votes names no file", hint="toolkit evaluate --votes FILE...", exit_code=USAGE)
+    evaluating.check_options(sheet, votes, files, force)
     if sheet:
         evaluating.write_sheet(path, overrides, dry_run)
     elif votes:
@@ -302,37 +235,13 @@ def report(path: str, overrides: tuple[str, ...], opened: bool, compare: tuple[s
     It needs no network and has no script. The model card, README.md, is written from the same figures. Every stage that
     runs writes both; --compare writes compare-RUN.html into the second run's folder.
     """
-    if compare is not None:
-        one, other = (_run_named(name, path, overrides) for name in compare)
-        compared = one.compare(other)
-        console.result({"page": str(compared.page), **compared.figures}, str(compared))
-        page = compared.page
-    else:
-        written = load_run(path, overrides).report(force=force)
-        card = str(written.model_card) if written.model_card else None
-        console.result({"page": str(written.page), "model_card": card}, str(written))
-        page = written.page
+    from toolkit.cli import reporting
+
+    page = (
+        reporting.write(path, overrides, force) if compare is None else reporting.compare_runs(path, overrides, compare)
+    )
     if opened:
-        _open(page)
-
-
-def _run_named(name: str, path: str, overrides: tuple[str, ...]) -> "Run":
-    """Return a run by its folder, or by its name next to the run of the settings file."""
-    if Path(name).is_dir():
-        return load_run(name, overrides)
-    place = Path(load_run(path, overrides).config.run.folder if Path(path).exists() else "exports")
-    if not (place / name).is_dir():
-        raise ToolkitError(
-            f"there is no run `{name}` in `{place}`", hint="name a run there, or the folder of one", exit_code=USAGE
-        )
-    return load_run(str(place / name), overrides)
-
-
-def _open(page: Path) -> None:
-    import webbrowser
-
-    if not webbrowser.open(page.resolve().as_uri()):
-        console.warn(f"no browser was found; open `{page}` yourself")
+        reporting.open_page(page)
 
 
 def stage_verb(name: str) -> click.Command:

@@ -4,6 +4,26 @@ from pathlib import Path
 
 from toolkit.cli.performing import command_text, load_run
 from toolkit.core import console
+from toolkit.core.errors import USAGE, ToolkitError
+
+
+def check_options(sheet: bool, votes: bool, files: tuple[Path, ...], force: bool) -> None:
+    """Raise ToolkitError for options that do not go together."""
+    if sheet and votes:
+        raise ToolkitError("--sheet and --votes are two calls", hint="toolkit evaluate --sheet", exit_code=USAGE)
+    if force and (sheet or votes):
+        name = "--sheet" if sheet else "--votes"
+        raise ToolkitError(
+            f"{name} has no --force: it asks nothing, and overwrites nothing that others wrote",
+            hint=f"leave out --force; to ask the systems anew, call `toolkit evaluate --force` before {name}",
+            exit_code=USAGE,
+        )
+    if files and not votes:
+        raise ToolkitError(
+            f"`{files[0]}` is not asked for here", hint="toolkit evaluate --votes FILE...", exit_code=USAGE
+        )
+    if votes and not files:
+        raise ToolkitError("--votes names no file", hint="toolkit evaluate --votes FILE...", exit_code=USAGE)
 
 
 def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
@@ -41,7 +61,7 @@ def write_sheet(path: str, overrides: tuple[str, ...], dry_run: bool) -> None:
 
 def count_votes(path: str, overrides: tuple[str, ...], files: tuple[Path, ...], dry_run: bool) -> None:
     """Count votes, and keep the count in evaluation.json unless `dry_run`."""
-    from toolkit.evaluate.votes import votes_table
+    from toolkit.evaluate.votes_words import votes_table
 
     found = load_run(path, overrides).count_votes(files, dry_run=dry_run)
     console.result({"votes": found}, votes_table(found))

@@ -5,7 +5,6 @@ Two modes: for people (tables, progress with time left) and `--json` (one object
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -198,7 +197,6 @@ class Progress:
         return "  ".join(part for part in (f"{self.label}: {count}", self._note()) if part)
 
 
-_importing = threading.Lock()
 PLAIN_INTERVAL = 10.0  # seconds between progress lines where there is no terminal
 
 
@@ -253,20 +251,3 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
-
-
-def silence_transformers() -> None:
-    """Turn off transformers' own progress bars and advice, and bitsandbytes'; ours are shown instead.
-
-    One thread at a time imports transformers: it puts another module in its place, which a second one would not see.
-    """
-    import logging
-    import warnings
-
-    with _importing:
-        from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="torch|transformers|peft|trl|accelerate")

@@ -19,7 +19,7 @@ from toolkit.doctor import estimate
 from toolkit.model import base, memory
 from toolkit.model.gguf_base import converted
 from toolkit.model.gguf_config import gguf_config
-from toolkit.model.hub_shards import PIECE
+from toolkit.model.hub_pieces import PIECE
 from toolkit.model.known_models import known_model
 from toolkit.model.model_config import ModelConfig, model_config, stored_parameters
 from toolkit.ollama.address import is_loopback, server_address

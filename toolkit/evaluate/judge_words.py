@@ -4,7 +4,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.evaluate.agreement import strength
-from toolkit.evaluate.votes import counted, in_words, preference
+from toolkit.evaluate.votes_words import counted, in_words, preference
 
 
 def judge_table(judge: dict[str, Any]) -> str:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from toolkit.core.files import write_text
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.blind import SheetKey, answered, key_for, text_of
-from toolkit.evaluate.votes import counted
 from toolkit.evaluate.votes_file import check_not_filled_in
+from toolkit.evaluate.votes_words import counted
 
 if TYPE_CHECKING:
     from jinja2 import Environment

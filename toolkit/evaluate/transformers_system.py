@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core import hardware
-from toolkit.core.console import silence_transformers, size
+from toolkit.core.console import size
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.quiet import silence_transformers
 from toolkit.evaluate.batched_scoring import transformers_scores
 from toolkit.evaluate.scoring import Pair
 from toolkit.evaluate.systems import Answer, Score, answer_of, cut_at

@@ -20,7 +20,7 @@ from toolkit.export.jinja_render import Clock, Render, renderer
 from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.ollama import modelfile
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import go_template
+from toolkit.prompt.templates import go_template
 
 FIRST = "# Written by toolkit export for "
 _SUM = "# An edited Modelfile is kept. Checksum of this one: "

@@ -14,7 +14,7 @@ from toolkit.export.foreign import Sources
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.model import base as bases
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
 
 # Keys of `prompt` that make a format; the others only fill one in.

@@ -35,7 +35,7 @@ from toolkit.model.gguf_config import read_base
 from toolkit.model.model_config import ModelConfig, architecture, read_config
 from toolkit.ollama import renderers
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.prompt.tokenizer_json import keeping_layouts
 

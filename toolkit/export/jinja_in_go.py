@@ -12,7 +12,8 @@ from datetime import datetime
 from toolkit.export.jinja_format import format_of
 from toolkit.export.jinja_render import Chat, Clock, Render
 from toolkit.prompt.format import PromptFormat
-from toolkit.prompt.renderings import conversation, go_string, go_template
+from toolkit.prompt.renderings import conversation
+from toolkit.prompt.templates import go_string, go_template
 
 _DATE = "\ufdd4"  # stands around a date's format while the prompt format is looked for
 _MARKED = re.compile(f"{_DATE}(.*?){_DATE}", re.DOTALL)

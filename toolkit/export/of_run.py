@@ -10,7 +10,8 @@ from toolkit.core.manifest import Manifest, Outcome, record_file
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.model import base
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template, render_record
+from toolkit.prompt.renderings import render_record
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from toolkit.export.planning import ExportPlan, PlannedTensor, plan
 from toolkit.formats.ggml_types import stored_size
 from toolkit.formats.gguf_writer import padded
 from toolkit.formats.safetensors_header import TensorInfo
-from toolkit.model import base_choice, hub_shards
+from toolkit.model import base_choice, hub_pieces
 from toolkit.model.base import Base
 from toolkit.model.hub_range import HubShards
 
@@ -135,10 +135,10 @@ def write_streamed(
                     chosen = [tensor for tensor in planned.tensors if not remote[tensor.name]]
                     carry(planned, chosen, {}, files, pool, gpu, progress)
                     state.add(HERE, {key: file.taken() for key, file in files.items()})
-                for shard in hub_shards.order(source):
+                for shard in hub_pieces.order(source):
                     if shard.name in state.done:
                         continue
-                    for found in hub_shards.pieces(source, shard):
+                    for found in hub_pieces.pieces(source, shard):
                         chosen = [_local(tensor, found) for tensor in planned.tensors if remote[tensor.name]
                                   and tensor.stored and tensor.stored.name in found]  # fmt: skip
                         carry(planned, chosen, {}, files, pool, gpu, progress)
@@ -240,6 +240,6 @@ def same_on_hub(source: HubShards) -> Callable[[TensorInfo, TensorInfo], bool]:
     def same(one: TensorInfo, other: TensorInfo) -> bool:
         if (one.dtype, one.shape) != (other.dtype, other.shape):
             return False
-        return hub_shards.digest_of(source, one) == hub_shards.digest_of(source, other)
+        return hub_pieces.digest_of(source, one) == hub_pieces.digest_of(source, other)
 
     return same

@@ -24,7 +24,6 @@ INDEX = "*.safetensors.index.json"
 TOKENIZER_FILES = ["tokenizer*", "special_tokens_map.json", "config.json", "generation_config.json", "*.jinja", INDEX]
 CARD_FILES = ["README.md", "LICENSE*"]
 QUANTIZED = r"-(fp8|awq|gptq|nvfp4|mxfp4|int[48]|w\da\d+)([-.](dynamic|block|static|int[48]))*$"
-UNNAMED = ("other", "unknown")  # what a card says of a licence that the hub has no identifier for
 FOUR_BIT = ("-unsloth-bnb-4bit", "-bnb-4bit")
 
 
@@ -240,33 +239,3 @@ def _download(label: str, revision: str, weights: bool) -> Base:
         ) from None
     check_folder(folder, weights=weights)
     return Base(label, folder, commit=folder.name)
-
-
-def stated_licence(label: str, revision: str = "") -> str:
-    """Name the licence that a base's files on this machine state; empty where they state none or are not here."""
-    try:
-        folder = tokenizer_folder(label, revision)
-    except ToolkitError:
-        return ""
-    return licence_of(folder) if folder else ""
-
-
-def licence_of(folder: Path) -> str:
-    """Name a base's licence from its files: the model card's `license`, else a licence file's first line.
-
-    A card whose `license` is `other` names it as `license_name`.
-    """
-    card = folder / "README.md"
-    if card.is_file():
-        text = card.read_text(encoding="utf-8", errors="replace")
-        found = dict(re.findall(r"^(license|license_name):[ \t]*[\"']?([^\s\"']+)[\"']?\s*$", text, re.MULTILINE))
-        named = found.get("license", "")
-        if named.lower() in UNNAMED:
-            named = found.get("license_name", "")
-        if named:
-            return str(named)
-    for path in sorted(folder.glob("LICENSE*")):
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        if lines:
-            return lines[0].strip()
-    return ""

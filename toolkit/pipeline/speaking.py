@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-from toolkit.core import console, streams
+from toolkit.core import quiet, streams
 from toolkit.core.errors import explain
 from toolkit.core.streams import State
 from toolkit.pipeline import arguments
@@ -40,7 +40,7 @@ def speaking(progress: Progress) -> Iterator[State]:
 def be_first(state: State) -> None:
     """Silence the libraries before a stage of a Python program imports them, which may be one of several threads."""
     if state.sink is not None:
-        console.silence_transformers()
+        quiet.silence_transformers()
 
 
 def _nowhere(_: str) -> None:

@@ -7,7 +7,8 @@ from toolkit.core.input_settings import PromptSettings
 from toolkit.core.train_settings import TrainSettings
 from toolkit.prepare.clean import Record
 from toolkit.prompt.format import THINK
-from toolkit.prompt.tokenizer import Tokenizer, thinks
+from toolkit.prompt.tokenizer import Tokenizer
+from toolkit.prompt.vocabulary import thinks
 
 
 def begins_with_thoughts(answer: str) -> bool:

@@ -12,12 +12,12 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.manifest import read_manifest
 from toolkit.core.output_settings import check_model_name
 from toolkit.core.run_folder import RunFolder
-from toolkit.model.base import stated_licence
+from toolkit.model.licence import stated_licence
 from toolkit.ollama import modelfile, modelfile_template, server
 from toolkit.ollama.blobs import MARKER
 from toolkit.ollama.modelfile import Modelfile
 from toolkit.prompt.format import PromptFormat, prompt_format
-from toolkit.prompt.renderings import go_template
+from toolkit.prompt.templates import go_template
 
 GEMMA = "the Gemma Terms of Use"
 HEALTH = "the Health AI Developer Foundations terms"

@@ -12,7 +12,8 @@ from toolkit.core.manifest import FileRecord, Manifest, StageRecord
 from toolkit.core.parsing import parse_json, read_json_or_nothing
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import prompt_text, python_function
+from toolkit.prompt.renderings import prompt_text
+from toolkit.prompt.templates import python_function
 from toolkit.report.report_file import Report
 from toolkit.report.sources import Evaluation, check_source, read_source
 

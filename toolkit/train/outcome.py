@@ -8,7 +8,7 @@ from toolkit.core import console
 from toolkit.core.files import write_text, writing_folder
 from toolkit.core.learned import compare_losses, warning_of
 from toolkit.core.manifest import Outcome
-from toolkit.prompt.renderings import chat_template
+from toolkit.prompt.templates import chat_template
 from toolkit.train import checkpoints, parallel, plot, sample
 from toolkit.train.job import Job
 from toolkit.train.library_tokenizer import library_tokenizer, save_library_tokenizer

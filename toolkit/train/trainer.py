@@ -28,8 +28,8 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from toolkit.core import console, hardware
-from toolkit.core.console import silence_transformers
 from toolkit.core.files import write_text
+from toolkit.core.quiet import silence_transformers
 from toolkit.model.model_config import attends_only
 from toolkit.train import batches, checkpoints, parallel
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked

@@ -14,12 +14,14 @@ from toolkit.core.learned import is_spoiled
 from toolkit.core.manifest import FileRecord, Manifest, Outcome, StageRecord, path_name, record_file
 from toolkit.core.output_settings import ValidateSettings
 from toolkit.core.run_folder import RunFolder
-from toolkit.model.base import Base, licence_of
+from toolkit.model.base import Base
 from toolkit.model.hub_range import HubShards
+from toolkit.model.licence import licence_of
 from toolkit.model.merge_base import OtherBase
 from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.renderings import chat_template, render
+from toolkit.prompt.renderings import render
+from toolkit.prompt.templates import chat_template
 from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.report.words import penalty_sentence
 from toolkit.validate import gguf, reference

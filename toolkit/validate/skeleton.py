@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.core.console import silence_transformers
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.native import alone
+from toolkit.core.quiet import silence_transformers
 from toolkit.model.text_part import text_part
 
 HEAD = -1  # of `Pass.layer`: no layer computes, the head does

@@ -17,8 +17,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.formats.checkpoint import READABLE, check_readable, open_folder
 from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.formats.tensor_values import read_rows, read_tensor
+from toolkit.model.hub_pieces import at_hand
 from toolkit.model.hub_range import HubShards
-from toolkit.model.hub_shards import at_hand
 from toolkit.model.merge_base import OtherBase
 
 

@@ -9,8 +9,9 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.export.vocab import bpe, sentencepiece
 from toolkit.formats.names import three_names
-from toolkit.prompt.tokenizer import SAVE_IT, Tokenizer, load_tokenizer, named_eos
+from toolkit.prompt.tokenizer import SAVE_IT, Tokenizer, load_tokenizer
 from toolkit.prompt.tokenizer_json import read_layout
+from toolkit.prompt.vocabulary import named_eos
 
 DAMAGED = "the tokenizer is damaged: copy it again"
 FLAGS = ("special", "normalized", "lstrip", "rstrip", "single_word")

@@ -1,0 +1,39 @@
+"""What the verb `init` does: settings and sample data, with the prompt in the language of the user's own data."""
+
+from pathlib import Path
+
+from toolkit.core import console
+
+
+def write_start(directory: Path, *, dry_run: bool, force: bool, data: str | None) -> None:
+    """Write the files into a folder, and say which; `data` is the user's own file, or None."""
+    from toolkit.init import start
+
+    language = ""
+    if data is not None:
+        from toolkit.prepare.language import file_language
+
+        language = file_language(Path(data))
+    source = None if data is None else Path(data)
+    written = start(directory, dry_run=dry_run, force=force, data=source, language=language)
+    names = [str(path) for path in written]
+    found = {} if data is None else {"language": language}
+    console.result({"would_write" if dry_run else "written": names, **found}, "\n".join(names))
+    if data is not None:
+        _say_language(data, language)
+
+
+def _say_language(data: str, language: str) -> None:
+    from toolkit.prompt.languages import SENTENCES, language_name
+
+    if not language:
+        console.info(f"{data}: the language of the answers is uncertain, so the prompt is in English ([prompt])")
+        return
+    name = language_name(language)
+    if language == "en" or language in SENTENCES:
+        console.info(f"{data}: the answers are in {name}, and so is the prompt ([prompt])")
+    else:
+        console.warn(
+            f"{data}: the answers are in {name}, and the prompt asks for it; write prompt.instruction, "
+            f"validate.questions and validate.instruction in {name} too"
+        )
