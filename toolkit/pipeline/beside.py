@@ -107,13 +107,13 @@ def status(config: "Config", folder: "RunFolder", heard: Callable[[], tuple[str,
     return Status(config.run.name, folder.path, manifest.run_id, stages, held, unmeasured, heard())
 
 
-def modelfile(config: "Config", folder: "RunFolder", hint: str) -> str:
-    """Return the text for `ollama create -f`; raises ToolkitError with the hint where no model was trained."""
+def modelfile(config: "Config", folder: "RunFolder", command: str) -> str:
+    """Return the text for `ollama create -f`; raises ToolkitError where no model was trained, by `command`."""
     from toolkit.prompt.format import prompt_format
     from toolkit.prompt.tokenizer import load_tokenizer
     from toolkit.register import modelfile_text
 
     if not folder.adapter.is_dir():
-        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=hint)
+        raise ToolkitError(f"there is no trained model in `{folder.path}`", hint=f"run `{command}` first")
     eos = load_tokenizer(folder.adapter, prompt_format(config.prompt)).eos_text
     return modelfile_text(config, folder, eos)

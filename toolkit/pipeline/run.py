@@ -230,7 +230,7 @@ class Run:
     def modelfile(self) -> str:
         """Return the text for `ollama create -f`; it belongs next to the run's gguf/."""
         with speaking(self.progress):
-            return beside.modelfile(self.config, self.folder, f"run `{self.command('run')}` first")
+            return beside.modelfile(self.config, self.folder, self.command("run"))
 
     def _there(self, hint: str) -> None:
         if not self.folder.manifest.is_file():
