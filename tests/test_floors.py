@@ -1,6 +1,7 @@
 """The house: which part of the package may import which. Every import counts, those inside functions too."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def box_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+@functools.cache
 def arrows() -> set[tuple[str, str]]:
     found = set()
     for path in PACKAGE.rglob("*.py"):

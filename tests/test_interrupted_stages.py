@@ -82,16 +82,19 @@ def prepared(place: Path) -> Path:
 WHICH = ["11:40", pytest.param("3:8", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.exhaustive)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_the_first_prepare(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "prepare"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_a_prepare_that_replaces_another(place: Path, which: str) -> None:
     went_well(faults_of(prepared(place), which, "prepare"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_an_export_of_two_files(place: Path, which: str) -> None:
     models.save_adapter(place / "runs" / "r" / "adapter", place / "base")

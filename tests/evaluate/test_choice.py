@@ -52,6 +52,7 @@ def test_every_system_sits_the_exam_and_a_task(run: scored_models.World, tmp_pat
         assert [(c["a"], c["b"], c["measure"]) for c in one["comparisons"]] == [(*pair, one["task"]) for pair in pairs]
 
 
+@pytest.mark.slow
 def test_an_interrupted_exam_goes_on_with_the_next_item(
     run: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

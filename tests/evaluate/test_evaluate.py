@@ -189,6 +189,7 @@ def make_exam(path: Path, degrees: Sequence[int]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_only_what_is_new_is_asked(
     done: tuple[scored_models.World, Outcome], tmp_path: Path, asked: list[tuple[str, int]]
 ) -> None:
@@ -250,6 +251,7 @@ def test_what_other_settings_left_is_not_shown_as_done(
     assert "left 7 results" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_answers_of_other_files_are_asked_again(
     made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

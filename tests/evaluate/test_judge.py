@@ -294,6 +294,7 @@ def evaluated(run: World, url: str) -> dict[str, Any]:
     return read_evaluation(run.folder)
 
 
+@pytest.mark.slow
 def test_an_evaluation_asks_the_judge_last_and_does_not_depend_on_it(
     made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

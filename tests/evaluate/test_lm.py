@@ -64,6 +64,7 @@ def equal(found: list[tuple[float, bool]], expected: list[tuple[float, bool]]) -
     assert [one[1] for one in found] == [one[1] for one in expected]
 
 
+@pytest.mark.slow
 def test_every_item_of_every_task_is_scored_as_theirs(twins: asked.Twins, theirs: Any, tasks: list[ChoiceTask]) -> None:
     """Log-likelihoods within 1e-4, and the same choice, right or wrong, in each item."""
     asked_for = [request for task in tasks for item in task.requests for request in item]
@@ -141,6 +142,7 @@ def test_answers_are_theirs(twins: asked.Twins, theirs: Any) -> None:
     assert all("e" not in text for text in (found[0], found[2]))
 
 
+@pytest.mark.slow
 def test_their_evaluator_runs_ours(twins: asked.Twins, theirs: Any, tasks: list[ChoiceTask]) -> None:
     """The class is one of lm-eval's: its own evaluator gives the accuracy that our items have on average."""
     from lm_eval.evaluator import evaluate
@@ -155,6 +157,7 @@ def test_their_evaluator_runs_ours(twins: asked.Twins, theirs: Any, tasks: list[
             assert found["results"][entry.task][f"{entry.metric},none"] == pytest.approx(mean)
 
 
+@pytest.mark.slow
 def test_items_that_are_done_are_not_asked_again(twins: asked.Twins, tasks: list[ChoiceTask]) -> None:
     whole = list(ask_items(twins.in_llamacpp, tasks))
     done = {(one.task, one.item) for one in whole[:7]} | {("exam:exam", 3)}

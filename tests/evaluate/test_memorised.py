@@ -150,6 +150,7 @@ def test_files_of_the_same_row_number_are_not_mistaken(made: scored_models.World
         read_beginnings(run.folder, prompt_format(run.config.prompt), EOS, 50)
 
 
+@pytest.mark.slow
 def test_a_model_that_learned_a_row_by_heart_gives_it_back(made: scored_models.World, tmp_path: Path) -> None:
     """A real model: it is trained on one row until it knows it, and shows that; of the other it knows nothing."""
     from peft import LoraConfig, get_peft_model

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support import asked, models
+from tests.support.properties import first_fast
 from toolkit import llamacpp
 from toolkit.evaluate import batched_scoring, scoring
 from toolkit.evaluate.scoring import Pair
@@ -17,7 +18,7 @@ from toolkit.evaluate.systems import Asked, Score
 FAMILIES = ["llama", "gemma3", "qwen3.5"]  # gemma3 has a sliding window of 24 tokens, qwen3.5 a state
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=first_fast(FAMILIES))
 def twins(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[asked.Twins]:
     with asked.twins(tmp_path_factory.mktemp("twins"), request.param) as made:
         yield made

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support import scored_models
+from tests.support.properties import first_fast
 from toolkit import llamacpp
 from toolkit.evaluate.bench import Bench
 from toolkit.evaluate.systems import Answer, System, answer_of, cut_at, in_order
@@ -23,7 +24,7 @@ def named(bench: Bench, name: str) -> System:
     return next(system for system in bench.systems if system.name == name)
 
 
-@pytest.mark.parametrize("name", ["base", "trained", "F32"])
+@pytest.mark.parametrize("name", first_fast(["F32", "trained", "base"]))
 def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
     with bench.opened(named(bench, name), 256) as asked:
         together = list(asked.answers(prompts(bench), TOKENS, ()))

@@ -102,6 +102,7 @@ def test_a_tag_stands_for_its_tasks_and_none_is_asked_twice(folder: Path) -> Non
     assert [task.name for task in found] == ["arc_easy", "arc_challenge"]
 
 
+@pytest.mark.slow
 def test_a_group_stands_for_its_tasks_wherever_they_are(folder: Path, tmp_path: Path) -> None:
     """MultiMedQA names three tasks of other folders of lm-eval, and six of MMLU, whose data set has configurations."""
     shutil.copytree(folder, tmp_path / "data")

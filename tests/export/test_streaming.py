@@ -20,6 +20,7 @@ from tests.support import hub as hubs
 from tests.support import models
 from tests.support.damage import edit_json, edit_weights
 from tests.support.places import REPOSITORY
+from tests.support.properties import first_fast
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.input_settings import ModelSettings
@@ -84,7 +85,7 @@ def replaced(folder: Path, base: Path) -> Path:
     return models.save_adapter(folder, base, modules_to_save=["embed_tokens", "lm_head"], target_modules=["q_proj"])
 
 
-@pytest.mark.parametrize("kind", ["base", "no adapter", "own ends", "tied", "one file", "f16"])
+@pytest.mark.parametrize("kind", first_fast(["base", "no adapter", "own ends", "tied", "one file", "f16"]))
 def test_a_streamed_export_has_the_same_bytes(hub: hubs.Hub, originals: Path, tmp_path: Path, kind: str) -> None:
     adapter: Path | None = originals / "adapter"
     if kind == "no adapter":
@@ -137,7 +138,7 @@ def test_an_interrupted_export_goes_on_with_the_next_shard(
     assert streaming.begun(targets(tmp_path / "out").values()) == 0
 
 
-@pytest.mark.parametrize("what", ["part", "state", "adapter", "hub"])
+@pytest.mark.parametrize("what", first_fast(["part", "state", "adapter", "hub"]))
 def test_what_was_done_is_checked_before_it_is_used(
     hub: hubs.Hub, originals: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,7 +193,7 @@ def test_a_shard_with_another_hash_is_refused(hub: hubs.Hub, originals: Path, tm
     assert contents(out) == whole(hub.folder, originals / "adapter", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("kind", ["cut", "busy", "no ranges"])
+@pytest.mark.parametrize("kind", first_fast(["cut", "busy", "no ranges"]))
 def test_a_connection_that_breaks_is_continued(hub: hubs.Hub, originals: Path, tmp_path: Path, kind: str) -> None:
     expected = whole(hub.folder, originals / "adapter", tmp_path / "whole")
     hub.ranges = kind != "no ranges"

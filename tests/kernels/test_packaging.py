@@ -66,6 +66,7 @@ print(kernels.kernels_state())
     assert done.stdout.startswith("(True, 'kernels with ")
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_package_is_whole_but_for_the_kernels(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel(tmp_path, "no-such-compiler-here")) as archive:
         names = archive.namelist()

@@ -45,6 +45,7 @@ def test_which_base_is_merged_into_decides_freshness(four: Path) -> None:
         assert found == ["16bit", "as-trained"]
 
 
+@pytest.mark.slow
 def test_an_adapter_from_elsewhere_goes_into_either_base(
     four: Path, tmp_path: Path, toolkit: Callable[..., Called]
 ) -> None:

@@ -306,6 +306,7 @@ Path(sys.argv[2]).write_text(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_what_the_training_process_says_reaches_the_program(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

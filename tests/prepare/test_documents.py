@@ -116,6 +116,7 @@ def test_two_folders_with_documents_of_one_name_are_counted_apart(tokenizer: Tok
     assert useless(rows.tables, rows.rejected) == ["`empty`: none of its 3 rows can be used (empty answer)"]
 
 
+@pytest.mark.slow
 def test_the_doctor_counts_the_bytes_of_a_large_folders_documents() -> None:
     pairs = [(f"What is {n}?", f"It is {n}.") for n in range(1300)]
     unpack({f"{n}.xml": document("Made", n, pairs) for n in range(3)}, Path("large"))

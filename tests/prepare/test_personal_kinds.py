@@ -201,6 +201,7 @@ def test_a_number_at_any_place_of_a_long_text_is_found() -> None:
         assert ("BR_CPF", "529.982.247-25") in found(text)
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_of_the_network(tmp_path: Path) -> None:
     """In a fresh interpreter with an empty home, without torch: no socket, no cache, no download."""
     script = """

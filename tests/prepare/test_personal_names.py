@@ -45,6 +45,7 @@ def spacy_model(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_spacy_model_and_the_patterns_together(tmp_path: Path) -> None:
     assert found(spacy_model(tmp_path / "model")) == [
         ("PERSON", "Maria Souza"),

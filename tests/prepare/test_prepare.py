@@ -66,6 +66,7 @@ def test_the_sample(folder: RunFolder, tokenizer: Tokenizer) -> None:
         assert row["output"].endswith(".") and "URL" not in row["input"]
 
 
+@pytest.mark.slow
 def test_real_medquad(
     folder: RunFolder, tokenizer: Tokenizer, medquad: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

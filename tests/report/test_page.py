@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.support import reported
 from tests.support.markup import Figure, Markup, is_rounded, read_markup, resolve
-from tests.support.properties import tries
+from tests.support.properties import first_fast, tries
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Manifest, read_manifest, write_manifest
@@ -244,7 +244,7 @@ SAFE_TAGS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("letter", ["a", "<", "ש", "🤒", "\x00", "a "])
+@pytest.mark.parametrize("letter", first_fast(["<", "a", "ש", "🤒", "\x00", "a "]))
 def test_long_texts_leave_the_page_small(run: reported.Reported, letter: str) -> None:
     long = letter * 1_000_000
     run.evaluation["held_out"]["answers"] = [

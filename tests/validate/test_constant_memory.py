@@ -35,6 +35,7 @@ def peak(folder: Path, layers: int) -> int:
     return seen.taken
 
 
+@pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     peak(tmp_path / "first", 1)  # what is loaded once
     few, many = peak(tmp_path / "few", 4), peak(tmp_path / "many", 16)

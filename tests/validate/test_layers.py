@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from tests.support import families, models
+from tests.support.properties import first_fast
 from toolkit.core.errors import ToolkitError
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.held_out import Record
@@ -82,13 +83,13 @@ def check(base: Path, adapter: Path, spill: Path) -> None:
     assert not torch.allclose(torch.cat(trained), torch.cat(untrained), atol=1e-2)
 
 
-@pytest.mark.parametrize("family", [*families.FAMILIES, *families.THAT_SEE])
+@pytest.mark.parametrize("family", first_fast([*families.FAMILIES, *families.THAT_SEE], 2))
 def test_exported_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = families.save(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
 
 
-@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("family", first_fast(OTHERS))
 def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = save_other(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
@@ -107,7 +108,7 @@ def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str
     ],
     ids=["DoRA", "DoRA on the head", "patterns", "LoRA on the ends", "saved ends", "a saved norm", "trained tokens"],
 )  # fmt: skip
-@pytest.mark.parametrize("family", ["llama", "phi4mini"])  # the second one is tied
+@pytest.mark.parametrize("family", first_fast(["llama", "phi4mini"]))  # the second one is tied
 def test_adapters_of_every_kind(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     if family == "phi4mini":
         names = {"q_proj": "qkv_proj", "v_proj": "qkv_proj"}

@@ -53,6 +53,7 @@ def measured(base: Path, made: scored_models.World, trained: Trained, other: Oth
         return found
 
 
+@pytest.mark.slow
 def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
     made: scored_models.World, trained: Trained, four: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_it_is_the_divergence_of_the_merged_model_from_the_one_that_was_trained(
         assert list(found.distance.same_top) == (as_trained.argmax(-1) == merged.argmax(-1)).tolist()
 
 
+@pytest.mark.slow
 def test_weights_that_training_quantized_as_it_loaded_them(
     made: scored_models.World, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

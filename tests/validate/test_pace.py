@@ -73,6 +73,7 @@ def test_few_rows_are_all_scored_and_nothing_is_timed(made: scored_models.World,
     assert outcome.figures["rows_scored"] == outcome.figures["rows"] == 6
 
 
+@pytest.mark.slow
 def test_the_upper_end_of_few_rows_is_held_against_the_bound(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path, questions=[])
     first = validate(run.config, run.folder, run.base, run.manifest()).figures["quantizations"]["Q8_0"]
@@ -94,6 +95,7 @@ def test_a_single_row_has_no_interval_and_that_is_said(made: scored_models.World
     assert "interval" not in report_table({**figures, "quantizations": {"Q8_0": entry}})
 
 
+@pytest.mark.slow
 def test_a_second_run_has_the_same_interval_to_the_last_bit(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path, questions=[])
     found = [validate(run.config, run.folder, run.base, run.manifest()).figures["quantizations"] for _ in range(2)]
