@@ -1,16 +1,13 @@
 """Gemma-3-270M, real weights, through all stages: from its GGUF in five Python packages to an answer in Ollama."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from tests.conftest import Called, call_toolkit, needed
+from tests.conftest import needed
 from tests.support.ollama_server import OllamaServer
 from tests.support.places import REPOSITORY
+from tests.support.whole_runs import WholeRun, check_answers, check_better, check_fresh, perform_all
 from toolkit.core.errors import ToolkitError
 from toolkit.model import base
-from toolkit.pipeline import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.ollama]
 
@@ -43,61 +40,35 @@ num_predict = 12
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, server: OllamaServer) -> WholeRun:
+    """The whole run, once for all tests here."""
     try:
         base.source_files(LABEL)
     except ToolkitError as exc:
         needed(False, f"the package of Gemma-3-270M ({exc.hint})")
-    folder = tmp_path_factory.mktemp("project")
-    (folder / "toolkit.toml").write_text(SETTINGS)
-    return folder
+    return perform_all(tmp_path_factory.mktemp("project"), "gemma", SETTINGS, server)
 
 
-@pytest.fixture(scope="module")
-def done(place: Path, server: OllamaServer) -> Called:
-    """The whole run, once for all tests here."""
-    return call_toolkit("run", "--json", cwd=place, timeout=3000, OLLAMA_HOST=server.url)
+def test_the_run_ends_with_a_better_model_validated_and_registered(run: WholeRun) -> None:
+    check_better(run)
+    assert all(entry["unequal_records"] == 0 for entry in run.report["quantizations"].values())
+    tags, rows = run.stages["register"]["tags"], run.stages["prepare"]["test"]
+    assert all(tag["prompts_verified"] == tag["prompts_counted"] == rows for tag in tags.values())
 
 
-def test_the_run_ends_with_a_better_model_validated_and_registered(done: Called, place: Path) -> None:
-    assert done.code == 0, done.err
-    stages = done.json["stages"]
-    assert list(stages) == list(STAGES)
-    trained = stages["train"]
-    assert trained["held_out_loss_after"] < trained["held_out_loss_before"]
-    report = json.loads((place / "exports" / "gemma" / "report.json").read_text())
-    for entry in report["quantizations"].values():
-        assert entry["passed"] and entry["unequal_prompts"] == entry["unequal_records"] == 0
-        assert entry["prompts"] == stages["prepare"]["test"]
-    tags = stages["register"]["tags"]
-    assert set(tags) == {"latest", "q4_k_m"}
-    assert all(tag["prompts_verified"] == tag["prompts_counted"] == stages["prepare"]["test"] for tag in tags.values())
-
-
-def test_its_licence_is_said_everywhere(done: Called, place: Path, server: OllamaServer) -> None:
-    assert done.code == 0, done.err
-    run = place / "exports" / "gemma"
-    assert json.loads((run / "report.json").read_text())["base"]["licence"] == "gemma"
-    card = (run / "README.md").read_text()
+def test_its_licence_is_said_everywhere(run: WholeRun) -> None:
+    assert run.report["base"]["licence"] == "gemma"
+    card = (run.folder / "README.md").read_text()
     assert "license: gemma" in card and "The licence of the base: gemma." in card
-    assert "under the Gemma Terms of Use" in (run / "Modelfile").read_text()
-    assert "under the Gemma Terms of Use" in server.run("show", "gemma", "--license").stdout
-    doctor = call_toolkit("doctor", cwd=place, OLLAMA_HOST=server.url)
+    assert "under the Gemma Terms of Use" in (run.folder / "Modelfile").read_text()
+    assert "under the Gemma Terms of Use" in run.server.run("show", "gemma", "--license").stdout
+    doctor = run.call("doctor")
     assert "licence: gemma" in doctor.out and doctor.code == 0, doctor.out
 
 
-def test_it_answers_in_ollama_and_through_the_toolkit(done: Called, place: Path, server: OllamaServer) -> None:
-    assert done.code == 0, done.err
-    question = "What are the symptoms of dehydration?"
-    ran = server.run("run", "gemma", question)
-    assert ran.returncode == 0 and ran.stdout.strip(), ran
-    asked = call_toolkit("ask", question, "--json", cwd=place, OLLAMA_HOST=server.url)
-    assert asked.json["through"] == "ollama" and len(asked.json["answer"].split()) > 3
-    alone = call_toolkit("ask", question, "--json", cwd=place)
-    assert alone.json["through"] == "llama.cpp" and len(alone.json["answer"].split()) > 3
+def test_it_answers_in_ollama_and_through_the_toolkit(run: WholeRun) -> None:
+    check_answers(run, "What are the symptoms of dehydration?")
 
 
-def test_everything_is_fresh_afterwards(done: Called, place: Path, server: OllamaServer) -> None:
-    status = call_toolkit("status", "--json", cwd=place, OLLAMA_HOST=server.url)
-    states = {name: stage["state"] for name, stage in status.json["stages"].items()}
-    assert states.pop("evaluate") == "not run" and set(states.values()) == {"fresh"}, status.out
+def test_everything_is_fresh_afterwards(run: WholeRun) -> None:
+    check_fresh(run)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.data_hub import GATED, serving_data, use_data_hub
+from tests.support.hub_data import serving_data, use_data
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.run_folder import RunFolder
@@ -21,6 +21,7 @@ from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.source import find_sources, locate
 from toolkit.prepare.stage import STAGE
 
+GATED = "owner/gated"
 CSV = b"question,answer\nq,a\nr,b\n"
 TWELVE = b"question,answer\n" + b"".join(b"question %d,answer %d\n" % (n, n) for n in range(12))
 JSONL = b'{"prompt": "s", "completion": "c", "n": 1}\n{"prompt": "t", "completion": "d", "n": 2}\n'
@@ -44,14 +45,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    with serving_data(SETS) as (url, asked):
-        use_data_hub(url, tmp_path / "home", monkeypatch)
-        yield asked
+    for name in SETS:
+        folder_of(name, tmp_path / "hub")
+    with serving_data(tmp_path / "hub") as found:
+        use_data(found.url, tmp_path / "home", monkeypatch)
+        yield found.asked
 
 
-def folder_of(name: str) -> str:
+def folder_of(name: str, place: Path = Path("sets")) -> str:
     """Write a data set as a folder."""
-    folder = Path("sets") / name
+    folder = place / name
     for file, content in SETS[name].items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_bytes(content)
@@ -139,7 +142,7 @@ def test_what_names_no_data_set_is_refused(name: str) -> None:
 
 @pytest.mark.slow  # the library asks several times
 def test_without_the_network(hub: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_data_hub("http://127.0.0.1:9", tmp_path / "home", monkeypatch)
+    use_data("http://127.0.0.1:9", tmp_path / "home", monkeypatch)
     assert refused("hf:owner/plain").exit_code == MISSING
     with pytest.raises(ToolkitError, match="--offline forbids"):
         reading("hf:owner/plain", offline=True)

@@ -2,9 +2,7 @@
 
 import contextlib
 import hashlib
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.web import Answering, listening
 from toolkit.model import hub_pieces, hub_range
 
 COMMIT = "c" * 40
@@ -46,27 +45,24 @@ def serving(folder: Path) -> Iterator[Hub]:
     """Serve a model's folder."""
     hub = Hub(folder)
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
+    class Handler(Answering):
         def do_GET(self) -> None:
             parts = self.path.split("?")[0].strip("/").split("/")
             if "gated" in parts:
-                return self._send(403, b"Access to model gated/model is restricted.", {"X-Error-Code": "GatedRepo"})
+                return self.answer(403, b"Access to model gated/model is restricted.", {"X-Error-Code": "GatedRepo"})
             if parts[:2] == ["api", "models"]:
                 if parts[2:4] != ["owner", "model"]:
-                    return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                    return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
                 if "tree" in parts:
-                    return self._send(200, json.dumps([entry(path) for path in files()]).encode())
+                    return self.answer(200, json.dumps([entry(path) for path in files()]).encode())
                 body = {"id": "owner/model", "sha": COMMIT, "siblings": [sibling(path) for path in files()]}
-                return self._send(200, json.dumps(body).encode())
+                return self.answer(200, json.dumps(body).encode())
             path = hub.folder / parts[-1]
             if not path.is_file():
-                return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return self.answer(404, b"", {"X-Error-Code": "EntryNotFound"})
             headers = {"ETag": f'"{path.name}"', "X-Repo-Commit": COMMIT}
             if path.suffix not in LARGE or self.command == "HEAD":
-                return self._send(200, path.read_bytes(), headers)
+                return self.answer(200, path.read_bytes(), headers)
             return self._weights(path, headers)
 
         def _weights(self, path: Path, headers: dict[str, str]) -> None:
@@ -78,49 +74,34 @@ def serving(folder: Path) -> Iterator[Hub]:
                 body = file.read(end - start + 1)
             found = hub.fault(path.name, start, body)
             if isinstance(found, int):
-                return self._send(found, b"", {})
+                return self.answer(found, b"", {})
             hub.asked.append((path.name, start, len(found)))
             if not whole:
                 headers = {**headers, "Content-Range": f"bytes {start}-{end}/{size}"}
-            self._send(200 if whole else 206, found, {**headers, "Content-Length": str(len(body))})
-
-        def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            with contextlib.suppress(ConnectionError):
-                if self.command == "GET":
-                    self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
+            self.answer(200 if whole else 206, found, {**headers, "Content-Length": str(len(body))})
 
     def files() -> list[Path]:
         return [path for path in sorted(folder.iterdir()) if path.is_file()]
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
+    with listening(Handler) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def use(hub: Hub, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this the hub of the test's process, with its caches in `home`; pieces are small, so there are several."""
-    from huggingface_hub import constants
-
-    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hf"))
+    point_at(hub.url, home / "hf", monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setattr(hub_pieces, "PIECE", 150_000)
     monkeypatch.setattr(hub_range, "WAIT", 0.0)
+
+
+def point_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the hub's library ask this address, and keep what it fetches in `cache`."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
 
 
 def git_blob(path: Path) -> str:
