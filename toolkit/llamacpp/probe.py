@@ -1,0 +1,141 @@
+"""Does llama.cpp compute on this machine? A tiny model is evaluated in a process of its own, which may die.
+
+A library that was built for another machine, or a fault of its code for this one's matrix units, ends a process by a
+signal: no error can be caught then. What computed once is remembered, for this library on this CPU and these GPUs.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from toolkit.core import hardware, places
+from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.files import write_text
+
+WIDTH, FORWARD, TOKENS, CONTEXT = 256, 512, 64, 256  # of the tiny model; quantized kernels take rows of 256 and more
+SECONDS = 120
+
+
+@functools.cache
+def require() -> None:
+    """Raise ToolkitError if llama.cpp cannot compute here; asked once for a library, a third of a second."""
+    reason = failure()
+    if reason:
+        raise ToolkitError(f"llama.cpp does not work on this machine: {reason}", hint=advice(), exit_code=MISSING)
+
+
+def failure() -> str:
+    """Return how llama.cpp fails to compute here, or an empty string."""
+    mark = _mark()
+    if mark is not None and mark.exists():
+        return ""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__], capture_output=True, text=True, errors="replace", timeout=SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"a model of 1 MB took more than {SECONDS} seconds"
+    if done.returncode < 0:
+        try:
+            name = signal.Signals(-done.returncode).name
+        except ValueError:
+            name = f"signal {-done.returncode}"
+        return f"evaluating a model of 1 MB ended the process ({name})"
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        return said[-1][:200] if said else f"exit code {done.returncode}"
+    if mark is not None:
+        with contextlib.suppress(OSError):  # it is asked again next time
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            write_text(mark, "")
+    return ""
+
+
+def advice() -> str:
+    """Return what to do where llama.cpp does not compute: compile it here, without AMX where the CPU has it."""
+    again = "pip install --force-reinstall --no-cache-dir --no-deps"
+    found = [line for line in hardware.requirements() if line.startswith("llama-cpp-python")]
+    line = f'{again} "{found[0].split(";")[0].strip() if found else "llama-cpp-python"}"'
+    if hardware.cpu_has_amx():
+        off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        return f'compile it for this machine without AMX: CFLAGS="{off}" CXXFLAGS="{off}" {line}'
+    return f"compile it for this machine: {line}"
+
+
+def _mark() -> Path | None:
+    """Return the file that says that this library computed here; None where there is no library."""
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.origin is None:
+        return None
+    parts = [hardware.cpu_name(), str(hardware.cpu_has_amx()), str(hardware.driver_offers_gpu())]
+    for path in sorted(Path(spec.origin).parent.glob("lib/*.so*")):
+        there = path.stat()
+        parts.append(f"{path} {there.st_size} {there.st_mtime_ns}")
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    return places.cache_folder() / "llama.cpp" / f"computes-{name}"
+
+
+def _write_model(path: Path) -> None:
+    """Write a Llama of one layer without a vocabulary, its weights in F16, Q8_0 and Q4_0."""
+    import gguf
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(FORWARD)
+    writer.add_head_count(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(TOKENS)
+
+    def add(name: str, kind: gguf.GGMLQuantizationType, rows: int, columns: int = WIDTH) -> None:
+        values = random.standard_normal((rows, columns), np.float32) * np.float32(0.1)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    kinds = gguf.GGMLQuantizationType
+    add("token_embd.weight", kinds.F16, TOKENS)
+    add("output.weight", kinds.Q8_0, TOKENS)
+    for name in ("q", "k", "v", "output"):
+        add(f"blk.0.attn_{name}.weight", kinds.F16, WIDTH)
+    add("blk.0.ffn_gate.weight", kinds.Q4_0, FORWARD)
+    add("blk.0.ffn_up.weight", kinds.Q8_0, FORWARD)
+    add("blk.0.ffn_down.weight", kinds.Q8_0, WIDTH, FORWARD)
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def compute() -> None:
+    """Evaluate the tiny model with all cores, many tokens and one; on the GPU too where the build can."""
+    import llama_cpp
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.gguf"
+        _write_model(path)
+        for layers in (0, -1) if llama_cpp.llama_supports_gpu_offload() else (0,):
+            llm = llama_cpp.Llama(
+                str(path), n_ctx=CONTEXT, n_threads=hardware.cores(), n_gpu_layers=layers, logits_all=True,
+                verbose=False,
+            )  # fmt: skip
+            llm.eval(list(range(TOKENS)))
+            llm.eval([1])
+            if not np.isfinite(np.asarray(llm.scores[: TOKENS + 1])).all():
+                sys.exit("logits are not finite")
+            llm.close()
+
+
+if __name__ == "__main__":
+    compute()
