@@ -117,7 +117,7 @@ def _write_model(path: Path) -> None:
     writer.close()
 
 
-def compute() -> None:
+def evaluate_tiny_model() -> None:
     """Evaluate the tiny model with all cores, many tokens and one; on the GPU too where the build can."""
     import llama_cpp
     import numpy as np
@@ -138,4 +138,4 @@ def compute() -> None:
 
 
 if __name__ == "__main__":
-    compute()
+    evaluate_tiny_model()
