@@ -59,7 +59,7 @@ WAYS: dict[str, tuple[dict[str, Any], Vocabulary | None]] = {
     "ministral3": (INST, byte_level("tekken", "[INST]", "[/INST]")),
     "gemma3 that sees": ({"preset": "gemma"}, sentencepiece("gemma-it")),
 }
-COVERING = ("gemma3", "olmo3", "phi4mini", "smollm3")  # the others have their turn in make exhaustive
+COVERING = ("gemma3", "olmo3", "phi4mini", "qwen3.5", "smollm3")  # the others have their turn in make exhaustive
 TARGETS = {"phi": ["qkv_proj", "o_proj"], "granite4": ["q_proj", "output_linear"]}
 QUESTION = "Is water 7 good?"
 
