@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 
 REPOSITORY = Path(__file__).parents[1]
 LARGEST = 300_000  # bytes of a picture
-COLUMNS, ROWS = 100, 26  # of the terminal
+COLUMNS, ROWS = 112, 26  # of the terminal
 LETTER, LINE, MARGIN, BAR = 8.0, 18, 14, 30  # pixels
 SECONDS, HOLD = 20.0, 5.0  # of the cast, and of its last picture
 LONGEST = 3.0  # seconds of the run that a pause counts at most, before all is scaled to the cast
@@ -90,7 +90,7 @@ def _wrapped(text: str) -> list[str]:
     return [text[at : at + COLUMNS] for at in range(0, len(text), COLUMNS)] or [""]
 
 
-def cast(log: Sequence[tuple[float, str]], command: str) -> str:
+def cast(log: Sequence[tuple[float, str]], command: str, note: str = "") -> str:
     """Return the animated SVG; where nothing may move, it is the end of the run."""
     lines = arranged(log, command)
     rows = lines[-1].row + 1
@@ -115,7 +115,7 @@ def cast(log: Sequence[tuple[float, str]], command: str) -> str:
             texts.append(f'<text x="{MARGIN}" y="{y}"{given}>{escape(line.text)}</text>')
     up = -LINE * max(rows - ROWS, 0)
     minutes = log[-1][0] / 60
-    title = f"{command}: {minutes:.0f} minutes, shown in {SECONDS - HOLD:.0f} seconds"
+    title = f"{command}: {minutes:.0f} minutes{note and f' {note}'}, shown in {SECONDS - HOLD:.0f} seconds"
     rules = [
         f"text{{{STYLE};fill:#d7dce1;white-space:pre}}.b{{fill:#fff;font-weight:700}}.g{{fill:#7ad39a}}.y{{fill:#e6bd62}}",
         f".s{{fill:#8f99a3}}#all{{transform:translateY({up}px);animation:all {SECONDS:g}s step-end infinite}}",
@@ -190,9 +190,9 @@ def page_picture(page: Path, *, beyond: str = "") -> bytes:
         return found.page.screenshot()
 
 
-def cast_picture(run: Path) -> str:
-    """Return the cast of a run."""
-    return cast(read_log(run / "log.txt"), f"toolkit run -c examples/{run.name}.toml")
+def cast_picture(run: Path, note: str = "") -> str:
+    """Return the cast of a run; `note` says what the machine was like."""
+    return cast(read_log(run / "log.txt"), f"toolkit run -c examples/{run.name}.toml", note)
 
 
 PICTURES: dict[str, Callable[[Path], str | bytes]] = {
@@ -209,12 +209,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--into", type=Path, default=REPOSITORY / "docs/img")
+    parser.add_argument("--note", default="", help='of the machine, in the title of the cast: "on two busy cores"')
     parser.add_argument("--only", nargs="+", choices=PICTURES, default=list(PICTURES))
     given, failed = parser.parse_args(), False
     given.into.mkdir(parents=True, exist_ok=True)
     for name in given.only:
         try:
-            content = PICTURES[name](given.run)
+            content = cast_picture(given.run, given.note) if name == "run.svg" else PICTURES[name](given.run)
         except (OSError, ValueError) as exc:
             print(f"{name}: {exc}", file=sys.stderr)
             failed = True
