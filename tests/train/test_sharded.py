@@ -16,7 +16,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
-from toolkit.train import launch, parallel, peft_backend, train, trainer
+from toolkit.train import launch, parallel, peft_backend, train, trl_arguments
 
 
 def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False, **more: str) -> dict[str, Any] | None:
@@ -123,8 +123,8 @@ def test_an_optimizer_in_8_bits_is_not_sharded(
 ) -> None:
     """bitsandbytes' kernels refuse the tensors that FSDP makes."""
     monkeypatch.setattr("toolkit.core.hardware.installed", lambda *_: True)
-    assert trainer._optimizer("adamw_8bit", cuda=True) == "adamw_8bit"
+    assert trl_arguments._optimizer("adamw_8bit", cuda=True) == "adamw_8bit"
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert trainer._optimizer("adamw_8bit", cuda=True) == "adamw_torch"
+    assert trl_arguments._optimizer("adamw_8bit", cuda=True) == "adamw_torch"
     assert "adamw_8bit cannot be sharded" in " ".join(capsys.readouterr().err.split())
-    assert trainer._optimizer("adafactor", cuda=True) == "adafactor"
+    assert trl_arguments._optimizer("adafactor", cuda=True) == "adafactor"

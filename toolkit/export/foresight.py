@@ -32,7 +32,8 @@ from toolkit.model.families.checks import check_layers
 from toolkit.model.families.family import Family
 from toolkit.model.gguf_base import other_architecture
 from toolkit.model.gguf_config import read_base
-from toolkit.model.model_config import ModelConfig, architecture, read_config
+from toolkit.model.kinds import architecture
+from toolkit.model.model_config import ModelConfig, read_config
 from toolkit.ollama import renderers
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.templates import chat_template

@@ -30,7 +30,8 @@ from toolkit.export.vocab import bpe
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import INDEX, SINGLE
 from toolkit.formats.safetensors_header import new_header
-from toolkit.model.model_config import CONFIG, read_config, text_alone
+from toolkit.model.kinds import text_alone
+from toolkit.model.model_config import CONFIG, read_config
 from toolkit.prompt.tokenizer import load_tokenizer
 
 DTYPES = {Type.BF16: "bfloat16", Type.F16: "float16"}

@@ -9,9 +9,9 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import read_json
 from toolkit.formats import bnb_4bit
 from toolkit.formats.safetensors_header import read_header
-from toolkit.model.config_values import Values, brief, count, flag, real
+from toolkit.model.config_values import Values, count, flag, real
 from toolkit.model.delta_net import DeltaNet, delta_net
-from toolkit.model.kinds import KINDS, Kind
+from toolkit.model.kinds import model_kind, text_values
 
 CONFIG = "config.json"
 WHOLE = "give a folder with a complete base model"
@@ -176,7 +176,7 @@ def sizes(values: Values) -> ModelConfig | None:
 
     Raises ValueError that names the key of an absent or impossible value.
     """
-    kind = _kind(values)
+    kind = model_kind(values)
     if kind is None:
         return None
     values = text_values(values)
@@ -212,67 +212,6 @@ def sizes(values: Values) -> ModelConfig | None:
         context=0 if values.get("max_position_embeddings") is None else count(values, "max_position_embeddings"),
         norm_epsilon=real(values, "rms_norm_eps", kind.norm_epsilon, most=LARGEST_EPSILON),
     )
-
-
-def text_values(values: Values) -> Values:
-    """Return what config.json says of the text: a model that also sees images says it in `text_config`.
-
-    Raises ValueError if it does not.
-    """
-    kind = _kind(values)
-    if kind is None or kind.inner is None:
-        return values
-    inner = values.get("text_config")
-    if not isinstance(inner, dict):
-        raise ValueError(f"no valid `text_config`: {brief(inner)}")
-    if "rope_parameters" in inner:
-        kept = {key: value for key, value in kind.inner.items() if not key.startswith("rope_")}
-    else:
-        kept = kind.inner
-    tied = {"tie_word_embeddings": True} if flag(values, "tie_word_embeddings") else {}
-    return {**kept, **inner, **tied}
-
-
-def text_alone(values: Values) -> dict[str, Any]:
-    """Return the config.json of a model's language model alone; that of a model that reads text only is as it was."""
-    kind = _kind(values)
-    if kind is None or kind.inner is None:
-        return dict(values)
-    ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in values}
-    found = {**ids, **text_values(values)}
-    return {**found, "architectures": [KINDS[str(found["model_type"])].name]}
-
-
-def _kind(values: Values) -> Kind | None:
-    """Find the kind by the class in `architectures`, which the exporter uses, else by `model_type`."""
-    if values.get("num_local_experts"):
-        return None
-    name, family = architecture(values), values.get("model_type")
-    named = (kind for kind in KINDS.values() if kind.name == name)
-    kind = next(named, KINDS.get(family) if isinstance(family, str) else None)
-    if kind is not None and kind.shared_mlp and not (values.get("num_local_experts") == 0 and attends_only(values)):
-        return None  # transformers' defaults are experts, and layers with a state
-    return kind
-
-
-def attends_only(values: Values) -> bool:
-    """Tell whether config.json lists the kinds of its layers, and all are attention to every token."""
-    kinds = values.get("layer_types")
-    return isinstance(kinds, list) and bool(kinds) and all(kind in ("attention", "full_attention") for kind in kinds)
-
-
-def architecture(values: Values) -> str | None:
-    """Return the class of transformers that config.json names first; None if it names none."""
-    names = values.get("architectures")
-    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
-
-
-def check_model_type(values: Values) -> None:
-    """Raise ValueError where `model_type`, by which transformers loads, names another family than `architectures`."""
-    name, stated = architecture(values), values.get("model_type")
-    expected = next((key for key, kind in KINDS.items() if kind.name == name), stated)
-    if stated is not None and stated != expected:
-        raise ValueError(f"`model_type` {brief(stated)} contradicts `architectures`, which names {brief(name)}")
 
 
 def is_four_bit(folder: Path) -> bool:

@@ -25,22 +25,21 @@ import torch
 from huggingface_hub import constants
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from toolkit.core import console, hardware
+from toolkit.core import console
 from toolkit.core.files import write_text
 from toolkit.core.quiet import silence_transformers
-from toolkit.model.model_config import attends_only
-from toolkit.train import batches, checkpoints, parallel
+from toolkit.model.kinds import attends_only
+from toolkit.train import batches, checkpoints
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked
 from toolkit.train.examples import IGNORED
 from toolkit.train.job import Job
 from toolkit.train.library_tokenizer import library_tokenizer
 from toolkit.train.speed import filled_up, remember_parts
+from toolkit.train.trl_arguments import arguments
 
 constants.HF_HUB_DISABLE_TELEMETRY = True  # TRL tells the hub which architecture trains on which GPU
-NEVER = 10**9  # steps: `Keep` decides when to save
-MAX_GRAD_NORM = 1.0  # the recipe's trainer clips the gradient to this norm
 
 
 class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
@@ -209,60 +208,3 @@ def _keeps_state(model: Any) -> bool:
     """Tell whether transformers says that a loaded model's class keeps a state, and not all its layers attend."""
     inside = model.get_base_model() if hasattr(model, "get_base_model") else model
     return bool(getattr(inside, "_is_stateful", False)) and not attends_only(inside.config.to_dict())
-
-
-def arguments(job: Job, *, packs: bool) -> SFTConfig:
-    """Return the settings under TRL's names; the records of a micro-batch are packed into one row, or padded."""
-    settings, plan, cuda = job.settings, job.plan, job.backend.device == "cuda"
-    evaluates = bool(job.splits["val"]) and settings.eval_steps > 0
-    return SFTConfig(
-        output_dir=str(job.place),
-        max_steps=job.steps,
-        per_device_train_batch_size=plan.micro_batch,
-        per_device_eval_batch_size=batches.held_out_batch(len(job.splits["val"]), plan.micro_batch)[0],
-        gradient_accumulation_steps=plan.accumulation,
-        gradient_checkpointing=plan.strategy.checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler_type,
-        warmup_steps=settings.warmup_steps,
-        optim=_optimizer(settings.optim, cuda=cuda),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=MAX_GRAD_NORM,
-        seed=settings.seed,
-        bf16=job.precision == "bf16",
-        fp16=job.precision == "f16",
-        use_cpu=not cuda,
-        # The records are tokenized, cut and ordered; padding-free lays those of a micro-batch into one row.
-        dataset_kwargs={"skip_prepare_dataset": True},
-        train_sampling_strategy="sequential",
-        padding_free=packs,
-        max_length=None,
-        dataloader_pin_memory=cuda,
-        accelerator_config={"non_blocking": cuda},
-        ddp_find_unused_parameters=False,
-        logging_steps=settings.logging_steps,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=settings.report_to or "none",
-        eval_on_start=job.evaluates_first,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=settings.eval_steps if evaluates else None,
-        save_strategy="steps",
-        save_steps=NEVER * max(1, settings.eval_steps),
-        save_total_limit=3 if evaluates else 2,  # the best one, the last one, and the one before while that is written
-        load_best_model_at_end=evaluates,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-    )
-
-
-def _optimizer(name: str, *, cuda: bool) -> str:
-    """Return the optimizer that this machine has: bitsandbytes' need CUDA, and cannot be sharded."""
-    if not name.endswith(("8bit", "32bit")):
-        return name
-    if cuda and not parallel.sharded() and hardware.installed("bitsandbytes"):
-        return name
-    lack = "cannot be sharded" if parallel.sharded() else "needs CUDA and bitsandbytes"
-    console.info(f"optimizer: adamw_torch, because {name} {lack}")
-    return "adamw_torch"

@@ -14,16 +14,8 @@ from toolkit.model.families import gemma2, gemma3, granite, llama, mistral3, olm
 from toolkit.model.families.checks import check_layers, checked_layouts
 from toolkit.model.families.family import Family, to_ggml_layout
 from toolkit.model.families.refused import kind_of
-from toolkit.model.model_config import (
-    ModelConfig,
-    architecture,
-    check_model_type,
-    model_config,
-    read_config,
-    sizes,
-    text_values,
-    unusable,
-)
+from toolkit.model.kinds import architecture, check_model_type, text_values
+from toolkit.model.model_config import ModelConfig, model_config, read_config, sizes, unusable
 
 __all__ = [
     "FAMILIES",

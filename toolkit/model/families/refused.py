@@ -1,7 +1,7 @@
 """What an architecture is that cannot be exported, in the field's words, from config.json alone."""
 
 from toolkit.model.config_values import Values
-from toolkit.model.model_config import attends_only
+from toolkit.model.kinds import attends_only
 
 # Keys by which transformers' configurations count experts, and those of layers with a state (Mamba).
 EXPERTS = {
