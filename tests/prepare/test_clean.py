@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.rows import clean
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.clean import (
@@ -16,7 +17,6 @@ from toolkit.prepare.clean import (
     WRONG_TYPE,
     Record,
     Rejection,
-    clean,
     normalise,
     split_cell,
 )

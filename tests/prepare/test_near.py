@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.rows import clean
 from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import near, prepare
-from toolkit.prepare.clean import Record, Rejection, clean, normalise
+from toolkit.prepare.clean import Record, Rejection, normalise
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.likeness import Words, distinct_words
@@ -68,7 +69,7 @@ def test_near_duplicates_are_exact(data: list[tuple[str, str]], threshold: float
 def test_what_would_leak_is_dropped_and_nothing_else(data: list[tuple[str, str]], threshold: float) -> None:
     splits = divided(data)
     kept, dropped = drop_across(splits, threshold)
-    assert near_duplicates(kept, threshold) == [] and leaked(kept) == 0 and kept["test"] == splits["test"]
+    assert near_duplicates(kept, threshold) == [] and leaked(kept) == 0 and [*kept["test"]] == [*splits["test"]]
     by_number = {record.number: record for some in splits.values() for record in some}
     assert sorted([one.number for one in dropped] + [r.number for some in kept.values() for r in some]) == sorted(
         by_number
@@ -90,7 +91,7 @@ def test_the_first_of_rows_that_are_alike_is_kept(rows: list[tuple[str, str]], t
         if all(alike(record, other) < threshold for other in expected):
             expected.append(record)
     kept, dropped = drop_near(records(rows), threshold)
-    assert kept == expected
+    assert [*kept] == expected
     by_number = {record.number: record for record in records(rows)}
     for one in dropped:
         assert one.near is not None
@@ -101,7 +102,7 @@ def test_the_first_of_rows_that_are_alike_is_kept(rows: list[tuple[str, str]], t
 def test_another_answer_and_another_instruction_are_other_rows() -> None:
     question = "What are the signs and symptoms of Noonan syndrome type 1?"
     rows = records([(question, "Short stature and heart defects from birth on."), (question, "See a doctor.")])
-    assert drop_near(rows, 0.8) == (rows, [])
+    assert [*map(list, drop_near(rows, 0.8))] == [rows, []]
     other = records([(question, rows[0].answer)], "Translate to Portuguese:")
     assert drop_near([*rows, *other], 0.8)[1] == []
     typo = Record(
@@ -158,9 +159,9 @@ def test_many_rows_are_searched_by_sketches_with_the_same_result(
 ) -> None:
     table = read_table(medquad, wanted_names(SETTINGS))
     rows = clean(table, find_columns(table, SETTINGS), "Explain:")[0][:600]
-    exact = drop_near(rows, 0.8)
+    exact = [*map(list, drop_near(rows, 0.8))]
     monkeypatch.setattr(near, "EXACT", 100)
-    assert drop_near(rows, 0.8) == exact
+    assert [*map(list, drop_near(rows, 0.8))] == exact
     assert len(exact[1]) > 50  # most of them are exact copies
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.support.rows import clean
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.input_settings import DataSettings
-from toolkit.prepare.clean import clean
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.columns import wanted_names

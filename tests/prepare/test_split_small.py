@@ -177,10 +177,10 @@ def test_questions_under_another_instruction_are_counted() -> None:
     records = with_groups([record(n, question, how) for n, (how, question) in enumerate(pairs)], "Explain:")
     splits = split(records, DataSettings())
     trained = {each.question for each in splits["train"]}
-    held_out = splits["val"] + splits["test"]
+    held_out = [*splits["val"], *splits["test"]]
     assert reworded(splits["train"], held_out) == sum(each.question in trained for each in held_out) > 0
     plain = split(groups([1] * 30), DataSettings())
-    assert reworded(plain["train"], plain["val"] + plain["test"]) == 0
+    assert reworded(plain["train"], [*plain["val"], *plain["test"]]) == 0
 
 
 def test_the_settings_of_val_decide_what_must_hold_rows() -> None:

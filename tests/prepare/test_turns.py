@@ -14,7 +14,7 @@ from toolkit.prepare.clean import Record, normalise
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG, fit
 from toolkit.prepare.groups import question_shown, with_groups
-from toolkit.prepare.personal import look
+from toolkit.prepare.personal import Personal, looker
 from toolkit.prepare.split import drop_duplicates, grouped_split
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import Turn, render
@@ -107,7 +107,9 @@ def test_personal_data_in_earlier_turns_is_found_and_masked_the_same_in_all() ->
         1, ("My CPF is 529.982.247-25, who treats me?", "Write to ana@example.com."), ("Is 52998224725 in?", "Yes.")
     )
     config = build({}, ["data.personal=mask"])
-    (masked,), _, found = look([said], [], CHAT, "x.jsonl", config)
+    found = Personal("mask")
+    masked = looker(found, CHAT, "x.jsonl", config)(said)
+    assert isinstance(masked, Record)
     assert masked.history == (("My CPF is <BR_CPF_1>, who treats me?", "Write to <EMAIL_ADDRESS_1>."),)
     assert (masked.question, masked.answer) == ("Is <BR_CPF_1> in?", "Yes.")
     assert masked.normalised == normalise("My CPF is <BR_CPF_1>, who treats me?")
@@ -117,5 +119,9 @@ def test_personal_data_in_earlier_turns_is_found_and_masked_the_same_in_all() ->
         ("messages", "BR_CPF"),
     ]
     later = chat(1, ("Who treats me?", "We do."), ("Is 529.982.247-25 in, my CPF?", "Yes."))
-    (changed,), _, _ = look([later], [], CHAT, "x.jsonl", config)
-    assert changed.normalised == later.normalised and changed == replace(later, question="Is <BR_CPF_1> in, my CPF?")
+    changed = looker(found, CHAT, "x.jsonl", config)(later)
+    assert (
+        isinstance(changed, Record)
+        and changed.normalised == later.normalised
+        and changed == replace(later, question="Is <BR_CPF_1> in, my CPF?")
+    )

@@ -9,11 +9,11 @@ import torch
 from tests.support import outside, vocabularies
 from tests.support.ollama_server import OllamaServer, library
 from tests.support.prompts import FORMATS
+from tests.support.rows import clean
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.export import export
 from toolkit.ollama import server
-from toolkit.prepare.clean import clean
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table

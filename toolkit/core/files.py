@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -256,6 +256,7 @@ def size_of_folder(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
-def spread(records: list[Item], count: int) -> list[Item]:
+def spread(records: Sequence[Item], count: int) -> list[Item]:
     """Choose at most `count` items evenly over a list of records: a file is often sorted by its source."""
-    return [records[index * len(records) // count] for index in range(count)] if count < len(records) else records
+    count = min(count, len(records))
+    return [records[index * len(records) // count] for index in range(count)]

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from toolkit.prepare.columns import ReadTable, columns_taken, lost_meaning
 from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.fit import fit
 from toolkit.prepare.groups import reworded
-from toolkit.prepare.language import foreign_prompt, identifier, languages_said, several_languages
+from toolkit.prepare.language import foreign_prompt, identifier, languages_said, several_languages, some_answers
 from toolkit.prepare.near import near_duplicates
 from toolkit.prepare.personal import for_screen
 from toolkit.prepare.personal import said as personal_said
@@ -51,7 +51,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     """
     form = prompt_format(config.prompt)
     rows = read_rows([Source(sources)] if isinstance(sources, Path) else sources, config)
-    with identifier([record.answer for record in rows.records]) as identify:
+    with identifier(some_answers(rows.records)) as identify:
         for taken in columns_taken(rows.tables):
             console.info(taken)
         for lost in dict.fromkeys(lost for one in rows.tables for lost in lost_meaning(one.columns, one.left)):
@@ -62,15 +62,15 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         divided = divide(rows, config, lambda records: fit(records, form, tokenizer, config))
         splits, records, rejected = divided.splits, divided.records, divided.rejected
         near = near_duplicates(splits, config.data.near_duplicate)
-        answers = [record.answer for record in records]
+        answers = some_answers(records)
         language, shares = main_language(answers, identify), language_shares(answers, identify)
         foreign = foreign_prompt(config.prompt, records, language, identify)
 
     with writing_folder(folder.data) as fresh:
         for name in SPLITS:
-            _write(fresh, folder.split_file(name), [_row(record) for record in splits[name]])
-        _write(fresh, folder.rejected, [_rejected_row(rejection) for rejection in rejected])
-        _write(fresh, folder.personal, [asdict(finding) for finding in rows.personal.findings])
+            _write(fresh, folder.split_file(name), map(_row, splits[name]))
+        _write(fresh, folder.rejected, map(_rejected_row, rejected))
+        _write(fresh, folder.personal, map(asdict, rows.personal.findings))
 
     figures = {
         "rows": rows.count,
@@ -81,10 +81,10 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         "truncated": sum(record.truncated for record in records),
         "dropped_too_long": len(divided.too_long),
         **{name: len(splits[name]) for name in SPLITS},
-        "questions": len({record.normalised for record in records}),
+        "questions": len({hash(record.normalised) for record in records}),
         "near_duplicates": len(near),
         "leaked_questions": leaked(splits),
-        "reworded_questions": reworded(splits["train"], splits["val"] + splits["test"]),
+        "reworded_questions": reworded(splits["train"], [*splits["val"], *splits["test"]]),
         "instruction_as_question": sum(record.instruction_as_question for record in records),
         "control_like": _control_like(records, form, tokenizer),
         "language": language,
@@ -123,7 +123,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal], figures)
 
 
-def _of_files(tables: list[ReadTable], rejected: list[Rejection]) -> dict[str, Any]:
+def _of_files(tables: list[ReadTable], rejected: Sequence[Rejection]) -> dict[str, Any]:
     """Return the figures of each file: its columns, its hash, and its rows where there are several."""
     if len(tables) == 1:
         one = tables[0]
@@ -163,12 +163,12 @@ def _rejected_row(rejection: Rejection) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value or (key == "text" and value is not None)}
 
 
-def _write(fresh: Path, target: Path, rows: list[dict[str, Any]]) -> None:
+def _write(fresh: Path, target: Path, rows: Iterable[dict[str, Any]]) -> None:
     with naming(target), (fresh / target.name).open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _control_like(records: list[Record], form: PromptFormat, tokenizer: Tokenizer) -> int:
+def _control_like(records: Iterable[Record], form: PromptFormat, tokenizer: Tokenizer) -> int:
     """Count the records whose text looks like a control token or a part of the prompt; both stay text."""
     marks = "|".join(re.escape(mark) for mark in (*form.stops, tokenizer.eos_text) if mark)
     pattern = re.compile(rf"<\|[^|>\s]{{1,64}}\|>|{marks}")
@@ -193,8 +193,8 @@ def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: lis
         )
     if figures["leaked_questions"]:
         held_out = len(splits["val"]) + len(splits["test"])
-        trained = {record.normalised for record in splits["train"]}
-        seen = sum(record.normalised in trained for name in ("val", "test") for record in splits[name])
+        trained = {hash(record.normalised) for record in splits["train"]}
+        seen = sum(hash(record.normalised) in trained for name in ("val", "test") for record in splits[name])
         console.warn(
             f"{figures['leaked_questions']} questions are in more than one split: {seen} of {held_out} held-out rows "
             "were seen in training; `--set data.split=grouped` keeps them apart"

@@ -119,7 +119,7 @@ def _surely_fitting(form: PromptFormat, config: Config) -> Fit:
             text = prompt.text + record.answer
         return len(text.encode("utf-8", "surrogatepass")) + MARGIN < config.train.max_length
 
-    def fit_by_bytes(records: list[Record]) -> tuple[list[Record], list[Rejection]]:
+    def fit_by_bytes(records: Sequence[Record]) -> tuple[list[Record], list[Rejection]]:
         others = [record for record in records if not fits(record)]
         too_long = [Rejection(record.number, record.line, NO_ROOM, record.question) for record in others]
         return [record for record in records if fits(record)], too_long

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from toolkit.prepare.cells import INSTRUCTION, cell_text, group_name, is_null_wo
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.messages import EMPTY_TURN, UnusableChatError, texts_in
 from toolkit.prepare.row_texts import RowTexts, empty_nulls, put_context, repair_texts, take_turns
-from toolkit.prepare.table import Row, Table
+from toolkit.prepare.table import Row
 from toolkit.prompt.renderings import Turn
 
 NO_QUESTION_MARK = "no `Question:`"
@@ -95,29 +95,21 @@ class Rejection:
     near: Mapping[str, Any] | None = None
 
 
-def clean(
-    table: Table,
+def clean_rows(
+    rows: Iterable[Row],
     columns: Columns,
     instruction: str,
     *,
     null_words: str = "empty",
     repairs: Collection[str] = (),
     merge: bool = False,
-) -> tuple[list[Record], list[Rejection]]:
-    """Turn every row into a record or a rejection, in the order of the file; `instruction` serves rows without one.
+) -> Iterator[Record | Rejection]:
+    """Turn every row into a record or a rejection; `instruction` serves rows without one.
 
     `null_words`, `repairs` and `merge` are the settings `data.null_words`, `data.clean` and `data.merge_messages`.
     """
-    records: list[Record] = []
-    rejected: list[Rejection] = []
     rules = _Rules(columns, instruction, null_words == "empty", frozenset(repairs), merge)
-    for row in table.rows:
-        result = _clean_row(row, rules)
-        if isinstance(result, Record):
-            records.append(result)
-        else:
-            rejected.append(result)
-    return records, rejected
+    return (_clean_row(row, rules) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The columns that are taken and left, and the left ones that are known to carry meaning."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit.core.input_settings import DataSettings
@@ -67,16 +67,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class ReadTable:
-    """One source as it was read: which of its columns hold what, and those that hold something and are left."""
+    """One source as it was read: which of its columns hold what, and those that hold something and are left.
+
+    `files` are those that its rows name: of a folder or a zip of documents, one for each.
+    """
 
     table: Table
     columns: Columns
     left: list[str]
-
-    @property
-    def files(self) -> set[str]:
-        """The files that its rows name: of a folder or a zip of documents, one for each."""
-        return {row.file for row in self.table.rows}
+    files: Collection[str] = ()
 
 
 def wanted_names(settings: DataSettings) -> list[str]:

@@ -1,19 +1,22 @@
 """From data files to their splits, as prepare writes them and as doctor tries them."""
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import islice
 
+from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
+from toolkit.core.spool import Spool
 from toolkit.prepare.cells import name_key
-from toolkit.prepare.clean import Record, Rejection, clean
+from toolkit.prepare.clean import Record, Rejection, clean_rows
 from toolkit.prepare.column_choice import ROLES, find_columns
 from toolkit.prepare.columns import ReadTable, unused
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.near import drop_across, drop_near
-from toolkit.prepare.personal import Personal, look, refuse_personal, together
+from toolkit.prepare.personal import Personal, looker, refuse_personal
 from toolkit.prepare.read import read_source
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
@@ -21,7 +24,8 @@ from toolkit.prepare.split import Splits, check_filled, drop_duplicates, split, 
 from toolkit.prepare.table import Row, Table
 from toolkit.prepare.thoughts import refuse_thoughts, without_earlier_thoughts
 
-Fit = Callable[[list[Record]], tuple[list[Record], list[Rejection]]]
+Fit = Callable[[Sequence[Record]], tuple[Sequence[Record], Sequence[Rejection]]]
+BATCH = 2048  # records that are measured at once
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class Rows:
     """The rows of all sources: the records that can be used, duplicates among them, and the rows that cannot."""
 
     tables: list[ReadTable]
-    records: list[Record]
-    rejected: list[Rejection]
+    records: Sequence[Record]
+    rejected: Sequence[Rejection]
     personal: Personal = field(default_factory=Personal)
 
     @property
@@ -44,10 +48,10 @@ class Division:
     """Records in splits; `rejected` are all rows that are not used, `too_long` those of them that do not fit."""
 
     splits: Splits
-    records: list[Record]
+    records: Sequence[Record]
     duplicates: int
-    rejected: list[Rejection]
-    too_long: list[Rejection]
+    rejected: Sequence[Rejection]
+    too_long: Sequence[Rejection]
 
 
 def read_rows(sources: Sequence[Source], config: Config) -> Rows:
@@ -61,32 +65,42 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     Raises ToolkitError if no row can be used, or as `data.personal` says.
     Each table gets its own columns. A setting that names a column counts where a table has that column.
     """
-    read, records, rejected, personal = [], [], [], []
+    read, records, rejected = [], Spool[Record](), Spool[Rejection]()
+    personal = Personal(config.data.personal, bool(config.data.personal_model))
     for table in tables:
         columns = find_columns(table, _settings_for(table, tables, config.data))
+        looked = looker(personal, columns, table.name, config)
+        files: dict[str, None] = {}
+        rows: Iterable[Row] = table.rows
         if len(tables) > 1:
-            named = [replace(row, file=_file_of(row, table)) for row in table.rows]
-            table = replace(table, rows=named)
-        read.append(ReadTable(table, columns, unused(table, columns)))
-        kept, others = clean(
-            table,
+            rows = (replace(row, file=_file_of(row, table)) for row in rows)
+        for found in clean_rows(
+            _noted(rows, files),
             columns,
             config.prompt.instruction,
             null_words=config.data.null_words,
             repairs=config.data.clean,
             merge=config.data.merge_messages,
-        )
-        kept, others, found = look(kept, others, columns, table.name, config)
-        personal.append(found)
-        records += kept
-        rejected += others
+        ):
+            result = looked(found)
+            if isinstance(result, Record):
+                records.append(result)
+            else:
+                rejected.append(result)
+        read.append(ReadTable(table, columns, unused(table, columns), files))
     if not records:
         raise no_usable_row(read, rejected, config.data)
-    whole = together(personal)
-    refuse_personal(whole)
+    refuse_personal(personal)
     refuse_thoughts(records, config.prompt)
-    records = without_earlier_thoughts(records, config.train)
-    return Rows(read, with_groups(records, config.prompt.instruction), rejected, whole)
+    kept = without_earlier_thoughts(records, config.train)
+    return Rows(read, with_groups(kept, config.prompt.instruction), rejected, personal)
+
+
+def _noted(rows: Iterable[Row], files: dict[str, None]) -> Iterator[Row]:
+    """Yield rows, and note the files that they name."""
+    for row in rows:
+        files[row.file] = None
+        yield row
 
 
 def _file_of(row: Row, table: Table) -> str:
@@ -132,11 +146,12 @@ def _divide(rows: Rows, settings: DataSettings, fit: Fit) -> Division:
             raise _NoSplit(f"all {len(rows.records)} usable rows are the same question with the same answer")
         records, duplicates = rows.records, 0
     # Before the split, so that each split has its share of what can really be trained on.
-    records, too_long = fit(records)
-    place = {row.file: number for number, one in enumerate(rows.tables) for row in one.table.rows}
+    records, too_long = _fitted(records, fit)
+    place = {file: number for number, one in enumerate(rows.tables) for file in one.files}
 
-    def in_order(*parts: list[Rejection]) -> list[Rejection]:
-        return sorted(chain(rows.rejected, *parts), key=lambda one: (place.get(one.file, 0), one.number))
+    def in_order(*parts: Iterable[Rejection]) -> Spool[Rejection]:
+        """Merge what is in the order of the tables and rows."""
+        return Spool(heapq.merge(rows.rejected, *parts, key=lambda one: (place.get(one.file, 0), one.number)))
 
     if not records:
         raise no_usable_row(rows.tables, in_order(too_long), settings)
@@ -146,7 +161,21 @@ def _divide(rows: Rows, settings: DataSettings, fit: Fit) -> Division:
             splits, near = drop_across(splits, settings.near_duplicate)
             check_filled(splits, settings)
             dropped = {(one.file, one.number) for one in near}
-            records = [record for record in records if (record.file, record.number) not in dropped]
+            records = Spool(record for record in records if (record.file, record.number) not in dropped)
     except ToolkitError as exc:
         raise _NoSplit(exc.message) from None
-    return Division(splits, records, duplicates, in_order(too_long, near), too_long)
+    of_near = sorted(near, key=lambda one: (place.get(one.file, 0), one.number))
+    return Division(splits, records, duplicates, in_order(too_long, of_near), too_long)
+
+
+def _fitted(records: Sequence[Record], fit: Fit) -> tuple[Sequence[Record], Sequence[Rejection]]:
+    """Fit records into the context, some at a time."""
+    fitting, too_long = Spool[Record](), Spool[Rejection]()
+    whole = iter(records)
+    with console.progress("measuring records", len(records), "records") as bar:
+        while some := list(islice(whole, BATCH)):
+            kept, others = fit(some)
+            fitting.extend(kept)
+            too_long.extend(others)
+            bar.advance(len(some))
+    return fitting, too_long

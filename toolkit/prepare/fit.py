@@ -2,10 +2,9 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.prepare.clean import SHOWN, Record, Rejection
 from toolkit.prompt.format import Prompt, PromptFormat
@@ -20,7 +19,7 @@ MARGIN = 4
 
 
 def fit(
-    records: list[Record], prompt_format: PromptFormat, tokenizer: Tokenizer, config: Config
+    records: Sequence[Record], prompt_format: PromptFormat, tokenizer: Tokenizer, config: Config
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
@@ -91,7 +90,7 @@ def _cut(
     )
 
 
-def fitting_length(records: Sequence[Record | Rejection], share: float, limit: int) -> int:
+def fitting_length(records: Iterable[Record | Rejection], share: float, limit: int) -> int:
     """Return the `train.max_length` at which a share of the records would fit whole: `limit` where they do already.
 
     Of records that `fit` found to be longer, kept ones and rejected ones, it takes their own length.
@@ -117,17 +116,15 @@ def _lengths(pairs: list[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[int]
     """Return how many tokens `tokenizer.record_ids` gives for each prompt and answer, encoding many at once."""
     lengths = []
     added = (tokenizer.bos is not None) + 1  # BOS and EOS
-    with console.progress("measuring long records", len(pairs), "records") as bar:
-        for start in range(0, len(pairs), BATCH):
-            batch = [(_last_run(prompt, tokenizer), answer) for prompt, answer in pairs[start : start + BATCH]]
-            prompts = tokenizer.encode_batch([run for (run, _), _ in batch])
-            wholes = tokenizer.encode_batch([run + answer for (run, _), answer in batch])
-            for ((_, before), answer), prompt, whole in zip(batch, prompts, wholes, strict=True):
-                count = before + len(whole)
-                if whole[: len(prompt)] != prompt:  # the answer is then encoded alone
-                    count = before + len(prompt) + len(tokenizer.encode(answer))
-                lengths.append(count + added)
-            bar.advance(len(batch))
+    for start in range(0, len(pairs), BATCH):
+        batch = [(_last_run(prompt, tokenizer), answer) for prompt, answer in pairs[start : start + BATCH]]
+        prompts = tokenizer.encode_batch([run for (run, _), _ in batch])
+        wholes = tokenizer.encode_batch([run + answer for (run, _), answer in batch])
+        for ((_, before), answer), prompt, whole in zip(batch, prompts, wholes, strict=True):
+            count = before + len(whole)
+            if whole[: len(prompt)] != prompt:  # the answer is then encoded alone
+                count = before + len(prompt) + len(tokenizer.encode(answer))
+            lengths.append(count + added)
     return lengths
 
 

@@ -1,32 +1,32 @@
 """Which rows ask the same: the group of each record, all of whose rows stay in one split."""
 
-from collections import Counter
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 
+from toolkit.core.spool import Spool
 from toolkit.prepare.clean import Record, normalise
 
 
-def with_groups(records: list[Record], default: str) -> list[Record]:
+def with_groups(records: Sequence[Record], default: str) -> Sequence[Record]:
     """Name the group of each record by its instruction and its question together.
 
     A part that says nothing is left out: the `default` instruction, and a text that more than half of the rows share,
     such as "Answer in one line." as the input of every row. So the groups of plain questions are their questions.
     """
-    instructions = Counter(record.instruction for record in records)
-    questions = Counter(record.normalised for record in records)
+    if all(record.instruction == default for record in records):
+        return records
+    instruction = _of_most(lambda: (record.instruction for record in records))
+    question = _of_most(lambda: (record.normalised for record in records))
 
-    def common(count: int) -> bool:
-        return 2 * count > len(records)
+    def named(record: Record) -> Record:
+        if record.instruction in (default, instruction):
+            return record
+        asked = [] if record.normalised == question else [record.first_question]
+        return replace(record, normalised=normalise("\n".join([record.instruction, *asked])))
 
-    named = []
-    for record in records:
-        if record.instruction == default or common(instructions[record.instruction]):
-            named.append(record)
-            continue
-        asked = [] if common(questions[record.normalised]) else [record.first_question]
-        named.append(replace(record, normalised=normalise("\n".join([record.instruction, *asked]))))
-    return named
+    return Spool(map(named, records))
 
 
 def tied(records: Iterable[Record]) -> dict[str, str]:
@@ -61,20 +61,27 @@ def _rank(name: str) -> tuple[bool, int, str]:
     return not name.startswith(_GROUP), len(name), name
 
 
-def reworded(train: list[Record], held_out: list[Record]) -> int:
+def _of_most(texts: Callable[[], Iterable[str]]) -> str | None:
+    """Return the text that more than half of all are, if one is: found by the vote of Boyer and Moore, then counted."""
+    likely, votes, total = None, 0, 0
+    for text in texts():
+        likely, total = text if not votes else likely, total + 1
+        votes += 1 if text == likely else -1
+    return likely if 2 * sum(text == likely for text in texts()) > total else None
+
+
+def reworded(train: Sequence[Record], held_out: Sequence[Record]) -> int:
     """Count the held-out rows whose question is in training too, under another instruction.
 
     The question is here whichever of the two columns has more different texts: the other one says how to answer it.
     """
-    records = [*train, *held_out]
-    instructions = {record.instruction for record in records}
-    inputs = {normalise(record.first_question) for record in records}
-
-    def asked(record: Record) -> str:
-        return record.instruction if len(instructions) > len(inputs) else normalise(record.first_question)
-
-    trained = {asked(record) for record in train}
-    return sum(asked(record) in trained for record in held_out)
+    instructions, inputs = array("q"), array("q")  # hashes: the texts would fill the memory
+    for record in chain(train, held_out):
+        instructions.append(hash(record.instruction))
+        inputs.append(hash(normalise(record.first_question)))
+    asked = instructions if len(set(instructions)) > len(set(inputs)) else inputs
+    trained = {*asked[: len(train)]}
+    return sum(one in trained for one in asked[len(train) :])
 
 
 def question_shown(record: Record) -> str:

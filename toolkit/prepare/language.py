@@ -10,6 +10,7 @@ from pathlib import Path
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import spread
 from toolkit.core.input_settings import DataSettings, PromptSettings
 from toolkit.prepare.clean import Record
 from toolkit.prepare.division import rows_of
@@ -18,6 +19,7 @@ from toolkit.prepare.source import Source
 from toolkit.prompt.languages import SENTENCES, count_letters, language_code, language_name, load_identifier, related
 from toolkit.prompt.text_language import (
     FEWEST_LETTERS,
+    SAMPLE,
     UNSURE,
     Identify,
     is_plain_english,
@@ -44,7 +46,12 @@ def identifier(texts: Sequence[str] = ()) -> Iterator[Identify]:
         yield lambda text: likeliest((loading[0].result() if loading else load_identifier()).rank(text))
 
 
-def foreign_prompt(settings: PromptSettings, records: list[Record], language: str, identify: Identify) -> str:
+def some_answers(records: Sequence[Record]) -> list[str]:
+    """Return the answers of records, spread evenly, that are looked at."""
+    return [record.answer for record in spread(records, SAMPLE)]
+
+
+def foreign_prompt(settings: PromptSettings, records: Sequence[Record], language: str, identify: Identify) -> str:
     """Say that the prompt is in, or asks for, another language than `language`, which the answers are in; "" if not.
 
     The default instruction counts only where a record uses it. A text whose language is uncertain gets no warning.
@@ -121,6 +128,6 @@ def file_language(path: Path) -> str:
     except ToolkitError as exc:
         console.warn(exc.message)
         return ""
-    answers = [record.answer for record in rows.records]
+    answers = some_answers(rows.records)
     with identifier(answers) as identify:
         return main_language(answers, identify)

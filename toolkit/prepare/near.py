@@ -1,9 +1,11 @@
 """Near-duplicates: rows that say nearly the same, and held-out questions that are nearly in another split."""
 
+from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.core.spool import Chosen, Spool
 from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
 from toolkit.prepare.groups import question_shown
 from toolkit.prepare.likeness import Alike, Words, distinct_words, jaccard, joined, numbered, words_by_number
@@ -43,7 +45,8 @@ class _Questions:
             words = words_by_number(distinct_words(record.normalised), self._numbers)
             self._search.add(number, words)
             self._words.append(words)
-            self.held.append((record, split))
+            question = replace(record, answer="", history=record.history[:1])  # which alone is said
+            self.held.append((question, split))
 
     def leave(self, number: int) -> None:
         """Look for this question no more."""
@@ -91,9 +94,9 @@ def drop_across(splits: Splits, threshold: float) -> tuple[Splits, list[Rejectio
     Test keeps all its rows. `near_duplicates` then finds none, and no question is in two splits.
     """
     questions = _Questions(splits, threshold)
-    kept: Splits = {name: [] for name in splits}
+    kept = {name: Spool[Record]() for name in splits}
     dropped = []
-    kept["test"] = splits["test"]
+    kept["test"].extend(splits["test"])
     for above, name in (("test", "val"), ("val", "train")):
         for record in kept[above]:
             questions.hold(record, above)
@@ -104,10 +107,10 @@ def drop_across(splits: Splits, threshold: float) -> tuple[Splits, list[Rejectio
             else:
                 twin, split = questions.held[near[0]]
                 dropped.append(_dropped(record, twin, near[1], split))
-    return kept, dropped
+    return {**kept}, dropped
 
 
-def drop_near(records: Sequence[Record], threshold: float) -> tuple[list[Record], list[Rejection]]:
+def drop_near(records: Sequence[Record], threshold: float) -> tuple[Sequence[Record], list[Rejection]]:
     """Keep the first of rows that say nearly the same: Jaccard of the questions' words and the answers' ≥ `threshold`.
 
     Rows with different instructions are different. Exact up to `EXACT` rows; of more, `with_a_twin` may miss some.
@@ -132,7 +135,8 @@ def drop_near(records: Sequence[Record], threshold: float) -> tuple[list[Record]
         else:
             search.add(number, whole)
             kept[number] = asked, said
-    return [record for number, record in enumerate(records) if number not in dropped], [*dropped.values()]
+    left = array("Q", (number for number in range(len(records)) if number not in dropped))
+    return Chosen(records, left), [*dropped.values()]
 
 
 def _both(record: Record) -> tuple[frozenset[str], frozenset[str]]:

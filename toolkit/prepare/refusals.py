@@ -61,7 +61,7 @@ _OF_CHATS = {
 }
 
 
-def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection], settings: DataSettings) -> ToolkitError:
+def no_usable_row(tables: Sequence[ReadTable], rejected: Sequence[Rejection], settings: DataSettings) -> ToolkitError:
     """Return the error of sources whose rows are all rejected, with the hint of the commonest reason."""
     has = f"`{tables[0].table.name}` has" if len(tables) == 1 else f"{len(tables)} files have"
     if not rejected:
@@ -80,7 +80,7 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: list[Rejection], settin
     )
 
 
-def hints_for_some(tables: Sequence[ReadTable], rejected: list[Rejection]) -> list[str]:
+def hints_for_some(tables: Sequence[ReadTable], rejected: Sequence[Rejection]) -> list[str]:
     """Return a line for each reason of rejected rows that needs an explanation, where other rows are kept."""
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
@@ -91,7 +91,7 @@ def hints_for_some(tables: Sequence[ReadTable], rejected: list[Rejection]) -> li
     return hints
 
 
-def useless(tables: Sequence[ReadTable], rejected: list[Rejection]) -> list[str]:
+def useless(tables: Sequence[ReadTable], rejected: Sequence[Rejection]) -> list[str]:
     """Return a line for each of several files that gives no row, with the commonest reason."""
     reasons: dict[str, Counter[str]] = {}
     for rejection in rejected:
@@ -112,7 +112,7 @@ def _is_null(rejection: Rejection) -> bool:
     return rejection.detail.startswith(NULL_WORD)
 
 
-def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: list[Rejection]) -> str:
+def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: Sequence[Rejection]) -> str:
     some = [rejection for rejection in rejected if rejection.reason == reason]
     if reason in (TOO_LONG, NO_ROOM):
         return _longer_context(some, sum(len(one.table.rows) for one in tables))
@@ -173,7 +173,7 @@ def _decodes(line: bytes) -> bool:
         return False
 
 
-def _longer_context(some: list[Rejection], rows: int) -> str:
+def _longer_context(some: Sequence[Rejection], rows: int) -> str:
     """Name the lengths that would fit 90 % of the rows, and all of them."""
     lengths = sorted((rejection.tokens for rejection in some), reverse=True)
     over = rows // 10  # rows that need not fit

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from toolkit.core.config import Config
 from toolkit.core.input_settings import DataSettings
-from toolkit.prepare.clean import Record, Rejection
+from toolkit.prepare.clean import Record
 from toolkit.prepare.division import Division
 from toolkit.prepare.fit import fitting_length
 from toolkit.prepare.groups import tied
@@ -19,16 +20,16 @@ FEW = 3  # held-out questions whose figures say something
 def cut_answers(divided: Division, config: Config) -> str:
     """Warn of answers that are cut, with the lengths that would fit; "" if they are fewer than 5 %."""
     cut = sum(record.truncated for record in divided.records)
-    measured: list[Record | Rejection] = [*divided.records, *divided.too_long]
-    if not measured or not cut or cut < SHARE * len(measured):
+    measured = len(divided.records) + len(divided.too_long)
+    if not cut or cut < SHARE * measured:
         return ""
     limit = config.train.max_length
-    most, every = (fitting_length(measured, share, limit) for share in (0.9, 1.0))
+    most, every = (fitting_length(chain(divided.records, divided.too_long), share, limit) for share in (0.9, 1.0))
     fitting = f"`--set train.max_length={every}` fits all of them"
     if most not in (limit, every):
         fitting = f"`--set train.max_length={most}` fits 90 % of them, {every} all"
     return (
-        f"{cut:,} of {len(measured):,} answers ({cut / len(measured):.0%}) are cut at train.max_length = {limit}, and "
+        f"{cut:,} of {measured:,} answers ({cut / measured:.0%}) are cut at train.max_length = {limit}, and "
         f"training does not see them end; {fitting}"
     )
 
@@ -52,7 +53,7 @@ def few_questions(splits: Splits) -> str:
     """Warn of held-out splits with so few questions that their figures say little; "" if there are enough."""
     few = []
     for name in ("val", "test"):
-        questions = len({record.normalised for record in splits[name]})
+        questions = len({hash(record.normalised) for record in splits[name]})
         if 0 < questions < FEW:
             few.append(f"{name} holds {_counted(questions, 'question')} ({_counted(len(splits[name]), 'row')})")
     return f"{' and '.join(few)}: figures from so few say little about other questions" if few else ""

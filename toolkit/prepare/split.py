@@ -1,30 +1,38 @@
 """Exact duplicates, and the split of the rest into train, val and test."""
 
 import hashlib
+import json
 import math
+from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SPLITS
+from toolkit.core.spool import Chosen
 from toolkit.prepare.clean import Record
 from toolkit.prepare.groups import tied
 
-Splits = dict[str, list[Record]]
+Splits = dict[str, Sequence[Record]]
 
 
-def drop_duplicates(records: list[Record]) -> tuple[list[Record], int]:
+def drop_duplicates(records: Sequence[Record]) -> tuple[Sequence[Record], int]:
     """Keep the first of each whose texts are all the same; return the rest's number as well."""
-    first: dict[tuple[str, ...], Record] = {}
-    for record in records:
-        first.setdefault(record.texts, record)
-    return list(first.values()), len(records) - len(first)
+    seen: set[bytes] = set()
+    first = array("Q")
+    for number, record in enumerate(records):
+        texts = json.dumps(record.texts)
+        digest = hashlib.blake2b(texts.encode(), digest_size=16).digest()  # the texts would fill the memory
+        if digest not in seen:
+            seen.add(digest)
+            first.append(number)
+    return Chosen(records, first), len(records) - len(first)
 
 
-def split(records: list[Record], settings: DataSettings) -> Splits:
+def split(records: Sequence[Record], settings: DataSettings) -> Splits:
     """Divide records as `data.split` says; raises ToolkitError if that leaves a split empty (val = 0 may be).
 
     No split stays empty where there are enough questions (rows, with `random`) for one each.
@@ -46,7 +54,7 @@ def wanted_splits(settings: DataSettings) -> list[str]:
     return [name for name in SPLITS if name != "val" or settings.val > 0]
 
 
-def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
+def grouped_split(records: Sequence[Record], settings: DataSettings) -> Splits:
     """Keep all rows of one question, or of one group of `data.group_column`, in one split.
 
     The splits' sizes come as close to their shares as that allows. What stays together is drawn in the order of a hash
@@ -67,7 +75,10 @@ def grouped_split(records: list[Record], settings: DataSettings) -> Splits:
                 room[name] -= sizes[question]
                 break
     _fill(split_of, sizes, {**aims, "train": len(records) - sum(aims.values())}, wanted_splits(settings))
-    return {name: [record for record in records if split_of[together[record.normalised]] == name] for name in SPLITS}
+    numbers = {name: array("Q") for name in SPLITS}
+    for number, record in enumerate(records):
+        numbers[split_of[together[record.normalised]]].append(number)
+    return {name: Chosen(records, chosen) for name, chosen in numbers.items()}
 
 
 def _fill(split_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], wanted: list[str]) -> None:
@@ -95,7 +106,7 @@ def _fill(split_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], w
         groups.update({former: -1, empty: 1})
 
 
-def random_split(records: list[Record], settings: DataSettings) -> Splits:
+def random_split(records: Sequence[Record], settings: DataSettings) -> Splits:
     """Split as the notebook does, rows of one question apart, by scikit-learn's train_test_split.
 
     The held-out rows are divided into val and test in proportion. Train rows keep the order of the permutation.
@@ -113,10 +124,11 @@ def random_split(records: list[Record], settings: DataSettings) -> Splits:
             for_val, for_test = (for_val - 1, for_test) if for_val > for_test else (for_val, for_test - 1)
     count = for_val + for_test
     if count == len(records):  # scikit-learn refuses a split without training rows
-        train, held_out = [], records
+        train, held_out = [], [*range(count)]
     else:
-        train, held_out = train_test_split(records, test_size=count, random_state=settings.seed)
-    return {"train": train, "val": held_out[:for_val], "test": held_out[for_val:]}
+        train, held_out = train_test_split(range(len(records)), test_size=count, random_state=settings.seed)
+    numbers = {"train": train, "val": held_out[:for_val], "test": held_out[for_val:]}
+    return {name: Chosen(records, array("Q", chosen)) for name, chosen in numbers.items()}
 
 
 def _empty(name: str, splits: Splits) -> ToolkitError:
@@ -161,5 +173,5 @@ def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) 
 
 def leaked(splits: Splits) -> int:
     """Count the questions that are in more than one split; a grouped split has none."""
-    seen = [{record.normalised for record in records} for records in splits.values()]
+    seen = [{hash(record.normalised) for record in records} for records in splits.values()]
     return sum(count > 1 for count in Counter(question for questions in seen for question in questions).values())

@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -240,11 +241,14 @@ _FINDERS: dict[str, Callable[[str], str]] = {"html": find_html, "mojibake": find
 
 def find_damage(records: Iterable[tuple[int | str, tuple[str, ...]]]) -> Iterator[Damage]:
     """Yield the kinds of damage in the texts of rows, each with its count and first example."""
-    rows = list(records)
-    for kind, find in _FINDERS.items():
-        found = [(number, place) for number, texts in rows if (place := next(filter(None, map(find, texts)), ""))]
-        if found:
-            yield Damage(kind, len(found), *found[0])
+    counts: Counter[str] = Counter()
+    first: dict[str, tuple[int | str, str]] = {}
+    for number, texts in records:
+        for kind, find in _FINDERS.items():
+            if place := next(filter(None, map(find, texts)), ""):
+                counts[kind] += 1
+                first.setdefault(kind, (number, place))
+    return (Damage(kind, counts[kind], *first[kind]) for kind in _FINDERS if kind in first)
 
 
 def _excerpt(text: str, position: int) -> str:

@@ -1,9 +1,11 @@
 """Thoughts in answers, and what the prompt says of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.input_settings import PromptSettings
+from toolkit.core.spool import Spool
 from toolkit.core.train_settings import TrainSettings
 from toolkit.prepare.clean import Record
 from toolkit.prompt.format import THINK
@@ -21,7 +23,7 @@ def lacks_an_answer(answer: str) -> bool:
     return begins_with_thoughts(answer) and not answer.partition(THINK[1])[2].strip()
 
 
-def refuse_thoughts(records: list[Record], settings: PromptSettings) -> None:
+def refuse_thoughts(records: Sequence[Record], settings: PromptSettings) -> None:
     """Raise ToolkitError (exit 2) if an answer begins with thoughts, but the prompt closes the block before it."""
     if settings.thinking != "off":
         return
@@ -35,26 +37,29 @@ def refuse_thoughts(records: list[Record], settings: PromptSettings) -> None:
         )
 
 
-def without_earlier_thoughts(records: list[Record], settings: TrainSettings) -> list[Record]:
+def without_earlier_thoughts(records: Sequence[Record], settings: TrainSettings) -> Sequence[Record]:
     """Take the thoughts out of the earlier answers of chats: a model that thinks is sent them so.
 
     Raises ToolkitError (exit 2) where these answers would be learned too, which would teach to leave thoughts out.
     """
-    found = [number for number, record in enumerate(records) if any(map(begins_with_thoughts, _answers(record)[:-1]))]
-    if not found:
+
+    def thinks_before(record: Record) -> bool:
+        return any(map(begins_with_thoughts, _answers(record)[:-1]))
+
+    first = next(filter(thinks_before, records), None)
+    if first is None:
         return records
-    first = records[found[0]].where
     if settings.turns == "all" and settings.completion_only_loss:
         raise ToolkitError(
-            f"{len(found):,} of {len(records):,} chats have thoughts in earlier answers, first {first}: Ollama sends "
-            "these without thoughts, and so learned they would teach to leave thoughts out",
+            f"{sum(map(thinks_before, records)):,} of {len(records):,} chats have thoughts in earlier answers, first "
+            f"{first.where}: Ollama sends these without thoughts, and so learned they would teach to leave thoughts "
+            "out",
             hint="`--set train.turns=last` learns the last answer of each chat alone, and reads the others without "
             "thoughts",
             exit_code=USAGE,
         )
-    changed = list(records)
-    for number in found:
-        record = records[number]
+
+    def changed(record: Record) -> Record:
         history = tuple((question, _without_thoughts(answer)) for question, answer in record.history)
         if not all(answer for _, answer in history):
             raise ToolkitError(
@@ -62,8 +67,9 @@ def without_earlier_thoughts(records: list[Record], settings: TrainSettings) -> 
                 hint="complete that answer, or remove the row",
                 exit_code=USAGE,
             )
-        changed[number] = replace(record, history=history)
-    return changed
+        return replace(record, history=history)
+
+    return Spool(map(changed, records))
 
 
 def _answers(record: Record) -> list[str]:
@@ -74,7 +80,7 @@ def _without_thoughts(answer: str) -> str:
     return answer.partition(THINK[1])[2].strip() if begins_with_thoughts(answer) else answer
 
 
-def thoughts_unsaid(records: list[Record], settings: PromptSettings, tokenizer: Tokenizer) -> str:
+def thoughts_unsaid(records: Sequence[Record], settings: PromptSettings, tokenizer: Tokenizer) -> str:
     """Say where `prompt.thinking` does not fit the data or the base's vocabulary; "" where it does."""
     if settings.preset != "chatml" or settings.thinking == "off":
         return ""
@@ -104,7 +110,7 @@ def thoughts_unsaid(records: list[Record], settings: PromptSettings, tokenizer: 
     )
 
 
-def _without_answer(records: list[Record]) -> str:
+def _without_answer(records: Sequence[Record]) -> str:
     found = [record for record in records if lacks_an_answer(record.answer)]
     if not found:
         return ""

@@ -7,13 +7,14 @@ that was found is a patient's.
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.core.input_settings import DataSettings
+from toolkit.core.spool import Spool
 from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.personal.analyzer import INSTALL, Find, finder, presidio_there
@@ -41,6 +42,7 @@ _WORDS = {
     "US_NPI": "NPI",
     "US_SSN": "SSN",
 }
+Look = Callable[[Record | Rejection], Record | Rejection]
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 # The end of a shown text that was cut may be the first part of a number, or of a word.
 _CUT_END = re.compile(r"(?:\s*\S*\d\S*)*\s*\S*\Z")
@@ -58,14 +60,14 @@ class Finding:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Personal:
     """What was found in the records. `unread` counts rows to look at where Presidio is missing; `names`: looked for."""
 
     mode: str = "off"
     names: bool = False
     records: int = 0
-    findings: Sequence[Finding] = ()
+    findings: Spool[Finding] = field(default_factory=Spool)
     unread: int = 0
 
     @property
@@ -88,41 +90,40 @@ class Personal:
         return {"mode": self.mode, "looked": looked, "names": self.names, "rows": self.rows, "kinds": self.kinds}
 
 
-def look(
-    records: list[Record], rejected: list[Rejection], columns: Columns, file: str, config: Config
-) -> tuple[list[Record], list[Rejection], Personal]:
-    """Look for personal data in the records of one table; with `mask`, return records and rejections without it.
+def looker(personal: Personal, columns: Columns, file: str, config: Config) -> Look:
+    """Return what looks for personal data in a row of one table, and adds it; with `mask`, it returns it without.
 
-    With `refuse`, the rejections alone are returned without it: they are listed, and no row that is used has any.
+    With `refuse`, rejections alone are returned without it: they are listed, and no row that is used has any.
 
     Raises ToolkitError (exit 3) where Presidio or the model is missing that the settings ask for.
     """
     settings = config.data
-    nothing = Personal(settings.personal, bool(settings.personal_model), len(records))
-    if settings.personal == "off":
-        return records, rejected, nothing
-    if not presidio_there():
-        if settings.personal != "warn" or settings.personal_model:
-            name = "personal_model" if settings.personal == "warn" else "personal"
-            raise ToolkitError(
-                f'data.{name} = "{getattr(settings, name)}" needs Presidio, which is not installed',
-                hint=f"`{INSTALL}`, or `--set data.personal=off`, which does not look for personal data",
-                exit_code=MISSING,
-            )
-        unread = sum(any(map(passages, (record.question, record.answer, *_earlier(record)))) for record in records)
-        return records, rejected, replace(nothing, unread=unread)
-    find = functools.lru_cache(256)(finder(settings.personal_model))  # an instruction is often that of many rows
-    found: list[Finding] = []
-    looked = [_look_at(record, find, columns, file, config, found) for record in records]
-    personal = replace(nothing, findings=found)
-    if settings.personal == "warn":
-        return records, rejected, personal
-    hidden_there = [_masked_rejection(rejection, find) for rejection in rejected]
-    return looked if settings.personal == "mask" else records, hidden_there, personal
+    there = settings.personal != "off" and presidio_there()
+    if settings.personal != "off" and not there and (settings.personal != "warn" or settings.personal_model):
+        name = "personal_model" if settings.personal == "warn" else "personal"
+        raise ToolkitError(
+            f'data.{name} = "{getattr(settings, name)}" needs Presidio, which is not installed',
+            hint=f"`{INSTALL}`, or `--set data.personal=off`, which does not look for personal data",
+            exit_code=MISSING,
+        )
+    find = functools.lru_cache(256)(finder(settings.personal_model)) if there else None  # for repeated instructions
+
+    def look(row: Record | Rejection) -> Record | Rejection:
+        if isinstance(row, Rejection):
+            return row if find is None or settings.personal == "warn" else _masked_rejection(row, find)
+        personal.records += 1
+        if find is None:
+            unread = settings.personal != "off" and any(map(passages, (row.question, row.answer, *_earlier(row))))
+            personal.unread += unread
+            return row
+        masked = _look_at(row, find, columns, file, config, personal.findings)
+        return masked if settings.personal == "mask" else row
+
+    return look
 
 
 def _look_at(
-    record: Record, find: Find, columns: Columns, file: str, config: Config, findings: list[Finding]
+    record: Record, find: Find, columns: Columns, file: str, config: Config, findings: Spool[Finding]
 ) -> Record:
     """Add what is found in a record, and return the record with placeholders."""
     earlier = {f"history {number}": text for number, text in enumerate(_earlier(record))}
@@ -145,10 +146,8 @@ def _look_at(
         if not spans:
             continue
         changed[name], excerpts = hidden(text, spans, placeholders)
-        findings += [
-            Finding(record.file or file, record.number, names[name], span.kind, span.score, excerpt)
-            for span, excerpt in zip(spans, excerpts, strict=True)
-        ]
+        for span, excerpt in zip(spans, excerpts, strict=True):
+            findings.append(Finding(record.file or file, record.number, names[name], span.kind, span.score, excerpt))
     if "id" in changed:
         changed["id"] = own
     if not changed:
@@ -186,16 +185,6 @@ def for_screen(text: str, settings: DataSettings) -> str:
     if not presidio_there():
         return "(not shown: it may hold personal data)"
     return hidden(plain, finder(settings.personal_model)(plain), Placeholders([plain]))[0]
-
-
-def together(parts: Sequence[Personal]) -> Personal:
-    """Join what was found in several tables."""
-    return replace(
-        parts[0],
-        records=sum(part.records for part in parts),
-        findings=[finding for part in parts for finding in part.findings],
-        unread=sum(part.unread for part in parts),
-    )
 
 
 def refuse_personal(personal: Personal) -> None:
