@@ -4,12 +4,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support.personal_notes import measure, notes
 from tests.support.places import REPOSITORY
-from toolkit.prepare.personal import checksums
+from tests.support.properties import tries
+from toolkit.prepare.personal import analyzer, checksums
 from toolkit.prepare.personal.analyzer import LONGEST, NAMES, _pieces, finder
 from toolkit.prepare.personal.passages import passages
 
@@ -225,3 +229,35 @@ import torch
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["EMAIL_ADDRESS", "BR_CPF", "PHONE_NUMBER", "URL_WITH_USER"]
     assert not list(tmp_path.rglob("*tld*"))
+
+
+# Parts of the notes and what divides them: findings, halves of findings, and words that say what a number is.
+_PARTS = sorted({note["text"][mark["start"] : mark["end"]] for note in notes() for mark in note["spans"]})
+_WORDS = ("born on ", "MRN: ", "CPF ", "tel. ", "call ", "policy no ", "CEP ", "1-800-352-9424", "+55 ", "://", "@",
+          " x12 ", "\uff0b1 202", "(0xx11) ", " ", ", ", "\n", "Patient ID: ", "192.168.", "٣٤٥", "2019-03-04",
+          "id=")  # fmt: skip
+
+
+@settings(max_examples=tries(200), deadline=None)
+@given(
+    st.lists(st.one_of(st.sampled_from(_PARTS), st.sampled_from(_WORDS), st.text(max_size=5)), max_size=8), st.data()
+)
+def test_the_quick_test_before_presidio_loses_nothing(parts: list[str], data: st.DataObject) -> None:
+    text = "".join(parts)
+    start = data.draw(st.integers(0, len(text)))
+    for each in (text, text[start:]):
+        with pytest.MonkeyPatch.context() as patch:
+            engine, _ = analyzer._engine()
+            patch.setattr(analyzer, "_engine", lambda: (engine, lambda _: True))  # noqa: B023
+            everything = finder("")(each)
+        assert finder("")(each) == everything
+
+
+def test_the_shortest_telephone_has_as_many_digits_as_are_looked_for() -> None:
+    from phonenumbers import PhoneMetadata
+
+    from toolkit.prepare.personal.recognizers import FEWEST_DIGITS, REGIONS
+
+    for region in REGIONS:
+        metadata: Any = PhoneMetadata.metadata_for_region(region)
+        assert min(metadata.general_desc.possible_length) >= FEWEST_DIGITS

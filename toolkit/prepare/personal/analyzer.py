@@ -69,7 +69,8 @@ def _as_typed(find: Find) -> Find:
 def _without_model(text: str) -> list[Span]:
     found = []
     for start, end in _pieces(passages(text)):
-        for span in _analyzed(_engine(), text[start:end]):
+        engine, may_hold_something = _engine()
+        for span in _analyzed(engine, text[start:end]) if may_hold_something(text[start:end]) else ():
             found.append(Span(span.kind, span.score, span.start + start, span.end + start))
     return _apart(found)
 
@@ -118,13 +119,16 @@ def _apart(spans: list[Span]) -> list[Span]:
 
 
 @functools.cache
-def _engine() -> Any:
+def _engine() -> tuple[Any, Callable[[str], bool]]:
+    """Return what analyzes a text, and a test of whether that may find anything."""
     with _absent("torch", "transformers"):
         from presidio_analyzer.nlp_engine import NoOpNlpEngine
 
-        from toolkit.prepare.personal.recognizers import recognizers
+        from toolkit.prepare.personal.recognizers import may_hold_something, recognizers
 
-        return _built(NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": ""}]), recognizers())
+        found_by = recognizers()
+        engine = _built(NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": ""}]), found_by)
+        return engine, may_hold_something(found_by)
 
 
 @functools.lru_cache(1)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import phonenumbers
+import regex
 from presidio_analyzer import Pattern, PatternRecognizer
 from presidio_analyzer.predefined_recognizers import (
     EmailRecognizer,
@@ -23,6 +24,7 @@ from toolkit.prepare.personal.patterns import FORM, FORMS, IPV4, NPI, SAID, SSN
 LANGUAGE = "en"  # Presidio asks for one; the patterns are for English and Portuguese together
 REGIONS = ("US", "BR", "PT", "GB")  # whose telephones are found without their country's code
 TELEPHONE = 0.4  # Presidio's score
+FEWEST_DIGITS = 7  # of a telephone in REGIONS; one of another country begins with a plus
 _NEAR = 40  # characters before a number within which a word says that it is a telephone
 _OF_ALL = {  # telephones that are no person's
     phonenumbers.PhoneNumberType.TOLL_FREE,
@@ -70,7 +72,9 @@ class Telephone(PhoneRecognizer):  # type: ignore[misc]
 
     def analyze(self, text: str, entities: list[str], nlp_artifacts: Any = None) -> list[Any]:
         """Return the telephones of a text."""
-        found = []
+        found: list[Any] = []
+        if not _may_hold_telephone(text):
+            return found
         for result in super().analyze(text, entities, nlp_artifacts):
             written = text[result.start : result.end]
             said = _CALLED.search(text, max(0, result.start - _NEAR), result.start) is not None
@@ -91,10 +95,29 @@ class Telephone(PhoneRecognizer):  # type: ignore[misc]
         return False
 
 
+def _may_hold_telephone(text: str) -> bool:
+    return "+" in text or "\uff0b" in text or sum(map(str.isdecimal, text)) >= FEWEST_DIGITS
+
+
 def _in_number(text: str, result: Any) -> bool:
     """Say whether a match is a part of a longer number."""
     before, after = text[max(0, result.start - 2) : result.start], text[result.end : result.end + 2]
     return bool(re.search(r"\w[-./]?\Z", before) or re.match(r"[-./]?\w", after))
+
+
+def may_hold_something(found_by: list[Any]) -> Callable[[str], bool]:
+    """Return a test of a text that takes half as long as Presidio does: False only where that finds nothing."""
+    patterns = [
+        regex.compile(pattern.regex, one.global_regex_flags)
+        for one in found_by
+        if isinstance(one, PatternRecognizer)
+        for pattern in one.patterns
+    ]
+    others = [one for one in found_by if not isinstance(one, PatternRecognizer)]  # telephones
+    return lambda text: (
+        any(pattern.search(text) for pattern in patterns)
+        or any(one.analyze(text, one.supported_entities) for one in others)
+    )
 
 
 def recognizers() -> list[Any]:
