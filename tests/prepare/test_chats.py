@@ -152,7 +152,7 @@ def test_a_file_of_one_chat_is_one_row(text: str, tmp_path: Path) -> None:
 
 def test_a_chat_of_one_turn_is_the_record_of_its_question_and_answer(tmp_path: Path) -> None:
     of_chat = read(write(tmp_path / "x.jsonl", [{"messages": messages(((PLAIN["question"], PLAIN["answer"]),))}]))
-    assert of_chat.records == read(write(tmp_path / "y.jsonl", [PLAIN])).records
+    assert [*of_chat.records] == [*read(write(tmp_path / "y.jsonl", [PLAIN])).records]
 
 
 SYSTEM = "Answer a parent."

@@ -80,7 +80,7 @@ def test_a_list_of_objects_is_read_in_pieces(
     path = tmp_path / "x.json"
     path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
     tiny.setattr(objects, "_records", None)  # which takes a whole value
-    _, found = objects.read_json_rows(decoding.text_of(packed.open_data(path)), path)
+    _, found = objects.read_json_rows(decoding.open_text(packed.open_data(path)), path)
     assert [row.values for row in found] == rows
 
 

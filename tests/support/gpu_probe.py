@@ -38,14 +38,14 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
     import torch
     from safetensors.torch import save_file
 
-    from toolkit.train import examples, trainer
+    from toolkit.train import example_table, trainer
 
     base, precision = Base(str(base_path), base_path), backend.precision("auto")
     job = lay_out_job(config, folder_of(config), base, backend, precision, restart=False, at_most=0)
     job.plan = replace(job.plan, strategy=Strategy(False, dequantized=way != "4-bit", fp8=way == "fp8"))
     dtype = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}[precision]
     model = backend.load(base, config, job.plan, process_state(backend).device, dtype)
-    rows = examples.dataset(job.splits["train"])
+    rows = example_table.dataset(job.splits["train"])
     made = trainer.make(job, model, rows.select(job.order.reshape(-1)), None)
     model = made.accelerator.prepare(model)  # the trainer's autocast
     fill(model)

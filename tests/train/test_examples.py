@@ -16,13 +16,13 @@ from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import prompt_text
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
-from toolkit.train import examples
-from toolkit.train.examples import IGNORED
+from toolkit.train import example_table, examples
+from toolkit.train.example_table import IGNORED, Example
 
 FORM = prompt_format(PromptSettings())
 
 
-def one(path: Path, tokenizer: Tokenizer, record: dict[str, Any], settings: TrainSettings) -> examples.Example:
+def one(path: Path, tokenizer: Tokenizer, record: dict[str, Any], settings: TrainSettings) -> Example:
     values = {"row": 7, "instruction": "Explain:", "truncated": False, **record}
     path.write_text(json.dumps(values) + "\n")
     return examples.tokenize(path, tokenizer, FORM, settings)[0]
@@ -90,12 +90,15 @@ def test_a_record_over_the_context_is_refused(base: Base, tmp_path: Path) -> Non
 
 
 def test_records_are_filled_up_to_a_multiple_with_copies_of_which_nothing_is_learned() -> None:
-    records = [examples.Example([5, 6, 7], [IGNORED, 6, 7], 1, False), examples.Example([8, 9], [8, 9], 2, False)]
-    plain = examples.dataset(records)
+    records = [
+        Example([5, 6, 7], [IGNORED, 6, 7], 1, False),
+        Example([8, 9], [8, 9], 2, False),
+    ]
+    plain = example_table.dataset(records)
     assert plain.column_names == ["input_ids", "labels"]
     assert plain["input_ids"][:] == [[5, 6, 7], [8, 9]] and plain["labels"][:] == [[IGNORED, 6, 7], [8, 9]]
-    filled = examples.dataset(records, multiple=4)
-    assert len(filled) == 4 and len(examples.dataset(records, multiple=2)) == 2
+    filled = example_table.dataset(records, multiple=4)
+    assert len(filled) == 4 and len(example_table.dataset(records, multiple=2)) == 2
     assert filled["input_ids"][:2] == plain["input_ids"][:] and filled["labels"][:2] == plain["labels"][:]
     assert filled["input_ids"][2:] == [[5, 6, 7]] * 2 and filled["labels"][2:] == [[IGNORED] * 3] * 2
 
@@ -147,7 +150,7 @@ CHAT: dict[str, Any] = {
 }
 
 
-def learned_texts(example: examples.Example, tokenizer: Tokenizer) -> list[str]:
+def learned_texts(example: Example, tokenizer: Tokenizer) -> list[str]:
     """Return the texts that are learned, each without a gap."""
     found: list[list[int]] = [[]]
     for token, label in zip(example.input_ids, example.labels, strict=True):
@@ -189,10 +192,10 @@ def test_the_proof_finds_a_chat_whose_answers_are_not_learned_as_they_should(bas
     good = one(tmp_path / "x", tokenizer, CHAT, TrainSettings())
     first, end = good.answers[0]
 
-    def changed(place: int, label: int) -> examples.Example:
+    def changed(place: int, label: int) -> Example:
         return replace(good, labels=[*good.labels[:place], label, *good.labels[place + 1 :]])
 
-    def without_eos(example: examples.Example) -> examples.Example:
+    def without_eos(example: Example) -> Example:
         ids = [*example.input_ids[: end - 1], 7, *example.input_ids[end:]]
         return replace(example, input_ids=ids, labels=[*example.labels[: end - 1], 7, *example.labels[end:]])
 

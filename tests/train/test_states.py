@@ -18,7 +18,7 @@ from toolkit.core.hardware import Gpu
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.model.text_part import text_part
-from toolkit.train import checks, examples, job, peft_backend, train
+from toolkit.train import checks, example_table, job, peft_backend, train
 from toolkit.train.backend import UnslothFailed
 from toolkit.train.trainer import make
 from toolkit.train.unsloth_backend import load_with_unsloth
@@ -65,7 +65,7 @@ def test_the_loss_of_records_together_is_that_of_each_alone(
     work = job.lay_out_job(settings, folder, base, backend, "f32", restart=False, at_most=0)
     assert not work.packs and work.plan.micro_batch == 4
     model = backend.load(base, settings, work.plan, "cpu", torch.float32)
-    data = examples.dataset(work.splits["train"]).select(work.order.reshape(-1))
+    data = example_table.dataset(work.splits["train"]).select(work.order.reshape(-1))
     trainer = make(work, model, data, None)
     inner, renamed = text_part(AutoConfig.from_pretrained(saved))
     reference = AutoModelForCausalLM.from_pretrained(saved, config=inner, dtype=torch.float32, **renamed)

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +37,7 @@ from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import load_tokenizer
 from toolkit.train import batches, checkpoints, examples, outcome, train
+from toolkit.train.example_table import IGNORED, Example
 
 pytestmark = pytest.mark.slow
 
@@ -107,13 +109,13 @@ def test_the_questions_are_answered_by_the_base_and_by_the_trained_model(
     assert before != after
 
 
-def summed_losses(model: Any, rows: list[examples.Example]) -> list[tuple[float, int]]:
+def summed_losses(model: Any, rows: Iterable[Example]) -> list[tuple[float, int]]:
     """The summed loss of each record and its learned tokens, by torch alone."""
     found = []
     with torch.no_grad():
         for row in rows:
             log_probs = model(torch.tensor([row.input_ids])).logits[0].double().log_softmax(-1)
-            learned = [(place, label) for place, label in enumerate(row.labels[1:]) if label != examples.IGNORED]
+            learned = [(place, label) for place, label in enumerate(row.labels[1:]) if label != IGNORED]
             found.append((-sum(float(log_probs[place, label]) for place, label in learned), len(learned)))
     return found
 

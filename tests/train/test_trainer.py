@@ -18,7 +18,18 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer
-from toolkit.train import OutOfMemory, batches, examples, is_out_of_memory, job, launch, peft_backend, train
+from toolkit.train import (
+    OutOfMemory,
+    batches,
+    example_table,
+    examples,
+    is_out_of_memory,
+    job,
+    launch,
+    peft_backend,
+    train,
+)
+from toolkit.train.example_table import Example
 from toolkit.train.speed import remember_parts
 from toolkit.train.trainer import ToolkitTrainer, make
 
@@ -47,12 +58,12 @@ def tighten(patch: pytest.MonkeyPatch, place: Path, limit: int) -> None:
     patch.setenv("PYTHONPATH", str(place))
 
 
-def records_of(settings: Config, folder: RunFolder, base: Base, side: str = "train") -> list[examples.Example]:
+def records_of(settings: Config, folder: RunFolder, base: Base, side: str = "train") -> list[Example]:
     form = prompt_format(settings.prompt)
-    return examples.tokenize(folder.split_file(side), load_tokenizer(base.folder, form), form, settings.train)
+    return [*examples.tokenize(folder.split_file(side), load_tokenizer(base.folder, form), form, settings.train)]
 
 
-def laid_out(settings: Config, records: list[examples.Example], micro_batches: int) -> batches.Rows:
+def laid_out(settings: Config, records: list[Example], micro_batches: int) -> batches.Rows:
     """The indices of the records of every step's micro-batches."""
     values = settings.train
     lengths = np.array([len(record.input_ids) for record in records])
@@ -421,7 +432,7 @@ def test_records_in_one_row_have_the_losses_they_have_alone(
     work = job.lay_out_job(settings, folder, base, backend, "f32", restart=False, at_most=0)
     assert work.plan.micro_batch == 4
     model = backend.load(base, settings, work.plan, "cpu", torch.float32)
-    data = examples.dataset(work.splits["train"]).select(work.order.reshape(-1))
+    data = example_table.dataset(work.splits["train"]).select(work.order.reshape(-1))
     trainer = make(work, model, data, None)
     reference = AutoModelForCausalLM.from_pretrained(saved, dtype=torch.float32, attn_implementation="eager")
     records, one = work.splits["train"], torch.ones(())

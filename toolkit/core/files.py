@@ -215,24 +215,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """Read one split; raises ToolkitError if the file is missing or a line is not a record with its three texts.
+    """Return the records of one split, as `each_record` reads them."""
+    return [*each_record(path)]
 
-    A record of a chat has `history` too: its earlier turns, each a list of question and answer.
+
+def each_record(path: Path, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the records of one split; raises ToolkitError if it is missing or a line is no record with three texts.
+
+    A record of a chat has `history` too: its earlier turns, each a list of question and answer. `start` and `end` are
+    the bytes where a line begins, of a part of the file.
     """
-    found: list[dict[str, Any]] = []
+    number, place = 0, start
     try:
         # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
         with path.open("rb") as file:
+            file.seek(start)
             for line in file:
-                found.append(_record(parse_json(line)))
+                if end is not None and place >= end:
+                    return
+                number, place = number + 1, place + len(line)
+                yield _record(parse_json(line))
     except FileNotFoundError:
         raise ToolkitError(f"no prepared data `{path}`", hint="write it with `toolkit prepare`") from None
     except (ValueError, TypeError) as exc:
         raise ToolkitError(
-            f"`{path}` line {len(found) + 1} is not a record: {exc}",
+            f"`{path}` line {number} is not a record: {exc}",
             hint="write it again with `toolkit prepare --force`",
         ) from None
-    return found
 
 
 def _record(value: Any) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Text:
         return replace(self, skipped=self.skipped + count)
 
 
-def text_of(opened: Opened, encoding: str = "") -> Text:
+def open_text(opened: Opened, encoding: str = "") -> Text:
     """Decode a data file as `decode_text` does; a large one stays on the disk, if it can be used as it is."""
     if opened.size() > head.WHOLE and opened.data is None:
         sample = opened.start(SAMPLE)

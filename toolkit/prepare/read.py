@@ -14,7 +14,7 @@ from toolkit.prepare import head
 from toolkit.prepare.columnar import read_columnar
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, looks_like
-from toolkit.prepare.decoding import SAMPLE, Text, text_of
+from toolkit.prepare.decoding import SAMPLE, Text, open_text
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
 from toolkit.prepare.documents import PAIR, read_archive, read_document, read_folder
 from toolkit.prepare.headers import header_hint
@@ -101,7 +101,7 @@ def _read_text(opened: Opened, wanted: frozenset[str], encoding: str) -> tuple[l
     suffix = opened.inner.suffix.lower()
     if suffix not in TEXTS:
         _refuse_unknown(opened.start(SAMPLE), opened)
-    text = text_of(opened, encoding)
+    text = open_text(opened, encoding)
     kind = suffix if suffix in TEXTS else _sniff(text, opened)
     if kind == ".json":
         return read_json_rows(text, path)

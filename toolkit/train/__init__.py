@@ -11,7 +11,7 @@ from toolkit.core.run_folder import RunFolder
 from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.model.precision import check_backend
-from toolkit.train import batches, checkpoints, examples, outcome, parallel, schedule
+from toolkit.train import batches, checkpoints, example_table, outcome, parallel, schedule
 from toolkit.train.backend import Backend, choose, gpu_has_bf16, gpu_name
 from toolkit.train.job import Job, lay_out_job, process_state
 from toolkit.train.stage import describe_steps
@@ -108,9 +108,9 @@ def _fit(job: Job) -> Any:
 
     from toolkit.train import trainer as trainers  # not before: Unsloth changes TRL
 
-    records = examples.dataset(job.splits["train"]).select(job.order.reshape(-1))
+    records = example_table.dataset(job.splits["train"]).select(job.order.reshape(-1))
     multiple = batches.held_out_batch(len(job.splits["val"]), job.plan.micro_batch)[0] * job.plan.processes
-    held_out = examples.dataset(job.splits["val"], multiple=multiple) if job.splits["val"] else None
+    held_out = example_table.dataset(job.splits["val"], multiple=multiple) if job.splits["val"] else None
     trainer = trainers.make(job, model, records, held_out)
     with trainer.stack:
         trainer.train(resume_from_checkpoint=job.resume and str(job.resume))

@@ -1,53 +1,88 @@
 """From prepared records to token ids and labels, and the check that both are right before the first step."""
 
-from dataclasses import dataclass
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from toolkit.core import console
+from toolkit.core import console, hardware
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import each_record, sha256_of
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.prompt.format import THINK, PromptFormat
 from toolkit.prompt.renderings import render_record
 from toolkit.prompt.tokenizer import Tokenizer
+from toolkit.train.example_table import IGNORED, Example, Examples, examples_of, features
 
-IGNORED = -100  # the label that PyTorch's cross entropy leaves out
+LARGE = 32 << 20  # bytes of a split whose tokens are not kept in memory
+KEPT = ".tokens"  # the folder of a run with the tokens of its large splits
+LAYOUT = 1  # of these files
 SHOWN = 12  # turns and answers of a chat that are printed
 
-Span = tuple[int, int]
 
-
-@dataclass(frozen=True)
-class Example:
-    """One record as training sees it: `input_ids` and `labels` of equal length, and the record's own row number.
-
-    `answers` says where each answer that is learned begins, and one behind where it ends: of a chat one or several. It
-    is empty where the whole text is learned.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    row: int
-    truncated: bool
-    answers: tuple[Span, ...] = ()
-
-    @property
-    def learned(self) -> int:
-        """The labels that are learned; the first token's is not: nothing inside the record predicts it."""
-        return sum(label != IGNORED for label in self.labels[1:])
-
-
-def tokenize(path: Path, tokenizer: Tokenizer, prompt_format: PromptFormat, settings: TrainSettings) -> list[Example]:
+def tokenize(path: Path, tokenizer: Tokenizer, prompt_format: PromptFormat, settings: TrainSettings) -> Examples:
     """Read one split and turn each record into ids and labels; an answer that was cut gets no EOS.
 
     With `completion_only_loss` all labels but the answers' are ignored: of a chat those of every answer count, or of
-    the last one (`turns`). Raises ToolkitError for a record that is longer than
-    `max_length`: prepare should have cut it.
+    the last one (`turns`). A large split is tokenized once, by all cores, and its table stays in the run's folder.
+    Raises ToolkitError for a record that is longer than `max_length`: prepare should have cut it.
     """
-    found = []
-    for record in read_records(path):
+    if not path.is_file() or path.stat().st_size <= LARGE:
+        return examples_of(_tokenized([(str(path), 0, None)], tokenizer, prompt_format, settings))
+    from datasets import Dataset, disable_progress_bars
+    from datasets.exceptions import DatasetGenerationError
+
+    disable_progress_bars()
+    decisive = (settings.turns, settings.completion_only_loss, settings.max_length, tokenizer.bos, tokenizer.eos)
+    encoders = [one.to_str() for one in (tokenizer.encoder, tokenizer.inner) if one is not None]
+    text = repr((sha256_of(path), encoders, repr(prompt_format), decisive, sorted(tokenizer.controls), LAYOUT))
+    key = f"{path.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    place = path.parent.with_name(KEPT)
+    for other in place.glob(f"{path.stem}-*"):
+        if other.name != key:
+            shutil.rmtree(other, ignore_errors=True)
+    if not (place / key).is_dir():
+        console.info(f"{path.name} is tokenized once, and its tokens are kept in {place}")
+    rest: dict[str, Any] = {"tokenizer": tokenizer, "prompt_format": prompt_format, "settings": settings}
+    parts = _parts(path, hardware.cores())
+    try:
+        rows = Dataset.from_generator(
+            _as_rows, features=features(), cache_dir=str(place / key), gen_kwargs={"parts": parts, **rest},
+            num_proc=len(parts) if len(parts) > 1 else None, fingerprint=key,
+        )  # fmt: skip
+    except DatasetGenerationError:
+        for _ in _tokenized([(str(path), 0, None)], **rest):  # which says what is wrong, and in which line
+            pass
+        raise
+    return Examples(rows)
+
+
+def _parts(path: Path, count: int) -> list[tuple[str, int, int | None]]:
+    """Divide a file at ends of lines, into parts of about the same size."""
+    starts = [0]
+    with path.open("rb") as file:
+        for number in range(1, count):
+            file.seek(path.stat().st_size * number // count)
+            file.readline()
+            starts.append(file.tell())
+    ends: list[int | None] = [*starts[1:], None]
+    return [(str(path), start, end) for start, end in zip(starts, ends, strict=True) if start != end]
+
+
+def _as_rows(**given: Any) -> Iterator[dict[str, Any]]:
+    return (vars(record) for record in _tokenized(**given))
+
+
+def _tokenized(
+    parts: list[tuple[str, int, int | None]],
+    tokenizer: Tokenizer,
+    prompt_format: PromptFormat,
+    settings: TrainSettings,
+) -> Iterator[Example]:
+    for record in (record for path, start, end in parts for record in each_record(Path(path), start, end)):
         prompt = render_record(prompt_format, record, tokenizer.eos_text)
         _refuse_lost_thoughts(record, settings)
         ids, start = tokenizer.record_ids(prompt, record["output"], cut=record["truncated"])
@@ -57,15 +92,14 @@ def tokenize(path: Path, tokenizer: Tokenizer, prompt_format: PromptFormat, sett
                 hint="run `toolkit prepare` again: it fits every record to the context",
             )
         if not settings.completion_only_loss:
-            found.append(Example(ids, list(ids), record["row"], record["truncated"]))
+            yield Example(ids, list(ids), record["row"], record["truncated"])
             continue
         earlier = tokenizer.answer_spans(prompt) if settings.turns == "all" else []
         answers = (*earlier, (start, len(ids)))
         labels = [IGNORED] * len(ids)
-        for first, end in answers:
-            labels[first:end] = ids[first:end]
-        found.append(Example(ids, labels, record["row"], record["truncated"], answers))
-    return found
+        for first, last in answers:
+            labels[first:last] = ids[first:last]
+        yield Example(ids, labels, record["row"], record["truncated"], answers)
 
 
 def _refuse_lost_thoughts(record: dict[str, Any], settings: TrainSettings) -> None:
@@ -80,38 +114,25 @@ def _refuse_lost_thoughts(record: dict[str, Any], settings: TrainSettings) -> No
         )
 
 
-def dataset(records: list[Example], *, multiple: int = 1) -> Any:
-    """Return records as a `datasets.Dataset` with the columns `input_ids` and `labels`.
-
-    Copies fill it up to a multiple of `multiple` records. Nothing is learned from these: accelerate would repeat
-    records there, and they would count twice.
-    """
-    from datasets import Dataset
-
-    missing = -len(records) % multiple
-    ids = [record.input_ids for record in [*records, *records[:1] * missing]]
-    labels = [record.labels for record in records] + [[IGNORED] * len(records[0].labels)] * missing
-    return Dataset.from_dict({"input_ids": ids, "labels": labels})
-
-
 def load_examples(
     folder: RunFolder, tokenizer: Tokenizer, prompt_format: PromptFormat, settings: TrainSettings
-) -> dict[str, list[Example]]:
+) -> dict[str, Examples]:
     """Return the records of the splits `train` and `val`, checked and shown; raises ToolkitError if one is bad."""
     splits = {name: tokenize(folder.split_file(name), tokenizer, prompt_format, settings) for name in ("train", "val")}
     if not splits["train"]:
         raise ToolkitError(f"`{folder.split_file('train')}` holds no records", hint="run `toolkit prepare` again")
-    prove_examples(splits["train"] + splits["val"], tokenizer)
+    prove_examples(chain(*splits.values()), tokenizer)
     show(splits["train"], tokenizer)
     return splits
 
 
-def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
+def prove_examples(all_examples: Iterable[Example], tokenizer: Tokenizer) -> None:
     """Check that a record's labels end in EOS if its answer ends, and that BOS occurs once if the model has one.
 
     Raises ToolkitError with the row: training on such records gives a model that never stops, that stops in the middle
     of a sentence, or that has never seen the prompt it will be served.
     """
+    count = cut = turns = 0
     for example in all_examples:
         ends = example.labels[-1] == tokenizer.eos
         if ends is example.truncated:
@@ -125,13 +146,11 @@ def prove_examples(all_examples: list[Example], tokenizer: Tokenizer) -> None:
             raise ToolkitError(f"row {example.row}: no part of its answer is left to learn")
         _prove_bos(example, tokenizer)
         _prove_answers(example, tokenizer)
-    cut = sum(example.truncated for example in all_examples)
+        count, cut, turns = count + 1, cut + example.truncated, turns + len(example.answers)
     bos = "no BOS (the model has none)" if tokenizer.bos is None else "one BOS"
-    turns = sum(len(example.answers) for example in all_examples)
-    of_chats = f" with {turns:,} learned answers" if any(len(example.answers) > 1 for example in all_examples) else ""
+    of_chats = f" with {turns:,} learned answers" if turns > count else ""
     console.done(
-        f"{len(all_examples):,} records{of_chats}: all complete answers end in EOS, {bos}; {cut:,} cut answers have no "
-        "EOS"
+        f"{count:,} records{of_chats}: all complete answers end in EOS, {bos}; {cut:,} cut answers have no EOS"
     )
 
 
@@ -159,7 +178,7 @@ def _prove_answers(example: Example, tokenizer: Tokenizer) -> None:
         last = end
 
 
-def show(some: list[Example], tokenizer: Tokenizer, count: int = 3) -> None:
+def show(some: Sequence[Example], tokenizer: Tokenizer, count: int = 3) -> None:
     """Print the first examples as the model sees them; marks stand where what it learns begins, and ends in a chat."""
     for number, example in enumerate(some[:count], 1):
         if len(example.answers) > 1:

@@ -5,11 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
-from toolkit.core.files import spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import ENDLESS, TrainSettings
 from toolkit.model import memory_plan
@@ -22,7 +19,7 @@ from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import base_compute, batches, checkpoints, examples, parallel, unsloth_backend
 from toolkit.train.backend import Backend
 from toolkit.train.batches import Rows
-from toolkit.train.examples import Example
+from toolkit.train.example_table import Examples
 
 
 @dataclass
@@ -43,7 +40,7 @@ class Job:
     precision: str
     tokenizer: Tokenizer
     prompt_format: PromptFormat
-    splits: dict[str, list[Example]]
+    splits: dict[str, Examples]
     fingerprint: str
     resume: Path | None
     plan: MemoryPlan
@@ -104,12 +101,12 @@ def lay_out_job(
     tokenizer = load_tokenizer(base.folder, form)
     splits = examples.load_examples(folder, tokenizer, form, config.train)
     held_out_records = len(splits["val"])
-    splits["val"] = spread(splits["val"], config.train.max_eval_samples or held_out_records)
+    splits["val"] = splits["val"].few(config.train.max_eval_samples or held_out_records)
     run, course = checkpoints.fingerprint(config, folder), checkpoints.fingerprint(config, folder, length=False)
     shape = model_config(base.folder)
     settings, device = config.train, _device(config, base, backend, precision)
     device = replace(device, fp8=base_compute.uses_fp8(config, backend, precision, shape))
-    lengths = np.array([len(record.input_ids) for record in splits["train"]])
+    lengths = splits["train"].lengths
     count = settings.steps_for(len(lengths))
     resume = _checkpoint(folder, run, backend, count, restart=restart)
     if resume is None and not restart:

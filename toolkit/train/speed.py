@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from typing import Any
 
-from toolkit.train.examples import IGNORED
+from toolkit.train.example_table import IGNORED
 
 # A row on a GPU has a multiple of this many tokens. For 16-bit rows that are not aligned to 16 bytes, cuBLAS uses slow
 # kernels in the adapter's products: 3 to 6 % of a step on an H100.

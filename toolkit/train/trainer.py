@@ -33,7 +33,7 @@ from toolkit.core.quiet import silence_transformers
 from toolkit.model.kinds import attends_only
 from toolkit.train import batches, checkpoints
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked
-from toolkit.train.examples import IGNORED
+from toolkit.train.example_table import IGNORED
 from toolkit.train.job import Job
 from toolkit.train.library_tokenizer import library_tokenizer
 from toolkit.train.speed import filled_up, remember_parts
