@@ -28,6 +28,9 @@ class Spool(Sequence[Item], Generic[Item]):
         self._file: IO[bytes] | None = None
         self.extend(items)
 
+    def __reduce__(self) -> tuple[type["Spool[Item]"], tuple[list[Item]]]:
+        return Spool, ([*self],)
+
     def append(self, item: Item) -> None:
         """Add an item at the end."""
         if len(self._kept) < KEPT:

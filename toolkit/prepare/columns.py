@@ -106,7 +106,7 @@ def unused(table: Table, columns: Columns) -> list[str]:
     left = dict.fromkeys(name for name in table.columns if name not in columns.taken().values())
     keys: dict[str, None] = {}
     for name in columns.turns:
-        found = set[str]().union(*(keys_of(row.values.get(name)) for row in table.rows))
+        found = {key for row in table.rows for key in keys_of(row.values.get(name))}
         keys.update(dict.fromkeys(f"{name}.{key}" for key in sorted(found)))
     empty = set(left)
     for row in table.rows:  # once over all cells: objects may have thousands of names, each in a few of them

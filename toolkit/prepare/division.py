@@ -3,17 +3,20 @@
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
+from toolkit.core.pool import shared
 from toolkit.core.spool import Spool
 from toolkit.prepare.cells import name_key
 from toolkit.prepare.clean import Record, Rejection, clean_rows
 from toolkit.prepare.column_choice import ROLES, find_columns
-from toolkit.prepare.columns import ReadTable, unused
+from toolkit.prepare.columns import Columns, ReadTable, unused
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.near import drop_across, drop_near
 from toolkit.prepare.personal import Personal, looker, refuse_personal
@@ -26,6 +29,8 @@ from toolkit.prepare.thoughts import refuse_thoughts, without_earlier_thoughts
 
 Fit = Callable[[Sequence[Record]], tuple[Sequence[Record], Sequence[Rejection]]]
 BATCH = 2048  # records that are measured at once
+PIECE = 512  # rows that are cleaned at once
+MANY = 20_000  # rows of a table from which on several processes clean them: they need two seconds to begin
 
 
 @dataclass(frozen=True)
@@ -69,38 +74,47 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     personal = Personal(config.data.personal, bool(config.data.personal_model))
     for table in tables:
         columns = find_columns(table, _settings_for(table, tables, config.data))
-        looked = looker(personal, columns, table.name, config)
         files: dict[str, None] = {}
         rows: Iterable[Row] = table.rows
         if len(tables) > 1:
             rows = (replace(row, file=_file_of(row, table)) for row in rows)
-        for found in clean_rows(
-            _noted(rows, files),
-            columns,
-            config.prompt.instruction,
-            null_words=config.data.null_words,
-            repairs=config.data.clean,
-            merge=config.data.merge_messages,
-        ):
-            result = looked(found)
-            if isinstance(result, Record):
-                records.append(result)
-            else:
-                rejected.append(result)
+        work, pieces = partial(_cleaned, columns, table.name, config), _pieces(rows, files)
+        for kept, others, found in shared(work, pieces) if len(table.rows) >= MANY else map(work, pieces):
+            records.extend(kept)
+            rejected.extend(others)
+            personal.add(found)
         read.append(ReadTable(table, columns, unused(table, columns), files))
     if not records:
         raise no_usable_row(read, rejected, config.data)
     refuse_personal(personal)
     refuse_thoughts(records, config.prompt)
-    kept = without_earlier_thoughts(records, config.train)
-    return Rows(read, with_groups(kept, config.prompt.instruction), rejected, personal)
+    whole = without_earlier_thoughts(records, config.train)
+    return Rows(read, with_groups(whole, config.prompt.instruction), rejected, personal)
 
 
-def _noted(rows: Iterable[Row], files: dict[str, None]) -> Iterator[Row]:
-    """Yield rows, and note the files that they name."""
-    for row in rows:
-        files[row.file] = None
-        yield row
+def _pieces(rows: Iterable[Row], files: dict[str, None]) -> Iterator[list[Row]]:
+    """Yield rows, some at a time, and note the files that they name."""
+    left = iter(rows)
+    while piece := list(islice(left, PIECE)):
+        files.update(dict.fromkeys(row.file for row in piece))
+        yield piece
+
+
+def _cleaned(
+    columns: Columns, file: str, config: Config, rows: Sequence[Row]
+) -> tuple[list[Record], list[Rejection], Personal]:
+    """Clean some rows of a table, and look for personal data in them."""
+    personal, data = Personal(config.data.personal, bool(config.data.personal_model)), config.data
+    look = looker(personal, columns, file, config)
+    rules: dict[str, Any] = {"null_words": data.null_words, "repairs": data.clean, "merge": data.merge_messages}
+    kept, others = list[Record](), list[Rejection]()
+    for found in clean_rows(rows, columns, config.prompt.instruction, **rules):
+        result = look(found)
+        if isinstance(result, Record):
+            kept.append(result)
+        else:
+            others.append(result)
+    return kept, others, personal
 
 
 def _file_of(row: Row, table: Table) -> str:

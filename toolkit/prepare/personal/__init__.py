@@ -70,6 +70,11 @@ class Personal:
     findings: Spool[Finding] = field(default_factory=Spool)
     unread: int = 0
 
+    def add(self, more: "Personal") -> None:
+        """Add what was found in further records."""
+        self.records, self.unread = self.records + more.records, self.unread + more.unread
+        self.findings.extend(more.findings)
+
     @property
     def rows(self) -> int:
         """The number of rows with a finding."""
