@@ -8,6 +8,7 @@ import pytest
 
 from tests.support import memory
 from toolkit.core.errors import ToolkitError
+from toolkit.formats import gguf_reader
 from toolkit.formats.gguf_reader import open_gguf
 
 
@@ -39,3 +40,13 @@ def test_the_weights_are_not_read(tmp_path: Path) -> None:
     with memory.watched() as seen:
         open_gguf(path)
     assert seen.taken < 8 << 20 < path.stat().st_size
+
+
+def test_a_file_is_parsed_once_while_it_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.gguf", 3)
+    open_gguf(path).metadata.clear()  # what a caller does with it is not told to the next
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_reader, "_parse", pytest.fail)
+        assert open_gguf(path).metadata["a.text"] == "xxx"
+    write(path, 5)
+    assert open_gguf(path).metadata["a.text"] == "xxxxx"

@@ -5,6 +5,7 @@ The `gguf` package's reader trusts them, and takes ten seconds for a vocabulary 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import functools
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -92,23 +93,34 @@ class _Cursor:
 
 
 def open_gguf(path: Path) -> GgufData:
-    """Return metadata and tensors of a GGUF file (version 2 or 3, little-endian); raises ToolkitError if damaged."""
+    """Return metadata and tensors of a GGUF file (version 2 or 3, little-endian); raises ToolkitError if damaged.
+
+    The last two files are remembered while they stay as they are: a vocabulary takes a third of a second to read.
+    """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(HEADERS[0])
-            for longer in HEADERS[1:]:
-                try:
-                    return _parse(_Cursor(start), size)
-                except (ValueError, struct.error):
-                    if len(start) == size:
-                        raise
-                start += file.read(longer - len(start))
-            return _parse(_Cursor(start), size)
+        there = path.stat()
+        found = _opened(path, (there.st_dev, there.st_ino, there.st_size, there.st_mtime_ns))
+        return GgufData(dict(found.metadata), dict(found.tensors))
     except FileNotFoundError:
         raise ToolkitError(f"no GGUF file `{path}`") from None
     except (ValueError, struct.error) as exc:
         raise ToolkitError(f"`{path}` cannot be read as GGUF: {exc}", hint="copy or write it again") from None
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: Path, identity: tuple[int, int, int, int]) -> GgufData:
+    """Parse a file's header; more of the file is read where the header is longer than what was read first."""
+    size = identity[2]
+    with path.open("rb") as file:
+        start = file.read(HEADERS[0])
+        for longer in HEADERS[1:]:
+            try:
+                return _parse(_Cursor(start), size)
+            except (ValueError, struct.error):
+                if len(start) == size:
+                    raise
+            start += file.read(longer - len(start))
+        return _parse(_Cursor(start), size)
 
 
 def read_values(path: Path, tensor: GgufTensor) -> npt.NDArray[np.float32]:
