@@ -219,3 +219,31 @@ def test_groups_that_leave_no_split_have_a_way_out(prepared: Prepared, tmp_path:
         prepared(csv_file(tmp_path / "mine.csv", rows), "data.group_column=patient_id")
     assert "leaves val empty: 40 usable rows of 40 questions in 1 group give" in caught.value.message
     assert "random" not in caught.value.hint and "`--set data.group_column=` gives train" in caught.value.hint
+
+
+@pytest.mark.parametrize("form", ["messages", "prompt and completion", "system"])
+def test_the_groups_of_chats_are_taken_and_not_called_unused(
+    form: str, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(number: int) -> dict[str, Any]:
+        said = [
+            {"role": role, "content": f"{text} {number}"}
+            for text in ("What is case", "And of case")
+            for role in ("user", "assistant")
+        ]
+        chat = {"prompt": said[:3], "completion": said[3:]} if form == "prompt and completion" else {"messages": said}
+        return {**chat, "system" if form == "system" else "ward": f"W{number % 6}" if number % 7 else None}
+
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row(number)) + "\n" for number in range(60)))
+    name = "system" if form == "system" else "ward"
+    figures, rows = prepared(path, f"data.group_column={name}")
+    assert figures["columns"]["group"] == name and figures["unused_columns"] == []
+    assert "instruction" not in figures["columns"]
+    said = capsys.readouterr().err
+    assert f"group ← {name}" in said and "not used" not in said
+    splits: dict[int, set[str]] = {}
+    for one in rows:
+        if (one["row"] - 1) % 7:
+            splits.setdefault((one["row"] - 1) % 6, set()).add(one["split"])
+    assert len(splits) == 6 and all(len(found) == 1 for found in splits.values())

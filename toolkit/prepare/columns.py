@@ -49,20 +49,16 @@ class Columns:
     def taken(self) -> dict[str, str]:
         """Return role → column, for the roles that have one."""
         if self.chat:
-            parts = dict(zip(("chat", "end of the chat"), self.chat, strict=False))
-            return {name: column for name, column in {**self._others(), **parts, "id": self.id}.items() if column}
-        roles = {
-            **self._others(),
-            "earlier turns": self.history,
-            "question": self.question,
-            "question and answer" if self.question is None else "answer": self.answer,
-            "id": self.id,
-            "group": self.group,
-        }
-        return {role: name for role, name in roles.items() if name is not None}
-
-    def _others(self) -> dict[str, str | None]:
-        return {"instruction": self.instruction, "context": self.context}
+            said: dict[str, str | None] = {**dict(zip(("chat", "end of the chat"), self.chat, strict=False))}
+        else:
+            said = {
+                "earlier turns": self.history,
+                "question": self.question,
+                "question and answer" if self.question is None else "answer": self.answer,
+            }
+        around = {"instruction": self.instruction, "context": self.context}
+        roles = {**around, **said, "id": self.id, "group": self.group}
+        return {role: name for role, name in roles.items() if name}
 
 
 @dataclass(frozen=True)
