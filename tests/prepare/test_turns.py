@@ -123,3 +123,13 @@ def test_personal_data_in_earlier_turns_is_found_and_masked_the_same_in_all() ->
         and changed.normalised == later.normalised
         and changed == replace(later, question="Is <BR_CPF_1> in, my CPF?")
     )
+
+
+@pytest.mark.parametrize("column", [None, "rules"])
+def test_what_is_found_in_a_system_message_names_its_column(column: str | None) -> None:
+    pytest.importorskip("presidio_analyzer")
+    columns = replace(CHAT, instruction=column)
+    found = Personal("warn")
+    said = chat(1, ("Who treats me?", "We do."), instruction="You answer for ana@example.com.")
+    assert looker(found, columns, "x.jsonl", build({}, []))(said) == said
+    assert [(one.column, one.kind) for one in found.findings] == [(column or "messages", "EMAIL_ADDRESS")]

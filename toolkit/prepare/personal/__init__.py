@@ -136,7 +136,7 @@ def _look_at(
         **dict.fromkeys(earlier, columns.earlier),
         "question": columns.question or columns.answer,
         "answer": columns.answer,
-        "instruction": columns.instruction or "",
+        "instruction": columns.instruction or columns.earlier,  # a chat's own system message
     }
     texts = {**earlier, **{name: getattr(record, name) for name in ("question", "answer", "instruction")}}
     if record.instruction == config.prompt.instruction:  # the settings', not the row's
