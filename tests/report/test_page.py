@@ -398,3 +398,23 @@ def test_the_words_of_answers_are_counted_from_the_records(run: reported.Reporte
     )
     middle, last = words[len(words) // 2], words[-1]
     assert f"Half of {len(words)} answers have {middle} words or fewer, the longest {last}." in page_of(run).plain
+
+
+@pytest.mark.parametrize(
+    ("figures", "there", "absent"),
+    [
+        ({"base_compute": "fp8"}, "peft, cpu, bf16, frozen weights in FP8", "changed nothing"),
+        ({"base_compute": "bf16", "skipped_steps": 0}, "peft, cpu, bf16", "FP8"),
+        ({"precision": "f16", "skipped_steps": 3}, "3 of 40 steps changed nothing: a gradient overflowed", "FP8"),
+    ],
+)
+def test_page_and_card_say_in_what_a_model_was_trained(
+    run: reported.Reported, figures: dict[str, Any], there: str, absent: str
+) -> None:
+    manifest = read_manifest(run.folder)
+    manifest.stages["train"].figures.update(figures)
+    write_manifest(run.folder, manifest)
+    page, card = page_of(run).plain, run.folder.model_card.read_text(encoding="utf-8")
+    training = page[page.index("4,884,480 of") - 300 :]
+    for text in (training, card):
+        assert there in text and absent not in text

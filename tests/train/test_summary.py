@@ -50,3 +50,10 @@ def test_a_manifest_of_an_earlier_version_is_summarised() -> None:
     older = {key: value for key, value in FIGURES.items() if key not in ("records_a_step", "held_out_used")}
     text = STAGE.summary(older, RunFolder(Path("exports/r"), "r"))
     assert text.startswith("3 steps on 712 records (peft") and "2.5000 → 2.2500" in text
+
+
+@pytest.mark.parametrize(
+    ("computed", "said"), [("fp8", "(peft, cpu, bf16, frozen weights in FP8): 463"), ("bf16", "(peft, cpu, bf16): 463")]
+)
+def test_frozen_weights_in_fp8_are_said(computed: str, said: str) -> None:
+    assert said in summary(base_compute=computed)

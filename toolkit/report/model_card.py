@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.config import Config
+from toolkit.core.trained_with import skipped_steps, trained_with
 from toolkit.report import verdicts
 from toolkit.report.facts import Data, Facts, Training
 from toolkit.report.front_matter import front_matter
@@ -83,7 +84,8 @@ def _trained(training: Training) -> dict[str, Any]:
     figures = dict(training.figures)
     return {
         "recipe": ", ".join(f"{_label(key)} {value}" for key, value in training.recipe.items()),
-        "where": ", ".join(str(figures[key]) for key in ("backend", "device", "precision") if figures.get(key)),
+        "where": trained_with(figures),
+        "skipped": skipped_steps(figures),
         "counts": _counted(figures, ("records", "tokens_seen", "trainable_parameters", "total_parameters")),
         "losses": training.losses,
         "plot": training.plot,

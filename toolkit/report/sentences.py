@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.core import console
+from toolkit.core.trained_with import skipped_steps, trained_with
 from toolkit.prompt.languages import language_name
 from toolkit.report.facts import Facts
 from toolkit.report.words import and_list, counted, merge_sentence, penalty_sentence
@@ -145,10 +146,12 @@ def training(facts: Facts) -> str:
         said.append(counted(figures["tokens_seen"], "token"))
     if record:
         said.append(console.duration(record.seconds))
-    where = ", ".join(str(figures[key]) for key in ("backend", "device", "precision") if figures.get(key))
+    where = trained_with(figures)
     text = f"{', '.join(said)}" + (f" ({where})" if where else "") + "."
     if isinstance(figures.get("trainable_parameters"), int) and isinstance(figures.get("total_parameters"), int):
         text += f" {figures['trainable_parameters']:,} of {figures['total_parameters']:,} parameters were trained."
+    if skipped := skipped_steps(figures):
+        text += f" {skipped}."
     adapter = facts.adapter
     if adapter.get("r"):
         text += f" LoRA, r {adapter['r']}, alpha {adapter['alpha']} (scale {adapter['scale']})"

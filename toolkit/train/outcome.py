@@ -8,6 +8,7 @@ from toolkit.core import console
 from toolkit.core.files import write_text, writing_folder
 from toolkit.core.learned import compare_losses, warning_of
 from toolkit.core.manifest import Outcome
+from toolkit.core.trained_with import skipped_steps
 from toolkit.prompt.templates import chat_template
 from toolkit.train import checkpoints, parallel, plot, sample
 from toolkit.train.job import Job
@@ -31,8 +32,8 @@ def finish(job: Job, trainer: Any) -> Outcome:
     losses = [entry["loss"] for entry in history if "loss" in entry]
     held_out = {entry["step"]: entry for entry in history if "eval_loss" in entry}
     skipped = sum(entry.get("skipped_steps", 0) for entry in history)
-    if skipped:
-        console.info(f"{skipped} of {step} steps changed nothing: a gradient overflowed in f16, its scale was halved")
+    if said := skipped_steps({"skipped_steps": skipped, "steps": step}):
+        console.info(said)
     learned = None
     if 0 in held_out and kept in held_out:
         learned = compare_losses(held_out[0]["eval_parts"], held_out[kept]["eval_parts"])

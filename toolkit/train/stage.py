@@ -29,6 +29,7 @@ def _run(context: Context) -> "Outcome":
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     from toolkit.core import console
     from toolkit.core.learned import unmeasured
+    from toolkit.core.trained_with import trained_with
 
     before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
     known = figures.get("records_a_step")  # an older manifest does not say
@@ -36,7 +37,7 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
     if known:
         steps = describe_steps(figures["steps"], known, figures["records"])
     lines = [
-        f"{steps} ({figures['backend']}, {figures['device']}, {figures['precision']}): "
+        f"{steps} ({trained_with(figures)}): "
         f"{figures['tokens_seen']:,} tokens in {console.duration(figures['seconds'])}",
         f"{folder.adapter}, {folder.loss_plot}",
     ]
