@@ -418,3 +418,22 @@ def test_page_and_card_say_in_what_a_model_was_trained(
     training = page[page.index("4,884,480 of") - 300 :]
     for text in (training, card):
         assert there in text and absent not in text
+
+
+def test_of_chats_turns_are_counted_and_what_was_left_out_is_said(run: reported.Reported) -> None:
+    told = "24 chats of 60 turns", "2 last questions without an answer left out", "5 last turns left out of 3 chats"
+    page, card = page_of(run).plain, run.folder.model_card.read_text(encoding="utf-8")
+    assert not any(said in text for said in (*told, "turns learned") for text in (page, card))
+    before = int(page.split("Half of ")[1].split(" answers")[0])
+    manifest = read_manifest(run.folder)
+    chats = {"chats": 24, "turns": 60, "most_turns": 4, "unanswered": 2, "shortened_chats": 3, "turns_left_out": 5}
+    manifest.stages["prepare"].figures.update(chats)
+    write_manifest(run.folder, manifest)
+    lines = run.folder.split_file("val").read_text(encoding="utf-8").splitlines()
+    first = {**json.loads(lines[0]), "history": [["What is a fever?", "A high one."], ["Is it bad?", "Seldom."]]}
+    text = "\n".join([json.dumps(first), *lines[1:]]) + "\n"
+    run.folder.split_file("val").write_text(text, encoding="utf-8")
+    page, card = page_of(run).plain, run.folder.model_card.read_text(encoding="utf-8")
+    assert all(said in text for said in told for text in (page, card))
+    assert "turns learned all" in card and "turns learned" in page
+    assert f"Half of {before + 2} answers have" in page

@@ -45,6 +45,8 @@ def _run(context: Context) -> "Outcome":
 
 
 def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
+    from toolkit.core.of_chats import of_chats
+
     shares = ", ".join(f"{figures[name]:,} {name}" for name in ("train", "val", "test"))
     return "\n".join(
         [
@@ -53,23 +55,9 @@ def _summary(figures: dict[str, Any], folder: "RunFolder") -> str:
             f"{figures['truncated']:,} truncated",
             f"{figures['questions']:,} questions, {figures['leaked_questions']:,} of them in more than one split, "
             f"{figures['near_duplicates']:,} held-out near-duplicates of training questions",
-            *_of_chats(figures),
+            *of_chats(figures),
         ]
     )
-
-
-def _of_chats(figures: dict[str, Any]) -> list[str]:
-    """Say what is kept of chats and what is left out; nothing where each row has one question."""
-    said = []
-    if figures.get("chats"):
-        chats, turns, most = (figures[name] for name in ("chats", "turns", "most_turns"))
-        said.append(f"{chats:,} chats of {turns:,} turns, at most {most:,} in one")
-    if figures.get("unanswered"):
-        said.append(f"{figures['unanswered']:,} last questions without an answer left out")
-    if figures.get("shortened_chats"):
-        turns, chats = figures["turns_left_out"], figures["shortened_chats"]
-        said.append(f"{turns:,} last turns left out of {chats:,} chats that are longer than train.max_length")
-    return said
 
 
 def _checks(there: Examination) -> Checks:

@@ -136,7 +136,7 @@ def gather(
         raw={"report": raw, "evaluation": raw_evaluation},
         problems=problems,
         data=_data(config, folder, manifest.stages.get("prepare")),
-        training=_training(folder, manifest.stages.get("train")),
+        training=_training(folder, manifest),
         adapter=_adapter(folder.adapter / "adapter_config.json"),
         prompt=_prompt(config),
         settings=_settings(manifest),
@@ -180,21 +180,29 @@ def _data(config: Config, folder: RunFolder, record: StageRecord | None) -> Data
 
 
 def _lengths(path: Path) -> tuple[list[int], bool]:
-    """Count the words of the first answers in a split, and say whether there are more; none where it is damaged."""
-    found = []
+    """Count the words of each answer of the first records, of chats too, and say whether there are more records.
+
+    Of a damaged file there are none.
+    """
+    found: list[int] = []
     try:
         with path.open("rb") as file:
             for line in itertools.islice(file, MOST_RECORDS):
-                found.append(len(str(parse_json(line, data=True)["output"]).split()))
+                record = parse_json(line, data=True)
+                answers = [*(answer for _, answer in record.get("history", ())), record["output"]]
+                found += (len(str(answer).split()) for answer in answers)
             return found, bool(file.read(1))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return [], False
 
 
-def _training(folder: RunFolder, record: StageRecord | None) -> Training | None:
+def _training(folder: RunFolder, manifest: Manifest) -> Training | None:
+    record, prepared = manifest.stages.get("train"), manifest.stages.get("prepare")
     if record is None:
         return None
     recipe = {key: record.settings[f"train.{key}"] for key in RECIPE if f"train.{key}" in record.settings}
+    if prepared and prepared.figures.get("chats") and "train.turns" in record.settings:
+        recipe["turns_learned"] = record.settings["train.turns"]
     plot = folder.loss_plot.name if folder.loss_plot.is_file() else ""
     return Training(record.figures, recipe, _log(folder.train_log), plot)
 

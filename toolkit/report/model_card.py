@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.config import Config
+from toolkit.core.of_chats import of_chats
 from toolkit.core.trained_with import skipped_steps, trained_with
 from toolkit.report import verdicts
 from toolkit.report.facts import Data, Facts, Training
@@ -72,6 +73,7 @@ def _prepared(data: Data) -> dict[str, Any]:
         "sources": [(Path(file.path).name, file.sha256) for file in data.sources[:MOST_SOURCES]],
         "more_sources": max(len(data.sources) - MOST_SOURCES, 0),
         "rows": _counted(figures, ("rows", "kept", "duplicates", "rejected", "truncated", "dropped_too_long")),
+        "chats": of_chats(figures),
         "reasons": figures.get("reasons") or {},
         "split": data.split,
         "seed": data.seed,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from toolkit.core import console
+from toolkit.core.of_chats import of_chats
 from toolkit.core.trained_with import skipped_steps, trained_with
 from toolkit.prompt.languages import language_name
 from toolkit.report.facts import Facts
@@ -96,6 +97,7 @@ def data_remarks(facts: Facts) -> list[str]:
     ):
         if isinstance(figures.get(key), int):
             said.append(f"{text}: {figures[key]:,}.")
+    said += [f"{text}." for text in of_chats(figures)]
     columns = figures.get("columns")
     if isinstance(columns, Mapping) and columns:
         said.append("Columns: " + ", ".join(f"{key} from {value}" for key, value in columns.items() if value) + ".")
