@@ -418,7 +418,10 @@ def test_thoughts_in_earlier_answers_are_read_as_a_server_sends_them(tmp_path: P
     path, chatml = write(tmp_path / "x.jsonl", [{"messages": messages(turns)}]), "prompt.preset=chatml"
     with pytest.raises(ToolkitError, match="thoughts in earlier answers") as caught:
         read(path, chatml, "prompt.thinking=keep")
-    assert "train.turns=last" in caught.value.hint
+    assert "`--set train.turns=last` learns" in caught.value.hint
+    with pytest.raises(ToolkitError, match="thoughts in earlier answers") as caught:
+        read(path, chatml, "prompt.thinking=keep", "train.completion_only_loss=false")
+    assert "`--set train.turns=last --set train.completion_only_loss=true`" in caught.value.hint
     (record,) = read(path, chatml, "prompt.thinking=keep", "train.turns=last").records
     assert turns_of(record) == (TURNS[0], turns[1])
     first_alone = write(tmp_path / "y.jsonl", [{"messages": messages((turns[0], TURNS[1]))}])

@@ -229,10 +229,27 @@ def test_a_chat_is_shown_with_where_each_answer_begins_and_ends(
     assert "41 answers learned" in shown and " […] " in shown and shown.count("◀") < 20
 
 
+@pytest.mark.parametrize("record", [CHAT, {"input": "What?", "output": "That."}])
+def test_of_records_that_are_learned_whole_the_proof_says_what_it_knows(
+    base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str], record: dict[str, Any]
+) -> None:
+    tokenizer, settings = load_tokenizer(base.folder), TrainSettings(completion_only_loss=False)
+    cut = one(tmp_path / "x", tokenizer, {**record, "truncated": True}, settings)
+    examples.prove_examples([one(tmp_path / "x", tokenizer, record, settings), cut], tokenizer)
+    shown = capsys.readouterr().err
+    assert "2 records: all complete records end in EOS, one BOS; 1 cut records have no EOS" in shown
+
+
 def test_a_chat_with_thoughts_is_learned_by_its_last_answer_alone(base: Base, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(base.folder)
     thoughts = {**CHAT, "output": "<think>\nHm.\n</think>\n\nThen rest."}
     with pytest.raises(ToolkitError, match=r"row 7 .*without thoughts") as caught:
         one(tmp_path / "x", tokenizer, thoughts, TrainSettings())
-    assert "train.turns=last" in caught.value.hint
+    assert "`--set train.turns=last` learns" in caught.value.hint
+    whole = TrainSettings(completion_only_loss=False)
+    with pytest.raises(ToolkitError, match=r"row 7 .*without thoughts") as caught:
+        one(tmp_path / "x", tokenizer, thoughts, whole)
+    assert "`--set train.turns=last --set train.completion_only_loss=true`" in caught.value.hint
+    alone = {"input": "What?", "output": thoughts["output"]}
+    assert one(tmp_path / "x", tokenizer, alone, whole).labels[-1] == tokenizer.eos
     assert learned_texts(one(tmp_path / "x", tokenizer, thoughts, TrainSettings(turns="last")), tokenizer)

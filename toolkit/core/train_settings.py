@@ -122,6 +122,11 @@ class TrainSettings(Section):
         return values
 
     @property
+    def last_alone(self) -> str:
+        """The options that learn the last answer of a chat alone."""
+        return "--set train.turns=last" + " --set train.completion_only_loss=true" * (not self.completion_only_loss)
+
+    @property
     def records_a_step(self) -> int:
         """The records of a step over all GPUs."""
         return self.batch_size * self.gradient_accumulation_steps

@@ -49,12 +49,12 @@ def without_earlier_thoughts(records: Sequence[Record], settings: TrainSettings)
     first = next(filter(thinks_before, records), None)
     if first is None:
         return records
-    if settings.turns == "all" and settings.completion_only_loss:
+    if settings.turns == "all":
         raise ToolkitError(
             f"{sum(map(thinks_before, records)):,} of {len(records):,} chats have thoughts in earlier answers, first "
             f"{first.where}: Ollama sends these without thoughts, and so learned they would teach to leave thoughts "
             "out",
-            hint="`--set train.turns=last` learns the last answer of each chat alone, and reads the others without "
+            hint=f"`{settings.last_alone}` learns the last answer of each chat alone, and reads the others without "
             "thoughts",
             exit_code=USAGE,
         )

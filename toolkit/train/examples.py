@@ -105,11 +105,11 @@ def _tokenized(
 def _refuse_lost_thoughts(record: dict[str, Any], settings: TrainSettings) -> None:
     """Raise ToolkitError if thoughts that prepare took out of earlier answers would be learned to be left out."""
     thinks = record["output"].lstrip().startswith(THINK[0])
-    if thinks and record.get("history") and settings.turns == "all" and settings.completion_only_loss:
+    if thinks and record.get("history") and settings.turns == "all":
         raise ToolkitError(
             f"row {record['row']} is a chat whose last answer begins with `{THINK[0]}`; the earlier ones stand there "
             "as Ollama sends them, without thoughts",
-            hint="`--set train.turns=last` learns the last answer alone",
+            hint=f"`{settings.last_alone}` learns the last answer alone",
             exit_code=USAGE,
         )
 
@@ -149,9 +149,8 @@ def prove_examples(all_examples: Iterable[Example], tokenizer: Tokenizer) -> Non
         count, cut, turns = count + 1, cut + example.truncated, turns + len(example.answers)
     bos = "no BOS (the model has none)" if tokenizer.bos is None else "one BOS"
     of_chats = f" with {turns:,} learned answers" if turns > count else ""
-    console.done(
-        f"{count:,} records{of_chats}: all complete answers end in EOS, {bos}; {cut:,} cut answers have no EOS"
-    )
+    what = "answers" if turns else "records"  # learned whole, a record is known to end in EOS, and no answer inside it
+    console.done(f"{count:,} records{of_chats}: all complete {what} end in EOS, {bos}; {cut:,} cut {what} have no EOS")
 
 
 def _prove_bos(example: Example, tokenizer: Tokenizer) -> None:
