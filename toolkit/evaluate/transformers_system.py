@@ -12,9 +12,10 @@ from toolkit.core import hardware
 from toolkit.core.console import size
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.quiet import silence_transformers
+from toolkit.evaluate.batched_answers import answer_together, use_grouped_attention
 from toolkit.evaluate.batched_scoring import transformers_scores
 from toolkit.evaluate.scoring import Pair
-from toolkit.evaluate.systems import Answer, Score, answer_of, cut_at
+from toolkit.evaluate.systems import Answer, Score, answer_of, cut_at, in_order
 from toolkit.formats.checkpoint import open_folder
 from toolkit.model.dequantized import plain_folder
 from toolkit.model.model_config import is_four_bit
@@ -22,7 +23,7 @@ from toolkit.model.text_part import text_part
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 
-BATCH = 16  # prompts that are answered at once, as far as their KV cache has room
+BATCH = 64  # prompts that are answered at once, as far as their KV cache has room
 CACHE = 1_000_000_000  # bytes of it
 BESIDES = 1_500_000_000  # bytes besides the weights: the KV cache of a batch, activations, torch itself
 
@@ -64,10 +65,19 @@ class TransformersSystem:
         given = [self.prompt_ids(prompt) for prompt in prompts]
         step = self._at_once(max(map(len, given), default=0) + tokens)
         for start in range(0, len(given), step):
-            yield from self._answer(given[start : start + step], tokens, stops)
+            batch = given[start : start + step]
+            found = answer_together(
+                self.model,
+                batch,
+                tokens,
+                self.ends,
+                lambda ids: cut_at(self.tokenizer, ids, stops) is not None,
+                self._adapter,
+            )
+            yield from in_order((number, answer_of(self.tokenizer, ids, ended, stops)) for number, ids, ended in found)
 
     def _at_once(self, length: int) -> int:
-        """Return how many sequences of so many tokens are in memory at once, from 1 to 16."""
+        """Return how many sequences of so many tokens are in memory at once, from 1 to 64."""
         config = self.model.get_base_model().config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -76,40 +86,6 @@ class TransformersSystem:
         state = 4 * linear * prod(getattr(config, key, 0) for key in rule)  # of the gated delta net
         token = 2 * (config.num_hidden_layers - linear) * heads * width * (4 if self.place.dtype == "float32" else 2)
         return int(max(1, min(BATCH, CACHE // max(1, token * length + state))))
-
-    def _answer(self, given: list[list[int]], tokens: int, stops: tuple[str, ...]) -> list[Answer]:
-        import torch
-        from transformers import GenerationConfig, StoppingCriteriaList
-
-        longest, filler = max(map(len, given)), self.tokenizer.eos
-        padded = torch.tensor([[filler] * (longest - len(ids)) + ids for ids in given], device=self.model.device)
-        mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in given], device=self.model.device)
-        greedy = GenerationConfig(
-            max_new_tokens=tokens, do_sample=False, eos_token_id=[*self.ends], pad_token_id=filler, use_cache=True
-        )
-
-        def over(ids: Any, _: Any, **__: Any) -> Any:
-            done = [cut_at(self.tokenizer, row, stops) is not None for row in ids[:, longest:].tolist()]
-            return torch.tensor(done, device=ids.device)
-
-        # What a base ships with its weights (such as a repetition penalty) would fill in whatever is not set here.
-        inner = self.model.get_base_model()
-        former, inner.generation_config = inner.generation_config, greedy
-        try:
-            with torch.inference_mode(), self._adapter():
-                found = self.model.generate(
-                    input_ids=padded,
-                    attention_mask=mask,
-                    generation_config=greedy,
-                    stopping_criteria=StoppingCriteriaList([over]),
-                )
-        finally:
-            inner.generation_config = former
-        return [self._read(row, stops) for row in found[:, longest:].tolist()]
-
-    def _read(self, ids: list[int], stops: tuple[str, ...]) -> Answer:
-        end = next((index for index, token in enumerate(ids) if token in self.ends), len(ids))
-        return answer_of(self.tokenizer, ids[:end], end < len(ids), stops)
 
     def scores(self, pairs: Sequence[Pair]) -> Iterator[Score]:
         """Score continuations, each after the ids before it; in order."""
@@ -177,6 +153,8 @@ def loaded(base: Path, adapter: Path, place: Place) -> Iterator[Any]:
             f"the adapter in `{adapter}` does not fit the base in `{base}`: {reason}",
             hint="evaluate with the base that the adapter was trained on (`model.base`, `model.base_16bit`)",
         ) from None
+    if place.device == "cpu":
+        use_grouped_attention(model)
     try:
         yield peft.eval()
     finally:
