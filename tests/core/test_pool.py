@@ -10,21 +10,25 @@ from pathlib import Path
 import pytest
 
 from tests.support.places import REPOSITORY
+from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.pool import shared
 
 pytestmark = pytest.mark.slow  # a process begins in a second
 
+# No `if __name__ == "__main__"`: a user's script has none either.
 PROGRAM = """
-import os, sys, time
 from toolkit.core.pool import shared
+import the_work
+for one in shared(the_work.work, range(10_000)):
+    pass
+"""
+WORK = """
+import os, time
 def work(piece):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     time.sleep(0.2)
     return piece
-if __name__ == "__main__":
-    for one in shared(work, range(10_000)):
-        pass
 """
 
 
@@ -46,17 +50,49 @@ def test_an_error_comes_back_as_it_is() -> None:
     assert caught.value.hint == "leave it out"
 
 
+def killed(piece: int) -> int:
+    if piece == 7:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is short
+    return piece
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
+    with pytest.raises(ToolkitError, match="was ended from outside, perhaps for lack of memory") as caught:
+        [*shared(killed, range(40))]
+    assert "run the same command again" in caught.value.hint
+
+
+def endless(piece: int) -> int:
+    while piece:
+        time.sleep(1)
+    return os.getpid()
+
+
+def test_what_is_begun_is_not_waited_for_where_no_more_is_wanted() -> None:
+    results = shared(endless, range(40))
+    first = next(results)
+    assert first != os.getpid()
+    results.close()  # as an error or Ctrl-C of the caller does
+
+
+def test_one_core_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
+    assert {process for _, process in shared(doubled, range(10))} == {os.getpid()}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_others_end_with_the_first(tmp_path: Path, number: int) -> None:
-    program = tmp_path / "work.py"
+    program = tmp_path / "script.py"
     program.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    (tmp_path / "the_work.py").write_text(WORK)
+    environment = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
     with subprocess.Popen(
         [sys.executable, program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True,
         start_new_session=True,
     ) as process:  # fmt: skip
         assert process.stdout and process.stderr
         others = {int(process.stdout.readline()) for _ in range(4)}
+        assert process.pid not in others
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal sends Ctrl-C, to all of them
         else:

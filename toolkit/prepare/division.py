@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -79,10 +80,11 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
         if len(tables) > 1:
             rows = (replace(row, file=_file_of(row, table)) for row in rows)
         work, pieces = partial(_cleaned, columns, table.name, config), _pieces(rows, files)
-        for kept, others, found in shared(work, pieces) if len(table.rows) >= MANY else map(work, pieces):
-            records.extend(kept)
-            rejected.extend(others)
-            personal.add(found)
+        with closing(shared(work, pieces) if len(table.rows) >= MANY else (work(piece) for piece in pieces)) as done:
+            for kept, others, found in done:
+                records.extend(kept)
+                rejected.extend(others)
+                personal.add(found)
         read.append(ReadTable(table, columns, unused(table, columns), files))
     if not records:
         raise no_usable_row(read, rejected, config.data)
