@@ -155,6 +155,7 @@ def test_names_that_are_not_utf8_can_be_printed(capsys: pytest.CaptureFixture[st
         ({"XDG_CACHE_HOME": "/dev/null"}, "/dev/null/toolkit", "XDG_CACHE_HOME"),
         ({"HF_HOME": "HERE/hub"}, "HERE/hub/hub/models--a--b", "HF_HOME"),
         ({"TMPDIR": "HERE/t"}, "HERE/t/toolkit-x", "TMPDIR"),
+        ({}, "/var/tmp", "TMPDIR"),
         ({"XDG_CACHE_HOME": "HERE/c"}, "HERE/runs/r", "run.folder"),
     ],
 )

@@ -2,18 +2,24 @@
 
 import gzip
 import json
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.properties import tries
 from toolkit.core import spool
-from toolkit.core.errors import ToolkitError
+from toolkit.core.errors import ToolkitError, explain
 from toolkit.core.input_settings import DataSettings
+from toolkit.core.places import temporary_folder
 from toolkit.prepare import decoding, head, objects, packed
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table
@@ -91,3 +97,36 @@ def test_a_large_file_in_a_zip_is_unpacked_to_the_disk(tmp_path: Path, tiny: pyt
     opened = packed.open_data(path)
     assert opened.data is None and opened.unpacked is not None and opened.size() == len(opened.content()) == 216
     assert len(read_table(path, ()).rows) == 50
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl", "csv.gz", "zip", "parquet", "xlsx"])
+def test_a_full_disk_is_not_taken_for_a_damaged_file(kind: str, tmp_path: Path, tiny: pytest.MonkeyPatch) -> None:
+    path, table = tmp_path / f"x.{kind}", [{"question": f"q {number}", "answer": "a" * 99} for number in range(600)]
+    lines = "question,answer\n" + "".join(f"{row['question']},{row['answer']}\n" for row in table)
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(table), path)
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("rows.csv", lines)
+    elif kind == "csv.gz":
+        path.write_bytes(gzip.compress(lines.encode()))
+    elif kind == "xlsx":
+        book = openpyxl.Workbook(write_only=True)
+        sheet = book.create_sheet()
+        for row in [[*table[0]], *([*row.values()] for row in table)]:
+            sheet.append(row)
+        book.save(path)
+    else:
+        path.write_text({"csv": lines, "json": json.dumps(table)}.get(kind) or "\n".join(map(json.dumps, table)))
+    assert len(read_table(path, ("question", "answer")).rows) == len(table)
+
+    def full(dir: Path, buffering: int) -> IO[bytes]:
+        return Path("/dev/full").open("r+b", buffering)
+
+    tiny.setattr(spool, "WRITTEN", 512)
+    tiny.setattr(tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError) as caught:
+        read_table(path, ("question", "answer"))
+    said = explain(caught.value)
+    assert said is not None and said.message == f"the disk is full: {temporary_folder()}"
+    assert "choose a folder on another disk with the variable TMPDIR" in said.hint

@@ -1,12 +1,25 @@
 """The folders outside of a run: caches and temporary files, each with the variable that moves it."""
 
+import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
     """Return the folder of converted bases: `toolkit/` under XDG_CACHE_HOME, else under ~/.cache."""
     return _caches() / "toolkit"
+
+
+def temporary_folder() -> Path:
+    """Return the folder of large temporary files: TMPDIR, else `/var/tmp`, because `/tmp` is often in the memory.
+
+    Raises FileNotFoundError where no such folder can be written.
+    """
+    usual = Path("/var/tmp")
+    if not os.environ.get("TMPDIR") and os.access(usual, os.W_OK):
+        return usual
+    return Path(tempfile.gettempdir())
 
 
 def _caches() -> Path:
@@ -30,6 +43,9 @@ def mover(path: Path) -> str:
         place = place.absolute()
         if path == place or place in path.parents:
             return name
+    with contextlib.suppress(FileNotFoundError):
+        if path == temporary_folder().absolute():
+            return "TMPDIR"
     for name, place in places.items():
         if path in place.absolute().parents and path not in (Path.cwd(), Path("/")) and not _writable(path):
             return name

@@ -1,16 +1,21 @@
 """Lists of so many items that most of them are kept on the disk."""
 
+import io
 import os
 import pickle
 import tempfile
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Generic, TypeVar, overload
+from typing import IO, Any, Generic, TypeVar, overload
+
+from toolkit.core.files import naming
+from toolkit.core.places import temporary_folder
 
 KEPT = 4096  # items that stay in memory
-READ = 256  # items that are read from the disk at once
+READ = 1 << 20  # bytes that are read from the disk at once, or one item that is larger
 WRITTEN = 1 << 18  # bytes that are written at once
 
 Item = TypeVar("Item")
@@ -52,8 +57,11 @@ class Spool(Sequence[Item], Generic[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         yield from self._kept
-        for first in range(0, len(self._ends) - 1, READ):
-            ends = self._ends[first : first + READ + 1]
+        first = 0
+        while first < len(self._ends) - 1:
+            last = max(first + 1, bisect_right(self._ends, self._ends[first] + READ) - 1)
+            ends = self._ends[first : last + 1]
+            first = last
             content = memoryview(self._read(ends[0], ends[-1]))
             for start, end in zip(ends, islice(ends, 1, None), strict=False):
                 yield pickle.loads(content[start - ends[0] : end - ends[0]])
@@ -102,10 +110,19 @@ class Chosen(Sequence[Item], Generic[Item]):
 
 
 def temporary_file() -> IO[bytes]:
-    """Return an empty file without a name, on a disk: `/tmp` is in the memory of many machines, `/var/tmp` is not.
+    """Return an empty file without a name in `temporary_folder`; an OSError of writing names that folder."""
+    place = temporary_folder()
+    with tempfile.TemporaryFile(dir=place, buffering=0) as unnamed:
+        return io.BufferedRandom(_Placed(place, os.dup(unnamed.fileno())), WRITTEN)
 
-    The variable TMPDIR names another place.
-    """
-    usual = Path("/var/tmp")
-    place = None if os.environ.get("TMPDIR") or not os.access(usual, os.W_OK) else usual
-    return tempfile.TemporaryFile(dir=place, buffering=WRITTEN)
+
+class _Placed(io.FileIO):
+    """A file without a name, whose errors name its folder."""
+
+    def __init__(self, place: Path, descriptor: int) -> None:
+        super().__init__(descriptor, "r+b")
+        self.place = place
+
+    def write(self, data: Any, /) -> int:
+        with naming(self.place):
+            return super().write(data)

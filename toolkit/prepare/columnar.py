@@ -50,6 +50,8 @@ def read_columnar(
             hint="rename the column and write the file again",
         ) from None
     except (pa.ArrowException, OSError, EOFError, MemoryError) as exc:
+        if isinstance(exc, OSError) and exc.filename is not None:  # the rows have no room on the disk, say
+            raise
         said = (str(exc) or "it asks for more memory than there is").splitlines()[0]
         raise ToolkitError(
             f"`{path}` is not a whole {kind} file: {said}",

@@ -218,6 +218,8 @@ def unpacking(path: Path) -> Iterator[None]:
     except Exception as exc:
         if not isinstance(exc, zlib.error | zipfile.BadZipFile | OSError | EOFError | ValueError | struct.error):
             raise
+        if isinstance(exc, OSError) and exc.filename is not None:  # what it is unpacked to has no room, say
+            raise
         with path.open("rb") as file:
             found = looks_like(file.read(512), path)[0]
         raise ToolkitError(f"`{path}` is not whole: {found}, and unpacking says: {exc}", hint=_BROKEN) from None
