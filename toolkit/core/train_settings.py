@@ -122,9 +122,9 @@ class TrainSettings(Section):
         return values
 
     @property
-    def last_alone(self) -> str:
-        """The options that learn the last answer of a chat alone."""
-        return "--set train.turns=last" + " --set train.completion_only_loss=true" * (not self.completion_only_loss)
+    def answers_alone(self) -> str:
+        """What stands behind another option so that answers alone are learned: empty if they are, else an option."""
+        return "" if self.completion_only_loss else " --set train.completion_only_loss=true"
 
     @property
     def records_a_step(self) -> int:

@@ -54,8 +54,8 @@ def without_earlier_thoughts(records: Sequence[Record], settings: TrainSettings)
             f"{sum(map(thinks_before, records)):,} of {len(records):,} chats have thoughts in earlier answers, first "
             f"{first.where}: Ollama sends these without thoughts, and so learned they would teach to leave thoughts "
             "out",
-            hint=f"`{settings.last_alone}` learns the last answer of each chat alone, and reads the others without "
-            "thoughts",
+            hint=f"`--set train.turns=last{settings.answers_alone}` learns the last answer of each chat alone, and "
+            "reads the others without thoughts",
             exit_code=USAGE,
         )
 

@@ -109,7 +109,7 @@ def _refuse_lost_thoughts(record: dict[str, Any], settings: TrainSettings) -> No
         raise ToolkitError(
             f"row {record['row']} is a chat whose last answer begins with `{THINK[0]}`; the earlier ones stand there "
             "as Ollama sends them, without thoughts",
-            hint=f"`{settings.last_alone}` learns the last answer alone",
+            hint=f"`--set train.turns=last{settings.answers_alone}` learns the last answer alone",
             exit_code=USAGE,
         )
 
