@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from playwright.sync_api import Browser
 
@@ -46,6 +47,18 @@ def test_a_part_that_changed_is_written_again() -> None:
 def test_a_cell_of_a_table_may_hold_a_bar_and_a_line_break() -> None:
     made = reference.table(["a", "b", "c"], [["x|y", "one\n  two", "`A|<B>` and `C`"]])
     assert made.endswith("| x&#124;y | one two | <code>A&#124;&lt;B&gt;</code> and `C` |")
+
+
+def test_an_option_that_verbs_share_has_the_meaning_that_it_has_for_each_of_them() -> None:
+    verbs = dict(reference._commands())
+    rows = [line.strip("| ").split(" | ") for line in reference.shared_options().splitlines()[2:]]
+    assert len(rows) == len(reference.SHARED)
+    for option, meaning, where in rows:
+        flag = option.rpartition("`")[0].rpartition("--")[2].split()[0]
+        left_out = where.partition("all but ")[2].split(", ")
+        for name in set(verbs) - {*left_out}:
+            own = [one.help for one in verbs[name].params if isinstance(one, click.Option) and f"--{flag}" in one.opts]
+            assert own and meaning.startswith(own[0] or "-"), (name, flag)
 
 
 def test_the_site_lists_every_page_once() -> None:

@@ -12,6 +12,7 @@ import html
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -80,11 +81,15 @@ def _first(text: str) -> str:
 
 def shared_options() -> str:
     """List the options that verbs share."""
-    options = {option.name: option for _, command in _commands() for option in _options(command)}
-    verbs_of = {key: [name for name, each in _commands() if key in [o.name for o in _options(each)]] for key in SHARED}
     every = len(_commands())
     rows = []
     for key in SHARED:
+        of_verbs = {name: one for name, each in _commands() for one in _options(each) if one.name == key}
+        [(usual, _)] = Counter(one.help for one in of_verbs.values()).most_common(
+            1
+        )  # `report` has a --force of its own
+        options = {key: next(one for one in of_verbs.values() if one.help == usual)}
+        verbs_of = {key: [name for name, one in of_verbs.items() if one.help == usual]}
         missing = [name for name, _ in _commands() if name not in verbs_of[key]]
         where = "all" if len(verbs_of[key]) == every else "all but " + ", ".join(missing)
         if len(missing) > every // 2:
