@@ -45,6 +45,15 @@ def test_a_library_that_computes_is_remembered(fresh: Path, monkeypatch: pytest.
     assert probe.failure() == ""  # asked once
 
 
+def test_files_of_the_current_folder_are_not_taken_for_libraries(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("random", "gguf", "numpy", "toolkit"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the user')")
+    monkeypatch.chdir(tmp_path)
+    assert probe.failure() == "" and len(list(fresh.iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("deed", "said"),
     [

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from toolkit import DISTRIBUTION
 from toolkit.core.errors import ToolkitError
+from toolkit.core.other_process import python_command
 
 DEVICES = Path("/dev")  # tests look elsewhere
 
@@ -181,7 +181,7 @@ def gpu() -> Gpu | None:
     """
     if not driver_offers_gpu():
         return None
-    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
+    done = subprocess.run(python_command(ASK), capture_output=True, text=True)
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         raise ToolkitError(f"torch cannot report the CUDA GPU: {said[-1] if said else done.returncode}")

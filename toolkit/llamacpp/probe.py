@@ -17,6 +17,7 @@ from pathlib import Path
 from toolkit.core import hardware, places
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import write_text
+from toolkit.core.other_process import python_command
 
 WIDTH, FORWARD, TOKENS, CONTEXT = 256, 512, 64, 256  # of the tiny model; quantized kernels take rows of 256 and more
 SECONDS = 120
@@ -37,7 +38,11 @@ def failure() -> str:
         return ""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__], capture_output=True, text=True, errors="replace", timeout=SECONDS
+            python_command(f"from {__name__} import evaluate_tiny_model\nevaluate_tiny_model()"),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
         )
     except subprocess.TimeoutExpired:
         return f"a model of 1 MB took more than {SECONDS} seconds"
@@ -135,7 +140,3 @@ def evaluate_tiny_model() -> None:
             if not np.isfinite(np.asarray(llm.scores[: TOKENS + 1])).all():
                 sys.exit("logits are not finite")
             llm.close()
-
-
-if __name__ == "__main__":
-    evaluate_tiny_model()

@@ -136,7 +136,15 @@ def _launcher(gpus: int) -> list[str]:
         )
     # Without GPUs the processes train on the CPU, which is useful only for tests.
     how = ["--multi_gpu", "--num_machines", "1", "--num_processes", str(gpus), "--main_process_port", "0"]
-    return [sys.executable, "-m", "accelerate.commands.launch", *how, "--mixed_precision=no", "--dynamo_backend=no"]
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "accelerate.commands.launch",
+        *how,
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
 
 
 def _environment(gpus: int) -> dict[str, str]:
