@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,21 @@ def test_prepared_files_carry_the_earlier_turns_and_count_them(
     assert counted == f"22 chats of {figures['turns']} turns, at most {figures['most_turns']} in one"
     assert unanswered == "1 last questions without an answer left out"
     assert f"{figures['turns_left_out']} last turns left out of 1 chats" in left_out
+
+
+@pytest.mark.parametrize(("long", "warned"), [(0, False), (1, False), (2, True), (30, True)])
+def test_chats_without_their_last_turns_are_warned_of_with_the_length_that_fits(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], long: int, warned: bool
+) -> None:
+    rows = [{"messages": numbered(number, 40 if number < long else 2)} for number in range(30)]
+    figures, _ = prepared(tmp_path, rows, tokenizer)
+    shown = capsys.readouterr().err
+    assert figures["shortened_chats"] == long and (" lose their last turns" in shown) is warned
+    if warned:
+        assert f"{long} of 30 chats ({long / 30:.0%}) lose their last turns at train.max_length = 512; " in shown
+        fits = max(map(int, re.findall(r"max_length=(\d+)`", shown) + re.findall(r"of them, (\d+) all", shown)))
+        assert prepared(tmp_path, rows, tokenizer, f"train.max_length={fits}")[0]["shortened_chats"] == 0
+        assert prepared(tmp_path, rows, tokenizer, f"train.max_length={fits - 1}")[0]["shortened_chats"] > 0
 
 
 def test_thoughts_in_earlier_answers_are_read_as_a_server_sends_them(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from toolkit.prepare.remarks import (
     groups_found,
     groups_tied,
     reworded_questions,
+    shortened_chats,
 )
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, leaked
@@ -112,6 +113,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     for said in (
         groups_tied(records),
         cut_answers(divided, config),
+        shortened_chats(divided, config),
         few_questions(splits),
         reworded_questions(figures, splits),
         foreign,

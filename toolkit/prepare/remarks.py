@@ -23,15 +23,32 @@ def cut_answers(divided: Division, config: Config) -> str:
     measured = len(divided.records) + len(divided.too_long)
     if not cut or cut < SHARE * measured:
         return ""
+    return (
+        f"{cut:,} of {measured:,} answers ({cut / measured:.0%}) are cut at train.max_length = "
+        f"{config.train.max_length}, and training does not see them end; {_fitting(divided, config)}"
+    )
+
+
+def shortened_chats(divided: Division, config: Config) -> str:
+    """Warn of chats that lose their last turns, with the lengths that would fit; "" if they are fewer than 5 %."""
+    chats = shortened = 0
+    for record in divided.records:
+        chats += bool(record.history or record.left_out)
+        shortened += bool(record.left_out)
+    if not shortened or shortened < SHARE * chats:
+        return ""
+    return (
+        f"{shortened:,} of {chats:,} chats ({shortened / chats:.0%}) lose their last turns at train.max_length = "
+        f"{config.train.max_length}; {_fitting(divided, config)}"
+    )
+
+
+def _fitting(divided: Division, config: Config) -> str:
     limit = config.train.max_length
     most, every = (fitting_length(chain(divided.records, divided.too_long), share, limit) for share in (0.9, 1.0))
-    fitting = f"`--set train.max_length={every}` fits all of them"
-    if most not in (limit, every):
-        fitting = f"`--set train.max_length={most}` fits 90 % of them, {every} all"
-    return (
-        f"{cut:,} of {measured:,} answers ({cut / measured:.0%}) are cut at train.max_length = {limit}, and "
-        f"training does not see them end; {fitting}"
-    )
+    if most in (limit, every):
+        return f"`--set train.max_length={every}` fits all of them"
+    return f"`--set train.max_length={most}` fits 90 % of them, {every} all"
 
 
 def chat_figures(read: Sequence[Record], kept: Sequence[Record]) -> dict[str, int]:
