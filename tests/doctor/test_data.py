@@ -89,6 +89,15 @@ def test_without_the_tokenizer_nothing_is_said_to_be_right_that_prepare_refuses(
     assert check.ok is not False or refused
 
 
+@pytest.mark.parametrize(("more", "said"), [(0, ""), (3, ", 3 duplicates")])
+def test_the_doctor_counts_what_prepare_drops(home: Home, more: int, said: str) -> None:
+    (home.path / "x.csv").write_text(csv_text([*ROWS, *ROWS[:more]]), encoding="utf-8")
+    tokenizer = load_tokenizer(home.path / "base")
+    check = data_checks.data(home.config(f"data.source={home.path / 'x.csv'}"), lambda: tokenizer, offline=True)
+    assert f"{60 + more} of them usable: 48 train, 6 val, 6 test{said}" in check.found
+    assert "duplicates" in check.found or not more
+
+
 def test_without_the_tokenizer_short_records_are_surely_right(home: Home) -> None:
     check = data_checks.data(home.config("train.max_length=2048"), lambda: None, offline=True)
     assert check.ok is True and "20 of them usable" in check.found

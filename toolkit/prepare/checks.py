@@ -82,7 +82,8 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     divided = divide(rows, config, lambda records: fit(records, form, loaded, config))
     sizes = ", ".join(f"{len(divided.splits[name]):,} {name}" for name in SPLITS)
     said = thoughts_unsaid(divided.records, config.prompt, loaded)
-    found = f"{_usable(rows)}: {sizes}" + (f"; {said}" if said else "") + _and_personal(rows)
+    twice = f", {divided.duplicates:,} duplicates" if divided.duplicates else ""
+    found = f"{_usable(rows)}: {sizes}{twice}" + (f"; {said}" if said else "") + _and_personal(rows)
     return Check("data", True, found, "")
 
 
