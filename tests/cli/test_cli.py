@@ -142,6 +142,7 @@ def test_init_takes_the_language_from_your_data(toolkit: Callable[..., Called], 
     assert not (tmp_path / "new/data").exists()
     missing = toolkit("init", "other", "--data", "gone.csv")
     assert missing.code == 3 and "gone.csv" in missing.err and not (tmp_path / "other").exists()
+    assert "`--data FILE`" in missing.err and "data.source" not in missing.err
 
 
 @pytest.mark.parametrize("name", [b"dados-\xe9.csv", b"\xff/plain.csv"])

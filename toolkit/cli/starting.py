@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from toolkit.core import console
+from toolkit.core.errors import MISSING, ToolkitError
 
 
 def write_start(directory: Path, *, dry_run: bool, force: bool, data: str | None) -> None:
@@ -13,6 +14,10 @@ def write_start(directory: Path, *, dry_run: bool, force: bool, data: str | None
     if data is not None:
         from toolkit.prepare.language import file_language
 
+        if not Path(data).exists():
+            raise ToolkitError(
+                f"there is no data file `{data}`", hint="name your file with `--data FILE`", exit_code=MISSING
+            )
         language = file_language(Path(data))
     source = None if data is None else Path(data)
     written = start(directory, dry_run=dry_run, force=force, data=source, language=language)
