@@ -21,7 +21,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.prepare import prepare
 from toolkit.prepare.cells import is_blank
-from toolkit.prepare.clean import Record, Rejection
+from toolkit.prepare.clean import ENDLESS, Record, Rejection
 from toolkit.prepare.columns import described, lost_meaning
 from toolkit.prepare.division import Rows, rows_of
 from toolkit.prepare.messages import (
@@ -496,3 +496,20 @@ def test_no_row_of_any_form_is_lost(rows: list[Any], merge: bool, named: bool, t
     assert len(found.records) + len(found.rejected) == found.count == len(there)
     for record in found.records:
         assert all(text and text == text.strip() for turn in turns_of(record) for text in turn)
+
+
+@pytest.mark.parametrize("form", ["messages", "history", "prompt and completion"])
+def test_a_chat_that_no_context_holds_is_rejected_although_each_turn_is_short(form: str, tmp_path: Path) -> None:
+    def row(turns: int) -> dict[str, Any]:
+        said = [(f"Question {turn:990}?", 990 * "a") for turn in range(turns)]
+        if form == "history":
+            return {**PLAIN, "history": said}
+        if form == "messages":
+            return {"messages": messages(tuple(said))}
+        last = messages(TURNS[:1])
+        return {"prompt": messages(tuple(said)) + last[:1], "completion": last[1:]}
+
+    rows = read(write(tmp_path / "x.jsonl", [row(2), row(520), row(3)]), "data.personal=off")
+    assert [record.number for record in rows.records] == [1, 3]
+    (rejected,) = rows.rejected
+    assert (rejected.number, rejected.reason) == (2, ENDLESS) and " has 1," in rejected.detail

@@ -154,11 +154,13 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         said = [text[:SHOWN] for name in columns.turns for text in texts_in(row.values.get(name))[:SHOWN]]
         shown = _show(" | ".join([shown] * bool(shown) + said))
         return rejection(exc.reason, exc.detail)
-    if max(map(len, texts.all())) > LONGEST:
-        at = next(at for at, text in enumerate(texts.all()) if len(text) > LONGEST)
-        where = (columns.question, columns.answer, columns.instruction, columns.context)
-        name = where[at] if at < len(where) else columns.earlier
-        return rejection(ENDLESS, f"`{name}` has {len(texts.all()[at]):,}")
+    sizes = [*map(len, texts.all()[:4])]
+    if columns.turns:  # one cell has all turns, or all but the last
+        sizes.append(sum(map(len, texts.history)) + (sizes[0] + sizes[1]) * bool(columns.chat))
+    if max(sizes) > LONGEST:
+        where = (columns.question, columns.answer, columns.instruction, columns.context, columns.earlier)
+        at = next(at for at, size in enumerate(sizes) if size > LONGEST)
+        return rejection(ENDLESS, f"`{where[at] or columns.earlier}` has {sizes[at]:,}")
     if any(map(_UNUSABLE.search, texts.all())):
         return rejection(NOT_TEXT)
     if columns.question is None:
