@@ -27,6 +27,7 @@ from toolkit.prepare.division import Rows, rows_of
 from toolkit.prepare.messages import (
     ASSISTANT_FIRST,
     ASSISTANT_TWICE,
+    EMPTIED_TURN,
     EMPTY_TURN,
     IMAGE,
     NO_MESSAGES,
@@ -38,6 +39,7 @@ from toolkit.prepare.messages import (
     USER_TWICE,
 )
 from toolkit.prepare.read import read_source
+from toolkit.prepare.refusals import hints_for_some
 from toolkit.prepare.source import Source
 from toolkit.prepare.stage import STAGE
 from toolkit.prompt.tokenizer import Tokenizer
@@ -315,12 +317,31 @@ def test_words_that_stand_for_nothing_in_a_cell_are_said_in_a_chat(tmp_path: Pat
     assert turns_of(read(write(tmp_path / "x.jsonl", [{"messages": messages(turns)}])).records[0]) == turns
 
 
+@pytest.mark.parametrize("word", ["N/A", "null", "#N/A", "nan"])
+@pytest.mark.parametrize("form", ["messages", "history"])
+def test_words_that_stand_for_nothing_beside_a_chat_are_no_context_and_no_instruction(
+    form: str, word: str, tmp_path: Path
+) -> None:
+    chat = {"messages": messages()} if form == "messages" else {**PLAIN, "history": [list(TURNS[0])]}
+    path = write(
+        tmp_path / "x.jsonl", [{**chat, "context": word, "system": word}, {**chat, "context": "c", "system": "s"}]
+    )
+    named = ("data.context_column=context", "data.instruction_column=system")
+    first, second = read(path, *named).records
+    assert first.instruction == Config().prompt.instruction and word not in " ".join(first.texts)
+    assert second.instruction == "s" and any(text.startswith("c\n") for text in second.texts)
+    kept, _ = read(path, *named, "data.null_words=text").records
+    assert kept.instruction == word and any(text.startswith(f"{word}\n") for text in kept.texts)
+
+
 def test_every_turn_is_repaired(tmp_path: Path) -> None:
     turns = (("<p>What is a fever?</p>", "A &amp; B"), ("From <b>when</b> on?", "38 Â°C"))
     path = write(tmp_path / "x.jsonl", [{"messages": messages(turns)}, {"messages": messages((("<br>", "x"), *turns))}])
     rows = read(path, 'data.clean=["html", "mojibake"]')
     assert turns_of(rows.records[0]) == (("What is a fever?", "A & B"), ("From when on?", "38 °C"))
-    assert [one.reason for one in rows.rejected] == [EMPTY_TURN]
+    assert [one.reason for one in rows.rejected] == [EMPTIED_TURN]
+    (hint,) = hints_for_some(rows.tables, rows.rejected)
+    assert "merge_messages" not in hint and "remove these rows" in hint  # which would not leave it out
 
 
 def test_question_and_answer_go_before_messages_unless_these_are_named(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.prepare.cells import INSTRUCTION, cell_text, group_name, is_null_word, joined_text, name_key
 from toolkit.prepare.columns import Columns
-from toolkit.prepare.messages import EMPTY_TURN, UnusableChatError, texts_in
+from toolkit.prepare.messages import EMPTIED_TURN, UnusableChatError, texts_in
 from toolkit.prepare.row_texts import RowTexts, empty_nulls, put_context, repair_texts, take_turns
 from toolkit.prepare.table import Row
 from toolkit.prompt.renderings import Turn
@@ -170,8 +170,8 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         texts.question, texts.answer = parted
     repaired = repair_texts(texts, rules.repairs)
     if "" in texts.history:
-        return rejection(EMPTY_TURN, "nothing is left of it after data.clean")
-    nulls = empty_nulls(texts) if rules.null_is_empty and not columns.chat else {}
+        return rejection(EMPTIED_TURN)
+    nulls = empty_nulls(texts, columns) if rules.null_is_empty else {}
     if columns.history is not None and not texts.question and name_key(columns.context or "") == INSTRUCTION:
         texts.question, texts.context = texts.context, ""
     moved = columns.instruction is not None and not texts.question and bool(texts.instruction)

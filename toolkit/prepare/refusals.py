@@ -25,6 +25,7 @@ from toolkit.prepare.merged import MERGED
 from toolkit.prepare.messages import (
     ASSISTANT_FIRST,
     ASSISTANT_TWICE,
+    EMPTIED_TURN,
     EMPTY_TURN,
     IMAGE,
     NO_MESSAGES,
@@ -47,6 +48,7 @@ _ROLES = ", ".join(f"`{role}`" for role in ROLES)
 # What to do about chats that cannot be trained, by the reason.
 _OF_CHATS = {
     EMPTY_TURN: _MERGES,
+    EMPTIED_TURN: "it is an HTML tag or the like alone: remove these rows, or their turn with its question or answer",
     USER_TWICE: _MERGES,
     ASSISTANT_TWICE: _MERGES,
     ASSISTANT_FIRST: "a chat begins with a question: remove the greeting in front of it",

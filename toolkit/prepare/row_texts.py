@@ -79,10 +79,14 @@ def repair_texts(texts: RowTexts, repairs: frozenset[str]) -> tuple[str, ...]:
     return tuple(done)
 
 
-def empty_nulls(texts: RowTexts) -> dict[str, str]:
-    """Empty the texts that are only a null word, in place, and return which word was where."""
+def empty_nulls(texts: RowTexts, columns: Columns) -> dict[str, str]:
+    """Empty the texts that are only a null word, in place, and return which word was where.
+
+    In the turns of a chat such a word is said: its instruction and context alone are cells of their own.
+    """
     nulls = {}
-    for name in ("question", "answer", "instruction", "context"):
+    around = ("instruction", "context")
+    for name in around if columns.chat else ("question", "answer", *around):
         text = getattr(texts, name)
         if text and is_null_word(text):
             nulls[name] = f"{NULL_WORD} `{text}`"
