@@ -16,7 +16,7 @@ from toolkit.export import tensors
 
 
 def some(sizes: list[int]) -> list[Any]:
-    layouts = [SimpleNamespace(heads=0, offset=0, stored_shape=(size,)) for size in sizes]
+    layouts = [SimpleNamespace(heads=0, offset=0, stored_shape=(size,), copied=False) for size in sizes]
     return [SimpleNamespace(shape=each.stored_shape, layout=each, index=index) for index, each in enumerate(layouts)]
 
 

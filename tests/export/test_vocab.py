@@ -79,7 +79,7 @@ def test_what_llama_cpp_splits_otherwise_is_known_exactly(
     tokenizer, llm, pre = pair
     folder = split_folder(pre)
     runtime = pretokenizer_parity.as_in_llama_cpp(folder)
-    assert (runtime is None) == (pre not in ("tekken", "gpt-4o", "qwen2"))
+    assert (runtime is None) == (pre not in ("tekken", "gpt-4o", "qwen2", "qwen35"))
 
     @settings(max_examples=tries(examples), deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.lists(ALPHABET | st.sampled_from(SPLIT_OTHERWISE), max_size=40).map("".join))
@@ -101,14 +101,14 @@ def test_the_user_is_warned_of_texts_that_llama_cpp_reads_otherwise(
     split_folder: Callable[[str], Path], pre: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = split_folder(pre)
-    word = "cafe\u0301" if pre == "qwen2" else "हिन्दी"
+    word = "cafe\u0301" if pre in ("qwen2", "qwen35") else "हिन्दी"
     pretokenizer_parity.warn_if_split_differs(folder, ["plain", "Sjögren, 39.5 °C"])
     assert capsys.readouterr().err == ""
     pretokenizer_parity.warn_if_split_differs(folder, ["plain", f"the word {word} here", "Sjögren"])
     warned = capsys.readouterr().err
     pretokenizer_parity.warn_if_split_differs(folder, None)
     general = capsys.readouterr().err
-    if pre in ("tekken", "gpt-4o", "qwen2"):
+    if pre in ("tekken", "gpt-4o", "qwen2", "qwen35"):
         assert f"`{pre}` splits" in warned and "1 of 3 records" in warned and f"`{word}`" in warned
         assert f"`{pre}` splits" in general and "different tokens than in training" in general
     else:

@@ -44,4 +44,4 @@ def normal(text: str, pre: str) -> str:
     """
     if pre in ("tekken", "gpt-4o"):
         text = "".join(c for c in text if c.isascii() or (unicodedata.category(c)[0] != "M" and c.lower() == c.upper()))
-    return unicodedata.normalize("NFC", text) if pre == "qwen2" else text
+    return unicodedata.normalize("NFC", text) if pre in ("qwen2", "qwen35") else text

@@ -29,10 +29,15 @@ def require() -> None:
     reason = failure()
     if reason:
         raise ToolkitError(f"llama.cpp does not work on this machine: {reason}", hint=advice(), exit_code=MISSING)
+    mark = _mark()
+    if mark is not None:
+        with contextlib.suppress(OSError):  # it is asked again next time
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            write_text(mark, "")
 
 
 def failure() -> str:
-    """Return how llama.cpp fails to compute here, or an empty string."""
+    """Return how llama.cpp fails to compute here, or an empty string; writes nothing."""
     mark = _mark()
     if mark is not None and mark.exists():
         return ""
@@ -55,10 +60,6 @@ def failure() -> str:
     if done.returncode:
         said = done.stderr.strip().splitlines()
         return said[-1][:200] if said else f"exit code {done.returncode}"
-    if mark is not None:
-        with contextlib.suppress(OSError):  # it is asked again next time
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            write_text(mark, "")
     return ""
 
 

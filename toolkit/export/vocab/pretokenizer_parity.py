@@ -1,7 +1,7 @@
 """Where llama.cpp splits text into words differently from a base model's tokenizer, and which texts that changes.
 
 llama.cpp's patterns `tekken` and `gpt-4o` know no combining marks, and treat every letter beyond a-z and A-Z as
-both upper and lower case; `qwen2` does not compose characters (NFC). No name that a GGUF could state instead
+both upper and lower case; `qwen2` and `qwen35` do not compose characters (NFC). No name that a GGUF could state instead
 means what these tokenizers do. Facts: llama.cpp's src/llama-vocab.cpp and src/unicode.cpp.
 """
 
@@ -27,7 +27,7 @@ _OTHER_PATTERNS = {
 }
 _WHAT = {
     **dict.fromkeys(_OTHER_PATTERNS, "words with combining marks or with capitals beyond A-Z"),
-    "qwen2": "characters that Unicode can also write composed (NFC)",
+    **dict.fromkeys(("qwen2", "qwen35"), "characters that Unicode can also write composed (NFC)"),
 }
 
 
