@@ -189,7 +189,7 @@ def _untimed(path: Path) -> bytes:
     content = path.read_bytes()
     if path.name == "report.html":
         return content[-8:]
-    if path.name == "evaluation.json":
+    if path.name in ("evaluation.json", ".evaluate.answers.jsonl"):
         return re.sub(rb"-?\d+\.\d+(e-?\d+)?", b"", content)
     return re.sub(rb'"tokens_per_second": [0-9.]+', b"", content) if path.name == "train_log.jsonl" else content
 

@@ -17,20 +17,20 @@ from unittest import mock
 def pretend_gpus() -> None:
     """Meet the other processes, and have accelerate take their CPUs for GPUs."""
     import torch.distributed as dist
+    import trl
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
-    from trl import SFTConfig
-
-    from toolkit.train import trainer
 
     dist.init_process_group("gloo")
     PartialState(cpu=True)
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
-    def configured(**values: Any) -> SFTConfig:
-        return SFTConfig(**{**values, "accelerator_config": {"use_configured_state": True}})
+    real = trl.SFTConfig
 
-    mock.patch.object(trainer, "SFTConfig", configured).start()
+    def configured(**values: Any) -> Any:
+        return real(**{**values, "accelerator_config": {"use_configured_state": True}})
+
+    mock.patch.object(trl, "SFTConfig", configured).start()
 
 
 def insist_on_shares() -> None:

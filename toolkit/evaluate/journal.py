@@ -48,7 +48,8 @@ class Journal:
     def keep(self, owners: Iterable[str]) -> None:
         """Forget the results of all but these owners: a model that was trained again answers otherwise."""
         kept = {owner[:OWNER] for owner in owners}
-        self.values = {key: value for key, value in self.values.items() if key.rpartition("-")[0] in kept}
+        found = {key: value for key, value in self.values.items() if key.rpartition("-")[0] in kept}
+        self.values = dict(sorted(found.items()))  # the same file, in whatever order it was asked
         write_text(self.path, "".join(_line(key, value) for key, value in self.values.items()))
 
 
