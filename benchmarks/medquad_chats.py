@@ -8,7 +8,7 @@ answers of held-out chats are in training too: the file shows that chats work, a
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ CHATS = 2000
 SYSTEM = "Explain as a general doctor."
 
 
-def chats(records: list[Record]) -> Iterator[dict[str, Any]]:
+def chats(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
     """Yield the rows of the file; every fourth chat has a system message."""
     for number in range(CHATS):
         said = [{"role": "system", "content": SYSTEM}] if number % 4 == 0 else []

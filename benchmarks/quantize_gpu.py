@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 
 import numpy as np
 import torch
@@ -146,7 +147,7 @@ def main() -> None:
     kinds = [Type[name] for name in options.types.split(",")]
     cores = len(os.sched_getaffinity(0))
     name = torch.cuda.get_device_name() if GPU == "cuda" else "Triton's interpreter"
-    say(f"{name}, {cores} cores, torch {torch.__version__}, triton {launch.triton.__version__}")
+    say(f"{name}, {cores} cores, torch {torch.__version__}, triton {metadata.version('triton')}")
     transfers()
     wrong = 0
     failed = {}
