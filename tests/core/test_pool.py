@@ -18,7 +18,9 @@ pytestmark = pytest.mark.slow  # a process begins in a second
 
 # No `if __name__ == "__main__"`: a user's script has none either.
 PROGRAM = """
+from toolkit.core import hardware
 from toolkit.core.pool import shared
+hardware.cores = lambda: 2
 import the_work
 for one in shared(the_work.work, range(10_000)):
     pass
@@ -30,6 +32,12 @@ def work(piece):
     time.sleep(0.2)
     return piece
 """
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test process may have one core, and with one core nothing is shared."""
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
 
 
 def doubled(piece: int) -> tuple[int, int]:
