@@ -3,7 +3,6 @@
 import contextlib
 from importlib import metadata
 
-from toolkit.core.hardware import requirements
 from toolkit.core.stage import Check
 from toolkit.llamacpp import probe
 
@@ -50,11 +49,6 @@ def gpu_build() -> list[Check]:
         return []
     if llama_cpp.llama_supports_gpu_offload():
         return [Check("llama.cpp on the GPU", True, "this build of llama-cpp-python uses the GPU", "")]
-    again = f"pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python=={_pinned()}"
-    fix = f'validate is faster with one that is built by CUDA\'s compiler: CMAKE_ARGS="-DGGML_CUDA=on" {again}'
+    built = f'CMAKE_ARGS="-DGGML_CUDA=on" {probe.compile_again()}'
+    fix = f"validate is faster with one that is built by CUDA's compiler: {built}"
     return [Check("llama.cpp on the GPU", None, "this build of llama-cpp-python computes on the CPU only", fix)]
-
-
-def _pinned() -> str:
-    found = [line.partition("==")[2] for line in requirements() if line.startswith("llama-cpp-python==")]
-    return found[0].split(";")[0].strip() if found else "0.3.36"

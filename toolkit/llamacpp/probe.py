@@ -30,7 +30,7 @@ def require() -> None:
     if reason:
         raise ToolkitError(f"llama.cpp does not work on this machine: {reason}", hint=advice(), exit_code=MISSING)
     mark = _mark()
-    if mark is not None:
+    if mark is not None and not mark.exists():
         with contextlib.suppress(OSError):  # it is asked again next time
             mark.parent.mkdir(parents=True, exist_ok=True)
             write_text(mark, "")
@@ -65,13 +65,17 @@ def failure() -> str:
 
 def advice() -> str:
     """Return what to do where llama.cpp does not compute: compile it here, without AMX where the CPU has it."""
-    again = "pip install --force-reinstall --no-cache-dir --no-deps"
-    found = [line for line in hardware.requirements() if line.startswith("llama-cpp-python")]
-    line = f'{again} "{found[0].split(";")[0].strip() if found else "llama-cpp-python"}"'
     if hardware.cpu_has_amx():
         off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-        return f'compile it for this machine without AMX: CFLAGS="{off}" CXXFLAGS="{off}" {line}'
-    return f"compile it for this machine: {line}"
+        return f'compile it for this machine without AMX: CFLAGS="{off}" CXXFLAGS="{off}" {compile_again()}'
+    return f"compile it for this machine: {compile_again()}"
+
+
+def compile_again() -> str:
+    """Return the command that compiles the version of llama-cpp-python that this package asks for."""
+    found = [line for line in hardware.requirements() if line.startswith("llama-cpp-python")]
+    wanted = found[0].split(";")[0].strip() if found else "llama-cpp-python"
+    return f"pip install --force-reinstall --no-cache-dir --no-deps {wanted}"
 
 
 def _mark() -> Path | None:
