@@ -67,12 +67,17 @@ WAYS = {
     "toolkit-full": Way("toolkit, 104 records a step, in passes of 16,000", 8, 13, backend="unsloth", steps=0.5),
     "toolkit-8bit": Way("toolkit, 8 records a step, adamw_8bit", 2, 4, backend="unsloth", optimizer="adamw_8bit"),
     "toolkit-two": Way("toolkit, 64 records a step on two GPUs", 8, 8, backend="unsloth", steps=0.7, gpus=2),
+    "toolkit-256": Way("toolkit, 256 records a step", 8, 32, backend="unsloth", steps=0.5),
+    "toolkit-256-two": Way("toolkit, 256 records a step on two GPUs", 8, 32, backend="unsloth", steps=0.5, gpus=2),
+    "toolkit-256-four": Way("toolkit, 256 records a step on four GPUs", 8, 32, backend="unsloth", steps=0.5, gpus=4),
     "toolkit-peft": Way("toolkit without Unsloth (peft), 64 records a step", 8, 8, backend="peft", steps=0.5),
 }
 BASELINES = ("recipe", "unsloth-packed", "unsloth-wide")
-TWO_GPUS = ("toolkit-two",)
 BESIDE = ("toolkit", "toolkit-wide")
-SAME_RECORDS = (("recipe", "toolkit"), ("toolkit", "toolkit-fp8"), ("toolkit-wide", "toolkit-fp8-wide"))
+SAME_RECORDS = (
+    ("recipe", "toolkit"), ("toolkit", "toolkit-fp8"), ("toolkit-wide", "toolkit-fp8-wide"),
+    ("toolkit-256", "toolkit-256-two"), ("toolkit-256", "toolkit-256-four"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -299,7 +304,7 @@ def main() -> None:
         print("| run | batch × accumulation | tokens a step | tokens/s | peak GiB | MFU | gradient norm |")
         print("|---|---|---|---|---|---|---|", flush=True)
         found: dict[str, Measured] = {}
-        left_out = {*TWO_GPUS, *(() if arguments.baseline else BASELINES)}
+        left_out = {*(key for key, way in WAYS.items() if way.gpus > 1), *(() if arguments.baseline else BASELINES)}
         wanted = arguments.only or [key for key in ways if key not in left_out]
         wanted += [key for key in ways if key not in WAYS and key not in wanted]
         common = ["--base", str(base), "--data", str(data), "--steps", str(arguments.steps)]

@@ -10,6 +10,7 @@ import torch
 
 from tests.support.gpu_runs import call, has_unsloth, log_of, offline, settings_in
 from tests.train.conftest import FSDP
+from toolkit.core.errors import ToolkitError
 from toolkit.model.base import Base
 from toolkit.train import batches, launch
 
@@ -50,6 +51,19 @@ real = ToolkitTrainer.compute_loss
 def loss(self, model, inputs, *rest, **named):
     if torch.is_grad_enabled() and self.state.global_step >= 4 and self.args.per_device_train_batch_size > 2:
         torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
+    return real(self, model, inputs, *rest, **named)
+ToolkitTrainer.compute_loss = loss
+import runpy
+runpy.run_module("toolkit.train.worker", run_name="__main__")
+"""
+KILL = """
+import os, signal
+import torch
+from toolkit.train.trainer import ToolkitTrainer
+real = ToolkitTrainer.compute_loss
+def loss(self, model, inputs, *rest, **named):
+    if torch.is_grad_enabled() and self.state.global_step == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
     return real(self, model, inputs, *rest, **named)
 ToolkitTrainer.compute_loss = loss
 import runpy
@@ -143,6 +157,26 @@ def test_two_gpus_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> No
         assert launch.run_training(settings, folder, small_base, gpus=gpus).figures["devices"] == gpus
         logs.append(log_of(folder.train_log))
     for one, other in zip(*logs, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=5e-3)
+
+
+def test_a_run_of_four_gpus_goes_on_on_two(small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of four processes is killed in step 5; two go on from step 3, with the records of a run that was not."""
+    if torch.cuda.device_count() < 4:
+        pytest.skip("there are not four CUDA GPUs")
+    settings, folder = settings_in(tmp_path / "whole", backend="peft")
+    launch.run_training(settings, folder, small_base)
+    whole = log_of(folder.train_log)
+    settings, folder = settings_in(tmp_path / "killed", backend="peft")
+    (tmp_path / "kill.py").write_text(KILL)
+    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match="process.* train.* ended|killed"):
+        patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
+        launch.run_training(settings, folder, small_base, gpus=4)
+    assert not folder.adapter.exists()
+    figures = launch.run_training(settings, folder, small_base, gpus=2).figures
+    assert figures["resumed_at_step"] == 3 and figures["devices"] == 2
+    for one, other in zip(whole, log_of(folder.train_log), strict=True):
         assert one["tokens"] == other["tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=5e-3)
 

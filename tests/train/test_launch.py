@@ -121,6 +121,39 @@ def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], b
     assert two.figures["tokens_seen"] == one.figures["tokens_seen"]
 
 
+KILL = """
+import os, signal
+from toolkit.train.trainer import ToolkitTrainer
+real = ToolkitTrainer.training_step
+def step(self, *arguments, **named):
+    if self.state.global_step == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *arguments, **named)
+ToolkitTrainer.training_step = step
+import runpy
+runpy.run_module("toolkit.train.worker", run_name="__main__")
+"""
+
+
+def test_a_run_of_two_processes_goes_on_in_one(
+    small: tuple[Config, RunFolder], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two is killed in step 5; the run goes on from step 3 with the records of one that was not."""
+    values = {"precision": "f32", "lora_dropout": 0.0, "batch_size": 4, "gradient_accumulation_steps": 2}
+    settings, folder = small
+    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
+    train(settings, folder, base)
+    whole = losses(folder)
+    settings, folder = with_(settings, Path(settings.run.folder) / "killed")
+    (tmp_path / "kill.py").write_text(KILL)
+    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match="process.* train.* ended|killed"):
+        patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
+        launch.run_training(settings, folder, base, gpus=2)
+    assert not folder.adapter.exists()
+    assert launch.run_training(settings, folder, base).figures["resumed_at_step"] == 3
+    assert losses(folder) == pytest.approx(whole, rel=1e-5)
+
+
 def test_accelerate_launches_the_verb_itself(tmp_path: Path, base: Base) -> None:
     """Two processes of `accelerate launch -m toolkit train`: one result, and the others end with it."""
     settings = f"""

@@ -104,7 +104,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
             preexec_fn=parallel.die_with_parent,
         )
         try:
-            with _passing_on(process, alone=gpus == 1):
+            with _passing_on(process, alone=gpus == 1) as passed_on:
                 code = lines.wait(process)
         finally:
             if process.poll() is None:
@@ -113,6 +113,8 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
         if answer.is_file():
             found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
             streams.state().warnings.extend(found.pop("warnings", []))
+            if found.get("interrupted") and gpus > 1 and not passed_on:  # the launcher ends all when one has died
+                raise ToolkitError(parallel.ANOTHER_ENDED, hint=parallel.GOES_ON)
             return found
         last = lines.last()
     if code in (INTERRUPTED, *(-number for number in signals.stopping_signals())):
@@ -161,17 +163,22 @@ def _environment(gpus: int) -> dict[str, str]:
 
 
 @contextmanager
-def _passing_on(process: "subprocess.Popen[bytes]", *, alone: bool) -> Iterator[None]:
+def _passing_on(process: "subprocess.Popen[bytes]", *, alone: bool) -> Iterator[list[int]]:
     """Pass signals that ask for an end on to the process; it ends after its step, and this process waits for it.
+
+    Yields the list of signals that came.
 
     To a process that trains `alone` Ctrl-C goes as SIGTERM: while it still imports, SIGINT would print a traceback.
     """
 
+    came: list[int] = []
+
     def pass_on(number: int, frame: object) -> None:
+        came.append(number)
         if number == signal.SIGHUP:
             streams.hang_up()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM if alone and number == signal.SIGINT else number)
 
     with signals.handled(pass_on):
-        yield
+        yield came

@@ -19,6 +19,8 @@ from toolkit.core.errors import MISSING, ToolkitError
 
 REQUEST = "toolkit_request"
 DOWNLOAD = datetime.timedelta(hours=24)  # how long the others wait for the first one's request
+ANOTHER_ENDED = "another one of the processes that train ended"
+GOES_ON = "its own message stands above, if it left one; the same command continues from the last checkpoint"
 _LIBC = ctypes.CDLL(None)  # now: a fork of a process with threads must not load a library
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -77,6 +79,17 @@ def silent() -> Iterator[None]:
     """Hide what libraries print to standard output: the first process shows the same. Errors are still shown."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def another_ended(exc: Exception) -> ToolkitError | None:
+    """Explain what this process saw when another one of those that train together ended; None if it was not that.
+
+    gloo reports a plain RuntimeError, NCCL's are subclasses of torch's DistError.
+    """
+    broken = any(klass.__name__ == "DistError" for klass in type(exc).__mro__)
+    if not hardware.launched() or not (broken or "Connection closed by peer" in str(exc)):
+        return None
+    return ToolkitError(ANOTHER_ENDED, hint=GOES_ON)
 
 
 def die_with_parent() -> None:

@@ -56,7 +56,7 @@ def _work(wanted: dict[str, Any], answer: Path) -> int:
             import traceback
 
             traceback.print_exc()
-        known = explain(exc) or unexpected(exc)
+        known = explain(exc) or parallel.another_ended(exc) or unexpected(exc)
         fields = ("message", "hint", "exit_code", "details")
         found, code = {"error": {name: getattr(known, name) for name in fields}}, known.exit_code
         if isinstance(exc, UnslothFailed):
