@@ -170,7 +170,7 @@ def test_a_run_of_four_gpus_goes_on_on_two(small_base: Base, tmp_path: Path, mon
     whole = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "killed", backend="peft")
     (tmp_path / "kill.py").write_text(KILL)
-    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match="process.* train.* ended|killed"):
+    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"process.* train.* ended|killed"):
         patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
         launch.run_training(settings, folder, small_base, gpus=4)
     assert not folder.adapter.exists()
