@@ -136,13 +136,13 @@ def test_a_proof_that_fails_is_said_and_refused(
     small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from toolkit.train import base_compute
-    from toolkit.train.backend import choose
+    from toolkit.train.backend_choice import choose_backend
 
     monkeypatch.setattr(proof, "TOLERANCE", 1e-3)
     settings, _ = settings_in(tmp_path, backend="peft")
     from toolkit.model.model_config import model_config
 
-    shape, backend = model_config(small_base.folder), choose("peft")
+    shape, backend = model_config(small_base.folder), choose_backend("peft")
     monkeypatch.setattr(base_compute, "AUTO", "fp8")
     assert not base_compute.uses_fp8(settings, backend, "bf16", shape)
     said = " ".join(capsys.readouterr().err.split())

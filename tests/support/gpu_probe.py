@@ -29,11 +29,11 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
     from toolkit.core.run_folder import folder_of
     from toolkit.model.base import Base
     from toolkit.model.memory_plan import Strategy
-    from toolkit.train.backend import choose
+    from toolkit.train.backend_choice import choose_backend
     from toolkit.train.job import lay_out_job, process_state
 
     config = Config.model_validate(json.loads(config_path.read_text()))
-    backend = choose(backend_name)  # Unsloth comes before torch's other libraries
+    backend = choose_backend(backend_name)  # Unsloth comes before torch's other libraries
 
     import torch
     from safetensors.torch import save_file

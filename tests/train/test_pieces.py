@@ -25,7 +25,8 @@ from toolkit.core.manifest import Manifest
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.core.stage import Context
 from toolkit.model import precision
-from toolkit.train import backend, callbacks, checkpoints, checks, job, peft_backend, plot, unsloth_backend
+from toolkit.train import backend_choice, callbacks, checkpoints, checks, job, peft_backend, plot, unsloth_backend
+from toolkit.train.backend import UnslothFailed
 from toolkit.train.stage import STAGE
 
 
@@ -268,11 +269,11 @@ def test_the_plot_is_a_png_of_the_losses(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_without_a_gpu_peft_trains_and_unsloth_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "sees_gpu", lambda: False)
+    monkeypatch.setattr(backend_choice, "sees_gpu", lambda: False)
     for wanted in ("auto", "peft"):
-        chosen = backend.choose(wanted)
+        chosen = backend_choice.choose_backend(wanted)
         assert (chosen.name, chosen.device) == ("peft", "cpu")
-    assert "no CUDA GPU" in backend.choose("auto").reason
+    assert "no CUDA GPU" in backend_choice.choose_backend("auto").reason
 
 
 def refused(monkeypatch: pytest.MonkeyPatch, gpu: str, packages: set[str], *, bf16: bool = True, **train: Any) -> str:
@@ -312,16 +313,22 @@ def test_doctor_and_training_refuse_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_with_a_gpu_unsloth_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "sees_gpu", lambda: True)
+    monkeypatch.setattr(backend_choice, "sees_gpu", lambda: True)
     monkeypatch.setattr(hardware, "installed", lambda name: True)
     monkeypatch.setitem(sys.modules, "unsloth", types.ModuleType("unsloth"))
-    assert (backend.choose("auto").name, backend.choose("auto").device) == ("unsloth", "cuda")
-    assert (backend.choose("peft").name, backend.choose("peft").device) == ("peft", "cuda")
-    assert backend.choose("unsloth", avoid="it broke").name == "unsloth"
-    fallen = backend.choose("auto", avoid="it broke")
+    assert (backend_choice.choose_backend("auto").name, backend_choice.choose_backend("auto").device) == (
+        "unsloth",
+        "cuda",
+    )
+    assert (backend_choice.choose_backend("peft").name, backend_choice.choose_backend("peft").device) == (
+        "peft",
+        "cuda",
+    )
+    assert backend_choice.choose_backend("unsloth", avoid="it broke").name == "unsloth"
+    fallen = backend_choice.choose_backend("auto", avoid="it broke")
     assert fallen.name == "peft" and "it broke" in fallen.reason
     monkeypatch.setattr(hardware, "installed", lambda name: False)
-    assert backend.choose("auto").name == "peft"
+    assert backend_choice.choose_backend("auto").name == "peft"
 
 
 def test_a_gpu_that_only_emulates_bf16_computes_in_f16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +348,7 @@ def test_a_cpu_computes_in_bf16_where_it_has_it(monkeypatch: pytest.MonkeyPatch,
 
 def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "unsloth", None)  # importing it raises ImportError
-    with pytest.raises(backend.UnslothFailed, match="ModuleNotFoundError") as caught:
+    with pytest.raises(UnslothFailed, match="ModuleNotFoundError") as caught:
         unsloth_backend.make_unsloth_backend()
     assert 'train.backend = "peft"' in caught.value.hint and caught.value.exit_code == MISSING
 

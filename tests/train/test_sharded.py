@@ -112,7 +112,7 @@ def test_fsdp_in_f16_is_refused(
     settings, folder = with_(small[0], tmp_path / "run", precision="f16")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    monkeypatch.setattr("toolkit.train.choose", lambda *_: peft_backend.make_peft_backend("cuda", ""))
+    monkeypatch.setattr("toolkit.train.choose_backend", lambda *_: peft_backend.make_peft_backend("cuda", ""))
     monkeypatch.setattr("toolkit.train.gpu_name", lambda: "a GPU")
     with pytest.raises(ToolkitError, match="FSDP trains in bf16"):
         train(settings, folder, base)

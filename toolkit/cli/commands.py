@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from toolkit import pipeline
-from toolkit.cli.options import as_command, verb
+from toolkit.cli.options import verb
 from toolkit.cli.performing import command_text, load_run, mending_command, perform_all, perform_one
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
@@ -242,13 +242,3 @@ def report(path: str, overrides: tuple[str, ...], opened: bool, compare: tuple[s
     )
     if opened:
         reporting.open_page(page)
-
-
-def stage_verb(name: str) -> click.Command:
-    """Make the verb of a stage without its own options."""
-
-    def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
-        perform_one(name, path, overrides, dry_run, force)
-
-    perform.__name__, perform.__doc__ = name, pipeline.STAGES[name][0]
-    return as_command(perform, writes=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from toolkit import __version__, pipeline
-from toolkit.cli.performing import with_settings
+from toolkit.cli.performing import perform_one, with_settings
 from toolkit.core import console, network
 from toolkit.core.errors import ToolkitError
 
@@ -44,8 +44,6 @@ class Verbs(click.Group):
         """Return a verb; a stage without its own options gets one here."""
         found = super().get_command(ctx, cmd_name)
         if found is None and cmd_name in pipeline.STAGES:
-            from toolkit.cli.commands import stage_verb
-
             found = stage_verb(cmd_name)
         return found
 
@@ -114,6 +112,16 @@ def as_command(function: Callable[..., Any], *, writes: bool, config: bool = Tru
         command = option(command)
     made: click.Command = click.command(function.__name__, cls=Verb)(command)
     return made
+
+
+def stage_verb(name: str) -> click.Command:
+    """Make the verb of a stage without its own options."""
+
+    def perform(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) -> None:
+        perform_one(name, path, overrides, dry_run, force)
+
+    perform.__name__, perform.__doc__ = name, pipeline.STAGES[name][0]
+    return as_command(perform, writes=True)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -12,7 +12,8 @@ from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.model.precision import check_backend
 from toolkit.train import batches, checkpoints, example_table, outcome, parallel, schedule
-from toolkit.train.backend import Backend, choose, gpu_has_bf16, gpu_name
+from toolkit.train.backend import Backend, gpu_has_bf16, gpu_name
+from toolkit.train.backend_choice import choose_backend
 from toolkit.train.job import Job, lay_out_job, process_state
 from toolkit.train.stage import describe_steps
 
@@ -82,7 +83,7 @@ def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
     avoid = "PEFT shards the model" if parallel.sharded() else avoid
     gpu = gpu_name()
     check_backend(config, gpu, bf16=bool(gpu) and gpu_has_bf16(), avoid_unsloth=bool(avoid))
-    backend = choose(config.train.backend, avoid)
+    backend = choose_backend(config.train.backend, avoid)
     console.info(f"training on {backend.device}: {backend.reason}")
     precision = backend.precision(config.train.precision)
     if parallel.sharded() and precision == "f16":

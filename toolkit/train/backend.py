@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.core import hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.model.base import Base
@@ -37,27 +36,6 @@ class Backend:
     def precision(self, wanted: str) -> str:
         """Resolve `auto` to what the device computes in: bf16, f16 or f32."""
         return resolve_precision(wanted, gpu_has_bf16() if self.device == "cuda" else None)
-
-
-def choose(wanted: str, avoid: str = "") -> Backend:
-    """Choose Unsloth if it is installed and there is a CUDA GPU, else plain PEFT; or what the settings demand.
-
-    `avoid` says why Unsloth must not be used although it is installed. `precision.check_backend` has checked what the
-    settings demand. Raises UnslothFailed.
-    """
-    from toolkit.train import peft_backend, unsloth_backend
-
-    cuda = sees_gpu()
-    if wanted == "unsloth" or (wanted == "auto" and cuda and hardware.installed("unsloth") and not avoid):
-        return unsloth_backend.make_unsloth_backend()
-    why = "plain PEFT"
-    if wanted == "auto" and not cuda:
-        why = "plain PEFT, because there is no CUDA GPU"
-    elif wanted == "auto":
-        # Measured on an H100, by the plan: 56 % with recomputed activations, 79 % for short steps with all kept.
-        cost = "the same result, at half to four fifths of Unsloth's speed"
-        why = f"plain PEFT, because {avoid or 'Unsloth is not installed'}: {cost}"
-    return peft_backend.make_peft_backend("cuda" if cuda else "cpu", why)
 
 
 def sees_gpu() -> bool:
