@@ -80,7 +80,7 @@ export CFLAGS := $(CFLAGS) $(NO_AMX)
 export CXXFLAGS := $(CXXFLAGS) $(NO_AMX)
 
 # Pip's lines go into a log, and a line every 15 seconds shows the last of them; a failure shows the log's end.
-PATIENTLY = $(BIN)/python patiently.py $@.log
+PATIENTLY = $(BIN)/python tools/patiently.py $@.log
 PLAIN := --disable-pip-version-check --progress-bar off
 
 KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)

@@ -23,13 +23,14 @@ echo "Building wheel for llama-cpp-python"
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A checkout's Makefile; the environment is there but for its pip, and the compilers are never called."""
-    for name in ("Makefile", "patiently.py", "pyproject.toml", "constraints.txt", "setup.py"):
+    (tmp_path / "tools").mkdir()
+    for name in ("Makefile", "tools/patiently.py", "pyproject.toml", "constraints.txt", "setup.py"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
-    (tmp_path / "tools").mkdir()
+    (tmp_path / "compilers").mkdir()
     for name in ("cmake", "cc", "c++"):
-        program(tmp_path / "tools" / name, "#!/bin/sh\n")
+        program(tmp_path / "compilers" / name, "#!/bin/sh\n")
     return tmp_path
 
 
@@ -44,7 +45,7 @@ def make(place: Path, target: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         ["make", target, f"PYTHON={sys.executable}"],
         cwd=place,
-        env={**kept, "PATH": f"{place / 'tools'}:{os.environ['PATH']}", "PATIENTLY_SECONDS": "0.2"},
+        env={**kept, "PATH": f"{place / 'compilers'}:{os.environ['PATH']}", "PATIENTLY_SECONDS": "0.2"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
