@@ -11,6 +11,11 @@ from toolkit.prompt.text_language import language_shares, main_language, sure_la
 ENGLISH = scored_models.WORDS
 GERMAN = "Trinken Sie viel Wasser, und gehen Sie bei hohem Fieber zum Arzt."
 LATIN = "Staphylococcus aureus et Diabetes mellitus"
+NORWEGIAN = [
+    "Drikk mye vann og hvil deg noen dager. Ring legen hvis feberen varer i mer enn tre dager.",
+    "Ta tablettene sammen med mat, og ikke slutt før kuren er ferdig, selv om du føler deg bedre.",
+]
+DANISH = "Drik rigeligt med vand, og hvil dig et par dage. Ring til lægen, hvis feberen varer mere end tre dage."
 PORTUGUESE = "Beba bastante água e procure um médico se a febre durar mais de três dias."
 
 
@@ -32,6 +37,9 @@ def test_prepare_and_evaluate_have_one_rule() -> None:
         ([ENGLISH] * 3 + [PORTUGUESE], {"en": 0.75, "pt": 0.25}),
         ([ENGLISH, PORTUGUESE, LATIN, LATIN, "39 °C"], {"und": 0.5, "pt": 0.25, "en": 0.25}),
         ([ENGLISH] * 19 + [LATIN], {"en": 0.95, "und": 0.05}),
+        ([*NORWEGIAN, DANISH, GERMAN], {"no": 0.75, "de": 0.25}),
+        ([f"Three days for {name}." for name in ("migraine", "dehydration", "headache", "insomnia", "heartburn")],
+         {"en": 1.0}),
         (["39 °C", ""], {}),
         ([], {}),
     ],

@@ -61,7 +61,8 @@ def main_language(texts: Sequence[str], identify: Identify = identify_language) 
 def language_shares(texts: Sequence[str], identify: Identify = identify_language) -> dict[str, float]:
     """Return code → share of the texts that say anything about their language, largest first; UNSURE for the rest.
 
-    Plain English is known by its words, so that no model is loaded where nearly all is.
+    A language that is easily taken for a commoner one counts as that one. Plain English is known by its words, so that
+    no model is loaded where nearly all is.
     """
     some = sampled(texts)
     others = [text for text in some if not _reads_english(text)]
@@ -69,7 +70,10 @@ def language_shares(texts: Sequence[str], identify: Identify = identify_language
     codes = Counter(sure_language(text, identify) if looked else "" for text in others)
     counts = Counter({code or UNSURE: count for code, count in codes.items()})
     counts["en"] += len(some) - len(others)
-    return {code: round(count / len(some), 4) for code, count in counts.most_common() if count}
+    merged: Counter[str] = Counter()
+    for code, count in counts.most_common():
+        merged[next((commoner for commoner in merged if related(commoner, code)), code)] += count
+    return {code: round(count / len(some), 4) for code, count in merged.most_common() if count}
 
 
 def sampled(texts: Sequence[str]) -> list[str]:
