@@ -77,6 +77,40 @@ def test_a_failing_installation_shows_its_log_and_stops(place: Path) -> None:
     assert len((place / "calls").read_text().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("printed", "hint"),
+    [
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", "PIP_CERT=FILE"),
+        ("ProxyError('Cannot connect to proxy.', NewConnectionError('[Errno 111]", "HTTPS_PROXY and https_proxy"),
+        ("NameResolutionError(\"Failed to resolve 'pypi.org' ([Errno -3]\")", "check the network"),
+        ("NewConnectionError('[Errno 101] Network is unreachable')", "check the network"),
+        (
+            "ERROR: Could not install packages due to an OSError: Missing dependencies for SOCKS support.",
+            "http:// proxy",
+        ),
+        ("ReadTimeoutError: HTTPSConnectionPool(host='files.example', port=443): Read timed out.", "again"),
+        ("ERROR: Could not install: [Errno 28] No space left on device", "free 8 GB"),
+        ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
+    ],
+)
+def test_a_failure_of_a_known_cause_ends_with_what_to_do(
+    place: Path, capfd: pytest.CaptureFixture[str], printed: str, hint: str
+) -> None:
+    program(place / "fails", f"#!/bin/sh\ncat <<'END'\n{printed}\nERROR: No matching distribution found\nEND\nexit 1\n")
+    done = subprocess.run([sys.executable, "patiently.py", "log", "./fails"], cwd=place)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert done.returncode == 1 and last.startswith("   hint: ") and hint in last
+
+
+@pytest.mark.parametrize(
+    "before", ["", "WARNING: Retrying (Retry(total=4)) after connection broken by 'ReadTimeoutError("]
+)
+def test_a_failure_of_another_cause_gets_no_hint(place: Path, capfd: pytest.CaptureFixture[str], before: str) -> None:
+    program(place / "fails", f'#!/bin/sh\necho "{before}"\necho "error: no such compiler"\nexit 1\n')
+    subprocess.run([sys.executable, "patiently.py", "log", "./fails"], cwd=place)
+    assert "hint" not in capfd.readouterr().err
+
+
 def test_ctrl_c_ends_all_that_the_installation_started(place: Path) -> None:
     """As a terminal sends it: to all of make's process group at once."""
     program(place / ".venv/bin/pip", STUB + "sh -c 'trap \"\" TERM; echo $$ > compiler; while :; do sleep 0.1; done'\n")

@@ -1,12 +1,13 @@
 """Run a command that takes minutes, and show that it is alive: python tools/patiently.py LOG COMMAND…
 
 Every 15 seconds (PATIENTLY_SECONDS) one line shows the time so far and the last line of the command's output.
-The output goes into LOG, which is removed on success; on failure its end is shown.
+The output goes into LOG, which is removed on success. On failure its end is shown, and a hint where the cause is known.
 The exit status is the command's. Ctrl-C ends the command and all that it started.
 """
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,23 @@ from pathlib import Path
 
 SHOWN = 60  # lines of the log after a failure
 WIDTH = 90  # characters of its last line in a sign of life
+
+# What pip 23 to 26 and gcc print, and what to do then. The first that is found counts: an error of a proxy, for
+# example, is one of a connection too.
+HINTS = {
+    r"No space left on device": "free 8 GB; if it was /tmp that is full, run TMPDIR=FOLDER with the same command",
+    r"CERTIFICATE_VERIFY_FAILED": "your network puts its own certificate in the way: ask for its file, and run "
+    "PIP_CERT=FILE with the same command",
+    r"Missing dependencies for SOCKS": "pip cannot use a SOCKS proxy here: name an http:// proxy in HTTPS_PROXY, or "
+    "unset ALL_PROXY, HTTPS_PROXY and their lower-case forms",
+    r"ProxyError|Proxy Authentication Required": "the proxy refused: correct or unset HTTPS_PROXY and https_proxy",
+    r"NameResolutionError|NewConnectionError|Network is unreachable": "there is no connection: check the network, and "
+    "name its proxy if it has one: HTTPS_PROXY=http://HOST:PORT; docs/guide/offline.md does without a network",
+    r"TimeoutError|timed out|IncompleteRead|ProtocolError|Connection reset": "the connection was lost: run the same "
+    "command again; what was downloaded completely is kept",
+    r"Killed signal terminated|[Oo]ut of memory|MemoryError": "memory ran out: run CMAKE_BUILD_PARALLEL_LEVEL=1 with "
+    "the same command, which compiles one file at a time",
+}
 
 
 def main() -> int:
@@ -40,7 +58,17 @@ def main() -> int:
     lines = log.read_text(errors="replace").splitlines()
     print("\n".join(lines[-SHOWN:]), file=sys.stderr)
     print(f"failed after {_duration(started)}; all output is in {log}", file=sys.stderr)
+    if hint := _hint(lines):
+        print(f"   hint: {hint}", file=sys.stderr)
     return status if status > 0 else 128 - status
+
+
+def _hint(lines: list[str]) -> str:
+    """Return what to do, by the lines of a failure; empty where the cause is not known."""
+    nothing_found = any("(from versions: none)" in line for line in lines)
+    # A request that pip repeats has often succeeded later: it counts only where nothing was found in the end.
+    telling = [line for line in lines if nothing_found or "Retrying (" not in line]
+    return next((hint for cause, hint in HINTS.items() if any(re.search(cause, line) for line in telling)), "")
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: Path, started: float) -> int:
