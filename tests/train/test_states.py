@@ -42,6 +42,17 @@ def save_other(folder: Path, name: str) -> Path:
 
 
 @pytest.mark.slow
+def test_a_class_for_experts_trains_without_any(small: tuple[Config, RunFolder], tmp_path: Path) -> None:
+    """Granite-4.0's config.json has the coefficient of the experts' loss, but no experts."""
+    settings, folder = small
+    settings = plain(settings, max_steps=2, target_modules=["q_proj", "output_linear"], max_length=500)
+    saved = families.save(tmp_path / "base", "granite4")
+    assert json.loads((saved / "config.json").read_text())["router_aux_loss_coef"] > 0
+    train(settings, folder, Base("base", saved))
+    assert len(losses(folder)) == 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "completion_only"),
     [("qwen3.5", True), ("qwen3.5", False), ("qwen3.5 that sees", False), ("Mamba", False), ("Lfm2", False)],

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from toolkit.core import console, hardware
+from toolkit.model.families.refused import has_experts
+from toolkit.model.model_config import read_config
 from toolkit.train import batches, parallel
 from toolkit.train.job import Job
 
@@ -58,6 +60,8 @@ def arguments(job: Job, *, packs: bool) -> "SFTConfig":
         load_best_model_at_end=evaluates,
         metric_for_best_model="eval_loss",
         greater_is_better=False,
+        # Granite-4.0's class has the coefficient without experts too; transformers then fails on a loss of none.
+        router_aux_loss_coef=None if has_experts(read_config(job.base.folder)) else 0.0,
     )
 
 

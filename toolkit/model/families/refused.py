@@ -45,6 +45,12 @@ def kind_of(config: Values, name: str) -> str:
     return " and ".join(kinds)
 
 
+def has_experts(config: Values) -> bool:
+    """Tell whether config.json, or its part for text, counts experts."""
+    inner = config.get("text_config")
+    return _has([config, inner] if isinstance(inner, dict) else [config], EXPERTS)
+
+
 def _has(parts: list[Values], keys: set[str]) -> bool:
     return any(part.get(key) for part in parts for key in keys)
 
