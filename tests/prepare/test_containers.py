@@ -56,6 +56,61 @@ def follow(hint: str) -> Table:
     return read_table(Path(assignment.removeprefix("data.source=")), wanted_names(DataSettings()))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("faq.jsonl", "{'question': 'q', 'answer': \"it's a\"}\n{'question': 'r', 'answer': 'b', 'id': None}\n"),
+        ("faq.jsonl", '{"question": "q", "answer": "it\'s a", "sure": True}\n\n{"question": "r", "answer": "b"}\n'),
+        ("faq.json", "[{'question': 'q', 'answer': \"it's a\"}, {'question': 'r', 'answer': 'b'}]"),
+        ("faq.json", '[{"question": "q", "answer": "it\'s a", "sure": False}, {"question": "r", "answer": "b"}]'),
+    ],
+)
+def test_what_python_printed_is_written_as_json(name: str, content: str) -> None:
+    Path(name).write_text(content)
+    with pytest.raises(ToolkitError, match=r"is not (valid )?JSON") as caught:
+        read_table(Path(name), wanted_names(DataSettings()))
+    table = follow(caught.value.hint)
+    assert [[row.values[name] for name in ("question", "answer")] for row in table.rows] == [
+        ["q", "it's a"],
+        ["r", "b"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("faq.json", '[{"question": "q", "answer": "a"},\n]', "remove the comma in front of that `]`"),
+        (
+            "faq.jsonl",
+            '{"question": "q", "answer": "a",}\n{"question": "r"}\n',
+            "remove the comma in front of that `}`",
+        ),
+        ("faq.json", '[{"question": "q", "answer": "a"}, {"ques', "broken or truncated"),
+        ("faq.jsonl", '{"question": "q", "answer": "a"}\n{"ques', "truncated file is incomplete"),
+    ],
+)
+def test_the_hint_for_what_is_nearly_json(name: str, content: str, hint: str) -> None:
+    Path(name).write_text(content)
+    with pytest.raises(ToolkitError, match=r"is not (valid )?JSON") as caught:
+        read_table(Path(name), wanted_names(DataSettings()))
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["faq.csv", "faq.tsv", "faq.jsonl", "faq.json", "faq.parquet", "faq.xlsx"])
+def test_a_pointer_of_git_lfs_is_no_data(name: str) -> None:
+    Path(name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'4d7a' * 16}\nsize 12345\n")
+    with pytest.raises(ToolkitError, match="a Git LFS pointer") as caught:
+        read_table(Path(name), wanted_names(DataSettings()))
+    assert "`git lfs pull`" in caught.value.hint
+
+
+def test_an_encoding_is_asked_for_by_the_letters_that_tell_it() -> None:
+    line = "What helps against a cough that does not end, and how long does it last for a café owner?,Tea\n"
+    for shown in (line, f"{line[20:]}"):
+        hint = encoding_hint(Path("faq.csv"), [b"question,answer\n", shown.encode("cp1252")])
+        assert "café" in hint.partition(" reads `")[2].partition("`")[0]
+
+
 def zipped(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():

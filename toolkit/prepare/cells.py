@@ -53,8 +53,10 @@ def name_key(name: str) -> str:
 def cell_text(value: Any) -> str | None:
     r"""Return a cell as text with `\n` as the line end and without blank ends; None for a list, an object or bytes.
 
-    A list of one text is that text.
+    A list of one text is that text; a list or an object of nothing is empty.
     """
+    if value == [] or value == {}:
+        return ""
     if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
         value = value[0]
     if value is None or value != value:  # NaN is how data frames write an empty cell

@@ -35,6 +35,10 @@ _OTHERS = {
     b"GGUF": ("a GGUF file", "that is a model: set `data.source` to a file of questions and answers"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", _UNPACK),
     b"Rar!\x1a\x07": ("a RAR archive", _UNPACK),
+    b"version https://git-lfs.github.com/spec/": (
+        "a Git LFS pointer, which stands for the data",
+        "fetch the data itself: `git lfs pull` in the folder of that repository, or download the file from its page",
+    ),
     b"SQLite format 3\0": ("an SQLite database", "export its table as CSV, for example with `sqlite3 -header -csv`"),
 }
 # Members of a zip, by which its programs are known, and the programs' own extensions.

@@ -237,10 +237,18 @@ def encoding_hint(path: Path, lines: Iterable[bytes], *, packed: bool = False) -
     said = []
     for reading in readings:
         number, line = _telling(bad, readings)
-        shown = " ".join(line.decode(reading.python, "replace").split())[:60]
+        shown = _around_first_letter(line.decode(reading.python, "replace"))
         done = _to_utf8(path, reading.python, reading.iconv, packed=packed)
         said.append(f"if line {number:,} reads `{shown}`, the file is {reading.iconv}: {done}")
     return "; ".join(said)
+
+
+def _around_first_letter(text: str) -> str:
+    """Return 60 characters of a line, the first one that is not ASCII among them: it tells the encoding."""
+    text = " ".join(text.split())
+    first = next((place for place, letter in enumerate(text) if not letter.isascii()), 0)
+    start = max(0, first - 30) if first > 50 else 0
+    return f"{'…' if start else ''}{text[start : start + 60]}"
 
 
 def _telling(lines: dict[int, bytes], readings: list[Reading]) -> tuple[int, bytes]:

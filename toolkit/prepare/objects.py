@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,6 +12,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import parse_json
 from toolkit.core.spool import Spool
 from toolkit.prepare.cells import CHATS, is_blank, tidy_name
+from toolkit.prepare.containers import quoted, with_fresh_file
 from toolkit.prepare.decoding import Text
 from toolkit.prepare.messages import kind_of
 from toolkit.prepare.nested import hint_for_nested, is_record
@@ -22,6 +24,9 @@ NOT_AN_OBJECT = "not a JSON object"
 _RECORDS = (
     'write a list of objects such as [{"question": "…", "answer": "…"}] (pandas: `to_json(FILE, orient="records")`)'
 )
+
+_REWRITE_WHOLE = "print(json.dumps(ast.literal_eval(sys.stdin.read())))"
+_REWRITE_LINES = "[print(json.dumps(ast.literal_eval(line))) for line in sys.stdin if line.strip()]"
 
 
 class _Twice(dict[str, Any]):
@@ -92,7 +97,7 @@ def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
             return read_jsonl_rows(text, path)
         raise ToolkitError(
             f"`{path}` is not valid JSON: {exc.msg} at line {exc.lineno:,}, column {exc.colno:,}",
-            hint="the file is broken or truncated: export it again",
+            hint=_not_json(exc, path, _REWRITE_WHOLE) or "the file is broken or truncated: export it again",
         ) from None
     except (RecursionError, ValueError) as exc:
         raise ToolkitError(f"`{path}` cannot be read as JSON: {exc}", hint=_beyond_bounds(exc)) from None
@@ -161,7 +166,8 @@ def read_jsonl_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     if isinstance(exc, json.JSONDecodeError):
         raise ToolkitError(
             f"`{path}` line {number:,} is not JSON: {exc.msg}",
-            hint="every line must be one JSON object; the last line of a truncated file is incomplete",
+            hint=_not_json(exc, path, _REWRITE_LINES)
+            or "every line must be one JSON object; the last line of a truncated file is incomplete",
         )
     raise ToolkitError(f"`{path}` line {number:,} cannot be read: {exc}", hint=_beyond_bounds(exc))
 
@@ -188,6 +194,18 @@ def _by_line(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
         if records != first:
             return _rows((None, item) for item in records)
     return rows
+
+
+def _not_json(exc: json.JSONDecodeError, path: Path, rewrite: str) -> str:
+    """Return what to do about text that is nearly JSON, "" if unknown; `rewrite` is Python for Python's own values."""
+    before, rest = exc.doc[: exc.pos].rstrip(), exc.doc[exc.pos :]
+    if rest.startswith(("'", "None", "True", "False")):
+        command = f"python -c {shlex.quote(f'import ast, json, sys; {rewrite}')} < {quoted(path)}"
+        return f"it is written as Python prints its values; write it as JSON: {with_fresh_file(command, path.name)}"
+    end = rest.removeprefix(",").lstrip()[:1]
+    if end in ("]", "}") and (rest.startswith(",") or before.endswith(",")):
+        return f"remove the comma in front of that `{end}`"
+    return ""
 
 
 def _beyond_bounds(exc: Exception) -> str:
