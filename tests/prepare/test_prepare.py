@@ -15,8 +15,9 @@ from toolkit.core.files import sha256_of
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import prepare
+from toolkit.prepare.bounds import TokenBound, is_byte_level
 from toolkit.prepare.clean import Record
-from toolkit.prepare.fit import _lengths, fit, is_byte_level
+from toolkit.prepare.fit import _lengths, fit
 from toolkit.prompt import format, renderings
 from toolkit.prompt.tokenizer import Tokenizer
 
@@ -310,7 +311,7 @@ def test_lengths_are_those_of_training(tokenizer: Tokenizer, answer: str) -> Non
     assert _lengths([(prompt, answer)], tokenizer) == [len(ids)]
     for limit, fits in ((len(ids), True), (len(ids) - 1, False)):
         kept, rejected = fit(
-            [record(answer)], form, tokenizer, build(f"train.max_length={limit}", "data.on_too_long=drop")
+            [record(answer)], form, TokenBound(tokenizer), build(f"train.max_length={limit}", "data.on_too_long=drop")
         )
         assert (len(kept), len(rejected)) == ((1, 0) if fits else (0, 1))
 
@@ -331,7 +332,7 @@ def test_only_byte_level_tokenizers_are_trusted_unseen(tokenizer: Tokenizer) -> 
     text = renderings.prompt_text(form, "q")
     for length in (10, 100, 300):
         ids, _ = other.record_ids(text, "é" * length)
-        kept, _ = fit([record("é" * length)], form, other, settings)
+        kept, _ = fit([record("é" * length)], form, TokenBound(other), settings)
         assert bool(kept) is (len(ids) <= 500)
 
 
@@ -349,7 +350,7 @@ def test_a_token_for_every_byte_is_the_worst_case(tokenizer: Tokenizer) -> None:
         ids, _ = spelled.record_ids(renderings.prompt_text(form, "q"), "x" * length)
         for limit in range(len(ids) - 3, len(ids) + 4):
             settings = build(f"train.max_length={limit}", "data.on_too_long=drop")
-            assert bool(fit([record("x" * length)], form, spelled, settings)[0]) is (len(ids) <= limit)
+            assert bool(fit([record("x" * length)], form, TokenBound(spelled), settings)[0]) is (len(ids) <= limit)
 
 
 def test_a_normalizer_that_lengthens_text(tokenizer: Tokenizer) -> None:
@@ -365,7 +366,7 @@ def test_a_normalizer_that_lengthens_text(tokenizer: Tokenizer) -> None:
     answer = "\U0001d160" * 80
     ids, _ = other.record_ids(renderings.prompt_text(form, "q"), answer)
     assert len(ids) > 800 > len((renderings.prompt_text(form, "q") + answer).encode())
-    assert fit([record(answer)], form, other, settings)[0] == []
+    assert fit([record(answer)], form, TokenBound(other), settings)[0] == []
 
 
 def test_context_stands_in_front_of_the_question(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from tests.support.properties import tries
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.input_settings import DataSettings
+from toolkit.prepare.bounds import TokenBound
 from toolkit.prepare.clean import Record, normalise
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG, fit
@@ -64,7 +65,7 @@ def length(record: Record, form: PromptFormat, tokenizer: Tokenizer) -> int:
 )  # fmt: skip
 def test_a_chat_is_cut_behind_the_last_turn_that_fits(tokenizer: Tokenizer, turns: list[Turn], limit: int) -> None:
     form, config, record = prompt_format(Config().prompt), build({}, [f"train.max_length={limit}"]), chat(1, *turns)
-    kept, rejected = fit([record], form, tokenizer, config)
+    kept, rejected = fit([record], form, TokenBound(tokenizer), config)
     whole = length(record, form, tokenizer)
     if whole <= limit:
         assert kept == [record]
@@ -91,11 +92,11 @@ def test_a_chat_is_cut_behind_the_last_turn_that_fits(tokenizer: Tokenizer, turn
 def test_a_chat_of_500_turns_keeps_the_first_that_fit(tokenizer: Tokenizer) -> None:
     turns = [(f"Question {number}?", f"Answer {number}.") for number in range(500)]
     form = prompt_format(Config().prompt)
-    (kept,), _ = fit([chat(1, *turns)], form, tokenizer, build({}, ["train.max_length=2048"]))
+    (kept,), _ = fit([chat(1, *turns)], form, TokenBound(tokenizer), build({}, ["train.max_length=2048"]))
     assert [*kept.history, (kept.question, kept.answer)] == turns[: 500 - kept.left_out] and not kept.truncated
     assert 0 < kept.left_out < 499 and length(kept, form, tokenizer) <= 2048
     config = build({}, ["train.max_length=2048", "data.on_too_long=drop"])
-    none, (dropped,) = fit([chat(1, *turns)], form, tokenizer, config)
+    none, (dropped,) = fit([chat(1, *turns)], form, TokenBound(tokenizer), config)
     assert not none and dropped.reason == TOO_LONG
 
 

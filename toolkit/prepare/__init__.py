@@ -13,6 +13,7 @@ from toolkit.core.config import Config
 from toolkit.core.files import naming, sha256_of, writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import SPLITS, RunFolder
+from toolkit.prepare.bounds import TokenBound
 from toolkit.prepare.clean import Record, Rejection, group_id
 from toolkit.prepare.columns import ReadTable, columns_taken, lost_meaning
 from toolkit.prepare.division import divide, read_rows
@@ -50,7 +51,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     its file where there are several. Raises ToolkitError if a file cannot be used or a split would be empty; former
     results then stay.
     """
-    form = prompt_format(config.prompt)
+    form, bound = prompt_format(config.prompt), TokenBound(tokenizer)
     rows = read_rows([Source(sources)] if isinstance(sources, Path) else sources, config)
     with identifier(some_answers(rows.records)) as identify:
         for taken in columns_taken(rows.tables):
@@ -60,7 +61,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         texts = ((record.where, record.texts) for record in rows.records)
         damage = list(find_damage(texts))
         repaired = Counter(kind for record in rows.records for kind in record.repaired)
-        divided = divide(rows, config, lambda records: fit(records, form, tokenizer, config))
+        divided = divide(rows, config, lambda records: fit(records, form, bound, config))
         splits, records, rejected = divided.splits, divided.records, divided.rejected
         near = near_duplicates(splits, config.data.near_duplicate)
         answers = some_answers(records)

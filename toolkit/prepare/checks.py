@@ -13,9 +13,10 @@ from toolkit.core.run_folder import SPLITS
 from toolkit.core.stage import Check
 from toolkit.formats.names import first_names
 from toolkit.model import base
+from toolkit.prepare.bounds import MARGIN, TokenBound
 from toolkit.prepare.clean import Record, Rejection
 from toolkit.prepare.division import Fit, Rows, divide, rows_of
-from toolkit.prepare.fit import MARGIN, NO_ROOM, fit
+from toolkit.prepare.fit import NO_ROOM, fit
 from toolkit.prepare.hub_data import PREFIX, downloaded_place, hub_refusal, is_local, parse_name
 from toolkit.prepare.medquad import by_hand, full_place
 from toolkit.prepare.personal import said as personal_said
@@ -79,7 +80,8 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
         loaded = None
     if loaded is None:
         return _without_tokenizer(rows, form, config)
-    divided = divide(rows, config, lambda records: fit(records, form, loaded, config))
+    bound = TokenBound(loaded)
+    divided = divide(rows, config, lambda records: fit(records, form, bound, config))
     sizes = ", ".join(f"{len(divided.splits[name]):,} {name}" for name in SPLITS)
     said = thoughts_unsaid(divided.records, config.prompt, loaded)
     twice = f", {divided.duplicates:,} duplicates" if divided.duplicates else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from toolkit.core.config import Config
+from toolkit.prepare.bounds import TokenBound
 from toolkit.prepare.clean import SHOWN, Record, Rejection
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render
@@ -14,28 +15,22 @@ from toolkit.prompt.tokenizer import Tokenizer
 TOO_LONG = "too long"
 NO_ROOM = "the prompt leaves no room for an answer"
 BATCH = 512  # records encoded at once
-# Tokens that text of n bytes may have beyond n: BOS, EOS, and a space that the tokenizer puts before prompt and answer.
-MARGIN = 4
 
 
 def fit(
-    records: Sequence[Record], prompt_format: PromptFormat, tokenizer: Tokenizer, config: Config
+    records: Sequence[Record], prompt_format: PromptFormat, bound: TokenBound, config: Config
 ) -> tuple[list[Record], list[Rejection]]:
     """Return the records that fit `train.max_length` tokens, prompt and EOS included, and those that cannot.
 
     With `data.on_too_long = "truncate"` longer ones are cut at the end of the answer, chats behind their last turn that
     fits whole. Both say how long they are whole.
     """
-    limit = config.train.max_length
+    limit, tokenizer = config.train.max_length, bound.tokenizer
     prompts = [
         render(prompt_format, record.question, record.instruction, record.history, tokenizer.eos_text)
         for record in records
     ]
-    doubtful = list(range(len(records)))
-    if is_byte_level(tokenizer):
-        doubtful = [
-            index for index in doubtful if most_tokens(prompts[index].text + records[index].answer, tokenizer) > limit
-        ]
+    doubtful = bound.over(limit, [*zip(prompts, (record.answer for record in records), strict=True)])
     lengths = _lengths([(prompts[index], records[index].answer) for index in doubtful], tokenizer)
     fitted: list[Record | None] = list(records)
     rejected = []
@@ -97,19 +92,6 @@ def fitting_length(records: Iterable[Record | Rejection], share: float, limit: i
     """
     lengths = sorted(record.tokens or limit for record in records)
     return lengths[max(0, math.ceil(share * len(lengths)) - 1)] if lengths else limit
-
-
-def most_tokens(text: str, tokenizer: Tokenizer) -> int:
-    """Return more tokens than a record can have, without encoding: a token of byte-level BPE has at least one byte."""
-    if tokenizer.encoder.normalizer is not None and not text.isascii():
-        text = tokenizer.encoder.normalizer.normalize_str(text)
-    return len(text.encode("utf-8")) + MARGIN
-
-
-def is_byte_level(tokenizer: Tokenizer) -> bool:
-    """Say whether the tokenizer cuts bytes into tokens, as GPT-2's and Llama 3's do."""
-    pre_tokenizer = tokenizer.encoder.pre_tokenizer
-    return type(tokenizer.encoder.model).__name__ == "BPE" and "ByteLevel(" in repr(pre_tokenizer)
 
 
 def _lengths(pairs: list[tuple[Prompt, str]], tokenizer: Tokenizer) -> list[int]:
