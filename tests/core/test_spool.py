@@ -1,5 +1,6 @@
 """Lists that are kept on the disk behave as lists."""
 
+import tracemalloc
 from array import array
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ from toolkit.core.spool import Chosen, Spool
 def _few_in_memory() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool, "KEPT", 3)
-        patch.setattr(spool, "READ", 4)
+        patch.setattr(spool, "READ", 40)
+        patch.setattr(spool, "NEAR", 2)
         yield
 
 
@@ -42,3 +44,18 @@ def test_two_readers_do_not_disturb_each_other() -> None:
 
 def test_halves_of_surrogate_pairs_come_back() -> None:
     assert [*Spool(["\ud800", "é\udcff", "a", "b\udc80", "c"])] == ["\ud800", "é\udcff", "a", "b\udc80", "c"]
+
+
+def test_few_large_items_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "KEPT", 4096)
+    items = [character * 4_000_000 for character in "abcdefghijkl"]
+    tracemalloc.start()
+    try:
+        kept = Spool(item for item in items)
+        held, _ = tracemalloc.get_traced_memory()
+        assert [one[:1] + one[-1:] for one in kept] == [one[:1] * 2 for one in items]
+        assert tracemalloc.get_traced_memory()[1] < 3 * 4_100_000
+    finally:
+        tracemalloc.stop()
+    assert held < spool.WRITTEN + 1_000_000  # the first four are the list's own
+    assert kept[0] is items[0] and kept[11] is not items[11] and kept[11] == items[11]

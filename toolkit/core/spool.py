@@ -7,14 +7,15 @@ import tempfile
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar, overload
 
 from toolkit.core.files import naming
 from toolkit.core.places import temporary_folder
 
-KEPT = 4096  # items that stay in memory
+KEPT = 4096  # items that stay in memory, as long as they have
+KEPT_BYTES = 1 << 24  # no more bytes than this
+NEAR = 64  # items that may be left out between two that are read together
 READ = 1 << 20  # bytes that are read from the disk at once, or one item that is larger
 WRITTEN = 1 << 18  # bytes that are written at once
 
@@ -29,6 +30,7 @@ class Spool(Sequence[Item], Generic[Item]):
 
     def __init__(self, items: Iterable[Item] = ()) -> None:
         self._kept: list[Item] = []
+        self._room = KEPT_BYTES
         self._ends = array("Q", [0])
         self._file: IO[bytes] | None = None
         self.extend(items)
@@ -38,12 +40,13 @@ class Spool(Sequence[Item], Generic[Item]):
 
     def append(self, item: Item) -> None:
         """Add an item at the end."""
-        if len(self._kept) < KEPT:
-            self._kept.append(item)
-            return
-        if self._file is None:
-            self._file = temporary_file()
         content = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+        if self._file is None:
+            self._room -= len(content)
+            if len(self._kept) < KEPT and self._room >= 0:
+                self._kept.append(item)
+                return
+            self._file = temporary_file()
         self._file.write(content)
         self._ends.append(self._ends[-1] + len(content))
 
@@ -56,15 +59,24 @@ class Spool(Sequence[Item], Generic[Item]):
         return len(self._kept) + len(self._ends) - 1
 
     def __iter__(self) -> Iterator[Item]:
-        yield from self._kept
-        first = 0
-        while first < len(self._ends) - 1:
-            last = max(first + 1, bisect_right(self._ends, self._ends[first] + READ) - 1)
-            ends = self._ends[first : last + 1]
-            first = last
-            content = memoryview(self._read(ends[0], ends[-1]))
-            for start, end in zip(ends, islice(ends, 1, None), strict=False):
-                yield pickle.loads(content[start - ends[0] : end - ends[0]])
+        return self.some(range(len(self)))
+
+    def some(self, numbers: Iterable[int]) -> Iterator[Item]:
+        """Yield the items of some numbers from 0 on, in their order; near ones are read together."""
+        first = last = before = 0
+        content = memoryview(b"")
+        for number in numbers:
+            at = number - len(self._kept)
+            if at < 0:
+                yield self._kept[number]
+                continue
+            if not first <= at < last:
+                first, last = at, at + 1
+                if 0 <= at - before <= NEAR:
+                    last = max(last, bisect_right(self._ends, self._ends[at] + READ) - 1)
+                content = memoryview(self._read(self._ends[first], self._ends[last]))
+            before, start = at, self._ends[first]
+            yield pickle.loads(content[self._ends[at] - start : self._ends[at + 1] - start])
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -72,13 +84,8 @@ class Spool(Sequence[Item], Generic[Item]):
     def __getitem__(self, index: slice) -> list[Item]: ...
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
-            return [self[number] for number in range(len(self))[index]]
-        number = range(len(self))[index]
-        if number < len(self._kept):
-            return self._kept[number]
-        start, end = self._ends[number - len(self._kept) : number - len(self._kept) + 2]
-        item: Item = pickle.loads(self._read(start, end))
-        return item
+            return [*self.some(range(len(self))[index])]
+        return next(self.some([range(len(self))[index]]))
 
     def _read(self, start: int, end: int) -> bytes:
         if self._file is None:
@@ -97,6 +104,8 @@ class Chosen(Sequence[Item], Generic[Item]):
         return len(self._numbers)
 
     def __iter__(self) -> Iterator[Item]:
+        if isinstance(self._items, Spool):
+            return self._items.some(self._numbers)
         return (self._items[number] for number in self._numbers)
 
     @overload

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from toolkit.formats.pretokenizers import PRE_TOKENIZERS
 from toolkit.prompt.format import Prompt
@@ -68,16 +69,11 @@ def is_byte_level(tokenizer: Tokenizer) -> bool:
 
 def _ends_at_blanks(tokenizer: Tokenizer) -> bool:
     """Say whether words are known to end at blanks: those of PRE_TOKENIZERS do, and no added token has one inside."""
-    normalizer, steps = (
-        json.loads(part.__getstate__()) if part is not None else None
-        for part in (tokenizer.encoder.normalizer, tokenizer.encoder.pre_tokenizer)
-    )
-    steps = steps.get("pretokenizers", [steps])
+    encoder = tokenizer.encoder
+    normalizer = json.loads(encoder.normalizer.__getstate__()) if encoder.normalizer is not None else None
+    steps: dict[str, Any] = json.loads(encoder.pre_tokenizer.__getstate__())
     fields = {"type", "pattern", "behavior", "invert", "add_prefix_space", "use_regex", "individual_digits"}
-    plain = [{key: value for key, value in step.items() if key in fields} for step in steps]
-    added = tokenizer.encoder.get_added_tokens_decoder().values()
-    return any(
-        one.steps == plain and normalizer in (None, one.normalizer) for one in PRE_TOKENIZERS.values()
-    ) and not any(
-        token.lstrip or token.rstrip or _BETWEEN.search(token.content) for token in added if not token.special
-    )
+    plain = [{name: step[name] for name in step if name in fields} for step in steps.get("pretokenizers", [steps])]
+    known = any(one.steps == plain and normalizer in (None, one.normalizer) for one in PRE_TOKENIZERS.values())
+    added = (token for token in encoder.get_added_tokens_decoder().values() if not token.special)
+    return known and not any(one.lstrip or one.rstrip or _BETWEEN.search(one.content) for one in added)
