@@ -111,11 +111,19 @@ def test_a_failure_of_another_cause_gets_no_hint(place: Path, capfd: pytest.Capt
     assert "hint" not in capfd.readouterr().err
 
 
-def test_ctrl_c_ends_all_that_the_installation_started(place: Path) -> None:
-    """As a terminal sends it: to all of make's process group at once."""
-    program(place / ".venv/bin/pip", STUB + "sh -c 'trap \"\" TERM; echo $$ > compiler; while :; do sleep 0.1; done'\n")
+def test_ctrl_c_ends_all_that_the_installation_started(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a terminal sends it: to all of make's process group at once. No temporary file is left, either."""
+    (place / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(place / "scratch"))
+    program(
+        place / ".venv/bin/pip",
+        STUB
+        + "mkdir $TMPDIR/pip-unpack; echo GB > $TMPDIR/pip-unpack/torch.whl\n"
+        + "sh -c 'trap \"\" TERM; echo $$ > compiler; while :; do sleep 0.1; done'\n",
+    )
     running = make(place, ".installed-run")
     wait_for(lambda: (place / "compiler").exists() and (place / "compiler").read_text().strip())
+    assert len(list((place / "scratch").rglob("torch.whl"))) == 1
     os.killpg(running.pid, signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode != 0 and "interrupted" in err and "Traceback" not in err
@@ -124,6 +132,7 @@ def test_ctrl_c_ends_all_that_the_installation_started(place: Path) -> None:
         lambda: not Path(f"/proc/{compiler}").exists() or "State:\tZ" in Path(f"/proc/{compiler}/status").read_text()
     )
     assert not (place / ".installed-run").exists()
+    assert list((place / "scratch").iterdir()) == []
 
 
 def wait_for(happened: Callable[[], object]) -> None:

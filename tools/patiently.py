@@ -2,7 +2,7 @@
 
 Every 15 seconds (PATIENTLY_SECONDS) one line shows the time so far and the last line of the command's output.
 The output goes into LOG, which is removed on success. On failure its end is shown, and a hint where the cause is known.
-The exit status is the command's. Ctrl-C ends the command and all that it started.
+The exit status is the command's. Ctrl-C ends the command and all that it started, and removes its temporary files.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -29,7 +30,7 @@ HINTS = {
     r"NameResolutionError|NewConnectionError|Network is unreachable": "there is no connection: check the network, and "
     "name its proxy if it has one: HTTPS_PROXY=http://HOST:PORT; docs/guide/offline.md does without a network",
     r"TimeoutError|timed out|IncompleteRead|ProtocolError|Connection reset": "the connection was lost: run the same "
-    "command again; what was downloaded completely is kept",
+    "command again",
     r"Killed signal terminated|[Oo]ut of memory|MemoryError": "memory ran out: run CMAKE_BUILD_PARALLEL_LEVEL=1 with "
     "the same command, which compiles one file at a time",
 }
@@ -41,17 +42,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     started = time.monotonic()
-    # A session of its own: a compiler that pip started through cmake is ended with it.
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        status = _wait(process, log, started)
-    except KeyboardInterrupt:
-        _end(process)
-        print("interrupted: the same command starts again", file=sys.stderr)
-        return 130
+    # Pip unpacks several GB into the folder for temporary files, and leaves them there when it is ended.
+    with tempfile.TemporaryDirectory(prefix="installing-", ignore_cleanup_errors=True) as scratch:
+        try:
+            status = _run(command, log, scratch, started)
+        except KeyboardInterrupt:
+            print("interrupted: the same command starts again", file=sys.stderr)
+            return 130
     if status == 0:
         log.unlink()
         return 0
@@ -61,6 +58,24 @@ def main() -> int:
     if hint := _hint(lines):
         print(f"   hint: {hint}", file=sys.stderr)
     return status if status > 0 else 128 - status
+
+
+def _run(command: list[str], log: Path, scratch: str, started: float) -> int:
+    # A session of its own: a compiler that pip started through cmake is ended with it.
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "TMPDIR": scratch},
+            start_new_session=True,
+        )
+    try:
+        return _wait(process, log, started)
+    except KeyboardInterrupt:
+        _end(process)
+        raise
 
 
 def _hint(lines: list[str]) -> str:
