@@ -164,6 +164,19 @@ def test_the_bases_own_template_comes_next(
     assert "chat template: the base's own" in said and "warning" not in said
 
 
+@pytest.mark.parametrize("kept", ["{{ bos_token }}BASE", "{{ bos_token }}{{ messages[0]['content'] }}"])
+def test_the_bases_own_template_is_kept_though_it_hides_the_question(
+    pair: tuple[Path, Path], tmp_path: Path, kept: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base answers so, too: it is warned of. An adapter's own template is refused."""
+    base, adapter = pair
+    jinja(base, kept)
+    assert export(base, adapter, {"F32": tmp_path / "a.gguf"}, kept, "x")
+    assert "does not show the question" in capsys.readouterr().err
+    with pytest.raises(ToolkitError, match="does not show the question"):
+        export(base, adapter, {"F32": tmp_path / "b.gguf"}, f"{kept} ", "x")
+
+
 def test_a_template_inside_a_gguf_base(
     pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from gguf import GGMLQuantizationType as Type
@@ -20,6 +21,7 @@ from toolkit.core.manifest import Outcome
 from toolkit.export import quantize, streaming
 from toolkit.export.adapter import effect
 from toolkit.export.carry import carry
+from toolkit.export.foreign_template import is_of_base
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
 from toolkit.export.header import header, shared_metadata
 from toolkit.export.importance import Importance
@@ -103,6 +105,8 @@ def check_chats(
     """
     say_vocabulary(base, planned)
     trained = chat_check.training(planned.tokenizer, base, prompt_format)
+    if prompt_format is None and is_of_base(template, base):
+        trained = replace(trained, template_of_base=True)
     metadata = shared_metadata(base, adapter, planned, template, name)
     common = chat_check.settle(planned.model.architecture, metadata, trained)
     chat_check.warn_of_text(template, trained)

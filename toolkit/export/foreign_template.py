@@ -77,6 +77,13 @@ def saved_template(folder: Path) -> str | None:
     return None
 
 
+def is_of_base(template: str, folder: Path) -> bool:
+    """Tell whether a chat template is the one that a base's folder has."""
+    with contextlib.suppress(ToolkitError):
+        return template == saved_template(folder)
+    return False
+
+
 def _utf8(path: Path) -> str:
     content, name = path.read_bytes(), shlex.quote(str(path))
     try:

@@ -41,7 +41,7 @@ class Training:
     With a `prompt_format`, in this toolkit: each of its prompts begins with BOS if there is one, and control tokens
     are found in the format's own text. Else as in transformers: `raw` finds them anywhere in the rendered text.
     `added` are the added tokens that a question may hold, `path` is their file. `own` are control tokens with a flag
-    that the base itself gives them.
+    that the base itself gives them. `template_of_base` says that the chat template is the base's own, which is kept.
     """
 
     tokenizer: Tokenizer
@@ -49,6 +49,7 @@ class Training:
     added: tuple[AddedToken, ...]
     path: Path
     own: tuple[AddedToken, ...] = ()
+    template_of_base: bool = False
 
     @functools.cached_property
     def raw(self) -> Any:
@@ -170,7 +171,8 @@ def check_chat(path: Path, template: str, trained: Training, spaced: Sequence[Ch
     """
     with open_vocabulary(path) as file:
         texts = {"bos_token": file.text(file.bos), "eos_token": file.text(file.eos)}
-        for index, (messages, text) in enumerate(rendered_chats(template, texts, (*PLAIN, *spaced))):
+        chats = rendered_chats(template, texts, (*PLAIN, *spaced), may_hide=trained.template_of_base)
+        for index, (messages, text) in enumerate(chats):
             expected, found = trained.ids(text, texts["bos_token"]), file.chat_ids(text)
             if trained.prompt_format is not None and index < 2 and len(messages) == 1 + index:
                 system = messages[0][1] if index else None
@@ -198,9 +200,21 @@ def check_chat(path: Path, template: str, trained: Training, spaced: Sequence[Ch
 
 
 def warn_of_text(template: str, trained: Training) -> None:
-    """Warn of what a chat template writes like control tokens, but is not in the vocabulary: it is plain text."""
-    known = trained.tokenizer.controls
-    texts = [text for _, text in rendered_chats(template, {"bos_token": "", "eos_token": ""}, CHATS)]
+    """Warn of what a chat template writes like control tokens, but is not in the vocabulary: it is plain text.
+
+    Warns of a base's own template, too, that does not show the question of a chat.
+    """
+    known, names = trained.tokenizer.controls, {"bos_token": "", "eos_token": ""}
+    try:
+        texts = [text for _, text in rendered_chats(template, names, CHATS)]
+    except ToolkitError as exc:
+        if not trained.template_of_base:
+            raise
+        texts = [text for _, text in rendered_chats(template, names, CHATS, may_hide=True)]
+        console.warn(
+            f"{exc.message}, and the model would answer without it; it is the base's own: "
+            "--set prompt.preset=NAME chooses another"
+        )
     found = dict.fromkeys(token for text in texts for token in _TOKEN.findall(text) if token not in known)
     if found:
         listed = ", ".join(f"`{token}` ({len(trained.tokenizer.encode(token))} tokens)" for token in list(found)[:4])

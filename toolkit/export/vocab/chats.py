@@ -20,10 +20,13 @@ SPACED: tuple[Chat, ...] = (
 CHATS = (*PLAIN, *SPACED)
 
 
-def rendered_chats(template: str, texts: dict[str, str], chats: Sequence[Chat]) -> Iterator[tuple[Chat, str]]:
+def rendered_chats(
+    template: str, texts: dict[str, str], chats: Sequence[Chat], *, may_hide: bool = False
+) -> Iterator[tuple[Chat, str]]:
     """Yield each chat with its rendering; one that the template refuses (a system message) is left out.
 
-    Raises ToolkitError if it is not valid Jinja, renders no chat, or leaves out the question of one that it renders.
+    Raises ToolkitError if it is not valid Jinja, renders no chat, or leaves out the question of one that it renders,
+    unless it `may_hide` one.
     """
     rendered, problem = 0, "it renders nothing"
     write = renderer(template, texts)
@@ -34,7 +37,7 @@ def rendered_chats(template: str, texts: dict[str, str], chats: Sequence[Chat]) 
         except Exception as exc:  # a template may raise in any way, on purpose too
             problem = f"{exc}"
             continue
-        if SIMPLE not in shown.casefold():
+        if not may_hide and SIMPLE not in shown.casefold():
             chat = "a chat that has " + {1: "one message", 2: "a system message"}.get(len(messages), "earlier messages")
             raise ToolkitError(
                 f"the chat template does not show the question of {chat}",
