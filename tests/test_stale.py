@@ -128,6 +128,40 @@ def test_a_verb_alone_says_that_settings_changed(place: Path, verb: str, change:
     assert json.loads(call("status", "--set", change).stdout)["stages"]["validate"]["state"] == "fresh"
 
 
+# What an earlier version's manifest says otherwise than today's (... is absent), and why which stage is stale.
+EARLIER: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"train.base_compute": ..., "train.turns": ..., "data.near_duplicates": ..., "prompt.thinking": ...}, {}),
+    ({"validate.questions": ..., "validate.max_kl": ..., "export.overrides": ..., "ollama.tags": ...}, {}),
+    ({"train.max_steps": ..., "train.steps": 2, "train.optim": ..., "train.optimizer": "adamw_torch_fused"}, {}),
+    ({"train.logging_steps": 7, "export.stream_base": False, "ollama.timeout": 1.0}, {}),  # decide nothing today
+    ({"train.learning_rate": ...}, {"train": "settings changed: train.learning_rate"}),
+    ({"train.steps": 9, "train.max_steps": ...}, {"train": "settings changed: train.max_steps"}),
+    ({"data.personal": "off"}, {"prepare": "settings changed: data.personal"}),
+    ({"export.gone": 1}, {"export": "settings changed: export.gone"}),
+]
+
+
+@pytest.mark.usefixtures("no_doctor")
+def test_a_run_of_an_earlier_version_is_fresh_where_its_settings_were_the_same(place: Path) -> None:
+    """The manifest lacks settings that came since, and has former names; no stage is done again for that."""
+    stages = ("prepare", "train", "export", "validate")
+    perform(*stages)
+    path = place / "exports/r/manifest.json"
+    text = path.read_text()
+    for change, stale in [({}, {}), *EARLIER]:
+        manifest = json.loads(text)
+        for name in stages:
+            settings = manifest["stages"][name]["settings"]
+            sections = {key.partition(".")[0] for key in settings}
+            settings.update({key: value for key, value in change.items() if key.partition(".")[0] in sections})
+            manifest["stages"][name]["settings"] = {key: value for key, value in settings.items() if value is not ...}
+        path.write_text(json.dumps(manifest))
+        found = json.loads(call("status").stdout)["stages"]
+        first = stages.index(next(iter(stale))) if stale else len(stages)
+        assert [found[name]["state"] for name in stages] == ["fresh"] * first + ["stale"] * (len(stages) - first)
+        assert all(found[name]["why"] == why for name, why in stale.items()), change
+
+
 @pytest.mark.usefixtures("no_doctor")
 def test_a_split_that_was_edited_by_hand_is_said_and_one_that_nobody_prepared_is_taken(place: Path) -> None:
     perform("prepare")

@@ -56,11 +56,12 @@ def test_only_a_marked_checkpoint_of_the_same_run_counts(tmp_path: Path) -> None
 def test_a_copy_that_a_user_keeps_is_neither_used_nor_removed(tmp_path: Path, name: str) -> None:
     folder = RunFolder(tmp_path, "r")
     own, other = (checkpoints.place(folder, run) for run in ("a", "b"))
+    origin = checkpoints.Origin({"train.seed": 1}, "")
     for place, run in ((own, "a"), (other, "b")):
-        checkpoints.mark(save(place, 3), run, "course")
+        checkpoints.mark(save(place, 3), run, origin)
         shutil.copytree(place / "checkpoint-3", place / name)
     assert checkpoints.newest(own, "a") == own / "checkpoint-3"
-    assert checkpoints.of_another_length(folder, "course") in (own / "checkpoint-3", other / "checkpoint-3")
+    assert checkpoints.of_another_length(folder, origin) in (own / "checkpoint-3", other / "checkpoint-3")
     (own / name / checkpoints.MARKER).unlink()
     checkpoints.clear_unfinished(own, "a")
     checkpoints.clear_other_runs(folder, "a")
@@ -185,6 +186,62 @@ def test_the_fingerprint_covers_what_decides_the_weights(small: tuple[Config, Ru
     moved = RunFolder(folder.path.with_name("moved"), "moved")
     shutil.move(folder.path, moved.path)
     assert checkpoints.fingerprint(settings, moved) == second
+
+
+def noted_by_another_version(checkpoint: Path, change: Callable[[dict[str, Any]], object], run: str = "0" * 64) -> None:
+    """Rewrite a marked checkpoint as another version of the toolkit would have left it, under another fingerprint."""
+    path = checkpoint / checkpoints.MARKER
+    mark = json.loads(path.read_text()) | {"fingerprint": run}
+    change(mark["settings"])
+    path.write_text(json.dumps(mark))
+    checkpoint.parent.rename(checkpoint.parent.with_name(run[:12]))
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda then: then.pop("train.base_compute"), True),
+        (lambda then: [then.pop(key) for key in ("train.turns", "train.target_modules", "prompt.thinking")], True),
+        (lambda then: then.update({"train.optimizer": then.pop("train.optim")}), True),
+        (lambda then: then.update({"train.logging_steps": 9, "train.packing": False}), True),
+        (lambda then: then.pop("train.learning_rate"), False),  # is not at its default now
+        (lambda then: then.update({"train.base_compute": "fp8"}), False),
+        (lambda then: then.update({"train.unknown": 1}), False),
+        (lambda then: then.pop("train.max_steps"), False),
+    ],
+)
+def test_a_run_that_an_earlier_version_left_unfinished_is_found_again(
+    small: tuple[Config, RunFolder], change: Callable[[dict[str, Any]], object], found: bool
+) -> None:
+    """With fewer settings, and the rest as they are now; a new setting that is not at its default makes another run."""
+    settings, folder = small
+    settings = changed(settings, learning_rate=5e-5)
+    own = checkpoints.fingerprint(settings, folder)
+    checkpoint = save(checkpoints.place(folder, own), 3)
+    checkpoints.mark(checkpoint, own, checkpoints.origin_of(settings, folder))
+    noted_by_another_version(checkpoint, change)
+    run = checkpoints.fingerprint(settings, folder)
+    assert run == ("0" * 64 if found else own)
+    assert (checkpoints.newest(checkpoints.place(folder, run), run) is not None) is found
+    assert checkpoints.fingerprint(changed(settings, base_compute="bf16"), folder) != run
+    folder.split_file("train").write_text("{}\n")
+    assert checkpoints.fingerprint(settings, folder) != run
+
+
+def test_a_run_of_the_present_settings_comes_before_one_of_an_earlier_version(small: tuple[Config, RunFolder]) -> None:
+    settings, folder = small
+    own, origin = checkpoints.fingerprint(settings, folder), checkpoints.origin_of(settings, folder)
+    for run, step in (("0" * 64, 6), (own, 3)):
+        checkpoints.mark(save(checkpoints.place(folder, run), step), run, origin)
+    assert checkpoints.fingerprint(settings, folder) == own
+
+
+@pytest.mark.parametrize("text", ['{"fingerprint": "../../../x"}', '{"fingerprint": "%s"}' % ("0" * 64), "[]", "{"])
+def test_a_mark_that_says_too_little_is_nobodys(small: tuple[Config, RunFolder], text: str) -> None:
+    settings, folder = small
+    own = checkpoints.fingerprint(settings, folder)
+    (save(folder.checkpoints / ("0" * 12), 3) / checkpoints.MARKER).write_text(text)
+    assert checkpoints.fingerprint(settings, folder) == own
 
 
 HISTORY = [

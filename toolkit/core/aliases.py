@@ -41,6 +41,12 @@ FOREIGN = {
 }
 
 
+def present_key(key: str) -> str:
+    """Return the present name of a setting `section.key`, which may have a former one."""
+    section, dot, name = key.partition(".")
+    return f"{section}{dot}{FORMER.get(section, {}).get(name, name)}"
+
+
 def rename(values: dict[str, Any], problems: list[str]) -> list[str]:
     """Give former names in parsed settings their present ones, and return what was renamed, in words.
 

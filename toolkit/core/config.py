@@ -1,7 +1,7 @@
 """The settings as typed, frozen models: one section a stage, unknown keys refused.
 
 Defaults are the recipe (a Llama-3.1-8B QLoRA on MedQuAD) made safe. The text under each key is its help: `toolkit init`
-writes it as a comment.
+writes it as a comment. A new setting's default keeps what was done before: a run recorded without it had that default.
 """
 
 from typing import Any

@@ -8,12 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of, write_text
 from toolkit.core.parsing import LARGEST_JSON, parse_json, read_bounded
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.setting_changes import changed_settings, present_names
 from toolkit.core.streams import printable
 
 MANIFEST_VERSION = 1
@@ -69,6 +70,11 @@ class StageRecord(BaseModel):
     """Set where the stage wrote its results and they say no, for example a quantization over its bound."""
     warning: str = ""
     """Set where the results are usable but probably not wanted, for example a model that learned nothing."""
+
+    @field_validator("settings")
+    @classmethod
+    def _by_present_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return present_names(value)
 
 
 class Manifest(BaseModel):
@@ -161,7 +167,7 @@ def why_stale(
         return "not run"
     if record.failure:
         return record.failure
-    changed = [key for key in sorted({*settings, *record.settings}) if settings.get(key) != record.settings.get(key)]
+    changed = changed_settings(record.settings, settings)
     if changed:
         return "settings changed: " + ", ".join(changed)
     found = _found_again(record, folder, inputs)

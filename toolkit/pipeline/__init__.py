@@ -46,7 +46,19 @@ def settings_of(found: Stage, config: "Config") -> dict[str, Any]:
         section, _, name = key.partition(".")
         values = config.section(section)
         flat.update({f"{section}.{item}": values[item] for item in ([name] if name else values)})
-    return {key: value for key, value in flat.items() if key not in found.idle}
+    return deciding(found, flat)
+
+
+def deciding(found: Stage, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of some settings (`section.key` → value) that decide a stage's result, or that are gone today."""
+    from toolkit.core.setting_changes import is_known
+
+    named = {*found.settings}
+    return {
+        key: value
+        for key, value in settings.items()
+        if not is_known(key) or (key not in found.idle and named & {key, key.partition(".")[0]})
+    }
 
 
 def chain(name: str) -> list[str]:

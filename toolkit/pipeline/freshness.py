@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.stage import StageFiles, nothing
-from toolkit.pipeline import BESIDE, STAGES, chain, settings_of, stage
+from toolkit.pipeline import BESIDE, STAGES, chain, deciding, settings_of, stage
 
 if TYPE_CHECKING:
     from toolkit.core.config import Config
@@ -38,6 +38,8 @@ def look(name: str, config: "Config", folder: "RunFolder", manifest: "Manifest")
         return Planned("not run" if record is None else exc.message, StageFiles([], []), exc)
     if record is None:
         return Planned("not run", files)
+    # An earlier version may have recorded settings that decide nothing today.
+    record = record.model_copy(update={"settings": deciding(found, record.settings)})
     why = why_stale(record, folder, settings_of(found, config), files.inputs, files.outputs)
     return Planned(why or found.lost(config, record), files)
 

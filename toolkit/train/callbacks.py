@@ -159,7 +159,7 @@ class Keep(TrainerCallback):  # type: ignore[misc]
         """Mark the checkpoint once every process has written its part."""
         args.distributed_state.wait_for_everyone()
         if state.is_world_process_zero:
-            checkpoints.mark(self.job.checkpoint(state.global_step), self.job.fingerprint, self.job.course)
+            checkpoints.mark(self.job.checkpoint(state.global_step), self.job.fingerprint, self.job.origin)
         self.job.saved = state.global_step
 
 

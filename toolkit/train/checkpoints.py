@@ -10,12 +10,16 @@ import json
 import re
 import shutil
 import sys
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from toolkit.core.config import Config
 from toolkit.core.files import sha256_of, size_of_folder, to_disk
 from toolkit.core.parsing import read_json_or_nothing
 from toolkit.core.run_folder import RunFolder
+from toolkit.core.setting_changes import changed_settings
 from toolkit.core.train_settings import ENDLESS
 
 MARKER = "toolkit.json"
@@ -28,21 +32,66 @@ NOT_DECISIVE = {
 }  # fmt: skip
 
 
-def fingerprint(config: Config, folder: RunFolder, *, length: bool = True) -> str:
+LENGTH = {"train.max_steps", "train.num_train_epochs"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Everything that decides the weights of a run, as the mark of its checkpoints holds it.
+
+    `settings` are those of model, prompt and training, as `section.key`; `records` is the training split's SHA-256.
+    """
+
+    settings: dict[str, Any]
+    records: str
+    layout: str = LAYOUT
+
+    def equals(self, noted: Mapping[str, Any], left_out: Container[str] = ()) -> bool:
+        """Tell whether a mark's text says the same but for some settings; a setting that it lacks had its default."""
+        settings = noted.get("settings")
+        if (noted.get("records"), noted.get("layout")) != (self.records, self.layout) or not isinstance(settings, dict):
+            return False
+        counted = {key: value for key, value in settings.items() if key.partition(".")[2] not in NOT_DECISIVE}
+        return all(key in left_out for key in changed_settings(counted, self.settings))
+
+
+def origin_of(config: Config, folder: RunFolder) -> Origin:
+    """Return what decides the weights of a run, from its settings and its training records."""
+    settings = {
+        f"{section}.{key}": value
+        for section in ("model", "prompt", "train")
+        for key, value in config.section(section).items()
+        if section != "train" or key not in NOT_DECISIVE
+    }
+    return Origin(settings, sha256_of(folder.split_file("train")))
+
+
+def fingerprint(config: Config, folder: RunFolder) -> str:
     """Hash everything that decides the weights: settings of model, prompt and training, and the training records (hex).
 
-    The number of steps is left out if the learning rate does not depend on it, and without `length`.
+    The number of steps is left out if the learning rate does not depend on it. A run that an earlier version of the
+    toolkit started, whose settings were the same but fewer, keeps the fingerprint that it has.
     """
-    left_out = {*NOT_DECISIVE}
-    if not length or config.train.lr_scheduler_type in ENDLESS:
-        left_out |= LENGTH
-    settings = {name: config.section(name) for name in ("model", "prompt")}
-    settings["train"] = {key: value for key, value in config.section("train").items() if key not in left_out}
-    text = json.dumps(settings, sort_keys=True) + sha256_of(folder.split_file("train")) + LAYOUT
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    origin = origin_of(config, folder)
+    left_out = LENGTH if config.train.lr_scheduler_type in ENDLESS else set()
+    settings: dict[str, dict[str, Any]] = {}
+    for key, value in origin.settings.items():
+        if key not in left_out:
+            section, _, name = key.partition(".")
+            settings.setdefault(section, {})[name] = value
+    text = json.dumps(settings, sort_keys=True) + origin.records + origin.layout
+    own = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    if newest(place(folder, own), own) is not None:
+        return own
+    alike = [mark for _, mark in _marked(folder) if origin.equals(mark, left_out)]
+    return str(alike[-1]["fingerprint"]) if alike else own
 
 
-LENGTH = {"max_steps", "num_train_epochs"}
+def _marked(folder: RunFolder) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all complete checkpoints of all runs with their marks, by their steps."""
+    every = [path for run in folder.checkpoints.glob("*/") for path in _numbered(run)]
+    marks = [(path, read_json_or_nothing(path / MARKER)) for path in sorted(every, key=step_of)]
+    return [(path, mark) for path, mark in marks if path.parent == place(folder, str(mark.get("fingerprint")))]
 
 
 def place(folder: RunFolder, run: str) -> Path:
@@ -66,23 +115,21 @@ def held_out_steps(checkpoint: Path) -> set[int]:
     return {entry["step"] for entry in history if "eval_loss" in entry}
 
 
-def mark(checkpoint: Path, run: str, course: str = "") -> None:
-    """Mark a checkpoint that all processes have written as complete, for the run of this fingerprint.
-
-    `course` is the fingerprint without the length: runs that share it differ only in their number of steps.
-    """
+def mark(checkpoint: Path, run: str, origin: Origin | None = None) -> None:
+    """Mark a checkpoint that all processes have written as complete, for the run of this fingerprint and origin."""
     for path in checkpoint.iterdir():
         to_disk(path)
     unfinished = checkpoint / f"{MARKER}.new"
-    unfinished.write_text(json.dumps({"fingerprint": run, "course": course}) + "\n", encoding="utf-8")
+    noted = {"fingerprint": run, **(asdict(origin) if origin else {})}
+    unfinished.write_text(json.dumps(noted) + "\n", encoding="utf-8")
     to_disk(unfinished)
     unfinished.replace(checkpoint / MARKER)
     to_disk(checkpoint)
 
 
-def is_whole(checkpoint: Path, run: str, key: str = "fingerprint") -> bool:
-    """Tell whether the run of this fingerprint (or of this `course`) wrote a checkpoint completely."""
-    return bool(read_json_or_nothing(checkpoint / MARKER).get(key) == run)
+def is_whole(checkpoint: Path, run: str) -> bool:
+    """Tell whether the run of this fingerprint wrote a checkpoint completely."""
+    return bool(read_json_or_nothing(checkpoint / MARKER).get("fingerprint") == run)
 
 
 def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:
@@ -91,11 +138,10 @@ def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:
     return max(found, key=step_of, default=None)
 
 
-def of_another_length(folder: RunFolder, course: str) -> Path | None:
+def of_another_length(folder: RunFolder, origin: Origin) -> Path | None:
     """Return the last complete checkpoint of a run that differs only in its number of steps, None if there is none."""
-    every = [path for run in folder.checkpoints.glob("*/") for path in _numbered(run)]
-    found = [path for path in every if is_whole(path, course, "course")]
-    return max(found, key=step_of, default=None)
+    found = [path for path, mark in _marked(folder) if origin.equals(mark, LENGTH)]
+    return found[-1] if found else None
 
 
 def bytes_of(config: Config, folder: RunFolder) -> int:

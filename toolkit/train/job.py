@@ -46,7 +46,7 @@ class Job:
     plan: MemoryPlan
     order: Rows
     step_tokens: Rows
-    course: str = ""
+    origin: checkpoints.Origin | None = None
     held_out_records: int = 0
     saved: int = 0
     trainable: int = 0
@@ -102,7 +102,7 @@ def lay_out_job(
     splits = examples.load_examples(folder, tokenizer, form, config.train)
     held_out_records = len(splits["val"])
     splits["val"] = splits["val"].few(config.train.max_eval_samples or held_out_records)
-    run, course = checkpoints.fingerprint(config, folder), checkpoints.fingerprint(config, folder, length=False)
+    run, origin = checkpoints.fingerprint(config, folder), checkpoints.origin_of(config, folder)
     shape = model_config(base.folder)
     settings, device = config.train, _device(config, base, backend, precision)
     device = replace(device, fp8=base_compute.uses_fp8(config, backend, precision, shape))
@@ -110,7 +110,7 @@ def lay_out_job(
     count = settings.steps_for(len(lengths))
     resume = _checkpoint(folder, run, backend, count, restart=restart)
     if resume is None and not restart:
-        _say_why_not(checkpoints.of_another_length(folder, course), settings)
+        _say_why_not(checkpoints.of_another_length(folder, origin), settings)
     steps = batches.step_records(len(lengths), settings.records_a_step, count, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
     packs = not keeps_state(read_config(base.folder))
@@ -128,7 +128,7 @@ def lay_out_job(
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
     return Job(
         config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens,
-        course, held_out_records, checkpoints.step_of(resume) if resume else 0, packs=packs,
+        origin, held_out_records, checkpoints.step_of(resume) if resume else 0, packs=packs,
     )  # fmt: skip
 
 
