@@ -52,6 +52,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Type]]:
 
     monkeypatch.setattr(gpu, "available", lambda: gpu._given_up[0] if gpu._given_up else None)
     monkeypatch.setattr(gpu, "gpu_name", lambda: "Fake")
+    monkeypatch.setattr(gpu, "gpu_count", lambda: 1)
     monkeypatch.setattr(gpu, "self_test", lambda kind, weighted, bf16: None)
     monkeypatch.setattr(gpu, "quantize_into", quantize_into)
     monkeypatch.setattr(gpu, "_given_up", [])
@@ -73,6 +74,18 @@ def test_the_gpu_writes_the_same_files(
     assert files == expected
     assert {Type.Q4_K, Type.Q6_K, Type.Q8_0} == set(fake)
     assert names["Q4_K_M"] == {"Q4_K": "CUDA (Fake)", "Q6_K": "CUDA (Fake)"} and names["Q8_0"]["Q8_0"] == "CUDA (Fake)"
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_of_several_gpus_one_quantizes_and_a_line_says_why(
+    fake: list[Type], count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "gpu_count", lambda: count)
+    found = gpus.GpuQuantizer()
+    gpus.prove_types(found, {(Type.Q4_K, False): 1 << 30})
+    assert found.trusted == {(Type.Q4_K, False)}
+    said = capsys.readouterr().err
+    assert said.count(f"one of the {count} GPUs quantizes") == (count > 1) and bool(said) == (count > 1)
 
 
 def test_with_an_importance_matrix_too(

@@ -112,10 +112,12 @@ def prove_types(quantizer_gpu: GpuQuantizer, needs: Mapping[Need, int]) -> None:
     try:
         if gpu.available():
             return
-        quantizer_gpu.name = gpu.gpu_name()
+        quantizer_gpu.name, count = gpu.gpu_name(), gpu.gpu_count()
     except Exception as exc:  # a torch or driver that does not start
         console.warn(f"the CUDA GPU is not used: {gpu.first_line(exc)}")
         return
+    if count > 1:
+        console.info(f"one of the {count} GPUs quantizes: it is faster than the files are read and written")
     for need in needs:
         if quantizer_gpu.stopped.is_set():
             return

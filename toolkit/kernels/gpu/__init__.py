@@ -60,6 +60,14 @@ def gpu_name() -> str:
     return name
 
 
+def gpu_count() -> int:
+    """Return how many GPUs this process sees; call `available` first."""
+    import torch
+
+    count: int = torch.cuda.device_count()
+    return count
+
+
 def give_up(reason: str) -> bool:
     """Stop using the GPU in this process; returns whether it was still in use."""
     with _testing:
