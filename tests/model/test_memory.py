@@ -207,3 +207,29 @@ def test_peft_on_a_gpu_took_what_is_computed(
     settings = TrainSettings(optim="adamw_8bit")
     parts = peak(shape, settings, device, tokens, Strategy(checkpointing))
     assert memory.total(parts) / 1e9 == pytest.approx(gigabytes, rel=0.1)
+
+
+@pytest.mark.parametrize(("label", "layers", "shards"), [("llama-3.1-70b", 80, 4), ("llama-3.1-405b", 126, 8)])
+def test_a_gpus_share_of_a_sharded_base_is_that_of_its_tensors(label: str, layers: int, shards: int) -> None:
+    """Of transformers' own tensors, without their values, in bitsandbytes' 4 bits, divided by rows as FSDP2 does it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = known_model(label)
+    assert shape is not None and shape.layers == layers
+    sizes = LlamaConfig(
+        hidden_size=shape.hidden, intermediate_size=shape.intermediate, num_hidden_layers=layers,
+        num_attention_heads=128 if layers == 126 else 64, num_key_value_heads=8, vocab_size=shape.vocab,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = LlamaForCausalLM(sizes)
+    assert shape.parameters() == sum(parameter.numel() for parameter in model.parameters())
+    share = 0
+    for name, parameter in model.named_parameters():
+        if "_proj" in name:  # in 4 bits: a column of 16-bit numbers; its scales stay whole
+            share += 2 * -(-parameter.numel() // 4 // shards) + parameter.numel() // 64 + 4 * parameter.numel() // 16384
+        else:
+            share += 2 * -(-parameter.shape[0] // shards) * parameter[0].numel()
+    parts = memory.training_cuda(shape, TrainSettings(), four_bit=True, unsloth=False, shards=shards)
+    assert parts["weights"] == pytest.approx(share, rel=1e-4)
+    assert memory.total(parts) < 80e9

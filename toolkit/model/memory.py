@@ -30,7 +30,8 @@ UNSLOTH_LOGITS = 600_000_000
 # two cores (benchmarks/export.py): this much, and blocks in work.
 EXPORT = 680_000_000
 EXPORT_BLOCKS = 1 << 24
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, an 8-bit absmax per 64, a float32 per 256 of those
+SCALES = 1 / 64 + 4 / (64 * 256)  # bytes per 4-bit weight: an 8-bit absmax per 64, a float32 per 256 of those
+NF4 = 0.5 + SCALES
 LOGIT_TOKENS, LOGIT_COLUMNS = 4096, 32768  # of a tile of TRL's loss on CUDA
 # A layer's backward pass takes this much of what the layer keeps, in addition: an H100 with PEFT took 12.6 GB (12,076
 # tokens, recomputed), 74.8 and 41.8 GB (9,657 and 4,071, kept), where 12.5, 78.6 and 43.3 are computed.
@@ -177,8 +178,8 @@ def training_cuda(
     """Return the peak of one step on a CUDA GPU in 16-bit autocast, for `tokens` in a forward pass.
 
     With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
-    full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, and each
-    holds a few complete layers, or the output head. By default the tokens are `batch_size` records of `max_length`, and
+    full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, but not
+    the scales of 4-bit weights, which are no parameters. Each holds a few complete layers, or the output head. By default the tokens are `batch_size` records of `max_length`, and
     checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
@@ -186,13 +187,16 @@ def training_cuda(
     recomputed = settings.gradient_checkpointing is not False if checkpointing is None else checkpointing
     dequantized = 2 * max(inputs * outputs for inputs, outputs in shape.linears().values()) if four_bit else 0
     moments = 2 if settings.optim.endswith("8bit") and shards == 1 else 8
+    scales = int(SCALES * shape.linear_weights()) if four_bit else 0
     parts = {
         "context": CUDA_CONTEXT,
-        "weights": weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) // shards,
+        "weights": (weights_cuda(shape, four_bit=four_bit, offloaded=offloaded) - scales) // shards + scales,
         "adapter": adapter(shape, settings, moments) // shards,
     }
     if shards > 1:
-        parts["whole layers"] = int(GATHERED * shape.linear_weights() // shape.layers * (NF4 if four_bit else 2))
+        parts["whole layers"] = int(
+            GATHERED * shape.linear_weights() // shape.layers * (NF4 - SCALES if four_bit else 2)
+        )
     if unsloth:
         kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
         return {**parts, "activations": kept + dequantized, "logits": UNSLOTH_LOGITS}
