@@ -84,15 +84,24 @@ def importance(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def chosen_values(request: pytest.FixtureRequest) -> set[str]:
+    """Return the names that this call's tests of the module are parametrized with: `-k` leaves few."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items if item.path == request.path)
+    return {value for call in calls if call for value in call.params.values() if isinstance(value, str)}
+
+
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
-    """A small model of every family, and what the converter makes of it."""
-    folder = tmp_path_factory.mktemp("families")
-    bases = {name: families.save(folder / name, name) for name in (*families.FAMILIES, *families.VARIANTS)}
-    bases["bfloat16"] = families.save(folder / "bfloat16", "gemma2", dtype=torch.bfloat16)
-    bases["su"] = families.save(folder / "su", "phi3.5")
-    config = bases["su"] / "config.json"
-    config.write_text(config.read_text().replace('"longrope"', '"su"'))
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """A small model of every family that is asked for, and what the converter makes of it."""
+    folder, chosen = tmp_path_factory.mktemp("families"), {*chosen_values(request), "llama"}
+    names = [name for name in (*families.FAMILIES, *families.VARIANTS) if name in chosen]
+    bases = {name: families.save(folder / name, name) for name in names}
+    if "bfloat16" in chosen:
+        bases["bfloat16"] = families.save(folder / "bfloat16", "gemma2", dtype=torch.bfloat16)
+    if "su" in chosen:
+        bases["su"] = families.save(folder / "su", "phi3.5")
+        config = bases["su"] / "config.json"
+        config.write_text(config.read_text().replace('"longrope"', '"su"'))
     pairs = {name: (base, folder / f"{name}.gguf") for name, base in bases.items()}
     oracle.convert(dict(pairs.values()))
     return pairs
