@@ -232,6 +232,27 @@ def test_a_broken_override_says_how_to_write_it(override: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (r'source = "C:\data\faq.csv"', "use single ones"),
+        (r'source = "C:\Users\me\faq.csv"', "use single ones"),
+        ('source = "a"\nsource = "b"', "it is there twice"),
+        ('source = "a"\n[data]', "it is there twice"),
+        ("source = faq.csv", "straight quotes"),
+        ("source = \u201cfaq.csv\u201d", "straight quotes"),
+    ],
+)
+def test_the_hint_fits_what_is_no_toml(tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "toolkit.toml"
+    path.write_text(f"[data]\n{text}\n", encoding="utf-8")
+    with pytest.raises(ToolkitError, match="is not valid TOML") as caught:
+        config_file.load_config(path, ())
+    assert hint in caught.value.hint and caught.value.exit_code == 2
+    path.write_text("[data]\nsource = 'C:\\data\\faq.csv'\n", encoding="utf-8")
+    assert config_file.load_config(path, ()).data.source == "C:\\data\\faq.csv"
+
+
+@pytest.mark.parametrize(
     ("section", "key", "value"),
     [
         ("train", "learning_rate", math.inf),
@@ -295,7 +316,7 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, said: str) -> N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ToolkitError, match=said) as caught:
-        config_file.load_config(path)
+        config_file.load_config(path, ())
     assert caught.value.exit_code == USAGE
     assert str(path) in caught.value.message
 

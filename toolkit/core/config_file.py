@@ -47,6 +47,15 @@ def load_config(path: Path, overrides: Iterable[str] = (), changes: Changes = Ma
     return build(values, overrides, changes, where=str(path / OF_RUN))
 
 
+def _toml_hint(said: str) -> str:
+    """Return what to do about text that is not TOML, by what Python's reader says of it."""
+    if any(word in said for word in ("overwrite", "twice", "Duplicate")):
+        return "it is there twice: remove one of the two"
+    if "\\" in said or "hex value" in said:  # "C:\\Users" begins a character by its number
+        return "a backslash has a meaning between double quotes: use single ones, source = 'C:\\data\\faq.csv'"
+    return 'text values need straight quotes: name = "medassist"'
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = read_bounded(path, LARGEST_TOML).removeprefix(codecs.BOM_UTF8)
@@ -54,11 +63,13 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _no_settings(path) from None
     except UnicodeDecodeError as exc:
-        raise ToolkitError(f"`{path}` is not UTF-8 text: {exc.reason} at byte {exc.start}", exit_code=USAGE) from None
-    except tomllib.TOMLDecodeError as exc:
         raise ToolkitError(
-            f"`{path}` is not valid TOML: {exc}", hint='text values need quotes: name = "medassist"', exit_code=USAGE
+            f"`{path}` is not UTF-8 text: {exc.reason} at byte {exc.start}",
+            hint="save it as UTF-8 in your editor",
+            exit_code=USAGE,
         ) from None
+    except tomllib.TOMLDecodeError as exc:
+        raise ToolkitError(f"`{path}` is not valid TOML: {exc}", hint=_toml_hint(str(exc)), exit_code=USAGE) from None
     except ValueError as exc:
         raise ToolkitError(
             f"`{path}` cannot be read: {exc}", hint="write a new one with `toolkit init`", exit_code=USAGE

@@ -1,5 +1,6 @@
 """Names and cells: which are the same, which are empty, and what a spreadsheet left as text."""
 
+import math
 import re
 import unicodedata
 from datetime import date, time
@@ -53,14 +54,14 @@ def name_key(name: str) -> str:
 def cell_text(value: Any) -> str | None:
     r"""Return a cell as text with `\n` as the line end and without blank ends; None for a list, an object or bytes.
 
-    A list of one text is that text; a list or an object of nothing is empty.
+    A list of one text is that text; a list or an object of nothing, NaN and infinity are empty.
     """
     if value == [] or value == {}:
         return ""
     if isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
         value = value[0]
-    if value is None or value != value:  # NaN is how data frames write an empty cell
-        return ""
+    if value is None or (isinstance(value, float | Decimal) and not math.isfinite(value)):
+        return ""  # NaN is how data frames write an empty cell, and no answer is a number beyond all
     if isinstance(value, str):
         if "\r" in value:
             value = value.replace("\r\n", "\n").replace("\r", "\n")
