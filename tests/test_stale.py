@@ -219,7 +219,9 @@ def test_a_doubtful_model_replaces_none_that_answers(
             assert json.loads(result.stdout.splitlines()[-1])["warning"] == (DOUBT if verb == where else "")
             assert (f"warning: {DOUBT}" in result.stderr) == (verb == where)
             assert ("next: toolkit train --set train.learning_rate=0.0002\n" in result.stderr) == (verb == where)
-        found = json.loads(call("status").stdout)["stages"]
+        stated = call("status")
+        assert "next: toolkit train --set train.learning_rate=0.0002\n" in stated.stderr
+        found = json.loads(stated.stdout)["stages"]
         assert found[where] == {**found[where], "state": "fresh", "warning": DOUBT}
         assert f"warning: {DOUBT}" in CliRunner().invoke(group, ["status"]).stdout
         for verb in ("register", "run"):

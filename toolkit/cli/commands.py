@@ -10,6 +10,7 @@ from toolkit.cli.options import verb
 from toolkit.cli.performing import command_text, load_run, mending_command, perform_all, perform_one
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.learned import USUAL_RATE
 
 if TYPE_CHECKING:
     from toolkit.pipeline.run import Run
@@ -217,10 +218,11 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
     run = load_run(path, overrides)
     status = run.status()
     console.result(*summary.of_status(status))
-    if any(status.stages[name].why for name in pipeline.STAGES):
-        console.next_step(command_text("run"))
-    elif any(stage.warning for stage in status.stages.values()):
+    doubtful = any(stage.warning and not stage.why for stage in status.stages.values())
+    if doubtful and run.config.train.learning_rate != USUAL_RATE:
         console.next_step(mending_command(run))
+    elif any(status.stages[name].why for name in pipeline.STAGES):
+        console.next_step(command_text("run"))
     else:
         console.next_step(command_text("ask", ' "…"'))
 
