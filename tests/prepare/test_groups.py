@@ -19,7 +19,7 @@ from toolkit.prepare.cells import group_name
 from toolkit.prepare.clean import Record, normalise
 from toolkit.prepare.groups import tied
 from toolkit.prepare.remarks import groups_tied
-from toolkit.prepare.split import grouped_split, leaked, split
+from toolkit.prepare.split import asked, grouped_split, leaked, split
 from toolkit.prompt.tokenizer import Tokenizer
 
 
@@ -76,7 +76,7 @@ def test_no_group_and_no_question_lies_in_two_splits(rows: list[tuple[str, str]]
             where.setdefault(("question", each.normalised), set()).add(name)
             if each.group:
                 where.setdefault(("group", each.group), set()).add(name)
-    assert all(len(names) == 1 for names in where.values()) and leaked(splits) == 0
+    assert all(len(names) == 1 for names in where.values()) and leaked(asked(splits)) == 0
     assert sorted(each.number for some in splits.values() for each in some) == list(range(len(rows)))
 
 

@@ -15,7 +15,7 @@ from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record, normalise
 from toolkit.prepare.division import divide, read_rows
 from toolkit.prepare.source import Source
-from toolkit.prepare.split import Splits, drop_duplicates, leaked, split
+from toolkit.prepare.split import Splits, asked, drop_duplicates, leaked, split
 
 
 def records(questions: list[str]) -> list[Record]:
@@ -48,7 +48,7 @@ def test_grouped_split(groups: list[int], val: float, test: float, seed: int) ->
     rows = records([f"question {group}?" for group, size in enumerate(groups) for _ in range(size)])
     splits = split(rows, settings)
     assert sorted(number for side in rows_of(splits).values() for number in side) == list(range(1, len(rows) + 1))
-    assert leaked(splits) == 0
+    assert leaked(asked(splits)) == 0
     assert len({r.normalised for side in splits.values() for r in side}) == len(groups)
     for name, share in (("val", val), ("test", test)):
         assert abs(len(splits[name]) - share * len(rows)) <= max(groups) / 2 + 0.5
@@ -110,7 +110,7 @@ def test_random_split_leaks_and_says_so() -> None:
     splits = split(records([f"q{n // 2}" for n in range(100)]), DataSettings(split="random"))
     halves = [{r.normalised for r in side} for side in splits.values()]
     both = {q for one in halves for q in one if sum(q in side for side in halves) > 1}
-    assert leaked(splits) == len(both) > 0
+    assert leaked(asked(splits)) == len(both) > 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from toolkit.prepare.clean import Record, normalise
 from toolkit.prepare.columns import Columns, ReadTable
 from toolkit.prepare.division import Division, Rows, divide
 from toolkit.prepare.groups import reworded, with_groups
-from toolkit.prepare.split import leaked, split, wanted_splits
+from toolkit.prepare.split import asked, leaked, split, wanted_splits
 from toolkit.prepare.table import Table
 
 
@@ -66,7 +66,7 @@ def test_a_split_is_found_where_there_is_one(sizes: list[int], val: float, test:
         return
     found = {name: [r.number for r in side] for name, side in split(rows, settings).items()}
     assert sorted(number for numbers in found.values() for number in numbers) == [r.number for r in rows]
-    assert all(found[name] for name in wanted) and leaked(split(rows, settings)) == 0
+    assert all(found[name] for name in wanted) and leaked(asked(split(rows, settings))) == 0
     if all(former[name] for name in wanted):
         assert found == former
     assert found == {name: [r.number for r in side] for name, side in split(rows[::-1], settings).items()} or all(
@@ -178,9 +178,9 @@ def test_questions_under_another_instruction_are_counted() -> None:
     splits = split(records, DataSettings())
     trained = {each.question for each in splits["train"]}
     held_out = [*splits["val"], *splits["test"]]
-    assert reworded(splits["train"], held_out) == sum(each.question in trained for each in held_out) > 0
+    assert reworded(splits) == sum(each.question in trained for each in held_out) > 0
     plain = split(groups([1] * 30), DataSettings())
-    assert reworded(plain["train"], [*plain["val"], *plain["test"]]) == 0
+    assert reworded(plain) == 0
 
 
 def test_the_settings_of_val_decide_what_must_hold_rows() -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from toolkit.prepare.personal import for_screen
 from toolkit.prepare.personal import said as personal_said
 from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.remarks import (
+    Tally,
     chat_figures,
     cut_answers,
     few_questions,
@@ -34,8 +35,8 @@ from toolkit.prepare.remarks import (
     shortened_chats,
 )
 from toolkit.prepare.source import Source
-from toolkit.prepare.split import Splits, leaked
-from toolkit.prepare.spoiled import Damage, find_damage
+from toolkit.prepare.split import asked, leaked
+from toolkit.prepare.spoiled import DAMAGE, Damage
 from toolkit.prepare.thoughts import thoughts_unsaid
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.text_language import language_shares, main_language
@@ -58,9 +59,8 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
             console.info(taken)
         for lost in dict.fromkeys(lost for one in rows.tables for lost in lost_meaning(one.columns, one.left)):
             console.warn(lost)
-        texts = ((record.where, record.texts) for record in rows.records)
-        damage = list(find_damage(texts))
-        repaired = Counter(kind for record in rows.records for kind in record.repaired)
+        damage = [rows.seen.damage[kind] for kind in DAMAGE if kind in rows.seen.damage]
+        repaired = rows.seen.repaired
         divided = divide(rows, config, lambda records: fit(records, form, bound, config))
         splits, records, rejected = divided.splits, divided.records, divided.rejected
         near = near_duplicates(splits, config.data.near_duplicate)
@@ -68,34 +68,38 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         language, shares = main_language(answers, identify), language_shares(answers, identify)
         foreign = foreign_prompt(config.prompt, records, language, identify)
 
+    tally = Tally(_control_like(form, tokenizer))
     with writing_folder(folder.data) as fresh:
         for name in SPLITS:
-            _write(fresh, folder.split_file(name), map(_row, splits[name]))
+            _write(fresh, folder.split_file(name), map(_row, tally.each(splits[name])))
         _write(fresh, folder.rejected, map(_rejected_row, rejected))
         _write(fresh, folder.personal, map(asdict, rows.personal.findings))
 
+    questions = asked(splits)
+    held_out = [*questions["val"], *questions["test"]]
+    seen = sum(map(set(questions["train"]).__contains__, held_out))
     figures = {
         "rows": rows.count,
-        "kept": len(records),
+        "kept": tally.rows,
         "duplicates": divided.duplicates,
         "rejected": len(rejected),
         "reasons": dict(Counter(rejection.reason for rejection in rejected).most_common()),
-        "truncated": sum(record.truncated for record in records),
+        "truncated": tally.truncated,
         "dropped_too_long": len(divided.too_long),
         **{name: len(splits[name]) for name in SPLITS},
-        "questions": len({hash(record.normalised) for record in records}),
+        "questions": len({one for some in questions.values() for one in some}),
         "near_duplicates": len(near),
-        "leaked_questions": leaked(splits),
-        "reworded_questions": reworded(splits["train"], [*splits["val"], *splits["test"]]),
-        "instruction_as_question": sum(record.instruction_as_question for record in records),
-        "control_like": _control_like(records, form, tokenizer),
+        "leaked_questions": leaked(questions),
+        "reworded_questions": reworded(splits) if rows.seen.instructions else seen,
+        "instruction_as_question": tally.instruction_as_question,
+        "control_like": tally.control_like,
         "language": language,
         "languages": shares,
         **_of_files(rows.tables, rejected),
         "damaged": {found.kind: found.count for found in damage},
         "repaired": dict(repaired),
         "personal": rows.personal.figures(),
-        **chat_figures(rows.records, records),
+        **chat_figures(tally, rows.seen.unanswered),
     }
     for pair in near[:SHOWN_PAIRS]:
         question, other = (_brief(for_screen(text, config.data)) for text in (pair.question, pair.other))
@@ -104,7 +108,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     _warn_of_damage(shown, repaired, rows.count)
     for said in useless(rows.tables, rejected):
         console.warn(said)
-    _warn(figures, folder, splits, hints_for_some(rows.tables, rejected))
+    _warn(figures, folder, f"{seen} of {len(held_out)}", hints_for_some(rows.tables, rejected))
     found = personal_said(rows.personal, f", listed in {folder.personal}")
     if found:
         (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
@@ -112,10 +116,10 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         if said:
             console.info(said)
     for said in (
-        groups_tied(records),
-        cut_answers(divided, config),
-        shortened_chats(divided, config),
-        few_questions(splits),
+        groups_tied(records) if config.data.group_column else "",
+        cut_answers(tally, divided, config),
+        shortened_chats(tally, divided, config),
+        few_questions(questions),
         reworded_questions(figures, splits),
         foreign,
         several_languages(config.prompt, shares),
@@ -171,8 +175,8 @@ def _write(fresh: Path, target: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _control_like(records: Iterable[Record], form: PromptFormat, tokenizer: Tokenizer) -> int:
-    """Count the records whose text looks like a control token or a part of the prompt; both stay text."""
+def _control_like(form: PromptFormat, tokenizer: Tokenizer) -> Callable[[Record], bool]:
+    """Return what finds records whose text looks like a control token or a part of the prompt; both stay text."""
     marks = "|".join(re.escape(mark) for mark in (*form.stops, tokenizer.eos_text) if mark)
     pattern = re.compile(rf"<\|[^|>\s]{{1,64}}\|>|{marks}")
     bracketed = re.compile(r"<[^<>\s]{1,64}>|\[[^\[\]\s]{1,64}\]")
@@ -180,10 +184,10 @@ def _control_like(records: Iterable[Record], form: PromptFormat, tokenizer: Toke
     def found(text: str) -> bool:
         return bool(pattern.search(text)) or any(mark in tokenizer.controls for mark in bracketed.findall(text))
 
-    return sum(any(map(found, record.texts)) for record in records)
+    return lambda record: any(map(found, record.texts))
 
 
-def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: list[str]) -> None:
+def _warn(figures: dict[str, Any], folder: RunFolder, seen: str, hints: list[str]) -> None:
     if figures["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in figures["reasons"].items())
         console.warn(f"{figures['rejected']} of {figures['rows']} rows rejected ({reasons}), see {folder.rejected}")
@@ -195,11 +199,8 @@ def _warn(figures: dict[str, Any], folder: RunFolder, splits: Splits, hints: lis
             "but a model may learn to write it"
         )
     if figures["leaked_questions"]:
-        held_out = len(splits["val"]) + len(splits["test"])
-        trained = {hash(record.normalised) for record in splits["train"]}
-        seen = sum(hash(record.normalised) in trained for name in ("val", "test") for record in splits[name])
         console.warn(
-            f"{figures['leaked_questions']} questions are in more than one split: {seen} of {held_out} held-out rows "
+            f"{figures['leaked_questions']} questions are in more than one split: {seen} held-out rows "
             "were seen in training; `--set data.split=grouped` keeps them apart"
         )
     if figures["near_duplicates"]:

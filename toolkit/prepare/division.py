@@ -1,6 +1,7 @@
 """From data files to their splits, as prepare writes them and as doctor tries them."""
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from toolkit.prepare.read import read_source
 from toolkit.prepare.refusals import no_usable_row
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, check_filled, drop_duplicates, split, ways_out
+from toolkit.prepare.spoiled import Damage, find_damage
 from toolkit.prepare.table import Row, Table
 from toolkit.prepare.thoughts import refuse_thoughts, without_earlier_thoughts
 
@@ -35,6 +37,33 @@ MANY = 20_000  # rows of a table from which on several processes clean them: the
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What was seen in records: damage and repairs, by kind, and how many chats lack their last answer.
+
+    `chats` and `instructions` say whether a record has earlier turns, or an instruction of its own.
+    """
+
+    damage: dict[str, Damage] = field(default_factory=dict)
+    repaired: Counter[str] = field(default_factory=Counter)
+    unanswered: int = 0
+    chats: bool = False
+    instructions: bool = False
+
+    def __add__(self, later: "Seen") -> "Seen":
+        """Join what was seen in later records."""
+        damage = {**later.damage, **self.damage}
+        for kind in self.damage.keys() & later.damage.keys():
+            damage[kind] = replace(self.damage[kind], count=self.damage[kind].count + later.damage[kind].count)
+        return Seen(
+            damage,
+            self.repaired + later.repaired,
+            self.unanswered + later.unanswered,
+            self.chats or later.chats,
+            self.instructions or later.instructions,
+        )
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows of all sources: the records that can be used, duplicates among them, and the rows that cannot."""
 
@@ -42,6 +71,7 @@ class Rows:
     records: Sequence[Record]
     rejected: Sequence[Rejection]
     personal: Personal = field(default_factory=Personal)
+    seen: Seen = field(default_factory=Seen)
 
     @property
     def count(self) -> int:
@@ -72,7 +102,7 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     Each table gets its own columns. A setting that names a column counts where a table has that column.
     """
     read, records, rejected = [], Spool[Record](), Spool[Rejection]()
-    personal = Personal(config.data.personal, bool(config.data.personal_model))
+    personal, seen = Personal(config.data.personal, bool(config.data.personal_model)), Seen()
     for table in tables:
         columns = find_columns(table, _settings_for(table, tables, config.data))
         files: dict[str, None] = {}
@@ -81,17 +111,19 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
             rows = (replace(row, file=_file_of(row, table)) for row in rows)
         work, pieces = partial(_cleaned, columns, table.name, config), _pieces(rows, files)
         with closing(shared(work, pieces) if len(table.rows) >= MANY else (work(piece) for piece in pieces)) as done:
-            for kept, others, found in done:
+            for kept, others, found, more in done:
                 records.extend(kept)
                 rejected.extend(others)
                 personal.add(found)
+                seen += more
         read.append(ReadTable(table, columns, unused(table, columns), files))
     if not records:
         raise no_usable_row(read, rejected, config.data)
     refuse_personal(personal)
     refuse_thoughts(records, config.prompt)
-    whole = without_earlier_thoughts(records, config.train)
-    return Rows(read, with_groups(whole, config.prompt.instruction), rejected, personal)
+    whole = without_earlier_thoughts(records, config.train) if seen.chats else records
+    named = with_groups(whole, config.prompt.instruction) if seen.instructions else whole
+    return Rows(read, named, rejected, personal, seen)
 
 
 def _pieces(rows: Iterable[Row], files: dict[str, None]) -> Iterator[list[Row]]:
@@ -104,8 +136,8 @@ def _pieces(rows: Iterable[Row], files: dict[str, None]) -> Iterator[list[Row]]:
 
 def _cleaned(
     columns: Columns, file: str, config: Config, rows: Sequence[Row]
-) -> tuple[list[Record], list[Rejection], Personal]:
-    """Clean some rows of a table, and look for personal data in them."""
+) -> tuple[list[Record], list[Rejection], Personal, Seen]:
+    """Clean some rows of a table, and look for personal data and damage in them."""
     personal, data = Personal(config.data.personal, bool(config.data.personal_model)), config.data
     look = looker(personal, columns, file, config)
     rules: dict[str, Any] = {"null_words": data.null_words, "repairs": data.clean, "merge": data.merge_messages}
@@ -116,7 +148,17 @@ def _cleaned(
             kept.append(result)
         else:
             others.append(result)
-    return kept, others, personal
+    return kept, others, personal, _seen(kept, config.prompt.instruction)
+
+
+def _seen(records: Sequence[Record], instruction: str) -> Seen:
+    return Seen(
+        {found.kind: found for found in find_damage((record.where, record.texts) for record in records)},
+        Counter(kind for record in records for kind in record.repaired),
+        sum(record.unanswered for record in records),
+        any(record.history for record in records),
+        any(record.instruction != instruction for record in records),
+    )
 
 
 def _file_of(row: Row, table: Table) -> str:

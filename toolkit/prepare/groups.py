@@ -1,7 +1,7 @@
 """Which rows ask the same: the group of each record, all of whose rows stay in one split."""
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -70,18 +70,19 @@ def _of_most(texts: Callable[[], Iterable[str]]) -> str | None:
     return likely if 2 * sum(text == likely for text in texts()) > total else None
 
 
-def reworded(train: Sequence[Record], held_out: Sequence[Record]) -> int:
+def reworded(splits: Mapping[str, Sequence[Record]]) -> int:
     """Count the held-out rows whose question is in training too, under another instruction.
 
     The question is here whichever of the two columns has more different texts: the other one says how to answer it.
     """
     instructions, inputs = array("q"), array("q")  # hashes: the texts would fill the memory
-    for record in chain(train, held_out):
+    for record in chain(splits["train"], splits["val"], splits["test"]):
         instructions.append(hash(record.instruction))
         inputs.append(hash(normalise(record.first_question)))
     asked = instructions if len(set(instructions)) > len(set(inputs)) else inputs
-    trained = {*asked[: len(train)]}
-    return sum(one in trained for one in asked[len(train) :])
+    train = len(splits["train"])
+    trained = {*asked[:train]}
+    return sum(one in trained for one in asked[train:])
 
 
 def question_shown(record: Record) -> str:

@@ -1,7 +1,8 @@
 """What prepare warns of once the records are in their splits: answers that are cut, and splits that say little."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -17,29 +18,61 @@ SHARE = 0.05  # of the answers that are cut, from which on it is a warning
 FEW = 3  # held-out questions whose figures say something
 
 
-def cut_answers(divided: Division, config: Config) -> str:
+@dataclass
+class Tally:
+    """What is counted of the records that are kept, while they are written; `control_like` are those that `like`."""
+
+    like: Callable[[Record], bool]
+    control_like: int = 0
+    rows: int = 0
+    truncated: int = 0
+    instruction_as_question: int = 0
+    chats: int = 0
+    turns: int = 0
+    most_turns: int = 0
+    single: int = 0  # chats of which one turn is left
+    shortened: int = 0
+    left_out: int = 0
+
+    def each(self, records: Iterable[Record]) -> Iterator[Record]:
+        """Yield the records, and count them."""
+        for record in records:
+            self.rows += 1
+            self.control_like += self.like(record)
+            self.truncated += record.truncated
+            self.instruction_as_question += record.instruction_as_question
+            if record.history:
+                turns = len(record.history) + 1
+                self.chats, self.turns, self.most_turns = (
+                    self.chats + 1,
+                    self.turns + turns,
+                    max(self.most_turns, turns),
+                )
+            if record.left_out:
+                self.single += not record.history
+                self.shortened, self.left_out = self.shortened + 1, self.left_out + record.left_out
+            yield record
+
+
+def cut_answers(tally: Tally, divided: Division, config: Config) -> str:
     """Warn of answers that are cut, with the lengths that would fit; "" if they are fewer than 5 %."""
-    cut = sum(record.truncated for record in divided.records)
-    measured = len(divided.records) + len(divided.too_long)
-    if not cut or cut < SHARE * measured:
+    measured = tally.rows + len(divided.too_long)
+    if not tally.truncated or tally.truncated < SHARE * measured:
         return ""
     return (
-        f"{cut:,} of {measured:,} answers ({cut / measured:.0%}) are cut at train.max_length = "
+        f"{tally.truncated:,} of {measured:,} answers ({tally.truncated / measured:.0%}) are cut at train.max_length = "
         f"{config.train.max_length}, and training does not see them end; {_fitting(divided, config)}"
     )
 
 
-def shortened_chats(divided: Division, config: Config) -> str:
+def shortened_chats(tally: Tally, divided: Division, config: Config) -> str:
     """Warn of chats that lose their last turns, with the lengths that would fit; "" if they are fewer than 5 %."""
-    chats = shortened = 0
-    for record in divided.records:
-        chats += bool(record.history or record.left_out)
-        shortened += bool(record.left_out)
-    if not shortened or shortened < SHARE * chats:
+    chats = tally.chats + tally.single
+    if not tally.shortened or tally.shortened < SHARE * chats:
         return ""
     return (
-        f"{shortened:,} of {chats:,} chats ({shortened / chats:.0%}) lose their last turns at train.max_length = "
-        f"{config.train.max_length}; {_fitting(divided, config)}"
+        f"{tally.shortened:,} of {chats:,} chats ({tally.shortened / chats:.0%}) lose their last turns at "
+        f"train.max_length = {config.train.max_length}; {_fitting(divided, config)}"
     )
 
 
@@ -51,28 +84,26 @@ def _fitting(divided: Division, config: Config) -> str:
     return f"`--set train.max_length={most}` fits 90 % of them, {every} all"
 
 
-def chat_figures(read: Sequence[Record], kept: Sequence[Record]) -> dict[str, int]:
+def chat_figures(tally: Tally, unanswered: int) -> dict[str, int]:
     """Count the chats that are kept, their turns, and what of them is left out; empty where there are no chats."""
-    turns = [len(record.history) + 1 for record in kept if record.history]
-    left_out = [record.left_out for record in kept if record.left_out]
     figures = {
-        "chats": len(turns),
-        "turns": sum(turns),
-        "most_turns": max(turns, default=0),
-        "shortened_chats": len(left_out),
-        "turns_left_out": sum(left_out),
-        "unanswered": sum(record.unanswered for record in read),
+        "chats": tally.chats,
+        "turns": tally.turns,
+        "most_turns": tally.most_turns,
+        "shortened_chats": tally.shortened,
+        "turns_left_out": tally.left_out,
+        "unanswered": unanswered,
     }
     return figures if any(figures.values()) else {}
 
 
-def few_questions(splits: Splits) -> str:
+def few_questions(asked: Mapping[str, Sequence[int]]) -> str:
     """Warn of held-out splits with so few questions that their figures say little; "" if there are enough."""
     few = []
     for name in ("val", "test"):
-        questions = len({hash(record.normalised) for record in splits[name]})
+        questions = len(set(asked[name]))
         if 0 < questions < FEW:
-            few.append(f"{name} holds {_counted(questions, 'question')} ({_counted(len(splits[name]), 'row')})")
+            few.append(f"{name} holds {_counted(questions, 'question')} ({_counted(len(asked[name]), 'row')})")
     return f"{' and '.join(few)}: figures from so few say little about other questions" if few else ""
 
 

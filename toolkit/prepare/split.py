@@ -1,11 +1,10 @@
 """Exact duplicates, and the split of the rest into train, val and test."""
 
 import hashlib
-import json
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -24,8 +23,8 @@ def drop_duplicates(records: Sequence[Record]) -> tuple[Sequence[Record], int]:
     seen: set[bytes] = set()
     first = array("Q")
     for number, record in enumerate(records):
-        texts = json.dumps(record.texts)
-        digest = hashlib.blake2b(texts.encode(), digest_size=16).digest()  # the texts would fill the memory
+        texts = "\0".join(record.texts).encode("utf-8", "surrogatepass")  # no record has this character
+        digest = hashlib.blake2b(texts, digest_size=16).digest()  # the texts would fill the memory
         if digest not in seen:
             seen.add(digest)
             first.append(number)
@@ -61,8 +60,13 @@ def grouped_split(records: Sequence[Record], settings: DataSettings) -> Splits:
     of seed and name, so the order of the rows does not matter, and a row more moves nothing else, unless it ties two
     groups. scikit-learn's GroupShuffleSplit moves 228 of MedQuAD's 361 held-out questions then.
     """
-    together = tied(records) if settings.group_column else {one.normalised: one.normalised for one in records}
-    sizes = Counter(together[record.normalised] for record in records)
+    together = tied(records) if settings.group_column else {}
+    numbers: dict[str, int] = {}  # of what stays together
+    where = array("Q")
+    for record in records:
+        where.append(numbers.setdefault(together.get(record.normalised, record.normalised), len(numbers)))
+    counts = Counter(where)
+    sizes = Counter({name: counts[number] for name, number in numbers.items()})
     aims = {"test": round(settings.test * len(records)), "val": round(settings.val * len(records))}
     room = dict(aims)
     split_of: dict[str, str] = {}
@@ -75,10 +79,11 @@ def grouped_split(records: Sequence[Record], settings: DataSettings) -> Splits:
                 room[name] -= sizes[question]
                 break
     _fill(split_of, sizes, {**aims, "train": len(records) - sum(aims.values())}, wanted_splits(settings))
-    numbers = {name: array("Q") for name in SPLITS}
-    for number, record in enumerate(records):
-        numbers[split_of[together[record.normalised]]].append(number)
-    return {name: Chosen(records, chosen) for name, chosen in numbers.items()}
+    sides = [split_of[name] for name in numbers]
+    chosen = {name: array("Q") for name in SPLITS}
+    for row, number in enumerate(where):
+        chosen[sides[number]].append(row)
+    return {name: Chosen(records, rows) for name, rows in chosen.items()}
 
 
 def _fill(split_of: dict[str, str], sizes: Counter[str], aims: dict[str, int], wanted: list[str]) -> None:
@@ -171,7 +176,11 @@ def ways_out(settings: DataSettings, attempt: Callable[[DataSettings], Splits]) 
     return f"add {kind}: {more}"
 
 
-def leaked(splits: Splits) -> int:
+def asked(splits: Splits) -> dict[str, "array[int]"]:
+    """Return the questions of each split's records, hashed: the texts would fill the memory."""
+    return {name: array("q", (hash(record.normalised) for record in records)) for name, records in splits.items()}
+
+
+def leaked(questions: Mapping[str, "array[int]"]) -> int:
     """Count the questions that are in more than one split; a grouped split has none."""
-    seen = [{hash(record.normalised) for record in records} for records in splits.values()]
-    return sum(count > 1 for count in Counter(question for questions in seen for question in questions).values())
+    return sum(count > 1 for count in Counter(one for some in questions.values() for one in set(some)).values())

@@ -237,6 +237,7 @@ def find_lost(text: str) -> str:
 
 REPAIRS: dict[str, Callable[[str], str]] = {"html": remove_html, "mojibake": undo_mojibake}
 _FINDERS: dict[str, Callable[[str], str]] = {"html": find_html, "mojibake": find_mojibake, "lost": find_lost}
+DAMAGE = tuple(_FINDERS)
 
 
 def find_damage(records: Iterable[tuple[int | str, tuple[str, ...]]]) -> Iterator[Damage]:
@@ -248,7 +249,7 @@ def find_damage(records: Iterable[tuple[int | str, tuple[str, ...]]]) -> Iterato
             if place := next(filter(None, map(find, texts)), ""):
                 counts[kind] += 1
                 first.setdefault(kind, (number, place))
-    return (Damage(kind, counts[kind], *first[kind]) for kind in _FINDERS if kind in first)
+    return (Damage(kind, counts[kind], *first[kind]) for kind in DAMAGE if kind in first)
 
 
 def _excerpt(text: str, position: int) -> str:
