@@ -22,7 +22,7 @@ from toolkit.core import hardware
 from toolkit.core.pool import shared
 hardware.cores = lambda: 2
 import the_work
-for one in shared(the_work.work, range(10_000)):
+for one in shared(the_work.work, range(10_000), 9):
     pass
 """
 WORK = """
@@ -47,14 +47,14 @@ def doubled(piece: int) -> tuple[int, int]:
 
 
 def test_results_come_in_the_order_of_the_pieces() -> None:
-    found = [*shared(doubled, range(40))]
+    found = [*shared(doubled, range(40), 9)]
     assert [twice for twice, _ in found] == [2 * piece for piece in range(40)]
     assert os.getpid() not in {process for _, process in found}
 
 
 def test_an_error_comes_back_as_it_is() -> None:
     with pytest.raises(ToolkitError, match="a piece that cannot be done") as caught:
-        [*shared(doubled, range(90, 120))]
+        [*shared(doubled, range(90, 120), 9)]
     assert caught.value.hint == "leave it out"
 
 
@@ -66,7 +66,7 @@ def killed(piece: int) -> int:
 
 def test_a_process_that_is_killed_is_an_error_that_says_so() -> None:
     with pytest.raises(ToolkitError, match="was ended from outside, perhaps for lack of memory") as caught:
-        [*shared(killed, range(40))]
+        [*shared(killed, range(40), 9)]
     assert "run the same command again" in caught.value.hint
 
 

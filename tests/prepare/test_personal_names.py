@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
+from toolkit.core.input_settings import DataSettings
+from toolkit.prepare import division
 from toolkit.prepare.personal.analyzer import finder
 
 TEXT = "Maria Souza of Sobral, CPF 529.982.247-25, has Hodgkin lymphoma. Call Maria Souza at (11) 98765-4321."
@@ -111,3 +114,17 @@ def test_a_transformers_model(tmp_path: Path) -> None:
         ("LOCATION", "Sobral"),
         ("PERSON", "Maria Souza"),
     ]
+
+
+@pytest.mark.parametrize(("gib", "processes"), [(0, 1), (2, 1), (5, 4), (64, 8), (None, 8)])
+def test_as_many_processes_load_a_model_as_have_room(
+    gib: int | None, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x" * 2**20)
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    monkeypatch.setattr(hardware, "available_memory", lambda: None if gib is None else gib * 2**30)
+    settings = DataSettings(personal_model=str(tmp_path))
+    assert division._processes(settings) == processes
+    assert (f"{processes} of 8 cores look for names" in capsys.readouterr().err) is (processes < 8)
+    for without in (DataSettings(), settings.model_copy(update={"personal": "off"})):
+        assert division._processes(without) == 8

@@ -23,14 +23,14 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-def shared(work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Generator[Result, None, None]:
-    """Yield what `work` makes of each piece, in their order, by as many processes as there are cores.
+def shared(work: Callable[[Piece], Result], pieces: Iterable[Piece], most: int) -> Generator[Result, None, None]:
+    """Yield what `work` makes of each piece, in their order, by as many processes as there are cores, at most `most`.
 
     All three are pickled, so `work` is a module's. An error is raised here, and a ToolkitError where a process is
     killed. Ctrl-C is this process's alone: the others end when the iterator is closed, by this one's end too.
     """
-    count = hardware.cores()
-    if count == 1:
+    count = min(hardware.cores(), most)
+    if count <= 1:
         yield from map(work, pieces)
         return
     context = get_context("spawn")

@@ -7,11 +7,13 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from toolkit.core import console
+from toolkit.core import console, hardware
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.files import size_of_folder
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.pool import shared
 from toolkit.core.spool import Spool
@@ -33,6 +35,7 @@ from toolkit.prepare.thoughts import refuse_thoughts, without_earlier_thoughts
 Fit = Callable[[Sequence[Record]], tuple[Sequence[Record], Sequence[Rejection]]]
 BATCH = 2048  # records that are measured at once
 PIECE = 512  # rows that are cleaned at once
+OF_MODEL = 1 << 30  # bytes of the libraries of a model that finds names, which each process loads
 MANY = 20_000  # rows of a table from which on several processes clean them: they need two seconds to begin
 
 
@@ -110,7 +113,8 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
         if len(tables) > 1:
             rows = (replace(row, file=_file_of(row, table)) for row in rows)
         work, pieces = partial(_cleaned, columns, table.name, config), _pieces(rows, files)
-        with closing(shared(work, pieces) if len(table.rows) >= MANY else (work(piece) for piece in pieces)) as done:
+        most = _processes(config.data) if len(table.rows) >= MANY else 1
+        with closing(shared(work, pieces, most)) as done:
             for kept, others, found, more in done:
                 records.extend(kept)
                 rejected.extend(others)
@@ -124,6 +128,20 @@ def rows_of(tables: Sequence[Table], config: Config) -> Rows:
     whole = without_earlier_thoughts(records, config.train) if seen.chats else records
     named = with_groups(whole, config.prompt.instruction) if seen.instructions else whole
     return Rows(read, named, rejected, personal, seen)
+
+
+def _processes(settings: DataSettings) -> int:
+    """Return how many processes may clean rows: one for each core, or as many as hold `data.personal_model`."""
+    if settings.personal == "off" or not settings.personal_model:
+        return hardware.cores()
+    each = 2 * size_of_folder(Path(settings.personal_model).expanduser()) + OF_MODEL  # twice while it is loaded
+    room = hardware.available_memory()
+    count = hardware.cores() if room is None else max(1, min(hardware.cores(), room // each))
+    if count < hardware.cores():
+        console.info(
+            f"{count} of {hardware.cores()} cores look for names: each takes {each / 2**30:.1f} GiB for its model"
+        )
+    return count
 
 
 def _pieces(rows: Iterable[Row], files: dict[str, None]) -> Iterator[list[Row]]:
