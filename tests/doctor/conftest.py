@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support import cache
 from tests.support.bases import save_vocabulary, save_weights
 from toolkit import pipeline
 from toolkit.core.config import Config
@@ -16,6 +17,7 @@ from toolkit.core.config_file import build
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.doctor import doctor
+from toolkit.llamacpp import probe
 
 ALL = tuple(pipeline.STAGES)
 TINY = {
@@ -99,6 +101,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serving: Serving) -> H
     monkeypatch.chdir(tmp_path)
     for name in ("HF_HOME", "XDG_CACHE_HOME", "OLLAMA_MODELS"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
+    # llama.cpp computed here before, as asked once a session: each fresh home would ask a process of its own.
+    monkeypatch.setattr(probe, "_mark", lambda: cache.place() / "llama-cpp-computes")
+    probe.require()
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text(json.dumps(TINY), encoding="utf-8")
     save_weights(tmp_path / "base")
