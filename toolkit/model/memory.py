@@ -178,9 +178,9 @@ def training_cuda(
     """Return the peak of one step on a CUDA GPU in 16-bit autocast, for `tokens` in a forward pass.
 
     With checkpointing each layer's input is kept (Unsloth moves it to the machine's memory) and one layer at a time in
-    full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, but not
-    the scales of 4-bit weights, which are no parameters. Each holds a few complete layers, or the output head. By default the tokens are `batch_size` records of `max_length`, and
-    checkpointing is as set, on where it is left to the plan.
+    full. One layer's weights are dequantized at a time. `shards` GPUs divide weights and adapter by FSDP, but not the
+    scales of 4-bit weights, which are no parameters; each holds a few complete layers, or the output head. By default
+    the tokens are `batch_size` records of `max_length`, and checkpointing is as set, on where it is left to the plan.
     """
     count = settings.batch_size * settings.max_length if tokens is None else tokens
     whole, layer = (part * count for part in _layers(shape, settings.target_modules, 2, copied=unsloth))
