@@ -12,7 +12,7 @@ import pytest
 
 from tests.doctor.conftest import Home, Serving, failing, only_failure
 from tests.support.places import REPOSITORY
-from toolkit import pipeline
+from toolkit import kernels, pipeline
 from toolkit.core import hardware, places
 from toolkit.core.input_settings import MEDQUAD_CSV
 from toolkit.core.run_folder import RunFolder, folder_of
@@ -226,9 +226,8 @@ def test_a_gpu_is_shown_and_used(home: Home, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_llama_cpp_built_for_the_gpu_is_recommended_where_there_is_one(
     home: Home, monkeypatch: pytest.MonkeyPatch, built: bool
 ) -> None:
-    import llama_cpp
-
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: built)
+    monkeypatch.setattr(library_checks, "gpu_libraries", lambda: ["cuda"] if built else [])
+    monkeypatch.setattr(hardware, "cpu_has_amx", lambda: False)
     assert "llama.cpp on the GPU" not in {check.name for check in home.examine(stages=("validate",))}
     with_gpu(monkeypatch, GPU)
     check = next(check for check in home.examine(stages=("validate",)) if check.name == "llama.cpp on the GPU")
@@ -379,9 +378,11 @@ def test_a_package_that_clashes_is_a_warning() -> None:
 
 
 def test_a_llama_cpp_that_does_not_load(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    monkeypatch.setattr(library_checks, "ggml", kernels.ggml.__wrapped__)
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(home.path))
+    (home.path / "libggml-base.so").write_bytes(b"\x7fELF of another machine")
     check = only_failure(home.examine(stages=("export",)), "llama.cpp")
-    assert "llama-cpp-python==0.3.36" in check.fix
+    assert "does not load" in check.found and "llama-cpp-python==0.3.36" in check.fix
 
 
 def test_the_table_has_marks_and_every_fix(monkeypatch: pytest.MonkeyPatch) -> None:

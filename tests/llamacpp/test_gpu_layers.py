@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import scored_models
+from tests.support import remote, scored_models
 from toolkit import llamacpp
 from toolkit.core import hardware
 from toolkit.export import export
@@ -26,20 +26,25 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_as_many_as_fit(path: Path, monkeypatch: pytest.MonkeyPatch, free: float, layers: int) -> None:
     """The file has two layers; `free` is the GPU's memory beside the reserve, as a share of the file."""
-    import llama_cpp
-
     room = int(llamacpp.GPU_RESERVE + free * path.stat().st_size) + 1
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(llamacpp, "gpu_libraries", lambda: ["cuda"])
     monkeypatch.setattr(hardware, "gpu", lambda: hardware.Gpu(**{**vars(GPU), "free": room}))
     assert llamacpp.gpu_layers(path) == layers
 
 
 def test_a_build_for_the_cpu_does_not_ask_for_a_gpu(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import llama_cpp
-
-    monkeypatch.setattr(llama_cpp, "llama_supports_gpu_offload", lambda: False)
     monkeypatch.setattr(hardware, "gpu", lambda: pytest.fail("asked"))
     assert llamacpp.gpu_layers(path) == 0
+
+
+@pytest.mark.parametrize(("built", "layers"), [("cuda", 0), ("vulkan", -1), ("metal", -1)])
+def test_a_build_for_a_gpu_that_torch_does_not_see(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, built: str, layers: int
+) -> None:
+    """One for CUDA has no other to use; the others know best."""
+    remote.pretend(monkeypatch, tmp_path, built)
+    monkeypatch.setattr(hardware, "gpu", lambda: None)
+    assert llamacpp.gpu_layers(path) == layers
 
 
 @pytest.mark.parametrize(("exact", "layers"), [(True, 0), (False, 7)])

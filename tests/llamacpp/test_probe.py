@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import remote
 from toolkit.core import hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.llamacpp import checks, opened, probe
@@ -85,4 +86,34 @@ def test_one_that_dies_is_named_before_a_file_is_opened(
 @pytest.mark.parametrize("amx", [True, False])
 def test_the_hint_leaves_out_amx_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
     monkeypatch.setattr(hardware, "cpu_has_amx", lambda: amx)
-    assert ("-mno-amx-tile" in probe.advice()) == amx
+    for command in (probe.advice(), probe.compile_again(), probe.compile_again(cuda=True)):
+        assert ('CFLAGS="-mno-amx-tile' in command) == amx
+        assert command.endswith("pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36")
+    assert probe.compile_again(cuda=True).startswith('CMAKE_ARGS="-DGGML_CUDA=on" ')
+
+
+DIES_ON = """
+import os, signal
+def llama_supports_gpu_offload(): return True
+class Llama:
+    def __init__(self, *_, **__):
+        import sys
+        assert sys.modules["torch"] is None
+        if (os.environ.get("CUDA_VISIBLE_DEVICES") == "-1") == {hidden}:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "said"), [(False, "1 MB on the GPU ended the process (SIGSEGV)"), (True, "1 MB ended the process")]
+)
+def test_a_build_for_a_gpu_is_asked_as_it_is_used(
+    fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: bool, said: str
+) -> None:
+    """In a process without torch, with the GPU and without it."""
+    remote.pretend(monkeypatch, tmp_path)
+    monkeypatch.setattr(hardware, "driver_offers_gpu", lambda: True)
+    (tmp_path / "llama_cpp.py").write_text(DIES_ON.format(hidden=hidden))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert said in probe.failure()

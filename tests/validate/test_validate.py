@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from tests.support import scored_models
+from tests.support import remote, scored_models
 from toolkit.core.errors import GATE, MISSING, ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.manifest import FileRecord, StageRecord, record_file
@@ -34,6 +34,16 @@ def passed(made: scored_models.World, tmp_path_factory: pytest.TempPathFactory) 
 def report_of(run: scored_models.World) -> dict[str, Any]:
     report: dict[str, Any] = json.loads(run.folder.report.read_text(encoding="utf-8"))
     return report
+
+
+def test_the_report_is_the_same_where_another_process_has_the_files_open(
+    made: scored_models.World, passed: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where llama.cpp computes on a GPU: byte by byte."""
+    remote.pretend(monkeypatch, tmp_path)
+    run = scored_models.copy(made, tmp_path)
+    validate(run.config, run.folder, run.base, run.manifest())
+    assert run.folder.report.read_bytes() == passed.folder.report.read_bytes()
 
 
 def test_the_report_holds_every_documented_field(passed: scored_models.World) -> None:

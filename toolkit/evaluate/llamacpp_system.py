@@ -33,8 +33,7 @@ class LlamaCppSystem:
 
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a plain text, without BOS; control tokens in it are text."""
-        ids: list[int] = self.llm.tokenize(text.encode("utf-8"), add_bos=False, special=False)
-        return ids
+        return llamacpp.text_ids(self.llm, text)
 
     def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
         """Answer each prompt greedily, several at once; in the order of the prompts."""

@@ -17,6 +17,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.native import silenced
 from toolkit.evaluate.systems import Score
 from toolkit.llamacpp import recurrent
+from toolkit.llamacpp.remote import beside_file
 
 TOKENS = 256  # evaluated in one pass; with more, tokens look past more of what is not theirs
 SEQUENCES = 64  # in one pass: llama.cpp's own limit is no lower
@@ -25,6 +26,7 @@ OUTPUTS = 128  # rows of logits in memory at once: 67 MB for a vocabulary of 128
 Pair = tuple[list[int], list[int]]
 
 
+@beside_file
 def llamacpp_scores(llm: Any, pairs: Sequence[Pair]) -> Generator[Score, None, None]:
     """Score continuations in a loaded GGUF, in order; pairs are (ids before it, its ids).
 

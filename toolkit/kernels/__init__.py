@@ -2,7 +2,7 @@
 
 `quantize.cpp` gives the bytes that `ggml_quantize_chunk` gives, many blocks at a time. Before a type is first used, a
 set of hard blocks goes through both, on this machine and with this libggml; after any difference libggml itself does
-that type. libggml is the one that llama-cpp-python has loaded (two copies in one process clash); a failed assertion
+that type. libggml is llama-cpp-python's own (two copies in one process clash); a failed assertion
 there aborts the whole interpreter, so callers check shapes first.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core import console
+from toolkit.core.ggml_libraries import library_folder
 from toolkit.kernels.test_vectors import hard_rows, importance_for
 
 Rows = npt.NDArray[np.float32] | npt.NDArray[np.uint16]  # uint16: bfloat16, its bits
@@ -84,10 +85,14 @@ def load_library(path: Path) -> Library | None:
 
 @cache
 def ggml() -> Any:
-    """Return libggml's `ggml_quantize_chunk` as a ctypes function, which releases the GIL while it runs."""
-    from llama_cpp import _ggml
+    """Return libggml's `ggml_quantize_chunk` as a ctypes function, which releases the GIL while it runs.
 
-    function = _ggml.libggml.ggml_quantize_chunk
+    Its library is opened without llama.cpp, which would bring CUDA's into this process. Raises ImportError without
+    llama-cpp-python, OSError if the library does not load, AttributeError if it has no such function.
+    """
+    folder = library_folder()
+    files = [folder / "libggml-base.so", folder / "libggml-base.dylib"]
+    function = ctypes.CDLL(str(next(filter(Path.is_file, files), files[0]))).ggml_quantize_chunk
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     function.argtypes = [ctypes.c_int, pointer, pointer, integer, integer, integer, pointer]
     function.restype = ctypes.c_size_t

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
+from toolkit.core.ggml_libraries import gpu_libraries
 from toolkit.core.native import silenced
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.llamacpp.layout import fitting_layout
+from toolkit.llamacpp.remote import beside_file, opened_beside
 from toolkit.llamacpp.vocabulary import check_header, vocabulary_of
 from toolkit.prompt.format import Part, Prompt
 
@@ -34,23 +36,46 @@ class Sampling:
     seed: int = 42
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a loaded GGUF says of itself: tokens of its vocabulary, EOS, chat template (None without one), weights.
+
+    `bits` are those of a weight, on average.
+    """
+
+    vocabulary: int
+    eos: int
+    chat_template: str | None
+    bits: float
+
+
 @contextlib.contextmanager
 def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
-    """Load a GGUF with room for `context` tokens; gives a `llama_cpp.Llama`, closed at the end.
+    """Load a GGUF with room for `context` tokens; it is closed at the end. The functions here take what this gives.
+
+    That is a `llama_cpp.Llama`, or where llama.cpp computes on a GPU what stands for it (`remote.py`).
 
     `exact` keeps the KV cache in float32 and flash attention off: with an F32 GGUF the logits then equal float32
     transformers to rounding; a GPU rounds more. Otherwise it runs as llama.cpp does by default, on a GPU as far as the
     file fits there (`gpu_layers`), and copies weights into a faster layout only where memory is plenty. Raises
     ToolkitError if it does not load, or if llama.cpp cannot compute on this machine.
     """
-    import llama_cpp
-
     from toolkit.llamacpp import probe
 
     if not path.is_file():
         raise ToolkitError(f"no GGUF file `{path}`", hint="write it with `toolkit export`")
     check_header(path)
     probe.require()
+    layers = 0 if exact else gpu_layers(path)
+    with opened_beside(loaded_file, path, context, exact, layers, on_gpu=layers != 0) as llm:
+        yield llm
+
+
+@contextlib.contextmanager
+def loaded_file(path: Path, context: int, exact: bool, layers: int) -> Iterator[Any]:
+    """Load a GGUF in this very process, with that many layers on the GPU; `opened` chooses process and layers."""
+    import llama_cpp
+
     options: dict[str, Any] = {}
     if exact:
         options = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32, "flash_attn": False}
@@ -61,7 +86,7 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
                 n_ctx=context,
                 n_batch=max(BATCH, min(context, 512)),
                 n_threads=hardware.cores() if path.stat().st_size > SMALL else 1,  # else half of them
-                n_gpu_layers=0 if exact else gpu_layers(path),
+                n_gpu_layers=layers,
                 verbose=False,
                 **options,
             )
@@ -77,19 +102,38 @@ def opened(path: Path, context: int, *, exact: bool = False) -> Iterator[Any]:
 
 def gpu_layers(path: Path) -> int:
     """Return how many layers of a GGUF go to the GPU: 0 in a build for the CPU, -1 for all, or as many as fit there."""
-    import llama_cpp
-
-    if not llama_cpp.llama_supports_gpu_offload():
+    built = gpu_libraries()
+    if not built:
         return 0
     gpu = hardware.gpu()
-    if gpu is None:  # a build for another kind of GPU, which knows best
-        return -1
+    if gpu is None:  # a build for another kind of GPU knows best
+        return 0 if built == ["cuda"] else -1
     metadata = open_gguf(path).metadata
     layers = int(metadata.get(f"{metadata.get('general.architecture')}.block_count") or 0)
     share = max(0, gpu.free - GPU_RESERVE) / path.stat().st_size
     return -1 if share >= 1 else int(share * layers)
 
 
+@beside_file
+def facts(llm: Any) -> Facts:
+    """Return what a loaded GGUF says of itself."""
+    import llama_cpp
+
+    # Not llm.metadata: it cuts a value that exactly fills its buffer.
+    raw = llama_cpp.llama_model_chat_template(llm.model, None)
+    bits = 8 * llama_cpp.llama_model_size(llm.model) / llama_cpp.llama_model_n_params(llm.model)
+    template = None if raw is None else raw.decode("utf-8", errors="replace")
+    return Facts(llm.n_vocab(), llm.token_eos(), template, bits)
+
+
+@beside_file
+def text_ids(llm: Any, text: str, *, bos: bool = False) -> list[int]:
+    """Return the ids of a plain text, with BOS where the vocabulary adds one if `bos`; control tokens are text."""
+    ids: list[int] = llm.tokenize(text.encode("utf-8"), add_bos=bos, special=False)
+    return ids
+
+
+@beside_file
 def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:
     """Return the ids of a prompt by the GGUF's own vocabulary: BOS if it says so, control tokens in data as text.
 
@@ -111,6 +155,7 @@ def tokenize(llm: Any, prompt: Prompt | str) -> list[int]:
     return ids
 
 
+@beside_file
 def served(llm: Any, text: str) -> list[int]:
     """Return the ids of a prompt as a server makes them (`Vocabulary.served_ids`)."""
     return vocabulary_of(llm.model).served_ids(text)
@@ -130,6 +175,7 @@ def _controls(llm: Any, text: str) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
+@beside_file
 def logits(llm: Any, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
     """Return the logits after each of `ids[first:]`, shape (len(ids) - first, vocabulary), float32.
 
@@ -164,6 +210,7 @@ def logits(llm: Any, ids: Sequence[int], first: int) -> npt.NDArray[np.float32]:
     return rows
 
 
+@beside_file
 def generate(llm: Any, ids: Sequence[int], tokens: int, stops: Sequence[str], sampling: Sampling) -> Iterator[str]:
     """Yield the answer to a tokenized prompt piece by piece, until EOS, a stop string or `tokens` tokens."""
     from llama_cpp import StoppingCriteriaList

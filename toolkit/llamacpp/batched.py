@@ -13,6 +13,7 @@ import numpy as np
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.llamacpp.recurrent import recurrent_layers, state_bytes
+from toolkit.llamacpp.remote import beside_file
 
 MOST = 16  # sequences: with more of them a CPU computes longer than it reads
 CACHE = 750_000_000  # bytes of the KV cache: half of what is left free on a GPU
@@ -45,6 +46,7 @@ def at_once(path: Path, length: int) -> int:
     return max(1, min(MOST, CACHE // (token * length + state_bytes(metadata))))
 
 
+@beside_file
 def answer_all(
     llm: Any, prompts: Sequence[Sequence[int]], tokens: int, count: int, over: Callable[[list[int]], bool]
 ) -> Generator[tuple[int, list[int], bool], None, None]:

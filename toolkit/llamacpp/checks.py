@@ -3,7 +3,10 @@
 import contextlib
 from importlib import metadata
 
+from toolkit.core.ggml_libraries import gpu_libraries
+from toolkit.core.hardware import installed
 from toolkit.core.stage import Check
+from toolkit.kernels import ggml
 from toolkit.llamacpp import probe
 
 # Packages that install a second libggml or llama_cpp, or overwrite `gguf`.
@@ -25,30 +28,29 @@ def second_ggml(packages: tuple[str, ...] = CLASHING) -> Check:
 
 
 def llama_cpp() -> Check:
-    """Load llama.cpp (a fifth of a second), and see whether it computes here (half a second, the first time)."""
+    """See whether llama.cpp's libraries load and compute here (half a second, the first time).
+
+    This process loads the quantizer alone: it may use torch on the GPU later.
+    """
     fix = probe.advice()
     try:
-        import llama_cpp
-
-        quantizes = hasattr(llama_cpp.llama_cpp._lib, "ggml_quantize_chunk")
+        ggml()
+        version = metadata.version("llama-cpp-python")
+    except AttributeError:
+        return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", fix)
     except Exception as exc:  # a library built for another CPU or glibc fails in many ways
         return Check("llama.cpp", False, f"does not load: {' '.join(str(exc).split())[:200]}", fix)
-    if not quantizes:
-        return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", fix)
     reason = probe.failure()
     if reason:
         return Check("llama.cpp", False, f"does not compute: {reason}", fix)
-    return Check("llama.cpp", True, f"llama-cpp-python {llama_cpp.__version__} loads and computes", "")
+    return Check("llama.cpp", True, f"llama-cpp-python {version} loads and computes", "")
 
 
 def gpu_build() -> list[Check]:
     """Tell whether llama.cpp was built for the GPU of this machine; without it files are compared on the CPU."""
-    try:
-        import llama_cpp
-    except Exception:  # the check above names it
+    if not installed("llama_cpp"):  # the check above names it
         return []
-    if llama_cpp.llama_supports_gpu_offload():
+    if gpu_libraries():
         return [Check("llama.cpp on the GPU", True, "this build of llama-cpp-python uses the GPU", "")]
-    built = f'CMAKE_ARGS="-DGGML_CUDA=on" {probe.compile_again()}'
-    fix = f"validate is faster with one that is built by CUDA's compiler: {built}"
+    fix = f"validate is faster with one that is built by CUDA's compiler, nvcc: {probe.compile_again(cuda=True)}"
     return [Check("llama.cpp on the GPU", None, "this build of llama-cpp-python computes on the CPU only", fix)]

@@ -2,13 +2,12 @@
 
 A library that was built for another machine, or a fault of its code for this one's matrix units, ends a process by a
 signal: no error can be caught then. What computed once is remembered, for this library on this CPU and these GPUs.
+A build for a GPU is asked as the stages use it (`remote.py`): without torch, with the GPU and where that is hidden.
 """
 
 import contextlib
 import functools
 import hashlib
-import importlib.util
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,8 @@ from pathlib import Path
 from toolkit.core import hardware, places
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import write_text
-from toolkit.core.other_process import python_command
+from toolkit.core.ggml_libraries import gpu_libraries, library_folder
+from toolkit.llamacpp.remote import end_of_process, environment, without_torch
 
 WIDTH, FORWARD, TOKENS, CONTEXT = 256, 512, 64, 256  # of the tiny model; quantized kernels take rows of 256 and more
 SECONDS = 120
@@ -41,50 +41,58 @@ def failure() -> str:
     mark = _mark()
     if mark is not None and mark.exists():
         return ""
+    ways = [True, False] if gpu_libraries() and hardware.driver_offers_gpu() else [False]
+    return next(filter(None, map(_failure, ways)), "")
+
+
+def _failure(on_gpu: bool) -> str:
+    where = " on the GPU" if on_gpu else ""
     try:
         done = subprocess.run(
-            python_command(f"from {__name__} import evaluate_tiny_model\nevaluate_tiny_model()"),
+            without_torch(f"from {__name__} import evaluate_tiny_model\nevaluate_tiny_model()"),
             capture_output=True,
             text=True,
             errors="replace",
             timeout=SECONDS,
+            env=environment(on_gpu=on_gpu),
         )
     except subprocess.TimeoutExpired:
-        return f"a model of 1 MB took more than {SECONDS} seconds"
+        return f"a model of 1 MB took more than {SECONDS} seconds{where}"
     if done.returncode < 0:
-        try:
-            name = signal.Signals(-done.returncode).name
-        except ValueError:
-            name = f"signal {-done.returncode}"
-        return f"evaluating a model of 1 MB ended the process ({name})"
+        return f"evaluating a model of 1 MB{where} ended the process ({end_of_process(done.returncode)})"
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        return said[-1][:200] if said else f"exit code {done.returncode}"
+        return (said[-1][:200] if said else end_of_process(done.returncode)) + where
     return ""
 
 
 def advice() -> str:
     """Return what to do where llama.cpp does not compute: compile it here, without AMX where the CPU has it."""
-    if hardware.cpu_has_amx():
-        off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-        return f'compile it for this machine without AMX: CFLAGS="{off}" CXXFLAGS="{off}" {compile_again()}'
-    return f"compile it for this machine: {compile_again()}"
+    without = " without AMX" if hardware.cpu_has_amx() else ""
+    return f"compile it for this machine{without}: {compile_again()}"
 
 
-def compile_again() -> str:
-    """Return the command that compiles the version of llama-cpp-python that this package asks for."""
+def compile_again(*, cuda: bool = False) -> str:
+    """Return the command that compiles the version of llama-cpp-python that this package asks for, without AMX.
+
+    With `cuda` for NVIDIA's GPUs too, which needs CUDA's compiler, `nvcc`.
+    """
     found = [line for line in hardware.requirements() if line.startswith("llama-cpp-python")]
     wanted = found[0].split(";")[0].strip() if found else "llama-cpp-python"
-    return f"pip install --force-reinstall --no-cache-dir --no-deps {wanted}"
+    off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    parts = ['CMAKE_ARGS="-DGGML_CUDA=on"'] if cuda else []
+    parts += [f'CFLAGS="{off}" CXXFLAGS="{off}"'] if hardware.cpu_has_amx() else []
+    return " ".join([*parts, "pip install --force-reinstall --no-cache-dir --no-deps", wanted])
 
 
 def _mark() -> Path | None:
     """Return the file that says that this library computed here; None where there is no library."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
+    try:
+        libraries = library_folder()
+    except ImportError:
         return None
     parts = [hardware.cpu_name(), str(hardware.cpu_has_amx()), str(hardware.driver_offers_gpu())]
-    for path in sorted(Path(spec.origin).parent.glob("lib/*.so*")):
+    for path in sorted(libraries.glob("*.so*")):
         there = path.stat()
         parts.append(f"{path} {there.st_size} {there.st_mtime_ns}")
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
@@ -128,20 +136,19 @@ def _write_model(path: Path) -> None:
 
 
 def evaluate_tiny_model() -> None:
-    """Evaluate the tiny model with all cores, many tokens and one; on the GPU too where the build can."""
+    """Evaluate the tiny model with all cores, many tokens and one; on the GPU where this process sees one."""
     import llama_cpp
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
         _write_model(path)
-        for layers in (0, -1) if llama_cpp.llama_supports_gpu_offload() else (0,):
-            llm = llama_cpp.Llama(
-                str(path), n_ctx=CONTEXT, n_threads=hardware.cores(), n_gpu_layers=layers, logits_all=True,
-                verbose=False,
-            )  # fmt: skip
-            llm.eval(list(range(TOKENS)))
-            llm.eval([1])
-            if not np.isfinite(np.asarray(llm.scores[: TOKENS + 1])).all():
-                sys.exit("logits are not finite")
-            llm.close()
+        llm = llama_cpp.Llama(
+            str(path), n_ctx=CONTEXT, n_threads=hardware.cores(), logits_all=True, verbose=False,
+            n_gpu_layers=-1 if llama_cpp.llama_supports_gpu_offload() else 0,
+        )  # fmt: skip
+        llm.eval(list(range(TOKENS)))
+        llm.eval([1])
+        if not np.isfinite(np.asarray(llm.scores[: TOKENS + 1])).all():
+            sys.exit("logits are not finite")
+        llm.close()

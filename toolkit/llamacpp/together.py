@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
+from toolkit.llamacpp.remote import beside_file
 
 TOKENS = 2048  # of a pass: 8B takes 2 GB beside its file for so many
 SEQUENCES = 64  # llama.cpp's own limit is no lower
@@ -30,6 +31,7 @@ def groups(sequences: Sequence[Sequenced], most: int = SEQUENCES) -> list[list[S
     return found
 
 
+@beside_file
 def logits_together(llm: Any, sequences: Sequence[Sequenced]) -> list[npt.NDArray[np.float32]]:
     """Return for each (ids, first) the logits after each of `ids[first:]`, shape (len(ids) - first, vocabulary).
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
+from toolkit.formats.ggml_types import BASE
 from toolkit.formats.gguf_reader import open_gguf
+from toolkit.llamacpp.remote import beside_file, opened_beside
 
 _ERROR = 4  # ggml.h: GGML_LOG_LEVEL_ERROR; llama_cpp._logger has an older numbering
 _lock = threading.Lock()  # llama.cpp has one listener for all threads
@@ -29,12 +31,7 @@ class Vocabulary:
 
     def text(self, index: int | None) -> str:
         """Return a token's text, empty for None."""
-        import llama_cpp
-
-        if index is None:
-            return ""
-        raw: bytes = llama_cpp.llama_vocab_get_text(self.handle, index)
-        return raw.decode("utf-8", errors="replace")
+        return "" if index is None else _token_text(self.handle, index)
 
     def chat_ids(self, prompt: str) -> list[int]:
         """Return the ids that llama-server makes of a prompt which the chat template in the file rendered.
@@ -49,26 +46,47 @@ class Vocabulary:
 
         BOS comes first if the vocabulary adds one; control tokens are found anywhere in the prompt (common_tokenize).
         """
-        import llama_cpp
+        return _served_ids(self.handle, prompt)
 
-        raw = prompt.encode("utf-8")
-        room = len(raw) + 16
-        while True:
-            buffer = (llama_cpp.llama_token * room)()
-            count = llama_cpp.llama_tokenize(self.handle, raw, len(raw), buffer, room, True, True)
-            if count >= 0:
-                return list(buffer[:count])
-            room = -count
+
+@beside_file
+def _token_text(handle: Any, index: int) -> str:
+    import llama_cpp
+
+    raw: bytes = llama_cpp.llama_vocab_get_text(handle, index)
+    return raw.decode("utf-8", errors="replace")
+
+
+@beside_file
+def _served_ids(handle: Any, prompt: str) -> list[int]:
+    import llama_cpp
+
+    raw = prompt.encode("utf-8")
+    room = len(raw) + 16
+    while True:
+        buffer = (llama_cpp.llama_token * room)()
+        count = llama_cpp.llama_tokenize(handle, raw, len(raw), buffer, room, True, True)
+        if count >= 0:
+            return list(buffer[:count])
+        room = -count
+
+
+@beside_file
+def _ends(handle: Any) -> tuple[int | None, int | None, bool]:
+    """Return BOS, EOS, and whether BOS is added."""
+    import llama_cpp
+
+    bos, eos = llama_cpp.llama_vocab_bos(handle), llama_cpp.llama_vocab_eos(handle)
+    adds = bool(llama_cpp.llama_vocab_get_add_bos(handle))
+    return bos if bos >= 0 else None, eos if eos >= 0 else None, adds
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
-    """Return the vocabulary of a model that llama.cpp has loaded (its C pointer)."""
+    """Return the vocabulary of a model that llama.cpp has loaded in this process (its C pointer)."""
     import llama_cpp
 
     handle = llama_cpp.llama_model_get_vocab(model)
-    bos, eos = llama_cpp.llama_vocab_bos(handle), llama_cpp.llama_vocab_eos(handle)
-    adds = bool(llama_cpp.llama_vocab_get_add_bos(handle))
-    return Vocabulary(handle, bos if bos >= 0 else None, eos if eos >= 0 else None, adds)
+    return Vocabulary(handle, *_ends(handle))
 
 
 def check_header(path: Path) -> None:
@@ -93,12 +111,29 @@ def trained_positions(path: Path) -> int | None:
     return found if type(found) is int and found > 0 else None
 
 
+def quantization_of(path: Path) -> str:
+    """Return the quantization that a GGUF file names, empty if it names none or cannot be read."""
+    with contextlib.suppress(ToolkitError):
+        number = open_gguf(path).metadata.get("general.file_type")
+        return next((name for name, (_, known) in BASE.items() if known == number), "")
+    return ""
+
+
 @contextlib.contextmanager
 def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
-    """Load the vocabulary of a GGUF file; raises ToolkitError with llama.cpp's own words if it does not load."""
+    """Load the vocabulary of a GGUF file; raises ToolkitError with llama.cpp's own words if it does not load.
+
+    llama.cpp asks for GPUs even then, so that a build for one does it elsewhere, and sees none.
+    """
+    check_header(path)
+    with opened_beside(_loaded_vocabulary, path, on_gpu=False) as handle:
+        yield Vocabulary(handle, *_ends(handle))
+
+
+@contextlib.contextmanager
+def _loaded_vocabulary(path: Path) -> Iterator[Any]:
     import llama_cpp
 
-    check_header(path)
     with _heard() as said:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
@@ -107,7 +142,7 @@ def open_vocabulary(path: Path) -> Iterator[Vocabulary]:
         if not model:
             raise ToolkitError("llama.cpp cannot load the vocabulary: " + (" ".join(said) or "it gives no reason"))
         try:
-            yield vocabulary_of(model)
+            yield llama_cpp.llama_model_get_vocab(model)
         finally:
             llama_cpp.llama_model_free(model)
 

@@ -99,12 +99,10 @@ def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[ServedPrompt], pro
 
     After a chat template nothing adds a BOS, so it must begin with it.
     """
-    import llama_cpp
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    raw = llama_cpp.llama_model_chat_template(llm.model, None)
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((raw or b"").decode("utf-8"))
+    template = environment.from_string(llamacpp.facts(llm).chat_template or "")
     for row, prompt in zip(rows, prompts, strict=True):
         found = template.render(
             messages=row.messages if row.instruction else row._replace(instruction=None).messages,

@@ -65,8 +65,6 @@ def measure(
     F32 runs with a float32 KV cache, so that nothing but rounding is left; all others as llama.cpp runs them.
     Raises ToolkitError if llama.cpp does not load the file.
     """
-    import llama_cpp
-
     longest = max(
         [len(record.ids) for record in scored] + [len(tokenizer.prompt_ids(prompt)) + tokens for prompt in prompts]
     )
@@ -75,15 +73,15 @@ def measure(
     with llamacpp.opened(path, longest + 1, exact=quantization == "F32") as llm:
         parity = check_parity(llm, records, tokenizer, template, reference.shape[1])
         distance = with_penalty = None
-        if llm.n_vocab() == reference.shape[1]:
-            distance, with_penalty = _distance(llm, quantization, scored, reference, penalty, crowded=crowded)
+        facts = llamacpp.facts(llm)
+        if facts.vocabulary == reference.shape[1]:
+            most = recurrent.sequences(path, together.SEQUENCES) if crowded else 0
+            distance, with_penalty = _distance(llm, quantization, scored, reference, penalty, most)
         answers = []
         for prompt in prompts:
             pieces = llamacpp.generate(llm, llamacpp.tokenize(llm, prompt), tokens, stops, llamacpp.Sampling())
             answers.append("".join(pieces))
-        weights = llama_cpp.llama_model_n_params(llm.model)
-        bits = 8 * llama_cpp.llama_model_size(llm.model) / weights
-    return Measurement(parity, distance, bits, answers, with_penalty)
+    return Measurement(parity, distance, facts.bits, answers, with_penalty)
 
 
 def check_parity(llm: Any, records: list[Record], tokenizer: Tokenizer, template: str, vocabulary: int) -> Parity:
@@ -105,39 +103,37 @@ def check_parity(llm: Any, records: list[Record], tokenizer: Tokenizer, template
 
 
 def _differences(llm: Any, tokenizer: Tokenizer, template: str, vocabulary: int) -> list[str]:
-    import llama_cpp
-
-    found = []
-    eos = llm.token_eos()
-    if eos != tokenizer.eos:
-        found.append(f"EOS is {eos}, but training used {tokenizer.eos} (`{tokenizer.eos_text}`)")
+    found, facts = [], llamacpp.facts(llm)
+    if facts.eos != tokenizer.eos:
+        found.append(f"EOS is {facts.eos}, but training used {tokenizer.eos} (`{tokenizer.eos_text}`)")
     # The tokens that the vocabulary really adds to a text count, not the flags: an absent flag means something else for
     # each kind of vocabulary.
-    plain, whole = llm.tokenize(b"x", add_bos=False), llm.tokenize(b"x", add_bos=True)
+    plain, whole = llamacpp.text_ids(llm, "x"), llamacpp.text_ids(llm, "x", bos=True)
     expected = [] if tokenizer.bos is None else [tokenizer.bos]
     if whole != expected + plain:
         found.append(
             f"a text becomes {whole}, but training puts {expected or 'no BOS'} before {plain} and nothing after"
         )
-    # Not llm.metadata: it cuts a value that exactly fills its buffer.
-    raw = llama_cpp.llama_model_chat_template(llm.model, None)
-    if raw is None:
+    if facts.chat_template is None:
         found.append("it has no chat template")
-    elif raw.decode("utf-8", errors="replace") != template:
+    elif facts.chat_template != template:
         found.append("its chat template does not match these prompt settings")
-    if llm.n_vocab() != vocabulary:
-        found.append(f"its vocabulary has {llm.n_vocab():,} tokens, the trained model's has {vocabulary:,}")
+    if facts.vocabulary != vocabulary:
+        found.append(f"its vocabulary has {facts.vocabulary:,} tokens, the trained model's has {vocabulary:,}")
     return found
 
 
 def _distance(
-    llm: Any, quantization: str, scored: list[Record], reference: Recomputed, penalty: float, *, crowded: bool
+    llm: Any, quantization: str, scored: list[Record], reference: Recomputed, penalty: float, most: int
 ) -> tuple[Distance, Distance | None]:
-    """Compare the logits of the scored rows; a second time with a repeat penalty, unless that is 1."""
+    """Compare the logits of the scored rows; a second time with a repeat penalty, unless that is 1.
+
+    `most` rows share one reading of a file larger than memory; with 0 each is evaluated for itself.
+    """
     parts, with_penalty = [], []
     position = 0
     with console.progress(f"{quantization} in llama.cpp", sum(len(record.seen) for record in scored), "tokens") as bar:
-        for record, found in zip(scored, _logits(llm, scored, crowded=crowded), strict=True):
+        for record, found in zip(scored, _logits(llm, scored, most), strict=True):
             rows = slice(position, position + len(record.targets))
             position = rows.stop
             expected = reference[rows]
@@ -149,11 +145,9 @@ def _distance(
     return join(parts), join(with_penalty) if with_penalty else None
 
 
-def _logits(llm: Any, scored: list[Record], *, crowded: bool) -> Iterator[Logits]:
-    """Yield the logits of each record; where the file is larger than memory, many records share one reading of it."""
-    if not crowded:
+def _logits(llm: Any, scored: list[Record], most: int) -> Iterator[Logits]:
+    if not most:
         yield from (llamacpp.logits(llm, record.seen, record.first) for record in scored)
         return
-    most = recurrent.sequences(Path(llm.model_path), together.SEQUENCES)
     for group in together.groups([(record.seen, record.first) for record in scored], most):
         yield from together.logits_together(llm, group)
