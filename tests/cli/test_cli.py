@@ -146,16 +146,16 @@ def test_init_takes_the_language_from_your_data(toolkit: Callable[..., Called], 
 
 
 @pytest.mark.parametrize("name", [b"dados-\xe9.csv", b"\xff/plain.csv"])
-def test_init_refuses_a_name_that_its_settings_cannot_hold(tmp_path: Path, name: bytes) -> None:
+def test_init_refuses_a_name_that_its_settings_cannot_hold(
+    toolkit: Callable[..., Called], tmp_path: Path, name: bytes
+) -> None:
     """In one line, not with the whole file in which the name should stand."""
     path = tmp_path / os.fsdecode(name)
     path.parent.mkdir(exist_ok=True)
     path.write_text("question,answer\nq,a\n")
-    command = [sys.executable, "-m", "toolkit", "init", "new", "--data", str(path)]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True)
-    said = done.stderr.decode()
-    assert done.returncode == 2 and "TOML is UTF-8, and that name is not" in said and "rename" in said
-    assert len(said) < 400 and not (tmp_path / "new").exists()
+    called = toolkit("init", "new", "--data", str(path))
+    assert called.code == 2 and "TOML is UTF-8, and that name is not" in called.err and "rename" in called.err
+    assert len(called.err) < 400 and not (tmp_path / "new").exists()
 
 
 def test_init_writes_once_and_never_overwrites(toolkit: Callable[..., Called], tmp_path: Path) -> None:

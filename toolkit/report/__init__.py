@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -10,10 +11,10 @@ from toolkit.core.files import write_text
 from toolkit.core.manifest import FileRecord, Manifest, foreign_outputs, path_name, read_manifest, write_manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.together import write_together
-from toolkit.report.compare import BothRuns, compare_page, compare_runs
-from toolkit.report.facts import Facts, gather
-from toolkit.report.model_card import model_card
-from toolkit.report.page import report_page
+
+if TYPE_CHECKING:  # what writes pages takes a quarter of a second to import, and validate needs words of it alone
+    from toolkit.report.compare import BothRuns
+    from toolkit.report.facts import Facts
 
 __all__ = ["gather_run", "write_comparison", "write_pages"]
 
@@ -26,6 +27,10 @@ def write_pages(
     `reasons` say of each stage why it must run again. A file that somebody else wrote or changed is left as it is
     without `force`: raises ToolkitError that names it, after the other one is written.
     """
+    from toolkit.report.facts import gather
+    from toolkit.report.model_card import model_card
+    from toolkit.report.page import report_page
+
     manifest = read_manifest(folder)
     facts = gather(config, folder, manifest, reasons)
     texts = {folder.page: report_page(facts)}
@@ -45,13 +50,17 @@ def write_pages(
     return [*texts], facts.problems
 
 
-def gather_run(config: Config, folder: RunFolder, reasons: Mapping[str, str]) -> Facts:
+def gather_run(config: Config, folder: RunFolder, reasons: Mapping[str, str]) -> "Facts":
     """Read what a run's files say."""
+    from toolkit.report.facts import gather
+
     return gather(config, folder, read_manifest(folder), reasons)
 
 
-def write_comparison(one: Facts, other: Facts, place: Path) -> BothRuns:
+def write_comparison(one: "Facts", other: "Facts", place: Path) -> "BothRuns":
     """Compare two runs and write the page to `place`."""
+    from toolkit.report.compare import compare_page, compare_runs
+
     found = compare_runs(one, other)
     write_text(place, compare_page(found))
     return found

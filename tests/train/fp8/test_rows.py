@@ -108,6 +108,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_tritons_kernels_compute_the_same_in_its_interpreter() -> None:
     """Widths below, at and above a block; a GPU's own conversion to e4m3 is compared in tests/gpu/test_fp8.py."""
