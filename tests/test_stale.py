@@ -1,6 +1,7 @@
 """A stage that is called alone looks at the stages before it, as `status` does; and a doubtful model replaces none."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -191,29 +192,26 @@ def test_a_training_is_looked_at_once(place: Path, monkeypatch: pytest.MonkeyPat
 
 
 @contextmanager
-def server(place: Path, *models: str) -> Iterator[None]:
-    """An Ollama that holds these models."""
+def server(place: Path, *models: str) -> Iterator[list[str]]:
+    """An Ollama that holds these models, or others that are put into the list."""
+    held = [*models]
 
     def respond(handler: faults.Handler) -> bool:
-        listed = {"models": [{"model": model, "digest": "ab" * 32} for model in models]}
+        listed = {"models": [{"model": model, "digest": "ab" * 32} for model in held]}
         bodies: dict[str, Any] = {"/api/version": {"version": "0.34.1"}, "/api/tags": listed}
         return handler.answer(200, json.dumps(bodies[handler.path]).encode())
 
     with faults.serving(respond) as url:
         (place / "toolkit.toml").write_text(SETTINGS.replace("HOST", url))
-        yield
+        yield held
 
 
 @pytest.mark.usefixtures("no_doctor")
 @pytest.mark.parametrize("where", ["train", "validate"])
-@pytest.mark.parametrize(
-    ("held", "asks"), [(["r:latest"], True), (["r:f16"], True), (["other:latest"], False), ([], False)]
-)
-def test_a_doubtful_model_replaces_none_that_answers(
-    place: Path, monkeypatch: pytest.MonkeyPatch, where: str, held: list[str], asks: bool
-) -> None:
+def test_a_doubtful_model_replaces_none_that_answers(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     pretend(monkeypatch, {where: DOUBT})
-    with server(place, *held):
+    run = place / "exports/r"
+    with server(place) as held:
         for verb in ("prepare", "train", "export", "validate"):
             result = call(verb)
             assert json.loads(result.stdout.splitlines()[-1])["warning"] == (DOUBT if verb == where else "")
@@ -224,16 +222,21 @@ def test_a_doubtful_model_replaces_none_that_answers(
         found = json.loads(stated.stdout)["stages"]
         assert found[where] == {**found[where], "state": "fresh", "warning": DOUBT}
         assert f"warning: {DOUBT}" in CliRunner().invoke(group, ["status"]).stdout
-        for verb in ("register", "run"):
-            result = call(verb)
-            if not asks:
-                assert result.exception is None
-                continue
-            said = message(result)
-            assert getattr(result.exception, "exit_code", 0) == GATE
-            assert "`r` answers in Ollama" in said and DOUBT in said and "--force" in said
-            assert not (place / "exports/r/Modelfile").exists()
-        assert call("register", "--force").exception is None
+        shutil.copytree(run, place / "validated")
+        for name, asks in (("r:latest", True), ("r:f16", True), ("other:latest", False), ("", False)):
+            held[:] = [name] * bool(name)
+            for verb in ("register", "run"):
+                result = call(verb)
+                if asks:
+                    said = message(result)
+                    assert getattr(result.exception, "exit_code", 0) == GATE
+                    assert "`r` answers in Ollama" in said and DOUBT in said and "--force" in said
+                else:
+                    assert result.exception is None
+                assert (run / "Modelfile").exists() is not asks
+            assert call("register", "--force").exception is None and (run / "Modelfile").exists()
+            shutil.rmtree(run)
+            shutil.copytree(place / "validated", run)
 
 
 @pytest.mark.usefixtures("no_doctor")
