@@ -89,7 +89,7 @@ def test_a_failing_installation_shows_its_log_and_stops(place: Path) -> None:
             "http:// proxy",
         ),
         ("ReadTimeoutError: HTTPSConnectionPool(host='files.example', port=443): Read timed out.", "again"),
-        ("ERROR: Could not install: [Errno 28] No space left on device", "free 8 GB"),
+        ("ERROR: Could not install: [Errno 28] No space left on device", "free 10 GB"),
         ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
     ],
 )

@@ -21,7 +21,7 @@ WIDTH = 90  # characters of its last line in a sign of life
 # What pip 23 to 26 and gcc print, and what to do then. The first that is found counts: an error of a proxy, for
 # example, is one of a connection too.
 HINTS = {
-    r"No space left on device": "free 8 GB; if it was /tmp that is full, run TMPDIR=FOLDER with the same command",
+    r"No space left on device": "free 10 GB; if it was /tmp that is full, run TMPDIR=FOLDER with the same command",
     r"CERTIFICATE_VERIFY_FAILED": "your network puts its own certificate in the way: ask for its file, and run "
     "PIP_CERT=FILE with the same command",
     r"Missing dependencies for SOCKS": "pip cannot use a SOCKS proxy here: name an http:// proxy in HTTPS_PROXY, or "

@@ -31,7 +31,7 @@ def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
 
 @verb()
 def doctor(path: str, overrides: tuple[str, ...]) -> None:
-    """Check this machine for the configured run.
+    """Check whether this machine can do the run.
 
     Tools, base model, data, memory and disk (both computed), Ollama; each failing check has its fix.
     """
@@ -75,7 +75,7 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
 @click.option(
     "--adapter",
     metavar="DIR",
-    help="An adapter trained elsewhere, instead of this run's; none: --base is exported as it is.",
+    help="An adapter trained elsewhere, instead of this run's; the word none exports --base as it is.",
 )
 @click.option("--base", metavar="DIR|GGUF|ID", help="Its base model; default: the one that the adapter names.")
 @click.option("--model", metavar="DIR|GGUF|ID", help="A whole fine-tuned model, instead of an adapter.")
@@ -157,7 +157,10 @@ def evaluate(
 @verb(writes=True)
 @click.option("--rollback", is_flag=True, help="Restore NAME:previous; a second call undoes that.")
 @click.option(
-    "--replace", multiple=True, metavar="NAME:TAG", help="Replace this model although it is not ours; repeatable."
+    "--replace",
+    multiple=True,
+    metavar="NAME:TAG",
+    help="Replace this model although the toolkit did not make it; repeatable.",
 )
 def register(
     path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool, replace: tuple[str, ...]
@@ -229,7 +232,7 @@ def status(path: str, overrides: tuple[str, ...]) -> None:
 
 @verb()
 @click.option("--open", "opened", is_flag=True, help="Open the page in a browser.")
-@click.option("--compare", nargs=2, metavar="RUN RUN", help="Two runs beside each other: names, or their folders.")
+@click.option("--compare", nargs=2, metavar="RUN RUN", help="Compare two runs side by side: names, or their folders.")
 @click.option("--force", is_flag=True, help="Replace a page or model card that was changed by hand.")
 def report(path: str, overrides: tuple[str, ...], opened: bool, compare: tuple[str, str] | None, force: bool) -> None:
     """Write the run as one page: report.html.
