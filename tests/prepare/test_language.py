@@ -271,3 +271,16 @@ def test_the_starter_with_sentences_is_a_settings_file() -> None:
         text = starter({"prompt": sentences.prompt(), "validate": sentences.validation()})
         prompt = build(tomllib.loads(text)).prompt
         assert prompt.instruction == sentences.instruction, code
+
+
+@pytest.mark.parametrize("names", ["Frage;Antwort", "pergunta;resposta"])
+def test_columns_that_are_not_known_are_told_with_what_to_do(
+    tmp_path: Path, names: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`init` goes on without the language; what `prepare` will want is said at once."""
+    source = tmp_path / "faq.csv"
+    source.write_text(f"{names}\nWas tun bei Fieber?;Trinken Sie viel.\n", encoding="utf-8")
+    assert file_language(source) == ""
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has no column with the" in said and "`toolkit prepare` will stop there: " in said
+    assert "--set data." in said and "_column=" in said

@@ -126,7 +126,7 @@ def file_language(path: Path) -> str:
     try:
         rows = rows_of([table], config)
     except ToolkitError as exc:
-        console.warn(exc.message)
+        console.warn(f"{exc.message}; `toolkit prepare` will stop there: {exc.hint}")
         return ""
     answers = some_answers(rows.records)
     with identifier(answers) as identify:
