@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -224,36 +223,6 @@ def test_processes_that_cannot_share_a_step_evenly_are_refused(
     values = {key: int(value) for key, value in named.items()}
     settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
     assert launch.run_training(settings, folder, base, gpus=2).figures["devices"] == 2
-
-
-def test_two_machines_train_as_one_process_does(tmp_path: Path, base: Base) -> None:
-    """`accelerate launch` on each, as its own documentation has it; the folder is shared."""
-    values = 'max_steps = 3\nmax_length = 320\nlora_dropout = 0.0\nprecision = "f32"\n'
-    settings = '[run]\nname = "NAME"\n[data]\nsource = "DATA"\n[model]\nbase = "BASE"\n[train]\n' + values
-    settings = settings.replace("DATA", str(REPOSITORY / "data" / "sample.csv")).replace("BASE", str(base.folder))
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.toml").write_text(settings.replace("NAME", name))
-        assert call_toolkit("prepare", "-c", f"{name}.toml", cwd=tmp_path).code == 0
-    assert call_toolkit("train", "-c", "one.toml", cwd=tmp_path).code == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = ["--multi_gpu", "--num_machines=2", "--num_processes=2", "--main_process_ip=127.0.0.1"]
-    common += [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
-    verb = ["-m", "toolkit", "train", "-c", "two.toml", "--json"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OLLAMA_HOST": "127.0.0.1:9"}
-    machines = [
-        subprocess.Popen(
-            [sys.executable, "-m", "accelerate.commands.launch", f"--machine_rank={rank}", *common, *verb],
-            cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
-        for rank in (0, 1)
-    ]  # fmt: skip
-    said = [machine.communicate(timeout=300) for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
-    assert json.loads(said[0][0].splitlines()[-1])["devices"] == 2 and not said[1][0]
-    one, two = (losses(RunFolder(tmp_path / "exports" / name, name)) for name in ("one", "two"))
-    assert two == pytest.approx(one, rel=1e-5) and len(one) == 3
 
 
 def test_a_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
