@@ -97,7 +97,7 @@ def test_a_failure_of_a_known_cause_ends_with_what_to_do(
     place: Path, capfd: pytest.CaptureFixture[str], printed: str, hint: str
 ) -> None:
     program(place / "fails", f"#!/bin/sh\ncat <<'END'\n{printed}\nERROR: No matching distribution found\nEND\nexit 1\n")
-    done = subprocess.run([sys.executable, "patiently.py", "log", "./fails"], cwd=place)
+    done = subprocess.run([sys.executable, "tools/patiently.py", "log", "./fails"], cwd=place)
     last = capfd.readouterr().err.splitlines()[-1]
     assert done.returncode == 1 and last.startswith("   hint: ") and hint in last
 
@@ -107,7 +107,7 @@ def test_a_failure_of_a_known_cause_ends_with_what_to_do(
 )
 def test_a_failure_of_another_cause_gets_no_hint(place: Path, capfd: pytest.CaptureFixture[str], before: str) -> None:
     program(place / "fails", f'#!/bin/sh\necho "{before}"\necho "error: no such compiler"\nexit 1\n')
-    subprocess.run([sys.executable, "patiently.py", "log", "./fails"], cwd=place)
+    subprocess.run([sys.executable, "tools/patiently.py", "log", "./fails"], cwd=place)
     assert "hint" not in capfd.readouterr().err
 
 
