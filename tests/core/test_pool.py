@@ -77,7 +77,7 @@ def endless(piece: int) -> int:
 
 
 def test_what_is_begun_is_not_waited_for_where_no_more_is_wanted() -> None:
-    results = shared(endless, range(40))
+    results = shared(endless, range(40), 9)
     first = next(results)
     assert first != os.getpid()
     results.close()  # as an error or Ctrl-C of the caller does
@@ -85,7 +85,7 @@ def test_what_is_begun_is_not_waited_for_where_no_more_is_wanted() -> None:
 
 def test_one_core_needs_no_other_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: 1)
-    assert {process for _, process in shared(doubled, range(10))} == {os.getpid()}
+    assert {process for _, process in shared(doubled, range(10), 9)} == {os.getpid()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
