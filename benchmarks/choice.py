@@ -15,7 +15,7 @@ from toolkit.evaluate.choice import ask_items, load_choice
 from toolkit.evaluate.llamacpp_system import LlamaCppSystem
 from toolkit.evaluate.lm import AskedLM
 from toolkit.evaluate.systems import Asked
-from toolkit.llamacpp.vocabulary import vocabulary_of
+from toolkit.llamacpp.vocabulary import open_vocabulary
 from toolkit.prompt.tokenizer import Tokenizer
 
 
@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
     tasks = load_choice([], given.exam, 0, None)
+    with open_vocabulary(given.file) as vocabulary:
+        bos, eos = vocabulary.bos if vocabulary.adds_bos else None, vocabulary.eos or 0
     with llamacpp.opened(given.file, 2048) as llm:
-        vocabulary = vocabulary_of(llm.model)
-        bos = vocabulary.bos if vocabulary.adds_bos else None
-        asked: Asked = LlamaCppSystem(llm, given.file, Tokenizer(None, bos, vocabulary.eos or 0, ""), 2048)
+        asked: Asked = LlamaCppSystem(llm, given.file, Tokenizer(None, bos, eos, ""), 2048)
         lm = AskedLM(asked)
         prompts = [lm.tok_encode(item[0].args[0]) for item in tasks[0].requests]
 

@@ -4,7 +4,7 @@
 
 RUN is the folder of a run with GGUF files. Both answer the same held-out questions from the same file; nothing ends an
 answer early. Printed: milliseconds a token of each, their ratio (to be at most 1.2), and for base and trained model in
-transformers the milliseconds a token alone.
+transformers the milliseconds a token alone. llama.cpp must be built for the CPU, so that it generates in this process.
 """
 
 import argparse

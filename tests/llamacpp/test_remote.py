@@ -47,9 +47,9 @@ def asked(path: Path, *, exact: bool) -> dict[str, Any]:
     """All that can be asked of a file."""
     short: list[list[int]] = []
 
-    def over(ids: list[int]) -> bool:
-        short.append(list(ids))
-        return len(ids) == 3
+    def over(*given: Any) -> bool:
+        short.append(list(given[-1]))
+        return len(given[-1]) == 3
 
     with llamacpp.opened(path, 64, exact=exact) as llm:
         sampling = llamacpp.Sampling(temperature=0.9, top_p=0.95, top_k=40, repeat_penalty=1.1, seed=3)
@@ -185,13 +185,14 @@ def test_generators_wait_for_each_other_and_can_be_left(files: dict[str, Path], 
 
 
 def test_ctrl_c_ends_it_at_once(files: dict[str, Path], elsewhere: None, tmp_path: Path) -> None:
-    """Its own process ignores Ctrl-C, which a terminal sends to both."""
+    """Its own process ignores Ctrl-C, which a terminal sends to both, and what `timeout` sends to all."""
     started = tmp_path / "started"
 
     def press() -> None:
         while not started.exists():
             time.sleep(0.01)
-        llm.process.send_signal(signal.SIGINT)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            llm.process.send_signal(number)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt), llamacpp.opened(files["Q8_0"], 64) as llm:

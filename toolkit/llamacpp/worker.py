@@ -19,9 +19,9 @@ from toolkit.llamacpp.messages import Broken, Call, CallBack, Reply, Step, read_
 def serve() -> None:
     """Open a file as the first request says, do what the others ask, and end this process when no more can come.
 
-    Ctrl-C is the asking process's, which then closes the pipe or kills this one.
+    Signals that ask for an end are the asking process's, which then closes the pipe or kills this one.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asks, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
