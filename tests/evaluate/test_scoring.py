@@ -108,6 +108,23 @@ def test_small_passes_give_the_same(twins: asked.Twins, monkeypatch: pytest.Monk
     compare(list(twins.in_transformers.scores(some)), expected[1], rounds)
 
 
+def test_a_continuation_that_ends_is_not_computed_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 40, 4, 21 and 5 tokens behind 3, all but the last are read, 8 positions a pass at most."""
+    monkeypatch.setattr(batched_scoring, "POSITIONS", 8)
+    some = [([7 + count, 8, 9], [20 + index % 200 for index in range(count)]) for count in (40, 4, 21, 5)]
+    read: list[tuple[int, ...]] = []
+    with asked.twins(tmp_path) as made:
+        model = made.in_transformers.model
+        expected = list(made.in_llamacpp.scores(some))
+        hook = model.register_forward_pre_hook(
+            lambda _, __, given: read.append(tuple(given["input_ids"].shape)), with_kwargs=True
+        )
+        found = list(made.in_transformers.scores(some))
+        hook.remove()
+    compare(found, expected)
+    assert read == [(4, 3), (4, 2), (4, 2), *[(2, 4)] * 4, *[(1, 8)] * 2, (1, 3)]
+
+
 def test_what_pairs_share_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four letters after one question cost the question; the beginning of the next question is in the cache."""
     import llama_cpp

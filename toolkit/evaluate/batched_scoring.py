@@ -24,6 +24,11 @@ class _Item:
     before: list[int]
     continuations: list[tuple[int, list[int]]]
 
+    @property
+    def longest(self) -> int:
+        """The tokens of its longest continuation."""
+        return max(len(after) for _, after in self.continuations)
+
 
 def transformers_scores(
     model: Any, pairs: Sequence[Pair], around: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -51,13 +56,13 @@ def transformers_scores(
 def _batches(items: list[_Item], budget: int) -> Iterator[list[_Item]]:
     """Divide items, the longest first, into batches of at most `budget` padded tokens, or of one item."""
     batch: list[_Item] = []
-    size = 0
-    for item in sorted(items, key=lambda item: -len(item.before)):
+    size = before = after = 0
+    for item in sorted(items, key=lambda item: -len(item.before) - item.longest):
         rows = len(item.continuations)
-        width = len((batch or [item])[0].before) + max(len(after) for _, after in item.continuations)
-        if batch and (size + rows) * width > budget:
+        before, after = max(before, len(item.before)), max(after, item.longest)
+        if batch and (size + rows) * (before + after) > budget:
             yield batch
-            batch, size = [], 0
+            batch, size, before, after = [], 0, len(item.before), item.longest
         batch.append(item)
         size += rows
     if batch:
@@ -94,34 +99,33 @@ def _of_batch(model: Any, batch: list[_Item]) -> Iterator[tuple[int, Score]]:
             greedy[place] &= best
 
     add(out.logits, [(row, 0, place, after[0]) for row, place, after in rows if after])
-    longer = [one for one in rows if len(one[2]) > 1]
-    if longer:
-        cache = out.past_key_values
-        chosen = torch.tensor([row for row, _, _ in longer], device=device)
-        cache.reorder_cache(chosen)  # not batch_select_indices: layers that keep a state lack it
-        mask = mask[chosen]
-        most = max(len(after) for _, _, after in longer) - 1
-        step = max(1, POSITIONS // len(longer))
-        for start in range(0, most, step):
-            end = min(start + step, most)
-            ids = torch.zeros((len(longer), end - start), dtype=torch.long)
-            there = torch.zeros_like(ids)
-            wanted = []
-            for row, (_, place, after) in enumerate(longer):
-                seen = after[start : min(end, len(after) - 1)]
-                ids[row, : len(seen)] = torch.tensor(seen)
-                there[row, : len(seen)] = 1
-                wanted += [(row, index, place, after[start + index + 1]) for index in range(len(seen))]
-            mask = torch.cat([mask, there.to(device)], dim=1)
-            out = model(
-                input_ids=ids.to(device),
-                attention_mask=mask,
-                position_ids=_places(mask)[:, -(end - start) :],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            add(out.logits, wanted)
-    yield from ((place, Score(sums[place], greedy[place])) for _, place, _ in rows)
+    cache, start = out.past_key_values, 0
+    while longer := [one for one in rows if len(one[2]) > start + 1]:  # those that have ended leave the batch
+        if start == 0 or len(longer) < len(rows):
+            chosen = torch.tensor([row for row, _, _ in longer], device=device)
+            cache.reorder_cache(chosen)  # not batch_select_indices: layers that keep a state lack it
+            mask = mask[chosen]
+            rows = [(row, place, after) for row, (_, place, after) in enumerate(longer)]
+        end = min(start + max(1, POSITIONS // len(rows)), max(len(after) for _, _, after in rows) - 1)
+        ids = torch.zeros((len(rows), end - start), dtype=torch.long)
+        there = torch.zeros_like(ids)
+        wanted = []
+        for row, place, after in rows:
+            seen = after[start : min(end, len(after) - 1)]
+            ids[row, : len(seen)] = torch.tensor(seen)
+            there[row, : len(seen)] = 1
+            wanted += [(row, index, place, after[start + index + 1]) for index in range(len(seen))]
+        mask = torch.cat([mask, there.to(device)], dim=1)
+        out = model(
+            input_ids=ids.to(device),
+            attention_mask=mask,
+            position_ids=_places(mask)[:, -(end - start) :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        add(out.logits, wanted)
+        start = end
+    yield from ((place, Score(sums[place], greedy[place])) for place in sums)
 
 
 def _places(mask: Any) -> Any:
