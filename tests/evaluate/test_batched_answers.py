@@ -45,7 +45,7 @@ def until(answer: list[int], ends: tuple[int, ...]) -> tuple[list[int], bool]:
 
 
 def together(model: Any, ends: tuple[int, ...]) -> list[tuple[int, list[int], bool]]:
-    return list(answer_together(model, prompts(), TOKENS, ends, lambda _: False, nullcontext))
+    return list(answer_together(model, prompts(), TOKENS, ends, lambda *_: False, nullcontext))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_an_ended_answer_is_not_computed_further(model: Any, monkeypatch: pytest
     monkeypatch.setattr(batched_answers, "_next", counted)
     limits = iter(range(1, 1000))
     found = list(
-        answer_together(model, prompts(), TOKENS, (), lambda ids: len(ids) > 5 and next(limits) < 4, nullcontext)
+        answer_together(model, prompts(), TOKENS, (), lambda _, ids: len(ids) > 5 and next(limits) < 4, nullcontext)
     )
     assert [len(answer) for _, answer, _ in found] == [6] * 3 + [TOKENS] * 4
     assert rows == [7] * 6 + [4] * (TOKENS - 6)

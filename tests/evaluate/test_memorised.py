@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as some
 
 from tests.support import scored_models
 from toolkit.core.errors import ToolkitError
@@ -19,6 +21,7 @@ from toolkit.evaluate.memorised import (
     FIRST,
     TOKENS,
     continue_rows,
+    differs,
     memorised,
     read_beginnings,
     room_for,
@@ -26,7 +29,7 @@ from toolkit.evaluate.memorised import (
 )
 from toolkit.evaluate.preview import foreseen
 from toolkit.evaluate.summary import evaluation_text
-from toolkit.evaluate.systems import Answer, Score
+from toolkit.evaluate.systems import Answer, Enough, Score
 from toolkit.evaluate.transformers_system import Place, TransformersSystem
 from toolkit.prompt.format import Prompt, prompt_format
 from toolkit.prompt.renderings import render
@@ -59,10 +62,14 @@ class Parrot:
     def text_ids(self, text: str) -> list[int]:
         return [ord(char) for char in text]
 
-    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
-        for prompt in prompts:
+    def answers(
+        self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...], enough: Enough | None = None
+    ) -> Iterator[Answer]:
+        for number, prompt in enumerate(prompts):
             self.asked.append(prompt.text)
             end = next((text for beginning, text in self.said.items() if prompt.text.endswith(beginning)), "")
+            while enough and enough(number, end[:-1]):  # the shortest that is enough
+                end = end[:-1]
             yield Answer(end, len(end), True)
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
@@ -131,6 +138,45 @@ def test_a_model_with_few_positions_is_asked_what_fits(made: scored_models.World
 )
 def test_words_in_a_row(text: str, count: int) -> None:
     assert words_in_a_row(text, ["of", "a", "child", "does", "not", "fall"]) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", False), (" of", False), (" o", False), (" of A child!", False), (" of a chin", True), (" off", True),
+        (" of a child does ###", False), (" of a child ### Inp", False), (" of a child ### Inpatients", True),
+        (" of a child does not fall", False), (" of a child does not fall, ev", True), (" of a chi\ufffd", False),
+    ],
+)  # fmt: skip
+def test_a_continuation_differs_once_no_word_can_come_back(text: str, found: bool) -> None:
+    assert differs(text, ["of", "a", "child", "does", "not", "fall"], ("### Input:",)) is found
+
+
+@given(
+    some.text("aσΣ' 体.", max_size=12),
+    some.lists(some.sampled_from(["a", "aa", "σ", "aς", "ας", "体", "aσa"]), max_size=4),
+    some.sampled_from([(), ("a.",), (". a",)]),
+)
+def test_what_follows_the_word_that_differs_changes_nothing(text: str, rest: list[str], stops: tuple[str, ...]) -> None:
+    whole = text[: min([text.index(stop) for stop in stops if stop in text], default=len(text))]
+    for end in range(len(whole) + 1):
+        if differs(text[:end], rest, stops):
+            assert words_in_a_row(text[:end], rest) == words_in_a_row(whole, rest)
+
+
+def test_rows_that_begin_alike_are_kept_apart(made: scored_models.World, tmp_path: Path) -> None:
+    run = run_with(made, tmp_path)
+    other = " ".join([*LONG.split()[:FIRST], *OTHER.split()])
+    scored_models.write_rows(run.folder.split_file("train"), [("When?", LONG), ("When?", other)])
+    form = prompt_format(run.config.prompt)
+    _, found = read_beginnings(run.folder, form, EOS, 50)
+    assert found[0].prompt.text == found[1].prompt.text
+    with journal(tmp_path / "journal") as done:
+        words, _ = continue_rows(
+            Parrot({"the fever": after(LONG, FIRST)}), "key", found, form.stops, done, lambda: None
+        )
+        again, _ = continue_rows(Parrot({}), "key", found, form.stops, done, lambda: None)
+    assert words == again == [len(LONG.split()) - FIRST, 0]
 
 
 def test_files_of_the_same_row_number_are_not_mistaken(made: scored_models.World, tmp_path: Path) -> None:

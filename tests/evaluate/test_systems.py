@@ -6,6 +6,7 @@ import pytest
 from tests.support import scored_models
 from tests.support.properties import first_fast
 from toolkit import llamacpp
+from toolkit.evaluate import transformers_system
 from toolkit.evaluate.bench import Bench
 from toolkit.evaluate.systems import Answer, System, answer_of, cut_at, in_order
 from toolkit.prompt.format import Prompt
@@ -31,6 +32,24 @@ def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
         alone = [next(iter(asked.answers([prompt], TOKENS, ()))) for prompt in prompts(bench)]
     assert len(together) == 18 and len({answer.text for answer in together}) > 3
     assert together == alone
+
+
+@pytest.mark.parametrize("name", first_fast(["trained", "Q8_0"]))
+def test_an_answer_goes_no_further_than_what_is_enough(
+    bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_system, "BATCH", 5)  # numbers go on from batch to batch
+    with bench.opened(named(bench, name), 256) as asked:
+        free = list(asked.answers(prompts(bench), TOKENS, ()))
+        found = list(asked.answers(prompts(bench), TOKENS, (), lambda number, text: number % 3 == 1 and len(text) > 3))
+    assert len(found) == 18
+    for number, (whole, part) in enumerate(zip(free, found, strict=True)):
+        if number % 3 == 1 and part != whole:
+            assert whole.text.startswith(part.text.rstrip("\ufffd")) and len(part.text) > 3 and not part.ended
+            assert part.tokens < whole.tokens
+        else:
+            assert part == whole
+    assert sum(part != whole for part, whole in zip(found, free, strict=True)) >= 3
 
 
 def test_the_exact_file_answers_as_the_trained_model_and_not_as_the_base(bench: Bench) -> None:

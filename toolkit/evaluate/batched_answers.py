@@ -24,13 +24,14 @@ def answer_together(
     prompts: Sequence[list[int]],
     tokens: int,
     ends: tuple[int, ...],
-    over: Callable[[list[int]], bool],
+    over: Callable[[int, list[int]], bool],
     around: Callable[[], AbstractContextManager[Any]],
 ) -> Iterator[tuple[int, list[int], bool]]:
     """Answer all prompts in one batch; yield (number of the prompt, ids of its answer, ended) as each ends.
 
     `model` is a causal model of transformers or PEFT, which computes within `around()`. An answer ends at one of
-    `ends`, which is left out, at `tokens` tokens, or where `over` says so of its ids. What has ended leaves the batch.
+    `ends`, which is left out, at `tokens` tokens, or where `over` says so of its number and ids. What has ended
+    leaves the batch.
     """
     import torch
 
@@ -53,7 +54,7 @@ def answer_together(
                     ended = token in ends
                     if not ended:
                         row.answer.append(token)
-                    if ended or len(row.answer) >= tokens or over(row.answer):
+                    if ended or len(row.answer) >= tokens or over(row.number, row.answer):
                         done.append((row, ended))
                 if done:
                     gone = {row.number for row, _ in done}

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit import llamacpp
 from toolkit.evaluate.scoring import Pair, llamacpp_scores
-from toolkit.evaluate.systems import Answer, Asked, Score, answer_of, cut_at, in_order
+from toolkit.evaluate.systems import Answer, Asked, Enough, Score, answer_of, ending, in_order
 from toolkit.llamacpp.batched import answer_all, at_once
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
@@ -35,13 +35,15 @@ class LlamaCppSystem:
         """Return the ids of a plain text, without BOS; control tokens in it are text."""
         return llamacpp.text_ids(self.llm, text)
 
-    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
+    def answers(
+        self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...], enough: Enough | None = None
+    ) -> Iterator[Answer]:
         """Answer each prompt greedily, several at once; in the order of the prompts."""
         given = [self.prompt_ids(prompt) for prompt in prompts]
         if not given:
             return
         count = at_once(self.path, max(map(len, given)) + tokens)
-        found = answer_all(self.llm, given, tokens, count, lambda ids: cut_at(self.tokenizer, ids, stops) is not None)
+        found = answer_all(self.llm, given, tokens, count, ending(self.tokenizer, stops, enough))
         self.begun.callback(found.close)
         yield from in_order((number, answer_of(self.tokenizer, ids, ended, stops)) for number, ids, ended in found)
 

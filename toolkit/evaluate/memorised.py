@@ -65,8 +65,11 @@ def beginning_keys(
     key: str, beginnings: Sequence[Beginning], tokenizer: Tokenizer, window: int, stops: tuple[str, ...]
 ) -> list[str | None]:
     """Return the journal's key of each continuation by a system; None for a beginning that leaves no room for it."""
-    ids = [tokenizer.prompt_ids(one.prompt) for one in beginnings]
-    return [key_of(key, "memorised", one, TOKENS, stops) if len(one) + TOKENS <= window else None for one in ids]
+    return [
+        key_of(key, "memorised", ids, one.rest, TOKENS, stops) if len(ids) + TOKENS <= window else None
+        for one in beginnings
+        for ids in [tokenizer.prompt_ids(one.prompt)]
+    ]
 
 
 def continue_rows(
@@ -80,16 +83,22 @@ def continue_rows(
     """Return how many words of each row a system gives back from where its beginning ends, and the seconds that took.
 
     None stands for a beginning that leaves no room in the model's positions. `key` stands for all that decides the
-    system's answers besides the prompt; what the journal has is not asked again.
+    system's answers besides the prompt; what the journal has is not asked again. A continuation goes no further than to
+    the first word that differs.
     """
     keys = beginning_keys(key, beginnings, asked.tokenizer, asked.window, stops)
     left = [
-        (name, one.prompt)
+        (name, one)
         for name, one in zip(keys, beginnings, strict=True)
         if name is not None and journal.get(name) is None
     ]
     started = time.monotonic()
-    answers = asked.answers([prompt for _, prompt in left], TOKENS, stops)
+    answers = asked.answers(
+        [one.prompt for _, one in left],
+        TOKENS,
+        stops,
+        lambda number, text: differs(text, left[number][1].rest, stops),
+    )
     for (name, _), answer in zip(left, answers, strict=True):
         now = time.monotonic()
         journal.put(name, {"text": answer.text, "seconds": round(now - started, 3)})
@@ -116,6 +125,21 @@ def words_in_a_row(text: str, rest: Sequence[str]) -> int:
             break
         count += 1
     return count
+
+
+def differs(text: str, rest: Sequence[str], stops: tuple[str, ...]) -> bool:
+    """Tell whether a word of a text is not that of `rest`, whatever follows: `words_in_a_row` can grow no more.
+
+    The last word may still grow. A stop that has begun would take away words before it.
+    """
+    if any(text.endswith(stop[:size]) for stop in stops for size in range(1, len(stop))):
+        return False
+    words = words_of(text)
+    # Only a small sigma depends on what follows it.
+    said, expected = ([word.replace("ς", "σ") for word in some] for some in (words, rest[: len(words)]))
+    if len(said) > len(expected):
+        return True
+    return bool(said) and (said[:-1] != expected[:-1] or not expected[-1].startswith(said[-1]))
 
 
 def memorised(of: int, beginnings: Sequence[Beginning], found: dict[str, list[int | None]]) -> dict[str, Any] | None:

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.tokenizer import Tokenizer
 
+Enough = Callable[[int, str], bool]  # given a prompt's number from 0 on and its answer so far: is that enough?
+
 
 @dataclass(frozen=True)
 class System:
@@ -55,8 +57,13 @@ class Asked(Protocol):
     def text_ids(self, text: str) -> list[int]:
         """Return the ids of a plain text, without BOS; control tokens in it are text."""
 
-    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
-        """Answer each prompt greedily, to EOS, to a stop, or to that many tokens; in the order of the prompts."""
+    def answers(
+        self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...], enough: Enough | None = None
+    ) -> Iterator[Answer]:
+        """Answer each prompt greedily, to EOS, to a stop, or to that many tokens; in the order of the prompts.
+
+        What is `enough` goes no further.
+        """
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
         """Score continuations, each after the ids before it (at least one); in order. Common beginnings are cached."""
@@ -78,9 +85,11 @@ class Waiting:
         """Return the ids of a plain text, without BOS."""
         return self.load().text_ids(text)
 
-    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
+    def answers(
+        self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...], enough: Enough | None = None
+    ) -> Iterator[Answer]:
         """Answer each prompt, in order."""
-        return self.load().answers(prompts, tokens, stops) if prompts else iter(())
+        return self.load().answers(prompts, tokens, stops, enough) if prompts else iter(())
 
     def scores(self, pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Score]:
         """Score continuations, in order."""
@@ -104,6 +113,21 @@ def cut_at(tokenizer: Tokenizer, ids: list[int], stops: tuple[str, ...], *, whol
     text = tokenizer.decode(ids if whole else ids[-longest - 1 :])
     found = [text.index(stop) for stop in stops if stop in text]
     return min(found) if found else None
+
+
+def ending(
+    tokenizer: Tokenizer, stops: tuple[str, ...], enough: Enough | None, first: int = 0
+) -> Callable[[int, list[int]], bool]:
+    """Return what tells, by a prompt's number and its answer's ids so far, whether a stop or `enough` ends it.
+
+    `first` is the number of a batch's first prompt among all.
+    """
+
+    def over(number: int, ids: list[int]) -> bool:
+        stopped = cut_at(tokenizer, ids, stops) is not None
+        return stopped or (enough is not None and enough(first + number, tokenizer.decode(ids)))
+
+    return over
 
 
 def in_order(found: Iterable[tuple[int, Answer]]) -> Iterator[Answer]:

@@ -15,7 +15,7 @@ from toolkit.core.quiet import silence_transformers
 from toolkit.evaluate.batched_answers import answer_together, use_grouped_attention
 from toolkit.evaluate.batched_scoring import transformers_scores
 from toolkit.evaluate.scoring import Pair
-from toolkit.evaluate.systems import Answer, Score, answer_of, cut_at, in_order
+from toolkit.evaluate.systems import Answer, Enough, Score, answer_of, ending, in_order
 from toolkit.formats.checkpoint import open_folder
 from toolkit.model.dequantized import plain_folder
 from toolkit.model.model_config import is_four_bit
@@ -60,7 +60,9 @@ class TransformersSystem:
         """Return the ids of a plain text, without BOS; control tokens in it are text."""
         return self.tokenizer.encode(text)
 
-    def answers(self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...]) -> Iterator[Answer]:
+    def answers(
+        self, prompts: Sequence[Prompt], tokens: int, stops: tuple[str, ...], enough: Enough | None = None
+    ) -> Iterator[Answer]:
         """Answer each prompt greedily, a batch at once with padding on the left; in the order of the prompts."""
         given = [self.prompt_ids(prompt) for prompt in prompts]
         step = self._at_once(max(map(len, given), default=0) + tokens)
@@ -71,7 +73,7 @@ class TransformersSystem:
                 batch,
                 tokens,
                 self.ends,
-                lambda ids: cut_at(self.tokenizer, ids, stops) is not None,
+                ending(self.tokenizer, stops, enough, start),
                 self._adapter,
             )
             yield from in_order((number, answer_of(self.tokenizer, ids, ended, stops)) for number, ids, ended in found)

@@ -1,6 +1,7 @@
 """Several questions answered at once by one GGUF: each pass of llama.cpp reads the weights once for all of them.
 
-Every sequence has a stream of the KV cache of its own. Where one ends, the next question takes its place.
+Every sequence has a stream of the KV cache of its own. Where one ends, the next question takes its place, or else the
+last sequence: llama.cpp computes only neighbours together.
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -48,12 +49,12 @@ def at_once(path: Path, length: int) -> int:
 
 @beside_file
 def answer_all(
-    llm: Any, prompts: Sequence[Sequence[int]], tokens: int, count: int, over: Callable[[list[int]], bool]
+    llm: Any, prompts: Sequence[Sequence[int]], tokens: int, count: int, over: Callable[[int, list[int]], bool]
 ) -> Generator[tuple[int, list[int], bool], None, None]:
     """Answer prompts greedily, `count` at once; yield (number of the prompt, ids of its answer, ended) as each ends.
 
     An answer ends at a token that the vocabulary calls an end, which is left out, at `tokens` tokens, or where `over`
-    says so of its ids. Raises ToolkitError if llama.cpp has no memory for them, or cannot evaluate them.
+    says so of its number and ids. Raises ToolkitError if llama.cpp has no memory for them, or cannot evaluate them.
     """
     import llama_cpp
 
@@ -81,7 +82,7 @@ def _work(
     prompts: Sequence[Sequence[int]],
     tokens: int,
     count: int,
-    over: Callable[[list[int]], bool],
+    over: Callable[[int, list[int]], bool],
 ) -> Iterator[tuple[int, list[int], bool]]:
     import llama_cpp
 
@@ -90,10 +91,12 @@ def _work(
     waiting = [Sequenced(number, prompt) for number, prompt in enumerate(prompts)][::-1]
     places: list[Sequenced | None] = [None] * count
     while True:
-        for place in range(count):
+        for place in range(len(places)):
             if places[place] is None and waiting:
                 places[place] = waiting.pop()
                 llama_cpp.llama_memory_seq_rm(memory, place, -1, -1)
+        if not waiting:
+            _close_gaps(memory, places)
         wanted = _fill(batch, places)
         if not batch.n_tokens:
             return
@@ -108,18 +111,33 @@ def _work(
             ended = bool(llama_cpp.llama_vocab_is_eog(vocabulary, token))
             if not ended:
                 one.answer.append(token)
-            if ended or len(one.answer) >= tokens or over(one.answer):
+            if ended or len(one.answer) >= tokens or over(one.number, one.answer):
                 places[place] = None
                 yield one.number, one.answer, ended
 
 
-def _fill(batch: Any, places: Sequence[Sequenced | None]) -> list[tuple[int, int]]:
-    """Put the next token of each answer into a batch, then ids of prompts; return (place, index) of those with logits.
+def _close_gaps(memory: Any, places: list[Sequenced | None]) -> None:
+    """Move the last sequences into places that are free, and forget these at the end."""
+    import llama_cpp
 
-    A prompt that does not fit waits for the next pass with its rest.
+    for place in range(len(places)):
+        while places and places[-1] is None:
+            places.pop()
+        if place < len(places) and places[place] is None:
+            last = len(places) - 1
+            places[place] = places.pop()
+            llama_cpp.llama_memory_seq_rm(memory, place, -1, -1)
+            llama_cpp.llama_memory_seq_cp(memory, last, place, -1, -1)
+            llama_cpp.llama_memory_seq_rm(memory, last, -1, -1)
+
+
+def _fill(batch: Any, places: Sequence[Sequenced | None]) -> list[tuple[int, int]]:
+    """Put the next token of each answer into a batch, or ids of its prompt; return (place, index) of those with logits.
+
+    The places are in order. A prompt that does not fit waits for the next pass with its rest; answers have room.
     """
     wanted: list[tuple[int, int]] = []
-    index = 0
+    index, room = 0, PASS - sum(bool(one and one.answer) for one in places)
 
     def put(place: int, token: int, position: int, last: bool) -> None:
         nonlocal index
@@ -132,11 +150,10 @@ def _fill(batch: Any, places: Sequence[Sequenced | None]) -> list[tuple[int, int
     for place, one in enumerate(places):
         if one is not None and one.answer:
             put(place, one.answer[-1], len(one.prompt) + len(one.answer) - 1, True)
-    for place, one in enumerate(places):
-        if one is not None and not one.answer:
-            end = min(len(one.prompt), one.read + PASS - index)
+        elif one is not None:
+            end = min(len(one.prompt), one.read + room)
             for position in range(one.read, end):
                 put(place, one.prompt[position], position, position == len(one.prompt) - 1)
-            one.read = end
+            room, one.read = room - (end - one.read), end
     batch.n_tokens = index
     return wanted
