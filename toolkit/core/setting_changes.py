@@ -6,7 +6,7 @@ A new setting's default keeps what was done before, so that a record without it 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import to_jsonable_python
+from pydantic import TypeAdapter
 
 from toolkit.core.aliases import present_key
 from toolkit.core.config import SECTIONS
@@ -43,7 +43,7 @@ def default_of(key: str) -> Any:
     field = SECTIONS[section].model_fields.get(name) if section in SECTIONS else None
     if field is None or field.is_required():
         return NEVER
-    return to_jsonable_python(field.get_default(call_default_factory=True))
+    return TypeAdapter(Any).dump_python(field.get_default(call_default_factory=True), mode="json")
 
 
 def _unchanged(then: Any, now: Any, default: Any) -> bool:
