@@ -206,6 +206,7 @@ save_steps = 1000
     process.send_signal(number)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
+    assert "Loading weights" not in err and "Failed to load" not in err  # what transformers and bitsandbytes say
     assert "stopping as soon as a checkpoint can be saved" in err and json.loads(out)["exit_code"] == 130
     assert len(list(folder.checkpoints.glob(f"*/checkpoint-*/{checkpoints.MARKER}"))) == 1
 

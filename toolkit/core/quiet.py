@@ -10,7 +10,6 @@ def silence_transformers() -> None:
 
     One thread at a time imports transformers: it puts another module in its place, which a second one would not see.
     """
-    import logging
     import warnings
 
     with _importing:
@@ -18,5 +17,12 @@ def silence_transformers() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    silence_bitsandbytes()
     warnings.filterwarnings("ignore", module="torch|transformers|peft|trl|accelerate")
+
+
+def silence_bitsandbytes() -> None:
+    """Turn off bitsandbytes' advice, which it gives when it is imported; nothing is imported here."""
+    import logging
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

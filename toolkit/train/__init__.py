@@ -7,6 +7,7 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
+from toolkit.core.quiet import silence_bitsandbytes
 from toolkit.core.run_folder import RunFolder
 from toolkit.model import memory_plan
 from toolkit.model.base import Base
@@ -78,6 +79,7 @@ def _stopped(job: Job) -> str:
 def _backend(config: Config, avoid: str) -> tuple[Backend, str]:
     """Choose the training library and its precision; raises ToolkitError if this machine cannot run them."""
     parallel.check()
+    silence_bitsandbytes()
     if parallel.rank():
         console.configure(quiet=True)
     avoid = "PEFT shards the model" if parallel.sharded() else avoid

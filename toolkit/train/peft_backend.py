@@ -4,6 +4,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
+from toolkit.core.quiet import silence_transformers
 from toolkit.model.attention_kernels import VARLEN
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
@@ -29,6 +30,7 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    silence_transformers()
     settings = config.train
     cuda = torch.cuda.is_available() and str(device) != "cpu"
     options: dict[str, Any] = {"dtype": torch.float32}
