@@ -259,8 +259,8 @@ def exit_codes() -> str:
 
     rows = [
         (0, "done"),
-        (errors.FAILED, "failed: a file, a disk, a library or the toolkit itself"),
-        (errors.USAGE, "wrong usage, settings or data: a change of what you wrote helps"),
+        (errors.FAILED, "failed: a file whose content cannot be used, a disk, a library or the toolkit itself"),
+        (errors.USAGE, "wrong usage or settings, or data that the settings refuse: a change of what you wrote helps"),
         (errors.MISSING, "something needed is missing: a program, a package, a model, a server, access"),
         (errors.GATE, "a quantization is too far from the trained model, or the trained model is no better than its "
          "base and would replace one that answers"),
