@@ -14,7 +14,7 @@ from tests.support.places import REPOSITORY
 from toolkit.cli import summary
 from toolkit.core import config_file, console
 from toolkit.core.config import Config
-from toolkit.core.files import read_records
+from toolkit.core.files import Records
 from toolkit.core.run_folder import folder_of
 from toolkit.pipeline.findings import Finished
 from toolkit.pipeline.performing import perform
@@ -47,7 +47,7 @@ def said(stage: str, config: Config) -> tuple[Done, str]:
 def test_prepare_counts_what_is_in_its_files(tmp_path: Path) -> None:
     config = small(tmp_path)
     done, text = said("prepare", config)
-    counts = {side: len(read_records(folder_of(config).split_file(side))) for side in ("train", "val", "test")}
+    counts = {side: len(Records(folder_of(config).split_file(side))) for side in ("train", "val", "test")}
     assert all(f"{count:,} {side}" in text for side, count in counts.items())
     assert f"{sum(counts.values()):,} kept" in text and f"{done.figures['rows']:,} rows" in text
     again = perform("prepare", config, folder_of(config))

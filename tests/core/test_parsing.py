@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from toolkit.core import config_file
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import Records
 from toolkit.core.manifest import read_manifest
 from toolkit.core.parsing import parse_json, parse_toml, read_bounded, read_json
 from toolkit.core.run_folder import RunFolder
@@ -157,7 +157,7 @@ def test_a_damaged_record_names_its_line(line: bytes, said: str, tmp_path: Path)
     path = tmp_path / "train.jsonl"
     path.write_bytes(b'{"instruction": "", "input": "a", "output": "b"}\n' + line + b"\n")
     with pytest.raises(ToolkitError) as found:
-        read_records(path)
+        Records(path)
     assert "line 2" in found.value.message and said in found.value.message
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from toolkit.core import run_folder
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records, writing, writing_folder
+from toolkit.core.files import Records, writing, writing_folder
 from toolkit.core.manifest import (
     StageRecord,
     foreign_outputs,
@@ -231,9 +231,9 @@ def test_records_end_at_newlines_alone(tmp_path: Path) -> None:
     path = tmp_path / "test.jsonl"
     rows = (f'{{"instruction": "", "input": "", "output": "{text}"}}\n' for text in ("a\u2028b\x85c", "d"))
     path.write_text("".join(rows), encoding="utf-8")
-    assert [record["output"] for record in read_records(path)] == ["a\u2028b\x85c", "d"]
+    assert [record["output"] for record in Records(path)] == ["a\u2028b\x85c", "d"]
     path.write_text('{"instruction": "", "input": "", "output": "a"}\n[1]\n')
     with pytest.raises(ToolkitError, match="line 2"):
-        read_records(path)
+        Records(path)
     with pytest.raises(ToolkitError, match="no prepared data"):
-        read_records(tmp_path / "gone.jsonl")
+        Records(tmp_path / "gone.jsonl")

@@ -12,7 +12,7 @@ from tests.support.models import save_tokenizer
 from tests.support.prompts import FORMATS
 from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import Records
 from toolkit.core.input_settings import PromptSettings
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import Turn, asked_in_full, conversation, render, render_record
@@ -106,7 +106,7 @@ def test_a_record_of_a_chat_is_read_and_shown(tmp_path: Path) -> None:
     form, path = prompt_format(PromptSettings()), tmp_path / "train.jsonl"
     record = {"instruction": "Explain:", "history": CHAT, "input": "And then?", "output": "Rest."}
     path.write_text(json.dumps(record) + "\n")
-    (found,) = read_records(path)
+    (found,) = Records(path)
     assert render_record(form, found, EOS).text == render(form, "And then?", "Explain:", CHAT, EOS).text
     assert asked_in_full(found).endswith("Assistant: From 38 °C.\n\nUser: And then?")
     assert asked_in_full({"input": "What?"}) == "What?"
@@ -117,4 +117,4 @@ def test_a_damaged_history_is_refused(history: object, tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"instruction": "", "input": "q", "output": "a", "history": history}) + "\n")
     with pytest.raises(ToolkitError, match="line 1 is not a record: `history`"):
-        read_records(path)
+        Records(path)

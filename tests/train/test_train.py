@@ -28,7 +28,7 @@ from tests.train.conftest import (
 )
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import Records
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model.base import Base
@@ -127,8 +127,8 @@ def test_held_out_loss_is_the_mean_over_tokens(small: tuple[Config, RunFolder], 
 
     settings, folder = small
     settings = plain(settings, learning_rate=1e-2, max_steps=3, warmup_steps=0, max_length=320)
-    records = read_records(folder.split_file("val"))
-    records = [{**record, "output": "Rest. " * 12 if place < 2 else "No."} for place, record in enumerate(records)]
+    held_out = Records(folder.split_file("val"))
+    records = [{**record, "output": "Rest. " * 12 if place < 2 else "No."} for place, record in enumerate(held_out)]
     records.append(records[0])  # five records in batches of two
     folder.split_file("val").write_text("".join(json.dumps(record) + "\n" for record in records))
     train(settings, folder, base)

@@ -54,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> scored_models.World:
 @pytest.fixture(scope="package")
 def trained(made: scored_models.World) -> Iterator[Trained]:
     tokenizer, form = load_tokenizer(made.base.folder), prompt_format(made.config.prompt)
-    records = held_out.read_held_out(made.folder.split_file("test"), form, tokenizer)
+    records = [*held_out.read_held_out(made.folder.split_file("test"), form, tokenizer)]
     settings = made.config.validation
     prompts = [render(form, question, settings.instruction) for question in settings.questions]
     layers = open_trained(made.base.folder, made.folder.adapter)

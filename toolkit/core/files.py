@@ -10,9 +10,10 @@ import os
 import shutil
 import tempfile
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, overload
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.parsing import parse_json
@@ -214,9 +215,33 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Return the records of one split, as `each_record` reads them."""
-    return [*each_record(path)]
+class Records(Sequence[dict[str, Any]]):
+    """The records of one split, read from the disk when they are asked for: 8 bytes of each are in memory.
+
+    All are looked at once, as `each_record` does.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ends = array("Q", [0])
+        for end, _ in _placed_records(path, 0, None):
+            self._ends.append(end)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return each_record(self._path)
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        return next(each_record(self._path, self._ends[number], self._ends[number + 1]))
 
 
 def each_record(path: Path, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
@@ -225,6 +250,11 @@ def each_record(path: Path, start: int = 0, end: int | None = None) -> Iterator[
     A record of a chat has `history` too: its earlier turns, each a list of question and answer. `start` and `end` are
     the bytes where a line begins, of a part of the file.
     """
+    return (record for _, record in _placed_records(path, start, end))
+
+
+def _placed_records(path: Path, start: int, end: int | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the byte behind each record's line, and the record."""
     number, place = 0, start
     try:
         # Lines end at \n alone: JSON leaves U+2028 and U+0085 in a text as they are, where splitlines() would cut.
@@ -234,7 +264,7 @@ def each_record(path: Path, start: int = 0, end: int | None = None) -> Iterator[
                 if end is not None and place >= end:
                     return
                 number, place = number + 1, place + len(line)
-                yield _record(parse_json(line))
+                yield place, _record(parse_json(line))
     except FileNotFoundError:
         raise ToolkitError(f"no prepared data `{path}`", hint="write it with `toolkit prepare`") from None
     except (ValueError, TypeError) as exc:

@@ -5,7 +5,7 @@ grow by one word a round, and only where a shorter run was found: what is looked
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +40,9 @@ def words_of(text: str) -> list[str]:
 def longest_runs(answers: Sequence[str], training: Iterable[tuple[int, str]]) -> list[Copied]:
     """Return for each answer its longest run of words that one of the training answers, given as (row, text), has."""
     numbers: dict[str, int] = {}
-    asked = _Text.of(enumerate(answers), numbers)
+    asked = _Text.of(enumerate(answers), lambda word: numbers.setdefault(word, len(numbers)))
     best = [Copied(0, None, "")] * len(answers)
-    for part in _parts(training, numbers):
+    for part in _parts(training, lambda word: numbers.get(word, len(numbers))):  # no answer has this number
         _search(asked, part, answers, best)
     return best
 
@@ -57,14 +57,14 @@ class _Text:
     left: Places  # words from each place to the end of its text
 
     @classmethod
-    def of(cls, texts: Iterable[tuple[int, str]], numbers: dict[str, int]) -> "_Text":
-        """Number the words of texts; a word that is met first gets the next number."""
+    def of(cls, texts: Iterable[tuple[int, str]], number: Callable[[str], int]) -> "_Text":
+        """Hash the words of texts by their numbers."""
         ids: list[int] = []
         rows: list[int] = []
         sizes: list[int] = []
         for row, text in texts:
             found = words_of(text)
-            ids += [numbers.setdefault(word, len(numbers)) for word in found]
+            ids += map(number, found)
             rows.append(row)
             sizes.append(len(found))
         count = np.array(sizes, dtype=np.int64)
@@ -81,17 +81,17 @@ class _Text:
         return (self.sums[places + length] - self.sums[places]) * self.powers[places]
 
 
-def _parts(training: Iterable[tuple[int, str]], numbers: dict[str, int]) -> Iterable[_Text]:
+def _parts(training: Iterable[tuple[int, str]], number: Callable[[str], int]) -> Iterable[_Text]:
     held: list[tuple[int, str]] = []
     size = 0
     for row, text in training:
         held.append((row, text))
         size += len(text)
         if size >= 6 * PART:
-            yield _Text.of(held, numbers)
+            yield _Text.of(held, number)
             held, size = [], 0
     if held:
-        yield _Text.of(held, numbers)
+        yield _Text.of(held, number)
 
 
 def _search(asked: _Text, part: _Text, answers: Sequence[str], best: list[Copied]) -> None:

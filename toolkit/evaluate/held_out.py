@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records, spread
+from toolkit.core.files import Records, each_record, spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.copied import longest_runs
 from toolkit.evaluate.journal import Journal, key_of
@@ -17,7 +17,7 @@ from toolkit.evaluate.measures import chrf, rouge_l
 from toolkit.evaluate.statistics import compare, mean_of
 from toolkit.evaluate.systems import Answer, Asked
 from toolkit.prompt.format import Prompt, PromptFormat
-from toolkit.prompt.held_out import read_held_out
+from toolkit.prompt.held_out import held_out_records, no_held_out
 from toolkit.prompt.languages import related
 from toolkit.prompt.renderings import asked_in_full, earlier_turns
 from toolkit.prompt.text_language import main_language, sure_language
@@ -55,12 +55,15 @@ class Found:
 def read_questions(folder: RunFolder, form: PromptFormat, tokenizer: Tokenizer, count: int) -> tuple[int, list[Any]]:
     """Return the number of held-out rows, and `count` of them spread over the split, as questions."""
     path = folder.split_file("test")
-    records = read_held_out(path, form, tokenizer)
-    found = [
+    records = Records(path)
+    if not records:
+        raise no_held_out(path)
+    some = [(number, records[number - 1]) for number in spread(range(1, len(records) + 1), count)]
+    found = held_out_records(path, some, form, tokenizer)
+    return len(records), [
         Question(one.row, asked_in_full(values), values["instruction"], one.answer, one.prompt, one.ids, one.start)
-        for one, values in zip(records, read_records(path), strict=True)
+        for one, (_, values) in zip(found, some, strict=True)
     ]
-    return len(found), spread(found, count)
 
 
 def room(questions: Sequence[Question], tokens: int) -> int:
@@ -210,11 +213,11 @@ def _identical(first: Sequence[Answer], second: Sequence[Answer]) -> float:
 
 def _copied(folder: RunFolder, found: dict[str, Found]) -> dict[str, Any]:
     """Return the longest run that each system copied from a training answer, and the median of its answers'."""
-    training = [
+    training = (
         (int(values.get("row", number)), answer)
-        for number, values in enumerate(read_records(folder.split_file("train")), 1)
+        for number, values in enumerate(each_record(folder.split_file("train")), 1)
         for answer in (*(answer for _, answer in earlier_turns(values)), values["output"])
-    ]
+    )
     texts = [answer.text for one in found.values() for answer in one.answers]
     runs = iter(longest_runs(texts, training))
     result = {}

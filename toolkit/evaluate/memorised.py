@@ -5,12 +5,16 @@ stayed out of the data. That nothing comes back for these beginnings does not sh
 """
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records, spread
+from toolkit.core.files import Records, spread
 from toolkit.core.parsing import parse_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.copied import LEARNED, WORD, words_of
@@ -44,21 +48,37 @@ def read_beginnings(folder: RunFolder, form: PromptFormat, eos: str, count: int)
 
     All answers of a chat count. One that stands there several times is taken once.
     """
-    records = read_records(folder.split_file("train"))
-    found = _personal_rows(folder, several=any("file" in values for values in records))
-    long = {}
-    for number, values in enumerate(records, 1):
-        row = int(values.get("row", number))
-        personal = (values.get("file", ""), row) in found
-        turns = [*earlier_turns(values), (values["input"], values["output"])]
-        for last, (question, answer) in enumerate(turns):
-            places = [match.end() for match in WORD.finditer(answer)]
-            if len(places) < FIRST + LEARNED or answer in long:
-                continue
-            end = places[FIRST - 1]
-            prompt = render(form, question, values["instruction"], turns[:last], eos) + answer[:end]
-            long[answer] = Beginning(row, prompt, words_of(answer[end:]), answer[end:], personal)
-    return len(long), spread([*long.values()], count)
+    records = Records(folder.split_file("train"))
+    several = False
+    where, hashes = array("Q"), array("q")  # of each long answer its record, and its hash
+    for number, values in enumerate(records):
+        several = several or "file" in values
+        for answer in _answers(values):
+            if len([*islice(WORD.finditer(answer), FIRST + LEARNED)]) == FIRST + LEARNED:
+                where.append(number)
+                hashes.append(hash(answer))
+    _, first = np.unique(hashes, return_index=True)
+    chosen = spread(np.sort(first).tolist(), count)
+    found = _personal_rows(folder, several=several)
+    return len(first), [_beginning(records, where[one], hashes[one], form, eos, found) for one in chosen]
+
+
+def _answers(values: dict[str, Any]) -> list[str]:
+    return [*(answer for _, answer in earlier_turns(values)), values["output"]]
+
+
+def _beginning(
+    records: Records, number: int, hashed: int, form: PromptFormat, eos: str, personal: set[tuple[str, int]]
+) -> Beginning:
+    """Return the beginning of the answer with a hash, of one record."""
+    values = records[number]
+    row = int(values.get("row", number + 1))
+    turns = [*earlier_turns(values), (values["input"], values["output"])]
+    last = next(at for at, (_, answer) in enumerate(turns) if hash(answer) == hashed)
+    question, answer = turns[last]
+    end = next(islice(WORD.finditer(answer), FIRST - 1, None)).end()
+    prompt = render(form, question, values["instruction"], turns[:last], eos) + answer[:end]
+    return Beginning(row, prompt, words_of(answer[end:]), answer[end:], (values.get("file", ""), row) in personal)
 
 
 def beginning_keys(
@@ -181,8 +201,8 @@ def _personal_rows(folder: RunFolder, *, several: bool) -> set[tuple[str, int]]:
     if not folder.personal.is_file():  # prepared before there was such a list
         return set()
     found = set()
-    for line in folder.personal.read_text(encoding="utf-8").split("\n"):
-        if line:
+    with folder.personal.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
             try:
                 one = parse_json(line)
                 found.add((str(one["file"]) if several else "", int(one["row"])))

@@ -9,6 +9,7 @@ as for export, so this needs no more memory than the export itself.
 import hashlib
 import json
 import random
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import Records, each_record
 from toolkit.core.manifest import path_name
 from toolkit.core.native import alone
 from toolkit.core.run_folder import RunFolder
@@ -73,17 +74,19 @@ def chunks(folder: RunFolder, prompt_format: PromptFormat, tokenizer: Tokenizer,
 
     As in llama.cpp each piece starts with BOS if the model has one; it replaces the piece's first token.
     """
-    records = read_records(folder.split_file("train"))
-    held_out = {_key(record) for side in ("val", "test") for record in read_records(folder.split_file(side))}
-    leaked = sum(_key(record) in held_out for record in records)
+    records = Records(folder.split_file("train"))
+    held_out = (record for side in ("val", "test") for record in each_record(folder.split_file(side)))
+    trained, held = (np.fromiter((hash(_key(one)) for one in some), np.int64) for some in (records, held_out))
+    leaked = int(np.isin(trained, held).sum())
     if leaked:
         raise ToolkitError(
             f"{leaked:,} records of `{folder.split_file('train')}` are also held out for validation",
             hint="an importance matrix must not see them: run `toolkit prepare --force`",
         )
-    random.Random(0).shuffle(records)
+    order = array("Q", range(len(records)))
+    random.Random(0).shuffle(order)
     ids: list[int] = []
-    for record in records:
+    for record in map(records.__getitem__, order):
         if len(ids) >= CHUNKS * length:
             break
         prompt = render_record(prompt_format, record, tokenizer.eos_text)

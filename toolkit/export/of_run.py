@@ -1,11 +1,12 @@
 """The export stage of a run: what export needs besides base and adapter comes from the run's own records."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import each_record
 from toolkit.core.manifest import Manifest, Outcome, record_file
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.model import base
@@ -89,9 +90,9 @@ def _imatrix(
     return matrix, False
 
 
-def _texts(config: Config, folder: RunFolder, eos: str) -> list[str] | None:
+def _texts(config: Config, folder: RunFolder, eos: str) -> Iterator[str] | None:
     """Return the complete records of a run as the model reads them; None for an adapter without its records."""
     form = prompt_format(config.prompt)
     splits = [folder.split_file(side) for side in SPLITS if folder.split_file(side).is_file()]
-    records = [record for side in splits for record in read_records(side)]
-    return [render_record(form, record, eos).text + record["output"] for record in records] or None
+    records = (record for side in splits for record in each_record(side))
+    return (render_record(form, record, eos).text + record["output"] for record in records) if splits else None

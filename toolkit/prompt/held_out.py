@@ -1,5 +1,6 @@
 """The held-out records, as text and as the ids that training saw."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import read_records
+from toolkit.core.files import each_record
+from toolkit.core.spool import Spool
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render_record
 from toolkit.prompt.tokenizer import Tokenizer
@@ -44,23 +46,35 @@ class Record:
         return np.array(self.ids[self.start :], dtype=np.int64)
 
 
-def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer) -> list[Record]:
+def read_held_out(path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Sequence[Record]:
     """Read one split in file order; raises ToolkitError if it, or an answer in it, is missing, damaged or empty."""
-    found = []
-    for number, values in enumerate(read_records(path), 1):
+    found = Spool(held_out_records(path, enumerate(each_record(path), 1), prompt_format, tokenizer))
+    if not found:
+        raise no_held_out(path)
+    return found
+
+
+def no_held_out(path: Path) -> ToolkitError:
+    """Return the error of a split without records."""
+    return ToolkitError(f"`{path}` holds no held-out records", hint="raise `data.test` and prepare again")
+
+
+def held_out_records(
+    path: Path, lines: Iterable[tuple[int, dict[str, Any]]], prompt_format: PromptFormat, tokenizer: Tokenizer
+) -> Iterator[Record]:
+    """Yield the records of a split's lines, which come with their numbers; raises ToolkitError as `read_held_out`."""
+    for number, values in lines:
         try:
-            found.append(_record(values, number, prompt_format, tokenizer))
+            found = _record(values, number, prompt_format, tokenizer)
         except (KeyError, TypeError) as exc:
             raise ToolkitError(
                 f"`{path}` line {number} is not a prepared record: {exc}", hint="run `toolkit prepare --force`"
             ) from None
-        if not len(found[-1].targets):
+        if not len(found.targets):
             raise ToolkitError(
                 f"`{path}` line {number} has an answer without a token", hint="run `toolkit prepare --force`"
             )
-    if not found:
-        raise ToolkitError(f"`{path}` holds no held-out records", hint="raise `data.test` and prepare again")
-    return found
+        yield found
 
 
 def _record(values: dict[str, Any], number: int, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Record:

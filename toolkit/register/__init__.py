@@ -1,7 +1,7 @@
 """Register the exported GGUF files with an Ollama server, prove them there, and only then give them their names."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def register(
     eos: str,
     files: dict[str, Path],
     digests: dict[str, str],
-    held_out: list[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
     *,
     replace: Collection[str] = (),
 ) -> Outcome:

@@ -4,6 +4,9 @@
 """
 
 import time
+from array import array
+from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import httpx
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import spread
+from toolkit.core.spool import Spool
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.register import greedy, verify
@@ -27,7 +31,7 @@ def prove_prompts(
     path: Path,
     prompt_format: PromptFormat,
     tokenizer: Tokenizer,
-    held_out: list[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Prove that a model on the server reads prompts as the trained one does; record a few greedy answers (`greedy`).
 
@@ -41,7 +45,7 @@ def prove_prompts(
     """
     if not held_out:
         raise ToolkitError("there is no held-out row to compare prompts on", hint="run `toolkit prepare` again")
-    rows = [prompt for row in held_out for prompt in prompts_of(row, prompt_format)]
+    rows = Spool(prompt for row in held_out for prompt in prompts_of(row, prompt_format))
     seen, plain, answers = _in_llamacpp(path, prompt_format, tokenizer, rows)
     verify.every_prompt(http, model, prompt_format, tokenizer.eos_text, rows)
     counted = _count(http, model, rows, seen, tokenizer.bos)
@@ -57,8 +61,8 @@ def prove_prompts(
 
 
 def _in_llamacpp(
-    path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, rows: list[ServedPrompt]
-) -> tuple[list[list[int]], list[int], list[str]]:
+    path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, rows: Sequence[ServedPrompt]
+) -> tuple[Sequence[list[int]], Sequence[int], list[str]]:
     """Tokenize every prompt as a server does, and answer a few; the file is closed before the server loads its own.
 
     Returns the ids that a server makes of each prompt, the numbers of the prompts whose ids are the trained ones, and
@@ -67,35 +71,39 @@ def _in_llamacpp(
     A prompt whose data looks like a control token has other ids on a server than in training; it is counted, and the
     trained ids are compared with those of llama.cpp when it reads data as text.
     """
-    prompts = [row.rendered(prompt_format, tokenizer.eos_text) for row in rows]
-    trained = [tokenizer.prompt_ids(prompt) for prompt in prompts]
-    context = max(map(len, trained)) + greedy.TOKENS + 1
+
+    def trained(row: ServedPrompt) -> list[int]:
+        return tokenizer.prompt_ids(row.rendered(prompt_format, tokenizer.eos_text))
+
+    context = max(len(trained(row)) for row in rows) + greedy.TOKENS + 1
     with llamacpp.opened(path, context) as llm:
-        _same_in_jinja(llm, tokenizer, rows, prompts)
-        served = []
-        for prompt, ids, row in zip(prompts, trained, rows, strict=True):
+        same_in_jinja = _jinja(llm, tokenizer)
+        served, plain = Spool[list[int]](), array("Q")
+        for number, row in enumerate(rows):
+            prompt = row.rendered(prompt_format, tokenizer.eos_text)
+            same_in_jinja(row, prompt)
+            ids = tokenizer.prompt_ids(prompt)
             twice = ids[1:].count(tokenizer.bos) if tokenizer.bos not in (None, tokenizer.eos) else 0
             if llamacpp.tokenize(llm, prompt) != ids or twice:
                 raise ToolkitError(
                     f"`{path.name}` reads a prompt differently from the trained model, asked {row.question[:60]!r}",
                     hint="write it again with `toolkit export --force`; `toolkit validate` shows both lists of ids",
                 )
-            served.append(llamacpp.served(llm, prompt.text))
-            spoilt = served[-1] != ids
-            if spoilt and not any(
-                token in part.text for part in prompt.parts if not part.ours for token in tokenizer.controls
-            ):
+            there = llamacpp.served(llm, prompt.text)
+            served.append(there)
+            if there == ids:
+                plain.append(number)
+            elif not any(token in part.text for part in prompt.parts if not part.ours for token in tokenizer.controls):
                 raise ToolkitError(
                     f"a server would read a prompt differently from the trained model, asked {row.question[:60]!r}",
                     hint="report it with the base model's name: its vocabulary has unmarked control tokens",
                 )
-        plain = [index for index, ids in enumerate(served) if ids == trained[index]]
-        answers = [greedy.local(llm, trained[index]) for index in spread(plain, greedy.QUESTIONS)]
+        answers = [greedy.local(llm, trained(rows[index])) for index in spread(plain, greedy.QUESTIONS)]
     return served, plain, answers
 
 
-def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[ServedPrompt], prompts: list[Prompt]) -> None:
-    """Render every prompt by the chat template in the file, in the Jinja that transformers runs, and compare.
+def _jinja(llm: Any, tokenizer: Tokenizer) -> Callable[[ServedPrompt, Prompt], None]:
+    """Return what renders a prompt by the chat template in the file, in the Jinja that transformers runs, and compares.
 
     After a chat template nothing adds a BOS, so it must begin with it.
     """
@@ -103,7 +111,8 @@ def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[ServedPrompt], pro
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(llamacpp.facts(llm).chat_template or "")
-    for row, prompt in zip(rows, prompts, strict=True):
+
+    def same(row: ServedPrompt, prompt: Prompt) -> None:
         found = template.render(
             messages=row.messages if row.instruction else row._replace(instruction=None).messages,
             bos_token=tokenizer.bos_text,
@@ -117,16 +126,20 @@ def _same_in_jinja(llm: Any, tokenizer: Tokenizer, rows: list[ServedPrompt], pro
                 hint="write the file again with `toolkit export --force`",
             )
 
+    return same
 
-def _count(http: httpx.Client, model: str, rows: list[ServedPrompt], seen: list[list[int]], bos: int | None) -> int:
+
+def _count(
+    http: httpx.Client, model: str, rows: Sequence[ServedPrompt], seen: Sequence[list[int]], bos: int | None
+) -> int:
     """Run prompts for one token each; the server must count their ids, and return them as its context (/api/generate).
 
     The last id may merge with the answer's first token and is left out of the second comparison. Returns how many.
     """
     started = time.monotonic()
-    order = spread(list(range(len(rows))), COUNTED)
-    order += [index for index in range(len(rows)) if index not in set(order)]
-    for done, index in enumerate(order):
+    first = spread(range(len(rows)), COUNTED)
+    others = (index for index in range(len(rows)) if index not in first)
+    for done, index in enumerate(chain(first, others)):
         if done >= COUNTED and time.monotonic() - started > COUNT_SECONDS:
             return done
         row, ids = rows[index], seen[index]
@@ -142,4 +155,4 @@ def _count(http: httpx.Client, model: str, rows: list[ServedPrompt], seen: list[
                 f"instead of {len(ids)}, asked {row.question[:60]!r}",
                 hint="check that prompts fit in `ollama.num_ctx`, or update the server: it reads the file differently",
             )
-    return len(order)
+    return len(rows)

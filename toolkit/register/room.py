@@ -3,6 +3,7 @@
 A server lowers a larger num_ctx to those positions (llm/server.go, "requested context size too large for model").
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,14 @@ def warn_of_positions(spec: Modelfile, path: Path) -> None:
 
 
 def check_prompts_fit(
-    spec: Modelfile, path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, held_out: list[dict[str, Any]]
+    spec: Modelfile, path: Path, prompt_format: PromptFormat, tokenizer: Tokenizer, held_out: Sequence[dict[str, Any]]
 ) -> None:
     """Raise ToolkitError (exit 2) if a held-out prompt leaves no room for an answer."""
-    prompts = [
+    prompts = (
         prompt.rendered(prompt_format, tokenizer.eos_text)
         for row in held_out
         for prompt in prompts_of(row, prompt_format)
-    ]
+    )
     longest = max((len(tokenizer.prompt_ids(prompt)) for prompt in prompts), default=0)
     room, positions = spec.parameters.get("num_ctx"), trained_positions(path)
     if positions is not None and longest >= positions:

@@ -18,7 +18,7 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
 
 
 def _run(context: Context) -> "Outcome":
-    from toolkit.core.files import read_records
+    from toolkit.core.files import Records
     from toolkit.core.manifest import record_file
     from toolkit.register import register
 
@@ -26,7 +26,7 @@ def _run(context: Context) -> "Outcome":
     files = {quantization: folder.gguf(quantization) for quantization in config.served}
     known = stages["export"].outputs if "export" in stages else []
     digests = {name: record_file(path, folder, known).sha256 for name, path in files.items()}
-    held_out = read_records(folder.split_file("test"))
+    held_out = Records(folder.split_file("test"))
     return register(config, folder, _eos(config, folder), files, digests, held_out, replace=context.replace)
 
 

@@ -17,6 +17,7 @@ from toolkit.prompt.renderings import conversation
 from toolkit.register.served_prompt import ServedPrompt
 
 ROWS = 10
+BATCH = 512  # prompts that are waiting to be asked
 QUESTION = "What are the symptoms of dehydration?"
 THREADS = 4  # requests at once: a server renders them in parallel
 
@@ -101,9 +102,11 @@ def every_prompt(
     def check(prompt: ServedPrompt) -> None:
         _same(prompt.rendered(prompt_format, eos).text, renderings(http, model, prompt))
 
-    some = prompts[:: max(1, len(prompts) // ROWS)][:ROWS]
+    some = [prompts[index] for index in range(0, len(prompts), max(1, len(prompts) // ROWS))[:ROWS]]
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(check, [*prompts, *(prompt._replace(instruction=None) for prompt in some)]))
+        left = itertools.chain(prompts, (prompt._replace(instruction=None) for prompt in some))
+        while batch := list(itertools.islice(left, BATCH)):
+            list(pool.map(check, batch))
     conversations(http, model, prompt_format, eos, some)
 
 

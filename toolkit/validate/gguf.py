@@ -1,6 +1,6 @@
 """One GGUF file in llama.cpp: does it read the prompts as training did, and how far is it from the trained model?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class Measurement:
 def measure(
     path: Path,
     quantization: str,
-    records: list[Record],
+    records: Sequence[Record],
     scored: list[Record],
     reference: Recomputed,
     tokenizer: Tokenizer,
@@ -84,7 +84,7 @@ def measure(
     return Measurement(parity, distance, facts.bits, answers, with_penalty)
 
 
-def check_parity(llm: Any, records: list[Record], tokenizer: Tokenizer, template: str, vocabulary: int) -> Parity:
+def check_parity(llm: Any, records: Sequence[Record], tokenizer: Tokenizer, template: str, vocabulary: int) -> Parity:
     """Compare ids, EOS, BOS, chat template and vocabulary size of a loaded GGUF with the trained model's."""
     unequal_prompts = unequal_records = 0
     examples: list[dict[str, Any]] = []

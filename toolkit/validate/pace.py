@@ -22,14 +22,14 @@ DISK = 0.25  # share of the free disk that the last layer's states may take
 Clock = Callable[[], float]
 
 
-def choose_rows(records: list[Record], trained: Trained, default: Path, folder: Path, clock: Clock) -> list[Record]:
+def choose_rows(records: Sequence[Record], trained: Trained, default: Path, folder: Path, clock: Clock) -> list[Record]:
     """Choose as many records as fit into about five minutes a file: at least 10, or all, spread evenly.
 
     The time is that of the default quantization in llama.cpp, or of the reference if that is slower. The last layer's
     states take at most a quarter of the free disk in `folder`.
     """
     if len(records) <= LEAST_ROWS:
-        return records
+        return [*records]
     first = spread(records, TIMED + 1)
     speeds = {"the reference": _reference(trained, first, clock), default.name: _in_llamacpp(default, first, clock)}
     slowest = max(speeds, key=lambda name: speeds[name])

@@ -5,7 +5,8 @@ both upper and lower case; `qwen2` and `qwen35` do not compose characters (NFC).
 means what these tokenizers do. Facts: llama.cpp's src/llama-vocab.cpp and src/unicode.cpp.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ _WHAT = {
 }
 
 
-def warn_if_split_differs(folder: Path, texts: Sequence[str] | None) -> None:
+def warn_if_split_differs(folder: Path, texts: Iterable[str] | None) -> None:
     """Warn if llama.cpp reads some of a model's training texts as different tokens, and say how many.
 
     `texts` is None if they are unknown: the warning then names the kind of text. There is no warning for a vocabulary
@@ -44,24 +45,24 @@ def warn_if_split_differs(folder: Path, texts: Sequence[str] | None) -> None:
     if texts is None:
         console.warn(f"{what}: prompts with such text get different tokens than in training")
         return
-    found = unequal(folder, texts)
+    numbers = count()
+    found = unequal(folder, (text for text, _ in zip(texts, numbers, strict=False)))
     if found:
         console.warn(
-            f"{what}: {len(found):,} of {len(texts):,} records get different tokens than in training, "
+            f"{what}: {len(found):,} of {next(numbers):,} records get different tokens than in training, "
             f"the first at `{found[0]}`; `toolkit validate` counts the held-out ones"
         )
 
 
-def unequal(folder: Path, texts: Sequence[str]) -> list[str]:
+def unequal(folder: Path, texts: Iterable[str]) -> list[str]:
     """Return the word of the first difference for each text that llama.cpp reads as different tokens."""
     encoder, runtime = load_tokenizer(folder).encoder, as_in_llama_cpp(folder)
     if runtime is None:
         return []
     # Plain ASCII has neither marks nor other capitals.
-    suspects = [text for text in texts if not text.isascii()]
+    suspects = (text for text in texts if not text.isascii())
     words = []
-    for start in range(0, len(suspects), 256):
-        batch = suspects[start : start + 256]
+    while batch := list(islice(suspects, 256)):
         with guarded(_damaged):
             ways = [each.encode_batch(batch, add_special_tokens=False) for each in (encoder, runtime)]
         for text, ours, theirs in zip(batch, *ways, strict=True):
