@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -220,6 +221,26 @@ def test_a_checkpoint_of_other_settings_is_not_used_and_kept_until_a_run_finishe
     assert mine != theirs and (mine / "checkpoint-8" / checkpoints.MARKER).is_file()
     assert train(other, folder, base).figures["resumed_at_step"] in (3, 6)
     assert not mine.exists() and (theirs / "checkpoint-8" / checkpoints.MARKER).is_file()
+
+
+def test_an_interrupted_run_goes_on_with_a_toolkit_that_has_more_settings(
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]]
+) -> None:
+    """The earlier one named its checkpoints by fewer settings, some by former names."""
+    settings, folder = small
+    train(settings, folder, base)
+    shutil.rmtree(place_of(settings, folder) / "checkpoint-8")
+    earlier = place_of(settings, folder).rename(folder.checkpoints / ("e" * 12))
+    for path in earlier.glob(f"checkpoint-*/{checkpoints.MARKER}"):
+        mark = json.loads(path.read_text())
+        then = {
+            key: value for key, value in mark["settings"].items() if key not in ("train.base_compute", "train.turns")
+        }
+        then["train.scheduler"] = then.pop("train.lr_scheduler_type")
+        path.write_text(json.dumps({**mark, "fingerprint": "e" * 64, "settings": then}))
+    assert train(settings, folder, base).figures["resumed_at_step"] == 6
+    assert_equal(log_of(folder), once)
+    assert [path.name for path in folder.checkpoints.glob("*/")] == ["e" * 12]
 
 
 def test_restarting_takes_no_checkpoint(
