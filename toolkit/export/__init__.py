@@ -18,8 +18,7 @@ from toolkit.core import console, hardware, output_settings
 from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
-from toolkit.export import quantize, streaming
-from toolkit.export.adapter import effect
+from toolkit.export import effect, quantize, streaming
 from toolkit.export.carry import carry
 from toolkit.export.foreign_template import is_of_base
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside

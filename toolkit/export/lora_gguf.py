@@ -19,7 +19,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import clear_stale
 from toolkit.core.manifest import Outcome
 from toolkit.core.parsing import read_json
-from toolkit.export.adapter import effect
+from toolkit.export import effect
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.adapter.weights import WEIGHTS

@@ -134,7 +134,7 @@ def _write(
 def _preview(order: Order, form: str, targets: dict[str, Path], base: Path, template: str) -> dict[str, Any]:
     """Say what would be written, for GGUF files with every tensor's type; refuse and warn as the export would."""
     from toolkit.export import check_chats, plan, preview
-    from toolkit.export.adapter.effect import say_effect
+    from toolkit.export.effect import say_effect
 
     overrides = order.config.export.overrides
     planned = plan(base, order.adapter, list(targets) if form == "gguf" else ["F16"], overrides=overrides)

@@ -7,7 +7,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.train_settings import TrainSettings
 from toolkit.export.adapter.config import check_config
 from toolkit.export.adapter.deltas import EMBEDDING, HEAD, Adapter
-from toolkit.export.adapter.effect import left_out_by
+from toolkit.export.adapter.named_modules import left_out_by
 from toolkit.export.adapter.names import PREFIX
 from toolkit.export.adapter.weights import adapter_of
 from toolkit.formats.safetensors_header import TensorInfo

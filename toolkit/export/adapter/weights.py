@@ -26,7 +26,7 @@ from toolkit.export.adapter.deltas import (
     Shift,
     check_shapes,
 )
-from toolkit.export.adapter.effect import check_named, unkept_promise
+from toolkit.export.adapter.named_modules import check_named, unkept_promise
 from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
 from toolkit.formats import checkpoint
 from toolkit.formats.names import first_names
