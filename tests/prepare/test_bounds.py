@@ -116,3 +116,67 @@ def test_an_added_token_of_two_words_is_one(tokenizer: Tokenizer) -> None:
     record = (prompt, " ".join(chain.from_iterable(["two words", "and"] for _ in range(30))))
     size = len((record[0].text + record[1]).encode())
     assert TokenBound(other).over(size - 1, [record]) == [0]
+
+
+def spelled_out(tokenizer: Tokenizer, **change: object) -> Tokenizer:
+    """Return a byte-level vocabulary whose tokens are single bytes: the most tokens that a text can have."""
+    from tokenizers import Tokenizer as Encoder
+    from tokenizers import models, pre_tokenizers
+
+    alphabet = {char: number for number, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    encoder = Encoder(models.BPE(alphabet, []))
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    whole = json.loads(encoder.to_str()) | change
+    return dataclasses.replace(tokenizer, encoder=Encoder.from_str(json.dumps(whole)), controls={})
+
+
+SPACED = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+BYTES = {**SPACED, "add_prefix_space": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+WIDE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+X = {"id": 256, "content": "x", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({}, "x1é " * 30),
+        ({"normalizer": {"type": "Sequence", "normalizers": []}}, "x1é " * 30),
+        ({"normalizer": {"type": "NFKD"}}, "é ﷺ " * 30),
+        ({"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "   "}}, "a b " * 30),
+        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "a b " * 30),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [DIGITS, SPACED]}}, "123456" * 30),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [WIDE, BYTES]}}, "a b " * 30),
+        ({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES, BYTES]}}, "é " * 30),
+        ({"pre_tokenizer": SPACED, "added_tokens": [{**X, "special": False}]}, "xa" * 30),
+    ],
+)
+def test_what_writes_more_than_the_text_has_is_counted(
+    tokenizer: Tokenizer, change: dict[str, object], answer: str
+) -> None:
+    other = spelled_out(tokenizer, **change)
+    record = (render(prompt_format(Config().prompt), "How?"), answer)
+    (tokens,) = _lengths([record], other)
+    assert TokenBound(other).over(tokens - 1, [record]) == [0]
+
+
+def test_an_added_token_that_ends_with_a_blank_takes_it_from_the_next_word(tokenizer: Tokenizer) -> None:
+    """`patient` alone is more tokens than ` patient`."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Encoder
+
+    encoder = Encoder.from_str(tokenizer.encoder.to_str())
+    encoder.add_tokens([AddedToken("the ", special=False)])
+    other = dataclasses.replace(tokenizer, encoder=encoder)
+    record = (render(prompt_format(Config().prompt), "How?"), "the patient was " * 60)
+    (tokens,) = _lengths([record], other)
+    assert TokenBound(other).over(tokens - 1, [record]) == [0]
+
+
+def test_long_words_do_not_fill_the_memory(known: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where letters are not ASCII, no blank is a border: some words are whole sentences."""
+    monkeypatch.setattr(bounds, "KEPT", 5000)
+    bound, form = TokenBound(known), prompt_format(Config().prompt)
+    for number in range(60):
+        bound.over(1, [(render(form, "Как?"), f"a b{'слово слово ' * 80}{number} c d e")])
+    assert sum(map(len, bound._of_word)) < 5000 + 2000
