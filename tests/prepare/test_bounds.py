@@ -20,26 +20,10 @@ from toolkit.prompt.tokenizer import Tokenizer
 
 PIECES = st.sampled_from(
     [
-        *(
-            "a",
-            "The patient",
-            "isn't",
-            " ",
-            "  ",
-            "\n",
-            "\n\n- ",
-            "\t",
-            ".",
-            "...",
-            "!?",
-            "12345",
-            "é",
-            "e\u0301",
-            "水",
-        ),
-        *("🙂", "\u00a0", "\u0085", "<tool>", "two words", "##", "_x_", "\r\n", "ǅ", "\x1c", " ?", "/", "'LL"),
+        "a", "The patient", "isn't", " ", "  ", "\n", "\n\n- ", "\t", ".", "...", "!?", "12345", "é", "e\u0301", "水",
+        "🙂", "\u00a0", "\u0085", "<tool>", "two words", "##", "_x_", "\r\n", "ǅ", "\x1c", " ?", "/", "'LL",
     ]
-)
+)  # fmt: skip
 TEXTS = st.lists(PIECES, min_size=1, max_size=40).map("".join)
 
 

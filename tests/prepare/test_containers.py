@@ -106,7 +106,7 @@ def test_a_pointer_of_git_lfs_is_no_data(name: str) -> None:
 
 def test_an_encoding_is_asked_for_by_the_letters_that_tell_it() -> None:
     line = "What helps against a cough that does not end, and how long does it last for a café owner?,Tea\n"
-    for shown in (line, f"{line[20:]}"):
+    for shown in (line, line[20:]):
         hint = encoding_hint(Path("faq.csv"), [b"question,answer\n", shown.encode("cp1252")])
         assert "café" in hint.partition(" reads `")[2].partition("`")[0]
 
