@@ -5,13 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.support.places import REPOSITORY
+from tests.support.waiting import has_ended, wait_for
 
 STUB = """#!/bin/sh
 echo "$@" >> calls
@@ -128,16 +127,6 @@ def test_ctrl_c_ends_all_that_the_installation_started(place: Path, monkeypatch:
     _, err = running.communicate(timeout=60)
     assert running.returncode != 0 and "interrupted" in err and "Traceback" not in err
     compiler = int((place / "compiler").read_text())
-    wait_for(
-        lambda: not Path(f"/proc/{compiler}").exists() or "State:\tZ" in Path(f"/proc/{compiler}/status").read_text()
-    )
+    wait_for(lambda: has_ended(compiler))
     assert not (place / ".installed-run").exists()
     assert list((place / "scratch").iterdir()) == []
-
-
-def wait_for(happened: Callable[[], object]) -> None:
-    for _ in range(300):
-        if happened():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")

@@ -1,5 +1,6 @@
 """Work that several processes share."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.places import REPOSITORY
+from tests.support.waiting import has_ended, wait_for
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.pool import shared
@@ -107,6 +109,5 @@ def test_the_others_end_with_the_first(tmp_path: Path, number: int) -> None:
             process.kill()
         process.wait()
         for one in others:
-            while Path(f"/proc/{one}").exists() and "zombie" not in Path(f"/proc/{one}/status").read_text():
-                time.sleep(0.1)  # the test's own limit of time ends it
+            wait_for(functools.partial(has_ended, one))
         assert process.stderr.read().count("Traceback") <= 1  # the first one's own

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support import remote, scored_models
 from tests.support.places import REPOSITORY
+from tests.support.waiting import has_ended, wait_for
 from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate.scoring import llamacpp_scores
@@ -189,14 +189,13 @@ def test_ctrl_c_ends_it_at_once(files: dict[str, Path], elsewhere: None, tmp_pat
     started = tmp_path / "started"
 
     def press() -> None:
-        while not started.exists():
-            time.sleep(0.01)
+        wait_for(started.exists)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             llm.process.send_signal(number)
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt), llamacpp.opened(files["Q8_0"], 64) as llm:
-        threading.Thread(target=press).start()
+        threading.Thread(target=press, daemon=True).start()
         remote.wait(llm, str(started))
     assert llm.process.returncode == -signal.SIGKILL
 
@@ -211,7 +210,6 @@ def test_it_ends_with_the_process_that_asks(files: dict[str, Path], elsewhere: N
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
         assert process.stdout
         pid = int(process.stdout.readline())
-        assert Path(f"/proc/{pid}").exists()
+        assert not has_ended(pid)
         process.kill()
-    while Path(f"/proc/{pid}").exists() and "(zombie)" not in Path(f"/proc/{pid}/status").read_text():
-        time.sleep(0.01)
+    wait_for(lambda: has_ended(pid))

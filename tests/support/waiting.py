@@ -1,0 +1,24 @@
+"""Wait for what other processes and threads do; a test fails where it never happens."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SECONDS = 60.0
+
+
+def wait_for(happened: Callable[[], object], seconds: float = SECONDS) -> None:
+    """Wait until a function returns something true; raises AssertionError after so many seconds."""
+    limit = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < limit, f"it did not happen within {seconds:g} s"
+        time.sleep(0.01)
+
+
+def has_ended(pid: int) -> bool:
+    """Say whether a process is gone, or ended and not yet asked for its exit code."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):  # it may end while it is read
+        return True
+    return "State:\tZ" in status
