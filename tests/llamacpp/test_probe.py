@@ -83,15 +83,6 @@ def test_one_that_dies_is_named_before_a_file_is_opened(
     assert not fresh.exists()
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_the_hint_leaves_out_amx_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
-    monkeypatch.setattr(hardware, "cpu_has_amx", lambda: amx)
-    for command in (probe.advice(), probe.compile_again(), probe.compile_again(cuda=True)):
-        assert ('CFLAGS="-mno-amx-tile' in command) == amx
-        assert command.endswith("pip install --force-reinstall --no-cache-dir --no-deps llama-cpp-python==0.3.36")
-    assert probe.compile_again(cuda=True).startswith('CMAKE_ARGS="-DGGML_CUDA=on" ')
-
-
 DIES_ON = """
 import os, signal
 def llama_supports_gpu_offload(): return True

@@ -5,6 +5,7 @@ The `gguf` package's reader trusts them, and takes ten seconds for a vocabulary 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import contextlib
 import functools
 import struct
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from toolkit.core.errors import ToolkitError
+from toolkit.formats.ggml_types import BASE
 from toolkit.formats.names import visible
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -121,6 +123,14 @@ def _opened(path: Path, identity: tuple[int, int, int, int]) -> GgufData:
                     raise
             start += file.read(longer - len(start))
         return _parse(_Cursor(start), size)
+
+
+def quantization_of(path: Path) -> str:
+    """Return the quantization that a GGUF file names, empty if it names none or cannot be read."""
+    with contextlib.suppress(ToolkitError):
+        number = open_gguf(path).metadata.get("general.file_type")
+        return next((name for name, (_, known) in BASE.items() if known == number), "")
+    return ""
 
 
 def read_values(path: Path, tensor: GgufTensor) -> npt.NDArray[np.float32]:

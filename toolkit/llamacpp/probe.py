@@ -17,6 +17,7 @@ from toolkit.core import hardware, places
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import write_text
 from toolkit.core.ggml_libraries import gpu_libraries, library_folder
+from toolkit.llamacpp import compiling
 from toolkit.llamacpp.remote import end_of_process, environment, without_torch
 
 WIDTH, FORWARD, TOKENS, CONTEXT = 256, 512, 64, 256  # of the tiny model; quantized kernels take rows of 256 and more
@@ -28,7 +29,9 @@ def require() -> None:
     """Raise ToolkitError if llama.cpp cannot compute here; asked once for a library, a third of a second."""
     reason = failure()
     if reason:
-        raise ToolkitError(f"llama.cpp does not work on this machine: {reason}", hint=advice(), exit_code=MISSING)
+        raise ToolkitError(
+            f"llama.cpp does not work on this machine: {reason}", hint=compiling.advice(), exit_code=MISSING
+        )
     mark = _mark()
     if mark is not None and not mark.exists():
         with contextlib.suppress(OSError):  # it is asked again next time
@@ -64,25 +67,6 @@ def _failure(on_gpu: bool) -> str:
         said = done.stderr.strip().splitlines()
         return (said[-1][:200] if said else end_of_process(done.returncode)) + where
     return ""
-
-
-def advice() -> str:
-    """Return what to do where llama.cpp does not compute: compile it here, without AMX where the CPU has it."""
-    without = " without AMX" if hardware.cpu_has_amx() else ""
-    return f"compile it for this machine{without}: {compile_again()}"
-
-
-def compile_again(*, cuda: bool = False) -> str:
-    """Return the command that compiles the version of llama-cpp-python that this package asks for, without AMX.
-
-    With `cuda` for NVIDIA's GPUs too, which needs CUDA's compiler, `nvcc`.
-    """
-    found = [line for line in hardware.requirements() if line.startswith("llama-cpp-python")]
-    wanted = found[0].split(";")[0].strip() if found else "llama-cpp-python"
-    off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-    parts = ['CMAKE_ARGS="-DGGML_CUDA=on"'] if cuda else []
-    parts += [f'CFLAGS="{off}" CXXFLAGS="{off}"'] if hardware.cpu_has_amx() else []
-    return " ".join([*parts, "pip install --force-reinstall --no-cache-dir --no-deps", wanted])
 
 
 def _mark() -> Path | None:

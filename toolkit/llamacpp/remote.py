@@ -20,6 +20,8 @@ from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.ggml_libraries import gpu_libraries
 from toolkit.core.other_process import python_command
+from toolkit.formats.gguf_reader import quantization_of
+from toolkit.llamacpp import compiling
 from toolkit.llamacpp.messages import Broken, Call, CallBack, Reply, Step, read_message, write_message
 
 Given = ParamSpec("Given")
@@ -158,12 +160,9 @@ def environment(*, on_gpu: bool) -> dict[str, str]:
 
 def death(path: Path, code: int, said: str, *, on_gpu: bool) -> ToolkitError:
     """Return the error of a process that ended with a GGUF open: its file, quantization, and signal or exit code."""
-    from toolkit.llamacpp import probe
-    from toolkit.llamacpp.vocabulary import quantization_of
-
     quantization = quantization_of(path)
     named = f"`{path}` ({quantization})" if quantization else f"`{path}`"
-    hint = probe.advice()
+    hint = compiling.advice()
     if code == -signal.SIGKILL:
         hint = "the system kills a process that takes too much memory: see `toolkit doctor`"
     elif on_gpu:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.formats.ggml_types import BASE
 from toolkit.formats.gguf_reader import open_gguf
 from toolkit.llamacpp.remote import beside_file, opened_beside
 
@@ -109,14 +108,6 @@ def trained_positions(path: Path) -> int | None:
     metadata = open_gguf(path).metadata
     found = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     return found if type(found) is int and found > 0 else None
-
-
-def quantization_of(path: Path) -> str:
-    """Return the quantization that a GGUF file names, empty if it names none or cannot be read."""
-    with contextlib.suppress(ToolkitError):
-        number = open_gguf(path).metadata.get("general.file_type")
-        return next((name for name, (_, known) in BASE.items() if known == number), "")
-    return ""
 
 
 @contextlib.contextmanager

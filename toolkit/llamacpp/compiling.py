@@ -1,0 +1,22 @@
+"""How llama-cpp-python is compiled for this machine: what a user does where the installed one does not compute."""
+
+from toolkit.core import hardware
+
+
+def advice() -> str:
+    """Return what to do where llama.cpp does not compute: compile it here, without AMX where the CPU has it."""
+    without = " without AMX" if hardware.cpu_has_amx() else ""
+    return f"compile it for this machine{without}: {compile_again()}"
+
+
+def compile_again(*, cuda: bool = False) -> str:
+    """Return the command that compiles the version of llama-cpp-python that this package asks for.
+
+    AMX is left out where the CPU has it. With `cuda` it is for NVIDIA's GPUs too, which needs CUDA's compiler, `nvcc`.
+    """
+    found = [line for line in hardware.requirements() if line.startswith("llama-cpp-python")]
+    wanted = found[0].split(";")[0].strip() if found else "llama-cpp-python"
+    off = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    parts = ['CMAKE_ARGS="-DGGML_CUDA=on"'] if cuda else []
+    parts += [f'CFLAGS="{off}" CXXFLAGS="{off}"'] if hardware.cpu_has_amx() else []
+    return " ".join([*parts, "pip install --force-reinstall --no-cache-dir --no-deps", wanted])
