@@ -237,3 +237,14 @@ def test_records_end_at_newlines_alone(tmp_path: Path) -> None:
         Records(path)
     with pytest.raises(ToolkitError, match="no prepared data"):
         Records(tmp_path / "gone.jsonl")
+
+
+def test_records_of_a_file_that_became_shorter(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    lines = [f'{{"instruction": "I", "input": "{word}", "output": "{word}"}}\n' for word in "ab"]
+    path.write_text("".join(lines))
+    found = Records(path)
+    assert [found[-1]["input"], found[0]["input"], *(one["input"] for one in found[:])] == ["b", "a", "a", "b"]
+    path.write_text(lines[0])
+    with pytest.raises(ToolkitError, match="became shorter"):
+        _ = found[1]

@@ -241,7 +241,10 @@ class Records(Sequence[dict[str, Any]]):
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
         number = range(len(self))[index]
-        return next(each_record(self._path, self._ends[number], self._ends[number + 1]))
+        found = next(each_record(self._path, self._ends[number], self._ends[number + 1]), None)
+        if found is None:
+            raise ToolkitError(f"`{self._path}` became shorter while it was read", hint="run the same command again")
+        return found
 
 
 def each_record(path: Path, start: int = 0, end: int | None = None) -> Iterator[dict[str, Any]]:
