@@ -1,5 +1,6 @@
 """Lists that are kept on the disk behave as lists."""
 
+import os
 import tracemalloc
 from array import array
 from collections.abc import Iterator
@@ -59,3 +60,19 @@ def test_few_large_items_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch)
         tracemalloc.stop()
     assert held < spool.WRITTEN + 1_000_000  # the first four are the list's own
     assert kept[0] is items[0] and kept[11] is not items[11] and kept[11] == items[11]
+
+
+def test_one_item_is_read_without_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "KEPT", 0)
+    monkeypatch.setattr(spool, "READ", 1 << 20)
+    found = Spool("x" * 1000 for _ in range(20))
+    sizes: list[int] = []
+    pread = os.pread
+
+    def counted(file: int, size: int, place: int) -> bytes:
+        sizes.append(size)
+        return pread(file, size, place)
+
+    monkeypatch.setattr(os, "pread", counted)
+    assert found[3] == "x" * 1000 and len(sizes) == 1 and sizes[0] < 2000
+    assert len([*found]) == 20 and len(sizes) == 3

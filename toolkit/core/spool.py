@@ -63,7 +63,8 @@ class Spool(Sequence[Item], Generic[Item]):
 
     def some(self, numbers: Iterable[int]) -> Iterator[Item]:
         """Yield the items of some numbers from 0 on, in their order; near ones are read together."""
-        first = last = before = 0
+        first = last = 0
+        before = -NEAR - 1  # one item alone is read alone
         content = memoryview(b"")
         for number in numbers:
             at = number - len(self._kept)
