@@ -26,8 +26,9 @@ Result = TypeVar("Result")
 def shared(work: Callable[[Piece], Result], pieces: Iterable[Piece], most: int) -> Generator[Result, None, None]:
     """Yield what `work` makes of each piece, in their order, by as many processes as there are cores, at most `most`.
 
-    All three are pickled, so `work` is a module's. An error is raised here, and a ToolkitError where a process is
-    killed. Ctrl-C is this process's alone: the others end when the iterator is closed, by this one's end too.
+    `work`, the pieces and the results are pickled, so `work` is a module's. An error is raised here, and a ToolkitError
+    where a process is killed. Ctrl-C is this process's alone: the others end when the iterator is closed, by this one's
+    end too.
     """
     count = min(hardware.cores(), most)
     if count <= 1:

@@ -20,9 +20,9 @@ FEW = 3  # held-out questions whose figures say something
 
 @dataclass
 class Tally:
-    """What is counted of the records that are kept, while they are written; `control_like` are those that `like`."""
+    """What is counted of the records that are kept, while they are written."""
 
-    like: Callable[[Record], bool]
+    is_control_like: Callable[[Record], bool]
     control_like: int = 0
     rows: int = 0
     truncated: int = 0
@@ -38,19 +38,18 @@ class Tally:
         """Yield the records, and count them."""
         for record in records:
             self.rows += 1
-            self.control_like += self.like(record)
+            self.control_like += self.is_control_like(record)
             self.truncated += record.truncated
             self.instruction_as_question += record.instruction_as_question
             if record.history:
                 turns = len(record.history) + 1
-                self.chats, self.turns, self.most_turns = (
-                    self.chats + 1,
-                    self.turns + turns,
-                    max(self.most_turns, turns),
-                )
+                self.chats += 1
+                self.turns += turns
+                self.most_turns = max(self.most_turns, turns)
             if record.left_out:
                 self.single += not record.history
-                self.shortened, self.left_out = self.shortened + 1, self.left_out + record.left_out
+                self.shortened += 1
+                self.left_out += record.left_out
             yield record
 
 

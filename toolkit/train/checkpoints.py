@@ -25,14 +25,12 @@ from toolkit.core.train_settings import ENDLESS
 MARKER = "toolkit.json"
 STATE = "trainer_state.json"  # transformers' own, with the log
 LAYOUT = "trl"  # of an optimizer's state; that of another layout cannot be loaded
+LENGTH = {"train.max_steps", "train.num_train_epochs"}
 # These do not change what the weights become.
 NOT_DECISIVE = {
     "save_steps", "eval_steps", "max_eval_samples", "early_stopping_patience", "logging_steps", "packing",
     "gradient_checkpointing", "report_to", "allow_unexportable",
 }  # fmt: skip
-
-
-LENGTH = {"train.max_steps", "train.num_train_epochs"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def fingerprint(config: Config, folder: RunFolder) -> str:
     own = hashlib.sha256(text.encode("utf-8")).hexdigest()
     if newest(place(folder, own), own) is not None:
         return own
-    alike = [mark for _, mark in _marked(folder) if origin.equals(mark, left_out)]
+    alike = [noted for _, noted in _marked(folder) if origin.equals(noted, left_out)]
     return str(alike[-1]["fingerprint"]) if alike else own
 
 
@@ -91,7 +89,7 @@ def _marked(folder: RunFolder) -> list[tuple[Path, dict[str, Any]]]:
     """Return all complete checkpoints of all runs with their marks, by their steps."""
     every = [path for run in folder.checkpoints.glob("*/") for path in _numbered(run)]
     marks = [(path, read_json_or_nothing(path / MARKER)) for path in sorted(every, key=step_of)]
-    return [(path, mark) for path, mark in marks if path.parent == place(folder, str(mark.get("fingerprint")))]
+    return [(path, noted) for path, noted in marks if path.parent == place(folder, str(noted.get("fingerprint")))]
 
 
 def place(folder: RunFolder, run: str) -> Path:
@@ -140,7 +138,7 @@ def newest(folder: Path, run: str, at_most: int = sys.maxsize) -> Path | None:
 
 def of_another_length(folder: RunFolder, origin: Origin) -> Path | None:
     """Return the last complete checkpoint of a run that differs only in its number of steps, None if there is none."""
-    found = [path for path, mark in _marked(folder) if origin.equals(mark, LENGTH)]
+    found = [path for path, noted in _marked(folder) if origin.equals(noted, LENGTH)]
     return found[-1] if found else None
 
 
