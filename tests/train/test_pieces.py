@@ -25,7 +25,17 @@ from toolkit.core.manifest import Manifest
 from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.core.stage import Context
 from toolkit.model import precision
-from toolkit.train import backend_choice, callbacks, checkpoints, checks, job, peft_backend, plot, unsloth_backend
+from toolkit.train import (
+    backend_choice,
+    callbacks,
+    checkpoints,
+    checks,
+    job,
+    parallel,
+    peft_backend,
+    plot,
+    unsloth_backend,
+)
 from toolkit.train.backend import UnslothFailed
 from toolkit.train.stage import STAGE
 
@@ -423,3 +433,25 @@ def test_records_longer_than_the_positions_of_the_base(
     job.warn_over_positions(np.array([5, 20, 12]), positions)
     found = " ".join(capsys.readouterr().err.split())
     assert (f"{said} of 3 records have more tokens" in found) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("[/x/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:24244", True),
+        ("[/x/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:24244: Connection reset by peer. This is", True),
+        ("[/x/gloo/transport/tcp/pair.cc:380] writev [127.0.0.1]:24244: Broken pipe", True),
+        ("[Errno 104] Connection reset by peer", False),  # of the hub
+        ("mat1 and mat2 shapes cannot be multiplied", False),
+    ],
+)
+def test_an_end_of_another_process_is_known_by_what_gloo_says(
+    monkeypatch: pytest.MonkeyPatch, said: str, known: bool
+) -> None:
+    """Closed while it was waited for, reset or broken while data was under way."""
+    monkeypatch.setattr(hardware, "launched", lambda: True)
+    found = parallel.another_ended(RuntimeError(said))
+    assert (found is not None) is known
+    assert found is None or found.message == parallel.ANOTHER_ENDED
+    monkeypatch.setattr(hardware, "launched", lambda: False)
+    assert parallel.another_ended(RuntimeError(said)) is None

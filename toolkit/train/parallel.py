@@ -9,6 +9,7 @@ import ctypes
 import datetime
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,7 +88,8 @@ def another_ended(exc: Exception) -> ToolkitError | None:
     gloo reports a plain RuntimeError, NCCL's are subclasses of torch's DistError.
     """
     broken = any(klass.__name__ == "DistError" for klass in type(exc).__mro__)
-    if not hardware.launched() or not (broken or "Connection closed by peer" in str(exc)):
+    gone = re.search(r"Connection closed by peer|gloo.*(Connection reset by peer|Broken pipe)", str(exc))
+    if not hardware.launched() or not (broken or gone):
         return None
     return ToolkitError(ANOTHER_ENDED, hint=GOES_ON)
 
