@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.gpu_runs import call, has_unsloth, log_of, offline, settings_in
-from tests.train.conftest import FSDP
+from tests.train.conftest import FSDP, KILL_ONE
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.model.base import Base
@@ -52,19 +52,6 @@ real = ToolkitTrainer.compute_loss
 def loss(self, model, inputs, *rest, **named):
     if torch.is_grad_enabled() and self.state.global_step >= 4 and self.args.per_device_train_batch_size > 2:
         torch.empty(1 << 42, dtype=torch.uint8, device="cuda")
-    return real(self, model, inputs, *rest, **named)
-ToolkitTrainer.compute_loss = loss
-import runpy
-runpy.run_module("toolkit.train.worker", run_name="__main__")
-"""
-KILL = """
-import os, signal
-import torch
-from toolkit.train.trainer import ToolkitTrainer
-real = ToolkitTrainer.compute_loss
-def loss(self, model, inputs, *rest, **named):
-    if torch.is_grad_enabled() and self.state.global_step == 4 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
     return real(self, model, inputs, *rest, **named)
 ToolkitTrainer.compute_loss = loss
 import runpy
@@ -171,7 +158,7 @@ def test_a_run_of_four_gpus_goes_on_on_two(small_base: Base, tmp_path: Path, mon
     launch.run_training(settings, folder, small_base)
     whole = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "killed", backend="peft")
-    (tmp_path / "kill.py").write_text(KILL)
+    (tmp_path / "kill.py").write_text(KILL_ONE)
     with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"process.* train.* ended|killed"):
         patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
         launch.run_training(settings, folder, small_base, gpus=4)

@@ -48,6 +48,18 @@ config = Config.model_validate_json(sys.argv[2])
 exec(sys.argv[3])
 train(config, folder_of(config), Base("base", Path(sys.argv[1])))
 """
+# A worker of several that train together; the second of them is killed in step 5.
+KILL_ONE = """
+import os, runpy, signal
+from toolkit.train.trainer import ToolkitTrainer
+real = ToolkitTrainer.training_step
+def step(self, *arguments, **named):
+    if self.state.global_step == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *arguments, **named)
+ToolkitTrainer.training_step = step
+runpy.run_module("toolkit.train.worker", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import call_toolkit
 from tests.support.places import REPOSITORY
-from tests.train.conftest import SAME, losses, wait_for_step, with_, write_records
+from tests.train.conftest import KILL_ONE, SAME, losses, wait_for_step, with_, write_records
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -120,20 +120,6 @@ def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], b
     assert two.figures["tokens_seen"] == one.figures["tokens_seen"]
 
 
-KILL = """
-import os, signal
-from toolkit.train.trainer import ToolkitTrainer
-real = ToolkitTrainer.training_step
-def step(self, *arguments, **named):
-    if self.state.global_step == 4 and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, *arguments, **named)
-ToolkitTrainer.training_step = step
-import runpy
-runpy.run_module("toolkit.train.worker", run_name="__main__")
-"""
-
-
 def test_a_run_of_two_processes_goes_on_in_one(
     small: tuple[Config, RunFolder], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +130,7 @@ def test_a_run_of_two_processes_goes_on_in_one(
     train(settings, folder, base)
     whole = losses(folder)
     settings, folder = with_(settings, Path(settings.run.folder) / "killed")
-    (tmp_path / "kill.py").write_text(KILL)
+    (tmp_path / "kill.py").write_text(KILL_ONE)
     with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"process.* train.* ended|killed"):
         patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
         launch.run_training(settings, folder, base, gpus=2)
