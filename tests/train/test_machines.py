@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -68,30 +69,35 @@ def torchrun(rank: int, port: int) -> list[str]:
     return ["torch.distributed.run", *how, "--master-addr=127.0.0.2", f"--master-port={port}"]
 
 
-def test_two_machines_train_as_one_process_does(tmp_path: Path, base: Base) -> None:
-    """One process on each, by accelerate and by torchrun; the folder is shared."""
-    for name in ("one", "accelerate", "torchrun"):
-        text = SETTINGS.format(name=name, data=REPOSITORY / "data" / "sample.csv", base=base.folder)
-        (tmp_path / f"{name}.toml").write_text(text)
-        assert call_toolkit("prepare", "-c", f"{name}.toml", cwd=tmp_path).code == 0
+@pytest.mark.parametrize(
+    ("name", "launcher"),
+    [("accelerate", accelerate), pytest.param("torchrun", torchrun, marks=pytest.mark.exhaustive)],
+)
+def test_two_machines_train_as_one_process_does(
+    tmp_path: Path, base: Base, name: str, launcher: Callable[[int, int], list[str]]
+) -> None:
+    """One process on each; the folder is shared."""
+    for run in ("one", name):
+        text = SETTINGS.format(name=run, data=REPOSITORY / "data" / "sample.csv", base=base.folder)
+        (tmp_path / f"{run}.toml").write_text(text)
+        assert call_toolkit("prepare", "-c", f"{run}.toml", cwd=tmp_path).code == 0
     assert call_toolkit("train", "-c", "one.toml", cwd=tmp_path).code == 0
     one = losses(RunFolder(tmp_path / "exports" / "one", "one"))
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OLLAMA_HOST": "127.0.0.1:9"}
-    for name, launcher in (("accelerate", accelerate), ("torchrun", torchrun)):
-        port = free_port()
-        verb = ["-m", "toolkit", "train", "-c", f"{name}.toml", "--json"]
-        machines = [
-            subprocess.Popen(
-                [*named(f"machine-{rank}"), sys.executable, "-m", *launcher(rank, port), *verb],
-                cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-            for rank in (0, 1)
-        ]  # fmt: skip
-        said = [machine.communicate(timeout=600) for machine in machines]
-        assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
-        assert json.loads(said[0][0].splitlines()[-1])["devices"] == 2 and not said[1][0]
-        two = losses(RunFolder(tmp_path / "exports" / name, name))
-        assert two == pytest.approx(one, rel=1e-5) and len(one) == 3
+    port = free_port()
+    verb = ["-m", "toolkit", "train", "-c", f"{name}.toml", "--json"]
+    machines = [
+        subprocess.Popen(
+            [*named(f"machine-{rank}"), sys.executable, "-m", *launcher(rank, port), *verb],
+            cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=600) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said[0][1][-2000:] + said[1][1][-2000:]
+    assert json.loads(said[0][0].splitlines()[-1])["devices"] == 2 and not said[1][0]
+    two = losses(RunFolder(tmp_path / "exports" / name, name))
+    assert two == pytest.approx(one, rel=1e-5) and len(one) == 3
 
 
 def check_launch(words: list[str]) -> dict[str, int | str]:
