@@ -1,6 +1,7 @@
 """Whether llama.cpp computes here is asked in a process of its own: a library that kills it is an error with a hint."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ def test_one_that_dies_is_named_before_a_file_is_opened(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deed: str, said: str
 ) -> None:
     with_library(tmp_path, monkeypatch, deed)
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     check = checks.llama_cpp()
     assert check.ok is False and said in check.found and "llama-cpp-python==0.3.36" in check.fix
     monkeypatch.setattr("toolkit.llamacpp.check_header", lambda _: None)
@@ -80,7 +84,7 @@ def test_one_that_dies_is_named_before_a_file_is_opened(
     with pytest.raises(ToolkitError, match="does not work on this machine") as caught, opened(tmp_path / "x.gguf", 8):
         pass
     assert caught.value.exit_code == MISSING and said in caught.value.message
-    assert not fresh.exists()
+    assert not fresh.exists() and not list(temporary.iterdir())
 
 
 DIES_ON = """

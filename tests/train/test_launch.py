@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,9 @@ def test_unsloth_that_fails_gives_way_to_peft(
         launch.run_training(demanded, folder, base)
 
 
-def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], base: Base) -> None:
+def test_two_processes_have_the_losses_of_one(
+    small: tuple[Config, RunFolder], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """gloo on a CPU. One process has all four held-out records, the other copies that do not count."""
     settings, folder = small
     values = {
@@ -106,8 +109,11 @@ def test_two_processes_have_the_losses_of_one(small: tuple[Config, RunFolder], b
     one = train(settings, folder, base)
     alone = folder.train_log.read_text().splitlines()
     settings, folder = with_(settings, Path(settings.run.folder) / "two")
+    (temporary := tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("TMPDIR", str(temporary))
     two = launch.run_training(settings, folder, base, gpus=2)
-    assert two.figures["devices"] == 2
+    assert two.figures["devices"] == 2 and not list(temporary.iterdir())
     together = folder.train_log.read_text().splitlines()
     assert len(alone) == len(together) == 8 + 3
     for first, second in zip(map(json.loads, alone), map(json.loads, together), strict=True):

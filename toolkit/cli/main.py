@@ -10,6 +10,7 @@ from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
 from toolkit.core import console
 from toolkit.core.errors import INTERRUPTED, USAGE, ToolkitError, explain, unexpected
+from toolkit.core.quiet import silence_bitsandbytes
 from toolkit.core.signals import ending_cleanly
 from toolkit.core.streams import let_go, tolerate_any_text
 
@@ -19,6 +20,7 @@ def main() -> None:
     code = 0
     tolerate_any_text()
     _calm_warnings()
+    silence_bitsandbytes()
     try:
         with ending_cleanly():
             _main()

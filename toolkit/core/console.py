@@ -143,12 +143,15 @@ class Progress:
     done: float = 0.0
     text: str = ""
     _printed: float = field(default_factory=time.monotonic)
+    _skipped: float = 0.0
+    _first: tuple[float, float] | None = None  # when the first of this count were done, and how many they were
     _bar: Any = None
     _task: Any = None
 
     def advance(self, amount: float = 1.0, note: str | None = None) -> None:
         """Add `amount` of `unit`, and show `note` (loss, speed, …) next to it."""
         self.done += amount
+        self._first = self._first or (time.monotonic(), self.done - self._skipped)
         if note is not None:
             self.text = note
         if self._bar is not None:
@@ -161,9 +164,8 @@ class Progress:
         """Start from `done` (an interrupted run that continues), without counting it as speed."""
         self.done = done
         self._skipped = done
+        self._first = None
         self.started = time.monotonic()
-
-    _skipped: float = 0.0
 
     def skip(self, amount: float) -> None:
         """Count `amount` that had been done before, not as speed; it is shown with the next step."""
@@ -175,11 +177,15 @@ class Progress:
         return time.monotonic() - self.started
 
     def seconds_left(self) -> float | None:
-        """Estimate the seconds that remain from the speed so far; None before the first step."""
-        fresh = self.done - self._skipped
-        if fresh <= 0 or self.total <= 0:
+        """Estimate the seconds that remain from the speed so far; None while there is none.
+
+        The first step loads what the others use, and does not count. Bytes all do.
+        """
+        if self._first is None or self.total <= 0:
             return None
-        return max(0.0, self.seconds() / fresh * (self.total - self.done))
+        since, before = (self.started, 0.0) if self.unit == "B" else self._first
+        fresh = self.done - self._skipped - before
+        return max(0.0, (time.monotonic() - since) / fresh * (self.total - self.done)) if fresh > 0 else None
 
     def _note(self) -> str:
         left = self.seconds_left()

@@ -22,7 +22,10 @@ def silence_transformers() -> None:
 
 
 def silence_bitsandbytes() -> None:
-    """Turn off bitsandbytes' advice, which it gives when it is imported; nothing is imported here."""
+    """Turn off bitsandbytes' advice, which it gives when it is imported; nothing is imported here.
+
+    PEFT and transformers import it by themselves, so this comes before either.
+    """
     import logging
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

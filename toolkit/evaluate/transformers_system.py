@@ -121,6 +121,7 @@ def choose_place(base: Path) -> Place | str:
 @contextlib.contextmanager
 def loaded(base: Path, adapter: Path, place: Place) -> Iterator[Any]:
     """Load base and adapter; gives PEFT's model. Raises ToolkitError if the adapter does not fit the base."""
+    silence_transformers()
     import torch
     from peft import PeftModel
     from safetensors import SafetensorError
@@ -131,7 +132,6 @@ def loaded(base: Path, adapter: Path, place: Place) -> Iterator[Any]:
             raise ToolkitError(
                 f"the adapter folder `{adapter}` has no {name}", hint="run `toolkit train`", exit_code=MISSING
             )
-    silence_transformers()
     folder = plain_folder(base)
     config, renamed = text_part(AutoConfig.from_pretrained(folder))
     # transformers would take torch's attention, which leaves out Gemma-2's soft cap.

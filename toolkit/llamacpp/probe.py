@@ -50,17 +50,19 @@ def failure() -> str:
 
 def _failure(on_gpu: bool) -> str:
     where = " on the GPU" if on_gpu else ""
-    try:
-        done = subprocess.run(
-            without_torch(f"from {__name__} import evaluate_tiny_model\nevaluate_tiny_model()"),
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=SECONDS,
-            env=environment(on_gpu=on_gpu),
-        )
-    except subprocess.TimeoutExpired:
-        return f"a model of 1 MB took more than {SECONDS} seconds{where}"
+    with tempfile.TemporaryDirectory(prefix="toolkit-") as folder:  # made here: what dies there removes nothing
+        code = f"from {__name__} import evaluate_tiny_model\nevaluate_tiny_model({folder!r})"
+        try:
+            done = subprocess.run(
+                without_torch(code),
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=SECONDS,
+                env=environment(on_gpu=on_gpu),
+            )
+        except subprocess.TimeoutExpired:
+            return f"a model of 1 MB took more than {SECONDS} seconds{where}"
     if done.returncode < 0:
         return f"evaluating a model of 1 MB{where} ended the process ({end_of_process(done.returncode)})"
     if done.returncode:
@@ -119,20 +121,19 @@ def _write_model(path: Path) -> None:
     writer.close()
 
 
-def evaluate_tiny_model() -> None:
-    """Evaluate the tiny model with all cores, many tokens and one; on the GPU where this process sees one."""
+def evaluate_tiny_model(folder: str) -> None:
+    """Evaluate a tiny model, written into `folder`, with all cores, many tokens and one; on the GPU that is seen."""
     import llama_cpp
     import numpy as np
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "tiny.gguf"
-        _write_model(path)
-        llm = llama_cpp.Llama(
-            str(path), n_ctx=CONTEXT, n_threads=hardware.cores(), logits_all=True, verbose=False,
-            n_gpu_layers=-1 if llama_cpp.llama_supports_gpu_offload() else 0,
-        )  # fmt: skip
-        llm.eval(list(range(TOKENS)))
-        llm.eval([1])
-        if not np.isfinite(np.asarray(llm.scores[: TOKENS + 1])).all():
-            sys.exit("logits are not finite")
-        llm.close()
+    path = Path(folder) / "tiny.gguf"
+    _write_model(path)
+    llm = llama_cpp.Llama(
+        str(path), n_ctx=CONTEXT, n_threads=hardware.cores(), logits_all=True, verbose=False,
+        n_gpu_layers=-1 if llama_cpp.llama_supports_gpu_offload() else 0,
+    )  # fmt: skip
+    llm.eval(list(range(TOKENS)))
+    llm.eval([1])
+    if not np.isfinite(np.asarray(llm.scores[: TOKENS + 1])).all():
+        sys.exit("logits are not finite")
+    llm.close()

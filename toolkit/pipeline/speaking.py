@@ -17,6 +17,7 @@ Progress = Callable[[str], object] | Literal["terminal"] | None
 def speaking(progress: Progress) -> Iterator[State]:
     """Direct what a call says to `progress`, and raise known foreign errors as ToolkitError, hint included."""
     arguments.check_progress(progress)
+    quiet.silence_bitsandbytes()
     if progress == "terminal":  # the command line translates errors itself
         yield streams.state()
         return

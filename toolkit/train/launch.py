@@ -92,7 +92,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="toolkit-") as place, relay.lines_of_worker(Path(place)) as lines:
         asked, answer = Path(place) / "request.json", Path(place) / "answer.json"
         asked.write_text(json.dumps({**request, "lines": lines.name}), encoding="utf-8")
-        called = [*_launcher(gpus), *WORKER, str(asked), str(answer)]
+        called = [*_launcher(gpus, Path(place)), *WORKER, str(asked), str(answer)]
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
             called,
@@ -126,7 +126,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     raise ToolkitError(f"the process that trains {how}", hint=hint)
 
 
-def _launcher(gpus: int) -> list[str]:
+def _launcher(gpus: int, place: Path) -> list[str]:
     if gpus == 1:
         return [sys.executable]
     import torch
@@ -146,6 +146,7 @@ def _launcher(gpus: int) -> list[str]:
         *how,
         "--mixed_precision=no",
         "--dynamo_backend=no",
+        f"--log_dir={place / 'launcher'}",  # else it makes a folder of its own, which stays
     ]
 
 

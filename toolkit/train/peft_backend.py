@@ -26,11 +26,11 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
     On CUDA the base stays in 16 bits, `compute`, if it is not quantized: PEFT's own preparation would turn
     embeddings and head into float32, 2 GB more for an 8B model.
     """
+    silence_transformers()
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    silence_transformers()
     settings = config.train
     cuda = torch.cuda.is_available() and str(device) != "cpu"
     options: dict[str, Any] = {"dtype": torch.float32}

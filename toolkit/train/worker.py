@@ -14,6 +14,7 @@ from toolkit.core import console, hardware, streams
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, explain, unexpected
 from toolkit.core.files import write_text
+from toolkit.core.quiet import silence_bitsandbytes
 from toolkit.core.run_folder import folder_of
 from toolkit.core.signals import ending_cleanly
 from toolkit.core.unfinished import noting
@@ -25,6 +26,7 @@ from toolkit.train.backend import UnslothFailed
 def main(request: Path, answer: Path) -> int:
     """Train as requested, write the outcome or what went wrong, and return the exit code."""
     parallel.die_with_parent()
+    silence_bitsandbytes()
     wanted = json.loads(request.read_text(encoding="utf-8"))
     with relay.sent_to(wanted["lines"] if parallel.rank() == 0 else ""):
         return _work(wanted, answer)
