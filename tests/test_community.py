@@ -1,6 +1,8 @@
 """What contributors and a repository's host read: forms, workflow, citation, and the files that they name."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ def test_a_bug_comes_with_the_doctors_findings_and_without_patients() -> None:
     form = read(GITHUB / "ISSUE_TEMPLATE/bug.yml")
     [asked] = [part for part in form["body"] if "toolkit doctor --json" in part["attributes"].get("label", "")]
     assert asked["validations"]["required"] and "patients" in form["body"][0]["attributes"]["value"]
+    [log] = re.findall(r"`(\.installed\S+)`", asked["attributes"]["description"])  # one who has no doctor yet
+    target = log.removesuffix(".log")
+    assert f"{target}:" in (REPOSITORY / "Makefile").read_text("utf-8")
 
 
 def test_the_workflow_does_what_ci_does_and_may_only_read() -> None:
@@ -43,9 +48,26 @@ def test_the_workflow_does_what_ci_does_and_may_only_read() -> None:
     [job] = workflow["jobs"].values()
     assert job["steps"][-1]["run"] == "bash .ci/run" and workflow["permissions"] == {"contents": "read"}
     assert job["env"]["OLLAMA"] == GENERATIONS[-1].removeprefix("v")
+    for step in job["steps"]:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "actions/none@v1"))
+        checked = subprocess.run(["bash", "-n"], input=step.get("run", ""), text=True, capture_output=True)
+        assert (checked.returncode, checked.stderr) == (0, "")
     named = {name for step in job["steps"] for name in re.findall(r"TOOLKIT_TEST_\w+", step.get("run", ""))}
     known = (REPOSITORY / "docs/reference/environment.md").read_text("utf-8")
     assert all(f"`{name}`" in known for name in named)
+
+
+def test_the_workflow_keeps_a_compiled_llama_cpp_for_one_kind_of_cpu(tmp_path: Path) -> None:
+    """Compiled for one CPU it dies on another: the CPU is a part of the cache's key, as its step writes it."""
+    [job] = read(GITHUB / "workflows/ci.yml")["jobs"].values()
+    [cpu] = [step for step in job["steps"] if step.get("id") == "cpu"]
+    [cache] = [step for step in job["steps"] if step.get("uses", "").startswith("actions/cache@")]
+    written = tmp_path / "output"
+    subprocess.run(["bash", "-euc", cpu["run"]], env={**os.environ, "GITHUB_OUTPUT": str(written)}, check=True)
+    assert re.fullmatch(r"flags=[0-9a-f]{16}\n", written.read_text())
+    assert "steps.cpu.outputs.flags" in cache["with"]["key"]
+    for name in re.findall(r"'([^']+)'", cache["with"]["key"]):
+        assert (REPOSITORY / name).is_file(), name
 
 
 def test_the_citation_names_this_version_and_licence() -> None:
