@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from toolkit.evaluate import statistics
 from toolkit.evaluate.statistics import NONE, compare, correct, mean_of, p_value
 
 
@@ -40,9 +41,44 @@ def test_the_p_value_is_near_the_t_tests() -> None:
         assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.35, abs=0.002)
 
 
+@pytest.mark.parametrize("rows", [7, 10])
+def test_of_few_rows_too_one_in_twenty_is_wrong(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "LEAST", 999)
+    monkeypatch.setattr(statistics, "MOST", 999)
+    rng, tries = np.random.default_rng(rows), 300
+    found = [compare("chrf", "a", "b", [0.0] * rows, rng.normal(0, 1, rows).tolist(), less=False) for _ in range(tries)]
+    missed = sum(not one["low"] <= 0 <= one["high"] for one in found)
+    shown = sum(one["p"] < 0.05 for one in found)
+    assert stats.binomtest(missed, tries, 0.05).pvalue > 0.01  # plain percentiles of 10 rows miss 10 in 100
+    assert stats.binomtest(shown, tries, 0.05, "greater").pvalue > 0.01
+
+
+@pytest.mark.parametrize("rows", [6, 12, 50])
+def test_an_interval_without_zero_is_a_p_below_5_in_100(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST", 9_999)
+    for mean in np.linspace(0, 1.2, 7).tolist():
+        one = compare("chrf", "a", "b", [0.0] * rows, normal(rows, mean, rows), less=False)
+        if abs(one["p"] - 0.05) > 0.005:  # resamples are counted, so that the two may differ at the edge
+            assert (one["p"] < 0.05) == (not one["low"] <= 0 <= one["high"])
+
+
+def test_a_paired_difference_is_near_the_paired_t_test_and_that_of_permutations() -> None:
+    first, second = normal(1, 3, 12), normal(2, 3.6, 12)
+    one = compare("nll", "a", "b", first, second, less=True)
+    paired = stats.ttest_rel(second, first)
+    low, high = paired.confidence_interval()
+    assert (one["low"], one["high"]) == (pytest.approx(low, abs=0.1), pytest.approx(high, abs=0.1))
+    permuted = stats.permutation_test(
+        (np.array(second), np.array(first)), lambda a, b: np.mean(a - b), permutation_type="samples"
+    )
+    assert one["p"] == pytest.approx(paired.pvalue, rel=0.3)
+    assert one["p"] == pytest.approx(permuted.pvalue, rel=0.3)
+
+
 def test_few_rows_prove_nothing() -> None:
     assert p_value(np.array([1.0])) == 1
     assert p_value(np.array([1.0, 1.1, 1.2])) == 0.25  # as a sign test of three
+    assert p_value(np.array([1.0, 1.1])) > 0.05
     assert p_value(np.zeros(9)) == 1 and p_value(np.array([])) == 1
 
 

@@ -1,5 +1,6 @@
 """Means and differences with 95 % intervals by bootstrap over rows, and p-values corrected for their number."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -65,15 +66,32 @@ def correct(comparisons: Sequence[dict[str, Any]]) -> None:
 
 
 def p_value(differences: Values) -> float:
-    """Return the two-sided p-value of a mean difference of zero: twice the smaller tail of its bootstrap distribution.
+    """Return the two-sided p-value of a mean difference of zero: the level at which the interval of `_tail` reaches it.
 
     It is never less than 2^(1-n), that of n differences with one sign: a bootstrap of a few rows knows no better.
     """
-    if not len(differences) or not differences.any():
+    from scipy.stats import norm, t
+
+    count = len(differences)
+    if count < 2 or not differences.any():
         return 1.0
     means = _means(differences)
-    tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    return float(min(1.0, max(2 * (tail + 1) / (len(means) + 1), 2.0 ** (1 - len(differences)))))
+    tail = (min(int((means <= 0).sum()), int((means >= 0).sum())) + 1) / (len(means) + 1)
+    if tail >= 0.5:
+        return 1.0
+    return float(max(2 * t.cdf(norm.ppf(tail) * math.sqrt((count - 1) / count), count - 1), 2.0 ** (1 - count)))
+
+
+def _tail(count: int) -> float:
+    """Return the share of resampled means beyond each end of a 95 % interval over `count` values.
+
+    Plain percentiles are too narrow: of 10 normal values they miss the mean 10 times of 100, these 5 times. It is the
+    expanded percentile interval of Hesterberg, T. (2015), What teachers should know about the bootstrap. The American
+    Statistician 69(4), 371-386, section 5.3: as wide as Student's where the values are normal.
+    """
+    from scipy.stats import norm, t
+
+    return float(norm.cdf(math.sqrt(count / (count - 1)) * t.ppf(SURE / 2, count - 1)))
 
 
 def _interval(values: Values) -> tuple[float | None, float | None]:
@@ -88,6 +106,7 @@ def _interval(values: Values) -> tuple[float | None, float | None]:
         found = bootstrap(
             (values,),
             np.mean,
+            confidence_level=1 - 2 * _tail(len(values)),
             n_resamples=_resamples(len(values)),
             batch=max(1, WORK // (4 * len(values))),
             vectorized=True,
