@@ -220,6 +220,10 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "image": ([*user([{"type": "image_url", "image_url": {"url": "x"}}]), *messages()[1:]], IMAGE, "`image_url`"),
     "image and text": ([*user([{"type": "text", "text": "?"}, {"type": "input_image"}]), *messages()[1:]], IMAGE, ""),
     "sound": ([*user([{"type": "input_audio"}]), *messages()[1:]], OTHER_PART, "`input_audio`"),
+    "Ollama's image": ([{**user("See?")[0], "images": ["iVBORw0"]}, *messages()[1:]], IMAGE, "message 1: `images`"),
+    "OpenAI's sound": ([*user("?"), {"role": "assistant", "content": "x", "audio": {"id": "1"}}], IMAGE, "message 2"),
+    "LLaVA's image": ([*user("<image>\nWhat is it?"), *messages()[1:]], IMAGE, "message 1: `<image>`"),
+    "a video behind the text": ([*user("What is it?\n <video> "), *messages()[1:]], IMAGE, "message 1: `<video>`"),
     "object": ([*user({"a": 1}), *messages()[1:]], OTHER_PART, "message 1"),
     "empty turn": ([*messages()[:3], {"role": "assistant", "content": " "}], EMPTY_TURN, "message 4 (assistant)"),
     "null": ([*user(None), *messages()[1:]], EMPTY_TURN, "message 1 (user)"),
@@ -254,7 +258,20 @@ def test_a_chat_that_cannot_be_trained_is_rejected_with_its_reason(kind: str, tm
     assert reason in caught.value.message and caught.value.hint
 
 
-@pytest.mark.parametrize("column", ["image", "images", "videos"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": "What is it?", "images": [], "audio": None},
+        {"content": "Is <image> a tag of HTML?"},
+        {"content": "<image>x.png</image>\nWhat does this XML say?"},
+    ],
+)
+def test_a_chat_that_only_speaks_of_a_picture_is_kept(message: dict[str, Any], tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", **message}, *messages()[1:]]}]
+    assert len(read(write(tmp_path / "x.jsonl", rows)).records) == 1
+
+
+@pytest.mark.parametrize("column", ["image", "images", "videos", "attachments"])
 def test_a_chat_about_a_picture_is_rejected(column: str, tmp_path: Path) -> None:
     rows = [{"messages": messages(), column: []}, {"messages": messages(), column: ["x.png"]}]
     found = read(write(tmp_path / "x.jsonl", rows))
@@ -430,8 +447,8 @@ def test_prepared_files_carry_the_earlier_turns_and_count_them(
     assert "chat ← messages" in capsys.readouterr().err
     *_, counted, unanswered, left_out = STAGE.summary(figures, folder).splitlines()
     assert counted == f"22 chats of {figures['turns']} turns, at most {figures['most_turns']} in one"
-    assert unanswered == "1 last questions without an answer left out"
-    assert f"{figures['turns_left_out']} last turns left out of 1 chats" in left_out
+    assert unanswered == "1 last question without an answer left out"
+    assert f"{figures['turns_left_out']} last turns left out of 1 chat that is longer" in left_out
 
 
 @pytest.mark.parametrize(("long", "warned"), [(0, False), (1, False), (2, True), (30, True)])

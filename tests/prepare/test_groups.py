@@ -176,6 +176,26 @@ def test_every_setting_of_a_column_is_told_the_right_one(prepared: Prepared, tmp
         assert f"--set data.{role}_column={right}`" in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("role", "wrong", "hint"),
+    [
+        ("group", "pacient", "did you mean `patient`? `--set data.group_column=patient`"),
+        ("context", "pasient", "did you mean `patient`? `--set data.context_column=patient`"),
+        ("messages", "message", "did you mean `messages`? `--set data.messages_column=messages`"),
+        ("group", "ward", "name one of these columns with `--set data.group_column=NAME`, or leave that setting out"),
+    ],
+)
+def test_of_a_file_of_chats_too_a_wrong_name_is_told_the_right_one(
+    role: str, wrong: str, hint: str, prepared: Prepared, tmp_path: Path
+) -> None:
+    said = [{"role": "user", "content": "What helps?"}, {"role": "assistant", "content": "Rest."}]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"messages": said, "patient": n}) + "\n" for n in range(20)))
+    with pytest.raises(ToolkitError) as caught:
+        prepared(path, f"data.{role}_column={wrong}")
+    assert f"wanted `{wrong}`, found `messages`, `patient`" in caught.value.message and caught.value.hint == hint
+
+
 def test_a_list_is_no_group(prepared: Prepared, tmp_path: Path) -> None:
     rows = [{"who": n // 2, "question": f"what about {n}", "answer": "a"} for n in range(40)]
     path = tmp_path / "mine.jsonl"

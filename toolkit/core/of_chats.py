@@ -8,11 +8,17 @@ def of_chats(figures: Mapping[str, Any]) -> list[str]:
     """Say what is kept of chats and what is left out; nothing where each row has one question."""
     said = []
     if figures.get("chats"):
-        chats, turns, most = (figures[name] for name in ("chats", "turns", "most_turns"))
-        said.append(f"{chats:,} chats of {turns:,} turns, at most {most:,} in one")
+        turns, most = figures["turns"], figures["most_turns"]
+        said.append(f"{_counted(figures['chats'], 'chat')} of {turns:,} turns, at most {most:,} in one")
     if figures.get("unanswered"):
-        said.append(f"{figures['unanswered']:,} last questions without an answer left out")
+        said.append(f"{_counted(figures['unanswered'], 'last question')} without an answer left out")
     if figures.get("shortened_chats"):
-        turns, chats = figures["turns_left_out"], figures["shortened_chats"]
-        said.append(f"{turns:,} last turns left out of {chats:,} chats that are longer than train.max_length")
+        chats = _counted(figures["shortened_chats"], "chat")
+        verb = "is" if figures["shortened_chats"] == 1 else "are"
+        turns = _counted(figures["turns_left_out"], "last turn")
+        said.append(f"{turns} left out of {chats} that {verb} longer than train.max_length")
     return said
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -215,6 +215,12 @@ def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
             return inside
     elif above := header_hint(table.path, {role: wanted}):
         return above
+    keys = {name_key(name): name for name in table.columns}
+    near = [keys[key] for name in wanted for key in difflib.get_close_matches(name_key(name), keys, n=1, cutoff=0.6)]
+    if len(wanted) == 1 and near:  # a setting names it
+        return f"did you mean `{near[0]}`? `--set {column_setting(role, near[0])}`"
+    if role not in ("question", "answer", "messages"):
+        return f"name one of these columns with `--set data.{role}_column=NAME`, or leave that setting out"
     if objects := _unknown_objects(table):
         return f"{objects}: {_WRITE_CHATS}"
     chats = [name for name in table.columns if _CHATS.fullmatch(bare(name))]
@@ -225,10 +231,6 @@ def _hint_for_names(role: str, wanted: tuple[str, ...], table: Table) -> str:
             "no header? The first row looks like data: add a first line that names the columns, "
             "such as `question,answer`"
         )
-    keys = {name_key(name): name for name in table.columns}
-    near = [keys[key] for name in wanted for key in difflib.get_close_matches(name_key(name), keys, n=1, cutoff=0.6)]
-    if len(wanted) == 1 and near:  # a setting names it
-        return f"did you mean `{near[0]}`? `--set {column_setting(role, near[0])}`"
     if likely := _likely(role, table):
         return f"if that is `{likely}`: `--set {column_setting(role, likely)}`"
     return f"name it with `--set data.{role}_column=NAME`"

@@ -12,7 +12,6 @@ from toolkit.prepare.messages import keys_of
 from toolkit.prepare.table import Table
 
 IDS = ("id", "answerid", "qid", "uid")
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")  # of chats that are about more than text
 
 SHOWN = 12  # names in one line
 SHOWN_FILES = 3

@@ -32,6 +32,9 @@ ROLES = {
 }
 _TOOLS = frozenset(("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython"))
 _CALLS = ("tool_calls", "function_call")  # keys of a message
+# Keys of a message, as Ollama has `images`, and columns beside a chat: it is about more than its text.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "attachments", "experimental_attachments")
+_PLACEHOLDERS = ("<image>", "<video>", "<audio>")  # where LLaVA's data put a picture into the text
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _TOOL_PARTS = ("tool_use", "tool_result", "tool_call", "function_call")
 
@@ -170,7 +173,17 @@ def _messages(items: list[Any], before: int) -> Iterator[_Said]:
             raise UnusableChatError(TOOL_CALL, place)
         if key not in ROLES:
             raise UnusableChatError(UNKNOWN_ROLE, f"{place} is of `{name[:40]}`")
-        yield _Said(ROLES[key], _text(item.get(_key(item, TEXT_KEYS)), place), place)
+        text = _text(item.get(_key(item, TEXT_KEYS)), place)
+        if media := [name for name in MEDIA if not is_blank(item.get(name))] or _placeholders(text):
+            raise UnusableChatError(IMAGE, f"{place}: `{media[0]}`")
+        yield _Said(ROLES[key], text, place)
+
+
+def _placeholders(text: str) -> list[str]:
+    """Return what stands for a picture at the beginning or end of a line; a tag that is closed is text."""
+    marks = [mark for mark in _PLACEHOLDERS if mark in text and mark.replace("<", "</") not in text]
+    lines = [line.strip() for line in text.splitlines()] if marks else []
+    return [mark for mark in marks if any(line.startswith(mark) or line.endswith(mark) for line in lines)]
 
 
 def _text(content: Any, place: str) -> str:

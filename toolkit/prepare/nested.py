@@ -41,8 +41,8 @@ def hint_for_nested_file(path: Path) -> str:
 
 
 def hint_for_nested(value: Any, path: Path, *, by_line: bool = False) -> str:
-    """Return the command for a file's value; empty where it holds no list of records."""
-    found = list(dict.fromkeys(_places(value, ())))
+    """Return the command for a file's value; empty where it holds no list of records, or is itself one."""
+    found = [place for place in dict.fromkeys(_places(value, ())) if any(part != EACH for part in place)]
     if not found:
         return ""
     place = found[0]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.prepare.cells import is_blank, is_null_word, name_key
-from toolkit.prepare.columns import MEDIA, Columns
-from toolkit.prepare.messages import IMAGE, NO_REPLY, USER_TWICE, UnusableChatError, read_chat, read_history
+from toolkit.prepare.columns import Columns
+from toolkit.prepare.messages import IMAGE, MEDIA, NO_REPLY, USER_TWICE, UnusableChatError, read_chat, read_history
 from toolkit.prepare.spoiled import REPAIRS
 from toolkit.prepare.table import Row
 from toolkit.prompt.format import MESSAGE_SEPARATOR
