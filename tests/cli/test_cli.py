@@ -117,6 +117,12 @@ def test_a_hint_keeps_the_settings_of_this_call(toolkit: Callable[..., Called], 
     assert "run `toolkit run` first" in toolkit("ask", "Why?").err
 
 
+@pytest.mark.parametrize("name", ["my project", "o'brien", "Klinik (alt)", "plain"])
+def test_the_step_after_init_can_be_typed(toolkit: Callable[..., Called], name: str) -> None:
+    [said] = [line for line in toolkit("init", name).err.splitlines() if line.startswith("next: ")]
+    assert shlex.split(said) == ["next:", "cd", name, "&&", "toolkit", "doctor"]
+
+
 def test_without_a_verb_the_help_is_shown(toolkit: Callable[..., Called]) -> None:
     called = toolkit()
     assert called.code == 2 and "Commands:" in called.err and "error" not in called.err

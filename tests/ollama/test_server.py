@@ -9,10 +9,12 @@ import pytest
 
 from tests.conftest import call_toolkit
 from tests.support.faults import Handler, serving
+from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 from toolkit.ollama.failures import ServerError
+from toolkit.register import checks as register_checks
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +95,30 @@ def test_a_port_where_nothing_listens_is_no_server() -> None:
     with pytest.raises(ToolkitError, match="no Ollama server answers") as caught:
         server.require(settings)
     assert caught.value.exit_code == MISSING
+
+
+@pytest.mark.parametrize(
+    ("url", "installed", "said"),
+    [
+        ("http://127.0.0.1:9", True, "start one with `ollama serve`"),
+        ("http://localhost:9", False, "install Ollama (https://ollama.com/download), start one with `ollama serve`"),
+        ("http://127.0.0.1:9/path", False, "install Ollama (https://ollama.com/download), start one with"),
+        ("http://192.0.2.1:9", False, "on that machine, start one with `ollama serve`"),
+    ],
+)
+def test_how_to_start_a_server_fits_the_machine(
+    url: str, installed: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed:
+        (tmp_path / "ollama").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolkitError) as caught:
+        server.require(OllamaSettings(host=url))
+    assert str(caught.value.hint).startswith(said)
+    assert (
+        f"{said.partition('start')[0]}start one with"
+        in register_checks.ollama(Config(ollama=OllamaSettings(host=url)), needed=True).fix
+    )
 
 
 def test_a_port_that_takes_connections_but_says_nothing() -> None:

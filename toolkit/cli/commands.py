@@ -1,5 +1,6 @@
 """The verbs: each parses, calls one stage, prints its result and names the next step."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
 
     write_start(Path(directory), dry_run=dry_run, force=force, data=data)
     if not dry_run:
-        where = "" if directory == "." else f"cd {directory} && "
+        where = "" if directory == "." else f"cd {shlex.quote(directory)} && "
         console.next_step(f"{where}toolkit doctor")
 
 

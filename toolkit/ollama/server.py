@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -94,10 +95,18 @@ def require(settings: OllamaSettings) -> str:
     if found is None:
         raise ToolkitError(
             f"no Ollama server answers at {server_address(settings)}",
-            hint="start one with `ollama serve`, or say where it runs with OLLAMA_HOST or `ollama.host`",
+            hint=f"{before_start(server_address(settings))}start one with `ollama serve`, "
+            "or say where it runs with OLLAMA_HOST or `ollama.host`",
             exit_code=MISSING,
         )
     return found
+
+
+def before_start(url: str) -> str:
+    """Return what stands before "start one with `ollama serve`": where that is, or what is to be installed first."""
+    if not is_loopback(url):
+        return "on that machine, "
+    return "" if shutil.which("ollama") else "install Ollama (https://ollama.com/download), "
 
 
 def rewrites(found: str) -> bool | None:

@@ -62,6 +62,7 @@ def server_answers(settings: "OllamaSettings", command: str) -> bool:
     if server.version(settings) is not None:
         return True
     console.warn(
-        f"no Ollama server answers at {url}, so the model is not registered; start one with `ollama serve`, {again}"
+        f"no Ollama server answers at {url}, so the model is not registered; "
+        f"{server.before_start(url)}start one with `ollama serve`, {again}"
     )
     return False
