@@ -85,6 +85,42 @@ def test_every_file_is_drawn_inside_the_chart(values: dict[str, tuple[int, float
 
 
 @pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        (
+            {
+                "F16": (271, 3.5e-6, 1e-4),
+                "Q8_0": (145, 0.0032, 0.02),
+                "Q4_K_M": (106, 0.039, 0.25),
+                "Q2_K": (88, 0.36, 5.0),
+            },
+            {"Q4_K_M", "Q2_K"},
+        ),
+        ({"Q5_K_M": (105, 0.02, 0.09), "Q4_K_M": (100, 0.08, 0.25)}, {"Q4_K_M"}),
+        ({"Q8_0": (145, 0.0032, 0.02), "F16": (271, 3.5e-6, 1e-4)}, set()),
+    ],
+)
+def test_no_name_is_written_over_the_bound_of_another_file(
+    files: dict[str, tuple[int, float, float]], left: set[str]
+) -> None:
+    values = {
+        name: file(bytes=size * 10**6, mean_kl=kl, mean_kl_low=kl, mean_kl_high=kl, bound=bound)
+        for name, (size, kl, bound) in files.items()
+    }
+    drawn = list(ElementTree.fromstring(charts.size_chart(values)).iter())
+    names = [one for one in drawn if one.get("class") == "name"]
+    dashes = [one for one in drawn if one.get("class") == "bound"]
+    assert {one.text for one in names if one.get("text-anchor") == "end"} == left
+    assert len(names) == len(dashes) == len(files)
+    for one in names:
+        at, width = float(one.get("x", "")), len(one.text or "") * svg.LETTER
+        start = at - width if one.text in left else at
+        for dash in dashes:
+            apart = float(dash.get("x2", "")) < start or float(dash.get("x1", "")) > start + width
+            assert apart or abs(float(dash.get("y1", "")) - float(one.get("y", "")) + 4) > 8
+
+
+@pytest.mark.parametrize(
     "log",
     [
         [],

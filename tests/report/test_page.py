@@ -178,15 +178,15 @@ def test_stale_stages_and_an_evaluation_of_other_files_are_said_first(run: repor
 @pytest.mark.parametrize(
     ("changes", "question", "said"),
     [
-        ({}, "Is it better", "Better in loss on the reference answers and chrF against the reference"),
+        ({}, "Is it better", "Better in likelihood of the reference and letters in common with the reference"),
         ({"verdict": "no difference can be shown"}, "Is it better", "No difference can be shown."),
         (
             {"verdict": "worse"},
             "Is it better",
-            "Worse in loss on the reference answers, chrF against the reference and Own",
+            "Worse in likelihood of the reference, letters in common with the reference and Own",
         ),
         ({}, "Did making", "F16 and Q8_0: no difference can be shown."),
-        ({"verdict": "worse"}, "Did making", "F16, Q8_0, Q4_K_M and Q2_K: worse in loss on the reference answers"),
+        ({"verdict": "worse"}, "Did making", "F16, Q8_0, Q4_K_M and Q2_K: worse in likelihood of the reference"),
     ],
 )
 def test_verdicts_are_those_of_the_comparisons(

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from tests.support import reported
+from tests.support.markup import read_markup
 from toolkit.core.manifest import read_manifest, write_manifest
+from toolkit.report import write_pages
 from toolkit.report.facts import gather
 from toolkit.report.verdicts import NO_DIFFERENCE, Verdict, verdicts
 
@@ -67,8 +69,44 @@ def test_base_and_trained_model_alone_are_no_longer_judged_after_another_trainin
     adapter = manifest.stages["train"].outputs
     manifest.stages["evaluate"] = manifest.stages["export"].model_copy(update={"inputs": adapter, "outputs": []})
     write_manifest(run.folder, manifest)
-    assert answered(run, "Is it better than its base?").answer.startswith("Better in loss on the reference answers")
+    assert answered(run, "Is it better than its base?").answer.startswith("Better in likelihood of the reference")
     manifest.stages["train"].outputs = [adapter[0].model_copy(update={"sha256": "ab" * 32}), *adapter[1:]]
     write_manifest(run.folder, manifest)
     found = answered(run, "Is it better than its base?")
     assert "by the loss on held-out answers alone" in found.answer  # the evaluation has no part in it
+
+
+def lost(run: reported.Reported, gain: float, verdict: str, **files: float) -> str:
+    """Say what the files cost, where training gained so many nats per token."""
+    for one in run.evaluation["held_out"]["comparisons"]:
+        if one["measure"] == "nll" and (one["a"], one["b"]) == ("base", "trained"):
+            one.update(difference=-gain, verdict=verdict)
+        elif one["measure"] == "nll" and one["a"] == "trained" and one["b"] in files:
+            one.update(difference=files[one["b"]], verdict="worse")
+    return answered(run, "Did making the files smaller cost anything?").answer
+
+
+def test_what_a_worse_file_gives_back_is_said_as_a_share_of_the_gain(run: reported.Reported) -> None:
+    said = lost(run, 0.356, "better", Q8_0=0.0044, Q4_K_M=0.0525, Q2_K=0.36)
+    parts = "Q8_0 gives back 1 %, Q4_K_M gives back 15 % and Q2_K gives back 101 %."
+    assert f"Of the 0.356 nats per token that training gained in likelihood, {parts}" in said
+    assert "Q4_K_M gives back less than 1 %" in lost(run, 0.356, "better", Q4_K_M=0.0005)
+
+
+@pytest.mark.parametrize("verdict", ["worse", NO_DIFFERENCE])
+def test_a_gain_that_is_not_shown_is_not_divided_by(run: reported.Reported, verdict: str) -> None:
+    assert "gives back" not in lost(run, 1e-9, verdict, Q4_K_M=0.05)
+
+
+def test_an_evaluation_without_its_gain_says_no_share(run: reported.Reported) -> None:
+    held_out = run.evaluation["held_out"]
+    held_out["comparisons"] = [one for one in held_out["comparisons"] if one["a"] != "base"]
+    assert "gives back" not in lost(run, 0.3, "better", Q4_K_M=0.05)
+
+
+def test_the_words_for_clinicians_are_explained_where_they_are_used(run: reported.Reported) -> None:
+    write_pages(run.config, run.folder, {})
+    text = read_markup(run.folder.page).plain
+    half = text[text.index("For clinicians") : text.index("The run at a glance")]
+    assert "The reference is the data's own answer" in half
+    assert not [word for word in ("chrF", "ROUGE", "KL", "perplexity", "Holm", "p <") if word in half]

@@ -98,15 +98,22 @@ def size_chart(files: Mapping[str, Quantization]) -> str:
         if one.mean_kl_low is not None and one.mean_kl_high is not None:
             svg.line(chart, at, y.at(one.mean_kl_low), at, y.at(one.mean_kl_high), "whisker")
         svg.dot(chart, at, y.at(one.mean_kl or 0.0), "one" if one.passed else "bad", cross=not one.passed)
-    _name_points(chart, [(x.at(one.bytes / unit), y.at(one.mean_kl or 0.0), name) for name, one in there.items()])
+    points = [(x.at(one.bytes / unit), y.at(one.mean_kl or 0.0), name) for name, one in there.items()]
+    _name_points(chart, points, [(x.at(one.bytes / unit), y.at(one.bound)) for one in there.values()])
     return svg.finished(chart)
 
 
-def _name_points(chart: Any, points: list[tuple[float, float, str]]) -> None:
-    """Write each point's name next to it; names that would overlap are moved apart."""
+def _name_points(chart: Any, points: list[tuple[float, float, str]], bounds: list[tuple[float, float]]) -> None:
+    """Write each point's name to its right, or to its left where a bound's dash is; names that overlap move apart."""
     heights = svg.without_overlap([y for _, y, _ in points], 12, 30, 214)
     for (at, _, name), height in zip(points, heights, strict=True):
-        fits = at + 9 + len(name) * svg.LETTER < WIDTH
+        width = len(name) * svg.LETTER
+
+        def is_free(start: float, width: float = width, height: float = height) -> bool:
+            crossed = any(start - 9 < x < start + width + 9 and abs(y - height) < 9 for x, y in bounds)
+            return start > LEFT and start + width < WIDTH and not crossed
+
+        fits = at + 9 + width < WIDTH and (is_free(at + 8) or not is_free(at - 8 - width))
         svg.text(chart, at + 8 if fits else at - 8, height + 4, name, "name", "start" if fits else "end")
 
 

@@ -21,7 +21,8 @@ def what_it_is(facts: Facts) -> str:
     first = "A language model that answers questions in writing"
     first += f", made from {base} by further training." if base else ", made from another one by further training."
     terms = f" The base's licence is {licence}." if licence else " Its base's licence is not in its files: look it up."
-    return f"{first} Asked in Ollama, it is called {served}.{terms}"
+    called = "is called" if facts.record("register") else "would be called"
+    return f"{first} In Ollama it {called} {served}.{terms}"
 
 
 def trained_on(facts: Facts) -> str:

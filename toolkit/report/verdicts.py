@@ -6,7 +6,7 @@ from typing import Literal
 
 from toolkit.report.facts import Facts
 from toolkit.report.sources import Comparison, Evaluation, Votes
-from toolkit.report.words import MEASURES, and_list, counted, decimal, p_value
+from toolkit.report.words import IN_PLAIN_WORDS, MEASURES, and_list, counted, decimal, p_value
 
 NO_DIFFERENCE = "no difference can be shown"
 Mark = Literal["good", "bad", "open"]
@@ -92,7 +92,23 @@ def _quantizing(facts: Facts) -> Verdict:
         for text in dict.fromkeys(said.values())
     ]
     marks = {_mark(compared) for compared in by_file.values()}
-    return Verdict(question, "bad" if "bad" in marks else "open", " ".join([*lines, _asked(facts)]))
+    lines += [*_given_back(facts, found), _asked(facts)]
+    return Verdict(question, "bad" if "bad" in marks else "open", " ".join(lines))
+
+
+def _given_back(facts: Facts, found: list[Comparison]) -> list[str]:
+    """Say how much of what training gained each worse file gives back: a difference can be shown and be small."""
+    gains = [one for one in _between(facts, "base", lambda b: b == "trained") if one.measure == "nll"]
+    worse = [(one.b, one.difference or 0.0) for one in found if (one.measure, one.verdict) == ("nll", "worse")]
+    gain = gains[0].difference if gains and gains[0].verdict == "better" else None
+    if not gain or not worse:
+        return []
+    parts = [f"{name} gives back {_share(-lost / gain)}" for name, lost in worse]
+    return [f"Of the {decimal(-gain)} nats per token that training gained in likelihood, {and_list(parts)}."]
+
+
+def _share(value: float) -> str:
+    return "less than 1 %" if value < 0.005 else f"{100 * value:.0f} %"
 
 
 def _served(facts: Facts) -> Verdict:
@@ -201,16 +217,20 @@ def _mark(found: list[Comparison]) -> Mark:
 
 
 def _summed(found: list[Comparison], evaluation: Evaluation | None) -> str:
-    """Say in which measures a system is worse or better; none is left out."""
+    """Say in plain words in which measures a system is worse or better; none is left out."""
     measures = {
-        word: and_list([measure_name(one.measure, evaluation) for one in found if one.verdict == word])
+        word: and_list([_plain_name(one.measure, evaluation) for one in found if one.verdict == word])
         for word in ("worse", "better")
     }
-    even = and_list([measure_name(one.measure, evaluation) for one in found if one.verdict not in measures])
+    even = and_list([_plain_name(one.measure, evaluation) for one in found if one.verdict not in measures])
     said = [f"{word} in {names}" for word, names in measures.items() if names]
     if not said:
         return NO_DIFFERENCE
     return "; ".join([*said, f"{NO_DIFFERENCE} in {even}"] if even else said)
+
+
+def _plain_name(measure: str, evaluation: Evaluation | None) -> str:
+    return IN_PLAIN_WORDS.get(measure) or measure_name(measure, evaluation)
 
 
 def _capital(text: str) -> str:

@@ -14,6 +14,11 @@ MEASURES = {  # of an evaluation: name and unit
     "ended": ("answers that end by themselves", "share"),
     "language": ("answers in the data's language", "share"),
 }
+IN_PLAIN_WORDS = {  # the same for a reader who does not know them
+    "nll": "likelihood of the reference",
+    "chrf": "letters in common with the reference",
+    "rouge_l": "words in common with the reference",
+}
 NOT_MEASURED = "not measured"
 # What breaks a page or its line order: controls, marks that override the direction of what follows, halves of pairs.
 _UNSEEN = re.compile(
