@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An adapter that was trained elsewhere, to a merged Q8_0 and Q4_K_M with a Modelfile next to them.
+# Make a merged Q8_0 and Q4_K_M from an adapter that was trained elsewhere, with a Modelfile next to them.
 #
 #   bash examples/export_adapter.sh ADAPTER BASE OUTPUT
 #
@@ -8,7 +8,7 @@ set -euo pipefail
 [ $# -eq 3 ] || { echo "usage: bash $0 ADAPTER BASE OUTPUT" >&2; exit 2; }
 adapter=$1 base=$2 output=$3
 
-# What would be written, its size, the memory it takes: nothing is done yet.
+# First show what would be written, its size, and the memory that it takes.
 toolkit export --adapter "$adapter" --base "$base" --quant Q8_0 --quant Q4_K_M --output "$output" --dry-run
 toolkit export --adapter "$adapter" --base "$base" --quant Q8_0 --quant Q4_K_M --output "$output"
 
