@@ -11,7 +11,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import folder_of
 from toolkit.core.stage import Check
 from toolkit.prepare import checks as data_checks
-from toolkit.prepare import head, prepare
+from toolkit.prepare import packed, prepare, read
 from toolkit.prepare.read import read_table
 from toolkit.prompt.tokenizer import load_tokenizer
 
@@ -134,9 +134,9 @@ def small_head(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let every file count as a large one, of which a few bytes are read."""
 
     def limit(size: int) -> None:
-        monkeypatch.setattr(head, "WHOLE", size)
-        monkeypatch.setattr(head, "HEAD", size)
-        monkeypatch.setattr(head, "ROWS", size // 40)
+        monkeypatch.setattr(packed, "WHOLE", size)
+        monkeypatch.setattr(read, "HEAD", size)
+        monkeypatch.setattr(read, "ROWS", size // 40)
 
     return limit
 

@@ -20,7 +20,7 @@ from toolkit.core import spool
 from toolkit.core.errors import ToolkitError, explain
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.places import temporary_folder
-from toolkit.prepare import decoding, head, objects, packed
+from toolkit.prepare import decoding, objects, packed
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table
 from toolkit.prepare.table import Row
@@ -56,7 +56,7 @@ def read(path: Path, encoding: str = "") -> Found:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Hold nothing in memory, and read pieces so small that everything is cut somewhere."""
-    monkeypatch.setattr(head, "WHOLE", -1)
+    monkeypatch.setattr(packed, "WHOLE", -1)
     monkeypatch.setattr(spool, "KEPT", 1)
     monkeypatch.setattr(spool, "READ", 2)
     for module in (decoding, objects, packed):
@@ -73,7 +73,7 @@ def test_any_text(
     path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
     on_disk = read(path, encoding)
     with tiny.context() as patch:
-        patch.setattr(head, "WHOLE", 2**20)
+        patch.setattr(packed, "WHOLE", 2**20)
         assert read(path, encoding) == on_disk
 
 

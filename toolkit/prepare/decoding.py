@@ -3,13 +3,13 @@
 import codecs
 import io
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
 from toolkit.core.errors import ToolkitError
-from toolkit.prepare import head
 from toolkit.prepare.containers import BINARY, CONTROLS, EXTENSIONS, PLAIN, looks_like, quoted, with_fresh_file
 from toolkit.prepare.encodings import Reading, find_wide_encoding, guess_encodings
 from toolkit.prepare.packed import PIECE, Opened
@@ -37,22 +37,16 @@ def iconv(path: Path, encoding: str) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is read as often as is needed: from memory, or from the disk, where it is large.
+    """A text that is read as often as is needed, from memory or the disk; `skipped` characters at its start not."""
 
-    `skipped` is the number of characters at its start that do not count.
-    """
-
-    content: str | Opened
+    content: Opened
     encoding: str = "utf-8"
     errors: str = "surrogateescape"
     skipped: int = 0
 
     def open(self, ends: str = "") -> TextIO:
         """Return it as a file whose lines have their ends; `ends` as in Python's `newline`."""
-        if isinstance(self.content, str):
-            file: TextIO = io.StringIO(self.content, newline=ends)
-        else:
-            file = io.TextIOWrapper(self.content.stream(), self.encoding, self.errors, ends)
+        file = io.TextIOWrapper(self.content.stream(), self.encoding, self.errors, ends)
         file.read(self.skipped)
         return file
 
@@ -72,103 +66,70 @@ class Text:
 
 
 def open_text(opened: Opened, encoding: str = "") -> Text:
-    """Decode a data file as `decode_text` does; a large one stays on the disk, if it can be used as it is."""
-    if opened.size() > head.WHOLE and opened.data is None:
-        sample = opened.start(SAMPLE)
-        sample = sample[: sample.rfind(b"\n") + 1] or sample
-        text = _on_disk(opened, encoding) if _is_usable(sample, opened.path, encoding) else None
-        if text is not None:
-            start = text.start(512)
-            return text.without(len(start) - len(start.lstrip(UNSEEN)))
-    return Text(decode_text(opened.content(), opened.path, encoding, packed=opened.packed))
-
-
-def _is_usable(sample: bytes, path: Path, encoding: str) -> bool:
-    try:
-        return bool(decode_text(sample, path, encoding))
-    except ToolkitError:
-        return False
-
-
-def _on_disk(opened: Opened, encoding: str) -> Text | None:
-    """Return a large text in its encoding; None for what needs a closer look, because it will be refused."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    valid, foreign, before = True, False, b""
-    with opened.stream() as file:
-        while piece := file.read(PIECE):
-            if any(sign in before + piece for sign in _JAPANESE) or 0 in piece:
-                return None
-            foreign, before = foreign or not piece.isascii(), piece[-2:]
-            if valid:
-                try:
-                    decoder.decode(piece)
-                except UnicodeDecodeError:
-                    valid = False
-    marked = opened.start(3) == codecs.BOM_UTF8
-    text = Text(opened)
-    if encoding and not marked and not (valid and foreign):
-        text = Text(opened, encoding, "toolkit.lone")
-    try:
-        return None if (encoding or not valid) and _mostly_undecodable(text.lines("\n")) else text
-    except (UnicodeError, ValueError):
-        return None
-
-
-def decode_text(content: bytes, path: Path, encoding: str = "", *, packed: bool = False) -> str:
     """Decode UTF-8 with or without BOM; raises ToolkitError if the file as a whole is something else.
 
     One bad line among good ones is that row's problem: its bytes become lone surrogates. `encoding` is that of a text
-    that is not UTF-8. Of a `packed` file, the hints have no command for the file itself.
+    that is not UTF-8.
     """
-    found, hint = looks_like(content, path)
+    path, sample = opened.path, opened.start(SAMPLE)
+    found, hint = looks_like(sample, path)
     known = found not in (PLAIN, BINARY)
-    if encoding and not known and not _is_utf8(content):
-        return _decode_as(encoding, content, path)
-    for mark, name in _MARKS.items():
-        if content.startswith(mark):
-            said = f"`{path}` is {name}, not UTF-8 (byte order mark at byte 0)"
-            raise ToolkitError(said, hint=_to_utf8(path, name, name, packed=packed))
-    sample = content[:SAMPLE]
-    if not known and (wide := find_wide_encoding(sample)):
-        said = f"`{path}` is {wide[:6]}, not UTF-8 (NUL at byte {content.index(0)})"
-        raise ToolkitError(said, hint=_to_utf8(path, wide, wide, packed=packed))
-    if not known and any(sign in content for sign in _JAPANESE):
-        hint = _to_utf8(path, "ISO-2022-JP", "ISO-2022-JP", packed=packed)
-        raise ToolkitError(f"`{path}` is ISO-2022-JP, not UTF-8", hint=hint)
+    valid, foreign, japanese = _looked_through(opened)
+    if encoding and not known and not (sample.startswith(codecs.BOM_UTF8) or (valid and foreign)):
+        return _named(opened, encoding)
+    marked = next((name for mark, name in _MARKS.items() if sample.startswith(mark)), "")
+    wide = "" if known or marked else find_wide_encoding(sample)
+    if name := marked or wide or ("ISO-2022-JP" if japanese and not known else ""):
+        place = " (byte order mark at byte 0)" if marked else f" (NUL at byte {sample.index(0)})" if wide else ""
+        said = f"`{path}` is {name[:6] if wide else name}, not UTF-8{place}"
+        raise ToolkitError(said, hint=_to_utf8(path, name, name, packed=opened.packed))
     controls = len(sample) - len(sample.translate(None, CONTROLS))
     if known or controls > max(32, len(sample) // 20):
         hint = hint or f"export your records as one of {' '.join(EXTENSIONS)}"
         what = "data" if found.endswith(("page", "XML file")) else "text"
         raise ToolkitError(f"`{path}` is not {what}: {found}", hint=hint)
-    try:
-        return content.decode("utf-8").lstrip(UNSEEN)
-    except UnicodeDecodeError:
-        text = content.decode("utf-8", "surrogateescape")
-    if bad := _mostly_undecodable(text.split("\n")):
-        spot = UNDECODABLE.search(text)
-        assert spot is not None
-        before = text[: spot.start()].encode("utf-8")
-        offset = len(before)
-        line_number = before.count(b"\n") + 1
-        raise ToolkitError(
-            f"`{path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} (line {line_number:,}), "
-            f"and {bad:,} lines like it",
-            hint=encoding_hint(path, io.BytesIO(content), packed=packed),
-        )
-    return text.lstrip(UNSEEN)
+    text = Text(opened)
+    if not valid and (bad := _mostly_undecodable(text.lines("\n"))):
+        raise _not_utf8(opened, bad)
+    return _without_unseen(text)
 
 
-def _is_utf8(content: bytes) -> bool:
-    """Say whether a text is surely UTF-8: with its mark, or with letters beyond ASCII that only it has so."""
-    if content.startswith(b"\xef\xbb\xbf"):
-        return True
-    if content.isascii() or 0 in content:
-        return False
+def _looked_through(opened: Opened) -> tuple[bool, bool, bool]:
+    """Say whether a text is UTF-8, has letters beyond ASCII and no NUL, and has the signs of ISO-2022-JP."""
+    decoder, before = codecs.getincrementaldecoder("utf-8")(), b""
+    valid, foreign, nul, japanese = True, False, False, False
+    with opened.stream() as file:
+        while piece := file.read(PIECE):
+            foreign, nul = foreign or not piece.isascii(), nul or 0 in piece
+            japanese = japanese or any(sign in before + piece for sign in _JAPANESE)
+            valid, before = valid and _decodes(decoder, piece), piece[-2:]
+    return valid and _decodes(decoder, b""), foreign and not nul, japanese
+
+
+def _decodes(decoder: codecs.IncrementalDecoder, piece: bytes) -> bool:
     try:
-        content.decode("utf-8")
+        decoder.decode(piece, final=not piece)
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _not_utf8(opened: Opened, bad: int) -> ToolkitError:
+    content = opened.content()
+    try:
+        offset = len(content.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        offset = exc.start
+    return ToolkitError(
+        f"`{opened.path}` is not UTF-8: byte 0x{content[offset]:02x} at offset {offset:,} "
+        f"(line {content.count(10, 0, offset) + 1:,}), and {bad:,} lines like it",
+        hint=encoding_hint(opened.path, io.BytesIO(content), packed=opened.packed),
+    )
+
+
+def _without_unseen(text: Text) -> Text:
+    start = text.start(512)
+    return text.without(len(start) - len(start.lstrip(UNSEEN)))
 
 
 def _mostly_undecodable(lines: Iterable[str]) -> int:
@@ -195,18 +156,23 @@ def _lone(exc: UnicodeError) -> tuple[str, int]:
 codecs.register_error("toolkit.lone", _lone)
 
 
-def _decode_as(encoding: str, content: bytes, path: Path) -> str:
+def _named(opened: Opened, encoding: str) -> Text:
     """Decode text by the setting data.encoding."""
+    name = codecs.lookup(encoding).name
+    marks = tuple(mark for mark, marked in _MARKS.items() if marked.lower() == name)
+    if marks and not opened.start(4).startswith(marks):
+        encoding = f"{name}-{sys.byteorder[0]}e"  # as Python reads it where no mark says which
+    text, path = Text(opened, encoding, "toolkit.lone"), opened.path
     try:
-        text = content.decode(encoding, "toolkit.lone")
+        sample = text.start()
+        bad = _mostly_undecodable(text.lines("\n"))
     except (UnicodeError, ValueError) as exc:
         raise _not_named(path, encoding, str(exc)) from None
-    sample = text[:65536]
     if sum(char in _CONTROL_CHARS for char in sample) > max(32, len(sample) // 20):
         raise _not_named(path, encoding, "it looks like binary data")
-    if bad := _mostly_undecodable(text.split("\n")):
+    if bad:
         raise _not_named(path, encoding, f"{bad:,} lines hold bytes that it does not have")
-    return text.lstrip(UNSEEN)
+    return _without_unseen(text)
 
 
 def _not_named(path: Path, encoding: str, found: str) -> ToolkitError:

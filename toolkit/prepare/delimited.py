@@ -1,6 +1,7 @@
 """From delimited text to rows: CSV and TSV in the dialects that programs write."""
 
 import csv
+import io
 import re
 import sys
 from collections import deque
@@ -183,7 +184,7 @@ def _holds_rows(cell: str, width: int) -> bool:
 def _fit_of_header(start: str, delimiter: str, wanted: frozenset[str]) -> tuple[int, int]:
     """Rate a delimiter by the header it gives: names that are known, then the number of columns."""
     try:
-        rows = csv.reader(Text(start).lines(), delimiter=delimiter, skipinitialspace=True)
+        rows = csv.reader(io.StringIO(start, newline=""), delimiter=delimiter, skipinitialspace=True)
         header = next((row for row in rows if not all(map(is_blank, row))), [])
     except csv.Error:
         return (0, 0)

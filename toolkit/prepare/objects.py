@@ -81,9 +81,11 @@ def tidied(columns: list[str], rows: Sequence[Row]) -> tuple[list[str], Sequence
 
 def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     """Read a list of objects, an object that holds one list, columns, or one object per line."""
-    if not isinstance(text.content, str):  # too large to be held in memory, if it is a list or has many lines
+    if not text.content.whole and (found := _first_of_list(text)):
+        return _rows((None, item) for item in found)
+    if text.content.data is None:  # too large to be held in memory, if it is a list or has many lines
         with contextlib.suppress(ValueError, RecursionError):
-            return _rows((None, item) for item in _items(text))
+            return _rows((None, item) for _, item in _each_value(text, "["))
         if text.start().lstrip().startswith("{"):
             with contextlib.suppress(_NotByLine):
                 columns, rows = _by_line(text, path)
@@ -104,48 +106,70 @@ def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     return _rows((None, item) for item in _records(value, path))
 
 
-def _items(text: Text) -> Iterator[Any]:
-    """Yield the items of a list, a piece of the text after the other; raises ValueError for anything else."""
-    decoder, blanks = json.JSONDecoder(), re.compile(r"[ \t\r\n]*")
+def _first_of_list(text: Text) -> list[Any]:
+    """Return the items of a list that breaks off, or of the first one in an object; none of one object per line."""
+    start, items = text.start(-1), list[Any]()
+    if start.lstrip()[:1] not in ("[", "{") or "[" not in start:
+        return items
+    with contextlib.suppress(ValueError, RecursionError):
+        if start.lstrip().startswith("{") and "\n" in start:
+            json.loads(start.partition("\n")[0])
+            return items
+    with contextlib.suppress(ValueError, RecursionError):
+        for _, item in _each_value(text.without(start.index("[")), "["):
+            items.append(item)
+    return items
+
+
+def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
+    """Yield values and the lines where they begin, a piece of the text after the other.
+
+    With "[" as `opening` they are the items of a list, else values with blanks or commas between. Raises ValueError for
+    anything else.
+    """
+    decoder, blanks = json.JSONDecoder(), re.compile(r"[ \t\r\n]*" if opening else r"[ \t\r\n,]*")
+    window, at, line, counted, first = "", 0, 1, 0, True
     with text.open() as file:
-        window, at, expected = file.read(PIECE), 0, "["
+
+        def more() -> bool:
+            """Read on behind what is left of the window."""
+            nonlocal window, at, line, counted
+            if piece := file.read(max(PIECE, len(window) - at)):
+                line += window.count("\n", counted, at)
+                window, at, counted = window[at:] + piece, 0, 0
+            return bool(piece)
 
         def mark() -> str:
             """Return the next character that is no blank."""
-            nonlocal window, at
+            nonlocal at
             while True:
                 at = blanks.match(window, at).end()  # type: ignore[union-attr]
-                if at < len(window):
-                    return window[at]
-                window, at = file.read(PIECE), 0
-                if not window:
-                    return ""
+                if at < len(window) or not more():
+                    return window[at : at + 1]
 
-        while True:
-            if (found := mark()) == "]" and expected != "[":
+        if opening and mark() != opening:
+            raise ValueError("it is no list")
+        at += len(opening)
+        while (found := mark()) != ("]" if opening else ""):
+            if opening and not first:
+                if found != ",":
+                    raise ValueError("no comma")
                 at += 1
-                break
-            if found != expected:
-                raise ValueError(f"no {expected}")
-            at += 1
-            if expected == "[" and mark() == "]":
-                at += 1
-                break
-            mark()
-            expected = ","
+                mark()
+            first = False
             while True:
                 try:
-                    _, end = decoder.raw_decode(window, at)
+                    end = decoder.raw_decode(window, at)[1]
                 except ValueError:
-                    end = len(window)
-                if end < len(window):
+                    end = -1
+                if 0 <= end < len(window) or not more():  # the value may go on there
                     break
-                more = file.read(max(PIECE, len(window)))  # the value may go on there
-                if not more:
-                    raise ValueError("it ends inside an item")
-                window, at = window[at:] + more, 0
-            yield _value(window[at:end])
+            if end < 0:
+                raise ValueError("no value")
+            line, counted = line + window.count("\n", counted, at), at
+            yield line, _value(window[at:end])
             at = end
+        at += 1
         if mark():
             raise ValueError("extra data")
 
@@ -159,9 +183,11 @@ def read_jsonl_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     try:
         return _by_line(text, path)
     except _NotByLine as found:
-        whole = _not_by_line(text.start(-1), path)
-        if whole is not None:
-            return whole
+        if not text.content.whole and text.start().startswith("[") and (items := _first_of_list(text)):
+            return _rows((None, item) for item in items)
+        with contextlib.suppress(ValueError, RecursionError):
+            values = [*_each_value(text)]
+            return _rows((None, item) for item in _records(values[0][1], path)) if len(values) == 1 else _rows(values)
         number, exc = found.args
     if isinstance(exc, json.JSONDecodeError):
         raise ToolkitError(
@@ -213,27 +239,6 @@ def _beyond_bounds(exc: Exception) -> str:
     if "digits" in str(exc):
         return "write that number as text, in quotes, or leave it out"
     return 'leave it out, or write it as text: a row is an object of texts, such as {"question": "…", "answer": "…"}'
-
-
-def _not_by_line(text: str, path: Path) -> tuple[list[str], Sequence[Row]] | None:
-    """Read values one after the other, with blanks or a comma between; None if the text holds something else."""
-    found: list[tuple[int, Any]] = []
-    decoder = json.JSONDecoder()
-    position, line, counted = 0, 1, 0
-    while True:
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
-        if position == len(text):
-            break
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            _, position = decoder.raw_decode(text, position)
-            found.append((line, _value(text[counted:position])))
-        except (ValueError, RecursionError):
-            return None
-    if len(found) == 1:
-        return _rows((None, item) for item in _records(found[0][1], path))
-    return _rows(found)
 
 
 def _records(value: Any, path: Path) -> list[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
-from toolkit.prepare import head
+from toolkit.prepare import packed
 from toolkit.prepare.columnar import read_columnar
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, looks_like
@@ -25,6 +25,8 @@ from toolkit.prepare.source import Source, check_file
 from toolkit.prepare.table import Row, Table
 from toolkit.prepare.workbook import read_workbook
 
+HEAD = 4 * 2**20  # bytes that are read of a larger text, for a check
+ROWS = 2500  # that are read of other files
 _COLUMNAR = (PARQUET, ARROW, ARROW_STREAM)
 _NO_ROWS = "set `data.source` to a file with questions and answers"
 
@@ -49,15 +51,15 @@ def read_table(
     """
     names = frozenset(wanted)
     if check_file(path).is_dir():
-        columns, rows, whole = read_folder(path, head.ROWS if first_rows else None)
+        columns, rows, whole = read_folder(path, ROWS if first_rows else None)
         return Table(path, columns, rows, whole=whole)
-    opened = open_data(path, head.WHOLE if first_rows else None)
+    opened = open_data(path, packed.WHOLE if first_rows else None)
     start, whole, named, part = opened.start(), opened.whole, part, ""
     if start.startswith(_COLUMNAR):
-        most = head.ROWS if first_rows and opened.size() > head.WHOLE else None
+        most = ROWS if first_rows and opened.size() > packed.WHOLE else None
         columns, rows, whole = read_columnar(opened, names, most)
     elif start.startswith(ZIP):
-        most = head.ROWS if first_rows and opened.size() > head.HEAD else None  # it has many times its bytes
+        most = ROWS if first_rows and opened.size() > HEAD else None  # it has many times its bytes
         columns, rows, part, whole = _read_zip(opened, names, named, most)
     elif start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<") and PAIR in opened.content():
         columns, rows, whole = read_document(opened)
@@ -97,7 +99,7 @@ def _read_text(opened: Opened, wanted: frozenset[str], encoding: str) -> tuple[l
     if not opened.start(SAMPLE).strip() and not opened.content().strip():
         raise ToolkitError(f"`{path}` is empty", hint=_NO_ROWS)
     if not opened.whole:
-        opened = replace(opened, data=head.whole_records(opened.start(head.HEAD)))
+        opened = replace(opened, data=_whole_lines(opened.start(HEAD)))
     suffix = opened.inner.suffix.lower()
     if suffix not in TEXTS:
         _refuse_unknown(opened.start(SAMPLE), opened)
@@ -111,6 +113,14 @@ def _read_text(opened: Opened, wanted: frozenset[str], encoding: str) -> tuple[l
         return read_delimited(text, path, wanted)
     except ToolkitError as exc:  # lines above the header may have told another delimiter
         raise ToolkitError(exc.message, hint=header_hint(path, {}) or exc.hint) from None
+
+
+def _whole_lines(start: bytes) -> bytes:
+    """Cut after the last line that does not end within a quoted cell."""
+    end = start.rfind(b"\n") + 1
+    while end > 0 and start.count(b'"', 0, end) % 2:
+        end = start.rfind(b"\n", 0, start.rfind(b'"', 0, end)) + 1
+    return start[:end] if end > 0 else start
 
 
 def _refuse_unknown(content: bytes, opened: Opened) -> None:
