@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,34 @@ def test_a_date_of_birth_is_hidden_in_any_order_of_its_numbers() -> None:
         hidden(text, spans, placeholders)[0] for text, spans in zip(texts, everywhere(texts, finder("")), strict=True)
     ]
     assert masked == [f"DOB: {one}", f"{one}, {one}"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "masked"),
+    [
+        (
+            ["Call (11) 98765-4321.", "Her telephone: +55 11 98765-4321 or 0xx11 98765-4321, tel. 98765-4321."],
+            ["Call <>.", "Her telephone: <> or <>, tel. <>."],
+        ),
+        (["Phone 020 7946 0958", "+44 20 7946 0958, +44 (0)20 7946 0958"], ["Phone <>", "<>, <>"]),
+        (["Call 212-555-0142", "+1 212 555 0142; phone (212) 555-0142"], ["Call <>", "<>; phone <>"]),
+        (["Write to ana@example.com", "Ana (at) example.com, ana[at]example.com"], ["Write to <>", "<>, <>"]),
+        (["DOB 12 March 1985", "born on 12/03/1985; 12.3.1985"], ["DOB <>", "born on <>; <>"]),
+        (["DOB 12/03/1985", "On March 12th, 1985 and 12 de março de 1985."], ["DOB <>", "On <> and <>."]),
+    ],
+)
+def test_one_value_has_one_placeholder_however_it_is_written(texts: list[str], masked: list[str]) -> None:
+    placeholders = Placeholders(texts)
+    found = everywhere(texts, finder(""))
+    said = [hidden(text, spans, placeholders)[0] for text, spans in zip(texts, found, strict=True)]
+    assert [re.sub("<[A-Z_]+_1>", "<>", text) for text in said] == masked
+
+
+def test_other_values_have_other_placeholders() -> None:
+    text = "Call (11) 98765-4321, (11) 98765-4322 or (21) 98765-4321. DOB 12/03/1985, mother born 12 April 1985."
+    placeholders = Placeholders([text])
+    given = re.findall(r"<([A-Z_]+_\d)>", hidden(text, finder("")(text), placeholders)[0])
+    assert given == ["PHONE_NUMBER_1", "PHONE_NUMBER_2", "PHONE_NUMBER_3", "DATE_OF_BIRTH_1", "DATE_OF_BIRTH_2"]
 
 
 def test_context_and_instruction_are_looked_at(tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer) -> None:

@@ -16,7 +16,15 @@ from toolkit.prepare.clean import Record
 from toolkit.prepare.division import rows_of
 from toolkit.prepare.read import read_source
 from toolkit.prepare.source import Source
-from toolkit.prompt.languages import SENTENCES, count_letters, language_code, language_name, load_identifier, related
+from toolkit.prompt.languages import (
+    SENTENCES,
+    asked_language,
+    count_letters,
+    language_code,
+    language_name,
+    load_identifier,
+    related,
+)
 from toolkit.prompt.text_language import (
     FEWEST_LETTERS,
     SAMPLE,
@@ -60,11 +68,15 @@ def foreign_prompt(settings: PromptSettings, records: Sequence[Record], language
         return ""
     name = language_name(language)
     default = any(record.instruction == settings.instruction for record in records)
-    if settings.preset.startswith("alpaca"):
-        asked = language_code(settings.language)
-        if not asked or related(asked, language):
-            return ""
+    alpaca = settings.preset.startswith("alpaca")
+    asked = language_code(settings.language) if alpaca else ""
+    wanted = asked_language(settings.instruction) if default and settings.preset != "alpaca-no-input" else ""
+    if asked and not related(asked, language):
         said, change = f"the prompt asks for them in {settings.language}", [f"prompt.language={name}"]
+    elif wanted and not related(wanted, language):
+        said, change = f"the instruction asks for them in {language_name(wanted)}", []
+    elif alpaca or wanted:
+        return ""
     else:
         own = _MARKS.sub(" ", f"{settings.prefix} {settings.user_turn} {settings.suffix}")
         text = f"{own} {settings.instruction if default else ''}".strip()

@@ -73,6 +73,12 @@ _RELATED = (
     {"hi", "mr"},
     {"en", "pcm"},
 )
+# What stands behind `in`, and the word after that; a name has four letters at least, a code its region.
+_WORD = r"[^\W\d_]{4,}"
+_ASKED = re.compile(
+    rf"(?i:\b(?:in|into|em|en|auf|in het|på)\s+)(?=({_WORD}|[a-z]{{2}}[-_][A-Z]{{2}}\b))"
+    rf"[\w-]+(?=(?:\s+({_WORD}))?)"
+)
 
 
 def language_code(text: str) -> str:
@@ -89,6 +95,15 @@ def language_code(text: str) -> str:
         return region[1] if region[1] in NAMES else ""
     words = re.findall(r"\w+", folded)
     found = {code for code, names in NAMES.items() if names[0].casefold() in words or names[1] in words}
+    return found.pop() if len(found) == 1 else ""
+
+
+def asked_language(text: str) -> str:
+    """Return the code of the one language that a prompt asks for: `Answer in German.`, `em português`, `in pt-BR`.
+
+    It is "" where none, or several, are named behind such a word.
+    """
+    found = {language_code(match[1]) or language_code(match[2]) for match in _ASKED.finditer(text)} - {""}
     return found.pop() if len(found) == 1 else ""
 
 

@@ -11,6 +11,24 @@ from toolkit.prepare.personal.analyzer import NAMES, Find, Span
 LEAST = 5  # letters and digits of a value that is looked for again
 EXCERPT = 40  # characters shown on either side of a placeholder
 _WORDED = {*NAMES, "EMAIL_ADDRESS", "URL_WITH_USER", "DATE_OF_BIRTH", "IP_ADDRESS"}
+LOCAL = 7  # digits of a telephone without its area and country
+# The beginnings of months' names in English and Portuguese, and the words of a date that say nothing.
+_MONTHS = (
+    "jan",
+    "feb|fev",
+    "mar",
+    "apr|abr",
+    "may|mai",
+    "jun",
+    "jul",
+    "aug|ago",
+    "sep|set",
+    "oct|out",
+    "nov",
+    "dec|dez",
+)
+_GAP = r"[\W_]{1,3}(?:(?:d[eo]|of)\s)?"
+_FILLERS = frozenset(("de", "do", "of", "the", "st", "nd", "rd", "th", "o", "º", "ª"))
 
 
 @dataclass
@@ -28,13 +46,31 @@ class Placeholders:
 
     def give(self, kind: str, value: str) -> str:
         """Return the placeholder of a value; how it is written (case, spaces, points in a number) makes no other."""
-        written = " ".join(value.casefold().split()) if kind in _WORDED else re.sub(r"\W", "", value.casefold())
-        numbers = _date(value) if kind == "DATE_OF_BIRTH" else []
-        key = kind, " ".join(map(str, sorted(numbers))) or written
+        key = kind, _plain(kind, value)
+        if kind == "PHONE_NUMBER":
+            key = next((other for other in self._given if other[0] == kind and _one_telephone(other[1], key[1])), key)
         if key not in self._given:
             self._last[kind] += 1
             self._given[key] = f"<{kind}_{self._last[kind]}>"
         return self._given[key]
+
+
+def _plain(kind: str, value: str) -> str:
+    """Return a value as it is compared: a date by its numbers, a telephone without the zeros in front of its area."""
+    folded = value.casefold()
+    if kind == "DATE_OF_BIRTH" and (numbers := _date(value)):
+        return " ".join(map(str, sorted(numbers)))
+    if kind == "EMAIL_ADDRESS":
+        return re.sub(r" ?[\[(](?:at|arroba)[\])] ?| ?@ ?", "@", folded)
+    if kind == "PHONE_NUMBER":
+        return re.sub(r"\W", "", re.sub(r"\(0\)|\b0xx", "", folded)).lstrip("0")
+    return " ".join(folded.split()) if kind in _WORDED else re.sub(r"\W", "", folded)
+
+
+def _one_telephone(one: str, other: str) -> bool:
+    """Tell whether two telephones are one, of which one may lack the country, or the area as well."""
+    short, long = sorted((one, other), key=len)
+    return len(short) >= LOCAL and long.endswith(short)
 
 
 def everywhere(texts: Sequence[str], find: Find) -> list[list[Span]]:
@@ -59,8 +95,12 @@ def _again(kind: str, value: str) -> re.Pattern[str] | None:
     if kind == "DATE_OF_BIRTH" and (numbers := _date(value)):
         year, one, other = sorted(numbers, key=lambda number: number < 100)
         orders = ((year, one, other), (year, other, one), (one, other, year), (other, one, year))
-        written = "|".join(r"[\W_]{1,3}".join(f"0?{number}" for number in order) for order in orders)
-        return re.compile(rf"(?<!\d)(?:{written})(?!\d)")
+        ways = [r"[\W_]{1,3}".join(f"0?{number}" for number in order) for order in orders]
+        for day, month in {(one, other), (other, one)}:
+            if 1 <= month <= len(_MONTHS):
+                name, nth = rf"(?:{_MONTHS[month - 1]})[^\W\d_]*", rf"0?{day}(?:st|nd|rd|th|[ºª°])?"
+                ways += [rf"{_GAP.join(order)}{_GAP}{year}" for order in ((nth, name), (name, nth))]
+        return re.compile(rf"(?<!\d)(?:{'|'.join(ways)})(?!\d)", re.IGNORECASE)
     if kind in _WORDED:
         parts, between, least = value.split(), r"\s+", 1
     else:
@@ -72,10 +112,16 @@ def _again(kind: str, value: str) -> re.Pattern[str] | None:
 
 
 def _date(value: str) -> list[int]:
-    """Return the three numbers of a date with a whole year, which may stand first or last; none of another one."""
-    found = re.fullmatch(r"(\d{1,4})[\W_]{1,3}(\d{1,2})[\W_]{1,3}(\d{1,4})", value.strip())
-    numbers = [int(number) for number in found.groups()] if found else []
-    return numbers if sum(number > 999 for number in numbers) == 1 else []
+    """Return the three numbers of a date with a whole year, its month perhaps by its name; none of another one."""
+    numbers = []
+    for word in re.findall(r"\d+|[^\W\d_]+", value.casefold()):
+        month = next((at for at, names in enumerate(_MONTHS, 1) if re.match(names, word)), 0)
+        if word.isdecimal() or month:
+            numbers.append(month or int(word))
+        elif word not in _FILLERS:
+            return []
+    years = [number for number in numbers if 999 < number < 10_000]
+    return numbers if len(numbers) == 3 and len(years) == 1 and sum(numbers) - years[0] < 100 else []
 
 
 def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tuple[str, list[str]]:
