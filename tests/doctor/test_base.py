@@ -106,7 +106,17 @@ def test_a_hub_that_does_not_answer(home: Home, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     check = online(home)
     assert check.ok is False
-    assert "the hub did not answer" in check.found
+    assert "the hub did not answer" in check.found and "check the network" in check.fix
+
+
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")
+    check = online(home)
+    assert "the hub did not answer through the proxy of HTTPS_PROXY" in check.found
+    assert "correct or unset HTTPS_PROXY" in check.fix and "secret" not in check.found + check.fix
 
 
 def test_a_token_is_never_shown(home: Home, hub: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:

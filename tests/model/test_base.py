@@ -189,6 +189,13 @@ def test_a_hub_that_does_not_answer_is_explained(toolkit: Callable[..., Called],
 
 
 @pytest.mark.slow
+def test_a_proxy_before_the_hub_is_named(toolkit: Callable[..., Called], hub: dict[str, str]) -> None:
+    proxy = {"HTTPS_PROXY": "http://me:secret@127.0.0.1:9", "HF_ENDPOINT": "https://hub.invalid"}
+    called = prepare(toolkit, "owner/model", {**hub, **proxy})
+    assert called.json["error"].endswith("and the hub did not answer through the proxy of HTTPS_PROXY")
+    assert called.json["hint"].startswith("correct or unset HTTPS_PROXY, or fetch it") and "secret" not in called.err
+
+
 def test_the_gguf_of_a_package_becomes_a_folder_with_the_same_ids(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

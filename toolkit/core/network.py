@@ -1,6 +1,7 @@
-"""Whether the network is forbidden, and by what: `--offline`, or the variables of the hub's own library."""
+"""Whether the network is forbidden, and by what: `--offline`, or the variables of the hub's own library; its proxy."""
 
 import os
+import urllib.parse
 
 _HUB = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 _OPTION = "TOOLKIT_OFFLINE"  # in the environment, so that processes of a training say the same
@@ -20,6 +21,17 @@ def is_offline() -> bool:
 def forbidden_by() -> str:
     """Name what forbids the network: the option, or the variable that is set."""
     return next((name for name in _HUB if _set(name) and not _set(_OPTION)), "--offline")
+
+
+def hub_proxy() -> str:
+    """Name the variable whose proxy stands before the hub, empty if there is none. Its value may hold a password."""
+    from urllib.request import proxy_bypass
+
+    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    if proxy_bypass(host or ""):
+        return ""
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    return next((name for name in names if os.environ.get(name, "").strip()), "")
 
 
 def _set(name: str) -> bool:

@@ -14,7 +14,7 @@ from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import lock
 from toolkit.core.hardware import Gpu
-from toolkit.core.network import forbidden_by
+from toolkit.core.network import forbidden_by, hub_proxy
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.stage import Check
 from toolkit.doctor import plan
@@ -136,8 +136,12 @@ def _hub_problem(name: str, label: str, exc: Exception) -> Check:
         fix = "check `model.base` and `model.revision` for a typing error; for a private model run `hf auth login`"
         return Check(name, False, "the hub has no such model or revision, or it is private", fix)
     reason = (" ".join(str(exc).split()) or type(exc).__name__)[:160]
-    fix = "check the network, or set `model.base` to a local folder or GGUF file"
-    return Check(name, False, f"the hub did not answer: {reason}", fix)
+    proxy = hub_proxy()
+    through, mend = (
+        (f" through the proxy of {proxy}", f"correct or unset {proxy}") if proxy else ("", "check the network")
+    )
+    fix = f"{mend}, or set `model.base` to a local folder or GGUF file"
+    return Check(name, False, f"the hub did not answer{through}: {reason}", fix)
 
 
 def run_folder(folder: RunFolder) -> Check:

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit.core import console, hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.input_settings import ModelSettings
-from toolkit.core.network import forbidden_by, is_offline
+from toolkit.core.network import forbidden_by, hub_proxy, is_offline
 from toolkit.core.output_settings import ExportSettings
 from toolkit.core.parsing import read_json
 from toolkit.model.download import bars
@@ -231,10 +231,13 @@ def _download(label: str, revision: str, weights: bool) -> Base:
         options: dict[str, Any] = {"local_files_only": offline, **bars(label)}
         folder = Path(snapshot_download(label, revision=revision or None, allow_patterns=patterns, **options))
     except LocalEntryNotFoundError:
-        where = f"and {forbidden_by()} forbids the network" if offline else "and the hub did not answer"
+        proxy = "" if offline else hub_proxy()
+        where = f"{forbidden_by()} forbids the network" if offline else "the hub did not answer"
+        through, mend = (f" through the proxy of {proxy}", f"correct or unset {proxy}, or ") if proxy else ("", "")
         raise ToolkitError(
-            f"the base model `{label}` is not on this machine, {where}",
-            hint=f"fetch it where there is a network with `hf download {label}`, or set `model.base` to a local folder",
+            f"the base model `{label}` is not on this machine, and {where}{through}",
+            hint=f"{mend}fetch it where there is a network with `hf download {label}`, "
+            "or set `model.base` to a local folder",
             exit_code=MISSING,
         ) from None
     check_folder(folder, weights=weights)
