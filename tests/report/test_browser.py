@@ -115,6 +115,11 @@ def test_it_prints_to_pdf_with_every_answer(browser: Browser, pages: dict[str, P
         assert found.page.evaluate(
             "[...document.querySelectorAll('details p')].every(one => one.getBoundingClientRect().height > 0)"
         )
+        found.page.set_viewport_size({"width": 720, "height": 1020})  # A4 between its margins
+        places = found.page.eval_on_selector_all(
+            ".answers:first-of-type > .answer", "all => all.slice(0, 3).map(one => one.getBoundingClientRect().top)"
+        )
+        assert len(places) == 3 and len(set(places)) == 1  # side by side: else 50 questions take 100 sheets of paper
         found.page.pdf(path=tmp_path / "report.pdf", format="A4")
     written = (tmp_path / "report.pdf").read_bytes()
     counts = [int(count) for count in re.findall(rb"/Count (\d+)", written)]
