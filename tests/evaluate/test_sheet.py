@@ -145,6 +145,32 @@ def test_a_system_that_was_not_asked_is_not_compared(systems: tuple[str, ...], p
     assert sorted({(item.a, item.b) for item in key.items}) == pairs and len(key.items) == 6
 
 
+@pytest.mark.parametrize(
+    ("thought", "said"), [("<think>\nHm, {}.\n</think>\n\n", "Rest, says {}."), ("\n<think>Hm, {}. ", "")]
+)
+def test_thoughts_do_not_tell_which_system_answers(thought: str, said: str) -> None:
+    def text(row: int, system: str) -> str:
+        return thought.format(row) + f"Rest, says {row}." if system == "base" else answer_of(row, system)
+
+    evaluation = make_evaluation(4, text, ("base", "trained"))
+    key = key_of(evaluation)
+    items = sheet.shown_items(key, evaluation)
+    for page in (sheet.sheet_html(key.sheet, items), sheet.sheet_csv(key.sheet, items)):
+        assert "think>" not in page and "Hm, " not in page
+    places = {item.item: item for item in key.items}
+    for item in items:
+        place = places[item.number]
+        assert item.answers[place.first != "base"].text == said.format(place.row)  # "": cut off within its thoughts
+
+
+def test_answers_that_differ_in_thoughts_alone_are_identical() -> None:
+    evaluation = make_evaluation(
+        3, lambda row, system: f"<think>{system}</think> " + answer_of(row, "base" if system == "base" else "trained")
+    )
+    pair = next(pair for pair in key_of(evaluation).pairs if pair.a == "trained")
+    assert (pair.questions, pair.identical) == (3, 3)
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "demo")
     cases = [

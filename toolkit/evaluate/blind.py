@@ -17,6 +17,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.files import write_text
 from toolkit.core.parsing import LARGEST_JSON, parse_json, read_bounded
 from toolkit.core.run_folder import RunFolder
+from toolkit.prompt.thoughts import without_thoughts
 
 Pair = tuple[str, str]  # two systems; the second is the one that is said to be better or worse
 
@@ -96,9 +97,12 @@ def compared_pairs(evaluation: dict[str, Any], default: str) -> list[Pair]:
 
 
 def shown_answer_of(entry: dict[str, Any], system: str) -> str | None:
-    """Return a system's answer to a question, without blanks around it; None where it has none."""
+    """Return a system's answer to a question, without thoughts and blanks around it; None where it has none.
+
+    Thoughts would unblind: often one system of a pair alone has them.
+    """
     found = entry["answers"].get(system)
-    return None if found is None else str(found["text"]).strip()
+    return None if found is None else without_thoughts(str(found["text"])).strip()
 
 
 def differing(entries: list[dict[str, Any]], pair: Pair) -> tuple[list[dict[str, Any]], int]:

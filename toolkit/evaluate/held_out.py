@@ -21,6 +21,7 @@ from toolkit.prompt.held_out import held_out_records, no_held_out
 from toolkit.prompt.languages import related
 from toolkit.prompt.renderings import asked_in_full, earlier_turns
 from toolkit.prompt.text_language import main_language, sure_language
+from toolkit.prompt.thoughts import without_thoughts
 from toolkit.prompt.tokenizer import Tokenizer
 
 MEASURES = (("chrf", False), ("rouge_l", False), ("nll", True))  # each with whether less of it is better
@@ -144,7 +145,7 @@ def measures_of(
     """Return the part `held_out` of evaluation.json; the p-values of its comparisons are not corrected yet."""
     per_row = {name: _per_row(questions, one) for name, one in found.items()}
     copied = _copied(folder, found)
-    spoken = main_language([one.reference for one in questions])
+    spoken = main_language([without_thoughts(one.reference) for one in questions])
     return {
         "rows": rows,
         "questions": len(questions),
@@ -192,17 +193,21 @@ def measures_of(
 
 
 def _per_row(questions: Sequence[Question], found: Found) -> dict[str, list[float]]:
-    both = list(zip(found.answers, questions, strict=True))
+    """Return the measures of each question; what an answer and the reference say, without their thoughts."""
+    both = [
+        (without_thoughts(answer.text), without_thoughts(one.reference))
+        for answer, one in zip(found.answers, questions, strict=True)
+    ]
     return {
-        "chrf": [chrf(answer.text, one.reference) for answer, one in both],
-        "rouge_l": [rouge_l(answer.text, one.reference) for answer, one in both],
+        "chrf": [chrf(answer, reference) for answer, reference in both],
+        "rouge_l": [rouge_l(answer, reference) for answer, reference in both],
         "nll": found.nll,
     }
 
 
 def _share_in(spoken: str, answers: Sequence[Answer]) -> dict[str, Any] | None:
     """Return the share of answers in the data's language; None where that, or the language of all, is uncertain."""
-    codes = [sure_language(answer.text) for answer in answers] if spoken else []
+    codes = [sure_language(without_thoughts(answer.text)) for answer in answers] if spoken else []
     known = [float(related(code, spoken)) for code in codes if code]
     return mean_of(known, share=True) if known else None
 

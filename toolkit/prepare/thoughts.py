@@ -9,18 +9,14 @@ from toolkit.core.spool import Spool
 from toolkit.core.train_settings import TrainSettings
 from toolkit.prepare.clean import Record
 from toolkit.prompt.format import THINK
+from toolkit.prompt.thoughts import begins_with_thoughts, without_thoughts
 from toolkit.prompt.tokenizer import Tokenizer
 from toolkit.prompt.vocabulary import thinks
 
 
-def begins_with_thoughts(answer: str) -> bool:
-    """Tell whether an answer begins with a thinking block, as a thinking model writes it."""
-    return answer.lstrip().startswith(THINK[0])
-
-
 def lacks_an_answer(answer: str) -> bool:
     """Tell whether an answer begins with thoughts that never end, or behind which nothing stands."""
-    return begins_with_thoughts(answer) and not answer.partition(THINK[1])[2].strip()
+    return begins_with_thoughts(answer) and not without_thoughts(answer)
 
 
 def refuse_thoughts(records: Sequence[Record], settings: PromptSettings) -> None:
@@ -60,7 +56,7 @@ def without_earlier_thoughts(records: Sequence[Record], settings: TrainSettings)
         )
 
     def changed(record: Record) -> Record:
-        history = tuple((question, _without_thoughts(answer)) for question, answer in record.history)
+        history = tuple((question, without_thoughts(answer)) for question, answer in record.history)
         if not all(answer for _, answer in history):
             raise ToolkitError(
                 f"{record.where} is a chat with an earlier answer of thoughts alone",
@@ -74,10 +70,6 @@ def without_earlier_thoughts(records: Sequence[Record], settings: TrainSettings)
 
 def _answers(record: Record) -> list[str]:
     return [*(answer for _, answer in record.history), record.answer]
-
-
-def _without_thoughts(answer: str) -> str:
-    return answer.partition(THINK[1])[2].strip() if begins_with_thoughts(answer) else answer
 
 
 def thoughts_unsaid(records: Sequence[Record], settings: PromptSettings, tokenizer: Tokenizer) -> str:
