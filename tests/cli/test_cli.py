@@ -164,6 +164,16 @@ def test_init_refuses_a_name_that_its_settings_cannot_hold(
     assert len(called.err) < 400 and not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("argument", ["", "new", "/sys/new"])
+def test_init_where_nothing_can_be_written_says_how_to_call_it(
+    toolkit: Callable[..., Called], monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    monkeypatch.chdir("/sys")  # root may write nothing there, either
+    called = toolkit("init", *filter(None, [argument]), "--json")
+    assert called.code == 1 and called.json["hint"].startswith("toolkit init FOLDER")
+    assert ".part" not in called.json["error"] and f"`{argument or 'toolkit.toml'}" in called.json["error"]
+
+
 def test_init_writes_once_and_never_overwrites(toolkit: Callable[..., Called], tmp_path: Path) -> None:
     assert toolkit("init", "--dry-run").code == 0
     assert list(tmp_path.iterdir()) == []

@@ -253,3 +253,15 @@ def test_an_error_of_the_network_is_not_one_of_the_file(folder: RunFolder) -> No
     assert problem.value.filename is None
     with pytest.raises(ToolkitError), writing(folder.modelfile):
         raise ToolkitError("x")
+
+
+@pytest.mark.parametrize("name", ["results.json", "./results.json", "/sys/results.json"])
+def test_what_cannot_be_begun_names_the_file_as_it_was_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the temporary file next to it, whether a path is relative or whole."""
+    monkeypatch.chdir("/sys")  # root may write nothing there, either
+    path = Path(name)
+    with pytest.raises(OSError) as file, writing(path):
+        pass
+    with pytest.raises(OSError) as folder, writing_folder(path):
+        pass
+    assert [file.value.filename, folder.value.filename] == [str(path)] * 2

@@ -1,5 +1,7 @@
 """What the verb `init` does: settings and sample data, with the prompt in the language of the user's own data."""
 
+import errno
+import os
 from pathlib import Path
 
 from toolkit.core import console
@@ -20,7 +22,15 @@ def write_start(directory: Path, *, dry_run: bool, force: bool, data: str | None
             )
         language = file_language(Path(data))
     source = None if data is None else Path(data)
-    written = start(directory, dry_run=dry_run, force=force, data=source, language=language)
+    try:
+        written = start(directory, dry_run=dry_run, force=force, data=source, language=language)
+    except OSError as exc:
+        if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise ToolkitError(
+            f"no permission to write `{exc.filename}`: {os.strerror(exc.errno)}",
+            hint="toolkit init FOLDER, where FOLDER is in a folder that you may write to, such as ~/myproject",
+        ) from None
     names = [str(path) for path in written]
     found = {} if data is None else {"language": language}
     console.result({"would_write" if dry_run else "written": names, **found}, "\n".join(names))

@@ -56,9 +56,10 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
     except OSError as exc:
         named = str(exc.filename) if exc.filename is not None else ""
         inside = temporary is not None and named.startswith(str(temporary))
+        beside = os.path.abspath(named).startswith(os.path.abspath(path.with_name(f".{path.name}.")))  # noqa: PTH100
         if not named and exc.errno is not None and not isinstance(exc, ConnectionError | TimeoutError):
             exc.filename = str(path)
-        elif inside or named.startswith(str(path.with_name(f".{path.name}."))):
+        elif inside or beside:
             exc.filename = str(path) + (named.removeprefix(str(temporary)) if inside else "")
             exc.filename2 = None
         raise
