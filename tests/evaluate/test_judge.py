@@ -1,6 +1,7 @@
 """The judge: where it may run, what it is asked, how its replies count, and how it agrees with the raters."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from toolkit.core.config import Config
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
 from toolkit.evaluate import evaluate
 from toolkit.evaluate.evaluation import read_evaluation
-from toolkit.evaluate.judge import agreement_with_votes, judge_pairs
+from toolkit.evaluate.judge import agreement_with_votes, judge_or_warn, judge_pairs
 from toolkit.evaluate.judge_model import find_judge
 from toolkit.evaluate.judge_words import judge_table
 from toolkit.report.sources import Evaluation
@@ -146,6 +147,38 @@ def test_replies_that_are_known_are_not_asked_for_again() -> None:
         assert len(memory) == 7
         found = judge_pairs(settings(url), make_evaluation(6), memory)
     assert len(seen) == 25 and found["pairs"][0]["better"] == 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "reply", "said"),
+    [
+        (0.3, "hangs", "gave no complete answer within 0.3 s while the judge `judge` compared answers"),
+        (30.0, "HTTP 500 CUDA error: out of memory", "the Ollama server refused while the judge `judge` compared"),
+        (30.0, "HTTP 404 model 'judge' not found", "the Ollama server refused while the judge `judge` compared"),
+    ],
+)
+def test_a_server_that_fails_on_the_way_says_how_to_finish(seconds: float, reply: str, said: str) -> None:
+    seen: list[dict[str, Any]] = []
+    memory, over = Kept(), threading.Event()
+
+    def answer(first: str, second: str) -> str:
+        if len(seen) < 6:
+            return prefers("y.")(first, second)
+        if reply == "hangs":
+            over.wait(20)
+        return reply
+
+    with serving(pretending(answer, seen)) as url:
+        try:
+            with pytest.raises(ToolkitError) as caught:
+                judge_or_warn(settings(url, timeout=seconds), make_evaluation(6), memory)
+        finally:
+            over.set()
+    assert said in caught.value.message and len(memory) == 5
+    assert "`--set evaluate.judge=` finishes without a judge" in caught.value.hint
+    with serving(pretending(prefers("y."), seen)) as url:
+        found = judge_or_warn(settings(url), make_evaluation(6), memory)
+    assert found is not None and found["pairs"][0]["better"] == 6
 
 
 NONSENSE = [

@@ -116,12 +116,18 @@ def judge_pairs(config: Config, evaluation: dict[str, Any], memory: Memory | Non
 
 
 def judge_or_warn(config: Config, evaluation: dict[str, Any], memory: Memory) -> dict[str, Any] | None:
-    """Return what `judge_pairs` does; None, with a warning, where the judge's replies are nonsense: it is no gate."""
+    """Return what `judge_pairs` does; None, with a warning, where the judge's replies are nonsense: it is no gate.
+
+    Raises ToolkitError where its server fails: the same command goes on with the next pair.
+    """
     try:
         return judge_pairs(config, evaluation, memory)
     except UnusableJudge as exc:
         console.warn(f"{exc.message}: the evaluation has no judge; {exc.hint}")
         return None
+    except ToolkitError as exc:
+        kept = "all answers are kept, and `--set evaluate.judge=` finishes without a judge"
+        raise ToolkitError(exc.message, hint=f"{exc.hint}; {kept}", exit_code=exc.exit_code) from exc
 
 
 def _messages(entry: Mapping[str, Any], order: Pair) -> list[dict[str, str]]:
