@@ -5,6 +5,7 @@ import functools
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -66,6 +67,20 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a module alone whose tests are all left out by its mark: what such modules import takes seconds.
+
+    A module that the call names is read, so that it can say what it left out.
+    """
+    terms = str(config.option.markexpr).split(" and ")
+    out = [term.removeprefix("not ") for term in terms if term.startswith("not ") and " or " not in term]
+    named = {Path(argument.partition("::")[0]).resolve() for argument in config.args}
+    if not out or collection_path.suffix != ".py" or collection_path in named:
+        return None
+    marks = re.findall(r"^pytestmark = .*", collection_path.read_text(encoding="utf-8"), re.MULTILINE)
+    return True if re.search(rf"mark\.({'|'.join(out)})\b", " ".join(marks)) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Write into a JUnit report what a test belongs to: tests/generations.py makes a row of it."""
     gc.freeze()  # what the tests' modules have imported stays
@@ -110,7 +125,8 @@ def _clean_console() -> Iterator[None]:
 
 def call_toolkit(*arguments: str, cwd: Path, timeout: float = 600, **environment: str) -> Called:
     """Call `toolkit …` in a process of its own; unless OLLAMA_HOST is given, there is no Ollama server."""
-    large = (*processes.LARGE, *processes.LARGE_TOO) if arguments[0] in HEAVY else ()
+    heavy = arguments[0] in HEAVY and "--dry-run" not in arguments
+    large = (*processes.LARGE, *processes.LARGE_TOO) if heavy else ()
     env = {"OLLAMA_HOST": "127.0.0.1:9", **environment}
     done = processes.run("-m", "toolkit", *arguments, cwd=cwd, env=env, timeout=timeout, imports=large)
     return Called(done.returncode, done.stdout, done.stderr)

@@ -71,6 +71,7 @@ def test_a_file_of_chats_becomes_a_model_that_answers_the_last_of_several_turns(
     assert answered["prompt_eval_count"] == len(tokenizer.prompt_ids(trained))
 
 
+@pytest.mark.slow
 def test_the_example_is_prepared_turn_by_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its data are read with the base's own vocabulary, and all of it fits."""
     smollm()

@@ -7,16 +7,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import pytest
-from playwright.sync_api import Browser
 
 from tests.support import pages
 from tests.support.browser import WIDTHS, chromium
 from tests.support.places import REPOSITORY
 from tests.support.web import serving_bytes
 from tools import reference
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -104,6 +107,7 @@ def build(place: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([program, "build", "--strict"], cwd=place, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(site: Path) -> None:
     for path in PAGES:
         name = path.relative_to(DOCS).with_suffix("")
@@ -111,6 +115,7 @@ def test_the_site_is_built_without_a_warning(site: Path) -> None:
         assert built.is_file(), built
 
 
+@pytest.mark.slow
 def test_a_broken_link_ends_the_build(tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/index.md").write_text("# A\n\n[b](b.md)\n")
@@ -119,7 +124,7 @@ def test_a_broken_link_ends_the_build(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator["Browser"]:
     with chromium() as running:
         yield running
 
@@ -132,7 +137,7 @@ def files_of(site: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", ["phone", "desk"])
-def test_every_page_fits_its_screen_and_asks_no_other_server(browser: Browser, site: Path, width: str) -> None:
+def test_every_page_fits_its_screen_and_asks_no_other_server(browser: "Browser", site: Path, width: str) -> None:
     across, down = WIDTHS[width]
     with serving_bytes(files_of(site)) as address:
         page = browser.new_page(viewport={"width": across, "height": down})

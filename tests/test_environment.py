@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.places import REPOSITORY
+from tests.support.properties import first_fast
 from toolkit.core import console, hardware
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, USAGE, ToolkitError, explain, missing_certificates
@@ -44,7 +45,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("name", [*ENVIRONMENTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize("name", first_fast([*ENVIRONMENTS, *MORE]))
 def test_status_looks_and_says(name: str, tmp_path: Path) -> None:
     (tmp_path / "toolkit.toml").write_text('[data]\nsource = "a.csv"\n')
     usual = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}

@@ -24,7 +24,7 @@ from toolkit.prompt.held_out import read_held_out
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 
 FORM = prompt_format(Config().prompt)
-FEW = 150
+FEW = 50
 
 
 def split(path: Path, rows: int) -> None:

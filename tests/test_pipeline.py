@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.conftest import Called
 from tests.support import tiny_gguf
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
+from tests.support.waiting import wait_while_running
 from toolkit import doctor, pipeline
 from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
@@ -203,8 +203,7 @@ def test_ctrl_c_on_the_command_line_ends_with_130_and_the_same_command_goes_on(
         stderr=subprocess.PIPE,
         text=True,
     )
-    while process.poll() is None and not (log.is_file() and '"step": 2, "loss"' in log.read_text()):
-        time.sleep(0.02)
+    wait_while_running(process, lambda: log.is_file() and '"step": 2, "loss"' in log.read_text())
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err

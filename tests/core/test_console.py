@@ -176,6 +176,7 @@ def test_without_rich_an_error_is_plain_text(tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_without_rich_the_missing_library_is_named(tmp_path: Path) -> None:
     broken = "from toolkit.core import config_file\ndef load(*_): import rich\nconfig_file.load_config = load\n"
     code, _, err = without_rich(broken + CALL, tmp_path, "train")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.properties import first_fast
 from toolkit.core.errors import ToolkitError, explain
 from toolkit.core.files import writing, writing_folder
 from toolkit.core.manifest import foreign_outputs
@@ -158,7 +159,7 @@ def test_healing_makes_no_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("former", [True, False])
 @pytest.mark.parametrize("died_after", range(1, 7))
-@pytest.mark.parametrize("name", ["replace", "unlink", "fsync"])
+@pytest.mark.parametrize("name", first_fast(["replace", "unlink", "fsync"]))
 def test_two_files_change_together_or_not_at_all(folder: RunFolder, died_after: int, former: bool, name: str) -> None:
     texts = {folder.report: "new report", folder.model_card: "new card"}
     if former:

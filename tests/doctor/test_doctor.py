@@ -38,6 +38,7 @@ def test_nothing_is_written(home: Home) -> None:
     assert sorted(home.path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_without_a_gpu() -> None:
     script = """
 import sys

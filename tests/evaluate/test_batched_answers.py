@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.support import families, models
+from tests.support.properties import first_fast
 from toolkit.evaluate import batched_answers
 from toolkit.evaluate.batched_answers import GROUPED, answer_together, use_grouped_attention
 
-# gemma3 has a sliding window of 24 tokens; qwen3.5 a state, which takes long
-FAMILIES = ["llama", "gemma3", pytest.param("qwen3.5", marks=pytest.mark.slow)]
+FAMILIES = first_fast(["llama", "gemma3", "qwen3.5"])  # gemma3 has a sliding window of 24 tokens; qwen3.5 a state
 TOKENS = 24
 
 

@@ -35,6 +35,7 @@ def exam(folder: Path) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_every_system_sits_the_exam_and_a_task(run: scored_models.World, tmp_path: Path) -> None:
     data = task_rows.save_all(tmp_path / "tasks")
     config = settings(run, exam=exam(tmp_path), tasks=["medqa_4options"], task_items=3, task_folder=str(data))

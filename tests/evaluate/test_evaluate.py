@@ -216,6 +216,7 @@ def test_only_what_is_new_is_asked(
     assert asked == [(name, 8) for name in NAMES]
 
 
+@pytest.mark.slow
 def test_what_a_former_model_answered_is_forgotten(
     done: tuple[scored_models.World, Outcome], tmp_path: Path, asked: list[tuple[str, int]]
 ) -> None:

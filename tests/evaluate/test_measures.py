@@ -1,8 +1,6 @@
 """chrF and ROUGE-L are those of the libraries that everybody quotes, and the language is py3langid's."""
 
 import pytest
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics.chrf import CHRF
 
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate import measures
@@ -15,6 +13,9 @@ PAIRS = [
 
 
 def test_both_are_the_libraries_own_on_english() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.chrf import CHRF
+
     plain = RougeScorer(["rougeL"])
     for answer, reference in PAIRS:
         assert measures.chrf(answer, reference) == CHRF().corpus_score([answer], [[reference]]).score

@@ -7,12 +7,15 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.support.places import REPOSITORY
 
 LINES = (REPOSITORY / "examples/Dockerfile").read_text(encoding="utf-8").splitlines()
 COPIES = [line.split()[1:] for line in LINES if line.startswith("COPY ")]
 
 
+@pytest.mark.slow
 def test_what_is_copied_builds_the_whole_package(tmp_path: Path) -> None:
     place = tmp_path / "toolkit"
     for *sources, target in COPIES:

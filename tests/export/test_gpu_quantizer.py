@@ -221,6 +221,7 @@ def test_small_exports_and_small_slabs_leave_the_gpu_alone(
     exported(base, tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_neither_torch_nor_triton_is_imported(base: Path, tmp_path: Path) -> None:
     code = f"""
 import sys

@@ -211,6 +211,7 @@ def test_a_connection_that_breaks_is_continued(hub: hubs.Hub, originals: Path, t
     assert contents(tmp_path / "out") == expected
 
 
+@pytest.mark.slow
 def test_a_hub_that_falls_silent_is_asked_again(
     hub: hubs.Hub, originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_hub_that_falls_silent_is_asked_again(
         over.set()
 
 
+@pytest.mark.slow
 def test_what_the_hubs_cache_has_is_read_there_and_stays(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
     from huggingface_hub import hf_hub_download
 
@@ -308,6 +310,7 @@ def test_a_header_that_does_not_fit_is_refused(hub: hubs.Hub, tmp_path: Path, ch
     assert hub_shards.open_shards(LABEL).shards, "nothing damaged was kept"
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_embedding_must_be_one_on_the_hub_too(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
     shutil.rmtree(hub.folder)
     models.save_model(hub.folder, shard="300KB", tie_word_embeddings=True)
@@ -343,6 +346,7 @@ def test_single_tensors_are_fetched_and_checked(hub: hubs.Hub, tmp_path: Path) -
         pass
 
 
+@pytest.mark.slow
 def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
     hub: hubs.Hub, originals: Path, tmp_path: Path
 ) -> None:
@@ -354,7 +358,7 @@ def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
     assert sorted(contents(tmp_path / "out")) == ["Q4_K_M.gguf", "Q8_0.gguf"]
 
 
-@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("stream", first_fast([True, False]))
 def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, stream: bool) -> None:
     """A later export of the same model takes their place, not that of another model in the same folder."""
 

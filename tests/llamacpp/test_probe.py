@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import remote
+from tests.support.properties import first_fast
 from toolkit.core import hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.llamacpp import checks, opened, probe
@@ -49,6 +50,7 @@ def test_a_library_that_computes_is_remembered(fresh: Path, monkeypatch: pytest.
     assert probe.failure() == ""  # asked once
 
 
+@pytest.mark.slow
 def test_files_of_the_current_folder_are_not_taken_for_libraries(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -62,14 +64,14 @@ def test_files_of_the_current_folder_are_not_taken_for_libraries(
 
 @pytest.mark.parametrize(
     ("deed", "said"),
-    [
+    first_fast([
         ("os.kill(os.getpid(), signal.SIGSEGV)", "ended the process (SIGSEGV)"),
         ("string_at(0)", "ended the process (SIGSEGV)"),
         ("os.kill(os.getpid(), signal.SIGILL)", "ended the process (SIGILL)"),
         ("sys.exit('no kernel for this GPU')", "no kernel for this GPU"),
         ("raise ValueError('no such file')", "ValueError: no such file"),
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_one_that_dies_is_named_before_a_file_is_opened(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deed: str, said: str
 ) -> None:
@@ -101,7 +103,8 @@ class Llama:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "said"), [(False, "1 MB on the GPU ended the process (SIGSEGV)"), (True, "1 MB ended the process")]
+    ("hidden", "said"),
+    first_fast([(False, "1 MB on the GPU ended the process (SIGSEGV)"), (True, "1 MB ended the process")]),
 )
 def test_a_build_for_a_gpu_is_asked_as_it_is_used(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: bool, said: str

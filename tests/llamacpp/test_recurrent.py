@@ -39,6 +39,7 @@ def test_sequences_in_one_pass_do_not_see_each_other(twins: asked.Twins) -> None
             np.testing.assert_allclose(found, llamacpp.logits(llm, ids, first), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_many_at_once_answer_as_one_at_a_time(twins: asked.Twins) -> None:
     """In either system: llama.cpp gives a place whose answer has ended to the next, transformers pads on the left."""
     from peft import LoraConfig, get_peft_model

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support import remote, scored_models
 from tests.support.places import REPOSITORY
+from tests.support.properties import first_fast
 from tests.support.waiting import has_ended, wait_for
 from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
@@ -79,7 +80,7 @@ def asked(path: Path, *, exact: bool) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "exact"), [("F32", True), ("Q8_0", False)])
+@pytest.mark.parametrize(("name", "exact"), first_fast([("F32", True), ("Q8_0", False)]))
 def test_all_answers_are_those_of_one_process(
     files: dict[str, Path], request: pytest.FixtureRequest, name: str, exact: bool
 ) -> None:
@@ -104,6 +105,7 @@ def test_torch_cannot_be_imported_there(files: dict[str, Path], elsewhere: None)
     assert found["pid"] != os.getpid() and found["torch"] == [] and found["gpus"] == "-1"
 
 
+@pytest.mark.slow
 def test_what_goes_to_the_gpu_sees_it(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     remote.pretend(monkeypatch, tmp_path, "vulkan")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
@@ -119,13 +121,13 @@ def test_a_build_for_the_cpu_stays_in_this_process(files: dict[str, Path]) -> No
 
 @pytest.mark.parametrize(
     ("kind", "end", "hint"),
-    [
+    first_fast([
         (str(int(signal.SIGSEGV)), "SIGSEGV, CUDA error: out of memory", "CUDA_VISIBLE_DEVICES=-1"),
         (str(int(signal.SIGABRT)), "SIGABRT, CUDA error: out of memory", "llama-cpp-python==0.3.36"),
         (str(int(signal.SIGKILL)), "SIGKILL", "too much memory"),
         ("exit", "exit code 7", "llama-cpp-python==0.3.36"),
-    ],
-)
+    ]),
+)  # fmt: skip
 def test_a_death_names_file_quantization_and_signal(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, end: str, hint: str
 ) -> None:
@@ -138,6 +140,7 @@ def test_a_death_names_file_quantization_and_signal(
         assert llamacpp.text_ids(llm, "x")
 
 
+@pytest.mark.slow
 def test_a_death_while_the_file_is_loaded(
     files: dict[str, Path], elsewhere: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -200,6 +203,7 @@ def test_ctrl_c_ends_it_at_once(files: dict[str, Path], elsewhere: None, tmp_pat
     assert llm.process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_process_that_asks(files: dict[str, Path], elsewhere: None) -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom toolkit import llamacpp\n"

@@ -15,6 +15,7 @@ from tests.support import hub as hubs
 from tests.support.models import save_model
 from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
+from tests.support.properties import first_fast
 from toolkit import llamacpp
 from toolkit.core import hardware
 from toolkit.core.errors import MISSING, ToolkitError
@@ -143,6 +144,7 @@ def test_a_hub_id_is_downloaded_once_and_then_used_offline(
     assert absent.code == 3 and "--offline forbids" in absent.json["error"]
 
 
+@pytest.mark.slow
 def test_the_weights_are_downloaded_where_they_are_needed(hub: dict[str, str]) -> None:
     code = "from toolkit.model import base; found = base.resolve('owner/model'); print(found.commit, found.folder)"
     done = subprocess.run(
@@ -155,7 +157,7 @@ def test_the_weights_are_downloaded_where_they_are_needed(hub: dict[str, str]) -
 
 @pytest.mark.parametrize(
     ("label", "said"),
-    [("gated/model", "gated"), ("owner/absent", "no such model")],
+    first_fast([("gated/model", "gated"), ("owner/absent", "no such model")]),
 )
 def test_what_the_hub_refuses_is_explained(
     toolkit: Callable[..., Called], hub: dict[str, str], label: str, said: str
@@ -165,6 +167,7 @@ def test_what_the_hub_refuses_is_explained(
     assert "\n" not in called.json["error"] and called.json["hint"]
 
 
+@pytest.mark.slow
 def test_a_program_hears_of_a_download_in_lines(hub: dict[str, str]) -> None:
     """And nothing is drawn on its terminal: the hub's bars would be."""
     code = """
@@ -183,6 +186,7 @@ print(lines[-1])
     assert len(sizes) == 1 and sizes[0][0] == sizes[0][1] != "0 B"
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_explained(toolkit: Callable[..., Called], hub: dict[str, str]) -> None:
     called = prepare(toolkit, "owner/model", {**hub, "HF_ENDPOINT": "http://127.0.0.1:9"})
     assert called.code == 3 and "did not answer" in called.json["error"], called

@@ -134,7 +134,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["status", "prepare --dry-run", "doctor"])
+@pytest.fixture(scope="module", params=["status", "prepare --dry-run", pytest.param("doctor", marks=pytest.mark.slow)])
 def plain(request: pytest.FixtureRequest, project: Path) -> tuple[list[str], Called]:
     """A verb that needs no server, and how it ends with an address that is one."""
     verb = request.param.split()

@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
+from tests.support.waiting import wait_while_running
 from toolkit import Run
 from toolkit.core.run_folder import RunFolder
 
@@ -62,8 +62,7 @@ def test_a_killed_training_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest
     subprocess.run([*call, "prepare"], cwd=first, env=environment, check=True, capture_output=True)
     before = RunFolder(first / "results" / "small", "small")
     process = subprocess.Popen([*call, "train", *EVERY], cwd=first, env=environment, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(before.checkpoints.glob("*/checkpoint-6/toolkit.json")):
-        time.sleep(0.02)
+    wait_while_running(process, lambda: list(before.checkpoints.glob("*/checkpoint-6/toolkit.json")))
     process.kill()
     assert process.wait() == -signal.SIGKILL
     seen = logged(before)

@@ -47,7 +47,7 @@ def reading(path: Path) -> Rows:
 
 
 @pytest.mark.parametrize("kind", first_fast(FORMATS))
-@pytest.mark.parametrize("role", ["question", "answer"])
+@pytest.mark.parametrize("role", first_fast(["question", "answer"]))
 def test_a_cell_of_ten_million_characters_is_one_rejected_row(tmp_path: Path, kind: str, role: str) -> None:
     rows = [{"question": "q", "answer": "a"}, {"question": "r", "answer": "b", role: "word " * 2 * 10**6}]
     found = reading(written(tmp_path, kind, rows))

@@ -13,7 +13,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.run_folder import SPLITS
 from toolkit.prepare.clean import Record, normalise
-from toolkit.prepare.division import divide, read_rows
+from toolkit.prepare.division import Rows, divide, read_rows
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import Splits, asked, drop_duplicates, leaked, split
 
@@ -81,14 +81,20 @@ def test_random_split_is_scikit_learns(val: float, test: float, count: int, size
     assert [number - 1 for number in splits["val"] + splits["test"] + splits["train"]] == order.tolist()
 
 
+@pytest.fixture(scope="module")
+def rows(medquad: Path) -> Rows:
+    """The real rows, cleaned: how they are split changes none of them."""
+    return read_rows([Source(medquad)], build({}, []))
+
+
 @pytest.mark.parametrize("val", [0.0, 0.1])
-def test_random_split_is_the_recipes_row_for_row(val: float, medquad: Path) -> None:
+def test_random_split_is_the_recipes_row_for_row(val: float, medquad: Path, rows: Rows) -> None:
     """`train_test_split(test_size=0.2, random_state=42, shuffle=True)` of the file; the first held-out rows are val."""
     import pandas
     from sklearn.model_selection import train_test_split
 
     config = build({}, ["data.split=random", f"data.val={val}", f"data.test={0.2 - val}"])
-    splits = divide(read_rows([Source(medquad)], config), config, lambda some: (some, [])).splits
+    splits = divide(rows, config, lambda some: (some, [])).splits
     train, held_out = train_test_split(pandas.read_csv(medquad), test_size=0.2, random_state=42, shuffle=True)
     assert (len(train), len(held_out)) == (1983, 496)
     assert [record.id for record in splits["train"]] == train["AnswerID"].tolist()
@@ -96,10 +102,10 @@ def test_random_split_is_the_recipes_row_for_row(val: float, medquad: Path) -> N
     assert len(splits["val"]) == (248 if val else 0)
 
 
-def test_the_split_of_the_judged_answers_stays_as_it_is(medquad: Path) -> None:
+def test_the_split_of_the_judged_answers_stays_as_it_is(rows: Rows) -> None:
     """Who trained yesterday has the same held-out questions tomorrow."""
     config = build({}, [])
-    splits = divide(read_rows([Source(medquad)], config), config, lambda some: (some, [])).splits
+    splits = divide(rows, config, lambda some: (some, [])).splits
     numbers = {name: ",".join(str(record.number) for record in some) for name, some in splits.items()}
     assert {name: (len(splits[name]), zlib.crc32(text.encode())) for name, text in numbers.items()} == {
         "train": (1543, 2626270246), "val": (193, 2318667833), "test": (193, 1346129366)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from typing import TYPE_CHECKING, Literal
 
 from tests.conftest import needed
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 WIDTHS = {"phone": (360, 740), "tablet": (820, 1180), "desk": (1400, 900)}
 Theme = Literal["light", "dark"]
@@ -24,8 +25,10 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator["Browser"]:
     """Run a Chromium; skips where there is none, which is a failure under CI."""
+    from playwright.sync_api import sync_playwright
+
     found = find_chromium()
     needed(found, "Chromium (Debian: apt install chromium, elsewhere TOOLKIT_TEST_CHROMIUM)")
     with sync_playwright() as playwright:
@@ -41,14 +44,14 @@ def chromium() -> Iterator[Browser]:
 class Opened:
     """A page, what it complained of on its console, and what it asked of a network."""
 
-    page: Page
-    context: BrowserContext
+    page: "Page"
+    context: "BrowserContext"
     complaints: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
 
 
 @contextmanager
-def opened(browser: Browser, path: Path, width: str = "desk", theme: Theme = "light") -> Iterator[Opened]:
+def opened(browser: "Browser", path: Path, width: str = "desk", theme: Theme = "light") -> Iterator[Opened]:
     """Open a file in a fresh profile with the network off; `width` is one of `WIDTHS`."""
     across, down = WIDTHS[width]
     context = browser.new_context(viewport={"width": across, "height": down}, color_scheme=theme, offline=True)
@@ -58,7 +61,7 @@ def opened(browser: Browser, path: Path, width: str = "desk", theme: Theme = "li
         context.close()
 
 
-def new_page(context: BrowserContext, path: Path) -> Opened:
+def new_page(context: "BrowserContext", path: Path) -> Opened:
     """Open a file in a further window of the same profile."""
     found = Opened(context.new_page(), context)
     found.page.on("console", lambda message: found.complaints.append(f"{message.type}: {message.text}"))

@@ -1,6 +1,7 @@
 """Python processes that start warm: forks of a parent that has imported the large libraries.
 
-A process that trains imports for some eight seconds before it begins. One parent imports for all workers of a session.
+A process that trains imports for some eight seconds before it begins. Two parents import for all workers of a session:
+a fork of the large one, for those that train, takes 0.1 s longer than one of the small one.
 Its children have an environment, a working directory, standard streams, cores and an exit code of their own.
 What a library reads from the environment when it is imported cannot differ: such a process starts afresh.
 Tests whose point is a fresh interpreter (imports, the time of `--help`, a wheel) start one themselves.
@@ -30,14 +31,20 @@ from typing import IO, Any, Protocol
 from tests.support import cache
 from tests.support.places import REPOSITORY
 
-# What most verbs import, in 0.4 seconds, and the languages' model, which takes as long.
-STAGES = ("prepare", "train", "export", "validate", "register")
+# What most verbs import, in a second, and the languages' model, which takes half of one.
+STAGES = ("prepare", "train", "export", "validate", "register", "evaluate")
 ALWAYS = (
     "toolkit.cli.main",
     "toolkit.doctor",
     *(f"toolkit.{stage}.stage" for stage in STAGES),
+    "toolkit.evaluate.sheet",
+    "toolkit.evaluate.votes",
+    "toolkit.pipeline.beside",
+    "toolkit.pipeline.performing",
     "httpx",
+    "httpcore",
     "numpy",
+    "scipy.stats",
     "gguf",
     "llama_cpp",
     "tokenizers",
@@ -130,7 +137,7 @@ def start(
 ) -> Process:
     """Start `python ARGUMENTS`, which are `-m MODULE …` or `-c CODE …`; streams are PIPE, DEVNULL or None (the same).
 
-    `imports` is what the warm parent imports, if it has not yet.
+    `imports` is what the large parent imports, if it has not yet; without any, the small one forks.
     """
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})}
     if sys.platform != "linux" or _fixed(env) != _fixed({**AT_FIRST, "PYTHONPATH": str(REPOSITORY)}):
@@ -157,7 +164,7 @@ def start(
     }
     message = json.dumps(request).encode()
     assert len(message) < LARGEST, "too much to say to the warm parent"
-    socket.send_fds(_parent(), [message], [*theirs, reporting])
+    socket.send_fds(_parent("large" if imports else "small"), [message], [*theirs, reporting])
     for handle in (*theirs, reporting):
         os.close(handle)
     return Forked(arguments, report, ours)
@@ -181,11 +188,11 @@ def _fixed(env: Mapping[str, str]) -> dict[str, str]:
 
 
 @functools.cache
-def _parent() -> socket.socket:
-    """Connect to the session's warm parent, and start it where there is none; a closed connection ends its children."""
+def _parent(size: str) -> socket.socket:
+    """Connect to a warm parent, and start it where there is none; a closed connection ends its children."""
     ours = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with _alone(place := cache.place()) as folder:
-        address = f"/proc/self/fd/{folder}/parent"  # the folder's own name may be too long for a socket's
+        address = f"/proc/self/fd/{folder}/{size}"  # the folder's own name may be too long for a socket's
         try:
             ours.connect(address)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -194,7 +201,7 @@ def _parent() -> socket.socket:
                 listener.bind(address)
                 listener.listen()
                 subprocess.Popen(
-                    [sys.executable, "-m", "tests.support.processes", str(listener.fileno()), str(place)],
+                    [sys.executable, "-m", "tests.support.processes", str(listener.fileno()), str(place / size)],
                     cwd=REPOSITORY,
                     # A library's threads may start as it is imported.
                     env={**AT_FIRST, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1"},
@@ -207,7 +214,7 @@ def _parent() -> socket.socket:
 
 @contextmanager
 def _alone(place: Path) -> Iterator[int]:
-    """Hold the lock under which the parent starts, ends and is looked for; gives a handle of its folder."""
+    """Hold the lock under which a parent starts, ends and is looked for; gives a handle of its folder."""
     folder = os.open(place, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -219,8 +226,8 @@ def _alone(place: Path) -> Iterator[int]:
 class _Parent:
     """What the warm parent holds: whom it listens to, and its children by the handle that tells a child's end."""
 
-    def __init__(self, listener: socket.socket, place: Path) -> None:
-        self.listener, self.place = listener, place
+    def __init__(self, listener: socket.socket, address: Path) -> None:
+        self.listener, self.address = listener, address
         self.events = selectors.DefaultSelector()
         self.events.register(listener, selectors.EVENT_READ)
         self.asking: dict[int, socket.socket] = {}
@@ -241,13 +248,13 @@ class _Parent:
         self.asking.pop(number).close()
         if self.asking:
             return
-        with suppress(FileNotFoundError), _alone(self.place) as folder:  # without the folder, the session has ended
+        with suppress(FileNotFoundError), _alone(self.address.parent) as folder:  # else the session has ended
             self.listener.setblocking(False)
             with suppress(BlockingIOError):
                 self.accept()  # somebody connected meanwhile
                 self.listener.setblocking(True)
                 return
-            Path(f"/proc/self/fd/{folder}/parent").unlink(missing_ok=True)
+            Path(f"/proc/self/fd/{folder}/{self.address.name}").unlink(missing_ok=True)
         sys.exit()
 
     def report(self, number: int) -> None:

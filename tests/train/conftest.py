@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
+from tests.support.waiting import wait_while_running
 from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder, folder_of
@@ -194,12 +194,7 @@ def steps_so_far(folder: RunFolder) -> list[int]:
 
 def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
     """Wait until a training process has logged a step; fails where it ends before."""
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if step in steps_so_far(folder):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} never came: {process.stderr.read() if process.stderr else ''}")
+    wait_while_running(process, lambda: step in steps_so_far(folder))
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def test_it_has_the_examples_of_a_small_one(
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_second_run_reads_what_the_first_wrote(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_second_run_reads_what_the_first_wrote(
     assert len(examples.tokenize(path, tokenizer, FORM, SETTINGS)) == 21
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_it_is_said_as_of_a_small_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = write(tmp_path / "run/data/train.jsonl", 20)
     with pytest.raises(ToolkitError, match=r"row 0 has \d+ tokens, but train.max_length is 16"):

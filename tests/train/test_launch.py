@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from tests.conftest import call_toolkit
 from tests.support.places import REPOSITORY
+from tests.support.waiting import wait_while_running
 from tests.train.conftest import KILL_ONE, SAME, losses, wait_for_step, with_, write_records
 from toolkit.core import console
 from toolkit.core.config import Config
@@ -59,8 +59,7 @@ def test_a_killed_process_is_said_and_the_next_one_goes_on(
 
     def shot(process: "subprocess.Popen[bytes]", timeout: float | None = None) -> int:
         log = folder.checkpoints / "train_log.jsonl"
-        while process.poll() is None and not (log.is_file() and '"step": 5, "loss"' in log.read_text()):
-            time.sleep(0.01)
+        wait_while_running(process, lambda: log.is_file() and '"step": 5, "loss"' in log.read_text())
         process.kill()
         return real(process, timeout)
 

@@ -63,6 +63,7 @@ def test_the_interval_of_a_mean_is_scipys_bootstrap_over_rows() -> None:
     assert mean_interval(totals, counts) == (low, high)  # the same resamples every time
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says() -> None:
     held = 0
     for seed in range(200):

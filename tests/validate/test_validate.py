@@ -36,6 +36,7 @@ def report_of(run: scored_models.World) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_the_report_is_the_same_where_another_process_has_the_files_open(
     made: scored_models.World, passed: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_the_report_holds_every_documented_field(passed: scored_models.World) ->
     assert all(answer["before"] and answer["before"] != answer["after"] for answer in report["answers"])
 
 
+@pytest.mark.slow
 def test_the_bases_answers_are_those_that_training_kept(
     made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import functools
 import re
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -228,9 +229,17 @@ def count_letters(text: str) -> int:
     return sum(4 if ord(char) >= 0x3040 else 1 for char in text if char.isalpha())
 
 
-@functools.cache
+_loading = threading.Lock()
+
+
 def load_identifier() -> Any:
-    """Load py3langid's model once; it unpacks it into a temporary file."""
+    """Load py3langid's model once, though several threads ask for it; it unpacks it into a temporary file."""
+    with _loading:
+        return _identifier()
+
+
+@functools.cache
+def _identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     with naming(Path(tempfile.gettempdir())):

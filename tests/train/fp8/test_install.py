@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from toolkit.train.fp8 import install, proof
@@ -21,6 +20,8 @@ KINDS = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2F
 
 def adapted(kind: str = "llama", targets: list[str] = TARGETS, **more: Any) -> Any:
     """A small model with LoRA that adds something."""
+    from peft import LoraConfig, get_peft_model
+
     torch.manual_seed(0)
     config, model = KINDS[kind]
     made = get_peft_model(
@@ -64,6 +65,8 @@ def test_a_model_in_fp8_has_nearly_the_loss_and_gradients(kind: str, targets: li
 
 
 def test_sizes_that_fp8_does_not_take_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
     config = LlamaConfig(**{**SIZES, "intermediate_size": 88})
     model = get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=TARGETS))
     assert install.convert(model) == 2 * 4
@@ -124,6 +127,8 @@ def test_whatever_does_more_than_add_lora_goes_through_the_modules(what: str) ->
     if what == "disabled":
         model.base_model.disable_adapter_layers()
     elif what == "two":
+        from peft import LoraConfig
+
         model.add_adapter("other", LoraConfig(r=2, target_modules=TARGETS))
         model.base_model.set_adapter(["default", "other"])
     elif what == "partly":
