@@ -380,6 +380,20 @@ def test_of_two_columns_of_chats_one_must_be_chosen(tmp_path: Path) -> None:
     assert "messages_column has questions and answers" in said
 
 
+def test_of_preferences_the_chosen_answers_are_taken_by_the_hint(tmp_path: Path) -> None:
+    """TRL's form: what is asked in one column, a good and a bad answer in two others."""
+    asked, answer = messages()[:3], messages()[3:]
+    bad = [{"role": "assistant", "content": "No idea."}]
+    path = write(tmp_path / "x.jsonl", [{"prompt": asked, "chosen": answer, "rejected": bad}])
+    with pytest.raises(ToolkitError) as caught:
+        read(path)
+    settings = re.findall(r"`--set (\S+)`", caught.value.hint)
+    assert settings == ["data.messages_column=chosen", "data.messages_column=rejected"]
+    assert [turns_of(record) for record in read(path, settings[0]).records] == [TURNS]
+    whole = write(tmp_path / "y.jsonl", [{"chosen": messages(), "rejected": [*asked, *bad]}])
+    assert [turns_of(record) for record in read(whole, "data.messages_column=chosen").records] == [TURNS]
+
+
 def test_what_messages_hold_beside_role_and_text_is_named(tmp_path: Path) -> None:
     said = [{**one, "name": "Ana", "weight": 0, "tool_calls": None} for one in messages()]
     rows = read(write(tmp_path / "x.jsonl", [{"messages": said, "score": 3}]))

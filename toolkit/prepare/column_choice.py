@@ -12,7 +12,7 @@ from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, nam
 from toolkit.prepare.columns import IDS, Columns, column_setting, listed, unused
 from toolkit.prepare.headers import header_hint
 from toolkit.prepare.meaning import bare, meaning, told_about
-from toolkit.prepare.messages import Kind, kind_of, list_in
+from toolkit.prepare.messages import Kind, begins_with_answer, kind_of, list_in
 from toolkit.prepare.nested import hint_for_nested_file
 from toolkit.prepare.personal.passages import passages
 from toolkit.prepare.table import Table
@@ -70,10 +70,12 @@ def _row_id(table: Table, taken: set[str | None]) -> str | None:
 def _chat(table: Table, named: dict[str, str | None]) -> tuple[str, ...]:
     """Return the columns of messages, one behind the other; none where the rows have question and answer as texts.
 
-    A `prompt` and its `completion` are two, of which one may be text. Raises ToolkitError if two others fit.
+    A `prompt` and its `completion` are two, of which one may be text. A column that is named and begins with an answer
+    follows the `prompt`, as the `chosen` answers of preferences do. Raises ToolkitError if two others fit.
     """
-    if named["messages"]:
-        return (named["messages"],)
+    if name := named["messages"]:
+        before = [one for one in _filled(QUESTIONS, table) if one != name and _form(one, table) == "messages"]
+        return (before[0], name) if len(before) == 1 and _is_answer(name, table) else (name,)
     if named["question"] or named["answer"]:
         return ()
     found = [name for name in dict.fromkeys(table.columns) if _form(name, table) == "messages"]
@@ -86,7 +88,7 @@ def _chat(table: Table, named: dict[str, str | None]) -> tuple[str, ...]:
     if len(begin) == len(end) == 1:
         return begin[0], end[0]
     if len(found) > 1:
-        raise _two_columns("messages", found, table)
+        raise _two_columns("messages", [name for name in found if _is_answer(name, table)] or found, table)
     return (found[0],)
 
 
@@ -110,6 +112,10 @@ def _with_history(columns: Columns, table: Table, named: str | None) -> Columns:
     if columns.instruction is not None and not named and columns.context is None:
         columns = replace(columns, instruction=None, context=columns.instruction)
     return _with_system(columns, table)
+
+
+def _is_answer(name: str, table: Table) -> bool:
+    return any(begins_with_answer(row.values.get(name)) for row in itertools.islice(table.rows, LOOKED_AT))
 
 
 def _form(name: str, table: Table) -> Kind:

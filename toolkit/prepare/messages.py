@@ -100,6 +100,12 @@ def is_message(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get(_key(item, ROLE_KEYS)), str) and _key(item, TEXT_KEYS) != ""
 
 
+def begins_with_answer(cell: Any) -> bool:
+    """Tell whether a cell's first message is an assistant's, as of `chosen` beside a `prompt`."""
+    first: Any = next(iter(list_in(cell) or ()), None)
+    return is_message(first) and ROLES.get(first[_key(first, ROLE_KEYS)].strip().casefold()) == "assistant"
+
+
 def keys_of(cell: Any) -> set[str]:
     """Return the keys of a cell's messages that hold something and are not read."""
     read = (*ROLE_KEYS, *TEXT_KEYS, *_CALLS)
