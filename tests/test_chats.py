@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.conftest import call_toolkit
@@ -14,10 +15,11 @@ from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
 from toolkit.core import config_file
 from toolkit.core.run_folder import RunFolder
+from toolkit.formats.gguf_reader import open_gguf
 from toolkit.model.base import resolve_training
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.renderings import render_record
-from toolkit.prompt.tokenizer import load_tokenizer
+from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train.examples import load_examples
 
 SAMPLE = REPOSITORY / "data/chats.jsonl"
@@ -60,15 +62,40 @@ def test_a_file_of_chats_becomes_a_model_that_answers_the_last_of_several_turns(
     form = prompt_format(config_file.load_config(tmp_path / "toolkit.toml").prompt)
     run = tmp_path / "exports" / f"chat-{way}"
     tokenizer = load_tokenizer(base, form)
-    record = json.loads((run / "data/test.jsonl").read_text().splitlines()[0])
+    template = str(open_gguf(run / "gguf" / f"chat-{way}-F16.gguf").metadata["tokenizer.chat_template"])
+    for line in (run / "data/test.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        messages = said_before_the_answer(record)
+        trained = render_record(form, record, tokenizer.eos_text)
+        assert in_jinja(template, messages, tokenizer) == tokenizer.bos_text + trained.text
+        assert on_the_server(server, f"chat-{way}", messages) == trained.text
+    assert record["history"]
+    answered = library(server.url).chat(f"chat-{way}", messages=messages, options={"temperature": 0})
+    assert answered["message"]["content"] and answered["done_reason"] in ("stop", "length")
+    assert answered["prompt_eval_count"] == len(tokenizer.prompt_ids(trained))
+
+
+def said_before_the_answer(record: dict[str, Any]) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": record["instruction"]}]
     for question, answer in record["history"]:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    messages.append({"role": "user", "content": record["input"]})
-    answered = library(server.url).chat(f"chat-{way}", messages=messages, options={"temperature": 0})
-    assert answered["message"]["content"] and answered["done_reason"] in ("stop", "length")
-    trained = render_record(form, record, tokenizer.eos_text)
-    assert answered["prompt_eval_count"] == len(tokenizer.prompt_ids(trained))
+    return [*messages, {"role": "user", "content": record["input"]}]
+
+
+def in_jinja(template: str, messages: list[dict[str, str]], tokenizer: Tokenizer) -> str:
+    """What transformers makes of messages by the template in a GGUF file."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    tokens = {"bos_token": tokenizer.bos_text, "eos_token": tokenizer.eos_text}
+    rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **tokens)
+    return str(rendered[0])
+
+
+def on_the_server(server: OllamaServer, model: str, messages: list[dict[str, str]]) -> str:
+    """What Ollama's /api/chat would give the model to read."""
+    body = {"model": model, "messages": messages, "stream": False, "_debug_render_only": True}
+    answer = httpx.post(f"{server.url}/api/chat", json=body, timeout=60, trust_env=False).raise_for_status()
+    return str(answer.json()["_debug_info"]["rendered_template"])
 
 
 @pytest.mark.slow

@@ -1,18 +1,20 @@
 """The 300 made-up notes with marked spans, and how well personal data is found in them.
 
-`python -m tests.support.personal_notes [MODEL]` prints the table in docs/guide/patients-data.md; MODEL is the
-folder of a model that finds names.
+`python -m tests.support.personal_notes [MODEL]` prints the tables in docs/guide/patients-data.md; MODEL is the
+folder of a model that finds names, which are then measured in each language.
 """
 
 import json
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from tests.support.places import REPOSITORY
 from toolkit.prepare.personal.analyzer import NAMES, Find, finder
 
+LANGUAGES = ("en", "pt")
 NOTES = REPOSITORY / "tests/data/personal_notes.jsonl"
 
 
@@ -35,10 +37,12 @@ def notes() -> list[dict[str, Any]]:
     return [json.loads(line) for line in NOTES.read_text(encoding="utf-8").splitlines()]
 
 
-def measure(find: Find, kinds: set[str]) -> Measured:
+def measure(find: Find, kinds: set[str], languages: Collection[str] = LANGUAGES) -> Measured:
     """Compare what is found in the notes with what is marked there. A span counts as found where it is found whole."""
     measured = Measured()
     for note in notes():
+        if note["language"] not in languages:
+            continue
         spans = [span for span in find(note["text"]) if span.kind in kinds]
         right = set()
         for mark in note["spans"]:
@@ -58,11 +62,21 @@ def measure(find: Find, kinds: set[str]) -> Measured:
 
 def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else ""
+    if model:
+        print("| kind | language | marked | recall | precision |\n|---|---|---|---|---|")
+        for language in LANGUAGES:
+            show(measure(finder(model), {*NAMES}, [language]), f"{language} | ")
+        return
     kinds = {mark["kind"] for note in notes() for mark in note["spans"]}
-    measured = measure(finder(model), kinds if model else kinds - {*NAMES})
     print("| kind | marked | recall | precision |\n|---|---|---|---|")
+    show(measure(finder(""), kinds - {*NAMES}))
+
+
+def show(measured: Measured, language: str = "") -> None:
+    """Print a row for each kind."""
     for kind in sorted(measured.marked):
-        print(f"| {kind} | {measured.marked[kind]} | {measured.recall(kind):.3f} | {measured.precision(kind):.3f} |")
+        figures = f"{measured.marked[kind]} | {measured.recall(kind):.3f} | {measured.precision(kind):.3f}"
+        print(f"| {kind} | {language}{figures} |")
 
 
 if __name__ == "__main__":
