@@ -26,13 +26,16 @@ def answers(job: Job, model: Any) -> list[dict[str, Any]]:
     found = []
     try:
         job.backend.infer(model)
-        for question in settings.questions:
-            prompt = render(form, question, settings.instruction)
-            after = greedy_answer(model, job.tokenizer, prompt, settings.answer_tokens, form.stops)
-            with model.disable_adapter():
-                before = greedy_answer(model, job.tokenizer, prompt, settings.answer_tokens, form.stops)
-            asked = {"question": question, "instruction": settings.instruction, "tokens": settings.answer_tokens}
-            found.append({**asked, "before": before, "after": after})
+        with console.progress("questions after training", 2 * len(settings.questions), "answers") as progress:
+            for question in settings.questions:
+                prompt = render(form, question, settings.instruction)
+                after = greedy_answer(model, job.tokenizer, prompt, settings.answer_tokens, form.stops)
+                progress.advance()
+                with model.disable_adapter():
+                    before = greedy_answer(model, job.tokenizer, prompt, settings.answer_tokens, form.stops)
+                progress.advance()
+                asked = {"question": question, "instruction": settings.instruction, "tokens": settings.answer_tokens}
+                found.append({**asked, "before": before, "after": after})
     except Exception as exc:  # generation is the libraries' own, in many versions
         with contextlib.suppress(IndexError):
             console.warn(f"the trained model could not be asked: {(str(exc) or type(exc).__name__).splitlines()[0]}")
