@@ -98,7 +98,7 @@ def test_a_count_that_leaves_a_former_rater_out_says_so(toolkit: Toolkit, folder
     assert "replaces" not in toolkit("evaluate", "--votes", ada).err
     assert "replaces" not in toolkit("evaluate", "--votes", ada, ben).err
     said = " ".join(toolkit("evaluate", "--votes", ada).err.split())
-    assert "the former count had votes of Ben (votes-Ben.csv) too, and this one replaces it" in said
+    assert "the earlier count had votes of Ben (votes-Ben.csv) too, and this one replaces it" in said
 
 
 def test_votes_as_json(toolkit: Toolkit, folder: RunFolder) -> None:

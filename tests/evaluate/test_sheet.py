@@ -221,7 +221,7 @@ def test_other_answers_give_another_sheet_and_keep_the_former_key(
     fresh = sheet.write_sheet(folder, make_evaluation(6), DEFAULT)["sheet"]
     assert fresh != former
     assert (folder.path / f"review-key-{former}.json").read_bytes() == kept
-    assert f"the former sheet {former} was of other answers or systems" in capsys.readouterr().err
+    assert f"the earlier sheet {former} was of other answers or systems" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"version": 2}', "not json", '{"version": 1, "items": 3}'])

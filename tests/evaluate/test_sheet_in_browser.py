@@ -178,7 +178,7 @@ def test_a_file_of_something_else_changes_nothing(browser: Browser, folder: RunF
     foreign = '{"sheet": "0123456789ab", "votes": []}'
     odd = [None, {"item": 1, "vote": "best"}, {"item": "__proto__", "vote": 1}]
     own = json.dumps({"sheet": name, "votes": odd})
-    cases = {"not json": "cannot be read", "null": "of another sheet", foreign: "of another sheet", own: "Went on"}
+    cases = {"not json": "cannot be read", "null": "of another sheet", foreign: "of another sheet", own: "Continued"}
     with opened(browser, folder.review) as found:
         for content, words in cases.items():
             (tmp_path / "x.json").write_text(content)

@@ -75,7 +75,7 @@ def test_an_evaluation_is_foreseen_done_once_and_again_when_something_changes(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--sheet", "--votes", "x"], "--sheet and --votes are two calls"),
+        (["--sheet", "--votes", "x"], "--sheet and --votes cannot be used in one call"),
         (["votes.json"], "`votes.json` is not asked for here"),
         (["--votes"], "--votes names no file"),
         (["--sheet", "--force"], "--sheet has no --force"),

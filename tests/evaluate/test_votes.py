@@ -311,7 +311,7 @@ def test_votes_of_a_former_sheet_say_so(folder: RunFolder) -> None:
     with pytest.raises(ToolkitError, match="was made from other answers than evaluation"):
         count_votes(folder, make_evaluation(11), [path])
     sheet.write_sheet(folder, make_evaluation(11), DEFAULT)
-    with pytest.raises(ToolkitError, match="a former sheet of this run, with other answers"):
+    with pytest.raises(ToolkitError, match="an earlier sheet of this run, with other answers"):
         count_votes(folder, make_evaluation(11), [path])
 
 
@@ -365,4 +365,4 @@ def test_an_evaluation_keeps_votes_on_its_answers_and_says_where_they_end(
     amend(run.folder, votes=votes)
     assert evaluated(6) == votes and "no longer count" not in capsys.readouterr().err
     assert evaluated(3) is None
-    assert "the votes of clinicians on the former ones no longer count" in capsys.readouterr().err
+    assert "the votes of clinicians on the earlier ones no longer count" in capsys.readouterr().err

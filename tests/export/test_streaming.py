@@ -126,7 +126,7 @@ def test_an_interrupted_export_goes_on_with_the_next_shard(
     stop_at(hub, order[2])
     with pytest.raises(ToolkitError, match=f"stopped answering at byte .* of `{order[2]}`") as caught:
         streamed(hub, originals / "adapter", tmp_path / "out")
-    assert "goes on with this shard" in caught.value.hint
+    assert "continues with this shard" in caught.value.hint
     assert f"2 of {len(order)} shards are done and kept" in capsys.readouterr().err
     assert not any(path.exists() for path in targets(tmp_path / "out").values())
     assert streaming.begun(targets(tmp_path / "out").values()) > 0
@@ -418,7 +418,7 @@ def test_a_killed_command_goes_on(hub: hubs.Hub, originals: Path, tmp_path: Path
     hub.fault, hub.asked = lambda name, start, body: body, []
     called = call_toolkit(*command, cwd=tmp_path, timeout=600, **hub.environment(tmp_path / "home"), **cache)
     assert called.code == 0, called.err
-    assert "the interrupted export goes on: 2 shards are done" in called.err
+    assert "the interrupted export continues: 2 shards are done" in called.err
     assert {name for name, _, _ in hub.asked} == {*order[2:]}
     nothing_is_left(tmp_path)
     local = [str(hub.folder) if word == LABEL else word.replace(str(tmp_path / "out"), "local") for word in command]

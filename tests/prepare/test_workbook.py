@@ -290,7 +290,7 @@ def test_entities_that_grow_are_refused(tmp_path: Path) -> None:
 def test_a_row_behind_a_later_one_is_refused_and_not_lost(row: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "c"]]})
     changed(path, lambda xml: re.sub(r'<row r="4"', f'<row spans="1:2" r="{row}"', xml))
-    with pytest.raises(ToolkitError, match=f"its row {row} stands behind row 3"):
+    with pytest.raises(ToolkitError, match=f"its row {row} comes after row 3"):
         read_table(path, WANTED)
 
 

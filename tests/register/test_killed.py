@@ -227,7 +227,7 @@ def test_what_another_machine_left_is_refused_and_naming_it_puts_former_models_b
         with pytest.raises(ToolkitError, match=r"another machine .*`elsewhere:toolkit-commit-[0-9a-f]{16}`") as caught:
             refused()
         mark = next(tag for tag in left if tag.startswith("toolkit-commit-"))
-        assert f"`--replace elsewhere:{mark}` restores the former models" in caught.value.hint
+        assert f"`--replace elsewhere:{mark}` restores the earlier models" in caught.value.hint
         assert newer.held() == left
     tags = newer.register(f"elsewhere:{mark}").figures["tags"]
     held = newer.held()

@@ -38,7 +38,7 @@ def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
     first = make_run(tmp_path / "1", ollama.url, "swing", seed=1)
     first_outcome = first.register()
     old, old_answer = first.held(), first.answer()
-    with pytest.raises(ToolkitError, match="has no former model `swing:previous`") as caught:
+    with pytest.raises(ToolkitError, match="has no previous model `swing:previous`") as caught:
         rollback.roll_back(first.config)
     assert caught.value.exit_code == MISSING
     second = make_run(tmp_path / "2", ollama.url, "swing", seed=2)
@@ -149,7 +149,7 @@ def test_the_verbs(ollama: OllamaServer, tmp_path: Path) -> None:
     settings = f'[run]\nname = "verbs"\n[model]\nbase = "x"\n[ollama]\nhost = "{ollama.url}"\ntags = "all"\n'
     (tmp_path / "toolkit.toml").write_text(settings + '[export]\nquantizations = ["F16", "F32"]\ndefault = "F32"\n')
     none = call_toolkit("register", "--rollback", cwd=tmp_path)
-    assert none.code == MISSING and "no former model" in none.err
+    assert none.code == MISSING and "no previous model" in none.err
     second = make_run(tmp_path / "2", ollama.url, "verbs", seed=72)
     recorded(second, second.register())
     done = call_toolkit("register", "--rollback", "--json", cwd=tmp_path)

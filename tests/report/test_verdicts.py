@@ -60,7 +60,7 @@ def test_an_answer_that_three_raters_call_unsafe_counts_once(run: reported.Repor
 def test_an_evaluation_of_other_files_leaves_a_verdict_open(run: reported.Reported, question: str) -> None:
     run.evaluation["systems"][3]["sha256"] = "ab" * 32
     found = answered(run, question)
-    assert found.mark == "open" and found.answer.startswith("Of the model as it was: ")
+    assert found.mark == "open" and found.answer.startswith("Of an earlier state of the model: ")
 
 
 def test_base_and_trained_model_alone_are_no_longer_judged_after_another_training(run: reported.Reported) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @verb(writes=True, config=False)
 @click.argument("directory", default=".", metavar="[DIR]")
-@click.option("--data", metavar="FILE", help="Your data file; the settings name it and use its language.")
+@click.option("--data", metavar="FILE", help="Your data file: the settings name it, and the prompt gets its language.")
 def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
     """Write a commented toolkit.toml and sample data."""
     from toolkit.cli.starting import write_start
@@ -34,7 +34,7 @@ def init(directory: str, dry_run: bool, force: bool, data: str | None) -> None:
 def doctor(path: str, overrides: tuple[str, ...]) -> None:
     """Check whether this machine can do the run.
 
-    Tools, base model, data, memory and disk (both computed), Ollama; each failing check has its fix.
+    It checks tools, base model, data, memory, disk and Ollama, and says how to fix each failing check.
     """
     found = load_run(path, overrides).doctor()
     failed = found.failed
@@ -79,7 +79,7 @@ def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpu
     help="An adapter trained elsewhere, instead of this run's; the word none exports --base as it is.",
 )
 @click.option("--base", metavar="DIR|GGUF|ID", help="Its base model; default: the one that the adapter names.")
-@click.option("--model", metavar="DIR|GGUF|ID", help="A whole fine-tuned model, instead of an adapter.")
+@click.option("--model", metavar="DIR|GGUF|ID", help="A complete fine-tuned model, instead of an adapter.")
 @click.option("--quant", "quantizations", multiple=True, metavar="NAME", help="Quantization to write; repeatable.")
 @click.option("--output", metavar="DIR", help="Where the files go.")
 @click.option(
@@ -127,7 +127,7 @@ def validate(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool) 
 
 @verb(writes=True)
 @click.option(
-    "--sheet", is_flag=True, help="Write the clinicians' blind sheet of the answers: review.html, review.csv."
+    "--sheet", is_flag=True, help="Write a sheet on which clinicians compare answers blindly: review.html, review.csv."
 )
 @click.option("--votes", is_flag=True, help="Count the votes in FILES, which the sheet saved.")
 @click.argument("files", nargs=-1, metavar="[FILES]...", type=click.Path(path_type=Path))
@@ -168,7 +168,7 @@ def register(
 ) -> None:
     """Create the model in Ollama, and prove it there.
 
-    If anything fails, the former model of that name is restored. A replaced model is kept as a copy.
+    If anything fails, the earlier model of that name is restored. A replaced model is kept as a copy.
     """
     if rollback:
         _roll_back(load_run(path, overrides), dry_run, replace)
@@ -190,7 +190,7 @@ def _roll_back(run: "Run", dry_run: bool, replace: tuple[str, ...]) -> None:
 def modelfile(path: str, overrides: tuple[str, ...]) -> None:
     """Print the Modelfile for `ollama create`.
 
-    It belongs in the run folder, next to the gguf/ it names, and gives the same model as register.
+    Put it into the run's folder, next to gguf/. `ollama create` then makes the same model as `register`.
     """
     text = load_run(path, overrides).modelfile()
     console.result({"modelfile": text}, text.rstrip("\n"))
@@ -198,9 +198,7 @@ def modelfile(path: str, overrides: tuple[str, ...]) -> None:
 
 @verb()
 @click.argument("question")
-@click.option(
-    "--instruction", metavar="TEXT", help="Replaces prompt.instruction, for example to ask for a doctor's manner."
-)
+@click.option("--instruction", metavar="TEXT", help="Replaces prompt.instruction for this question.")
 def ask(path: str, overrides: tuple[str, ...], question: str, instruction: str | None) -> None:
     """Ask a question, through Ollama or else llama.cpp."""
     answer = load_run(path, overrides).ask(question, instruction, piece=console.stream)

@@ -10,7 +10,9 @@ from toolkit.core.errors import USAGE, ToolkitError
 def check_options(sheet: bool, votes: bool, files: tuple[Path, ...], force: bool) -> None:
     """Raise ToolkitError for options that do not go together."""
     if sheet and votes:
-        raise ToolkitError("--sheet and --votes are two calls", hint="toolkit evaluate --sheet", exit_code=USAGE)
+        raise ToolkitError(
+            "--sheet and --votes cannot be used in one call", hint="toolkit evaluate --sheet", exit_code=USAGE
+        )
     if force and (sheet or votes):
         name = "--sheet" if sheet else "--votes"
         raise ToolkitError(

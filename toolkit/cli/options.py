@@ -51,7 +51,7 @@ class Verbs(click.Group):
 def _options(writes: bool, config: bool = True) -> list[Callable[..., Any]]:
     shared = [
         click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, on failure too."),
-        click.option("-q", "--quiet", is_flag=True, help="Only warnings and errors on stderr."),
+        click.option("-q", "--quiet", is_flag=True, help="Show only warnings and errors on stderr."),
     ]
     if config:
         shared = [

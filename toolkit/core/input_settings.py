@@ -55,13 +55,13 @@ class DataSettings(Section):
     messages_column: str = ""
     """Column with whole chats; empty: found by their form, where there are no columns with question and answer."""
     merge_messages: bool = False
-    """Join messages of one role in a row by a blank line, and leave out empty ones; false: such a chat is rejected."""
+    """Join consecutive messages of one role with a blank line, and leave out empty ones; false: reject such a chat."""
     null_words: Literal["empty", "text"] = "empty"
     """A cell of nothing but nan, None, N/A, -, #REF! or the like is "empty", or a "text" like any other."""
     clean: list[Literal["html", "mojibake"]] = []
     """Repairs: "html" removes tags and entities, "mojibake" repairs UTF-8 that was read as another encoding."""
     split: Literal["grouped", "random"] = "grouped"
-    """grouped: a question's rows stay in one split, without duplicates. random: the notebook's split, which leaks."""
+    """grouped: a question's rows stay in one split, without duplicates. random: scikit-learn's split, which leaks."""
     val: float = Field(0.1, ge=0, lt=1)
     """Share of the rows on which training measures its held-out loss."""
     test: float = Field(0.1, gt=0, lt=1)
@@ -73,11 +73,11 @@ class DataSettings(Section):
     group_column: str = ""
     """Column with a patient, document or department, whose rows stay in one split; empty: there are no such groups."""
     near_duplicates: Literal["count", "drop", "drop-across"] = "count"
-    """Count them; "drop" rows that nearly are an earlier one; "drop-across" rows that nearly ask what is held out."""
+    """"count" only counts; "drop" drops near-copies of earlier rows; "drop-across" what is near a held-out question."""
     near_duplicate: float = Field(0.8, gt=0, le=1)
-    """Share of their words that two texts have in common (Jaccard) from which on they are nearly the same."""
+    """Two texts are near-duplicates if they share at least this part of their words (Jaccard index)."""
     personal: Literal["warn", "mask", "refuse", "off"] = "warn"
-    """Personal data in the text (e-mail, telephone, CPF, …): list it, put placeholders there, or refuse the file."""
+    """Personal data in the text (e-mail, telephone, CPF, …): list it, mask it, refuse the file, or do not look."""
     personal_model: PathText = ""
     """Folder of a spaCy or transformers model that finds names and places; empty: they are not looked for."""
 
@@ -124,11 +124,11 @@ class PromptSettings(Section):
     """The prompt that the model is trained with, and that Ollama will send."""
 
     preset: Literal["alpaca", "alpaca-no-input", "chatml", "gemma", "llama3", "custom"] = "alpaca"
-    """Every rendering comes from it: training text, chat template, TEMPLATE. Some need tokens of their own."""
+    """Form of the prompt in training, in the chat template and in TEMPLATE. Some need a base with their own tokens."""
     language: str = "English"
-    """The language named in Alpaca's preamble; empty leaves it out. (The notebook says pt-BR over English data.)"""
+    """The language of the answers, which Alpaca's preamble names; empty leaves it out."""
     thinking: Literal["", "off", "keep"] = ""
-    """chatml: "off" closes the thinking block in every prompt; "keep": the answers hold thoughts. Empty: neither."""
+    """chatml: "off" closes the thinking block in every prompt; "keep": the answers have thoughts. Empty: neither."""
     instruction: str = "Explain:"
     """Instruction of records that have none, and the system message in Ollama; alpaca and custom need one."""
     prefix: str = ""
@@ -183,6 +183,6 @@ class ModelSettings(Section):
     revision: str = ""
     """Branch, tag or commit of a hub id; empty: its main branch."""
     base_16bit: PathText = ""
-    """16-bit weights to merge into on export; empty: the base itself, or the 4-bit repository's 16-bit namesake."""
+    """16-bit weights to merge into on export; empty: the base itself, or the 16-bit repository of the same name."""
     load_in_4bit: bool = True
     """Quantize the base to 4 bits while training on CUDA (QLoRA); a CPU always trains on the full weights."""

@@ -142,13 +142,13 @@ class OllamaSettings(Section):
     temperature: float = Field(0.2, ge=0)
     """Low, because answers should vary little."""
     top_p: float = Field(0.9, gt=0, le=1)
-    """Sample from the most likely tokens that sum to this."""
+    """Sample only from the most likely tokens whose probabilities sum to this."""
     top_k: int = Field(40, ge=1)
     """Sample from this many tokens at most."""
     repeat_penalty: float = Field(1.0, gt=0)
     """Above 1 makes repetition less likely; that is not what was trained, and validate says how far off it is."""
     seed: int = Field(42, ge=0, lt=2**31)
-    """The same question gets the same answer."""
+    """Seed of the sampling, so that the same question gets the same answer."""
     license: str = ""
     """Licence text shown by `ollama show`; empty: a line that names the base model and its licence where known."""
     timeout: float = Field(600.0, gt=0)

@@ -63,11 +63,11 @@ class TrainSettings(Section):
     use_rslora: bool = False
     """Rank-stabilized scale."""
     completion_only_loss: bool = True
-    """Loss on the answer alone; false: on the whole text, as the notebook does."""
+    """Loss on the answer alone; false: on the prompt too."""
     turns: Literal["all", "last"] = "all"
     """The answers of a chat that are learned; the others are only read."""
     gradient_checkpointing: Literal["auto", True, False] = "auto"
-    """Recompute activations, which saves memory and takes time; "auto": only where the free memory demands it."""
+    """Recompute activations, which saves memory and takes time; "auto": only if memory is short."""
     precision: Literal["auto", "bf16", "f16", "f32"] = "auto"
     """auto: bf16 where the device has it, else f16 on CUDA and f32 on a CPU. f16 needs CUDA, f32 needs a CPU."""
     base_compute: Literal["auto", "bf16", "fp8"] = "auto"

@@ -74,8 +74,8 @@ def evaluate(
             items = 2 * len(questions) + len(beginnings) + items_of(tasks)  # of each system
             if done.values:
                 console.info(
-                    f"a former evaluation left {len(done.values):,} results; those of the same questions and "
-                    "settings are taken over (--force begins anew)"
+                    f"an earlier evaluation left {len(done.values):,} results; those of the same questions and "
+                    "settings are used again (--force starts over)"
                 )
             with console.progress("evaluate", items * len(present), "items") as bar:
                 for number, system in enumerate(present, 1):
@@ -187,7 +187,7 @@ def _finish(evaluation: dict[str, Any], folder: RunFolder) -> None:
     if former["votes"] and evaluation["votes"] is None:
         console.warn(
             "the answers that clinicians compared are not all in this evaluation: the votes of clinicians on the "
-            "former ones no longer count"
+            "earlier ones no longer count"
         )
 
 

@@ -192,7 +192,7 @@ def key_for(folder: RunFolder, evaluation: dict[str, Any], default: str) -> Shee
         kept = folder.review_key.with_name(f"review-key-{there.sheet}.json")
         folder.review_key.replace(kept)
         warn(
-            f"the former sheet {there.sheet} was of other answers or systems: its votes no longer count; its key is "
+            f"the earlier sheet {there.sheet} was of other answers or systems: its votes no longer count; its key is "
             f"now {kept}"
         )
     write_text(folder.review_key, fresh.model_dump_json(indent=1) + "\n")

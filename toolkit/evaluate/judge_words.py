@@ -39,7 +39,7 @@ def judge_sentence(judge: dict[str, Any]) -> str:
         unusable += f"In {turned} of {counted(asked, 'pair')} its orders disagree: it prefers a place to an answer. "
     found = judge["agreement_with_votes"]
     if found is None:
-        return f"{unusable}No pair was also decided by clinicians: how good this judge is, is not known."
+        return f"{unusable}No pair was also decided by clinicians, so nobody knows how good this judge is."
     share = f"{unusable}With the clinicians it shares {counted(found['n'], 'pair')}"
     if found["kappa"] is None:
         return f"{share}; all said the same, so there is no kappa."

@@ -79,7 +79,7 @@ def say_who_is_left_out(former: dict[str, Any] | None, found: dict[str, Any]) ->
     ]
     if names:
         console.warn(
-            f"the former count had votes of {', '.join(names)} too, and this one replaces it: name the files of all "
+            f"the earlier count had votes of {', '.join(names)} too, and this one replaces it: name the files of all "
             "raters at once"
         )
 
@@ -94,7 +94,7 @@ def _key_of(folder: RunFolder, evaluation: dict[str, Any]) -> SheetKey:
     if key.answers != answers_hash(evaluation, key.of_pairs):
         raise ToolkitError(
             f"the sheet {key.sheet} was made from other answers than evaluation.json holds now",
-            hint="`toolkit evaluate --sheet` writes a sheet of the answers of now; votes on the former do not count",
+            hint="`toolkit evaluate --sheet` makes a sheet of the present answers; votes on the earlier do not count",
         )
     return key
 
@@ -103,7 +103,7 @@ def _check_sheets(ballots: Sequence[Ballot], key: SheetKey, folder: RunFolder) -
     for ballot in ballots:
         if ballot.sheet.casefold() != key.sheet:
             former = ballot.sheet.isalnum() and folder.path.joinpath(f"review-key-{ballot.sheet[:40]}.json").is_file()
-            reason = "a former sheet of this run, with other answers" if former else "another run's"
+            reason = "an earlier sheet of this run, with other answers" if former else "another run's"
             raise ToolkitError(
                 f"`{ballot.path}` is of the sheet `{ballot.sheet[:40]}`, {reason}; `{folder.review}` is {key.sheet}",
                 hint="leave it out here, or name the settings of its run with -c",

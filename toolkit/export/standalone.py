@@ -30,7 +30,9 @@ def carry_out(
 
     config = order.config
     if output is None:
-        raise ToolkitError("--output is missing: where do the files go?", hint="--output DIR", exit_code=USAGE)
+        raise ToolkitError(
+            "--output is missing: it names the folder for the files", hint="--output DIR", exit_code=USAGE
+        )
     if quantizations and form != "gguf":
         raise ToolkitError(f"--quant has no meaning for --format {form}", hint="leave it out", exit_code=USAGE)
     if order.adapter is None and form == "lora-gguf":

@@ -181,10 +181,10 @@ def _forget_damaged(state: DoneShards, planned: ExportPlan, files: Mapping[str, 
                 for name, digest in digests[key].items()
             ):
                 continue
-        console.warn(f"what {shard or 'the adapter'} became in the interrupted export is damaged: it is done again")
+        console.warn(f"what {shard or 'the adapter'} became in the interrupted export is damaged: it is exported again")
         del state.done[shard]
     if state.done:
-        console.info(f"the interrupted export goes on: {sum(shard != HERE for shard in state.done)} shards are done")
+        console.info(f"the interrupted export continues: {sum(shard != HERE for shard in state.done)} shards are done")
 
 
 def _open(planned: ExportPlan, quantization: str, header: bytes, target: Path, stack: ExitStack) -> PlacedFile:
@@ -231,7 +231,9 @@ def _say_what_is_kept(state: DoneShards, source: HubShards, targets: Mapping[str
     if not done:
         discard(targets)
         return
-    console.info(f"{done} of {len(source.shards)} shards are done and kept: the same command goes on with the next one")
+    console.info(
+        f"{done} of {len(source.shards)} shards are done and kept: the same command continues with the next one"
+    )
 
 
 def same_on_hub(source: HubShards) -> Callable[[TensorInfo, TensorInfo], bool]:

@@ -72,7 +72,7 @@ def fetch(
         if failed == attempts:
             raise ToolkitError(
                 f"the hub stopped answering at byte {position:,} of `{shard.name}`: {reason}",
-                hint="check the network, then run the same command again: it goes on with this shard",
+                hint="check the network, then run the same command again: it continues with this shard",
                 exit_code=MISSING,
             )
         if failed:

@@ -69,7 +69,7 @@ class Transaction:
                 f"another machine is registering `{self.name}`, or was interrupted: "
                 f"`{self.name}:toolkit-commit-{token}` exists",
                 hint="wait for it, or run the same command there; if that machine is gone, `toolkit register` with "
-                f"`--replace {server.listed_name(self.name, f'toolkit-commit-{token}')}` restores the former models",
+                f"`--replace {server.listed_name(self.name, f'toolkit-commit-{token}')}` restores the earlier models",
             )
 
 
@@ -128,7 +128,7 @@ def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection
     with alone(name, patience) as machine:
         work = Transaction(http, name, machine + uuid.uuid4().hex[:8])
         if recover(work, replace=replace):
-            console.warn(f"an earlier registration of `{name}` was interrupted: its former models are restored")
+            console.warn(f"an earlier registration of `{name}` was interrupted: its earlier models are restored")
         try:
             yield work
         except BaseException:
@@ -138,7 +138,7 @@ def begin(http: httpx.Client, name: str, patience: float, *, replace: Collection
             except Exception as exc:  # what made us give up matters more, and is raised next
                 console.warn(
                     f"the server could not be cleaned up ({type(exc).__name__}); the next `toolkit register` will do "
-                    f"it: `{name}` holds its former model or gets it back then"
+                    f"it: `{name}` holds its earlier model, or gets it back then"
                 )
             raise
         try:

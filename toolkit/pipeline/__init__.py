@@ -17,7 +17,7 @@ STAGES = {
     "train": ("Fine-tune the base model with LoRA.", "toolkit train --set train.max_steps=100"),
     "export": ("Merge, and write all GGUF quantizations.", "toolkit export --adapter DIR --base DIR --output DIR"),
     "validate": ("Compare each GGUF with the trained model.", "toolkit validate --set validate.rows=20"),
-    "register": ("Create the model in Ollama, and prove it there.", "toolkit register --set ollama.name=medassist"),
+    "register": ("Create the model in Ollama, and check it there.", "toolkit register --set ollama.name=medassist"),
 }
 # Beside the chain: `run` does not perform them, and nothing waits for them.
 BESIDE = {

@@ -112,7 +112,7 @@ class Run:
                     replace=replace,
                 )
             if done.fresh:
-                console.info(f"{stage}: fresh, skipped (--force does it again)")
+                console.info(f"{stage}: fresh, skipped (--force runs it again)")
             told = self._told(done, state, heard)
             if state.sink is not None:  # the command line prints the text as its result
                 streams.write_log(told.summary)

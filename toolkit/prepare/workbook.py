@@ -122,7 +122,7 @@ def _check_order(stream: IO[bytes], name: str) -> None:
             number = int(stated[1]) if stated else last + 1
             if number <= last:
                 raise ToolkitError(
-                    f"`{name}` is damaged: its row {number:,} stands behind row {last:,}",
+                    f"`{name}` is damaged: its row {number:,} comes after row {last:,}",
                     hint="open the file in Excel or LibreOffice and save it as .xlsx again",
                 )
             last = number

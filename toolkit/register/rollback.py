@@ -34,14 +34,14 @@ def roll_back(config: Config, *, dry_run: bool = False, replace: Collection[str]
         before = transaction.user_tags(work.held())
         if PREVIOUS not in before:
             raise ToolkitError(
-                f"the Ollama server has no former model `{name}:{PREVIOUS}`",
-                hint="there is one after a second version is registered",
+                f"the Ollama server has no previous model `{name}:{PREVIOUS}`",
+                hint="there is one once a second version is registered",
                 exit_code=MISSING,
             )
         if LATEST in before and LATEST not in named:
             blobs.refuse_foreign(name, blobs.foreign(http, name, [LATEST]))
         answered: dict[str, Any] = {}
-        with translate_errors(config.ollama, f"asking the former model `{name}:{PREVIOUS}`"):
+        with translate_errors(config.ollama, f"asking the previous model `{name}:{PREVIOUS}`"):
             if not dry_run:
                 answered = verify.smoke(http, f"{name}:{PREVIOUS}", config.validation, unload=False)
         sources = {LATEST: f"{name}:{PREVIOUS}"}

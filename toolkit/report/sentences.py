@@ -124,7 +124,7 @@ def _personal(found: Mapping[str, Any] | None) -> list[str]:
     names = "" if found.get("names") else " Names of persons were not searched for."
     if not found.get("rows"):
         return [f"Personal data: none was found.{names}"]
-    done = {"mask": "masked", "reject": "those rows were rejected"}.get(str(found.get("mode")), "left in the rows")
+    done = "masked" if found.get("mode") == "mask" else "left in the rows"
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in (found.get("kinds") or {}).items())
     return [f"Personal data in {counted(found['rows'], 'row')}: {kinds}; {done}.{names}"]
 

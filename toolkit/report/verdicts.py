@@ -84,7 +84,7 @@ def _quantizing(facts: Facts) -> Verdict:
     question = "Did making the files smaller cost anything?"
     found = _between(facts, "trained", lambda b: b not in ("base", "trained"))
     if not found:
-        return Verdict(question, "open", "In its answers: not measured. `toolkit evaluate` asks each file.")
+        return Verdict(question, "open", "Not measured: `toolkit evaluate` compares the answers of each file.")
     by_file = {name: [one for one in found if one.b == name] for name in dict.fromkeys(one.b for one in found)}
     said = {name: _summed(compared, facts.evaluation) for name, compared in by_file.items()}
     lines = [
@@ -160,7 +160,7 @@ def unsafe_answers(votes: Votes) -> int:
 
 def _earlier(facts: Facts, found: Verdict) -> Verdict:
     """Leave a verdict open where the evaluation is of other files than those that are there."""
-    return found if facts.fits else Verdict(found.question, "open", f"Of the model as it was: {found.answer}")
+    return found if facts.fits else Verdict(found.question, "open", f"Of an earlier state of the model: {found.answer}")
 
 
 def _repeats(facts: Facts) -> Verdict:

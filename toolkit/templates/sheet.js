@@ -148,7 +148,7 @@
       state = take({ name: found.name, at: 0, votes: votes });
       fill();
       keep();
-      say("Went on from " + file.name + ".");
+      say("Continued from " + file.name + ".");
     }).catch(function () { say("That file cannot be read. Nothing was changed."); });
   }
 
