@@ -1,4 +1,4 @@
-"""What the verb `evaluate` does: an evaluation, what it would take, the clinicians' sheet, and their votes."""
+"""The verb `evaluate`: an evaluation, its preview, the clinicians' sheet, and their votes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the verb `export` does outside the chain: another adapter, a whole model, or another form than GGUF files."""
+"""The verb `export` outside a run: an adapter from elsewhere, a complete model, or another format than GGUF."""
 
 from dataclasses import dataclass
 from pathlib import Path

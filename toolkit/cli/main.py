@@ -1,4 +1,4 @@
-"""Where the command line begins and ends: every failure is one line, a hint and an exit code."""
+"""The start and end of the command line: every failure becomes one line, a hint and an exit code."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""What all verbs share on the command line: the group they belong to, their options, an example under each help."""
+"""What all verbs share: the command group, common options, and an example in each help."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the verb `report` does: a run's page and model card, or two runs beside each other."""
+"""The verb `report`: a run's page and model card, or two runs side by side."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What the verb `init` does: settings and sample data, with the prompt in the language of the user's own data."""
+"""The verb `init`: settings and sample data, with the prompt in the language of the user's own data."""
 
 import errno
 import os

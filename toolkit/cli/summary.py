@@ -1,4 +1,4 @@
-"""What a verb reports at its end: the same facts as a JSON object for scripts and as text for people."""
+"""The result of a verb: the same facts as a JSON object for scripts and as text for people."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Has a model learned anything? Its held-out loss against the base's, record by record, with the error of that.
+"""Has a model learned anything? Its held-out loss is compared with the base's, record by record.
 
 A run can finish with every file as trained, although training spoiled the model or changed nothing.
 """

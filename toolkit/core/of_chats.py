@@ -1,4 +1,4 @@
-"""What `prepare` kept of chats and left out, in words: for the screen, the page and the model card."""
+"""What `prepare` kept of chats and what it left out, in words for the screen, the page and the model card."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The one reader of JSON and the one of TOML: what a hostile or broken file holds ends in one line that names its key.
+"""The only readers of JSON and TOML: a hostile or broken file gives one line that names the key.
 
 Python's own readers raise errors of three kinds for deep nesting and long numbers, and take Infinity and halves of
 surrogate pairs, which break whatever works on them later.

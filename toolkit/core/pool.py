@@ -1,4 +1,4 @@
-"""Work that several processes share, in order. They end with this one, however it ends."""
+"""Work that several processes share, with results in order. The processes end when this one ends."""
 
 import contextlib
 import os

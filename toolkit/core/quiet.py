@@ -1,4 +1,4 @@
-"""What large libraries say of themselves: turned off, because the toolkit's own lines are shown instead."""
+"""Turn off the output of large libraries, because the toolkit shows its own lines."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""How a process is asked to end: Ctrl-C, SIGTERM and a hang-up mean the same, and what is unfinished is undone.
+"""Ctrl-C, SIGTERM and a closed terminal: all end the process in the same way, and undo what is unfinished.
 
 Each raises KeyboardInterrupt in the main thread: files that are not whole are removed, a registration is rolled back.
 """

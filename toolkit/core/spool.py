@@ -1,4 +1,4 @@
-"""Lists of so many items that most of them are kept on the disk."""
+"""Long lists whose items are mostly kept on the disk."""
 
 import io
 import os

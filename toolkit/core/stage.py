@@ -1,4 +1,4 @@
-"""What a stage is. Each stage's folder holds one record of it in its `stage.py`; the pipeline asks nothing else.
+"""The record of a stage. Each stage's folder has one in its `stage.py`, and the pipeline needs nothing else.
 
 A record is made without heavy imports: what `run` and `checks` need they import themselves.
 """

@@ -1,4 +1,4 @@
-"""Where text leaves this process: stdout, stderr and the run's log, or a function that a Python program named.
+"""Where output goes: stdout, stderr and the run's log, or a function that a Python program passed.
 
 What is chosen by `directed` holds in that thread alone, so several runs at once each have their own.
 """

@@ -1,4 +1,4 @@
-"""Several small files that change together or not at all, whenever the process dies or a write fails.
+"""Several small files that change together or not at all, even if the process dies or a write fails.
 
 What was there is kept in a folder `.NAME.undo`, with a list of the names, from before the first rename until after the
 last. Its own renames, to that name and away from it, are the two moments that count.

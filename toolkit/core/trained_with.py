@@ -1,4 +1,4 @@
-"""With what a model was trained, in words: for the screen, the page and the model card, from the figures of `train`."""
+"""How a model was trained, in words for the screen, the page and the model card."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a stage is about to put in place, noted before each rename.
+"""The files that a stage is about to put in place, noted before each rename.
 
 After a crash between the first rename and the manifest's, the next call recognises these files as the stage's own by
 this note, and does the stage again without asking. Each stage of a run has its own note, `.STAGE.unfinished.json`.

@@ -1,4 +1,4 @@
-"""The check of the disk: what each stage writes on each file system, what of it stays, and what is free there."""
+"""The check of the disk: what each stage writes on each file system, what it keeps there, and what is free."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a run needs of machines of several sizes, from the very plans that training and `doctor` use."""
+"""What a run needs on machines of several sizes, computed by the same plans as in training and `doctor`."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How sure a preference is, and how far those who judge agree."""
+"""How certain a preference is, and how far the raters agree."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The systems of a run, each opened when it is asked: base and trained model share one that stays loaded."""
+"""The systems of a run, each opened when it is asked; base and trained model share one loaded model."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""Which answers a clinician compares, in which random order, and the key that says what each one is.
+"""Which answers a clinician compares, in which random order, and the key that names their systems.
 
 Each question is shown once, in one pair. If it came twice, the trained model's answer would too, and be known by that.
 """

@@ -1,4 +1,4 @@
-"""Multiple choice, and whatever else lm-eval asks: one number for each item, of each system."""
+"""Multiple choice, and other tasks of lm-eval: one number for each item and system."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What surrounds lm-eval: its lines, its seeds, its data, and programs that it would fetch."""
+"""Guards around lm-eval: its output, its seeds, its data, and programs that it would download."""
 
 import contextlib
 import importlib

@@ -1,4 +1,4 @@
-"""What systems have answered, a line for each item: it stays, so that only what is new is asked.
+"""The answers so far, one line for each item: they are kept, so that only new items are asked.
 
 Each item has a key, a hash of all that its result depends on: an interrupted evaluation goes on with the next item, and
 one of other settings asks what the former did not. A line that was cut off by a crash does not count.

@@ -1,4 +1,4 @@
-"""Which model judges, and that it runs where questions and answers may go: on no hosted service."""
+"""The model that judges, and the check that it runs on no hosted service."""
 
 import urllib.parse
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the judge says, in words that a doctor reads."""
+"""The judge's results, in words for a doctor."""
 
 from typing import Any
 

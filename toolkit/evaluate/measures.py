@@ -1,4 +1,4 @@
-"""What one answer is worth beside the reference: chrF and ROUGE-L."""
+"""How close an answer is to the reference: chrF and ROUGE-L."""
 
 import functools
 from collections.abc import Sequence

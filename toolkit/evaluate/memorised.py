@@ -1,4 +1,4 @@
-"""Training rows by their first words: what a system continues word for word, as one that learned them by heart does.
+"""Training answers that a system repeats word for word when it gets their first words.
 
 A rare run of words that comes back shows that the model can give out what it was trained on, also what should have
 stayed out of the data. That nothing comes back for these beginnings does not show that nothing can.

@@ -1,4 +1,4 @@
-"""The stage `evaluate`, beside the chain: nothing waits for it."""
+"""The stage `evaluate`, which `toolkit run` leaves out: no other stage needs it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The CUDA GPU next to the CPU's kernels: it starts on a type once tests show that it writes ggml's bytes.
+"""The CUDA GPU helps the CPU's kernels: it takes over a type once tests show that it writes ggml's bytes.
 
 The CPU starts at once. Meanwhile a thread compiles and tests what this export needs. The bytes are the same, so a file
 may start on the CPU and continue on the GPU. A GPU that fails is not used again, and nothing is lost.

@@ -1,4 +1,4 @@
-"""What a killed export outside a run folder leaves in its output folder: the next call goes over it without asking."""
+"""What a killed export leaves in an output folder outside a run: the next call overwrites it without asking."""
 
 import contextlib
 import glob

@@ -1,4 +1,4 @@
-"""The export stage of a run: what export needs besides base and adapter comes from the run's own records."""
+"""The export stage of a run: all that it needs besides base and adapter comes from the run's own records."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""What to export outside a run folder: an adapter trained elsewhere, a whole model, or a run's own in another form."""
+"""What to export outside a run: an adapter from elsewhere, a complete model, or a run's own in another format."""
 
 import shlex
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Exports outside a run folder, as they were ordered: GGUF files, a merged folder, or the adapter alone."""
+"""Carry out an export outside a run: GGUF files, a merged folder, or the adapter alone."""
 
 import contextlib
 from collections.abc import Iterator

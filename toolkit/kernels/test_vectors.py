@@ -1,4 +1,4 @@
-"""Rows that are hard to quantize: what a kernel must get right to the bit, made from a seed."""
+"""Rows that are hard to quantize, made from a seed: a kernel must get every bit right."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""How llama-cpp-python is compiled for this machine: what a user does where the installed one does not compute."""
+"""How to compile llama-cpp-python for this machine, if the installed one does not work."""
 
 from toolkit.core import hardware
 

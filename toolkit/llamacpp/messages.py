@@ -1,4 +1,4 @@
-"""What the process that has a GGUF open is asked, and answers: Python objects through pipes, arrays without a copy."""
+"""Messages to and from the process that has a GGUF open: Python objects through pipes, arrays without a copy."""
 
 import pickle
 from collections.abc import Callable

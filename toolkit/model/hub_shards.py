@@ -1,4 +1,4 @@
-"""A hub's base that is never here whole: its small files, and the beginning of each shard.
+"""A base on the hub that is never downloaded completely: its small files, and the start of each shard.
 
 The folder of such a base has its configuration, its tokenizer and the beginning of each shard (`NAME.header`), which
 says what the shard holds. Shards that the hub's own cache has are links to it: they are read there and never deleted.

@@ -1,4 +1,4 @@
-"""The kinds of models whose sizes are known, by config.json's `model_type`: what their classes always do."""
+"""What the class of each config.json `model_type` always does, which is needed to read a model's sizes."""
 
 from dataclasses import dataclass
 from typing import Any

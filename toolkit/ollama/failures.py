@@ -1,4 +1,4 @@
-"""How an Ollama server fails, and what to do then: one table from its failures to ours."""
+"""How an Ollama server fails, and what to do then: one table of its failures and our errors."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The stages in their order, their records, and the settings that decide the result of each."""
+"""The stages in order, their records, and the settings on which the result of each depends."""
 
 import itertools
 from collections.abc import Iterable

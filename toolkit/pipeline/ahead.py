@@ -1,4 +1,4 @@
-"""What a run looks at before hours are spent: this machine, what its model can be used for, the server."""
+"""Checks before a run spends hours: this machine, the uses of the trained model, the Ollama server."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What a run does beside its stages: its status and pages, an evaluation's preview, the clinicians' sheet and votes."""
+"""What a run does besides its stages: status, pages, an evaluation's preview, the clinicians' sheet and votes."""
 
 from collections.abc import Callable
 from pathlib import Path

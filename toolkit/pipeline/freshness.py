@@ -1,4 +1,4 @@
-"""What is fresh and what is stale, and why: the records in the manifest against the files and settings of now."""
+"""Which stages are fresh or stale, and why: the manifest is compared with the present files and settings."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How one stage is performed: the manifest, the settings in the run's folder and its pages are kept here alone."""
+"""Run one stage. Only this module writes the manifest, the settings in the run's folder, and its pages."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Where a run says what it does: to a function of the caller, to the terminal, or nowhere."""
+"""Where a run's messages go: to a function of the caller, to the terminal, or nowhere."""
 
 import warnings
 from collections.abc import Callable, Iterator

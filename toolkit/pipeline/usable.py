@@ -1,4 +1,4 @@
-"""Whether the later stages could use the model that a run's settings train: they are asked before hours are spent."""
+"""Whether the later stages can use the model that will be trained: they are asked before training starts."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""More tokens than a record can have, counted by its words: of a million rows few are near the limit."""
+"""An upper bound on a record's tokens, from its words: only few rows of a million then need exact counting."""
 
 import json
 import re

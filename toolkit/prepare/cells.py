@@ -1,4 +1,4 @@
-"""Names and cells: which are the same, which are empty, and what a spreadsheet left as text."""
+"""Names and cells: which are equal, which are empty, and which hold a spreadsheet's leftovers."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The columns that are taken and left, and the left ones that are known to carry meaning."""
+"""The columns that are used and not used, and those of the latter that probably matter."""
 
 import shlex
 from collections.abc import Collection, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a file's bytes are: text to decode, or a container with what to do about it."""
+"""What a file's bytes are: text to decode, or a container, with a hint on how to read it."""
 
 import io
 import json

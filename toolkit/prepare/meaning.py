@@ -1,4 +1,4 @@
-"""What a column that is left may mean, by its name."""
+"""What an unused column may mean, by its name."""
 
 import re
 from typing import Literal

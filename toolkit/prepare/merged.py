@@ -1,4 +1,4 @@
-"""Merged cells of a sheet: their text is in the first one alone, so what the others mean is for the user to say."""
+"""Merged cells of a sheet: only the first holds the text, so the user must say what the others mean."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Which of very many texts may have a near copy among them, by MinHash (rensa): the others need no closer look."""
+"""Which of very many texts may have a near copy, by MinHash (rensa): the others need no comparison."""
 
 from collections.abc import Iterable, Sequence
 from itertools import islice

@@ -1,4 +1,4 @@
-"""The language of texts: of one that is sure, of most of many, and each one's share."""
+"""The language of texts: of one text, of most of many texts, and the share of each language."""
 
 import re
 from collections import Counter

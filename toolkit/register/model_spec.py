@@ -1,4 +1,4 @@
-"""What the model in Ollama is meant to be: its name, template, system message, parameters and licence."""
+"""The model that Ollama should hold: its name, template, system message, parameters and licence."""
 
 import re
 from collections.abc import Collection

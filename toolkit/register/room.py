@@ -1,4 +1,4 @@
-"""Whether prompts fit: into `num_ctx`, and into the positions that the model was trained on.
+"""Whether prompts fit into `num_ctx`, and into the positions that the model was trained on.
 
 A server lowers a larger num_ctx to those positions (llm/server.go, "requested context size too large for model").
 """

@@ -1,4 +1,4 @@
-"""Answers of several systems beside each other: the words in which one differs from the trained model's are marked."""
+"""Answers of several systems side by side: words that differ from the trained model's answer are marked."""
 
 import difflib
 import re

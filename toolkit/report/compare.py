@@ -1,4 +1,4 @@
-"""Two runs beside each other: the settings that differ, losses, files, scores and answers."""
+"""Two runs side by side: the settings that differ, losses, files, scores and answers."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""Everything that the page, the model card and a comparison say of a run: gathered once, from the run's own files."""
+"""All facts that the page, the model card and a comparison show, collected once from the run's own files."""
 
 import itertools
 from collections.abc import Mapping

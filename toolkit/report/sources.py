@@ -1,4 +1,4 @@
-"""What the pages read of evaluation.json, and how they read both files; null or absent: it was not measured."""
+"""The parts of evaluation.json that the pages show, and the reader of both files; null means not measured."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""A head of department's questions, answered in words: is it better, did quantizing cost anything, who says so."""
+"""Answers to a head of department's questions: is it better, what did quantizing cost, what do clinicians say."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How figures are written, and the sentences that state what was found."""
+"""How figures are written, and the sentences about what was found."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""In what the frozen weights are multiplied: bf16, or FP8 where this GPU was proven to do it right."""
+"""The number format in which frozen weights are multiplied: bf16, or FP8 if this GPU passed its test."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""One training run: everything that is decided before the first step."""
+"""One training run: all decisions before the first step."""
 
 import functools
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What a finished run leaves: the adapter with its tokenizer, the log, the loss curve, and the figures."""
+"""What a finished training leaves: the adapter with its tokenizer, the log, the loss curve, and the figures."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the training process says, brought to a Python program that started it; on a terminal it prints itself.
+"""Pass the training process's messages to the Python program that started it; on a terminal it prints itself.
 
 Its lines come through a named pipe, which also reaches it through accelerate's launcher. What libraries print goes into
 a file, whose end is shown if the process dies.

@@ -1,4 +1,4 @@
-"""Questions after training: what the base says, and what the trained model says. Validation shows both."""
+"""Questions after training: the answers of the base and of the trained model. Validation shows both."""
 
 import contextlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""What keeps a GPU from waiting: fewer walks through the modules, and rows that are aligned for the kernels."""
+"""What makes a GPU wait less: fewer walks through the modules, and rows that are aligned for the kernels."""
 
 from contextlib import ExitStack
 from typing import Any

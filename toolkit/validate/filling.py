@@ -1,4 +1,4 @@
-"""Give parts of a model without weights theirs from the files, and take them away again."""
+"""Load the weights of a model part by part from the files, and drop them again."""
 
 import contextlib
 import re

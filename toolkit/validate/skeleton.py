@@ -1,4 +1,4 @@
-"""A model of transformers and PEFT whose weights are absent until a part of it is used, and are let go after it.
+"""A model of transformers and PEFT that holds only the weights of the part that is in use.
 
 The model's own `forward` runs for every part. All layers but one only pass on what they get, and the run ends when that
 one is done. So the scale of embeddings, rotary positions, the mask of each layer's type, and caps and scales of logits

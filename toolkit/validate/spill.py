@@ -1,4 +1,4 @@
-"""Arrays that live on disk while validation runs: they may be larger than the machine's memory."""
+"""Arrays on the disk while validation runs: they may be larger than the machine's memory."""
 
 import contextlib
 import errno

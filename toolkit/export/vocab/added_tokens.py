@@ -1,4 +1,4 @@
-"""Added tokens of a tokenizer that llama.cpp finds in a text in another way than tokenizers does.
+"""Added tokens that llama.cpp finds in a text in another way than the library tokenizers does.
 
 llama.cpp finds every added token as it is written. It has no `lstrip`, `rstrip`, `single_word` and `normalized`, except
 for control tokens of files with certain names. A text shows whether that makes a difference.

@@ -1,4 +1,4 @@
-"""Rows on which a quantizer that rounds once in another way, or in another order, writes other bytes than ggml."""
+"""Rows that show any quantizer which rounds in another way or order than ggml: its bytes differ."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What an architecture is that cannot be exported, in the field's words, from config.json alone."""
+"""What kind of model an architecture is that cannot be exported, by its config.json."""
 
 from toolkit.model.config_values import Values
 from toolkit.model.kinds import attends_only

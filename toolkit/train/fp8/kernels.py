@@ -1,4 +1,4 @@
-"""Triton kernels that quantize rows to e4m3 while they are in the cache anyway: plain, and behind SwiGLU.
+"""Triton kernels that quantize rows to e4m3 while they are in the cache: plain rows, and SwiGLU's output.
 
 One program takes one row, of any width, in blocks: it finds the largest magnitude first, and then reads the row again,
 from the cache. Magnitudes are compared as integers: the bits of NaN are above those of infinity, and these above all
