@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.core.input_settings import DataSettings
-from toolkit.prepare.clean import Record, clean_rows
+from toolkit.prepare.clean import Record, clean_row
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table
@@ -34,7 +34,8 @@ _SYLLABLES = ("ba", "ce", "di", "fo", "gu", "la", "me", "ni", "or", "pu", "ra", 
 def rows(source: Path, count: int) -> Iterator[tuple[str, str]]:
     """Yield questions and answers: MedQuAD's in the first round, then with other words in each."""
     table = read_table(source, wanted_names(DataSettings()))
-    found = clean_rows(table.rows, find_columns(table, DataSettings()), "")
+    columns = find_columns(table, DataSettings())
+    found = (clean_row(row, columns, "", DataSettings()) for row in table.rows)
     records = [one for one in found if isinstance(one, Record)]
     for number in range(count):
         turn, place = divmod(number, len(records))

@@ -237,4 +237,5 @@ def test_offline_downloads_nothing() -> None:
     config = build({"data": {"source": "medquad-full"}})
     with pytest.raises(ToolkitError, match="--offline forbids"):
         locate(config.data, offline=True)
-    assert checks.data(config, lambda: None, offline=True).ok is False
+    with pytest.raises(ToolkitError, match="--offline forbids"):
+        checks.data(config, lambda: None, offline=True)

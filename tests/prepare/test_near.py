@@ -17,11 +17,10 @@ from toolkit.prepare import near, prepare
 from toolkit.prepare.clean import Record, Rejection, normalise
 from toolkit.prepare.column_choice import find_columns
 from toolkit.prepare.columns import wanted_names
-from toolkit.prepare.likeness import Words, distinct_words
+from toolkit.prepare.likeness import Words, distinct_words, slots_of_a_band, with_a_twin
 from toolkit.prepare.likeness import jaccard as jaccard_of_words
 from toolkit.prepare.near import drop_across, drop_near, near_duplicates
 from toolkit.prepare.read import read_table
-from toolkit.prepare.sketches import slots_of_a_band, with_a_twin
 from toolkit.prepare.split import Splits, asked, leaked
 from toolkit.prompt.tokenizer import Tokenizer
 

@@ -23,16 +23,15 @@ from toolkit.prepare.language import foreign_prompt, identifier, languages_said,
 from toolkit.prepare.near import near_duplicates
 from toolkit.prepare.personal import for_screen
 from toolkit.prepare.personal import said as personal_said
-from toolkit.prepare.refusals import hints_for_some, useless
+from toolkit.prepare.refusals import brief, hints_for_some, useless
 from toolkit.prepare.remarks import (
     Tally,
     chat_figures,
-    cut_answers,
+    cut_records,
     few_questions,
     groups_found,
     groups_tied,
     reworded_questions,
-    shortened_chats,
 )
 from toolkit.prepare.source import Source
 from toolkit.prepare.split import asked, leaked
@@ -102,7 +101,7 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
         **chat_figures(tally, rows.seen.unanswered),
     }
     for pair in near[:SHOWN_PAIRS]:
-        question, other = (_brief(for_screen(text, config.data)) for text in (pair.question, pair.other))
+        question, other = (brief(for_screen(text, config.data)) for text in (pair.question, pair.other))
         console.info(f"near-duplicate ({pair.overlap:.2f}): {pair.split} `{question}` and {pair.other_split} `{other}`")
     shown = [replace(found, excerpt=for_screen(found.excerpt, config.data)) for found in damage]
     _warn_of_damage(shown, repaired, rows.count)
@@ -112,21 +111,19 @@ def prepare(config: Config, folder: RunFolder, sources: Path | Sequence[Source],
     found = personal_said(rows.personal, f", listed in {folder.personal}")
     if found:
         (console.warn if config.data.personal == "warn" and rows.personal.findings else console.info)(found)
-    for said in (groups_found(records, config.data), languages_said(shares)):
-        if said:
-            console.info(said)
-    for said in (
+    for said in filter(None, (groups_found(records, config.data), languages_said(shares))):
+        console.info(said)
+    remarks = (
         groups_tied(records) if config.data.group_column else "",
-        cut_answers(tally, divided, config),
-        shortened_chats(tally, divided, config),
+        *cut_records(tally, divided, config),
         few_questions(questions),
         reworded_questions(figures, splits),
         foreign,
         several_languages(config.prompt, shares),
         thoughts_unsaid(records, config.prompt, tokenizer),
-    ):
-        if said:
-            console.warn(said)
+    )
+    for said in filter(None, remarks):
+        console.warn(said)
     return Outcome([*(folder.split_file(name) for name in SPLITS), folder.rejected, folder.personal], figures)
 
 
@@ -226,8 +223,3 @@ def _warn_of_damage(damage: list[Damage], repaired: Counter[str], rows: int) -> 
         elif found.kind in repaired:
             clean = "the repair did not remove them"
         console.warn(f"{found.count} of {rows} {what[found.kind]}, first {found.row}: `{found.excerpt}`; {clean}")
-
-
-def _brief(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else text[:79] + "…"

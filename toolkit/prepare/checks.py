@@ -8,7 +8,6 @@ from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import MEDQUAD_CSV, MEDQUAD_FULL_URL, MEDQUAD_URL
-from toolkit.core.network import forbidden_by
 from toolkit.core.run_folder import SPLITS
 from toolkit.core.stage import Check
 from toolkit.formats.names import first_names
@@ -62,12 +61,13 @@ def data(config: Config, tokenizer: Loaded, *, offline: bool) -> Check:
     Only the first rows of a large file are read. Then, and where the answer depends on the tokenizer of a base that is
     not here, nothing is promised.
     """
-    for name, place, url in (("medquad", MEDQUAD_CSV, MEDQUAD_URL), ("medquad-full", full_place(), MEDQUAD_FULL_URL)):
-        if name in config.data.sources and not place.exists():
-            return _medquad(place, url, offline=offline)
-    for name in config.data.sources:
-        if name.startswith(PREFIX) and (check := _data_set(name, offline=offline)):
-            return check
+    if not offline:
+        absent = {"medquad": (MEDQUAD_CSV, MEDQUAD_URL), "medquad-full": (full_place(), MEDQUAD_FULL_URL)}
+        for name in (name for name in absent if name in config.data.sources and not absent[name][0].exists()):
+            return _medquad(*absent[name])
+        for name in config.data.sources:
+            if name.startswith(PREFIX) and (check := _data_set(name)):
+                return check
     sources = locate(config.data, offline=offline)
     tables = [read_source(source, config.data, first_rows=True) for source in sources]
     if not all(table.whole for table in tables):
@@ -149,16 +149,13 @@ def _first_rows(tables: Sequence[Table], files: Iterable[Path], config: Config) 
     return Check("data", None, found + _and_personal(rows), "")
 
 
-def _data_set(name: str, *, offline: bool) -> Check | None:
+def _data_set(name: str) -> Check | None:
     """Check that a data set of the hub can be downloaded; None where it is here."""
     from huggingface_hub import HfApi
 
     found, split = parse_name(name)
-    place = downloaded_place(found, split)
-    if is_local(found) or place.exists():
+    if is_local(found) or downloaded_place(found, split).exists():
         return None
-    if offline:
-        return Check("data", False, f"`{place}` is not there, and {forbidden_by()} forbids downloading `{name}`", "")
     try:
         HfApi().auth_check(found, repo_type="dataset")
     except Exception as exc:
@@ -167,10 +164,8 @@ def _data_set(name: str, *, offline: bool) -> Check | None:
     return Check("data", None, f"{name} is there, and will be looked at once it is downloaded", "")
 
 
-def _medquad(place: Path, url: str, *, offline: bool) -> Check:
+def _medquad(place: Path, url: str) -> Check:
     fix = f"{by_hand(place)}, or set `data.source` to a file of your own"
-    if offline:
-        return Check("data", False, f"`{place}` is not there, and {forbidden_by()} forbids downloading it", fix)
     try:
         request = urllib.request.Request(url, method="HEAD")
         with urllib.request.urlopen(request, timeout=SECONDS) as answer:

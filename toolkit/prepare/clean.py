@@ -3,10 +3,11 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.cells import INSTRUCTION, cell_text, group_name, is_null_word, joined_text, name_key
 from toolkit.prepare.columns import Columns
 from toolkit.prepare.messages import EMPTIED_TURN, UnusableChatError, texts_in
@@ -95,39 +96,11 @@ class Rejection:
     near: Mapping[str, Any] | None = None
 
 
-def clean_rows(
-    rows: Iterable[Row],
-    columns: Columns,
-    instruction: str,
-    *,
-    null_words: str = "empty",
-    repairs: Collection[str] = (),
-    merge: bool = False,
-) -> Iterator[Record | Rejection]:
-    """Turn every row into a record or a rejection; `instruction` serves rows without one.
-
-    `null_words`, `repairs` and `merge` are the settings `data.null_words`, `data.clean` and `data.merge_messages`.
-    """
-    rules = _Rules(columns, instruction, null_words == "empty", frozenset(repairs), merge)
-    return (_clean_row(row, rules) for row in rows)
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """How rows are cleaned: which columns hold what, what fills in, and what is changed in their text."""
-
-    columns: Columns
-    instruction: str
-    null_is_empty: bool
-    repairs: frozenset[str]
-    merge: bool
-
-
-def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
+def clean_row(row: Row, columns: Columns, instruction: str, settings: DataSettings) -> Record | Rejection:
+    """Turn a row into a record or a rejection, as `data` says; `instruction` serves rows without one."""
     if row.problem:
         reason, _, detail = row.problem.partition(": ")
         return Rejection(row.number, row.line, reason, _show(row.text), detail, file=row.file)
-    columns = rules.columns
     names = (
         (None, None, columns.instruction) if columns.chat else (columns.question, columns.answer, columns.instruction)
     )
@@ -149,7 +122,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
     if _is_header(texts, row, columns):
         return rejection(REPEATED_HEADER)
     try:
-        unanswered = take_turns(texts, row, columns, merge=rules.merge)
+        unanswered = take_turns(texts, row, columns, merge=settings.merge_messages)
     except UnusableChatError as exc:
         said = [text[:SHOWN] for name in columns.turns for text in texts_in(row.values.get(name))[:SHOWN]]
         shown = _show(" | ".join([shown] * bool(shown) + said))
@@ -168,10 +141,11 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         if isinstance(parted, str):
             return rejection(parted)
         texts.question, texts.answer = parted
-    repaired = repair_texts(texts, rules.repairs)
+    repaired = repair_texts(texts, settings.clean)
     if "" in texts.history:
         return rejection(EMPTIED_TURN)
-    nulls = empty_nulls(texts, columns) if rules.null_is_empty else {}
+    null_is_empty = settings.null_words == "empty"
+    nulls = empty_nulls(texts, columns) if null_is_empty else {}
     if columns.history is not None and not texts.question and name_key(columns.context or "") == INSTRUCTION:
         texts.question, texts.context = texts.context, ""
     moved = columns.instruction is not None and not texts.question and bool(texts.instruction)
@@ -189,7 +163,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         id=_SURROGATES.sub("\ufffd", row_id or (f"{row.file}:{row.number}" if row.file else str(row.number))),
         number=row.number,
         line=row.line,
-        instruction=texts.instruction or rules.instruction,
+        instruction=texts.instruction or instruction,
         question=texts.question,
         answer=texts.answer,
         normalised=normalise(first),
@@ -198,7 +172,7 @@ def _clean_row(row: Row, rules: _Rules) -> Record | Rejection:
         file=row.file,
         history=tuple(zip(texts.history[::2], texts.history[1::2], strict=True)),
         unanswered=unanswered,
-        group="" if rules.null_is_empty and is_null_word(group) else group,
+        group="" if null_is_empty and is_null_word(group) else group,
     )
 
 

@@ -4,20 +4,16 @@ import difflib
 import itertools
 import re
 from dataclasses import replace
-from typing import Any
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, name_key
-from toolkit.prepare.columns import IDS, Columns, column_setting, listed, unused
-from toolkit.prepare.headers import header_hint
+from toolkit.prepare.columns import IDS, ROLES, Columns, column_setting, listed, unused
+from toolkit.prepare.hints import header_hint, hint_for_nested_file
 from toolkit.prepare.meaning import bare, meaning, told_about
 from toolkit.prepare.messages import Kind, begins_with_answer, kind_of, list_in
-from toolkit.prepare.nested import hint_for_nested_file
 from toolkit.prepare.personal.passages import passages
 from toolkit.prepare.table import Table
-
-ROLES = ("question", "answer", "instruction", "context", "messages")  # that a setting may name a column for
 
 _EARLIER = re.compile("history|previous|prior|earlier|past")
 _WRITE_CHATS = (
@@ -51,11 +47,10 @@ def find_columns(table: Table, settings: DataSettings) -> Columns:
     row_id = _row_id(table, {*taken, group})
     if answer is None:
         raise _no_column("answer", ANSWERS, table, settings)
-    if question is None and alpaca is not None:
-        question = alpaca
+    question = question or alpaca
     if question is None and instruction is not None:
         question, instruction = instruction, None
-    if question is None and not any(_is_medquad(row.values.get(answer)) for row in table.rows):
+    if question is None and not any(str(row.values.get(answer)).lstrip().startswith("Question:") for row in table.rows):
         raise _no_column("question", QUESTIONS, table, settings)
     columns = Columns(question, answer, instruction, row_id, named["context"], group)
     _left_once(columns, table)
@@ -128,7 +123,10 @@ def _form(name: str, table: Table) -> Kind:
 
 def _filled(keys: tuple[str, ...], table: Table) -> list[str]:
     """Return the columns with usual names that hold something."""
-    names = [name for key in keys for name in table.columns if name_key(name) == key]
+    return _holding([name for key in keys for name in table.columns if name_key(name) == key], table)
+
+
+def _holding(names: list[str], table: Table) -> list[str]:
     return [name for name in names if any(not is_blank(row.values.get(name)) for row in table.rows)]
 
 
@@ -177,8 +175,7 @@ def _only(keys: tuple[str, ...], role: str, table: Table, taken: set[str]) -> st
     """Find the one column of a role; raises ToolkitError if two hold something: a wrong guess would not be seen."""
     found = [name for key in keys for name in table.columns if name_key(name) == key and name not in taken]
     if len(found) > 1 and len(set(found)) == len(found):
-        filled = [name for name in found if any(not is_blank(row.values.get(name)) for row in table.rows)]
-        found = filled or found[:1]
+        found = _holding(found, table) or found[:1]
     if len(found) > 1:
         raise _two_columns(role, found, table)
     return found[0] if found else None
@@ -191,8 +188,7 @@ def _two_columns(role: str, names: list[str], table: Table) -> ToolkitError:
     elif not any(sum(not is_blank(row.values.get(name)) for name in names) > 1 for row in table.rows):
         hint = "no row uses more than one of them: give them the same name"
     else:
-        hint = " or ".join(f"`--set {column_setting(role, name)}`" for name in names)
-        hint = f"choose one: {hint}"
+        hint = f"choose one: {' or '.join(f'`--set {column_setting(role, name)}`' for name in names)}"
     return ToolkitError(f"`{table.path}` has more than one column with the {role}: {shown}", hint=hint)
 
 
@@ -267,7 +263,3 @@ def _looks_like_data(name: str) -> bool:
     if passages(name):  # a date, a telephone, an address
         return True
     return name.endswith(("?", "？", ".")) or name.isdecimal() or len(name) > LONG_NAME or len(name.split()) > WORDS
-
-
-def _is_medquad(cell: Any) -> bool:
-    return isinstance(cell, str) and cell.lstrip().startswith("Question:")

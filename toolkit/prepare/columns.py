@@ -11,6 +11,7 @@ from toolkit.prepare.meaning import bare, meaning
 from toolkit.prepare.messages import keys_of
 from toolkit.prepare.table import Table
 
+ROLES = ("question", "answer", "instruction", "context", "messages")  # that a setting may name a column for
 IDS = ("id", "answerid", "qid", "uid")
 
 SHOWN = 12  # names in one line
@@ -75,14 +76,7 @@ class ReadTable:
 
 def wanted_names(settings: DataSettings) -> list[str]:
     """Return the key of every column name that a source may have."""
-    named = (
-        settings.question_column,
-        settings.answer_column,
-        settings.instruction_column,
-        settings.context_column,
-        settings.messages_column,
-        settings.group_column,
-    )
+    named = (getattr(settings, f"{role}_column") for role in (*ROLES, "group"))
     return [*QUESTIONS, *ANSWERS, INSTRUCTION, *CHATS, *IDS, *(name_key(name) for name in named if name)]
 
 
@@ -143,10 +137,8 @@ def lost_meaning(columns: Columns, left: list[str]) -> Iterator[str]:
                 done = f"`{columns.context}` is the context; write both into one column to have both"
             yield f"column `{name}` is not used: the model will not see it; {done}"
         elif bare(name) == INSTRUCTION and columns.question and not columns.chat:
-            settings = [column_setting("question", name)] + (
-                [] if columns.context else [column_setting("context", columns.question)]
-            )
-            words = " ".join(f"--set {setting}" for setting in settings)
+            context = "" if columns.context else f" --set {column_setting('context', columns.question)}"
+            words = f"--set {column_setting('question', name)}{context}"
             yield f"column `{name}` is not used: `{words}` makes it the question, with `{columns.question}` in front"
         elif kind == "system" or (columns.chat and bare(name) == INSTRUCTION):
             yield f"column `{name}` is not used: {_take_system(columns, name)}"

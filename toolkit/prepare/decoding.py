@@ -74,7 +74,7 @@ def open_text(opened: Opened, encoding: str = "") -> Text:
     path, sample = opened.path, opened.start(SAMPLE)
     found, hint = looks_like(sample, path)
     known = found not in (PLAIN, BINARY)
-    valid, foreign, japanese = _looked_through(opened)
+    valid, foreign, japanese = looked_through(opened)
     if encoding and not known and not (sample.startswith(codecs.BOM_UTF8) or (valid and foreign)):
         return _named(opened, encoding)
     marked = next((name for mark, name in _MARKS.items() if sample.startswith(mark)), "")
@@ -94,7 +94,7 @@ def open_text(opened: Opened, encoding: str = "") -> Text:
     return _without_unseen(text)
 
 
-def _looked_through(opened: Opened) -> tuple[bool, bool, bool]:
+def looked_through(opened: Opened) -> tuple[bool, bool, bool]:
     """Say whether a text is UTF-8, has letters beyond ASCII and no NUL, and has the signs of ISO-2022-JP."""
     decoder, before = codecs.getincrementaldecoder("utf-8")(), b""
     valid, foreign, nul, japanese = True, False, False, False

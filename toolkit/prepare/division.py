@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from toolkit.core import console, hardware
 from toolkit.core.config import Config
@@ -18,9 +17,9 @@ from toolkit.core.input_settings import DataSettings
 from toolkit.core.pool import shared
 from toolkit.core.spool import Spool
 from toolkit.prepare.cells import name_key
-from toolkit.prepare.clean import Record, Rejection, clean_rows
-from toolkit.prepare.column_choice import ROLES, find_columns
-from toolkit.prepare.columns import Columns, ReadTable, unused
+from toolkit.prepare.clean import Record, Rejection, clean_row
+from toolkit.prepare.column_choice import find_columns
+from toolkit.prepare.columns import ROLES, Columns, ReadTable, unused
 from toolkit.prepare.groups import with_groups
 from toolkit.prepare.near import drop_across, drop_near
 from toolkit.prepare.personal import Personal, looker, refuse_personal
@@ -158,10 +157,9 @@ def _cleaned(
     """Clean some rows of a table, and look for personal data and damage in them."""
     personal, data = Personal(config.data.personal, bool(config.data.personal_model)), config.data
     look = looker(personal, columns, file, config)
-    rules: dict[str, Any] = {"null_words": data.null_words, "repairs": data.clean, "merge": data.merge_messages}
     kept, others = list[Record](), list[Rejection]()
-    for found in clean_rows(rows, columns, config.prompt.instruction, **rules):
-        result = look(found)
+    for row in rows:
+        result = look(clean_row(row, columns, config.prompt.instruction, data))
         if isinstance(result, Record):
             kept.append(result)
         else:

@@ -5,14 +5,14 @@ empty answer.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from toolkit.core.errors import ToolkitError
 from toolkit.core.spool import Spool
 from toolkit.core.streams import printable
-from toolkit.prepare.packed import Opened, members, open_zip, pieces, unpacking
+from toolkit.prepare.packed import ZIP, Opened, members, open_zip, pieces, unpacking
 from toolkit.prepare.table import Row
 
 COLUMNS = ["id", "collection", "focus", "question_type", "question", "answer"]
@@ -20,8 +20,6 @@ PAIR = b"<QAPair"
 NOT_XML = "XML that cannot be read"
 
 _NUMBER = re.compile("([0-9]+)")
-
-Document = tuple[str, bytes]  # its name, and its content
 
 
 def documents_in(folder: Path) -> list[Path]:
@@ -34,45 +32,40 @@ def _in_order(name: str) -> list[int | str]:
     return [int(part) if at % 2 else part for at, part in enumerate(_NUMBER.split(name))]
 
 
-def read_folder(folder: Path, most: int | None = None) -> tuple[list[str], Sequence[Row], bool]:
-    """Return names, rows, and whether these are all: the first `most` alone where that is set."""
-    files = ((printable(path.relative_to(folder).as_posix()), path.read_bytes()) for path in documents_in(folder))
-    return _read(files, folder, most)
+def read_documents(opened: Opened, most: int | None = None) -> tuple[list[str], Sequence[Row], bool]:
+    """Return names, rows, and whether these are all, of a folder, a zip or one file: the first `most` where it is set.
 
-
-def read_document(opened: Opened) -> tuple[list[str], Sequence[Row], bool]:
-    """Return names and rows of one document."""
-    return _read([(printable(str(opened.path)), opened.content())], opened.path, None)
-
-
-def read_archive(opened: Opened, most: int | None = None) -> tuple[list[str], Sequence[Row], bool]:
-    """Return names, rows, and whether these are all, of a zip of documents; raises ToolkitError if it is broken."""
-
-    def unpacked() -> Iterator[Document]:
-        total = 0
-        with opened.stream() as file, open_zip(file, opened.path) as archive:
-            for item in sorted(members(archive), key=lambda item: _in_order(item.filename)):
-                if item.filename.lower().endswith(".xml"):
-                    with unpacking(opened.path), archive.open(item) as stream:
-                        content = b"".join(pieces(stream, opened.path, total))
-                    total += len(content)
-                    yield item.filename, content
-
-    return _read(unpacked(), opened.path, most)
-
-
-def _read(documents: Iterable[Document], path: Path, most: int | None) -> tuple[list[str], Sequence[Row], bool]:
+    Raises ToolkitError if a zip is broken, or nothing holds a pair.
+    """
     rows = Spool[Row]()
-    for name, content in documents:
+    for name, content in _documents(opened):
         if most is not None and len(rows) > most:
             return COLUMNS, rows[:most], False
         rows.extend([*_pairs(name, content, len(rows) + 1)])
     if not any(row.values for row in rows):
         raise ToolkitError(
-            f"`{path}` holds XML without a `<QAPair>`, MedQuAD's form of a question with its answer",
+            f"`{opened.path}` holds XML without a `<QAPair>`, MedQuAD's form of a question with its answer",
             hint="write the questions and answers into a CSV file with a first line `question,answer`",
         )
     return COLUMNS, rows, True
+
+
+def _documents(opened: Opened) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each document."""
+    path, total = opened.path, 0
+    if path.is_dir():
+        for file in documents_in(path):
+            yield printable(file.relative_to(path).as_posix()), file.read_bytes()
+    elif not opened.start().startswith(ZIP):
+        yield printable(str(path)), opened.content()
+    else:
+        with opened.stream() as packed, open_zip(packed, path) as archive:
+            for item in sorted(members(archive), key=lambda item: _in_order(item.filename)):
+                if item.filename.lower().endswith(".xml"):
+                    with unpacking(path), archive.open(item) as stream:
+                        content = b"".join(pieces(stream, path, total))
+                    total += len(content)
+                    yield item.filename, content
 
 
 def _pairs(name: str, content: bytes, first: int) -> Iterator[Row]:

@@ -24,8 +24,8 @@ FULL_PLACES = (
 TIMEOUT = 30.0  # seconds without an answer
 
 
-def fetch_medquad(*, offline: bool) -> Path:
-    """Return the path of MedQuAD's CSV, downloading it where it is not there.
+def fetch_medquad(*, offline: bool) -> None:
+    """Download MedQuAD's CSV where it is not there.
 
     Raises ToolkitError if it has other content than MedQuAD's; exit 3 where the network is forbidden or fails.
     """
@@ -38,14 +38,9 @@ def fetch_medquad(*, offline: bool) -> Path:
                 hint="move it away and run the same command again to download it, "
                 f"or use it as your own file with `--set data.source={MEDQUAD_CSV}`",
             )
-        return MEDQUAD_CSV
-    if offline:
-        raise _missing(f"`{MEDQUAD_CSV}` is not there, and {forbidden_by()} forbids downloading it")
-    content = _csv_inside(_download(MEDQUAD_URL))
-    with writing(MEDQUAD_CSV) as file:
-        file.write(content)
-    console.done(f"MedQuAD's 2,479 answers (CC BY 4.0) are in {MEDQUAD_CSV}")
-    return MEDQUAD_CSV
+        return
+    content = _csv_inside(_download(MEDQUAD_URL, MEDQUAD_CSV, offline=offline))
+    _keep(content, MEDQUAD_CSV, "2,479 answers")
 
 
 def full_place() -> Path:
@@ -53,17 +48,14 @@ def full_place() -> Path:
     return next((path for path in FULL_PLACES if path.exists()), MEDQUAD_FULL)
 
 
-def fetch_full(*, offline: bool) -> Path:
-    """Return the path of MedQuAD's documents, downloading their zip where it is not there.
+def fetch_full(*, offline: bool) -> None:
+    """Download the zip of MedQuAD's documents where they are not there.
 
     Raises ToolkitError (exit 3) where the network is forbidden or fails, or gives something else.
     """
-    place = full_place()
-    if place.exists():
-        return place
-    if offline:
-        raise _missing(f"`{MEDQUAD_FULL}` is not there, and {forbidden_by()} forbids downloading it", MEDQUAD_FULL)
-    content = _download(MEDQUAD_FULL_URL, MEDQUAD_FULL)
+    if full_place().exists():
+        return
+    content = _download(MEDQUAD_FULL_URL, MEDQUAD_FULL, offline=offline)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as members:
             count = sum(name.endswith(".xml") for name in members.namelist())
@@ -71,14 +63,19 @@ def fetch_full(*, offline: bool) -> Path:
         raise _missing(f"what {MEDQUAD_FULL_URL} gave is not a whole zip file: {exc}", MEDQUAD_FULL) from None
     if not count:
         raise _missing(f"the zip of {MEDQUAD_FULL_URL} holds no XML document", MEDQUAD_FULL)
-    with writing(MEDQUAD_FULL) as file:
+    _keep(content, MEDQUAD_FULL, f"{count:,} documents")
+
+
+def _keep(content: bytes, place: Path, what: str) -> None:
+    with writing(place) as file:
         file.write(content)
-    console.done(f"MedQuAD's {count:,} documents (CC BY 4.0) are in {MEDQUAD_FULL}")
-    return MEDQUAD_FULL
+    console.done(f"MedQuAD's {what} (CC BY 4.0) are in {place}")
 
 
-def _download(url: str, place: Path = MEDQUAD_CSV) -> bytes:
+def _download(url: str, place: Path, *, offline: bool) -> bytes:
     """Return what the address serves, in memory; raises ToolkitError (exit 3) unless it is complete."""
+    if offline:
+        raise _missing(f"`{place}` is not there, and {forbidden_by()} forbids downloading it", place)
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
@@ -127,7 +124,5 @@ def by_hand(place: Path) -> str:
 
 def _missing(message: str, place: Path = MEDQUAD_CSV) -> ToolkitError:
     return ToolkitError(
-        message,
-        hint=f"{by_hand(place)}, or set `data.source` to a file of your own",
-        exit_code=MISSING,
+        message, hint=f"{by_hand(place)}, or set `data.source` to a file of your own", exit_code=MISSING
     )

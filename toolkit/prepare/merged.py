@@ -30,13 +30,17 @@ def merged_ranges(stream: IO[bytes]) -> list[Range]:
     """Return the ranges of merged cells in the XML of a sheet."""
     from openpyxl.utils import range_boundaries
 
-    found, before = [], b""
+    return [Range(name, *range_boundaries(name)) for name in (tag[1].decode() for tag in tags(stream, _MERGE))]
+
+
+def tags(stream: IO[bytes], pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
+    """Yield the tags of some XML that a pattern matches, a piece of the stream after the other."""
+    before = b""
     while piece := stream.read(PIECE):
         text = before + piece
-        end = max(0, text.rfind(b"<"))
-        found += [match[1].decode() for match in _MERGE.finditer(text, 0, end)]
+        end = max(0, text.rfind(b"<"))  # which may begin a tag; the last one only closes the whole
+        yield from pattern.finditer(text, 0, end)
         before = text[end:]
-    return [Range(name, *range_boundaries(name)) for name in found]
 
 
 def without_covered(

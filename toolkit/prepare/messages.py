@@ -22,6 +22,8 @@ ASSISTANT_TWICE = "two assistant turns in a row"
 ASSISTANT_FIRST = "an assistant first"
 NO_REPLY = "no assistant turn"
 
+_MERGES = "`--set data.merge_messages=true` joins messages of one role in a row, and leaves out empty ones"
+_NO_TEXT = "only text can be trained: remove these rows"
 # Who speaks, by OpenAI's `role` and ShareGPT's `from`; the text, by OpenAI's `content` and ShareGPT's `value`.
 ROLE_KEYS = ("role", "from")
 TEXT_KEYS = ("content", "value")
@@ -29,6 +31,22 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "ai"), "assistant"),
+}
+# What to do about chats that cannot be trained, by the reason.
+CHAT_HINTS = {
+    EMPTY_TURN: _MERGES,
+    EMPTIED_TURN: "it is an HTML tag or the like alone: remove these rows, or their turn with its question or answer",
+    USER_TWICE: _MERGES,
+    ASSISTANT_TWICE: _MERGES,
+    ASSISTANT_FIRST: "a chat begins with a question: remove the greeting in front of it",
+    NO_REPLY: "there is no answer to learn: add one, or remove the row",
+    TOOL_CALL: "chats with tools cannot be trained: remove these rows, or write what the tool gave into the text",
+    IMAGE: _NO_TEXT,
+    OTHER_PART: _NO_TEXT,
+    UNKNOWN_ROLE: f"name who speaks by one of {', '.join(f'`{role}`' for role in ROLES)}",
+    NO_MESSAGES: "the cell is empty there: remove the row",
+    NOT_MESSAGES: 'write a chat as a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": '
+    '"…"}], in CSV as JSON',
 }
 _TOOLS = frozenset(("tool", "function", "function_call", "observation", "tool_call", "tool_response", "ipython"))
 _CALLS = ("tool_calls", "function_call")  # keys of a message

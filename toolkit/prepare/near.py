@@ -8,8 +8,16 @@ from typing import Any
 from toolkit.core.spool import Chosen, Spool
 from toolkit.prepare.clean import SHOWN, Record, Rejection, normalise
 from toolkit.prepare.groups import question_shown
-from toolkit.prepare.likeness import Alike, Words, distinct_words, jaccard, joined, numbered, words_by_number
-from toolkit.prepare.sketches import with_a_twin
+from toolkit.prepare.likeness import (
+    Alike,
+    Words,
+    distinct_words,
+    jaccard,
+    joined,
+    numbered,
+    with_a_twin,
+    words_by_number,
+)
 from toolkit.prepare.split import Splits
 
 NEAR_DUPLICATE = "near-duplicate"

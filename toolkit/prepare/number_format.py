@@ -4,12 +4,13 @@ Formats that follow the reader's own country, such as Excel's short date, are wr
 say which country that is. So are names of months in other languages than English.
 """
 
-import calendar
 import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
+from functools import partial
+from operator import eq, ge, gt, le, lt, ne
 
 GENERAL_DIGITS = 10  # that Excel shows of a number with a fraction, a 0 before the point counted
 OF_COUNTRY = ("mm-dd-yy", "m/d/yy h:mm", "m/d/yyyy", "m/d/yyyy h:mm")  # its formats 14 and 22, as openpyxl names them
@@ -25,8 +26,8 @@ _CONDITION = re.compile(r"(<=|>=|<>|<|>|=)(-?[0-9.]+)")
 _FRACTION = re.compile(
     r"(?P<before>.*?)(?:(?P<whole>[#0?]+)(?P<gap> +))?(?P<top>[#0?]+) ?/ ?(?P<under>[0-9#?]+)(?P<after>.*)", re.DOTALL
 )
+_OPPOSITE = {"<": gt, ">": lt, "<=": ge, ">=": le, "=": eq, "<>": ne}  # the bound stands first
 _ENGLISH = ("409", "809", "c09", "1009", "0")
-_MONTHS, _DAYS = list(calendar.month_name), list(calendar.day_name)
 
 Value = str | bool | int | float | datetime | date | time | timedelta
 Token = tuple[str, str]  # its kind and its text
@@ -113,11 +114,7 @@ def _condition(tokens: list[Token]) -> Callable[[Decimal], bool] | None:
     for kind, text in tokens:
         match = _CONDITION.fullmatch(text) if kind == "bracket" else None
         if match:
-            bound = Decimal(match[2])
-            return {
-                "<": bound.__gt__, ">": bound.__lt__, "<=": bound.__ge__, ">=": bound.__le__,
-                "=": bound.__eq__, "<>": bound.__ne__,
-            }[match[1]]  # fmt: skip
+            return partial(_OPPOSITE[match[1]], Decimal(match[2]))
     return None
 
 
@@ -145,42 +142,26 @@ def _decimal(value: Decimal, tokens: list[Token]) -> str:
     rounded = value.quantize(Decimal(1).scaleb(-len(parts)), ROUND_HALF_UP)
     left, _, right = f"{rounded:f}".partition(".")
     left = left.lstrip("0")
-    places = {**_placed_right(right, tokens, parts), **_placed_left(left, tokens, whole, grouped)}
+    # Zeros at the end show only where the format has a 0.
+    kept = max(len(right.rstrip("0")), *(number for number, at in enumerate(parts, 1) if tokens[at][1] == "0"), 0)
+    places = {
+        at: right[number] if number < kept else {"?": " "}.get(tokens[at][1], "") for number, at in enumerate(parts)
+    }
+    count = 0
+    for at in reversed(whole):  # the first place takes all that is left
+        take, left = (left, "") if at == whole[0] else (left[-1:], left[:-1])
+        take = take or {"0": "0", "?": " "}.get(tokens[at][1], "")
+        behind = range(count + len(take) - 1, count - 1, -1)  # each digit
+        places[at] = "".join(
+            digit + "," * (grouped and after > 0 and after % 3 == 0) for digit, after in zip(take, behind, strict=True)
+        )
+        count += len(take)
     skipped = {*scaling, *(at for at in commas if whole and whole[0] < at < last)}
     if not whole and left:
         places[point] = f"{left}."
     return "".join(
         places[at] if at in places else "" if at in skipped else _literal(token) for at, token in enumerate(tokens)
     )
-
-
-def _placed_left(digits: str, tokens: list[Token], places: list[int], grouped: bool) -> dict[int, str]:
-    """Give the places before the point their digits from the right; the first takes all that is left."""
-    found: dict[int, str] = {}
-    count = 0
-
-    def group(text: str) -> str:
-        nonlocal count
-        out = ""
-        for digit in reversed(text):
-            out = digit + ("," if grouped and count and count % 3 == 0 else "") + out
-            count += 1
-        return out
-
-    for at in reversed(places):
-        take = digits if at == places[0] else digits[-1:]
-        digits = digits[: len(digits) - len(take)]
-        found[at] = group(take or {"0": "0", "?": " "}.get(tokens[at][1], ""))
-    return found
-
-
-def _placed_right(digits: str, tokens: list[Token], places: list[int]) -> dict[int, str]:
-    """Give the places after the point their digits; zeros at the end show only where the format has a 0."""
-    found: dict[int, str] = {}
-    for number, at in enumerate(places):
-        zeros = not digits[number:].strip("0") and all(tokens[later][1] != "0" for later in places[number:])
-        found[at] = digits[number] if not zeros else {"?": " "}.get(tokens[at][1], "")
-    return found
 
 
 def _scientific(value: Decimal, tokens: list[Token]) -> str:
@@ -267,12 +248,9 @@ def _unit(moment: datetime, text: str, minute: bool, twelve: bool) -> str:
     letter, length = text[0], len(text)
     if letter == "y":
         return f"{moment.year:04d}" if length > 2 else f"{moment.year % 100:02d}"
-    if letter == "m" and not minute and length > 2:
-        name = _MONTHS[moment.month]
-        return name[0] if length == 5 else name if length > 3 else name[:3]
-    if letter == "d" and length > 2:
-        name = _DAYS[moment.weekday()]
-        return name if length > 3 else name[:3]
+    if length > 2 and (letter == "d" or (letter == "m" and not minute)):
+        name = moment.strftime("%A" if letter == "d" else "%B")
+        return name[0] if text == "mmmmm" else name if length > 3 else name[:3]
     if letter == "s":
         whole, _, part = text.partition(".")
         decimals = f"{moment.microsecond:06d}"[: len(part)]

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,8 +15,8 @@ from toolkit.core.spool import Spool
 from toolkit.prepare.cells import CHATS, is_blank, tidy_name
 from toolkit.prepare.containers import quoted, with_fresh_file
 from toolkit.prepare.decoding import Text
+from toolkit.prepare.hints import hint_for_nested, is_record
 from toolkit.prepare.messages import kind_of
-from toolkit.prepare.nested import hint_for_nested, is_record
 from toolkit.prepare.packed import PIECE
 from toolkit.prepare.table import Row
 
@@ -87,8 +88,8 @@ def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
         with contextlib.suppress(ValueError, RecursionError):
             return _rows((None, item) for _, item in _each_value(text, "["))
         if text.start().lstrip().startswith("{"):
-            with contextlib.suppress(_NotByLine):
-                columns, rows = _by_line(text, path)
+            with contextlib.suppress(_BrokenError):
+                columns, rows = _one_or_many(text, path)
                 if len(rows) > 1:
                     return columns, rows
     content = text.start(-1)
@@ -127,7 +128,9 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
     With "[" as `opening` they are the items of a list, else values with blanks or commas between. Raises ValueError for
     anything else.
     """
-    decoder, blanks = json.JSONDecoder(), re.compile(r"[ \t\r\n]*" if opening else r"[ \t\r\n,]*")
+    # It finds where a value ends; numbers of any length are left to `_value`.
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)
+    blanks = re.compile(r"[ \t\r\n]*" if opening else r"[ \t\r\n,]*")
     window, at, line, counted, first = "", 0, 1, 0, True
     with text.open() as file:
 
@@ -160,35 +163,34 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
             while True:
                 try:
                     end = decoder.raw_decode(window, at)[1]
-                except ValueError:
-                    end = -1
-                if 0 <= end < len(window) or not more():  # the value may go on there
+                except (ValueError, RecursionError):
+                    end = len(window)
+                if end < len(window) or not more():  # the value may go on there
                     break
-            if end < 0:
-                raise ValueError("no value")
             line, counted = line + window.count("\n", counted, at), at
-            yield line, _value(window[at:end])
+            try:
+                value = _value(window[at:end])
+            except (ValueError, RecursionError) as exc:
+                raise _BrokenError(line) from exc
+            yield line, value
             at = end
         at += 1
         if mark():
             raise ValueError("extra data")
 
 
-class _NotByLine(Exception):
-    """A line is not one JSON value."""
+class _BrokenError(ValueError):
+    """A value that cannot be read begins at this line; the cause says why."""
 
 
 def read_jsonl_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
-    """Read one JSON object per line; empty lines are not rows. A list, or objects over several lines, are read too."""
+    """Read one JSON object per line, or objects over several lines; empty lines are not rows. A list is read too."""
     try:
-        return _by_line(text, path)
-    except _NotByLine as found:
+        return _one_or_many(text, path)
+    except _BrokenError as broken:
         if not text.content.whole and text.start().startswith("[") and (items := _first_of_list(text)):
             return _rows((None, item) for item in items)
-        with contextlib.suppress(ValueError, RecursionError):
-            values = [*_each_value(text)]
-            return _rows((None, item) for item in _records(values[0][1], path)) if len(values) == 1 else _rows(values)
-        number, exc = found.args
+        number, exc = broken.args[0], broken.__cause__
     if isinstance(exc, json.JSONDecodeError):
         raise ToolkitError(
             f"`{path}` line {number:,} is not JSON: {exc.msg}",
@@ -198,28 +200,13 @@ def read_jsonl_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     raise ToolkitError(f"`{path}` line {number:,} cannot be read: {exc}", hint=_beyond_bounds(exc))
 
 
-def _by_line(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
-    first: list[Any] = []
-
-    def found() -> Iterator[tuple[int, Any]]:
-        # Not splitlines(): JSON strings may hold U+2028 and others that it takes for line ends.
-        for number, line in enumerate(text.lines("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                value = _value(line.removesuffix("\n"))
-            except (ValueError, RecursionError) as exc:
-                raise _NotByLine(number, exc) from None
-            if len(first) < 2:
-                first.append(value)
-            yield number, value
-
-    rows = _rows(found())
-    if len(first) == 1:
-        records = _records(first[0], path)
-        if records != first:
-            return _rows((None, item) for item in records)
-    return rows
+def _one_or_many(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
+    """Return the rows of values that follow each other, or of the one that holds them all."""
+    values = _each_value(text)
+    first = [*islice(values, 2)]
+    if len(first) == 1 and (records := _records(first[0][1], path)) != [first[0][1]]:
+        return _rows((None, item) for item in records)
+    return _rows(chain(first, values))
 
 
 def _not_json(exc: json.JSONDecodeError, path: Path, rewrite: str) -> str:
@@ -234,7 +221,7 @@ def _not_json(exc: json.JSONDecodeError, path: Path, rewrite: str) -> str:
     return ""
 
 
-def _beyond_bounds(exc: Exception) -> str:
+def _beyond_bounds(exc: BaseException | None) -> str:
     """Return what to do about JSON that is whole and has a value that no row has."""
     if "digits" in str(exc):
         return "write that number as text, in quotes, or leave it out"

@@ -16,8 +16,8 @@ from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.containers import BINARY, EXTENSIONS, PLAIN, TEXTS, looks_like
 from toolkit.prepare.decoding import SAMPLE, Text, open_text
 from toolkit.prepare.delimited import DELIMITERS, read_delimited
-from toolkit.prepare.documents import PAIR, read_archive, read_document, read_folder
-from toolkit.prepare.headers import header_hint
+from toolkit.prepare.documents import PAIR, read_documents
+from toolkit.prepare.hints import header_hint
 from toolkit.prepare.hub_data import data_set_rows
 from toolkit.prepare.objects import read_json_rows, read_jsonl_rows
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, ZIP, Opened, open_data
@@ -51,7 +51,7 @@ def read_table(
     """
     names = frozenset(wanted)
     if check_file(path).is_dir():
-        columns, rows, whole = read_folder(path, ROWS if first_rows else None)
+        columns, rows, whole = read_documents(Opened(path, path), ROWS if first_rows else None)
         return Table(path, columns, rows, whole=whole)
     opened = open_data(path, packed.WHOLE if first_rows else None)
     start, whole, named, part = opened.start(), opened.whole, part, ""
@@ -62,7 +62,7 @@ def read_table(
         most = ROWS if first_rows and opened.size() > HEAD else None  # it has many times its bytes
         columns, rows, part, whole = _read_zip(opened, names, named, most)
     elif start.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"<") and PAIR in opened.content():
-        columns, rows, whole = read_document(opened)
+        columns, rows, whole = read_documents(opened)
     else:
         try:
             columns, rows = _read_text(opened, names, encoding)
@@ -86,7 +86,7 @@ def _read_zip(
     with opened.stream() as stream:
         found, hint = looks_like(stream.read(), opened.path)
     if found == "it looks like a zip file":  # `open_data` leaves those of XML documents alone
-        columns, rows, whole = read_archive(opened, most)
+        columns, rows, whole = read_documents(opened, most)
         return columns, rows, "", whole
     if not found.endswith("an Excel file"):
         raise ToolkitError(f"`{opened.path}` is not a data file: {found}", hint=hint)

@@ -17,50 +17,17 @@ from toolkit.prepare.clean import (
     Rejection,
 )
 from toolkit.prepare.columns import ReadTable, listed
-from toolkit.prepare.decoding import encoding_hint
+from toolkit.prepare.decoding import encoding_hint, looked_through
 from toolkit.prepare.delimited import WRONG_COLUMNS
 from toolkit.prepare.documents import NOT_XML
 from toolkit.prepare.fit import NO_ROOM, TOO_LONG
 from toolkit.prepare.merged import MERGED
-from toolkit.prepare.messages import (
-    ASSISTANT_FIRST,
-    ASSISTANT_TWICE,
-    EMPTIED_TURN,
-    EMPTY_TURN,
-    IMAGE,
-    NO_MESSAGES,
-    NO_REPLY,
-    NOT_MESSAGES,
-    OTHER_PART,
-    ROLES,
-    TOOL_CALL,
-    UNKNOWN_ROLE,
-    USER_TWICE,
-)
+from toolkit.prepare.messages import CHAT_HINTS
 from toolkit.prepare.objects import NOT_AN_OBJECT
 from toolkit.prepare.packed import ARROW, ARROW_STREAM, PARQUET, open_data
 from toolkit.prepare.personal import for_screen
 from toolkit.prepare.row_texts import NULL_WORD
 from toolkit.prepare.table import Table
-
-_MERGES = "`--set data.merge_messages=true` joins messages of one role in a row, and leaves out empty ones"
-_ROLES = ", ".join(f"`{role}`" for role in ROLES)
-# What to do about chats that cannot be trained, by the reason.
-_OF_CHATS = {
-    EMPTY_TURN: _MERGES,
-    EMPTIED_TURN: "it is an HTML tag or the like alone: remove these rows, or their turn with its question or answer",
-    USER_TWICE: _MERGES,
-    ASSISTANT_TWICE: _MERGES,
-    ASSISTANT_FIRST: "a chat begins with a question: remove the greeting in front of it",
-    NO_REPLY: "there is no answer to learn: add one, or remove the row",
-    TOOL_CALL: "chats with tools cannot be trained: remove these rows, or write what the tool gave into the text",
-    IMAGE: "only text can be trained: remove these rows",
-    OTHER_PART: "only text can be trained: remove these rows",
-    UNKNOWN_ROLE: f"name who speaks by one of {_ROLES}",
-    NO_MESSAGES: "the cell is empty there: remove the row",
-    NOT_MESSAGES: 'write a chat as a list such as [{"role": "user", "content": "…"}, {"role": "assistant", "content": '
-    '"…"}], in CSV as JSON',
-}
 
 
 def no_usable_row(tables: Sequence[ReadTable], rejected: Sequence[Rejection], settings: DataSettings) -> ToolkitError:
@@ -72,8 +39,7 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: Sequence[Rejection], se
     example = next(rejection for rejection in rejected if rejection.reason == reason)
     where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
     where += f" of `{example.file}`" if example.file else ""
-    shown = " ".join(for_screen(example.text, settings).split())
-    shown = shown if len(shown) <= 80 else shown[:79] + "…"
+    shown = brief(for_screen(example.text, settings))
     detail = f", {example.detail}" if example.detail else ""
     return ToolkitError(
         f"{has} no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
@@ -82,13 +48,19 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: Sequence[Rejection], se
     )
 
 
+def brief(text: str) -> str:
+    """Return a text on one line, its first 80 characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
 def hints_for_some(tables: Sequence[ReadTable], rejected: Sequence[Rejection]) -> list[str]:
     """Return a line for each reason of rejected rows that needs an explanation, where other rows are kept."""
     hints = []
     for reason in dict.fromkeys(rejection.reason for rejection in rejected):
         nulls = any(_is_null(rejection) for rejection in rejected if rejection.reason == reason)
         explained = (TOO_LONG, NO_ROOM, NOT_TEXT, WRONG_TYPE, WRONG_COLUMNS, NOT_AN_OBJECT, ENDLESS, MERGED)
-        if nulls or reason in explained or reason in _OF_CHATS:
+        if nulls or reason in explained or reason in CHAT_HINTS:
             hints.append(f"{reason}: {_hint_for(reason, tables, rejected)}")
     return hints
 
@@ -136,7 +108,7 @@ def _hint_for(reason: str, tables: Sequence[ReadTable], rejected: Sequence[Rejec
             f"column `{name}` is empty there: fill it in, or name another with `--set data.{role}_column=NAME`{others}"
         )
     return {
-        **_OF_CHATS,
+        **CHAT_HINTS,
         WRONG_TYPE: "give each cell one text: write a row for each text of a list, or a column for each part of an "
         "object",
         NOT_AN_OBJECT: 'write each row as an object, such as {"question": "…", "answer": "…"}',
@@ -159,20 +131,12 @@ def _not_text(table: Table) -> str:
     opened = open_data(table.path)
     if opened.start().startswith((PARQUET, ARROW, ARROW_STREAM)):
         return "the columns hold bytes that are not UTF-8: write them as text"
-    with opened.stream() as lines:
-        if all(_decodes(line) for line in lines):
-            return characters
+    if looked_through(opened)[0]:
+        return characters
     if table.encoding:
         return f"the rows hold bytes that {table.encoding} does not have: correct them, or change data.encoding"
     with opened.stream() as lines:
         return encoding_hint(table.path, lines, packed=opened.packed)
-
-
-def _decodes(line: bytes) -> bool:
-    try:
-        return bool(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
 
 
 def _longer_context(some: Sequence[Rejection], rows: int) -> str:

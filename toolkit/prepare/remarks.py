@@ -15,6 +15,7 @@ from toolkit.prepare.groups import tied
 from toolkit.prepare.split import Splits
 
 SHARE = 0.05  # of the answers that are cut, from which on it is a warning
+_NO_END = ", and training does not see them end"
 FEW = 3  # held-out questions whose figures say something
 
 
@@ -53,34 +54,19 @@ class Tally:
             yield record
 
 
-def cut_answers(tally: Tally, divided: Division, config: Config) -> str:
-    """Warn of answers that are cut, with the lengths that would fit; "" if they are fewer than 5 %."""
-    measured = tally.rows + len(divided.too_long)
-    if not tally.truncated or tally.truncated < SHARE * measured:
-        return ""
-    return (
-        f"{tally.truncated:,} of {measured:,} answers ({tally.truncated / measured:.0%}) are cut at train.max_length = "
-        f"{config.train.max_length}, and training does not see them end; {_fitting(divided, config)}"
-    )
-
-
-def shortened_chats(tally: Tally, divided: Division, config: Config) -> str:
-    """Warn of chats that lose their last turns, with the lengths that would fit; "" if they are fewer than 5 %."""
-    chats = tally.chats + tally.single
-    if not tally.shortened or tally.shortened < SHARE * chats:
-        return ""
-    return (
-        f"{tally.shortened:,} of {chats:,} chats ({tally.shortened / chats:.0%}) lose their last turns at "
-        f"train.max_length = {config.train.max_length}; {_fitting(divided, config)}"
-    )
-
-
-def _fitting(divided: Division, config: Config) -> str:
+def cut_records(tally: Tally, divided: Division, config: Config) -> Iterator[str]:
+    """Warn of answers that are cut, and chats that lose their last turns, from 5 % on; with lengths that would fit."""
     limit = config.train.max_length
-    most, every = (fitting_length(chain(divided.records, divided.too_long), share, limit) for share in (0.9, 1.0))
-    if most in (limit, every):
-        return f"`--set train.max_length={every}` fits all of them"
-    return f"`--set train.max_length={most}` fits 90 % of them, {every} all"
+    for count, whole, what, more in (
+        (tally.truncated, tally.rows + len(divided.too_long), "answers ({}) are cut", _NO_END),
+        (tally.shortened, tally.chats + tally.single, "chats ({}) lose their last turns", ""),
+    ):
+        if not count or count < SHARE * whole:
+            continue
+        lost = f"{count:,} of {whole:,} {what.format(f'{count / whole:.0%}')} at train.max_length = {limit}{more}"
+        most, every = (fitting_length(chain(divided.records, divided.too_long), share, limit) for share in (0.9, 1.0))
+        fits = f"{every}` fits all of them" if most in (limit, every) else f"{most}` fits 90 % of them, {every} all"
+        yield f"{lost}; `--set train.max_length={fits}"
 
 
 def chat_figures(tally: Tally, unanswered: int) -> dict[str, int]:

@@ -68,7 +68,7 @@ def put_context(texts: RowTexts, columns: Columns) -> None:
         texts.question = texts.context + MESSAGE_SEPARATOR + texts.question
 
 
-def repair_texts(texts: RowTexts, repairs: frozenset[str]) -> tuple[str, ...]:
+def repair_texts(texts: RowTexts, repairs: Sequence[str]) -> tuple[str, ...]:
     """Repair the texts in place, and return which repairs changed something."""
     done = []
     for kind in sorted(repairs, reverse=True):  # mojibake first: it may be inside the names of entities

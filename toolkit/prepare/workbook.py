@@ -5,6 +5,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import IO, Any
 
@@ -15,9 +16,9 @@ from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, nam
 from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.containers import quoted
 from toolkit.prepare.delimited import Cells, named_rows
-from toolkit.prepare.merged import merged_ranges, without_covered
+from toolkit.prepare.merged import merged_ranges, tags, without_covered
 from toolkit.prepare.number_format import shown
-from toolkit.prepare.packed import PIECE, Opened, check_members, open_zip
+from toolkit.prepare.packed import Opened, check_members, open_zip
 from toolkit.prepare.table import Row
 
 MOST_ROWS = 1_048_576  # of a sheet, in Excel
@@ -102,31 +103,22 @@ def _workbook(opened: Opened, *, values: bool) -> Iterator[Any]:
 
 def _holds_formulas(archive: zipfile.ZipFile, part: str) -> bool:
     """Say whether a part has a formula: without, the cells need not be read twice."""
-    before = b""
     with archive.open(part) as stream:
-        while piece := stream.read(PIECE):
-            if _FORMULA.search(before + piece):
-                return True
-            before = piece[-80:]
-    return False
+        return any(tags(stream, _FORMULA))
 
 
 def _check_order(stream: IO[bytes], name: str) -> None:
     """Raise ToolkitError where a row of a sheet's XML stands behind a later one: openpyxl leaves it out in silence."""
-    last, before = 0, b""
-    while piece := stream.read(PIECE):
-        text = before + piece
-        end = text.rfind(b"<")
-        for row in _ROW.finditer(text, 0, max(0, end)):
-            stated = _NUMBER.search(row[1] or b"")
-            number = int(stated[1]) if stated else last + 1
-            if number <= last:
-                raise ToolkitError(
-                    f"`{name}` is damaged: its row {number:,} comes after row {last:,}",
-                    hint="open the file in Excel or LibreOffice and save it as .xlsx again",
-                )
-            last = number
-        before = text[end:] if end >= 0 else text
+    last = 0
+    for row in tags(stream, _ROW):
+        stated = _NUMBER.search(row[1] or b"")
+        number = int(stated[1]) if stated else last + 1
+        if number <= last:
+            raise ToolkitError(
+                f"`{name}` is damaged: its row {number:,} comes after row {last:,}",
+                hint="open the file in Excel or LibreOffice and save it as .xlsx again",
+            )
+        last = number
 
 
 def _brief(exc: Exception) -> str:
@@ -204,11 +196,5 @@ def _without_missing(
             f"`{name}`: the cell {get_column_letter(at + 1)}{line} holds a formula without its value{more}",
             hint="open the file in Excel or LibreOffice, which calculate it, and save it again",
         )
-    return [
-        Row(row.number, row.line, {key: _remark(text) for key, text in row.values.items()}, row.problem, row.text)
-        for row in rows
-    ]
-
-
-def _remark(text: str) -> str:
-    return UNREADABLE if text == _NO_VALUE else text
+    remarks = {_NO_VALUE: UNREADABLE}
+    return [replace(row, values={key: remarks.get(text, text) for key, text in row.values.items()}) for row in rows]

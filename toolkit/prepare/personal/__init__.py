@@ -22,12 +22,7 @@ from toolkit.prepare.personal.masking import Placeholders, everywhere, hidden
 from toolkit.prepare.personal.passages import passages
 
 PLACES = 3  # findings named in a refusal
-_WORDS = {
-    "BR_CEP": "CEP",
-    "BR_CNPJ": "CNPJ",
-    "BR_CNS": "CNS",
-    "BR_CPF": "CPF",
-    "BR_RG": "RG",
+_WORDS = {  # of the kinds that are no country's own number
     "CREDIT_CARD": "credit card",
     "DATE_OF_BIRTH": "date of birth",
     "EMAIL_ADDRESS": "e-mail address",
@@ -39,8 +34,6 @@ _WORDS = {
     "PERSON": "name",
     "PHONE_NUMBER": "telephone",
     "URL_WITH_USER": "URL with a user",
-    "US_NPI": "NPI",
-    "US_SSN": "SSN",
 }
 Look = Callable[[Record | Rejection], Record | Rejection]
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -87,7 +80,8 @@ class Personal:
 
     def counted(self) -> str:
         """Say how many of each kind were found."""
-        return ", ".join(f"{count:,} {_WORDS.get(kind, kind)}" for kind, count in self.kinds.items())
+        words = {kind: _WORDS.get(kind) or kind.removeprefix("BR_").removeprefix("US_") for kind in self.kinds}
+        return ", ".join(f"{count:,} {words[kind]}" for kind, count in self.kinds.items())
 
     def figures(self) -> dict[str, object]:
         """Return what the manifest keeps."""

@@ -4,7 +4,6 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from toolkit.prepare.personal.analyzer import NAMES, Find, Span
 
@@ -128,6 +127,7 @@ def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tupl
     """Return a text with placeholders, and for each span, in their order, its placeholder with the text around it."""
     if not spans:
         return text, []
+    from presidio_anonymizer import AnonymizerEngine
     from presidio_anonymizer.entities import OperatorConfig, RecognizerResult
 
     given = {span.start: placeholders.give(span.kind, text[span.start : span.end]) for span in spans}
@@ -140,17 +140,11 @@ def hidden(text: str, spans: Sequence[Span], placeholders: Placeholders) -> tupl
         )
         for span in spans
     }
-    done = _anonymizer().anonymize(text, results, operators, merge_entities_with_spaces=False)
+    done = AnonymizerEngine().anonymize(text, results, operators, merge_entities_with_spaces=False)
     items = sorted(done.items, key=lambda item: item.start)
     if len(items) != len(given):
         raise AssertionError(f"{len(given)} findings, {len(items)} placeholders")
     return done.text, [_excerpt(done.text, item.start, item.end) for item in items]
-
-
-def _anonymizer() -> Any:
-    from presidio_anonymizer import AnonymizerEngine
-
-    return AnonymizerEngine()
 
 
 def _excerpt(text: str, start: int, end: int) -> str:

@@ -1,16 +1,20 @@
-"""What to do about JSON with questions and answers deeper than one list, such as SQuAD's: a command that lists them.
+"""Commands for a file whose rows or columns are not found at once.
 
-The command gives each record the texts of the objects around it, such as the passage that a question is about.
+Of JSON with questions and answers deeper than one list, such as SQuAD's, one lists them: each record gets the texts of
+the objects around it, such as the passage that a question is about. Of text whose first row names no question or answer
+another one makes the row with the names the first, or names the delimiter.
 """
 
+import csv
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, name_key
-from toolkit.prepare.containers import with_fresh_file
+from toolkit.prepare.containers import quoted, with_fresh_file
+from toolkit.prepare.delimited import DELIMITERS
 from toolkit.prepare.messages import kind_of
 
 LARGEST = 64 << 20  # bytes of a file that is read for a hint
@@ -18,6 +22,9 @@ FEW = 20  # items of a list that are looked at
 DEEPEST = 8
 EACH = "*"  # in a place: every item of a list
 
+_LOOKED_AT = 65536  # bytes of a text
+_LINES = 20  # among which the names are looked for
+_OTHERS = ("^", ":", "~", "#", "\x1f", "\x01", "=", "!", "*", "/", "+", "@", "%", "&", "$")
 _ASKED = frozenset((*QUESTIONS, INSTRUCTION))
 
 Place = tuple[str, ...]
@@ -121,3 +128,42 @@ def _first(value: Any, place: Place) -> dict[str, Any]:
         level = [inner for one in level for inner in (one[:FEW] if part == EACH else [one.get(part)]) if inner]
         level = [one for one in level if isinstance(one, list | dict)]
     return next((one for one in level if isinstance(one, dict)), {})
+
+
+def header_hint(path: Path, named: Mapping[str, Sequence[str]]) -> str:
+    """Return a command that makes the row with both names the first, or that names the delimiter; else nothing.
+
+    `named` are names that a role's column may have beside the usual ones.
+    """
+    questions, answers = (
+        {*usual, *map(name_key, named.get(role, ()))}
+        for role, usual in (("question", (*QUESTIONS, INSTRUCTION)), ("answer", ANSWERS))
+    )
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LOOKED_AT).decode("utf-8-sig", "replace")
+    except OSError:
+        return ""
+    for number, line in enumerate(text.splitlines()[:_LINES], start=1):
+        for delimiter in (*DELIMITERS, *_OTHERS):
+            names = {name_key(name) for name in _cells(line, delimiter)}
+            if not (names & questions and names & answers):
+                continue
+            rest = f"tail -n +{number} {quoted(path)}"
+            if delimiter in _OTHERS:
+                first = shlex.quote(f"sep={delimiter}")
+                done = with_fresh_file(f"(printf '%s\\n' {first}; {rest})", f"{path.stem}.sep.csv")
+                said = f"the cells seem to be separated by {delimiter!a}; a first line `sep={delimiter}` says so"
+                return f"{said}: {done}"
+            if number == 1:
+                return ""
+            done = with_fresh_file(rest, f"{path.stem}.rows{path.suffix or '.csv'}")
+            return f"line {number} seems to have the names: remove the lines above it: {done}"
+    return ""
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error:
+        return []
