@@ -208,7 +208,7 @@ def server(place: Path, *models: str) -> Iterator[list[str]]:
 
 
 @pytest.mark.usefixtures("no_doctor")
-@pytest.mark.parametrize("where", ["train", "validate"])
+@pytest.mark.parametrize("where", first_fast(["train", "validate"]))
 def test_a_doubtful_model_replaces_none_that_answers(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     pretend(monkeypatch, {where: DOUBT})
     run = place / "exports/r"
@@ -252,7 +252,7 @@ FOUND = {"better": (3.0, 2.5), "worse": (3.0, 17.0), "unmoved": (3.0, 3.0)}
 
 
 @pytest.mark.usefixtures("no_doctor")
-@pytest.mark.parametrize("verdict", [*FOUND, ""])
+@pytest.mark.parametrize("verdict", first_fast([*FOUND, ""]))
 def test_what_training_did_not_measure_is_said_and_validation_decides(
     place: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:

@@ -83,6 +83,7 @@ def test_every_item_of_every_task_is_scored_as_theirs(twins: asked.Twins, theirs
         assert 0 < sum(values) < 60
 
 
+@pytest.mark.slow
 def test_what_is_unusual_is_scored_as_theirs(twins: asked.Twins, theirs: Any) -> None:
     """No context, a space at its end, a likely continuation, a context that is too long, text of other scripts."""
     likely = theirs.generate_until(requests("generate_until", ("Drink", {"until": [], "max_gen_toks": 1})), True)[0]

@@ -104,6 +104,7 @@ def test_an_export_that_failed_behind_the_imatrix_goes_on_with_it(
     assert len(measured) == 1
 
 
+@pytest.mark.slow
 def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int]
 ) -> None:

@@ -36,6 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.save_model(tmp_path_factory.mktemp("model") / "base", num_hidden_layers=2, intermediate_size=256)
 
 
+@pytest.mark.slow
 def test_files_are_the_same_without_the_library_and_it_is_said(
     library: kernels.Library,
     base: Path,

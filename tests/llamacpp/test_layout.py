@@ -26,6 +26,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "a.gguf"
 
 
+@pytest.mark.slow
 def test_short_memory_keeps_the_weights_in_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size, taken, logits = file.stat().st_size, {}, {}
     for times in (100, 2):

@@ -156,6 +156,7 @@ def test_a_death_while_the_file_is_loaded(
             pass
 
 
+@pytest.mark.slow
 def test_errors_come_through(files: dict[str, Path], elsewhere: None, tmp_path: Path) -> None:
     with llamacpp.opened(files["Q8_0"], 64) as llm:
         with pytest.raises(ValueError, match="no such token"):
@@ -174,6 +175,7 @@ def test_errors_come_through(files: dict[str, Path], elsewhere: None, tmp_path: 
     assert "toolkit export --force" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_generators_wait_for_each_other_and_can_be_left(files: dict[str, Path], elsewhere: None) -> None:
     pairs = [(IDS[:3], [number]) for number in range(200)]
     with llamacpp.opened(files["Q8_0"], 64) as llm:

@@ -45,6 +45,7 @@ ALWAYS = (
     "httpcore",
     "numpy",
     "scipy.stats",
+    "sklearn.metrics",
     "gguf",
     "llama_cpp",
     "tokenizers",

@@ -128,6 +128,7 @@ def test_weights_in_bf16_and_several_files(tmp_path: Path) -> None:
     check(tmp_path / "base", save_adapter(base, tmp_path / "adapter"), tmp_path)
 
 
+@pytest.mark.slow
 def test_slices_of_the_head_are_the_whole_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.validate import filling
 

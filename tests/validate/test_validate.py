@@ -305,6 +305,7 @@ def test_hostile_text_does_not_break_the_card(passed: scored_models.World) -> No
     assert 'content": "say \\"$HOME\\" `now`"' in card
 
 
+@pytest.mark.slow
 def test_a_repeat_penalty_is_reported_warned_of_and_judged_by_nothing(
     made: scored_models.World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
