@@ -12,7 +12,7 @@ import pytest
 from tests.support.models import save_tokenizer
 from toolkit.core import spool
 from toolkit.core.config import Config
-from toolkit.core.files import Records
+from toolkit.core.records import Records
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate import copied
 from toolkit.evaluate.copied import longest_runs

@@ -14,7 +14,7 @@ from tests.support.places import REPOSITORY
 from toolkit.cli import summary
 from toolkit.core import config_file, console
 from toolkit.core.config import Config
-from toolkit.core.files import Records
+from toolkit.core.records import Records
 from toolkit.core.run_folder import folder_of
 from toolkit.pipeline.findings import Finished
 from toolkit.pipeline.performing import perform

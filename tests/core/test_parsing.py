@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from toolkit.core import config_file
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.core.files import Records
 from toolkit.core.manifest import read_manifest
 from toolkit.core.parsing import parse_json, parse_toml, read_bounded, read_json
+from toolkit.core.records import Records
 from toolkit.core.run_folder import RunFolder
 
 DEEP = "[" * 5000 + "]" * 5000

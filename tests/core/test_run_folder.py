@@ -14,16 +14,10 @@ import pytest
 
 from toolkit.core import run_folder
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import Records, writing, writing_folder
-from toolkit.core.manifest import (
-    StageRecord,
-    foreign_outputs,
-    read_manifest,
-    record_file,
-    seen_again,
-    why_stale,
-    write_manifest,
-)
+from toolkit.core.file_changes import foreign_outputs, seen_again, why_stale
+from toolkit.core.files import writing, writing_folder
+from toolkit.core.manifest import StageRecord, read_manifest, record_file, write_manifest
+from toolkit.core.records import Records
 from toolkit.core.run_folder import RunFolder, locked
 from toolkit.core.together import write_together
 
@@ -106,7 +100,7 @@ def test_copied_files_are_hashed_once(folder: RunFolder, tmp_path: Path, monkeyp
     for path in (source, result):
         os.utime(path, ns=(1, 1))
     again = seen_again(kept, folder, [source])
-    monkeypatch.setattr("toolkit.core.manifest.sha256_of", lambda path: pytest.fail(f"{path} was hashed"))
+    monkeypatch.setattr("toolkit.core.file_changes.sha256_of", lambda path: pytest.fail(f"{path} was hashed"))
     assert why_stale(again, folder, {}, [source], [result]) == ""
     source.unlink()
     assert seen_again(again, folder, [source]) == again

@@ -11,8 +11,8 @@ import pytest
 
 from tests.support.properties import first_fast
 from toolkit.core.errors import ToolkitError, explain
+from toolkit.core.file_changes import foreign_outputs
 from toolkit.core.files import writing, writing_folder
-from toolkit.core.manifest import foreign_outputs
 from toolkit.core.run_folder import RunFolder, heal, locked
 from toolkit.core.together import write_together
 from toolkit.core.unfinished import noted, noting, settle

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.manifest import Manifest, StageRecord, read_manifest, record_file, why_stale, write_manifest
+from toolkit.core.file_changes import why_stale
+from toolkit.core.manifest import Manifest, StageRecord, read_manifest, record_file, write_manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.evaluation import FIELDS, amend, read_evaluation, write_evaluation
 

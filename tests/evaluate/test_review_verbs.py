@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import Called
 from tests.support.evaluations import make_evaluation
-from toolkit.core.manifest import StageRecord, read_manifest, record_file, why_stale, write_manifest
+from toolkit.core.file_changes import why_stale
+from toolkit.core.manifest import StageRecord, read_manifest, record_file, write_manifest
 from toolkit.core.run_folder import RunFolder
 
 Toolkit = Callable[..., Called]

@@ -8,7 +8,8 @@ import pytest
 from toolkit.core.config import Config
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.core.manifest import StageRecord, record_file, why_stale
+from toolkit.core.file_changes import why_stale
+from toolkit.core.manifest import StageRecord, record_file
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.stage import STAGE
 

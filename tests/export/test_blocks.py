@@ -13,7 +13,7 @@ from tests.support import families as small
 from tests.support import models
 from toolkit import kernels
 from toolkit.export import export, plan, tensors
-from toolkit.export.planning import PlannedTensor, streams, working_size
+from toolkit.export.planned_tensor import PlannedTensor, streams, working_size
 from toolkit.model import families
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.support.properties import tries
 from toolkit.core.config_file import build
 from toolkit.core.errors import MISSING, USAGE, ToolkitError
-from toolkit.core.manifest import StageRecord, record_file, seen_again, why_stale
+from toolkit.core.file_changes import seen_again, why_stale
+from toolkit.core.manifest import StageRecord, record_file
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import prepare
 from toolkit.prepare.division import read_rows

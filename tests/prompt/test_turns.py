@@ -12,8 +12,8 @@ from tests.support.models import save_tokenizer
 from tests.support.prompts import FORMATS
 from tests.support.properties import tries
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import Records
 from toolkit.core.input_settings import PromptSettings
+from toolkit.core.records import Records
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.renderings import Turn, asked_in_full, conversation, render, render_record
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer

@@ -289,7 +289,8 @@ def test_a_page_that_somebody_changed_stays_unless_forced(run: reported.Reported
 
 def test_the_card_that_a_former_version_recorded_is_replaced_and_validation_stays_fresh(run: reported.Reported) -> None:
     """There README.md was an output of validate: another text of it would make that stale."""
-    from toolkit.core.manifest import record_file, why_stale
+    from toolkit.core.file_changes import why_stale
+    from toolkit.core.manifest import record_file
 
     run.folder.model_card.write_text("of a former version")
     manifest = read_manifest(run.folder)

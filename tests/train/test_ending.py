@@ -29,7 +29,7 @@ from tests.train.conftest import (
 )
 from toolkit.core import streams
 from toolkit.core.config import Config
-from toolkit.core.files import spread
+from toolkit.core.records import spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, train

@@ -29,7 +29,7 @@ from tests.train.conftest import (
 )
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import Records
+from toolkit.core.records import Records
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.model.base import Base

@@ -13,7 +13,7 @@ from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.files import spread
+from toolkit.core.records import spread
 from toolkit.export import export
 from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format

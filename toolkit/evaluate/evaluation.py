@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.file_changes import foreign_outputs
 from toolkit.core.files import write_text
-from toolkit.core.manifest import foreign_outputs, read_manifest, record_file, write_manifest
+from toolkit.core.manifest import read_manifest, record_file, write_manifest
 from toolkit.core.parsing import read_json
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.unfinished import noted, noting, settle

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import Records, each_record, spread
+from toolkit.core.records import Records, each_record, spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.copied import longest_runs
 from toolkit.evaluate.journal import Journal, key_of

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import Records, spread
 from toolkit.core.parsing import parse_json
+from toolkit.core.records import Records, spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.copied import LEARNED, WORD, words_of
 from toolkit.evaluate.journal import Journal, key_of

@@ -24,16 +24,9 @@ from toolkit.export.foreign_template import is_of_base
 from toolkit.export.gpu_quantizer import GpuQuantizer, beside
 from toolkit.export.header import header, shared_metadata
 from toolkit.export.importance import Importance
-from toolkit.export.planning import (
-    ExportPlan,
-    PlannedTensor,
-    check_disk,
-    check_head,
-    known,
-    plan,
-    say_vocabulary,
-)
-from toolkit.export.vocab import chat_check
+from toolkit.export.planned_tensor import PlannedTensor
+from toolkit.export.planning import ExportPlan, check_disk, check_head, known, plan, say_vocabulary
+from toolkit.export.vocab import chat_check, trained_ids
 from toolkit.formats import gguf_writer
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
@@ -97,13 +90,13 @@ def export(
 
 def check_chats(
     base: Path, adapter: Path | None, planned: ExportPlan, template: str, name: str, prompt_format: PromptFormat | None
-) -> tuple[Metadata, chat_check.Training]:
+) -> tuple[Metadata, trained_ids.Training]:
     """Return the metadata that all files share, with which llama.cpp reads chats as training did, and the training.
 
     Says whose vocabulary it is. Raises ToolkitError if chats cannot have the ids of training.
     """
     say_vocabulary(base, planned)
-    trained = chat_check.training(planned.tokenizer, base, prompt_format)
+    trained = trained_ids.training(planned.tokenizer, base, prompt_format)
     if prompt_format is None and is_of_base(template, base):
         trained = replace(trained, template_of_base=True)
     metadata = shared_metadata(base, adapter, planned, template, name)

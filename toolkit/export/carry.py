@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType as Type
 from toolkit.core import console, hardware
 from toolkit.export import quantize, tensors
 from toolkit.export.gpu_quantizer import GpuQuantizer
-from toolkit.export.planning import ExportPlan, PlannedTensor, working_size
+from toolkit.export.planned_tensor import PlannedTensor, working_size
+from toolkit.export.planning import ExportPlan
 from toolkit.formats.checkpoint import Floats
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from toolkit.core import console, hardware
 from toolkit.export.adapter.deltas import LoraDelta
-from toolkit.export.planning import PlannedTensor
+from toolkit.export.planned_tensor import PlannedTensor
 from toolkit.formats.safetensors_header import TensorInfo
 from toolkit.formats.tensor_values import read_tensor
 

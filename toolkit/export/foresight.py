@@ -21,7 +21,7 @@ from toolkit.core.stage import Check
 from toolkit.export.adapter.foreseen import foreseen_adapter
 from toolkit.export.header import shared_metadata
 from toolkit.export.planning import ExportPlan, Start, arrange
-from toolkit.export.vocab import chat_check
+from toolkit.export.vocab import chat_check, trained_ids
 from toolkit.export.vocab.tokenizer_source import TokenizerSource
 from toolkit.formats import bnb_4bit, checkpoint
 from toolkit.formats.gguf_reader import open_gguf
@@ -93,7 +93,7 @@ def foresee(folder: Path, config: Config) -> Foreseen:
     template = chat_template(form, bos=bool(load_tokenizer(folder, form).bos_text))
     with _named(folder, label), console.without_notes():
         metadata = shared_metadata(folder, None, planned, template, config.run.name)
-        chat_check.settle(planned.family.architecture, metadata, chat_check.training(source, folder, form))
+        chat_check.settle(planned.family.architecture, metadata, trained_ids.training(source, folder, form))
     remarks = [renderers.said_of(planned.family.architecture)]
     if planned.model.ignored:
         remarks.append(f"llama.cpp computes this model without {planned.model.ignored}")

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType as Type
 from toolkit import kernels
 from toolkit.core import console
 from toolkit.export.importance import Importance
-from toolkit.export.planning import PlannedTensor
+from toolkit.export.planned_tensor import PlannedTensor
 from toolkit.formats.checkpoint import BLOCK, SLAB, Floats
 from toolkit.kernels import gpu
 

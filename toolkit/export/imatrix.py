@@ -21,13 +21,14 @@ import numpy.typing as npt
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import Records, each_record
 from toolkit.core.manifest import path_name
 from toolkit.core.native import alone
+from toolkit.core.records import Records, each_record
 from toolkit.core.run_folder import RunFolder
 from toolkit.export import tensors
 from toolkit.export.imatrix_file import Imatrix
-from toolkit.export.planning import ExportPlan, PlannedTensor
+from toolkit.export.planned_tensor import PlannedTensor
+from toolkit.export.planning import ExportPlan
 from toolkit.formats.checkpoint import Floats
 from toolkit.model.text_part import text_part
 from toolkit.prompt.format import PromptFormat

@@ -5,8 +5,8 @@ import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from toolkit.core.file_changes import foreign_outputs
 from toolkit.core.files import clear_parts
-from toolkit.core.manifest import foreign_outputs
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.unfinished import noted, noting, settle
 

@@ -23,7 +23,8 @@ from toolkit.export import effect
 from toolkit.export.adapter.config import CONFIG
 from toolkit.export.adapter.deltas import LoraDelta
 from toolkit.export.adapter.weights import WEIGHTS
-from toolkit.export.planning import ExportPlan, PlannedTensor, plan
+from toolkit.export.planned_tensor import PlannedTensor
+from toolkit.export.planning import ExportPlan, plan
 from toolkit.formats import gguf_writer, safetensors_header
 from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata

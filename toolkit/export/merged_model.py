@@ -24,7 +24,8 @@ from toolkit.core.files import clear_stale, writing_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.parsing import read_json
 from toolkit.export import effect, quantize, tensors
-from toolkit.export.planning import ExportPlan, PlannedTensor, check_disk, check_head, plan, say_vocabulary
+from toolkit.export.planned_tensor import PlannedTensor
+from toolkit.export.planning import ExportPlan, check_disk, check_head, plan, say_vocabulary
 from toolkit.export.vocab import bpe
 from toolkit.export.vocab.tokenizer_source import eos as trained_eos
 from toolkit.formats.checkpoint import INDEX, SINGLE

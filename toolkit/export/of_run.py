@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import each_record
 from toolkit.core.manifest import Manifest, Outcome, record_file
+from toolkit.core.records import each_record
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.model import base
 from toolkit.prompt.format import prompt_format

@@ -24,7 +24,8 @@ from toolkit.core.parsing import read_json_or_nothing
 from toolkit.export.carry import carry
 from toolkit.export.gpu_quantizer import GpuQuantizer
 from toolkit.export.placed_file import PlacedFile
-from toolkit.export.planning import ExportPlan, PlannedTensor, plan
+from toolkit.export.planned_tensor import PlannedTensor
+from toolkit.export.planning import ExportPlan, plan
 from toolkit.formats.ggml_types import stored_size
 from toolkit.formats.gguf_writer import padded
 from toolkit.formats.safetensors_header import TensorInfo

@@ -11,7 +11,7 @@ import numpy as np
 from toolkit import kernels
 from toolkit.export.adapter import merge
 from toolkit.export.adapter.deltas import LoraDelta
-from toolkit.export.planning import PlannedTensor, streams, whole_size
+from toolkit.export.planned_tensor import PlannedTensor, streams, whole_size
 from toolkit.formats.checkpoint import BLOCK, Floats, Rows
 from toolkit.formats.tensor_values import read_rows, read_tensor
 from toolkit.model import families

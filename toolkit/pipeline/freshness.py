@@ -29,7 +29,7 @@ class Planned:
 
 def look(name: str, config: "Config", folder: "RunFolder", manifest: "Manifest") -> Planned:
     """Look at one stage alone; a base that is gone is a problem that running the stage reports in full."""
-    from toolkit.core.manifest import why_stale
+    from toolkit.core.file_changes import why_stale
 
     record, found = manifest.stages.get(name), stage(name)
     try:

@@ -49,7 +49,8 @@ def perform(
     model that is to be trained. Raises ToolkitError if an earlier stage's files are
     missing or out of date, or if it would overwrite files that it did not write.
     """
-    from toolkit.core.manifest import Outcome, read_manifest, seen_again, write_manifest
+    from toolkit.core.file_changes import seen_again
+    from toolkit.core.manifest import Outcome, read_manifest, write_manifest
     from toolkit.core.run_folder import sweep
     from toolkit.core.unfinished import noting, settle
 
@@ -181,7 +182,7 @@ def keep_settings(config: "Config", folder: "RunFolder") -> None:
 
 def _check_outputs(found: Stage, context: Context, files: StageFiles) -> None:
     """Raise ToolkitError rather than overwrite files that someone else wrote or changed."""
-    from toolkit.core.manifest import foreign_outputs
+    from toolkit.core.file_changes import foreign_outputs
     from toolkit.core.unfinished import noted
 
     folder, record = context.folder, context.manifest.stages.get(found.name)

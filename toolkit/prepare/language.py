@@ -10,8 +10,8 @@ from pathlib import Path
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import spread
 from toolkit.core.input_settings import DataSettings, PromptSettings
+from toolkit.core.records import spread
 from toolkit.prepare.clean import Record
 from toolkit.prepare.division import rows_of
 from toolkit.prepare.read import read_source

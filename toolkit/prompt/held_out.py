@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import each_record
+from toolkit.core.records import each_record
 from toolkit.core.spool import Spool
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.renderings import render_record

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from toolkit.core.files import spread
+from toolkit.core.records import spread
 from toolkit.prompt.languages import count_letters, load_identifier, related
 
 # The most likely language of a text, as an ISO 639 code, and its probability.

@@ -14,7 +14,7 @@ import httpx
 
 from toolkit import llamacpp
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import spread
+from toolkit.core.records import spread
 from toolkit.core.spool import Spool
 from toolkit.prompt.format import Prompt, PromptFormat
 from toolkit.prompt.tokenizer import Tokenizer

@@ -18,8 +18,8 @@ def _files(config: "Config", folder: "RunFolder") -> StageFiles:
 
 
 def _run(context: Context) -> "Outcome":
-    from toolkit.core.files import Records
     from toolkit.core.manifest import record_file
+    from toolkit.core.records import Records
     from toolkit.register import register
 
     config, folder, stages = context.config, context.folder, context.manifest.stages

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.file_changes import foreign_outputs
 from toolkit.core.files import write_text
-from toolkit.core.manifest import FileRecord, Manifest, foreign_outputs, path_name, read_manifest, write_manifest
+from toolkit.core.manifest import FileRecord, Manifest, path_name, read_manifest, write_manifest
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.together import write_together
 

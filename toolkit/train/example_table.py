@@ -7,7 +7,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.core.files import spread
+from toolkit.core.records import spread
 
 IGNORED = -100  # the label that PyTorch's cross entropy leaves out
 

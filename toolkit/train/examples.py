@@ -9,7 +9,8 @@ from typing import Any
 
 from toolkit.core import console, hardware
 from toolkit.core.errors import USAGE, ToolkitError
-from toolkit.core.files import each_record, sha256_of
+from toolkit.core.files import sha256_of
+from toolkit.core.records import each_record
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.train_settings import TrainSettings
 from toolkit.prompt.format import THINK, PromptFormat

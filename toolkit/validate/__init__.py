@@ -9,10 +9,11 @@ from typing import Any
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import GATE, MISSING, ToolkitError
-from toolkit.core.files import spread, write_text
+from toolkit.core.files import write_text
 from toolkit.core.learned import is_spoiled
 from toolkit.core.manifest import FileRecord, Manifest, Outcome, StageRecord, path_name, record_file
 from toolkit.core.output_settings import ValidateSettings
+from toolkit.core.records import spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.model.hub_range import HubShards

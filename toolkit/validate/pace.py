@@ -9,8 +9,8 @@ import numpy as np
 
 from toolkit import llamacpp
 from toolkit.core import console
-from toolkit.core.files import spread
 from toolkit.core.output_settings import LEAST_ROWS
+from toolkit.core.records import spread
 from toolkit.prompt.held_out import Record
 from toolkit.validate.layers import BOTH, Trained, chunk_size, head, logits_of, ready, through, with_adapter
 from toolkit.validate.spill import RESERVE

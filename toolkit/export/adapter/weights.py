@@ -1,14 +1,12 @@
 """Open a LoRA adapter as PEFT saved it: one change per tensor of the base, every tensor of the adapter used once.
 
 PEFT's computation decides what an adapter means: `modules_to_save` and LoRA change only their own module, so on a tied
-base they untie it; a copy of the base's weights next to them means the base's own, which stay tied. Names
-and their meaning: PEFT's utils/save_and_load.py, tuners/lora/layer.py, tuners/trainable_tokens/layer.py.
+base they untie it; a copy of the base's weights next to them means the base's own, which stay tied.
 """
 
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from toolkit.export.adapter.config import CONFIG, check_config, pattern
 from toolkit.export.adapter.deltas import (
     EMBEDDING,
     HEAD,
-    OTHER_BASE,
     Adapter,
     Change,
     LoraDelta,
@@ -27,32 +24,15 @@ from toolkit.export.adapter.deltas import (
     check_shapes,
 )
 from toolkit.export.adapter.named_modules import check_named, unkept_promise
-from toolkit.export.adapter.names import PREFIX, plain_names, plain_patterns
+from toolkit.export.adapter.names import plain_names, plain_patterns
+from toolkit.export.adapter.sorting import SortedTensors, sort_tensors
 from toolkit.formats import checkpoint
-from toolkit.formats.names import first_names
 from toolkit.formats.safetensors_header import AGAIN, TensorInfo, read_header
 from toolkit.model.config_values import brief
 from toolkit.model.model_config import ModelConfig
 
 WEIGHTS = "adapter_model.safetensors"
 HEAD_FROM_EMBEDDING = ("gemma2",)  # llama.cpp has no output matrix for these
-
-# MODULE.FORM: what the tensor is to its module. `{}` is weight or bias.
-_NAME = re.compile(
-    r"(?P<module>.+?)\.(?P<form>"
-    r"lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_A|lora_embedding_B|lora_magnitude_vector(?:\.weight)?"
-    r"|token_adapter\.trainable_tokens_delta|(?:token_adapter\.)?base_layer\.(?:weight|bias)"
-    r"|original_module\.(?:weight|bias)|modules_to_save\.(?:weight|bias)|weight|bias)"
-)
-
-
-@dataclass
-class _Found:
-    """An adapter's tensors by what they are: LoRA's by module and form, complete ones by the base's tensor."""
-
-    parts: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
-    own: dict[str, TensorInfo] = field(default_factory=dict)  # of the module alone: modules_to_save
-    base: dict[str, TensorInfo] = field(default_factory=dict)  # the base's own, as trained or resized
 
 
 def open_adapter(folder: Path, weights: Mapping[str, tuple[int, ...]], model: ModelConfig) -> Adapter:
@@ -74,7 +54,7 @@ def adapter_of(
     folder: Path,
 ) -> Adapter:
     """Return what an adapter of these settings and tensors changes; raises what `open_adapter` raises."""
-    found = _sort(folder, tensors, config, weights, model)
+    found = sort_tensors(folder, tensors, config, weights, model)
     changes: dict[str, Change] = {}
     for module, parts in found.parts.items():
         changes.update(_changes(config, module, parts, weights, folder))
@@ -104,50 +84,6 @@ def _open_weights(folder: Path) -> dict[str, TensorInfo]:
     if not tensors:
         raise ToolkitError(f"the adapter in `{folder}` has no weights: `{WEIGHTS}` is empty", hint="train it first")
     return tensors
-
-
-def _sort(
-    folder: Path,
-    tensors: Mapping[str, TensorInfo],
-    config: Mapping[str, Any],
-    weights: Mapping[str, tuple[int, ...]],
-    model: ModelConfig,
-) -> _Found:
-    """Give every tensor its one meaning; the error names those that have none."""
-    found, strangers = _Found(), []
-    saved = tuple(config.get("modules_to_save") or ())
-    for name, tensor in tensors.items():
-        match = _NAME.fullmatch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
-        module, form = (match["module"], match["form"]) if match else ("", "")
-        leaf = "bias" if form.endswith("bias") and form != "lora_B.bias" else "weight"
-        target = f"{module}.{leaf}"
-        if not match or (target not in weights and not (target == HEAD and model.tied)):
-            strangers.append(tensor.name)
-        elif form.startswith(("lora_", "token_adapter.trainable")):
-            found.parts.setdefault(module, {})[form.removesuffix(".weight")] = tensor
-        else:
-            trained = form.startswith("modules_to_save.") or (form == leaf and module.endswith(saved))
-            place = found.own if trained else found.base
-            if target in place and not checkpoint.same(place[target], tensor):
-                raise ToolkitError(
-                    f"the adapter in `{folder}` holds `{target}` twice, with different values: `{name}`",
-                    hint=AGAIN,
-                )
-            place[target] = tensor
-    seeing = [name for name in strangers if any(part in name for part in checkpoint.SIGHT)]
-    if seeing:
-        raise ToolkitError(
-            f"the adapter in `{folder}` changes the vision tower, but the text alone is exported: "
-            f"{first_names(seeing, 5)}",
-            hint='train without it: LoraConfig(exclude_modules=".*(vision_tower|multi_modal_projector|visual).*")',
-        )
-    if strangers:
-        raise ToolkitError(
-            f"the adapter in `{folder}` holds tensors that belong to no weight of the base: "
-            f"{first_names(strangers, 5)}",
-            hint=OTHER_BASE,
-        )
-    return found
 
 
 def _changes(
@@ -212,7 +148,7 @@ def _indices(config: Mapping[str, Any], module: str, values: TensorInfo, folder:
 
 
 def _place(
-    found: _Found, changes: dict[str, Change], model: ModelConfig, folder: Path
+    found: SortedTensors, changes: dict[str, Change], model: ModelConfig, folder: Path
 ) -> tuple[dict[str, TensorInfo], bool]:
     """Return which tensors replace the base's, and whether embedding and output are still one matrix."""
     replaced = {**found.base, **found.own}
@@ -248,7 +184,7 @@ def _same_rows(one: Rows, other: Change) -> bool:
     return isinstance(other, Rows) and one.indices == other.indices and checkpoint.same(one.values, other.values)
 
 
-def _check_promises(config: Mapping[str, Any], found: _Found, folder: Path) -> None:
+def _check_promises(config: Mapping[str, Any], found: SortedTensors, folder: Path) -> None:
     """Raise ToolkitError if trained weights that the config names are missing: PEFT would use the base's there."""
     for name in config.get("modules_to_save") or ():
         if not any(target.rpartition(".")[0].endswith(name) for target in found.own):
