@@ -125,6 +125,25 @@ def test_two_processes_have_the_losses_of_one(
     assert two.figures["tokens_seen"] == one.figures["tokens_seen"]
 
 
+def test_what_a_killed_call_left_among_the_temporary_files_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import sys, tempfile; from toolkit.train import launch\n"
+        "tempfile.tempdir = sys.argv[1]\n"
+        "launch.WORKER = ['-c', 'import os, signal; os.kill(os.getppid(), signal.SIGKILL)']\n"
+        "launch.run_worker({'base': 'x'}, 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=REPOSITORY)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert "x" in (left / "request.json").read_text()
+    os.utime(left, (0, 0))  # as after a minute: a folder that is younger may not be locked yet
+    monkeypatch.setattr(launch, "WORKER", ["-c", "import sys; open(sys.argv[2], 'w').write('{}')"])
+    assert launch.run_worker({}, 1) == {} and not list(tmp_path.iterdir())
+
+
 def test_a_run_of_two_processes_goes_on_in_one(
     small: tuple[Config, RunFolder], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,13 +6,12 @@ import logging
 import re
 import shlex
 import shutil
-import tempfile
 from pathlib import Path
 from typing import IO, Any
 
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
-from toolkit.core.files import writing
+from toolkit.core.files import scratch_folder, writing
 from toolkit.core.network import forbidden_by
 from toolkit.core.spool import temporary_file
 from toolkit.formats.names import first_names
@@ -81,9 +80,11 @@ def data_set_rows(found: str, split: str) -> IO[bytes]:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it warns of pages without a header
     shown = f"{PREFIX}{found}"
     # The library's own copy, which would stay in the user's cache, goes: the rows may be patients'.
-    with tempfile.TemporaryDirectory(prefix="toolkit-hf-") as cache:
+    with scratch_folder("hub") as cache:
         try:
-            splits = datasets.load_dataset(str(Path(found).expanduser()) if is_local(found) else found, cache_dir=cache)
+            splits = datasets.load_dataset(
+                str(Path(found).expanduser()) if is_local(found) else found, cache_dir=str(cache)
+            )
         except Exception as exc:  # of the hub, the network, and each reader of a format
             raise hub_refusal(exc, found) from None
         chosen = split or ("train" if "train" in splits else next(iter(splits)) if len(splits) == 1 else "")

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from toolkit.core import console, hardware, signals, streams
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
+from toolkit.core.files import scratch_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
@@ -89,10 +89,10 @@ def follow(config: Config, folder: RunFolder) -> None:
 
 def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     """Run `worker.py` as one process, or as `gpus` of them, and return its answer."""
-    with tempfile.TemporaryDirectory(prefix="toolkit-") as place, relay.lines_of_worker(Path(place)) as lines:
-        asked, answer = Path(place) / "request.json", Path(place) / "answer.json"
+    with scratch_folder("training") as place, relay.lines_of_worker(place) as lines:
+        asked, answer = place / "request.json", place / "answer.json"
         asked.write_text(json.dumps({**request, "lines": lines.name}), encoding="utf-8")
-        called = [*_launcher(gpus, Path(place)), *WORKER, str(asked), str(answer)]
+        called = [*_launcher(gpus, place), *WORKER, str(asked), str(answer)]
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
             called,
