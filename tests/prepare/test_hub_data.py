@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -198,3 +199,38 @@ def test_labels_are_their_names_and_mixed_texts_their_texts() -> None:
     lines = [{"question": 'say "q"', "answer": "b"}, {"question": "r", "answer": 3}]
     Path("mixed/train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [one.answer for one in reading("hf:mixed").records] == ["b", "3"]
+
+
+@pytest.mark.parametrize("kind", ["hf:mixed", "mixed.parquet", "mixed.arrow"])
+def test_messages_of_several_forms_are_read_as_from_their_file(kind: str) -> None:
+    """The library keeps such messages as JSON, each one in a text."""
+    import datasets
+
+    said = [{"role": "user", "content": "What helps?"}, {"role": "assistant", "content": "Rest."}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    parts = {"role": "user", "content": [{"type": "text", "text": "What else?"}]}
+    chats = [said, [said[0], call], [*said, parts, said[1]]]
+    Path("mixed").mkdir()
+    Path("mixed/train.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in chats))
+    if kind != "hf:mixed":
+        made = datasets.load_dataset("mixed", split="train", cache_dir="cache")
+        assert "json" in str(made.data.table.schema.field("messages").type)
+        made.to_parquet("mixed.parquet")
+        made.save_to_disk("saved")
+        shutil.copy(next(Path("saved").glob("*.arrow")), "mixed.arrow")
+    rows = reading(kind)
+    turns = [[*one.history, (one.question, one.answer)] for one in rows.records]
+    assert turns == [[("What helps?", "Rest.")], [("What helps?", "Rest."), ("What else?", "Rest.")]]
+    assert [(one.number, one.reason) for one in rows.rejected] == [(2, "a tool call")]
+
+
+def test_mixed_texts_in_a_file_of_the_library_have_no_quotes() -> None:
+    import datasets
+
+    answers = ["b", 3, None, ["c"], ["d", "e"], {"f": "g"}]
+    lines = [{"question": f"q{number}", "answer": answer} for number, answer in enumerate(answers)]
+    Path("mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    datasets.load_dataset("json", data_files="mixed.jsonl", split="train", cache_dir="cache").to_parquet("x.parquet")
+    rows, plain = reading("x.parquet"), reading("mixed.jsonl")
+    assert [one.answer for one in rows.records] == [one.answer for one in plain.records] == ["b", "3", "c"]
+    assert [(one.number, one.reason) for one in rows.rejected] == [(one.number, one.reason) for one in plain.rejected]

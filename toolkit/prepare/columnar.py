@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from toolkit.core.errors import ToolkitError
+from toolkit.core.parsing import parse_json
 from toolkit.core.spool import Spool
 from toolkit.prepare.cells import is_blank, name_key
 from toolkit.prepare.objects import tidied
@@ -106,7 +107,23 @@ def _values(column: Any, pa: Any) -> list[Any]:
         # Arrow does not check UTF-8 on reading, and to_pylist would raise on the first bad cell of all.
         return [None if cell is None else cell.decode("utf-8", "surrogateescape") for cell in column.to_pylist()]
     values: list[Any] = column.to_pylist()
-    return values
+    return [_decoded(value, column.type) for value in values] if "arrow.json" in str(column.type) else values
+
+
+def _decoded(value: Any, kind: Any) -> Any:
+    """Return a value with the JSON in it read: `datasets` writes it where values differ in type, as messages do.
+
+    Numbers stay as they are written. Raises ValueError for JSON that cannot be read.
+    """
+    if value is None or value == "null":
+        return None
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return parse_json(value, data=True) if value[:1] in ('"', "[", "{") else value
+    if isinstance(value, list):
+        return [_decoded(item, kind.value_type) for item in value]
+    if isinstance(value, dict):
+        return {part.name: _decoded(value[part.name], part.type) for part in kind}
+    return value
 
 
 def _checked(values: Any, pa: Any) -> Any:

@@ -104,15 +104,12 @@ def data_set_rows(found: str, split: str) -> IO[bytes]:
 
 
 def _named_labels(rows: Any) -> Any:
-    """Return a split's Arrow table with the names of labels, not their numbers, and texts of mixed columns as texts."""
+    """Return a split's Arrow table with the names of labels, not their numbers."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     table = rows.data.table
     for at, (name, feature) in enumerate(rows.features.items()):
-        if type(feature).__name__ == "Json":  # of mixed types: texts are those of JSON, in quotes
-            texts = [json.loads(text) if text and text[0] == '"' else text for text in table[name].to_pylist()]
-            table = table.set_column(at, name, pa.array(texts, pa.string()))
         if type(feature).__name__ == "ClassLabel":
             numbers = pc.if_else(pc.less(table[name], 0), None, table[name])  # -1 is the hub's "not labelled"
             table = table.set_column(at, name, pc.take(pa.array(feature.names), numbers))
