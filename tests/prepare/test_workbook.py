@@ -243,7 +243,7 @@ def test_the_sheet_with_question_and_answer_is_read_and_said(
 def test_several_sheets_are_refused_and_each_hint_works(tmp_path: Path) -> None:
     path = saved(tmp_path / "it's.xlsx", {"Heart & lung": ROWS, "Skin": [*ROWS, ["s", "c"]], "Notes": [["x"]]})
     error = refused(path)
-    assert "2 sheets that name question and answer: `Heart & lung`, `Skin`" in error.message
+    assert "2 sheets whose first row names questions or chats: `Heart & lung`, `Skin`" in error.message
     one, both = (shlex.split(words)[1] for words in re.findall(r"`(--set [^`]+)`", error.hint))
     for setting, count in ((one, 2), (both, 5)):
         config = build({}, [setting])
@@ -252,6 +252,15 @@ def test_several_sheets_are_refused_and_each_hint_works(tmp_path: Path) -> None:
     assert rows.records[-1].file == f"{path}#Skin"
     assert "its sheets are `Heart & lung`, `Skin`, `Notes`" in refused(path, part="Liver").hint
     assert "2 sheets that hold data" in refused(saved(path, {"A": [["x"]], "B": [["y"]]})).message
+
+
+def test_a_sheet_of_chats_counts_like_one_of_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chats: Rows = [["Messages", "ward"], ['[{"role": "user", "content": "q"}]', "3"]]
+    path = saved(tmp_path / "x.xlsx", {"Notes": [["about", "this"]], "Talks": chats})
+    assert read_table(path, WANTED).columns == ["Messages", "ward"]
+    assert "the sheet `Talks` is read, not `Notes`" in capsys.readouterr().err
+    error = refused(saved(path, {"Talks": chats, "FAQ": ROWS}))
+    assert "2 sheets whose first row names questions or chats: `Talks`, `FAQ`" in error.message
 
 
 def test_a_sheet_of_a_file_with_such_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from typing import IO, Any
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.names import first_names
-from toolkit.prepare.cells import ANSWERS, INSTRUCTION, QUESTIONS, is_blank, name_key
+from toolkit.prepare.cells import ANSWERS, CHATS, INSTRUCTION, QUESTIONS, is_blank, name_key
 from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.containers import quoted
 from toolkit.prepare.delimited import Cells, named_rows
@@ -147,9 +147,11 @@ def _only_sheet(opened: Opened, sheets: dict[str, Any], wanted: frozenset[str]) 
     if len(fitting) > 1:
         one = quoted(f"data.source={opened.path}#{fitting[0]}")
         both = ", ".join(f'"{opened.path}#{name}"' for name in fitting)
-        said = "name question and answer" if _names_both(headers[fitting[0]], wanted) else "hold data"
+        said = (
+            "whose first row names questions or chats" if _names_both(headers[fitting[0]], wanted) else "that hold data"
+        )
         raise ToolkitError(
-            f"`{opened.path}` has {len(fitting)} sheets that {said}: {first_names(fitting, SHOWN)}",
+            f"`{opened.path}` has {len(fitting)} sheets {said}: {first_names(fitting, SHOWN)}",
             hint=f"name one with `--set {one}`, or all of them with `--set {quoted(f'data.source=[{both}]')}`",
         )
     if len(sheets) > 1:
@@ -159,10 +161,10 @@ def _only_sheet(opened: Opened, sheets: dict[str, Any], wanted: frozenset[str]) 
 
 
 def _names_both(header: list[str], wanted: frozenset[str]) -> bool:
-    """Say whether a first row names question and answer by their usual names, or two of the names in the settings."""
+    """Say whether a first row names question and answer, or chats, as is usual, or two names of the settings."""
     keys = {name_key(name) for name in header}
     usual = not keys.isdisjoint((*QUESTIONS, INSTRUCTION)) and not keys.isdisjoint(ANSWERS)
-    return usual or len(keys & wanted) > 1
+    return usual or not keys.isdisjoint(CHATS) or len(keys & wanted) > 1
 
 
 def _text(cell: Any, source: Any, *, outdated: bool = False) -> str:
