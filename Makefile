@@ -24,6 +24,7 @@ quickstart: .installed-run
 	$(BIN)/toolkit run -c $(CONFIG)
 	@echo
 	$(BIN)/toolkit ask -c $(CONFIG) "What can I do to lower my risk of catching a cold?"
+	@echo "next: source $(BIN)/activate && toolkit init myproject --data data/sample.csv" >&2
 
 test: .installed-dev chromium
 	$(PYTEST) -m "not gpu and not exhaustive"

@@ -66,6 +66,20 @@ def test_an_installation_that_takes_long_shows_that_it_is_alive(place: Path) -> 
     assert len((place / "calls").read_text().splitlines()) == 3  # pip itself, the toolkit, the small base
 
 
+def test_the_quick_start_ends_with_the_next_step(place: Path) -> None:
+    program(place / ".venv/bin/toolkit", '#!/bin/sh\necho "$1"\n')
+    program(place / ".venv/bin/pip", STUB)
+    (place / ".venv/bin/activate").touch()
+    running = make(place, "quickstart")
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 0 and out.splitlines()[-1] == "ask"
+    step = err.splitlines()[-1].removeprefix("next: ")
+    program(place / "compilers/toolkit", '#!/bin/sh\necho "called: $*"\n')
+    environment = {**os.environ, "PATH": f"{place / 'compilers'}:{os.environ['PATH']}"}
+    typed = subprocess.run(["bash", "-c", step], cwd=place, env=environment, capture_output=True, text=True)
+    assert typed.stdout == "called: init myproject --data data/sample.csv\n"
+
+
 def test_a_failing_installation_shows_its_log_and_stops(place: Path) -> None:
     program(place / ".venv/bin/pip", STUB + "echo 'no such compiler' >&2\nexit 7\n")
     running = make(place, ".installed-run")
