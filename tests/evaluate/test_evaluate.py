@@ -1,5 +1,6 @@
 """An evaluation asks all systems, compares them, goes on where it was interrupted, and keeps former results."""
 
+import copy as copies
 import errno
 import json
 import math
@@ -115,6 +116,15 @@ def test_the_summary_says_what_was_found_in_words(done: tuple[scored_models.Worl
     assert f"trained against base: {NONE} in chrF against the reference, ROUGE-L against the reference " in text
     assert "and loss on the reference answers" in text
     assert "words in a row from a training answer" in text and "15 comparisons (Holm)" in text
+
+
+@pytest.mark.parametrize(
+    ("longest", "said"), [(0, "0 words in a row"), (1, "1 word in a row"), (2, "2 words in a row")]
+)
+def test_a_copy_of_one_word_is_one_word(done: tuple[scored_models.World, Outcome], longest: int, said: str) -> None:
+    figures = copies.deepcopy(done[1].figures)
+    figures["held_out"]["systems"]["trained"]["copied"]["longest"] = longest
+    assert f"no answer of trained has more than {said} from a training answer" in evaluation_text(figures)
 
 
 def test_a_difference_is_said_with_its_size() -> None:

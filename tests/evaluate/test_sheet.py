@@ -273,6 +273,21 @@ def test_any_text_comes_back_from_page_and_table(text: str) -> None:
     assert row["answer 1"].lstrip()[:1] not in ("=", "+", "-", "@")
 
 
+@pytest.mark.parametrize("mark", ["\u202d", "\u202e"])
+def test_no_text_is_read_backwards(mark: str) -> None:
+    right_to_left = "\u05e9\u05dc\u05d5\u05dd\u200f"  # a mark of direction that such languages need stays
+    evaluation = make_evaluation(
+        2,
+        lambda row, system: f"Take {mark}50 mg, {right_to_left} says {row} {system[:1]}",
+        question=lambda row: f"How much {mark}of number {row}?",
+    )
+    key = key_of(evaluation)
+    items = sheet.shown_items(key, evaluation)
+    for page in (sheet.sheet_html(key.sheet, items), sheet.sheet_csv(key.sheet, items)):
+        assert mark not in page and right_to_left in page
+        assert "Take \ufffd50 mg" in page and "How much \ufffdof number 1?" in page
+
+
 def test_a_formula_is_text_in_a_spreadsheet(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "demo")
     starts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "- a list\n- of two"]

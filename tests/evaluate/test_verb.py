@@ -82,6 +82,8 @@ def test_an_evaluation_is_foreseen_done_once_and_again_when_something_changes(
         (["--votes", "votes.json", "--force"], "--votes has no --force"),
         (["--set", "evaluate.systems=Q4_K_M,Q2_K"], 'evaluate.systems: "Q2_K" is none of base, trained, Q8_0, Q4_K_M'),
         (["--set", "evaluate.systems=trainned"], 'unknown quantization "trainned"'),
+        (["--set", "evaluate.systems=trainned"], 'did you mean "trained"?'),
+        (["--set", "evaluate.systems=Basis"], 'did you mean "base"?'),
         (["--set", "evaluate.judge=gpt"], 'write "ollama:gpt"'),
         (["--set", "evaluate.judge=ollama:"], "name the model"),
         (["--set", "evaluate.questions=0"], "evaluate.questions"),

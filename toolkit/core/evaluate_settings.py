@@ -1,5 +1,7 @@
 """The settings of the evaluation: what is asked, which systems, and with which limits."""
 
+import difflib
+
 from pydantic import Field, field_validator
 
 from toolkit.core.output_settings import check_quantization
@@ -49,4 +51,6 @@ def _system(name: str) -> str:
     try:
         return check_quantization(name)
     except ValueError as exc:
-        raise ValueError(f"{exc}; besides quantizations there are {BASE} and {TRAINED}") from None
+        close = difflib.get_close_matches(name.lower(), (BASE, TRAINED), n=1)
+        meant = f'; did you mean "{close[0]}"?' if close else f"; besides quantizations there are {BASE} and {TRAINED}"
+        raise ValueError(f"{exc}{meant}") from None

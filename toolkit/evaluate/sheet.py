@@ -33,7 +33,8 @@ CELL = 32_000  # characters; a spreadsheet's cell takes 32,767, and Excel breaks
 COLUMNS = ("sheet", "item", "question", "answer 1", "answer 2", "vote", "comment", "name")
 
 # What HTML and spreadsheets cannot hold: controls other than tab and newline, halves of surrogate pairs, noncharacters.
-_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# And overrides of direction (Unicode's UAX 9), behind which "50 mg" would be read backwards.
+_UNSHOWABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
 _FORMULA = re.compile(r"\s*[=+\-@]")
 
 
@@ -110,7 +111,7 @@ def shown_items(key: SheetKey, evaluation: dict[str, Any]) -> list[ShownItem]:
 
 
 def showable(text: str) -> str:
-    """Return text with what HTML cannot hold replaced by U+FFFD, and with line ends as newlines."""
+    """Return text in which U+FFFD stands for what HTML cannot hold or turns text around; line ends are newlines."""
     return _UNSHOWABLE.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 

@@ -7,7 +7,7 @@ from toolkit.core.evaluate_settings import BASE, TRAINED
 from toolkit.evaluate.copied import LEARNED
 from toolkit.evaluate.judge_words import judge_table
 from toolkit.evaluate.statistics import NONE
-from toolkit.report.words import MEASURES
+from toolkit.report.words import MEASURES, counted
 
 UNITS = {"nll": " nats per token", "chrf": " points"}
 
@@ -113,7 +113,9 @@ def _copied(systems: dict[str, Any]) -> list[str]:
     longest, base = trained["copied"]["longest"], systems.get(BASE, {}).get("copied", {}).get("longest")
     beside = "" if base is None else f"; of {BASE} the longest is {base}"
     if longest < LEARNED:
-        return [f"no answer of {TRAINED} has more than {longest} words in a row from a training answer{beside}"]
+        return [
+            f"no answer of {TRAINED} has more than {counted(longest, 'word')} in a row from a training answer{beside}"
+        ]
     row = trained["copied"]["row"]
     return [f"an answer of {TRAINED} has {longest} words in a row from the training answer of row {row}{beside}"]
 
@@ -124,7 +126,7 @@ def _memorised(found: dict[str, Any] | None) -> list[str]:
         return []
     parts = []
     for name, one in found["systems"].items():
-        longest = f", the longest run {one['longest']} words (row {one['row']})" if one["longest"] else ""
+        longest = f", the longest run {counted(one['longest'], 'word')} (row {one['row']})" if one["longest"] else ""
         personal = f", {one['personal']} of them in rows with personal data" if one["personal"] else ""
         parts.append(f"{name} {len(one['learned'])} of {one['rows']}{personal}{longest}")
     return [
