@@ -58,8 +58,8 @@ def ask_server(
     )
     if (safe_question, safe_instruction) != (question, instruction or ""):
         console.warn(
-            "the text contains what looks like control tokens; an invisible character in each, which the model "
-            "reads too, keeps Ollama from reading them as the tokens"
+            "the text contains what looks like control tokens: an invisible character, which the model reads "
+            "too, is put into each, so that Ollama reads them as text"
         )
     # By default a server cuts a prompt that does not fit in half, and drops its start while it answers.
     body: dict[str, Any] = {

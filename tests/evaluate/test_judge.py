@@ -91,7 +91,7 @@ def test_a_judge_that_prefers_a_place_decides_nothing(said: str, disagreed: int)
     for pair in found["pairs"]:
         assert (pair["same"], pair["disagreed"], pair["win_rate"]) == (6, disagreed, None)
     assert {item["verdict"] for item in found["items"]} == {"same"}
-    assert ("In 12 of 12 pairs its orders disagree" in judge_table(found)) == bool(disagreed)
+    assert ("In 12 of 12 pairs its choice depends on the order of the answers" in judge_table(found)) == bool(disagreed)
 
 
 def test_a_preference_in_one_order_alone_is_a_tie() -> None:

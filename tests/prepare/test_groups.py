@@ -148,7 +148,7 @@ def test_patients_stay_in_one_split(prepared: Prepared, tmp_path: Path, capsys: 
     assert all(len(names) == 1 for number, names in where.items() if number < 20) and figures["test"] >= 5
     assert figures["columns"]["group"] == "patient_id" and "unused_columns" in figures
     said = capsys.readouterr().err
-    assert "20 groups by `Patient_ID`, each in one split; 2 rows without one go with their question alone" in said
+    assert "20 groups by `Patient_ID`, each in one split; 2 rows without one are grouped by question alone" in said
     assert "group ← patient_id" in said and "BR-0" not in said + json.dumps(rows) + json.dumps(figures)
 
 

@@ -90,7 +90,7 @@ def test_a_single_row_has_no_interval_and_that_is_said(made: scored_models.World
     figures = validate(run.config, run.folder, run.base, run.manifest()).figures
     entry = figures["quantizations"]["Q8_0"]
     assert entry["mean_kl_low"] is None and entry["mean_kl_high"] is None and entry["passed"]
-    assert "one row has no 95 % interval: its mean alone is held against the bound" in report_table(figures)
+    assert "one row has no 95 % interval: its mean alone is compared with the bound" in report_table(figures)
     entry["mean_kl"] = None  # nothing was measured
     assert "interval" not in report_table({**figures, "quantizations": {"Q8_0": entry}})
 

@@ -36,7 +36,7 @@ def judge_sentence(judge: dict[str, Any]) -> str:
     unusable = f"{counted(judge['unusable'], 'pair')} had no usable answer. " if judge["unusable"] else ""
     turned, asked = (sum(pair[name] for pair in judge["pairs"]) for name in ("disagreed", "questions"))
     if 2 * turned > asked:
-        unusable += f"In {turned} of {counted(asked, 'pair')} its orders disagree: it prefers a place to an answer. "
+        unusable += f"In {turned} of {counted(asked, 'pair')} its choice depends on the order of the answers. "
     found = judge["agreement_with_votes"]
     if found is None:
         return f"{unusable}No pair was also decided by clinicians, so nobody knows how good this judge is."

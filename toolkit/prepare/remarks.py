@@ -109,7 +109,7 @@ def groups_found(records: Sequence[Record], settings: DataSettings) -> str:
         return ""
     groups = Counter(record.group for record in records)
     without = groups.pop("", 0)
-    none = f"; {_counted(without, 'row')} without one go with their question alone" if without else ""
+    none = f"; {_counted(without, 'row')} without one are grouped by question alone" if without else ""
     return f"{_counted(len(groups), 'group')} by `{settings.group_column}`, each in one split{none}"
 
 
@@ -123,7 +123,7 @@ def groups_tied(records: Sequence[Record]) -> str:
         return ""
     return (
         f"{len(groups):,} groups, {most:,} of {len(records):,} rows, stay in one split, because they ask the same "
-        "questions: the splits may be far from their sizes"
+        "questions: the splits may be far from the sizes that you set"
     )
 
 

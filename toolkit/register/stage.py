@@ -60,7 +60,7 @@ def _gate(context: Context) -> None:
     if any(server.listed_name(name, tag) in held for tag in tags):
         raise ToolkitError(
             f"`{name}` answers in Ollama, and this model would replace it: {said[0]}",
-            hint="train again as that says, or replace it anyway with --force",
+            hint="train again as the message says, or replace it anyway with --force",
             exit_code=GATE,
         )
 

@@ -182,7 +182,7 @@ def length_chart(lengths: Sequence[int]) -> str:
     said = f"Half of {len(order):,} answers have {middle:,} words or fewer, the longest {order[-1]:,}."
     chart = svg.new("lengths", 172, "Words of an answer", said)
     x, y = Scale(0, 25 * step, LEFT, WIDTH - RIGHT), Scale(0, max(bars), 140, 24)
-    _axes(chart, x, y, 140, "words of an answer (the last bar: and more)", "answers")
+    _axes(chart, x, y, 140, "words of an answer (the last bar: this many or more)", "answers")
     for index, count in enumerate(bars):
         at = x.at(index * step)
         svg.box(chart, at, y.at(count), x.at((index + 1) * step) - at - 1, 140 - y.at(count), "one")

@@ -180,10 +180,12 @@ def report_table(report: dict[str, Any]) -> str:
 def interval_sentence(entries: dict[str, dict[str, Any]], rows: int) -> str:
     """State the 95 % interval of each mean KL, and whether its upper end decided; empty where nothing was measured."""
     if rows == 1 and any(entry["mean_kl"] is not None for entry in entries.values()):
-        return "one row has no 95 % interval: its mean alone is held against the bound, and another row may be far off"
+        return (
+            "one row has no 95 % interval: its mean alone is compared with the bound, and another row may differ much"
+        )
     ends = {name: (entry.get("mean_kl_low"), entry.get("mean_kl_high")) for name, entry in entries.items()}
     listed = [f"{name} {nats(low)} to {nats(high)}" for name, (low, high) in ends.items() if low is not None]
     if not listed:
         return ""
-    counts = f"; with fewer than {FEW} rows its upper end is held against the bound" if rows < FEW else ""
+    counts = f"; with fewer than {FEW} rows its upper end is compared with the bound" if rows < FEW else ""
     return f"95 % interval of the mean KL, over {rows:,} rows: {', '.join(listed)}{counts}"
