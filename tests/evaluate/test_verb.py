@@ -76,7 +76,7 @@ def test_an_evaluation_is_foreseen_done_once_and_again_when_something_changes(
     ("words", "said"),
     [
         (["--sheet", "--votes", "x"], "--sheet and --votes cannot be used in one call"),
-        (["votes.json"], "`votes.json` is not asked for here"),
+        (["votes.json"], "`votes.json` has no use here: only --votes reads files"),
         (["--votes"], "--votes names no file"),
         (["--sheet", "--force"], "--sheet has no --force"),
         (["--votes", "votes.json", "--force"], "--votes has no --force"),

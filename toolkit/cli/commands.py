@@ -57,8 +57,8 @@ def doctor(path: str, overrides: tuple[str, ...]) -> None:
 def train(path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, gpus: int) -> None:
     """Fine-tune the base model with LoRA.
 
-    An interrupted run continues where it stopped; Ctrl-C saves first. `accelerate launch -m toolkit train` works too,
-    with what `accelerate config` wrote: DDP, FSDP2, DeepSpeed, several machines.
+    An interrupted run continues where it stopped. Ctrl-C saves a checkpoint. For DDP, FSDP2, DeepSpeed or several
+    machines, run `accelerate config`, and then `accelerate launch -m toolkit train`.
     """
     from toolkit.train import launch, parallel
 
@@ -102,7 +102,7 @@ def export(
     output: str | None,
     form: str,
 ) -> None:
-    """Merge, and write all GGUF quantizations in one pass.
+    """Merge the adapter, and write all GGUF files in one pass.
 
     With --adapter, an adapter trained elsewhere is merged into its base, outside any run folder; with --model, a whole
     model is exported as it is.
@@ -142,7 +142,7 @@ def evaluate(
 ) -> None:
     """Ask base, trained model and GGUF files the same questions.
 
-    Their answers are compared with intervals, in evaluation.json. `run` does not do it: it takes long.
+    evaluation.json gets their answers, compared with intervals. `toolkit run` leaves this out, because it takes long.
     """
     from toolkit.cli import evaluating
 
@@ -166,7 +166,7 @@ def evaluate(
 def register(
     path: str, overrides: tuple[str, ...], dry_run: bool, force: bool, rollback: bool, replace: tuple[str, ...]
 ) -> None:
-    """Create the model in Ollama, and prove it there.
+    """Create the model in Ollama, and check it there.
 
     If anything fails, the earlier model of that name is restored. A replaced model is kept as a copy.
     """

@@ -22,7 +22,9 @@ def check_options(sheet: bool, votes: bool, files: tuple[Path, ...], force: bool
         )
     if files and not votes:
         raise ToolkitError(
-            f"`{files[0]}` is not asked for here", hint="toolkit evaluate --votes FILE...", exit_code=USAGE
+            f"`{files[0]}` has no use here: only --votes reads files",
+            hint="toolkit evaluate --votes FILE...",
+            exit_code=USAGE,
         )
     if votes and not files:
         raise ToolkitError("--votes names no file", hint="toolkit evaluate --votes FILE...", exit_code=USAGE)

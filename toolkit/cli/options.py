@@ -129,5 +129,5 @@ def stage_verb(name: str) -> click.Command:
 def group() -> None:
     """Fine-tune a model on questions and answers, and prove that what Ollama runs is what was trained.
 
-    The stages in order: prepare, train, export, validate, register. `run` does those that are out of date.
+    The stages in order: prepare, train, export, validate, register. `run` runs those that are out of date.
     """

@@ -84,7 +84,7 @@ class Run:
         return cast(Validated, self.perform("validate", force=force))
 
     def register(self, *, force: bool = False, replace: tuple[str, ...] = ()) -> Registered:
-        """Create the model in Ollama, and prove it there; `replace` names models that are not ours."""
+        """Create the model in Ollama, and check it there; `replace` names models that are not ours."""
         return cast(Registered, self.perform("register", force=force, replace=replace))
 
     def evaluate(self, *, force: bool = False) -> Evaluated:

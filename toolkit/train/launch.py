@@ -123,7 +123,7 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     hint = f"{last}; the same command continues from the last checkpoint"
     if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
         hint = "the system kills a process that takes too much memory: see `toolkit doctor`; the same command continues"
-    raise ToolkitError(f"the process that trains {how}", hint=hint)
+    raise ToolkitError(f"the training process {how}", hint=hint)
 
 
 def _launcher(gpus: int, place: Path) -> list[str]:

@@ -20,7 +20,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 
 REQUEST = "toolkit_request"
 DOWNLOAD = datetime.timedelta(hours=24)  # how long the others wait for the first one's request
-ANOTHER_ENDED = "another one of the processes that train ended"
+ANOTHER_ENDED = "another training process ended"
 GOES_ON = "its own message stands above, if it left one; the same command continues from the last checkpoint"
 _LIBC = ctypes.CDLL(None)  # now: a fork of a process with threads must not load a library
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
