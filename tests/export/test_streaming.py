@@ -168,7 +168,7 @@ def test_what_was_done_is_checked_before_it_is_used(
     assert contents(tmp_path / "out") == whole(hub.folder, adapter, tmp_path / "whole")
     again = {name for name, _, _ in hub.asked} & {*order[:2]}
     assert len(again) == (1 if what == "part" else 2)
-    assert ("is damaged: it is done again" in capsys.readouterr().err) == (what == "part")
+    assert ("is damaged: it is exported again" in capsys.readouterr().err) == (what == "part")
 
 
 @pytest.mark.parametrize("which", [0, -1])
