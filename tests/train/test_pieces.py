@@ -27,7 +27,6 @@ from toolkit.core.stage import Context
 from toolkit.model import precision
 from toolkit.train import (
     backend_choice,
-    callbacks,
     checkpoints,
     checks,
     job,
@@ -268,6 +267,8 @@ HISTORY = [
 )
 def test_a_step_that_the_scaler_skips_is_said_and_logged(norms: list[float], skipped: int, tmp_path: Path) -> None:
     """In f16 an overflowing gradient changes nothing, and its norm is no number that JSON has."""
+    from toolkit.train import callbacks
+
     steps = len(norms)
     running = SimpleNamespace(
         live_log=tmp_path / "log.jsonl", step_tokens=np.full(steps, 100), tokens_here=0, seconds=0.0
@@ -292,6 +293,8 @@ def test_a_step_that_the_scaler_skips_is_said_and_logged(norms: list[float], ski
 
 
 def test_the_log_has_a_line_for_each_step_and_each_held_out_loss() -> None:
+    from toolkit.train import callbacks
+
     lines = callbacks.log_text(HISTORY).splitlines(keepends=True)
     assert [json.loads(line) for line in lines] == HISTORY[:4] and all(line.endswith("\n") for line in lines)
     assert lines[1].startswith('{"step": 1, "loss": 2.0')
@@ -300,6 +303,8 @@ def test_the_log_has_a_line_for_each_step_and_each_held_out_loss() -> None:
 
 def test_ctrl_c_is_noted_once_and_ends_training_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What `timeout` and a closed terminal send twice at once is one request; a hang-up is never a second one."""
+    from toolkit.train import callbacks
+
     job, before = SimpleNamespace(stopped=False), signal.getsignal(signal.SIGINT)
     with ExitStack() as stack:
         callbacks.StopOnSignal(job, stack).on_train_begin()  # type: ignore[arg-type]

@@ -4,7 +4,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from transformers import get_scheduler
 
 from toolkit.core.train_settings import ENDLESS, TrainSettings
 from toolkit.train import schedule
@@ -14,6 +13,8 @@ NAMES = get_args(TrainSettings.model_fields["lr_scheduler_type"].annotation)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_course_is_the_one_that_an_optimizer_gets(name: str) -> None:
+    from transformers import get_scheduler
+
     settings = TrainSettings.model_validate({"lr_scheduler_type": name, "warmup_steps": 3, "learning_rate": 1e-3})
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=12)

@@ -20,7 +20,6 @@ from toolkit.model.base import Base
 from toolkit.model.text_part import text_part
 from toolkit.train import checks, example_table, job, peft_backend, train
 from toolkit.train.backend import UnslothFailed
-from toolkit.train.trainer import make
 from toolkit.train.unsloth_backend import load_with_unsloth
 
 
@@ -62,6 +61,8 @@ def test_the_loss_of_records_together_is_that_of_each_alone(
 ) -> None:
     """And in one row it would not be: what one record leaves behind reaches into the next."""
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from toolkit.train.trainer import make
 
     settings, folder = small
     target = ["in_proj"] if name in ("Mamba", "Lfm2") else ["in_proj_qkv", "out_proj", "q_proj"]
