@@ -12,7 +12,7 @@ from gguf import GGUFReader
 from tests.support import scored_models
 from tests.validate.conftest import Trained
 from toolkit import llamacpp
-from toolkit.core import hardware
+from toolkit.core import console, hardware
 from toolkit.core.manifest import record_file
 from toolkit.export import export
 from toolkit.llamacpp import together
@@ -95,12 +95,17 @@ def test_rows_are_laid_into_passes_in_order() -> None:
     assert together.groups([]) == []
 
 
-def test_f32_answers_equal_the_trained_models(made: scored_models.World, trained: Trained) -> None:
+def test_f32_answers_equal_the_trained_models(
+    made: scored_models.World, trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.0)
     answers = trained.measure(made.folder.gguf("F32"), "F32", ask=True).answers
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("answers of F32: ")]
+    assert 1 < len(shown) <= 8 * len(trained.prompts)  # each token, as it comes
     base = AutoModelForCausalLM.from_pretrained(made.base.folder, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, made.folder.adapter).eval()
     model.get_base_model().generation_config = GenerationConfig()

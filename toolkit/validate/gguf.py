@@ -77,11 +77,23 @@ def measure(
         if facts.vocabulary == reference.shape[1]:
             most = recurrent.sequences(path, together.SEQUENCES) if crowded else 0
             distance, with_penalty = _distance(llm, quantization, scored, reference, penalty, most)
-        answers = []
-        for prompt in prompts:
-            pieces = llamacpp.generate(llm, llamacpp.tokenize(llm, prompt), tokens, stops, llamacpp.Sampling())
-            answers.append("".join(pieces))
+        answers = _answers(llm, quantization, prompts, tokens, stops)
     return Measurement(parity, distance, facts.bits, answers, with_penalty)
+
+
+def _answers(llm: Any, quantization: str, prompts: list[Prompt], tokens: int, stops: tuple[str, ...]) -> list[str]:
+    """Answer the prompts greedily, with `tokens` tokens at most."""
+    found = []
+    with console.progress(f"answers of {quantization}", tokens * len(prompts), "tokens") as bar:
+        for prompt in prompts:
+            pieces = []
+            for piece in llamacpp.generate(llm, llamacpp.tokenize(llm, prompt), tokens, stops, llamacpp.Sampling()):
+                pieces.append(piece)
+                if len(pieces) <= tokens:  # a last piece says only why it ended
+                    bar.advance()
+            bar.skip(max(0, tokens - len(pieces)))  # it ended early
+            found.append("".join(pieces))
+    return found
 
 
 def check_parity(llm: Any, records: Sequence[Record], tokenizer: Tokenizer, template: str, vocabulary: int) -> Parity:
