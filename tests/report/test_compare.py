@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,20 @@ def test_only_the_settings_that_differ_are_listed(run: reported.Reported, other:
         Row("train.num_train_epochs", "1.0", "-"),
     ]
     assert compared(run, run).settings == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "row"),
+    [
+        ({"data": {"source": "data/sample.csv", "clean": ["html"]}}, Row("data.clean", "[]", '["html"]')),
+        ({"train": {"packing": False}}, Row("train.packing", "true", "false")),
+        ({"data": {"source": "data/sample.csv", "encoding": "cp1252"}}, Row("data.encoding", "", "cp1252")),
+    ],
+)
+def test_settings_are_written_as_in_their_file(
+    run: reported.Reported, tmp_path: Path, changes: dict[str, Any], row: Row
+) -> None:
+    assert row in compared(run, reported.made(tmp_path, "changed", **changes)).settings
 
 
 def test_figures_are_those_of_both_files_and_a_dash_where_one_has_none(

@@ -10,7 +10,7 @@ from toolkit.report.charts import interval_chart
 from toolkit.report.facts import Facts
 from toolkit.report.page import Drawn, environment
 from toolkit.report.sources import Measure
-from toolkit.report.words import MEASURES, clipped, decimal, nats, percent, shown
+from toolkit.report.words import MEASURES, clipped, decimal, nats, percent, setting_text, shown
 
 MOST_ANSWERS, MOST_CHARACTERS = 60, 2000
 ABSENT = "-"
@@ -132,14 +132,10 @@ def _settings(one: Facts, other: Facts) -> list[Row]:
     missing = object()
     values = [(key, one.settings.get(key, missing), other.settings.get(key, missing)) for key in keys]
     return [
-        Row(key, *(ABSENT if each is missing else _plain(each) for each in (first, second)))
+        Row(key, *(ABSENT if each is missing else shown(setting_text(each)) for each in (first, second)))
         for key, first, second in values
         if first != second
     ]
-
-
-def _plain(value: Any) -> str:
-    return clipped(shown(str(value)), 300)
 
 
 def _losses(one: Facts, other: Facts) -> list[Row]:

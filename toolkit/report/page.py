@@ -61,7 +61,7 @@ def environment() -> Environment:
         undefined=StrictUndefined,
         finalize=lambda value: words.shown(words.clipped(value, MOST_CHARACTERS)) if type(value) is str else value,
     )
-    made.filters |= {"clip": lambda text, most: words.clipped(str(text), most), "setting": _setting}
+    made.filters |= {"clip": lambda text, most: words.clipped(str(text), most), "setting": words.setting_text}
     made.filters |= {"took": words.duration_or_nothing, "moment": lambda text: text[:16].replace("T", " ") or "-"}
     made.globals |= {
         "version": __version__,
@@ -90,11 +90,6 @@ def pointer(source: str, path: Sequence[str | int]) -> str:
     """Name a figure's place: the file, and in it a JSON pointer (RFC 6901)."""
     parts = (str(key).replace("~", "~0").replace("/", "~1") for key in path)
     return f"{source}.json#/{'/'.join(parts)}"
-
-
-def _setting(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return words.clipped(text, 300)
 
 
 def report_page(facts: Facts) -> str:

@@ -1,5 +1,6 @@
 """How figures are written, and the sentences about what was found."""
 
+import json
 import math
 import re
 from typing import Any
@@ -35,6 +36,11 @@ def shown(text: str) -> str:
 def clipped(text: str, most: int) -> str:
     """Return the first characters of a text, and how many more there are."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def setting_text(value: Any) -> str:
+    """Write a setting's value as its file does: `true`, `["base", "F16"]`; text without its quotes."""
+    return clipped(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str), 300)
 
 
 def percent(share: float | None) -> str:
