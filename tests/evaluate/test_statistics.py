@@ -75,6 +75,14 @@ def test_a_paired_difference_is_near_the_paired_t_test_and_that_of_permutations(
     assert one["p"] == pytest.approx(permuted.pvalue, rel=0.3)
 
 
+@pytest.mark.parametrize(("rows", "mean"), [(50, 2.0), (20, 3.0), (2_000, -0.5)])
+def test_a_large_difference_stays_sure_among_a_hundred_comparisons(rows: int, mean: float) -> None:
+    values = np.array(normal(rows, mean, rows))
+    assert p_value(values) < 1e-5  # no resample crosses zero, so that counting them ends at 1e-4
+    assert p_value(values) >= 2.0 ** (1 - rows)
+    assert p_value(values) == p_value(-values)
+
+
 def test_few_rows_prove_nothing() -> None:
     assert p_value(np.array([1.0])) == 1
     assert p_value(np.array([1.0, 1.1, 1.2])) == 0.25  # as a sign test of three

@@ -76,10 +76,14 @@ def p_value(differences: Values) -> float:
     if count < 2 or not differences.any():
         return 1.0
     means = _means(differences)
-    tail = (min(int((means <= 0).sum()), int((means >= 0).sum())) + 1) / (len(means) + 1)
+    beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    tail = (beyond + 1) / (len(means) + 1)
     if tail >= 0.5:
         return 1.0
-    return float(max(2 * t.cdf(norm.ppf(tail) * math.sqrt((count - 1) / count), count - 1), 2.0 ** (1 - count)))
+    place = norm.ppf(tail)
+    if not beyond and means.std():  # further out than resamples can count: as far as their spread says
+        place = min(place, -abs(means.mean()) / means.std())
+    return float(max(2 * t.cdf(place * math.sqrt((count - 1) / count), count - 1), 2.0 ** (1 - count)))
 
 
 def _tail(count: int) -> float:
