@@ -13,6 +13,7 @@ from tests.support.faults import serving
 from tests.support.ollama_server import OllamaServer
 from tests.support.outside import smollm
 from toolkit import llamacpp
+from toolkit.core import console
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 from toolkit.prompt import format, renderings, templates
@@ -28,13 +29,17 @@ from toolkit.register.served_prompt import ServedPrompt
     ],
     ids=["another answer", "no answer"],
 )
-def test_an_answer_that_differs_is_recorded_and_fails_nothing(answer: dict[str, Any], recorded: str) -> None:
+def test_an_answer_that_differs_is_recorded_and_fails_nothing(
+    answer: dict[str, Any], recorded: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL", 0.0)
     with (
         serving(lambda handler: handler.answer(200, json.dumps(answer).encode())) as url,
         server.http(OllamaSettings(host=url)) as http,
     ):
         found = greedy.beside(http, "m", [ServedPrompt("How?", "Explain:")], ["Drink tea."])
     assert found == [{"question": "How?", "llama.cpp": "Drink tea.", "ollama": recorded}]
+    assert "greedy answers of Ollama: 1/1 answers" in capsys.readouterr().err  # each may take seconds
 
 
 @pytest.mark.slow
@@ -61,7 +66,8 @@ def test_every_client_sends_the_same_prompt(ollama: OllamaServer, tmp_path: Path
     messages = [{"role": "user", "content": question}]
     with llamacpp.opened(gguf, 1024) as llm:
         wanted = len(llamacpp.tokenize(llm, renderings.render(form, question)))
-        assert greedy.local(llm, llamacpp.tokenize(llm, renderings.render(form, question)))
+        [answer] = greedy.in_llama_cpp(llm, [llamacpp.tokenize(llm, renderings.render(form, question))])
+        assert answer
     shown = ollama.run("run", "--verbose", "same", question).stderr
     told = re.search(r"prompt eval count: +(\d+)", shown)
     assert told, shown

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from toolkit import llamacpp
+from toolkit.core import console
 from toolkit.ollama import server
 from toolkit.register.served_prompt import ServedPrompt
 from toolkit.register.verify import text_of
@@ -34,17 +35,24 @@ def greedy_parameters(tokens: int) -> dict[str, Any]:
     }
 
 
-def local(llm: Any, ids: list[int]) -> str:
-    """Return llama.cpp's greedy answer to a tokenized prompt."""
-    return "".join(llamacpp.generate(llm, ids, TOKENS, (), llamacpp.Sampling()))
+def in_llama_cpp(llm: Any, tokenized: list[list[int]]) -> list[str]:
+    """Return llama.cpp's greedy answers to tokenized prompts."""
+    found = []
+    with console.progress("greedy answers of llama.cpp", len(tokenized), "answers") as bar:
+        for ids in tokenized:
+            found.append("".join(llamacpp.generate(llm, ids, TOKENS, (), llamacpp.Sampling())))
+            bar.advance()
+    return found
 
 
 def beside(http: httpx.Client, model: str, prompts: list[ServedPrompt], answers: list[str]) -> list[dict[str, str]]:
     """Ask the server the same prompts; return each question with both answers."""
-    return [
-        {"question": prompt.question, "llama.cpp": answer, "ollama": _asked(http, model, prompt)}
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]
+    found = []
+    with console.progress("greedy answers of Ollama", len(prompts), "answers") as bar:
+        for prompt, answer in zip(prompts, answers, strict=True):
+            found.append({"question": prompt.question, "llama.cpp": answer, "ollama": _asked(http, model, prompt)})
+            bar.advance()
+    return found
 
 
 def _asked(http: httpx.Client, model: str, prompt: ServedPrompt) -> str:

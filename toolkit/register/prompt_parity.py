@@ -98,7 +98,7 @@ def _in_llamacpp(
                     f"a server would read a prompt differently from the trained model, asked {row.question[:60]!r}",
                     hint="report it with the base model's name: its vocabulary has unmarked control tokens",
                 )
-        answers = [greedy.local(llm, trained(rows[index])) for index in spread(plain, greedy.QUESTIONS)]
+        answers = greedy.in_llama_cpp(llm, [trained(rows[index]) for index in spread(plain, greedy.QUESTIONS)])
     return served, plain, answers
 
 
