@@ -7,7 +7,7 @@ from typing import Any
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.evaluate.copied import words_of
 
-PARTS = ("rouge_score", "sacrebleu", "scipy")
+PARTS = ("rouge_score", "sacrebleu")
 
 
 def check_installed(parts: Sequence[str] = PARTS) -> None:

@@ -14,7 +14,7 @@ from typing import IO
 
 from toolkit.core import console
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import locked_folder, writing
+from toolkit.core.files import locked_folder, naming, writing
 from toolkit.core.parsing import read_json, read_json_or_nothing
 from toolkit.formats.checkpoint import HEADER
 from toolkit.formats.names import visible
@@ -59,7 +59,8 @@ def pieces(source: HubShards, shard: Shard) -> Iterator[dict[str, TensorInfo]]:
                 if stopped.is_set():
                     raise InterruptedError("the rest of the piece is not wanted")
                 hasher.update(data)
-                file.write(data)
+                with naming(source.folder):
+                    file.write(data)
 
             fetch(source, shard, start, end, take)
         found = {tensor.name: replace(tensor, path=place, offset=tensor.offset - start) for tensor in group}

@@ -17,7 +17,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 
 from toolkit.core import console, signals, streams
 from toolkit.core.errors import ToolkitError
-from toolkit.core.files import write_text
+from toolkit.core.files import naming, write_text
 from toolkit.train import checkpoints
 from toolkit.train.job import Job
 
@@ -84,7 +84,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         else:
             return
         if state.is_world_process_zero:
-            with job.live_log.open("a", encoding="utf-8") as file:
+            with naming(job.live_log), job.live_log.open("a", encoding="utf-8") as file:
                 file.write(log_text([entry]))
         self.clock = time.monotonic()
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.core.bootstrap import expanded_tail
+
 Logits = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
 
 PENALISED = 64  # tokens that a repeat penalty looks back over, by default in Ollama and in llama-cpp-python
-RESAMPLES = 2000  # of the rows, for an interval
+RESAMPLES = 10_000  # of the rows, for an interval
 CHUNK = 2**20  # logits held in float64 at a time: 8 MiB an array
 KL_EDGES = tuple(float(f"{10 ** (step / 4):.4g}") for step in range(-24, 5))  # nats: 1e-6 to 10, four in each decade
 
@@ -73,8 +75,8 @@ def join(parts: list[Distance]) -> Distance:
 def mean_interval(totals: Values, counts: npt.NDArray[np.int64]) -> tuple[float, float] | None:
     """Return the 95 % interval of a mean over tokens, from the total and the number of tokens of each row.
 
-    The percentile bootstrap over rows, because a row's tokens are no independent draws (Efron 1979; 2,000 resamples,
-    always the same ones). None for fewer than two rows, or values that are not finite.
+    The bootstrap over rows, because a row's tokens are no independent draws (Efron 1979; 10,000 resamples, always the
+    same ones), as wide as few rows need. None for fewer than two rows, or values that are not finite.
     """
     if len(totals) < 2 or not np.isfinite(totals).all():
         return None
@@ -83,7 +85,8 @@ def mean_interval(totals: Values, counts: npt.NDArray[np.int64]) -> tuple[float,
     for _ in range(RESAMPLES // 100):  # 100 at a time: their counts of all rows are in memory
         times = draw.multinomial(len(totals), np.full(len(totals), 1 / len(totals)), size=100)
         means.append(times @ totals / (times @ counts))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    tail = 100 * expanded_tail(len(totals))
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
     return float(low), float(high)
 
 
