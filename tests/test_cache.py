@@ -40,6 +40,7 @@ def test_equal_arguments_are_made_once_and_others_apart(own: Path, tmp_path: Pat
     assert made(own) == 5
 
 
+@pytest.mark.slow
 def test_an_adapter_knows_its_base_by_what_is_in_it(own: Path, tmp_path: Path) -> None:
     small: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
     bases = [models.save_model(tmp_path / name, **small) for name in ("one", "two")]
@@ -74,6 +75,7 @@ def copy(target: Path) -> None:
     cache.copied(target, build, "arguments")
 
 
+@pytest.mark.slow
 def test_workers_that_need_the_same_at_once_make_it_once(own: Path, tmp_path: Path) -> None:
     targets = [tmp_path / str(number) for number in range(4)]
     workers = [multiprocessing.get_context("fork").Process(target=copy, args=(target,)) for target in targets]

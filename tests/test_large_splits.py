@@ -60,6 +60,7 @@ READERS: dict[str, Callable[[RunFolder, Tokenizer], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_memory_does_not_grow_with_the_rows(
     name: str, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch

@@ -52,6 +52,7 @@ def make(place: Path, target: str, python: str = sys.executable) -> "subprocess.
     )
 
 
+@pytest.mark.slow
 def test_an_installation_that_takes_long_shows_that_it_is_alive(place: Path) -> None:
     program(place / ".venv/bin/pip", STUB + "sleep 1\n")
     running = make(place, ".installed-run")
@@ -66,6 +67,7 @@ def test_an_installation_that_takes_long_shows_that_it_is_alive(place: Path) -> 
     assert len((place / "calls").read_text().splitlines()) == 3  # pip itself, the toolkit, the small base
 
 
+@pytest.mark.slow
 def test_the_quick_start_ends_with_the_next_step(place: Path) -> None:
     program(place / ".venv/bin/toolkit", '#!/bin/sh\necho "$1"\n')
     program(place / ".venv/bin/pip", STUB)
@@ -80,6 +82,7 @@ def test_the_quick_start_ends_with_the_next_step(place: Path) -> None:
     assert typed.stdout == "called: init myproject --data data/sample.csv\n"
 
 
+@pytest.mark.slow
 def test_a_failing_installation_shows_its_log_and_stops(place: Path) -> None:
     program(place / ".venv/bin/pip", STUB + "echo 'no such compiler' >&2\nexit 7\n")
     running = make(place, ".installed-run")
@@ -151,6 +154,7 @@ def test_a_failure_of_another_cause_gets_no_hint(place: Path, capfd: pytest.Capt
     assert "hint" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_that_the_installation_started(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a terminal sends it: to all of make's process group at once. No temporary file is left, either."""
     (place / "scratch").mkdir()

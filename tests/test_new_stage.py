@@ -32,6 +32,7 @@ STAGE = Stage(
 """
 
 
+@pytest.mark.slow
 def test_a_stage_is_a_folder_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "more/count").mkdir(parents=True)
     (tmp_path / "more/count/stage.py").write_text(COUNT)

@@ -65,6 +65,7 @@ def test_a_name_is_no_reason_to_validate_again(change: dict[str, Any], stale: se
     assert changed == stale
 
 
+@pytest.mark.slow
 def test_prepare_is_done_once_and_again_when_something_changes(settings: Config, tmp_path: Path) -> None:
     folder = folder_of(settings)
     assert set(freshness.state(settings, folder).values()) == {"not run"}
@@ -126,6 +127,7 @@ def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -
     assert (folder.split_file("train").read_bytes(), folder.manifest.read_bytes()) == before
 
 
+@pytest.mark.slow
 def test_a_fresh_training_is_skipped_before_the_doctor_looks(
     settings: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

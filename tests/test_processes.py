@@ -43,6 +43,7 @@ def test_arguments_folder_environment_and_streams(tmp_path: Path, monkeypatch: p
     assert " None " in both("-c", "SAID = 0\n" + SAYS, cwd=tmp_path, ONE="1")[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status"),
     [
@@ -61,6 +62,7 @@ def test_how_a_process_ends(code: str, status: int, tmp_path: Path) -> None:
     assert afresh == warm and warm[0] == status
 
 
+@pytest.mark.slow
 def test_a_module_is_run_and_an_exception_shown(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import sys; print(sys.argv, __name__); 1 / 0\n")
     afresh, warm = both("-m", "mine", "x", cwd=tmp_path)
@@ -90,6 +92,7 @@ def test_several_at_once_know_nothing_of_each_other() -> None:
         assert process.communicate(str(number), timeout=30)[0] == f"{number} 1\n" and process.returncode == 0
 
 
+@pytest.mark.slow
 def test_what_a_library_reads_as_it_is_imported_needs_a_fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def kind(**env: str) -> type:
         process = processes.start("-c", "", env=env, imports=())

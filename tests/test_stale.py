@@ -98,6 +98,7 @@ def no_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.doctor.doctor", lambda *_, **__: [])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
 @pytest.mark.parametrize("verb", first_fast(["train", "export", "validate", "register"]))
 def test_a_verb_alone_says_that_the_data_changed(place: Path, verb: str) -> None:
@@ -111,6 +112,7 @@ def test_a_verb_alone_says_that_the_data_changed(place: Path, verb: str) -> None
     assert call(verb, "--force").exception is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
 @pytest.mark.parametrize(
     ("verb", "change", "stale"),
@@ -143,6 +145,7 @@ EARLIER: list[tuple[dict[str, Any], dict[str, str]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
 def test_a_run_of_an_earlier_version_is_fresh_where_its_settings_were_the_same(place: Path) -> None:
     """The manifest lacks settings that came since, and has former names; no stage is done again for that."""
@@ -207,6 +210,7 @@ def server(place: Path, *models: str) -> Iterator[list[str]]:
         yield held
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
 @pytest.mark.parametrize("where", first_fast(["train", "validate"]))
 def test_a_doubtful_model_replaces_none_that_answers(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
@@ -240,6 +244,7 @@ def test_a_doubtful_model_replaces_none_that_answers(place: Path, monkeypatch: p
             shutil.copytree(place / "validated", run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
 def test_a_model_that_learned_replaces_one_that_answers(place: Path) -> None:
     with server(place, "r:latest"):
@@ -251,6 +256,7 @@ UNMEASURED = {"learned": None, "held_out_loss_after": None}
 FOUND = {"better": (3.0, 2.5), "worse": (3.0, 17.0), "unmoved": (3.0, 3.0)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
 @pytest.mark.parametrize("verdict", first_fast([*FOUND, ""]))
 def test_what_training_did_not_measure_is_said_and_validation_decides(

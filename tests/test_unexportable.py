@@ -95,6 +95,7 @@ def test_every_verb_refuses_what_cannot_be_exported(place: Path, verb: tuple[str
     assert not trained(place)
 
 
+@pytest.mark.slow
 def test_what_a_hint_says_can_be_typed(place: Path) -> None:
     change_vocabulary(place / "base", end_of_word_suffix=None)
     (place / "toolkit.toml").rename(place / "own.toml")
@@ -123,6 +124,7 @@ def test_the_pipeline_refuses_it_where_nobody_looked_first(place: Path, monkeypa
     assert found.exit_code == MISSING and found.message.startswith("the trained model cannot be exported")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verbs", [("train",), ("run",)])
 def test_the_export_is_asked_once(place: Path, monkeypatch: pytest.MonkeyPatch, verbs: tuple[str, ...]) -> None:
     """By the doctor, before the training; a large vocabulary takes it a second."""
@@ -145,6 +147,7 @@ def test_the_export_is_asked_once(place: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(asked) == 3
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_is_trained_where_that_is_asked_for(place: Path) -> None:
     done = call("run", *ALONE)
     assert done.exception is None, done.exception
@@ -168,6 +171,7 @@ def test_a_preview_ends_where_the_run_ends(place: Path) -> None:
     assert [*json.loads(call("run", "--dry-run", *ALONE).stdout)["stages"]] == [*pipeline.STAGES]
 
 
+@pytest.mark.slow
 def test_the_permission_changes_nothing_about_the_training(place: Path) -> None:
     assert call("prepare").exception is None
     assert call("train", *ALONE).exception is None

@@ -137,6 +137,7 @@ def test_usage_errors_are_json_too(toolkit: Callable[..., Called]) -> None:
     assert toolkit("export", "--quant", "Q8_0", "--set", "x").code == 2
 
 
+@pytest.mark.slow
 def test_init_takes_the_language_from_your_data(toolkit: Callable[..., Called], tmp_path: Path) -> None:
     answers = ["Ruhen Sie sich aus und trinken Sie viel.", "Gehen Sie zum Arzt, wenn das Fieber anhält."] * 10
     rows = "".join(f'Frage {number},"{answer}"\n' for number, answer in enumerate(answers))
@@ -285,6 +286,7 @@ def test_ended_pipe_is_no_error() -> None:
     assert json.dumps(done.stderr) == '""'
 
 
+@pytest.mark.slow
 def test_an_error_that_nobody_reads_shows_no_traceback(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m toolkit status --json -c {shlex.quote(str(tmp_path / 'none.toml'))}"
     ended = f"set -o pipefail; (sleep 1; {command}) | true; echo $?"

@@ -44,6 +44,7 @@ def said(stage: str, config: Config) -> tuple[Done, str]:
     return done, " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_prepare_counts_what_is_in_its_files(tmp_path: Path) -> None:
     config = small(tmp_path)
     done, text = said("prepare", config)

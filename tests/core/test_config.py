@@ -276,6 +276,7 @@ def test_starter_round_trips_and_explains_every_key() -> None:
             assert lines[index - 1].startswith("# "), f"no explanation above {line}"
 
 
+@pytest.mark.slow
 @given(
     st.text(st.characters(exclude_categories=["Cc", "Cs"], include_characters="\t\n\r")),
     st.floats(0.01, 10),

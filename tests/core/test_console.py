@@ -169,6 +169,7 @@ def without_rich(code: str, folder: Path, *arguments: str, stderr: int = subproc
     return done.returncode, done.stdout, done.stderr or ""
 
 
+@pytest.mark.slow
 def test_without_rich_an_error_is_plain_text(tmp_path: Path) -> None:
     code, out, err = without_rich(CALL, tmp_path, "train")
     assert (code, out) == (2, "")

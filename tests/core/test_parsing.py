@@ -64,6 +64,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 NUMBERS = st.integers(-(10**38), 10**38) | st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.mark.slow
 @given(st.recursive(NUMBERS | TEXT | st.none(), lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)))
 def test_the_reader_gives_what_json_gives(value: Any) -> None:
     assert parse_json(json.dumps(value)) == value

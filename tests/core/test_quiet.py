@@ -32,6 +32,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").error("broken")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_advice_of_bitsandbytes_is_not_shown_and_its_errors_are(door: str, tmp_path: Path) -> None:
     done = subprocess.run(

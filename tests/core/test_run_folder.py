@@ -197,6 +197,7 @@ def test_the_manifest_round_trips(folder: RunFolder) -> None:
     assert read_manifest(folder) == manifest
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_share_a_run_folder(folder: RunFolder) -> None:
     script = (
         "import sys, time; from pathlib import Path; from toolkit.core.run_folder import RunFolder, locked\n"

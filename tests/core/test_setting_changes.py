@@ -22,6 +22,7 @@ def without(settings: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in keys}
 
 
+@pytest.mark.slow
 def test_any_setting_may_be_new() -> None:
     now = flat()
     assert [key for key in ALL if changed_settings(without(now, key), now)] == []

@@ -134,6 +134,7 @@ def test_a_block_that_must_finish_is_finished_first(tmp_path: Path, number: int)
     assert err.count("undoing; Ctrl-C once more stops at once") == (number == signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_a_block_that_hangs(tmp_path: Path) -> None:
     with running(tmp_path, 'with signals.uninterrupted("undoing"):\n    wait()') as process:
         assert process.stdout and process.stdout.readline() == "ready\n"

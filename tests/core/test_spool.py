@@ -22,6 +22,7 @@ def _few_in_memory() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @given(st.lists(st.one_of(st.text(), st.integers(), st.dictionaries(st.text(), st.none())), max_size=30), st.data())
 def test_it_holds_what_a_list_holds(items: list[object], data: st.DataObject) -> None:
     kept = Spool(items[:5])

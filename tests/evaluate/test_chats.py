@@ -23,6 +23,7 @@ def chat(row: int, answer: str) -> dict[str, Any]:
             "truncated": False}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_last_answer_is_asked_for_behind_the_earlier_turns(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path)
     path = run.folder.split_file("test")

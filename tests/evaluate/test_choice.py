@@ -77,6 +77,7 @@ def test_an_interrupted_exam_goes_on_with_the_next_item(
     assert read_evaluation(run.folder)["choice"] == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -141,6 +141,7 @@ def test_a_difference_is_said_with_its_size() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_with_the_next_item(
     made: scored_models.World,
     done: tuple[scored_models.World, Outcome],
@@ -237,6 +238,7 @@ def test_what_a_former_model_answered_is_forgotten(
     assert asked == [("trained", 8), ("Q8_0", 8)] and len(read_journal(run.folder.evaluated)) == 40
 
 
+@pytest.mark.slow
 def test_what_other_settings_left_is_not_shown_as_done(
     made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,6 +296,7 @@ def test_answers_of_other_files_are_asked_again(
     assert len(asked) == 56
 
 
+@pytest.mark.slow
 def test_a_file_that_does_not_load_leaves_former_results(made: scored_models.World, tmp_path: Path) -> None:
     run = copy(made, tmp_path)
     evaluated(run, systems=["trained"])
@@ -358,6 +361,7 @@ def test_pairs_are_those_of_systems_that_answered(made: scored_models.World) -> 
     assert pairs_of(made.config, ["base"]) == []
 
 
+@pytest.mark.slow
 def test_a_preview_says_items_tokens_and_time(made: scored_models.World, tmp_path: Path) -> None:
     run = copy(made, tmp_path)
     found = foreseen(settings(run), run.folder, run.base, kept=True)
@@ -383,6 +387,7 @@ def test_a_preview_says_items_tokens_and_time(made: scored_models.World, tmp_pat
     assert streamed["items"] == 3 * 2 * 4 and "piece by piece" in foreseen_table(streamed)
 
 
+@pytest.mark.slow
 def test_an_exam_is_asked_of_all_systems_and_goes_on_with_the_next_item(
     made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

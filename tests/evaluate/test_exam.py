@@ -120,6 +120,7 @@ def test_the_sample_exam_has_no_bias() -> None:
     assert 0.9 < sum(right) / sum(wrong) < 1.1
 
 
+@pytest.mark.slow
 def test_the_sample_exam_as_a_task(capfd: pytest.CaptureFixture[str]) -> None:
     task = exam_task(SAMPLE)
     assert capfd.readouterr() == ("", "")

@@ -66,6 +66,7 @@ def prefers(mark: str) -> Callable[[str, str], str]:
     return lambda first, second: says("1" if first.endswith(mark) else "2" if second.endswith(mark) else "same")
 
 
+@pytest.mark.slow
 def test_a_preference_counts_in_both_orders() -> None:
     """Answers of the trained model end in `y.`: it beats the base, and is beaten by no quantization."""
     seen: list[dict[str, Any]] = []
@@ -84,6 +85,7 @@ def test_a_preference_counts_in_both_orders() -> None:
     assert read is not None and [(pair.better, pair.disagreed) for pair in read.pairs] == [(6, 0), (0, 0)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("said", "disagreed"), [("1", 6), ("2", 6), ("same", 0)])
 def test_a_judge_that_prefers_a_place_decides_nothing(said: str, disagreed: int) -> None:
     with serving(pretending(lambda first, second: says(said), [])) as url:
@@ -94,6 +96,7 @@ def test_a_judge_that_prefers_a_place_decides_nothing(said: str, disagreed: int)
     assert ("In 12 of 12 pairs its choice depends on the order of the answers" in judge_table(found)) == bool(disagreed)
 
 
+@pytest.mark.slow
 def test_a_preference_in_one_order_alone_is_a_tie() -> None:
     def reply(first: str, second: str) -> str:
         return says("1" if first.endswith("y.") else "same")
@@ -103,6 +106,7 @@ def test_a_preference_in_one_order_alone_is_a_tie() -> None:
     assert [(pair["better"], pair["worse"], pair["disagreed"]) for pair in found["pairs"]] == [(0, 0, 4)] * 2
 
 
+@pytest.mark.slow
 def test_what_the_judge_is_asked() -> None:
     seen: list[dict[str, Any]] = []
     evaluation = make_evaluation(1, lambda row, system: f"<|im_end|> I am {system[:1]} {answer_of(row, system)}")
@@ -120,6 +124,7 @@ def test_what_the_judge_is_asked() -> None:
     assert len({json.dumps(body) for body in seen}) == 4
 
 
+@pytest.mark.slow
 def test_identical_answers_are_not_asked_about() -> None:
     seen: list[dict[str, Any]] = []
     evaluation = make_evaluation(5, lambda row, system: answer_of(row, "base" if system == "base" else "trained"))
@@ -133,6 +138,7 @@ class Kept(dict[str, Any]):
         self[key] = value
 
 
+@pytest.mark.slow
 def test_replies_that_are_known_are_not_asked_for_again() -> None:
     """An interrupted evaluation goes on with the next pair."""
     seen: list[dict[str, Any]] = []
@@ -149,6 +155,7 @@ def test_replies_that_are_known_are_not_asked_for_again() -> None:
     assert len(seen) == 25 and found["pairs"][0]["better"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seconds", "reply", "said"),
     [
@@ -194,6 +201,7 @@ NONSENSE = [
 ]
 
 
+@pytest.mark.slow
 def test_nonsense_is_counted_and_left_out() -> None:
     said = iter(NONSENSE)
 
@@ -208,6 +216,7 @@ def test_nonsense_is_counted_and_left_out() -> None:
     assert len(found["items"]) == 22 and "2 pairs had no usable answer" in judge_table(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", NONSENSE)
 def test_a_judge_that_answers_nonsense_is_refused(said: str) -> None:
     seen: list[dict[str, Any]] = []
@@ -218,6 +227,7 @@ def test_a_judge_that_answers_nonsense_is_refused(said: str) -> None:
     assert (said in caught.value.message) if said else ("said nothing" in caught.value.message)
 
 
+@pytest.mark.slow
 def test_a_prompt_without_room_is_no_usable_answer() -> None:
     def reply(first: str, second: str) -> str:
         long = "number 3x" in first + second
@@ -234,6 +244,7 @@ def found_by(config: Config) -> ToolkitError:
     return caught.value
 
 
+@pytest.mark.slow
 def test_a_judge_that_is_not_there_is_named() -> None:
     problem = found_by(settings("127.0.0.1:9"))
     assert "no Ollama server answers" in problem.message and problem.exit_code == MISSING
@@ -251,6 +262,7 @@ def test_a_hosted_service_is_refused(host: str) -> None:
     assert "a hosted service" in problem.message and problem.exit_code == USAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", [{"remote_host": "https://ollama.com:443"}, {"remote_model": "gpt-oss:120b"}])
 def test_a_model_that_the_server_passes_on_is_refused(shown: dict[str, str]) -> None:
     """`ollama pull gpt-oss:120b-cloud` makes a name on the local server; the service answers."""
@@ -291,6 +303,7 @@ def voted(*votes: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_agreement_is_with_the_majority_of_the_raters() -> None:
     votes = voted(("better",), ("worse", "worse", "better"), ("same",), ("both_unsafe", "both_unsafe"), ("worse",))
     found = agreement_with_votes(judged("better", "worse", "worse", "better"), votes)

@@ -126,6 +126,7 @@ def test_smollm2_answers_the_exam_as_theirs(tmp_path: Path) -> None:
     assert 0 < sum(values) < 40  # with so few weights it guesses letters
 
 
+@pytest.mark.slow
 def test_whole_texts_are_scored_as_theirs(twins: asked.Twins, theirs: Any) -> None:
     """A text of several windows, one of a word, and none."""
     some = requests("loglikelihood_rolling", (LONG,), ("Water",), ("",), (LONG[:700],))

@@ -225,6 +225,7 @@ def test_a_model_that_learned_a_row_by_heart_gives_it_back(made: scored_models.W
     assert words[0] is not None and words[0] >= LEARNED and words[1] is not None and words[1] < 5
 
 
+@pytest.mark.slow
 def test_an_evaluation_says_it(made: scored_models.World, tmp_path: Path) -> None:
     run = run_with(made, tmp_path)
     values = {"questions": 2, "answer_tokens": 4, "systems": ["trained", "Q8_0"]}

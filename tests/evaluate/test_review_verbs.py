@@ -53,6 +53,7 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file() and path != folder.log}
 
 
+@pytest.mark.slow
 def test_from_a_sheet_to_counted_votes(toolkit: Toolkit, folder: RunFolder) -> None:
     done = toolkit("evaluate", "--sheet")
     assert done.code == 0, done.err
@@ -76,6 +77,7 @@ def test_from_a_sheet_to_counted_votes(toolkit: Toolkit, folder: RunFolder) -> N
     assert record.figures == {"judge": judge}  # which the screen shows of a fresh evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, b"PK\x03\x04 saved as a workbook", b"nothing of ours"])
 def test_a_table_that_somebody_filled_in_where_it_lies_is_not_written_again(
     toolkit: Toolkit, folder: RunFolder, content: bytes | None
@@ -93,6 +95,7 @@ def test_a_table_that_somebody_filled_in_where_it_lies_is_not_written_again(
         assert "1 votes of 1 rater" in toolkit("evaluate", "--votes", str(folder.path / "votes-Ada.csv")).out
 
 
+@pytest.mark.slow
 def test_a_count_that_leaves_a_former_rater_out_says_so(toolkit: Toolkit, folder: RunFolder) -> None:
     toolkit("evaluate", "--sheet")
     ada, ben = (str(filled_in(folder, name, ["same"] * 10)) for name in ("Ada", "Ben"))
@@ -102,6 +105,7 @@ def test_a_count_that_leaves_a_former_rater_out_says_so(toolkit: Toolkit, folder
     assert "the earlier count had votes of Ben (votes-Ben.csv) too, and this one replaces it" in said
 
 
+@pytest.mark.slow
 def test_votes_as_json(toolkit: Toolkit, folder: RunFolder) -> None:
     toolkit("evaluate", "--sheet")
     path = filled_in(folder, "Ada", ["same"] * 10)
@@ -111,6 +115,7 @@ def test_votes_as_json(toolkit: Toolkit, folder: RunFolder) -> None:
     assert sheet["items"] == 10 and len(sheet["written"]) == 3
 
 
+@pytest.mark.slow
 def test_what_cannot_be_counted_leaves_former_votes(toolkit: Toolkit, folder: RunFolder) -> None:
     toolkit("evaluate", "--sheet")
     good = filled_in(folder, "Ada", ["same"] * 10)
@@ -127,6 +132,7 @@ def test_what_cannot_be_counted_leaves_former_votes(toolkit: Toolkit, folder: Ru
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_votes_are_not_counted_on_an_evaluation_changed_by_hand(toolkit: Toolkit, folder: RunFolder) -> None:
     """They would make the change the stage's own."""
     toolkit("evaluate", "--sheet")

@@ -80,6 +80,7 @@ def with_greedy(twins: asked.Twins, some: list[Pair]) -> list[Pair]:
     return some + added
 
 
+@pytest.mark.slow
 def test_both_equal_one_plain_pass_for_each_pair(twins: asked.Twins) -> None:
     some = with_greedy(twins, pairs())
     expected = [plain(in_transformers(twins, before + after), (before, after)) for before, after in some]
@@ -92,6 +93,7 @@ def test_both_equal_one_plain_pass_for_each_pair(twins: asked.Twins) -> None:
     compare(found, expected, max(1e-4, rounding(twins)))
 
 
+@pytest.mark.slow
 def test_small_passes_give_the_same(twins: asked.Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes that end within an item, logits in slices, batches of one: the cached beginnings are right ones."""
     some = pairs(1)[8:]
@@ -146,6 +148,7 @@ def test_what_pairs_share_is_evaluated_once(tmp_path: Path, monkeypatch: pytest.
     assert sent == [110, 10, 10, 10, 10]
 
 
+@pytest.mark.slow
 def test_scores_come_while_others_wait(tmp_path: Path) -> None:
     """An evaluation that is interrupted keeps the first ones; a scorer that is closed leaves nothing behind."""
     some = pairs()

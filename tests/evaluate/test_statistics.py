@@ -15,6 +15,7 @@ def normal(seed: int, mean: float, rows: int = 50) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 def test_a_mean_has_an_interval_over_rows() -> None:
     values = normal(1, 3)
     found = mean_of(values)
@@ -35,12 +36,14 @@ def test_a_share_of_all_is_not_sure() -> None:
     assert found["mean"] == found["high"] == 1 and 0.9 < found["low"] < 0.95
 
 
+@pytest.mark.slow
 def test_the_p_value_is_near_the_t_tests() -> None:
     for seed, mean in ((1, 0.0), (2, 0.2), (3, 0.3), (4, 0.4)):
         values = np.array(normal(seed, mean))
         assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.35, abs=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [7, 10])
 def test_of_few_rows_too_one_in_twenty_is_wrong(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "LEAST", 999)
@@ -75,6 +78,7 @@ def test_a_paired_difference_is_near_the_paired_t_test_and_that_of_permutations(
     assert one["p"] == pytest.approx(permuted.pvalue, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "mean"), [(50, 2.0), (20, 3.0), (2_000, -0.5)])
 def test_a_large_difference_stays_sure_among_a_hundred_comparisons(rows: int, mean: float) -> None:
     values = np.array(normal(rows, mean, rows))
@@ -90,6 +94,7 @@ def test_few_rows_prove_nothing() -> None:
     assert p_value(np.zeros(9)) == 1 and p_value(np.array([])) == 1
 
 
+@pytest.mark.slow
 def test_the_smaller_is_better_where_it_is_said() -> None:
     worse, better = normal(1, 3), normal(1, 1)
     found = [
@@ -117,6 +122,7 @@ def test_a_row_that_was_not_measured_is_left_out_of_the_pairs() -> None:
     assert found["n"] == 2 and found["difference"] == 1
 
 
+@pytest.mark.slow
 def test_the_same_rows_give_the_same_figures() -> None:
     assert mean_of(normal(5, 0)) == mean_of(normal(5, 0))
     first = compare("chrf", "a", "b", normal(1, 0), normal(2, 0), less=False)

@@ -25,6 +25,7 @@ def named(bench: Bench, name: str) -> System:
     return next(system for system in bench.systems if system.name == name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_fast(["F32", "trained", "base"]))
 def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
     with bench.opened(named(bench, name), 256) as asked:
@@ -34,6 +35,7 @@ def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
     assert together == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", first_fast(["trained", "Q8_0"]))
 def test_an_answer_goes_no_further_than_what_is_enough(
     bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
@@ -52,6 +54,7 @@ def test_an_answer_goes_no_further_than_what_is_enough(
     assert sum(part != whole for part, whole in zip(found, free, strict=True)) >= 3
 
 
+@pytest.mark.slow
 def test_the_exact_file_answers_as_the_trained_model_and_not_as_the_base(bench: Bench) -> None:
     found = {}
     for name in ("base", "trained", "F32"):
@@ -76,6 +79,7 @@ def test_a_file_answers_as_llama_cpp_alone_does(bench: Bench) -> None:
     assert equal > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trained", "Q8_0"])
 def test_an_answer_ends_at_a_stop_which_is_no_end_of_its_own(bench: Bench, name: str) -> None:
     with bench.opened(named(bench, name), 256) as asked:
@@ -88,6 +92,7 @@ def test_an_answer_ends_at_a_stop_which_is_no_end_of_its_own(bench: Bench, name:
         assert after.tokens <= before.tokens and not (after.ended and stop in before.text)
 
 
+@pytest.mark.slow
 def test_likelihoods_of_the_exact_file_are_those_of_the_trained_model(bench: Bench, made: scored_models.World) -> None:
     records = read_held_out(made.folder.split_file("test"), bench.form, bench.tokenizer)
     pairs = [(record.ids[: record.start], record.ids[record.start :]) for record in records]

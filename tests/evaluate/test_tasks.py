@@ -211,6 +211,7 @@ def test_tasks_that_run_what_a_model_wrote_are_refused(tmp_path: Path) -> None:
     assert error.exit_code == USAGE
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was fetched stays: afterwards it is there without a network, with --offline too."""
     task_rows.save_repository(tmp_path / "hub" / "allenai" / "ai2_arc")
@@ -227,6 +228,7 @@ def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert '`evaluate.task_folder = "FOLDER"`' in error.hint
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_or_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refused("medqa_4options", None)
     assert (

@@ -95,6 +95,7 @@ def test_wrong_words_are_refused(words: list[str], said: str, tmp_path: Path, to
     assert done.code == USAGE and said in done.err, done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["", "[run]\nname = 'r'\n"])
 def test_the_settings_of_a_failed_evaluation_are_not_kept(
     before: str, tmp_path: Path, toolkit: Callable[..., Called]

@@ -344,6 +344,7 @@ def test_votes_and_sheet_outlive_a_further_quantization_but_no_other_answer_of_t
     assert kept_votes(former, again) is None
 
 
+@pytest.mark.slow
 def test_an_evaluation_keeps_votes_on_its_answers_and_says_where_they_end(
     made: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

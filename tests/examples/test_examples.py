@@ -56,6 +56,7 @@ def script(*call: str | Path, place: Path, **variables: str) -> "subprocess.Comp
     return subprocess.run(call, cwd=place, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [["bash", EXAMPLES / "export_adapter.sh"], [sys.executable, EXAMPLES / "ask.py", "x"]])
 def test_a_script_without_its_arguments_says_how_it_is_called(call: list[str | Path], tmp_path: Path) -> None:
     done = script(*call, place=tmp_path)

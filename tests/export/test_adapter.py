@@ -37,6 +37,7 @@ def test_an_adapter_of_another_base(work: Path) -> None:
     assert "has shape [256, 512], the adapter's A [8, 512] and B [192, 8]" in problem.message
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_deeper_base(work: Path) -> None:
     deeper = models.save_model(work / "deeper", num_hidden_layers=4)
     models.save_adapter(work / "stranger", deeper)
@@ -130,6 +131,7 @@ def test_trained_tokens_that_cannot_be(work: Path, indices: Any) -> None:
     fails(work, "adapter trains token 600" if indices == [1, 600] else "trained tokens, but `")
 
 
+@pytest.mark.slow
 def test_dora_of_a_row_that_is_zero(work: Path) -> None:
     models.save_adapter(work / "dora", work / "base", use_dora=True)
 

@@ -83,6 +83,7 @@ def test_what_peft_computes(bases: dict[bool, Path], tmp_path: Path, kind: str, 
     assert has_output(target) == (not (tied and stays_tied))
 
 
+@pytest.mark.slow
 def test_the_adapter_of_each_kind_makes_a_difference(bases: dict[bool, Path], tmp_path: Path) -> None:
     """So that the proofs above cannot pass by merging nothing: without magnitude or lm_head they fail."""
     trained = train(tmp_path / "adapter", bases[True], use_dora=True, modules_to_save=["lm_head"])
@@ -93,6 +94,7 @@ def test_the_adapter_of_each_kind_makes_a_difference(bases: dict[bool, Path], tm
         assert distance(bases[True], trained, tmp_path / "f32.gguf") > 1e-6
 
 
+@pytest.mark.slow
 def test_a_head_and_an_embedding_saved_apart_for_a_tied_base(bases: dict[bool, Path], tmp_path: Path) -> None:
     """Two different matrices beside the adapter mean that training had untied them."""
     folder = train(tmp_path / "adapter", bases[True], embeddings=True).folder
@@ -121,6 +123,7 @@ def exported(base: Path, adapter: Path, target: Path) -> dict[str, Any]:
     return {key: field.contents() for key, field in gguf.GGUFReader(target).fields.items()}
 
 
+@pytest.mark.slow
 def test_tokens_added_with_a_resized_vocabulary(
     bases: dict[bool, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +141,7 @@ def test_tokens_added_with_a_resized_vocabulary(
     assert "the adapter's own tokenizer" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_token_that_no_row_stands_for_is_left_out(bases: dict[bool, Path], tmp_path: Path) -> None:
     """`[PAD]` added without resize_token_embeddings: the model never saw it, and llama.cpp could not look it up."""
     base = bases[True]
@@ -193,6 +197,7 @@ def test_an_untied_head_for_a_family_whose_output_is_its_embedding(
         plan(bases[True], folder, ["F32"])
 
 
+@pytest.mark.slow
 def test_the_folder_that_the_recipe_leaves(bases: dict[bool, Path], tmp_path: Path) -> None:
     """model.save_pretrained and tokenizer.save_pretrained into one folder, with whatever else they write there."""
     from transformers import AutoTokenizer

@@ -71,6 +71,7 @@ WRAPPED: dict[str, tuple[Callable[[str], str], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", WRAPPED)
 def test_wrappers_prefixes_are_taken_off(
     made: tuple[Path, Path], tmp_path: Path, wrapped: str, capsys: pytest.CaptureFixture[str]
@@ -206,6 +207,7 @@ def mlx(adapter: Path, target: Path, *, alpha: float | None = None, **settings: 
     return target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "alpha", "kind"),
     [
@@ -547,6 +549,7 @@ def test_dora_as_training_begins_with_it_changes_nothing(
     assert "this adapter changes nothing" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_other_training_beside_zeros_is_no_nothing(
     made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -559,6 +562,7 @@ def test_other_training_beside_zeros_is_no_nothing(
     assert "changes nothing" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_real_compiled_models(made: tuple[Path, Path], tmp_path: Path) -> None:
     """PEFT on a base whose layers torch.compile wrapped, and on one that it wrapped whole."""
     from peft import LoraConfig, get_peft_model

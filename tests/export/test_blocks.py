@@ -17,6 +17,7 @@ from toolkit.export.planned_tensor import PlannedTensor, streams, working_size
 from toolkit.model import families
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("block", [1, 5_000, 1 << 19])
 def test_blocks_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, block: int) -> None:
@@ -77,6 +78,7 @@ def test_parts_of_a_fused_matrix_in_blocks_are_the_whole(
             np.testing.assert_allclose(np.concatenate(found), expected, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_fused_matrix_counts_as_one_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = small.save(tmp_path / "base", "granite4")
     adapter = models.save_adapter(tmp_path / "adapter", base, target_modules=["input_linear", "o_proj"])

@@ -104,6 +104,7 @@ def test_one_matrix_row_counts_as_a_vector(tmp_path: Path) -> None:
     assert found == {"blk.0.attn_k.weight": (gguf.GGMLQuantizationType.F32, False)}
 
 
+@pytest.mark.slow
 def test_shards_and_their_order_make_no_difference(tmp_path: Path) -> None:
     whole = models.save_model(tmp_path / "whole", dtype=torch.bfloat16)
     sharded = models.save_model(tmp_path / "sharded", dtype=torch.bfloat16, shard="300KB")

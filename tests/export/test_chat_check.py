@@ -120,6 +120,7 @@ def test_more_tokens_than_rows(
     assert not (tmp_path / "b.gguf").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "in_vocabulary"), [("gemma3", False), ("gemma3", True), ("llama", False), ("qwen3", False)]
 )
@@ -182,6 +183,7 @@ def add(folder: Path, text: str, **flags: bool) -> None:
 AROUND = "take{0}now, take {0} now\n{0}\n\n {0} take {0}{0}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["nemo", "mistral", "phi3", "gemma2"])
 @pytest.mark.parametrize(
     "flags",
@@ -460,6 +462,7 @@ def test_a_name_that_is_another_vocabulary_to_llama_cpp(
     assert written != name and f"the model's name in the file is `{written}`" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_harmless_name_stays(made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("phi-4 of mine", "Modern BERT", "alphi 3"):
         export(made[0], None, {"F16": tmp_path / "a.gguf"}, models.TEMPLATE, name)
@@ -473,6 +476,7 @@ PHI3 = (
 )
 
 
+@pytest.mark.slow
 def test_the_name_by_which_llama_cpp_drops_spaces(tmp_path: Path) -> None:
     """Phi-3's tokenizer drops the newline behind a control token; llama.cpp does so for files of its name only."""
     base = families.save(tmp_path / "base", "phi3")

@@ -58,6 +58,7 @@ def test_an_adapter_is_merged_into_what_peft_computes(family: str, kind: str, tm
     assert models.kl(base, None, tmp_path / "a.gguf", 96) > 1e-5  # the adapter does make a difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", marked(*FAST))
 def test_every_form_of_an_adapter_computes_the_same(family: str, tmp_path: Path) -> None:
     """Merged as a GGUF, merged as safetensors that transformers loads, and alone in llama.cpp with the base's GGUF."""

@@ -109,6 +109,7 @@ def test_a_base_of_another_machine(pair: tuple[Path, Path], tmp_path: Path) -> N
     assert "--base base" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_16_bit_weights_belong_to_the_base_that_names_them(pair: tuple[Path, Path], tmp_path: Path) -> None:
     models.save_model(tmp_path / "other", **SHAPE)
     (tmp_path / "toolkit.toml").write_text('[model]\nbase = "a/b-bnb-4bit"\nbase_16bit = "other"\n')
@@ -185,6 +186,7 @@ def test_a_template_inside_a_gguf_base(
     assert template_in(ordering.of_adapter(pair[1], "base.gguf", "none.toml", ())) == BASES
 
 
+@pytest.mark.slow
 def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the file it comes before the base's, on the command line before the adapter's."""
     base, adapter = pair
@@ -198,6 +200,7 @@ def test_a_preset_that_was_stated(pair: tuple[Path, Path], tmp_path: Path, capsy
     assert "the adapter's own is a different chat template, which is not used" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["prompt.instruction=Answer briefly.", "prompt.language=Deutsch"])
 def test_what_fills_a_preset_in_states_none(
     pair: tuple[Path, Path], tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
@@ -293,6 +296,7 @@ def test_a_template_that_is_not_utf8(pair: tuple[Path, Path], name: str) -> None
         assert foreign_template.saved_template(pair[1]) == text
 
 
+@pytest.mark.slow
 def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "Modelfile").write_text("FROM x\n")
@@ -303,6 +307,7 @@ def test_a_modelfile_of_somebody_else_stays(pair: tuple[Path, Path], tmp_path: P
     assert carry(order, force=True)["modelfile"] == "out/Modelfile"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "edit",
     [
@@ -386,6 +391,7 @@ def test_a_whole_model_in_a_folder_named_like_four_bits(pair: tuple[Path, Path],
     assert carry(ordering.of_model("mine-bnb-4bit", "none.toml", ()))["files"]
 
 
+@pytest.mark.slow
 def test_the_options_for_a_whole_model(pair: tuple[Path, Path], toolkit: Callable[..., Called]) -> None:
     for call in (["--model", "base"], ["--adapter", "none", "--base", "base"]):
         done = toolkit("export", *call, "--quant", "F16", "--output", "out", "--force", "--json")

@@ -24,6 +24,7 @@ def stub(tmp_path: Path) -> Path:
     return save_stub(tmp_path / "base")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*families.FAMILIES, *families.VARIANTS])
 def test_every_family_passes_without_a_weight(family: str, tmp_path: Path) -> None:
     base = families.save_stub(tmp_path / "base", family)

@@ -77,6 +77,7 @@ def test_four_bit_weights_in_an_index_count_once(stub: Path) -> None:
     assert asked(stub, "export.merge_base=as-trained").ok
 
 
+@pytest.mark.slow
 def test_weights_of_any_size_are_judged_by_their_headers(tmp_path: Path) -> None:
     """Eight billion parameters in a sparse file: what is read is its header."""
     base = tmp_path / "base"

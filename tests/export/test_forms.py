@@ -116,6 +116,7 @@ def test_the_merged_folder_splits_text_as_in_training(pre: str, name: str, tmp_p
         assert loaded(text)["input_ids"] == trained.encode(text).ids
 
 
+@pytest.mark.slow
 def test_shards_and_index(base: Path, tmp_path: Path) -> None:
     adapter = models.save_adapter(tmp_path / "adapter", base)
     export_merged(base, adapter, tmp_path / "whole", models.TEMPLATE)

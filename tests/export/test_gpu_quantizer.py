@@ -66,6 +66,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "in_background", gpus.prove_types)
 
 
+@pytest.mark.slow
 def test_the_gpu_writes_the_same_files(
     fake: list[Type], base: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +89,7 @@ def test_of_several_gpus_one_quantizes_and_a_line_says_why(
     assert said.count(f"one of the {count} GPUs quantizes") == (count > 1) and bool(said) == (count > 1)
 
 
+@pytest.mark.slow
 def test_with_an_importance_matrix_too(
     fake: list[Type], base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +108,7 @@ def test_with_an_importance_matrix_too(
     assert exported(base, tmp_path, imatrix)[0] == expected and fake
 
 
+@pytest.mark.slow
 def test_the_gpu_takes_over_in_the_middle_of_a_file(
     fake: list[Type], base: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +189,7 @@ def test_a_type_that_differs_is_the_cpus(
     assert len(checks.quantizer(["F16", "IQ4_XS"])) == 1
 
 
+@pytest.mark.slow
 def test_the_self_test_finds_one_wrong_bit_and_any_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def right(kind: Type, rows: np.ndarray, importance: np.ndarray | None, device: str) -> np.ndarray:
         return gpu.reference(kind, kernels.widened(rows), importance)

@@ -79,6 +79,7 @@ def squares_by_hand(base: Path, adapter: Path | None, ids: list[list[int]]) -> d
     return sums
 
 
+@pytest.mark.slow
 def test_it_equals_an_independent_count(work: Path) -> None:
     ids = np.random.default_rng(0).integers(0, 480, (3, 64)).tolist()
     planned = plan(work / "base", work / "adapter", ["Q4_K_M"])

@@ -53,6 +53,7 @@ def test_the_header_marks_the_layers_with_a_state(listed: bool, tmp_path: Path) 
     assert field.contents() == ([False, True, False] if listed else [True, True, True, False])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["mtp.", "model.mtp."])
 def test_layers_that_predict_several_tokens_are_left_out_and_that_is_said(
     start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -196,6 +196,7 @@ def test_types_that_need_an_importance_matrix_are_refused_without(tmp_path: Path
     assert not target.exists()
 
 
+@pytest.mark.slow
 def test_overridden_types_are_written_as_llama_cpp_writes_them(tmp_path: Path) -> None:
     base = families.save(tmp_path / "base", "mistral", num_hidden_layers=3)
     f32, overrides = tmp_path / "f32.gguf", {"output.weight": "Q8_0", r"blk\.0\.ffn": "F16"}

@@ -64,6 +64,7 @@ def test_a_gguf_file_is_a_base_like_any_other(
     assert kl(base, None, tmp_path / "out" / "mine-F32.gguf") > 1e-6
 
 
+@pytest.mark.slow
 def test_the_base_is_taken_from_the_adapter_where_none_is_named(
     toolkit: Callable[..., Called], trained: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def replaced(folder: Path, base: Path) -> Path:
     return models.save_adapter(folder, base, modules_to_save=["embed_tokens", "lm_head"], target_modules=["q_proj"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", first_fast(["base", "no adapter", "own ends", "tied", "one file", "f16"]))
 def test_a_streamed_export_has_the_same_bytes(hub: hubs.Hub, originals: Path, tmp_path: Path, kind: str) -> None:
     adapter: Path | None = originals / "adapter"
@@ -117,6 +118,7 @@ def stop_at(hub: hubs.Hub, name: str) -> None:
     hub.fault = fault
 
 
+@pytest.mark.slow
 def test_an_interrupted_export_goes_on_with_the_next_shard(
     hub: hubs.Hub, originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +140,7 @@ def test_an_interrupted_export_goes_on_with_the_next_shard(
     assert streaming.begun(targets(tmp_path / "out").values()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", first_fast(["part", "state", "adapter", "hub"]))
 def test_what_was_done_is_checked_before_it_is_used(
     hub: hubs.Hub, originals: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
@@ -171,6 +174,7 @@ def test_what_was_done_is_checked_before_it_is_used(
     assert ("is damaged: it is exported again" in capsys.readouterr().err) == (what == "part")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, -1])
 def test_a_shard_with_another_hash_is_refused(hub: hubs.Hub, originals: Path, tmp_path: Path, which: int) -> None:
     out = tmp_path / "out"
@@ -193,6 +197,7 @@ def test_a_shard_with_another_hash_is_refused(hub: hubs.Hub, originals: Path, tm
     assert contents(out) == whole(hub.folder, originals / "adapter", tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", first_fast(["cut", "busy", "no ranges"]))
 def test_a_connection_that_breaks_is_continued(hub: hubs.Hub, originals: Path, tmp_path: Path, kind: str) -> None:
     expected = whole(hub.folder, originals / "adapter", tmp_path / "whole")
@@ -263,6 +268,7 @@ def chosen(tmp_path: Path, label: str = LABEL, **changes: Any) -> HubShards | No
     return streaming.base_of(ModelSettings(base=label), wanted, None, targets(tmp_path / "out"))[1]
 
 
+@pytest.mark.slow
 def test_the_disk_decides_unless_the_settings_do(
     hub: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -285,6 +291,7 @@ def test_the_disk_decides_unless_the_settings_do(
     assert chosen(tmp_path, stream_base=True) is None, "what is here is read here"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_streamed_is_downloaded(hub: hubs.Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(tmp_path, str(hub.folder), stream_base=True) is None, "a local folder stays as it is"
     quantized = {"quant_method": "bitsandbytes", "load_in_4bit": True}
@@ -358,6 +365,7 @@ def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
     assert sorted(contents(tmp_path / "out")) == ["Q4_K_M.gguf", "Q8_0.gguf"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", first_fast([True, False]))
 def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, stream: bool) -> None:
     """A later export of the same model takes their place, not that of another model in the same folder."""
@@ -379,6 +387,7 @@ def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, s
     assert kept == {"mine-Q4_K_M.gguf", *(name for name in left if name.startswith(".mine-too-"))}
 
 
+@pytest.mark.slow
 def test_no_more_than_two_pieces_are_on_the_disk(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
     """One that is in work, and the next one."""
     most = [0]

@@ -35,6 +35,7 @@ def test_a_header_of_any_length(tmp_path: Path, text: int) -> None:
         write(path, text)
 
 
+@pytest.mark.slow
 def test_the_weights_are_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gguf", 100, weights=16 << 20)
     with memory.watched() as seen:

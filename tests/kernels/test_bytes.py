@@ -39,6 +39,7 @@ def compare(
     return sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "imatrix"])
 def test_hard_rows(library: kernels.Library, kind: int, weighted: bool) -> None:
@@ -57,6 +58,7 @@ def test_ordinary_weights_never_need_libggml(library: kernels.Library, kind: int
             assert compare(library, level, kind, rows, importance) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_many_rows_of_one_kind(library: kernels.Library, kind: int) -> None:
     """Uniform weights: in one block of a hundred Q3_K's descent takes all its rounds."""

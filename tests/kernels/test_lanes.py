@@ -56,6 +56,7 @@ def test_a_row_longer_than_a_piece_gets_room(monkeypatch: pytest.MonkeyPatch) ->
     assert np.array_equal(gpu.quantize(Type.Q8_0, rows, None, "cpu"), gpu.reference(Type.Q8_0, rows, None))
 
 
+@pytest.mark.slow
 def test_no_more_lanes_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 

@@ -57,6 +57,7 @@ def test_files_are_the_same_without_the_library_and_it_is_said(
     assert check.ok is None and "not compiled" in check.found and "compiler" in check.fix
 
 
+@pytest.mark.slow
 def test_a_kernel_that_differs_in_one_bit_is_not_used(
     library: kernels.Library,
     base: Path,

@@ -66,6 +66,7 @@ def string(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
+@pytest.mark.slow
 @thorough(60, 2000)
 def test_no_mutation_of_the_header_kills_the_process(whole: Path, tmp_path: Path, examples: int) -> None:
     luck, data = random.Random(36), whole.read_bytes()

@@ -42,6 +42,7 @@ def with_library(place: Path, monkeypatch: pytest.MonkeyPatch, deed: str) -> Non
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
 
 
+@pytest.mark.slow
 def test_a_library_that_computes_is_remembered(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert probe.failure() == "" and not fresh.exists()  # the doctor writes nothing
     probe.require()
@@ -62,6 +63,7 @@ def test_files_of_the_current_folder_are_not_taken_for_libraries(
     assert len(list(fresh.iterdir())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "said"),
     first_fast([
@@ -102,6 +104,7 @@ class Llama:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "said"),
     first_fast([(False, "1 MB on the GPU ended the process (SIGSEGV)"), (True, "1 MB ended the process")]),

@@ -32,6 +32,7 @@ def texts(seed: int) -> list[list[int]]:
     return [*found, found[0] + [7] * 70, found[0][:1], [draw.randrange(5, 480) for _ in range(300)]]
 
 
+@pytest.mark.slow
 def test_sequences_in_one_pass_do_not_see_each_other(twins: asked.Twins) -> None:
     llm, some = twins.in_llamacpp.llm, texts(0)
     for group in together.groups([(ids, len(ids) // 2) for ids in some], 3):

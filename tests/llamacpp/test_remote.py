@@ -80,6 +80,7 @@ def asked(path: Path, *, exact: bool) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "exact"), first_fast([("F32", True), ("Q8_0", False)]))
 def test_all_answers_are_those_of_one_process(
     files: dict[str, Path], request: pytest.FixtureRequest, name: str, exact: bool
@@ -94,6 +95,7 @@ def test_all_answers_are_those_of_one_process(
     assert here == there
 
 
+@pytest.mark.slow
 def test_torch_cannot_be_imported_there(files: dict[str, Path], elsewhere: None) -> None:
     with llamacpp.opened(files["Q8_0"], 64) as llm:
         assert isinstance(llm, Remote)
@@ -119,6 +121,7 @@ def test_a_build_for_the_cpu_stays_in_this_process(files: dict[str, Path]) -> No
         assert remote.process_of(llm)["pid"] == os.getpid()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "end", "hint"),
     first_fast([
@@ -189,6 +192,7 @@ def test_generators_wait_for_each_other_and_can_be_left(files: dict[str, Path], 
     left.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_at_once(files: dict[str, Path], elsewhere: None, tmp_path: Path) -> None:
     """Its own process ignores Ctrl-C, which a terminal sends to both, and what `timeout` sends to all."""
     started = tmp_path / "started"

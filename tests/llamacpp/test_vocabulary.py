@@ -64,6 +64,7 @@ assert "unknown model architecture" in told[0], told[0]
 """
 
 
+@pytest.mark.slow
 def test_several_threads_load_in_silence_and_each_hears_its_own_errors(tmp_path: Path) -> None:
     good = tiny_gguf.write(tmp_path / "a.gguf")
     bad = tmp_path / "b.gguf"

@@ -155,6 +155,7 @@ def test_the_weights_are_downloaded_where_they_are_needed(hub: dict[str, str]) -
     assert (Path(folder) / "model.safetensors").is_file() and (Path(folder) / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "said"),
     first_fast([("gated/model", "gated"), ("owner/absent", "no such model")]),
@@ -200,6 +201,7 @@ def test_a_proxy_before_the_hub_is_named(toolkit: Callable[..., Called], hub: di
     assert called.json["hint"].startswith("correct or unset HTTPS_PROXY, or fetch it") and "secret" not in called.err
 
 
+@pytest.mark.slow
 def test_the_gguf_of_a_package_becomes_a_folder_with_the_same_ids(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -228,6 +228,7 @@ def test_a_gguf_header_cut_anywhere_is_refused(tmp_path: Path) -> None:
             gguf_config(cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0, 1, 0xFF])
 def test_a_gguf_header_with_any_byte_changed_is_read_or_refused(tmp_path: Path, value: int) -> None:
     path = write_gguf(tmp_path / "base.gguf", ModelConfig(8, 1, 2, 1, 4, 8, 8, tied=True))

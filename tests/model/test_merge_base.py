@@ -63,6 +63,7 @@ def test_an_adapter_from_elsewhere_goes_into_either_base(
     assert len(digests) == 2
 
 
+@pytest.mark.slow
 def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, toolkit: Callable[..., Called]) -> None:
     models.save_adapter(tmp_path / "adapter", dequantized.plain_folder(four))
     four.rename("quantized")

@@ -141,6 +141,7 @@ def plain(request: pytest.FixtureRequest, project: Path) -> tuple[list[str], Cal
     return verb, call_toolkit(*verb, cwd=project, OLLAMA_HOST="127.0.0.1:9")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["ftp://host", "'::1'", "127.0.0.1:99999", "::1:99999999", "a b"])
 def test_a_verb_that_needs_no_server_does_not_mind(plain: tuple[list[str], Called], text: str, project: Path) -> None:
     verb, usual = plain

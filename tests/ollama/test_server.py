@@ -123,6 +123,7 @@ def test_how_to_start_a_server_fits_the_machine(
     )
 
 
+@pytest.mark.slow
 def test_a_port_that_takes_connections_but_says_nothing() -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -136,6 +136,7 @@ def test_a_folder_whose_name_no_run_can_have_is_refused_by_its_name(make: Callab
     assert Run.load(tmp_path / "small").prepare().fresh
 
 
+@pytest.mark.slow
 def test_prepare_returns_figures_and_paths_and_prints_nothing(
     make: Callable[..., Run], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +194,7 @@ def test_what_a_sink_raises_is_not_swallowed(make: Callable[..., Run]) -> None:
     assert make().prepare().fresh is False
 
 
+@pytest.mark.slow
 def test_runs_in_threads_keep_apart(make: Callable[..., Run], tmp_path: Path) -> None:
     """Each has its own lines, log and warnings: one in five of every second run's answers is empty."""
     rows = [f'"Question number {n} of many?","Answer {n} to it, in a sentence."\n' for n in range(40)]
@@ -225,6 +227,7 @@ def test_runs_in_threads_keep_apart(make: Callable[..., Run], tmp_path: Path) ->
     assert streams.state().sink is None and not streams.state().warnings
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_meanwhile(make: Callable[..., Run]) -> None:
     refused: list[str] = []
 
@@ -237,6 +240,7 @@ def test_a_second_run_in_the_same_folder_is_refused_meanwhile(make: Callable[...
     assert make(progress=during).prepare().kept and len(refused) == 1
 
 
+@pytest.mark.slow
 def test_doctor_and_status_say_what_they_find(make: Callable[..., Run], capfd: pytest.CaptureFixture[str]) -> None:
     run = make(ollama={"host": "127.0.0.1:9"})
     assert {each.state for each in run.status().stages.values()} == {"not run"}
@@ -250,6 +254,7 @@ def test_doctor_and_status_say_what_they_find(make: Callable[..., Run], capfd: p
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_training_that_this_machine_cannot_do_is_not_begun(make: Callable[..., Run]) -> None:
     run = make(train={"max_steps": 2, "max_length": 512, "precision": "f16"})
     run.prepare()
@@ -325,6 +330,7 @@ def test_what_the_training_process_says_reaches_the_program(
     assert streams.state().warnings == [warning] and "one\ntwo" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_status_is_the_table_that_the_command_line_prints(
     make: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

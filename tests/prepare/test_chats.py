@@ -441,6 +441,7 @@ def numbered(number: int, turns: int) -> Any:
     return messages(tuple((f"Question {number} of {turn}?", f"Answer {turn} to {number}.") for turn in range(turns)))
 
 
+@pytest.mark.slow
 def test_prepared_files_carry_the_earlier_turns_and_count_them(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -465,6 +466,7 @@ def test_prepared_files_carry_the_earlier_turns_and_count_them(
     assert f"{figures['turns_left_out']} last turns left out of 1 chat that is longer" in left_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("long", "warned"), [(0, False), (1, False), (2, True), (30, True)])
 def test_chats_without_their_last_turns_are_warned_of_with_the_length_that_fits(
     tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], long: int, warned: bool

@@ -163,6 +163,7 @@ def test_the_hint_unpacks_a_tar(tmp_path: Path, elsewhere: Path, mode: Literal["
     assert (elsewhere / "plain.csv").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_the_hint_converts_an_old_feather_file(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import feather

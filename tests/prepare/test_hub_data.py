@@ -86,6 +86,7 @@ def test_it_is_downloaded_once_and_is_then_a_file(hub: list[str], tmp_path: Path
     assert [path.name for path in inputs] == ["owner--plain.parquet", "owner--splits--test.parquet"]
 
 
+@pytest.mark.slow
 def test_the_train_split_or_the_one_that_is_named(hub: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert [one.question for one in reading("hf:owner/splits").records] == ["s", "t"]
     assert "the split `train` is read, not `test`" in capsys.readouterr().err
@@ -94,6 +95,7 @@ def test_the_train_split_or_the_one_that_is_named(hub: list[str], capsys: pytest
     assert rows.count == 13
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["hub", "folder"])
 def test_what_cannot_be_read_is_refused(where: str, hub: list[str]) -> None:
     def named(name: str) -> str:

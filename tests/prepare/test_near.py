@@ -134,6 +134,7 @@ def changed(words: list[str], count: int, rng: random.Random) -> list[str]:
     return [*words[count:], *(f"new{rng.random()}" for _ in range(count))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
 def test_nearly_all_pairs_at_the_threshold_have_a_twin(threshold: float) -> None:
     """Of 60 words, as many are changed as leave a Jaccard just over the threshold."""
@@ -153,6 +154,7 @@ def test_a_higher_threshold_has_longer_bands() -> None:
     assert lengths == sorted(lengths) and lengths[3] == 8 and lengths[0] >= 1
 
 
+@pytest.mark.slow
 def test_many_rows_are_searched_by_sketches_with_the_same_result(
     monkeypatch: pytest.MonkeyPatch, medquad: Path
 ) -> None:

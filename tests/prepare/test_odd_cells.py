@@ -46,6 +46,7 @@ def reading(path: Path) -> Rows:
     return read_rows(find_sources(config.data), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", first_fast(FORMATS))
 @pytest.mark.parametrize("role", first_fast(["question", "answer"]))
 def test_a_cell_of_ten_million_characters_is_one_rejected_row(tmp_path: Path, kind: str, role: str) -> None:

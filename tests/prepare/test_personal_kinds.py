@@ -24,6 +24,7 @@ def found(text: str) -> list[tuple[str, str]]:
     return [(span.kind, text[span.start : span.end]) for span in FIND(text)]
 
 
+@pytest.mark.slow
 def test_the_notes() -> None:
     """The least of each kind is what docs/guide/patients-data.md says, less one note in twenty."""
     there = notes()
@@ -169,6 +170,7 @@ def test_check_digits() -> None:
     assert checksums.valid_ssn("123-45-6780") is None
 
 
+@pytest.mark.slow
 def test_medquad_has_no_false_alarm(medquad: Path) -> None:
     """Its telephones are hotlines, its names diseases."""
     import pandas
@@ -178,6 +180,7 @@ def test_medquad_has_no_false_alarm(medquad: Path) -> None:
     assert not [FIND(text) for text in texts if FIND(text)]
 
 
+@pytest.mark.slow
 def test_few_texts_reach_presidio(medquad: Path) -> None:
     import pandas
 
@@ -186,6 +189,7 @@ def test_few_texts_reach_presidio(medquad: Path) -> None:
     assert passages("Take 500 mg every 6 hours for 10 days.") == [] == passages("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     first_fast(

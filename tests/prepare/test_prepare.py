@@ -204,6 +204,7 @@ def long_rows() -> list[dict[str, str]]:
     return [{"question": f"What is {n} ?", "answer": "word " * n} for n in range(1, 200)]
 
 
+@pytest.mark.slow
 def test_long_records_are_cut_and_keep_eos(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     settings = build("train.max_length=400")
     form = format.prompt_format(settings.prompt)
@@ -217,6 +218,7 @@ def test_long_records_are_cut_and_keep_eos(folder: RunFolder, tokenizer: Tokeniz
         assert len(ids) >= 398 or not row["truncated"]
 
 
+@pytest.mark.slow
 def test_long_records_are_dropped(folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = jsonl(tmp_path, long_rows())
     cut = prepare(build("train.max_length=400"), folder, source, tokenizer).figures
@@ -227,6 +229,7 @@ def test_long_records_are_dropped(folder: RunFolder, tokenizer: Tokenizer, tmp_p
     assert "train.max_length is 400" in lines(folder.rejected)[0]["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("long", "most"), [(30, True), (7, False)])
 def test_cut_answers_are_warned_of_with_lengths_that_fit(
     long: int, most: bool, folder: RunFolder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -99,6 +99,7 @@ def test_null_words_name_their_setting(preparing: Preparing, words: list[str]) -
     assert preparing(rows, *settings_of(error.hint)).figures["kept"] == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["truncate", "drop"])
 def test_too_long_names_the_lengths_that_fit(preparing: Preparing, policy: str) -> None:
     # With "truncate" only a question that leaves no room is too long; with "drop" an answer is, too.

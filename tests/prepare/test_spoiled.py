@@ -107,6 +107,7 @@ def test_code_keeps_its_indentation(text: str, bare: str) -> None:
     assert remove_html(text) == bare
 
 
+@pytest.mark.slow
 def test_an_endless_comment_is_text_and_takes_no_time() -> None:
     text = "<!--" * 50_000 + "<script>" * 50_000
     assert remove_html(text) == text

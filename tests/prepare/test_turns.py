@@ -89,6 +89,7 @@ def test_a_chat_is_cut_behind_the_last_turn_that_fits(tokenizer: Tokenizer, turn
         )
 
 
+@pytest.mark.slow
 def test_a_chat_of_500_turns_keeps_the_first_that_fit(tokenizer: Tokenizer) -> None:
     turns = [(f"Question {number}?", f"Answer {number}.") for number in range(500)]
     form = prompt_format(Config().prompt)

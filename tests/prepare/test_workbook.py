@@ -170,6 +170,7 @@ def test_rows_that_are_wider_than_the_header_are_kept(tmp_path: Path) -> None:
     assert not any(row.problem for row in table.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stray", [" ", "a remark"])
 def test_a_cell_far_from_the_others_costs_no_memory(stray: str, tmp_path: Path) -> None:
     path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "c"]]}, {"XFD2000": "@"})
@@ -309,12 +310,14 @@ def test_rows_without_numbers_are_in_order(tmp_path: Path) -> None:
     assert len(read_table(path, WANTED).rows) == 3
 
 
+@pytest.mark.slow
 def test_a_row_number_beyond_excels_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.xlsx", {"S": ROWS})
     changed(path, lambda xml: xml.replace('"A3"', '"A99999999"').replace('<row r="3"', '<row r="99999999"'))
     assert "1,048,576 rows" in refused(path).message
 
 
+@pytest.mark.slow
 @settings(max_examples=tries(100), deadline=None)
 @given(place=st.floats(0, 1), junk=st.binary(min_size=0, max_size=3), cut=st.booleans(), part=st.integers(0, 20))
 def test_damage_gives_one_line_or_both_rows(

@@ -77,6 +77,7 @@ def test_without_a_language_the_preamble_names_none() -> None:
     assert "Write a response that appropriately" in prompt_text(prompt_format(PromptSettings(language="")), "q")
 
 
+@pytest.mark.slow
 @settings(max_examples=tries(300))
 @given(forms, messages, st.booleans(), st.booleans())
 def test_jinja_by_transformers_equals_the_plain_rendering(

@@ -113,6 +113,7 @@ def test_damage_is_refused_by_name(
     assert not capfd.readouterr().err  # the library's own account of its panic
 
 
+@pytest.mark.slow
 def test_no_damage_kills_the_process(whole: Layout, tmp_path: Path) -> None:
     layouts = [copy.deepcopy(whole) for _ in DAMAGES]
     for layout, damage in zip(layouts, DAMAGES.values(), strict=True):
@@ -120,6 +121,7 @@ def test_no_damage_kills_the_process(whole: Layout, tmp_path: Path) -> None:
     assert set(endings(layouts, tmp_path)) <= {"read", "refused"}
 
 
+@pytest.mark.slow
 @thorough(60, 1500)
 def test_any_mutation_is_read_or_refused(whole: Layout, tmp_path: Path, examples: int) -> None:
     luck = random.Random(36)

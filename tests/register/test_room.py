@@ -54,6 +54,7 @@ def test_a_context_beyond_the_models_positions(
     assert (words in " ".join(capsys.readouterr().err.split())) == said
 
 
+@pytest.mark.slow
 def test_a_question_beyond_the_models_positions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By llama.cpp, which would go on in silence."""
     run = run_with(tmp_path, 300, num_ctx=4096, num_predict=64)

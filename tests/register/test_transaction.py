@@ -156,6 +156,7 @@ def _hold(folder: str, ready: Event) -> None:
         time.sleep(60)
 
 
+@pytest.mark.slow
 def test_one_machine_does_one_call_a_name_and_a_killed_one_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

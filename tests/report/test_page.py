@@ -32,6 +32,7 @@ def page_of(run: reported.Reported, reasons: dict[str, str] | None = None) -> Ma
     return read_markup(run.folder.page)
 
 
+@pytest.mark.slow
 def test_every_figure_is_what_its_file_holds_and_is_written_as_that(run: reported.Reported) -> None:
     figures = page_of(run).figures
     assert len(figures) > 250
@@ -40,6 +41,7 @@ def test_every_figure_is_what_its_file_holds_and_is_written_as_that(run: reporte
         assert is_rounded(figure), figure
 
 
+@pytest.mark.slow
 def test_no_figure_of_the_files_is_left_out(run: reported.Reported) -> None:
     places = {figure.place for figure in page_of(run).figures}
     for name in reported.FILES:
@@ -96,6 +98,7 @@ def test_every_chart_says_in_words_what_it_shows_and_no_two_share_a_name(run: re
     assert f"Q8_0: 144.8 MB, mean KL {kl:.4f}, bound 0.02, passed." in page.plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -244,6 +247,7 @@ SAFE_TAGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letter", first_fast(["<", "a", "ש", "🤒", "\x00", "a "]))
 def test_long_texts_leave_the_page_small(run: reported.Reported, letter: str) -> None:
     long = letter * 1_000_000
@@ -274,6 +278,7 @@ def read_text(written: str) -> str:
     return unescape(written[3:-4])
 
 
+@pytest.mark.slow
 def test_a_page_that_somebody_changed_stays_unless_forced(run: reported.Reported) -> None:
     page_of(run)
     page_of(run)  # its own it replaces
@@ -304,6 +309,7 @@ def test_the_card_that_a_former_version_recorded_is_replaced_and_validation_stay
     assert why_stale(record, run.folder, record.settings, [], [run.folder.report]) == ""
 
 
+@pytest.mark.slow
 def test_a_process_that_died_between_manifest_and_page_leaves_no_stranger(
     run: reported.Reported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +350,7 @@ def test_what_was_found_of_personal_data_is_said(run: reported.Reported, persona
     assert said in page_of(run).plain
 
 
+@pytest.mark.slow
 def test_a_training_row_with_personal_data_that_comes_back_is_a_warning(run: reported.Reported) -> None:
     assert (
         "Of 50 training answers it continued 2 word for word (20 words or more) from the first 8" in page_of(run).plain
@@ -421,6 +428,7 @@ def test_page_and_card_say_in_what_a_model_was_trained(
         assert there in text and absent not in text
 
 
+@pytest.mark.slow
 def test_of_chats_turns_are_counted_and_what_was_left_out_is_said(run: reported.Reported) -> None:
     told = "24 chats of 60 turns", "2 last questions without an answer left out", "5 last turns left out of 3 chats"
     page, card = page_of(run).plain, run.folder.model_card.read_text(encoding="utf-8")

@@ -76,6 +76,7 @@ def test_without_a_run_it_says_what_to_do(toolkit: Toolkit) -> None:
     assert called.code == 1 and "manifest.json` is damaged" in called.err and "Traceback" not in called.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("quickstart", "other"), ("exports/quickstart", "exports/other/")])
 def test_it_compares_two_runs_by_name_or_folder(toolkit: Toolkit, names: tuple[str, str]) -> None:
     called = toolkit("report", "--compare", *names)
@@ -163,6 +164,7 @@ def test_a_failed_gate_is_on_the_page(counting: Stage, tmp_path: Path, monkeypat
     assert "prepare failed: no" in read_markup(run.folder.page).plain
 
 
+@pytest.mark.slow
 def test_python_gets_the_paths_and_the_comparison(toolkit: Toolkit) -> None:
     one, other = (Run.load(f"exports/{name}") for name in ("quickstart", "other"))
     written = one.report()

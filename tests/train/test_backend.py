@@ -77,6 +77,7 @@ def test_the_attention_is_one_that_computes_all_a_family_has(
     assert f"attention of packed records: {kernel}" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", families.THAT_SEE)
 def test_of_a_base_that_sees_the_language_model_alone_is_trained(
     small: tuple[Config, RunFolder], family: str, capsys: pytest.CaptureFixture[str]

@@ -103,6 +103,7 @@ def test_records_are_filled_up_to_a_multiple_with_copies_of_which_nothing_is_lea
     assert filled["input_ids"][2:] == [[5, 6, 7]] * 2 and filled["labels"][2:] == [[IGNORED] * 3] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(3, 2), (16,), (9, 8), (15, 16)])
 def test_a_row_is_filled_up_to_a_multiple_with_a_record_of_which_nothing_is_learned(lengths: tuple[int, ...]) -> None:
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling

@@ -38,6 +38,7 @@ def tokenizer(base: Base, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     return load_tokenizer(base.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 40])
 def test_it_has_the_examples_of_a_small_one(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int

@@ -319,6 +319,7 @@ def test_ctrl_c_is_noted_once_and_ends_training_the_second_time(monkeypatch: pyt
     assert signal.getsignal(signal.SIGINT) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [True, False])
 def test_the_plot_is_a_png_of_the_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_out: bool) -> None:
     from matplotlib.figure import Figure

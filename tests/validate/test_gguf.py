@@ -57,6 +57,7 @@ def test_exported_files_pass(made: scored_models.World, trained: Trained, quanti
     assert found["bits_per_weight"] == pytest.approx({"F32": 32, "F16": 16, "Q8_0": 8.5}[quantization], abs=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("quantization", "most"), [("F32", 1e-9), ("Q8_0", 0.01)])
 def test_a_file_larger_than_memory_is_read_once_for_many_rows(
     made: scored_models.World, trained: Trained, monkeypatch: pytest.MonkeyPatch, quantization: str, most: float
@@ -95,6 +96,7 @@ def test_rows_are_laid_into_passes_in_order() -> None:
     assert together.groups([]) == []
 
 
+@pytest.mark.slow
 def test_f32_answers_equal_the_trained_models(
     made: scored_models.World, trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +122,7 @@ def test_f32_answers_equal_the_trained_models(
     assert answers != trained.answers
 
 
+@pytest.mark.slow
 def test_another_adapter_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     scored_models.adapter(made.base.folder, tmp_path / "other", seed=2)
     path = tmp_path / "other.gguf"
@@ -157,6 +160,7 @@ def test_one_weight_out_of_place_fails_f32(made: scored_models.World, trained: T
     assert not entry(made, trained, changed(made, tmp_path, nudge), "F32")["passed"]
 
 
+@pytest.mark.slow
 def test_nan_weights_are_a_named_failure(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def poison(reader: GGUFReader) -> None:
         tensor(reader, "output_norm.weight")[0] = np.nan

@@ -83,18 +83,21 @@ def check(base: Path, adapter: Path, spill: Path) -> None:
     assert not torch.allclose(torch.cat(trained), torch.cat(untrained), atol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", first_fast([*families.FAMILIES, *families.THAT_SEE]))
 def test_exported_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = families.save(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", first_fast(OTHERS))
 def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = save_other(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     first_fast([
@@ -138,6 +141,7 @@ def test_slices_of_the_head_are_the_whole_head(tmp_path: Path, monkeypatch: pyte
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
 
 
+@pytest.mark.slow
 def test_each_weight_is_read_once_for_both_models_and_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from toolkit.validate.weights import Weights
 

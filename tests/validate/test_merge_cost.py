@@ -108,6 +108,7 @@ def test_weights_that_training_quantized_as_it_loaded_them(
     assert "model.layers.0.self_attn.q_proj.weight" in whole and "model.embed_tokens.weight" not in whole
 
 
+@pytest.mark.slow
 def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     made: scored_models.World, four: Path, tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),
     first_fast([

@@ -41,6 +41,7 @@ def test_rows_fit_into_the_time_and_onto_the_disk(
     assert pace.count_rows(there, seconds, size, room) == count
 
 
+@pytest.mark.slow
 def test_the_first_rows_decide(made: scored_models.World, trained: Trained, capsys: pytest.CaptureFixture[str]) -> None:
     layers = open_trained(made.base.folder, made.folder.adapter)
     many = [replace(record, row=number) for number, record in enumerate(trained.records * 20)]
@@ -64,6 +65,7 @@ def test_a_small_disk_limits_the_rows(
     assert 10 < len(chosen) < 120 and size < 2_500_000
 
 
+@pytest.mark.slow
 def test_few_rows_are_all_scored_and_nothing_is_timed(made: scored_models.World, tmp_path: Path) -> None:
     def never() -> float:
         raise AssertionError("asked for the time")
@@ -85,6 +87,7 @@ def test_the_upper_end_of_few_rows_is_held_against_the_bound(made: scored_models
     assert f"Q8_0: mean KL {mean:.3g} (up to {high:.3g}, " in caught.value.message
 
 
+@pytest.mark.slow
 def test_a_single_row_has_no_interval_and_that_is_said(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path, questions=[], rows=1)
     figures = validate(run.config, run.folder, run.base, run.manifest()).figures

@@ -33,6 +33,7 @@ def left(tmp_path: Path) -> list[Path]:
     return [path for path in caches if path.suffix == ".safetensors" or path.name.startswith(".pieces")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noted", [True, False])
 def test_the_numbers_are_those_of_the_base_on_the_disk(
     hub: hubs.Hub, made: scored_models.World, trained: Trained, tmp_path: Path, noted: bool

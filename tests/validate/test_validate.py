@@ -109,6 +109,7 @@ def test_the_table_names_every_quantization_and_its_verdict(passed: scored_model
         assert any(name in line and "passed" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_failed_gate_still_writes_report_and_card(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path, rows=2, questions=[], max_kl={"Q8_0": 1e-6})
     template = chat_template(prompt_format(run.config.prompt), bos=True)
@@ -169,6 +170,7 @@ def test_a_missing_gguf_is_said_before_anything_is_loaded(made: scored_models.Wo
     assert not run.folder.report.exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_gguf_leaves_the_former_report_and_no_spill(passed: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(passed, tmp_path, rows=1, questions=[])
     former = run.folder.report.read_bytes()
