@@ -27,6 +27,7 @@ def made(own: Path) -> int:
     return len([path for path in own.iterdir() if path.is_dir()])
 
 
+@pytest.mark.slow
 def test_equal_arguments_are_made_once_and_others_apart(own: Path, tmp_path: Path) -> None:
     small: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64}
     first = models.save_model(tmp_path / "a", **small)

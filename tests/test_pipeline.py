@@ -117,6 +117,7 @@ def test_a_stage_without_its_inputs_names_the_verb_that_makes_them(settings: Con
     assert f"toolkit {verb}" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -> None:
     folder = folder_of(settings)
     perform("prepare", settings, folder)

@@ -35,6 +35,7 @@ print(sys.path[0], file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 def test_arguments_folder_environment_and_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TWO", "2")
     afresh, warm = both("-c", "SAID = 'é'\n" + SAYS, "a b", "--c", cwd=tmp_path, ONE="ü")
@@ -71,6 +72,7 @@ def test_a_module_is_run_and_an_exception_shown(tmp_path: Path) -> None:
     assert both("-m", "toolkit", "status", "--json", cwd=tmp_path)[1][0] == 2
 
 
+@pytest.mark.slow
 def test_signals_reach_the_process_itself(tmp_path: Path) -> None:
     waits = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):

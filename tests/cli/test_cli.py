@@ -94,6 +94,7 @@ def test_without_settings_every_verb_says_what_to_do(toolkit: Callable[..., Call
     assert "Traceback" not in called.err
 
 
+@pytest.mark.slow
 def test_the_next_step_keeps_the_settings_of_this_call(toolkit: Callable[..., Called], tmp_path: Path) -> None:
     assert toolkit("init").code == 0
     given = ("--set", "run.name=a-b", "--set", "prompt.instruction=Explain it:", "--offline")
@@ -152,6 +153,7 @@ def test_init_takes_the_language_from_your_data(toolkit: Callable[..., Called], 
     assert "`--data FILE`" in missing.err and "data.source" not in missing.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"dados-\xe9.csv", b"\xff/plain.csv"])
 def test_init_refuses_a_name_that_its_settings_cannot_hold(
     toolkit: Callable[..., Called], tmp_path: Path, name: bytes

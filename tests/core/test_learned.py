@@ -47,6 +47,7 @@ def test_verdicts(changes: list[float], verdict: str) -> None:
     assert bool(warning_of(found, "here", None)) == (verdict != "better")
 
 
+@pytest.mark.slow
 def test_the_error_is_that_of_many_drawn_sets_of_records() -> None:
     """The ratio estimator's, against the spread of the mean over 2,000 draws with their own numbers of tokens."""
     random.seed(1)

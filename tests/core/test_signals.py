@@ -99,6 +99,7 @@ def test_a_later_request_ends_the_cleaning_up(tmp_path: Path) -> None:
     assert (process.returncode, out) == (130, "still\nended\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ALL)
 def test_a_request_inside_a_librarys_callback_comes_again(tmp_path: Path, number: int) -> None:
     """Python prints an exception in a callback from C, and goes on."""

@@ -77,6 +77,7 @@ def test_the_doctor_agrees_with_prepare(name: str, home: Home) -> None:
     assert check.found == refused.message and check.fix == refused.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_without_the_tokenizer_nothing_is_said_to_be_right_that_prepare_refuses(name: str, home: Home) -> None:
     changes = written(name, home)

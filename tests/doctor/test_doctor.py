@@ -22,6 +22,7 @@ from toolkit.model import attention_kernels, base, gguf_base
 from toolkit.prepare import checks as data_checks
 
 
+@pytest.mark.slow
 def test_a_healthy_small_run_is_in_order(home: Home) -> None:
     found = home.examine()
     assert failing(found) == []
@@ -330,6 +331,7 @@ def test_an_absent_ollama_only_matters_for_registering(home: Home) -> None:
     assert "127.0.0.1:9" in only_failure(home.examine(where, stages=("register",)), "ollama").found
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_cannot_be_written(home: Home) -> None:
     (home.path / "file").write_text("x", encoding="utf-8")
     for place in (home.path / "file", Path("/proc")):

@@ -72,6 +72,7 @@ def test_answers_that_end_at_different_times_are_those_of_each_alone(
     assert len(set(lengths)) > 2 and lengths == sorted(lengths)  # each comes when it ends
 
 
+@pytest.mark.slow
 def test_grouped_attention_answers_as_that_of_transformers(model: Any, ends: tuple[int, ...]) -> None:
     former = model.config.get_text_config()._attn_implementation
     plainly = together(model, ends)

@@ -47,6 +47,7 @@ def test_the_last_answer_is_asked_for_behind_the_earlier_turns(made: scored_mode
     assert copied["row"] == 6 and copied["longest"] >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 def test_thoughts_are_neither_praised_nor_blamed(made: scored_models.World, tmp_path: Path, cut: bool) -> None:
     """Both systems say the same, one of them behind thoughts: their answers score the same, unless cut in thoughts."""

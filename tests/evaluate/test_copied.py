@@ -31,6 +31,7 @@ def made(seed: int) -> tuple[list[str], list[tuple[int, str]]]:
     return answers, texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [copied.PART, 30])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_run_is_the_longest(seed: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:

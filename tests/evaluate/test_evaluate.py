@@ -313,6 +313,7 @@ def test_a_file_that_does_not_load_leaves_former_results(made: scored_models.Wor
     assert "toolkit export" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_a_system_without_memory_is_skipped_and_the_others_are_asked(
     made: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_the_sample_exam_as_a_task(capfd: pytest.CaptureFixture[str]) -> None:
     assert task.value(0, right[::-1]) == 0.0
 
 
+@pytest.mark.slow
 def test_rows_may_have_different_numbers_of_choices(tmp_path: Path) -> None:
     more = {"question": "Which is a fruit?", "choices": ["Bread", "Cheese", "Apple"], "answer": "Apple"}
     task = exam_task(write(tmp_path, GOOD, more))

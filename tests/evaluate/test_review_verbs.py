@@ -150,6 +150,7 @@ def test_votes_are_not_counted_on_an_evaluation_changed_by_hand(toolkit: Toolkit
     assert toolkit("evaluate", "--votes", str(path)).code == 0  # on its own count
 
 
+@pytest.mark.slow
 def test_without_an_evaluation_there_is_no_sheet(toolkit: Toolkit, folder: RunFolder) -> None:
     folder.evaluation.unlink()
     done = toolkit("evaluate", "--sheet")

@@ -110,6 +110,7 @@ def test_small_passes_give_the_same(twins: asked.Twins, monkeypatch: pytest.Monk
     compare(list(twins.in_transformers.scores(some)), expected[1], rounds)
 
 
+@pytest.mark.slow
 def test_a_continuation_that_ends_is_not_computed_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40, 4, 21 and 5 tokens behind 3, all but the last are read, 8 positions a pass at most."""
     monkeypatch.setattr(batched_scoring, "POSITIONS", 8)

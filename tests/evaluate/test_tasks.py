@@ -97,6 +97,7 @@ def test_nothing_is_said_and_no_seed_is_changed(folder: Path, capfd: pytest.Capt
     assert logging.getLogger("lm_eval").level == level
 
 
+@pytest.mark.slow
 def test_a_tag_stands_for_its_tasks_and_none_is_asked_twice(folder: Path) -> None:
     found = open_tasks(["arc_easy", "ai2_arc", "arc_easy"], 1, folder)
     assert [task.name for task in found] == ["arc_easy", "arc_challenge"]

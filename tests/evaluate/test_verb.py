@@ -119,6 +119,7 @@ def test_the_settings_of_a_failed_evaluation_are_not_kept(
         assert (kept.read_text() if kept.exists() else "") == before, done.err
 
 
+@pytest.mark.slow
 def test_without_a_run_it_says_what_comes_first(tmp_path: Path, toolkit: Callable[..., Called]) -> None:
     models.save_model(tmp_path / "base")
     (tmp_path / "toolkit.toml").write_text('[model]\nbase = "base"\n')

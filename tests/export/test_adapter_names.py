@@ -232,6 +232,7 @@ def test_an_mlx_adapter_is_merged(
     assert models.kl(base, peft, path, 64) <= 1e-9 < models.kl(base, None, path, 64)
 
 
+@pytest.mark.slow
 def test_an_mlx_adapter_in_other_forms(
     made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,6 +465,7 @@ def test_other_trained_weights_that_the_settings_leave_out(tmp_path: Path, train
         plan(base, changed(adapter, tmp_path / "unnamed", change, **dict.fromkeys(settings)), ["F16"])
 
 
+@pytest.mark.slow
 def test_a_tied_end_is_named_by_the_other(tmp_path: Path) -> None:
     """With ensure_weight_tying PEFT names lm_head if embed_tokens is named."""
     base = models.save_model(tmp_path / "base", **SHAPE)

@@ -493,6 +493,7 @@ def test_the_name_by_which_llama_cpp_drops_spaces(tmp_path: Path) -> None:
     assert ids_in_file(tmp_path / "plain.gguf", "<|user|>\nDrink") != expected
 
 
+@pytest.mark.slow
 def test_spaces_behind_control_tokens_as_mistral_has_them(tmp_path: Path) -> None:
     """Its pre-tokenizer puts a space in front of a text alone; llama.cpp would put one behind every control token."""
     base = families.save(tmp_path / "base", "mistral")
@@ -541,6 +542,7 @@ def test_a_tokenizer_that_transformers_read_from_a_gguf(made: tuple[Path, Path],
     export(base, None, {"F16": tmp_path / "b.gguf"}, models.TEMPLATE, "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral", "phi3", "gemma2", "nemo"])
 def test_the_toolkits_prompts_on_every_kind_of_vocabulary(family: str, tmp_path: Path) -> None:
     """The presets that are plain text, as a run exports them."""

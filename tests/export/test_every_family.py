@@ -144,6 +144,7 @@ def divergence(expected: np.ndarray, found: np.ndarray) -> float:
     return float((np.exp(expected) * (expected - found)).sum(axis=-1).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_sizes_are_those_of_the_weights(family: str, tmp_path: Path) -> None:
     """What the memory plan, the adapter's size and the type of each tensor are computed from."""

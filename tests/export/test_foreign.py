@@ -217,6 +217,7 @@ def test_what_fills_a_preset_in_states_none(
         assert f"--set {change.partition('=')[0]} has no effect on this chat template" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["prompt.suffix=<end>", "prompt.after=<end>", 'prompt.stops=["<end>"]'])
 def test_a_part_of_a_custom_preset_states_it(pair: tuple[Path, Path], tmp_path: Path, change: str) -> None:
     jinja(pair[1], OWN)

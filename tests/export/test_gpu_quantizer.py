@@ -138,6 +138,7 @@ def test_the_gpu_takes_over_in_the_middle_of_a_file(
     assert names["Q8_0"]["Q8_0"] == f"{cpu}, CUDA (Fake)"
 
 
+@pytest.mark.slow
 def test_a_gpu_that_fails_in_the_middle_loses_nothing(
     fake: list[Type],
     base: Path,

@@ -35,6 +35,7 @@ def carry(order: ordering.Order, *quantizations: str, force: bool = False) -> di
     return standalone.carry_out(order, "gguf", quantizations, "out", dry_run=False, force=force)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_killed_at_any_rename_the_same_command_works(
     order: ordering.Order, monkeypatch: pytest.MonkeyPatch, at: int

@@ -38,6 +38,7 @@ def test_a_decay_that_was_written_is_read_again_to_the_bit() -> None:
     assert np.array_equal(to_ggml_layout(from_ggml_layout(written, layout), layout), written)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False])
 def test_the_header_marks_the_layers_with_a_state(listed: bool, tmp_path: Path) -> None:
     """The converter on PyPI is too old to write this key; that of llama-cpp-python's own source writes the same."""

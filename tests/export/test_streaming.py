@@ -306,6 +306,7 @@ def test_a_repository_without_whole_safetensors_is_refused(hub: hubs.Hub) -> Non
         hub_shards.open_shards(LABEL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["longer", "shorter", "no header"])
 def test_a_header_that_does_not_fit_is_refused(hub: hubs.Hub, tmp_path: Path, change: str) -> None:
     path = weights(hub.folder)[0]
@@ -339,6 +340,7 @@ def test_a_copy_of_the_embedding_must_be_one_on_the_hub_too(hub: hubs.Hub, origi
             assert contents(tmp_path / name) == whole(hub.folder, None, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_single_tensors_are_fetched_and_checked(hub: hubs.Hub, tmp_path: Path) -> None:
     source = hub_shards.open_shards(LABEL)
     tensors = checkpoint.open_folder(source.folder)

@@ -41,6 +41,7 @@ def test_golden_vectors_computed_by_bitsandbytes(case: dict[str, Any]) -> None:
     assert found.astype("<f4").tobytes().hex() == case["values"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [False, True], ids=["plain", "double"])
 def test_every_shape_against_bitsandbytes(kind: str, nested: bool) -> None:

@@ -13,6 +13,7 @@ from toolkit.prompt.tokenizer import load_tokenizer
 LEAD = "Ð"  # the byte D0, which begins a character of two bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "answer"),
     [

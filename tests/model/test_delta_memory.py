@@ -49,6 +49,7 @@ def kept_by_torch(sizes: tuple[int, ...], kind: str, *, bf16: bool) -> float:
     return held / TOKENS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])

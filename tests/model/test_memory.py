@@ -209,6 +209,7 @@ def test_peft_on_a_gpu_took_what_is_computed(
     assert memory.total(parts) / 1e9 == pytest.approx(gigabytes, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "layers", "shards"), [("llama-3.1-70b", 80, 4), ("llama-3.1-405b", 126, 8)])
 def test_a_gpus_share_of_a_sharded_base_is_that_of_its_tensors(label: str, layers: int, shards: int) -> None:
     """Of transformers' own tensors, without their values, in bitsandbytes' 4 bits, divided by rows as FSDP2 does it."""

@@ -107,6 +107,7 @@ def test_counts_equal_those_of_transformers_and_peft(kind: str, extra: dict[str,
     assert shape.trainable(targets, 8) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 def test_what_gemma_3_leaves_out_of_its_text_config(tmp_path: Path) -> None:
     """As google/gemma-3-4b-it and MedGemma publish it: every other size is transformers' default."""
     import torch

@@ -42,6 +42,7 @@ def answering(body: str, status: int = 200, kind: str = "application/json") -> A
     return serving(lambda handler: handler.answer(status, body.encode(), kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("found", "usable"),
     [("0.24.0", False), ("0.9.9", False), ("0.30.0", True), ("0.34.1", True), ("1.0.0", True), ("0.0.0", True)],
@@ -68,6 +69,7 @@ def test_verbs_say_that_a_server_is_too_old(verb: str, tmp_path: Path) -> None:
     assert "is version 0.24.0; 0.30.0 or later is needed" in " ".join((done.out + done.err).split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "kind"),
     [
@@ -154,6 +156,7 @@ def test_no_proxy_of_the_environment_stands_before_loopback(monkeypatch: pytest.
             assert server.held(http) == {}
 
 
+@pytest.mark.slow
 def test_the_key_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "secret")
     seen = []

@@ -124,6 +124,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert (run.config.train.max_steps, run.config.train.learning_rate, run.config.data.seed) == (8, 0.5, 7)
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_no_run_can_have_is_refused_by_its_name(make: Callable[..., Run], tmp_path: Path) -> None:
     """As a copy in Google Drive is called."""
     make().prepare()
@@ -153,6 +154,7 @@ def test_prepare_returns_figures_and_paths_and_prints_nothing(
     assert f"{first.kept:,} kept" in run.folder.log.read_text()
 
 
+@pytest.mark.slow
 def test_the_lines_go_where_they_are_wanted(make: Callable[..., Run], capfd: pytest.CaptureFixture[str]) -> None:
     lines: list[str] = []
     make(progress=lines.append).prepare()

@@ -104,6 +104,7 @@ def test_every_pair_is_kept_or_rejected_with_its_file(kind: str) -> None:
     assert record.file.endswith("1_Made_QA/0000003.xml")
 
 
+@pytest.mark.slow
 def test_two_folders_with_documents_of_one_name_are_counted_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
     unpack({f"{n}.xml": document("Made", n, [(f"What is {n}?", f"It is {n}.")]) for n in range(6)}, Path("full"))
     unpack({f"{n}.xml": document("Empty", n, [(f"Why {n}?", "")]) for n in range(3)}, Path("empty"))

@@ -61,6 +61,7 @@ def everything(folder: RunFolder) -> str:
     return "".join(path.read_text(encoding="utf-8") for path in folder.data.iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_found_is_listed_without_its_value(
     source: Path, folder: RunFolder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:

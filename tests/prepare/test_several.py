@@ -174,6 +174,7 @@ def test_a_file_without_a_usable_row_is_warned_of(preparing: Preparing, capsys: 
         preparing(["a.csv", "b.csv"])
 
 
+@pytest.mark.slow
 @settings(max_examples=tries(60), deadline=None)
 @given(
     files=st.lists(

@@ -72,6 +72,7 @@ def refused(path: Path, wanted: list[str] = WANTED, part: str = "") -> ToolkitEr
 MOMENT = datetime.datetime(2026, 3, 4, 15, 5, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "form", "text"),
     [

@@ -62,6 +62,7 @@ def test_the_models_own_control_tokens_become_text_whatever_they_look_like(tmp_p
     assert ask.control_tokens(run.folder, "How to prevent it?") == []
 
 
+@pytest.mark.slow
 def test_without_a_server_the_file_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path, "127.0.0.1:9", "tiny", ollama={"host": "127.0.0.1:9", "num_ctx": 256, "num_predict": 5})
     assert not ask.registered(run.config)

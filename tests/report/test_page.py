@@ -71,6 +71,7 @@ def test_a_figure_that_is_written_wrong_is_seen() -> None:
     assert is_rounded(Figure(0.0004, "", "< 0.001")) and not is_rounded(Figure(0.002, "", "< 0.001"))
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_without_scripts_and_its_headings_are_in_order(run: reported.Reported) -> None:
     page = page_of(run)
     names = {tag for tag, _ in page.tags}
@@ -391,6 +392,7 @@ def test_several_files_of_data_are_all_named(run: reported.Reported) -> None:
     assert "`part-19.csv`" in card and "and 40 more files" in card and "/x/" not in card
 
 
+@pytest.mark.slow
 def test_places_of_this_machine_are_not_on_the_page(run: reported.Reported, tmp_path: Path) -> None:
     page_of(run)
     for path in (run.folder.page, run.folder.model_card):

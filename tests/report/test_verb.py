@@ -42,6 +42,7 @@ def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return called
 
 
+@pytest.mark.slow
 def test_it_writes_page_and_card_of_the_run_in_a_folder(toolkit: Toolkit) -> None:
     called = toolkit("report", "-c", "exports/quickstart", "--json")
     assert called.code == 0
@@ -53,6 +54,7 @@ def test_it_writes_page_and_card_of_the_run_in_a_folder(toolkit: Toolkit) -> Non
     assert called.code == 0 and called.json["model_card"] is None and not Path("exports/quickstart/README.md").exists()
 
 
+@pytest.mark.slow
 def test_it_says_what_is_damaged_and_what_was_changed_by_hand(toolkit: Toolkit) -> None:
     Path("exports/quickstart/evaluation.json").write_text('{"choice": 3}')
     called = toolkit("report", "-c", "exports/quickstart")

@@ -165,6 +165,7 @@ def test_a_model_attends_inside_each_record_by_the_kernel(
     assert float(found.loss) == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_without_lengths_torchs_own_attention_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in generation: the same words come out, and the kernel for packed records is not called."""
 

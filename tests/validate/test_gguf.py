@@ -142,6 +142,7 @@ def test_the_base_without_the_adapter_fails_even_at_the_coarsest_bound(
     assert not entry(made, trained, path, "Q8_0")["passed"]
 
 
+@pytest.mark.slow
 def test_unpermuted_attention_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def swap(reader: GGUFReader) -> None:
         weights = tensor(reader, "blk.0.attn_q.weight")  # the classic: rows in the other rotary order
@@ -174,6 +175,7 @@ def test_nan_weights_are_a_named_failure(made: scored_models.World, trained: Tra
     assert [row["kl"] for row in rows] == [None] * 4
 
 
+@pytest.mark.slow
 def test_swapped_tokens_fail_and_are_shown(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     def swap(reader: GGUFReader) -> None:
         field = reader.fields["tokenizer.ggml.tokens"]
@@ -207,18 +209,21 @@ def test_another_eos_fails(made: scored_models.World, trained: Trained, tmp_path
     assert found["problems"] == ["EOS is 0, but training used 1 (`<|end_of_text|>`)"]
 
 
+@pytest.mark.slow
 def test_a_missing_bos_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     found = entry(made, trained, changed(made, tmp_path, set_value("tokenizer.ggml.add_bos_token", 0)), "F32")
     assert found["unequal_prompts"] == len(scored_models.ROWS)
     assert any("training puts [0] before" in problem for problem in found["problems"])
 
 
+@pytest.mark.slow
 def test_an_eos_behind_every_prompt_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     found = entry(made, trained, changed(made, tmp_path, set_value("tokenizer.ggml.add_eos_token", 1)), "F32")
     assert found["unequal_prompts"] == len(scored_models.ROWS)
     assert any("nothing after" in problem for problem in found["problems"])
 
 
+@pytest.mark.slow
 def test_another_chat_template_fails(made: scored_models.World, trained: Trained, tmp_path: Path) -> None:
     path = tmp_path / "other.gguf"
     template = chat_template(trained.form, bos=True)

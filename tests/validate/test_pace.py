@@ -55,6 +55,7 @@ def test_the_first_rows_decide(made: scored_models.World, trained: Trained, caps
     assert "10 of 120 held-out rows are scored: the reference takes" in said and "(validate.rows)" in said
 
 
+@pytest.mark.slow
 def test_a_small_disk_limits_the_rows(
     made: scored_models.World, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
