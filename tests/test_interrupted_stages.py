@@ -9,6 +9,8 @@ import pytest
 from tests.support import models
 from tests.support.faulty import faults_of
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 [run]
 name = "r"
@@ -79,29 +81,25 @@ def prepared(place: Path) -> Path:
 
 
 # Every write takes ten minutes on two cores, every eighth some seconds.
-WHICH = ["11:40", pytest.param("3:8", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.exhaustive)]
+WHICH = ["11:40", "3:8", pytest.param("all", marks=pytest.mark.exhaustive)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_the_first_prepare(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "prepare"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_a_prepare_that_replaces_another(place: Path, which: str) -> None:
     went_well(faults_of(prepared(place), which, "prepare"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", WHICH)
 def test_an_export_of_two_files(place: Path, which: str) -> None:
     models.save_adapter(place / "runs" / "r" / "adapter", place / "base")
     went_well(faults_of(place, which, "export"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["1:9", pytest.param("6:9", marks=pytest.mark.exhaustive)])
 def test_a_validation(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
@@ -112,7 +110,6 @@ def test_a_validation(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "validate"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["2:17", pytest.param("5:7", marks=pytest.mark.exhaustive)])
 def test_an_evaluation(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
@@ -123,7 +120,6 @@ def test_an_evaluation(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "evaluate"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["7:41", pytest.param("23:41", marks=pytest.mark.exhaustive)])
 def test_a_training(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit

@@ -12,6 +12,8 @@ from toolkit import pipeline
 from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
 
+pytestmark = pytest.mark.slow
+
 COUNT = """
 from toolkit.core.manifest import Outcome
 from toolkit.core.stage import Check, Stage, StageFiles
@@ -32,7 +34,6 @@ STAGE = Stage(
 """
 
 
-@pytest.mark.slow
 def test_a_stage_is_a_folder_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "more/count").mkdir(parents=True)
     (tmp_path / "more/count/stage.py").write_text(COUNT)

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 
 from tests.support import faults
 from tests.support.models import save_model
-from tests.support.properties import first_fast
 from toolkit import pipeline
 from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
@@ -100,7 +99,7 @@ def no_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
-@pytest.mark.parametrize("verb", first_fast(["train", "export", "validate", "register"]))
+@pytest.mark.parametrize("verb", ["train", "export", "validate", "register"])
 def test_a_verb_alone_says_that_the_data_changed(place: Path, verb: str) -> None:
     before = [*pipeline.STAGES][: [*pipeline.STAGES].index(verb)]
     perform(*before)
@@ -116,14 +115,14 @@ def test_a_verb_alone_says_that_the_data_changed(place: Path, verb: str) -> None
 @pytest.mark.usefixtures("no_doctor")
 @pytest.mark.parametrize(
     ("verb", "change", "stale"),
-    first_fast([
+    [
         ("train", "prompt.language=German", "prepare is out of date: settings changed: prompt.language"),
         ("export", "train.max_steps=5", "train is out of date: settings changed: train.max_steps"),
         ("validate", "train.learning_rate=1e-3", "train is out of date: settings changed: train.learning_rate"),
         ("validate", "export.merge_base=as-trained", "export is out of date: settings changed: export.merge_base"),
         ("register", "train.lora_r=4", "train is out of date: settings changed: train.lora_r"),
-    ], 2),
-)  # fmt: skip
+    ],
+)
 def test_a_verb_alone_says_that_settings_changed(place: Path, verb: str, change: str, stale: str) -> None:
     perform(*[*pipeline.STAGES][: [*pipeline.STAGES].index(verb)])
     said = message(call(verb, "--set", change))
@@ -212,7 +211,7 @@ def server(place: Path, *models: str) -> Iterator[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
-@pytest.mark.parametrize("where", first_fast(["train", "validate"]))
+@pytest.mark.parametrize("where", ["train", "validate"])
 def test_a_doubtful_model_replaces_none_that_answers(place: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     pretend(monkeypatch, {where: DOUBT})
     run = place / "exports/r"
@@ -258,7 +257,7 @@ FOUND = {"better": (3.0, 2.5), "worse": (3.0, 17.0), "unmoved": (3.0, 3.0)}
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
-@pytest.mark.parametrize("verdict", first_fast([*FOUND, ""]))
+@pytest.mark.parametrize("verdict", [*FOUND, ""])
 def test_what_training_did_not_measure_is_said_and_validation_decides(
     place: Path, monkeypatch: pytest.MonkeyPatch, verdict: str
 ) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from tests.conftest import HEAVY, call_toolkit
 from tests.support import models, processes
-from tests.support.properties import first_fast
 from tests.support.waiting import wait_while_running
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = """
 [run]
@@ -93,20 +94,17 @@ def check(project: Path, verb: str, at: int, *numbers: int) -> None:
     assert again.code == 0, again.err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("at", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT), (3, signal.SIGHUP)])
 def test_prepare(project: Path, at: int, number: int) -> None:
     check(project, "prepare", at, number)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("number", first_fast([signal.SIGTERM, signal.SIGHUP]))
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_export_with_a_signal_that_comes_twice(project: Path, number: int) -> None:
     assert call_toolkit("prepare", cwd=project).code == 0
     check(project, "export", 2, number, number)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("at", [1, 4])
 def test_validate(project: Path, at: int, number: int) -> None:
@@ -115,7 +113,6 @@ def test_validate(project: Path, at: int, number: int) -> None:
     check(project, "validate", at, number)
 
 
-@pytest.mark.slow
 def test_init_in_a_process_that_ignores_hang_ups(tmp_path: Path) -> None:
     """As under nohup: the verb is done."""
     code = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + STOPPED

@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.places import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 DOORS = {
     "the command line": "from toolkit.cli.main import main; sys.argv[1:] = ['--version']; end(main)",
     "a Python program": "import toolkit; end(lambda: toolkit.Run.load('none.toml'))",
@@ -32,7 +34,6 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").error("broken")
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("door", DOORS)
 def test_advice_of_bitsandbytes_is_not_shown_and_its_errors_are(door: str, tmp_path: Path) -> None:
     done = subprocess.run(

@@ -157,7 +157,6 @@ def test_healing_makes_no_folder(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("former", [True, False])
 @pytest.mark.parametrize("died_after", range(1, 7))
 @pytest.mark.parametrize("name", first_fast(["replace", "unlink", "fsync"]))

@@ -22,7 +22,6 @@ from toolkit.model import attention_kernels, base, gguf_base
 from toolkit.prepare import checks as data_checks
 
 
-@pytest.mark.slow
 def test_a_healthy_small_run_is_in_order(home: Home) -> None:
     found = home.examine()
     assert failing(found) == []

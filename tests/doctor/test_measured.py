@@ -14,6 +14,8 @@ from toolkit.core.config_file import build
 from toolkit.model import memory
 from toolkit.model.model_config import model_config
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 512
 RECORDS = 16
 TRAIN = """
@@ -101,7 +103,6 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> int:
     return taken
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "checkpointing"), [("f32", False), ("f32", True), ("bf16", False), ("bf16", True)]
 )

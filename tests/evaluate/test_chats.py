@@ -15,6 +15,8 @@ from toolkit.prompt.held_out import read_held_out
 from toolkit.prompt.renderings import render
 from toolkit.prompt.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 HISTORY = [["What is a fever?", "A body temperature that is higher than it usually is."], ["And then?", "Rest."]]
 
 
@@ -23,7 +25,6 @@ def chat(row: int, answer: str) -> dict[str, Any]:
             "truncated": False}  # fmt: skip
 
 
-@pytest.mark.slow
 def test_the_last_answer_is_asked_for_behind_the_earlier_turns(made: scored_models.World, tmp_path: Path) -> None:
     run = scored_models.copy(made, tmp_path)
     path = run.folder.split_file("test")
@@ -47,7 +48,6 @@ def test_the_last_answer_is_asked_for_behind_the_earlier_turns(made: scored_mode
     assert copied["row"] == 6 and copied["longest"] >= 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 def test_thoughts_are_neither_praised_nor_blamed(made: scored_models.World, tmp_path: Path, cut: bool) -> None:
     """Both systems say the same, one of them behind thoughts: their answers score the same, unless cut in thoughts."""

@@ -13,6 +13,8 @@ from toolkit.core.errors import ToolkitError
 from toolkit.evaluate import choice, evaluate
 from toolkit.evaluate.evaluation import read_evaluation
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["base", "trained", "F32", "Q8_0"]
 
 
@@ -35,7 +37,6 @@ def exam(folder: Path) -> str:
     return str(path)
 
 
-@pytest.mark.slow
 def test_every_system_sits_the_exam_and_a_task(run: scored_models.World, tmp_path: Path) -> None:
     data = task_rows.save_all(tmp_path / "tasks")
     config = settings(run, exam=exam(tmp_path), tasks=["medqa_4options"], task_items=3, task_folder=str(data))
@@ -53,7 +54,6 @@ def test_every_system_sits_the_exam_and_a_task(run: scored_models.World, tmp_pat
         assert [(c["a"], c["b"], c["measure"]) for c in one["comparisons"]] == [(*pair, one["task"]) for pair in pairs]
 
 
-@pytest.mark.slow
 def test_an_interrupted_exam_goes_on_with_the_next_item(
     run: scored_models.World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,7 +77,6 @@ def test_an_interrupted_exam_goes_on_with_the_next_item(
     assert read_evaluation(run.folder)["choice"] == again
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -66,7 +66,6 @@ def prefers(mark: str) -> Callable[[str, str], str]:
     return lambda first, second: says("1" if first.endswith(mark) else "2" if second.endswith(mark) else "same")
 
 
-@pytest.mark.slow
 def test_a_preference_counts_in_both_orders() -> None:
     """Answers of the trained model end in `y.`: it beats the base, and is beaten by no quantization."""
     seen: list[dict[str, Any]] = []

@@ -53,7 +53,6 @@ def contents(folder: RunFolder) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.path.iterdir() if path.is_file() and path != folder.log}
 
 
-@pytest.mark.slow
 def test_from_a_sheet_to_counted_votes(toolkit: Toolkit, folder: RunFolder) -> None:
     done = toolkit("evaluate", "--sheet")
     assert done.code == 0, done.err

@@ -15,7 +15,6 @@ def normal(seed: int, mean: float, rows: int = 50) -> list[float]:
     return found
 
 
-@pytest.mark.slow
 def test_a_mean_has_an_interval_over_rows() -> None:
     values = normal(1, 3)
     found = mean_of(values)
@@ -36,7 +35,6 @@ def test_a_share_of_all_is_not_sure() -> None:
     assert found["mean"] == found["high"] == 1 and 0.9 < found["low"] < 0.95
 
 
-@pytest.mark.slow
 def test_the_p_value_is_near_the_t_tests() -> None:
     for seed, mean in ((1, 0.0), (2, 0.2), (3, 0.3), (4, 0.4)):
         values = np.array(normal(seed, mean))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from tests.support import scored_models
-from tests.support.properties import first_fast
 from toolkit import llamacpp
 from toolkit.evaluate import transformers_system
 from toolkit.evaluate.bench import Bench
@@ -26,7 +25,7 @@ def named(bench: Bench, name: str) -> System:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_fast(["F32", "trained", "base"]))
+@pytest.mark.parametrize("name", ["F32", "trained", "base"])
 def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
     with bench.opened(named(bench, name), 256) as asked:
         together = list(asked.answers(prompts(bench), TOKENS, ()))
@@ -36,7 +35,7 @@ def test_many_at_once_answer_as_one_at_a_time(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", first_fast(["trained", "Q8_0"]))
+@pytest.mark.parametrize("name", ["trained", "Q8_0"])
 def test_an_answer_goes_no_further_than_what_is_enough(
     bench: Bench, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ from toolkit.core.run_folder import RunFolder, folder_of
 from toolkit.export import imatrix, imatrix_file
 from toolkit.pipeline.performing import perform
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Config, RunFolder]]:
@@ -58,7 +60,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
-@pytest.mark.slow
 def test_an_imatrix_is_measured_once_for_the_same_model_adapter_and_records(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,7 +90,6 @@ def test_an_imatrix_is_measured_once_for_the_same_model_adapter_and_records(
         perform("export", config, folder)
 
 
-@pytest.mark.slow
 def test_an_export_that_failed_behind_the_imatrix_goes_on_with_it(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +105,6 @@ def test_an_export_that_failed_behind_the_imatrix_goes_on_with_it(
     assert len(measured) == 1
 
 
-@pytest.mark.slow
 def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
     run: Callable[..., tuple[Config, RunFolder]], measured: list[int]
 ) -> None:
@@ -125,7 +124,6 @@ def test_an_imatrix_that_is_not_the_runs_own_is_neither_taken_nor_overwritten(
     assert imatrix_file.INPUTS not in fields and whole.inputs
 
 
-@pytest.mark.slow
 def test_records_that_llama_cpp_reads_otherwise_are_counted_in_a_warning(
     run: Callable[..., tuple[Config, RunFolder]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,6 @@ from tests.support import hub as hubs
 from tests.support import models
 from tests.support.damage import edit_json, edit_weights
 from tests.support.places import REPOSITORY
-from tests.support.properties import first_fast
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.input_settings import ModelSettings
@@ -86,7 +85,7 @@ def replaced(folder: Path, base: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", first_fast(["base", "no adapter", "own ends", "tied", "one file", "f16"]))
+@pytest.mark.parametrize("kind", ["base", "no adapter", "own ends", "tied", "one file", "f16"])
 def test_a_streamed_export_has_the_same_bytes(hub: hubs.Hub, originals: Path, tmp_path: Path, kind: str) -> None:
     adapter: Path | None = originals / "adapter"
     if kind == "no adapter":
@@ -141,7 +140,7 @@ def test_an_interrupted_export_goes_on_with_the_next_shard(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", first_fast(["part", "state", "adapter", "hub"]))
+@pytest.mark.parametrize("what", ["part", "state", "adapter", "hub"])
 def test_what_was_done_is_checked_before_it_is_used(
     hub: hubs.Hub, originals: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,7 +197,7 @@ def test_a_shard_with_another_hash_is_refused(hub: hubs.Hub, originals: Path, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", first_fast(["cut", "busy", "no ranges"]))
+@pytest.mark.parametrize("kind", ["cut", "busy", "no ranges"])
 def test_a_connection_that_breaks_is_continued(hub: hubs.Hub, originals: Path, tmp_path: Path, kind: str) -> None:
     expected = whole(hub.folder, originals / "adapter", tmp_path / "whole")
     hub.ranges = kind != "no ranges"
@@ -368,7 +367,7 @@ def test_an_export_that_does_not_stream_takes_the_place_of_one_that_did(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stream", first_fast([True, False]))
+@pytest.mark.parametrize("stream", [True, False])
 def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, stream: bool) -> None:
     """A later export of the same model takes their place, not that of another model in the same folder."""
 

@@ -15,6 +15,8 @@ import pytest
 from tests.support.places import REPOSITORY
 from toolkit import __version__
 
+pytestmark = pytest.mark.slow
+
 LIBRARY = "toolkit/kernels/libquantize.so"
 COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
 
@@ -49,7 +51,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel(tmp_path_factory.mktemp("built"), None)
 
 
-@pytest.mark.slow
 def test_one_wheel_serves_every_python_of_a_platform(built: Path, tmp_path: Path) -> None:
     if not COMPILER:
         pytest.skip("no C++ compiler")
@@ -66,7 +67,6 @@ print(kernels.kernels_state())
     assert done.stdout.startswith("(True, 'kernels with ")
 
 
-@pytest.mark.slow
 def test_without_a_compiler_the_package_is_whole_but_for_the_kernels(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel(tmp_path, "no-such-compiler-here")) as archive:
         names = archive.namelist()
@@ -95,7 +95,6 @@ def call(environment: Path, folder: Path, *command: str) -> subprocess.Completed
     return subprocess.run(program, cwd=folder, env=kept, capture_output=True, text=True)
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_runs_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     where = call(installed, tmp_path, "python", "-c", "import toolkit; print(toolkit.__file__)")
     assert where.stdout.startswith(str(installed))
@@ -114,7 +113,6 @@ def test_an_installed_wheel_runs_from_an_empty_folder(installed: Path, tmp_path:
         assert checks["quantizer"]["found"].startswith("kernels with ")
 
 
-@pytest.mark.slow
 def test_an_installed_wheel_says_whose_it_is_and_that_it_has_types(installed: Path, tmp_path: Path) -> None:
     code = """
 from importlib import metadata, resources

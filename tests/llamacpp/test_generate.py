@@ -10,10 +10,11 @@ from toolkit import llamacpp
 from toolkit.export import export
 from toolkit.prompt.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow
+
 LEAD = "Ð"  # the byte D0, which begins a character of two bytes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("says", "answer"),
     [

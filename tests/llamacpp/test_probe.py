@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import remote
-from tests.support.properties import first_fast
 from toolkit.core import hardware
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.llamacpp import checks, opened, probe
+
+pytestmark = pytest.mark.slow
 
 LIBRARY = """
 import os, signal, sys
@@ -42,7 +43,6 @@ def with_library(place: Path, monkeypatch: pytest.MonkeyPatch, deed: str) -> Non
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), os.environ.get("PYTHONPATH", "")]))
 
 
-@pytest.mark.slow
 def test_a_library_that_computes_is_remembered(fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert probe.failure() == "" and not fresh.exists()  # the doctor writes nothing
     probe.require()
@@ -51,7 +51,6 @@ def test_a_library_that_computes_is_remembered(fresh: Path, monkeypatch: pytest.
     assert probe.failure() == ""  # asked once
 
 
-@pytest.mark.slow
 def test_files_of_the_current_folder_are_not_taken_for_libraries(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -63,17 +62,16 @@ def test_files_of_the_current_folder_are_not_taken_for_libraries(
     assert len(list(fresh.iterdir())) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("deed", "said"),
-    first_fast([
+    [
         ("os.kill(os.getpid(), signal.SIGSEGV)", "ended the process (SIGSEGV)"),
         ("string_at(0)", "ended the process (SIGSEGV)"),
         ("os.kill(os.getpid(), signal.SIGILL)", "ended the process (SIGILL)"),
         ("sys.exit('no kernel for this GPU')", "no kernel for this GPU"),
         ("raise ValueError('no such file')", "ValueError: no such file"),
-    ]),
-)  # fmt: skip
+    ],
+)
 def test_one_that_dies_is_named_before_a_file_is_opened(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, deed: str, said: str
 ) -> None:
@@ -104,10 +102,9 @@ class Llama:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "said"),
-    first_fast([(False, "1 MB on the GPU ended the process (SIGSEGV)"), (True, "1 MB ended the process")]),
+    [(False, "1 MB on the GPU ended the process (SIGSEGV)"), (True, "1 MB ended the process")],
 )
 def test_a_build_for_a_gpu_is_asked_as_it_is_used(
     fresh: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hidden: bool, said: str

@@ -13,7 +13,6 @@ import pytest
 
 from tests.support import remote, scored_models
 from tests.support.places import REPOSITORY
-from tests.support.properties import first_fast
 from tests.support.waiting import has_ended, wait_for
 from toolkit import llamacpp
 from toolkit.core.errors import MISSING, ToolkitError
@@ -81,7 +80,7 @@ def asked(path: Path, *, exact: bool) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "exact"), first_fast([("F32", True), ("Q8_0", False)]))
+@pytest.mark.parametrize(("name", "exact"), [("F32", True), ("Q8_0", False)])
 def test_all_answers_are_those_of_one_process(
     files: dict[str, Path], request: pytest.FixtureRequest, name: str, exact: bool
 ) -> None:
@@ -124,13 +123,13 @@ def test_a_build_for_the_cpu_stays_in_this_process(files: dict[str, Path]) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "end", "hint"),
-    first_fast([
+    [
         (str(int(signal.SIGSEGV)), "SIGSEGV, CUDA error: out of memory", "CUDA_VISIBLE_DEVICES=-1"),
         (str(int(signal.SIGABRT)), "SIGABRT, CUDA error: out of memory", "llama-cpp-python==0.3.36"),
         (str(int(signal.SIGKILL)), "SIGKILL", "too much memory"),
         ("exit", "exit code 7", "llama-cpp-python==0.3.36"),
-    ]),
-)  # fmt: skip
+    ],
+)
 def test_a_death_names_file_quantization_and_signal(
     files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, end: str, hint: str
 ) -> None:

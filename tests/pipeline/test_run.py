@@ -137,7 +137,6 @@ def test_a_folder_whose_name_no_run_can_have_is_refused_by_its_name(make: Callab
     assert Run.load(tmp_path / "small").prepare().fresh
 
 
-@pytest.mark.slow
 def test_prepare_returns_figures_and_paths_and_prints_nothing(
     make: Callable[..., Run], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import json, sys, threading
 from pathlib import Path
@@ -52,7 +54,6 @@ for thread in threads:
 """
 
 
-@pytest.mark.slow
 def test_two_runs_at_once_do_the_whole_job_in_silence(tmp_path: Path) -> None:
     base = save_model(tmp_path / "base", hidden_size=64, intermediate_size=128)
     place = tmp_path / "results"

@@ -80,7 +80,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "folder", "glob", "medquad-full", "unpacked"])
 def test_every_pair_is_kept_or_rejected_with_its_file(kind: str) -> None:
     source: Any = {"zip": "my.zip", "folder": "MedQuAD-master", "glob": "MedQuAD-master/*/*.xml"}.get(

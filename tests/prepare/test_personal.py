@@ -341,7 +341,6 @@ def test_the_header_of_a_file_is_shown(tmp_path: Path, folder: RunFolder, tokeni
         prepare(build(), folder, path, tokenizer)
 
 
-@pytest.mark.slow
 def test_examples_on_the_screen_are_masked(
     tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
 ) -> None:

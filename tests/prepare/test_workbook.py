@@ -72,7 +72,6 @@ def refused(path: Path, wanted: list[str] = WANTED, part: str = "") -> ToolkitEr
 MOMENT = datetime.datetime(2026, 3, 4, 15, 5, 7)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "form", "text"),
     [

@@ -73,7 +73,6 @@ wanted = st.fixed_dictionaries({LATEST: digests}, optional={"q4_k_m": digests, "
 MINE, SECOND, THIRD = ("0" * 15 + digit for digit in "123")
 
 
-@pytest.mark.slow
 @settings(max_examples=tries(150), suppress_health_check=list(HealthCheck))
 @given(former, wanted, st.booleans(), st.data())
 def test_dying_anywhere_is_undone_or_done(

@@ -15,6 +15,8 @@ from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import examples
 
+pytestmark = pytest.mark.slow
+
 FORM = prompt_format(PromptSettings())
 SETTINGS = TrainSettings(max_length=1024)
 
@@ -38,7 +40,6 @@ def tokenizer(base: Base, monkeypatch: pytest.MonkeyPatch) -> Tokenizer:
     return load_tokenizer(base.folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 40])
 def test_it_has_the_examples_of_a_small_one(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
@@ -53,7 +54,6 @@ def test_it_has_the_examples_of_a_small_one(
     assert [each.name for each in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.slow
 def test_a_second_run_reads_what_the_first_wrote(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +75,6 @@ def test_a_second_run_reads_what_the_first_wrote(
     assert len(examples.tokenize(path, tokenizer, FORM, SETTINGS)) == 21
 
 
-@pytest.mark.slow
 def test_what_is_wrong_with_it_is_said_as_of_a_small_one(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = write(tmp_path / "run/data/train.jsonl", 20)
     with pytest.raises(ToolkitError, match=r"row 0 has \d+ tokens, but train.max_length is 16"):

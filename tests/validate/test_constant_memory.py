@@ -16,6 +16,8 @@ from toolkit.prompt.held_out import Record
 from toolkit.validate import reference
 from toolkit.validate.layers import open_trained
 
+pytestmark = pytest.mark.slow
+
 NARROW = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4,
           "vocab_size": 2048}  # fmt: skip
 LIMIT = 4_000_000_000  # bytes of private writable memory, mapped or not
@@ -35,7 +37,6 @@ def peak(folder: Path, layers: int) -> int:
     return seen.taken
 
 
-@pytest.mark.slow
 def test_the_peak_does_not_grow_with_the_layers(tmp_path: Path) -> None:
     peak(tmp_path / "first", 1)  # what is loaded once
     few, many = peak(tmp_path / "few", 4), peak(tmp_path / "many", 16)
@@ -68,7 +69,6 @@ print(json.dumps({"anonymous": seen.most}))
 """
 
 
-@pytest.mark.slow
 def test_a_model_of_8bs_width_is_validated_within_4_gb(tmp_path: Path) -> None:
     """Two layers of 4,096, an MLP of 14,336 and 128,256 tokens: the largest parts of Llama-3.1-8B, under a limit."""
     from toolkit.core.config_file import build

@@ -9,7 +9,6 @@ import torch
 import transformers
 
 from tests.support import families, models
-from tests.support.properties import first_fast
 from toolkit.core.errors import ToolkitError
 from toolkit.prompt.format import Prompt
 from toolkit.prompt.held_out import Record
@@ -84,14 +83,14 @@ def check(base: Path, adapter: Path, spill: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", first_fast([*families.FAMILIES, *families.THAT_SEE]))
+@pytest.mark.parametrize("family", [*families.FAMILIES, *families.THAT_SEE])
 def test_exported_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = families.save(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", first_fast(OTHERS))
+@pytest.mark.parametrize("family", OTHERS)
 def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str) -> None:
     base = save_other(tmp_path / "base", family)
     check(base, save_adapter(base, tmp_path / "adapter"), tmp_path)
@@ -100,7 +99,7 @@ def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
-    first_fast([
+    [
         {"use_dora": True},
         {"target_modules": ["v_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
         {"target_modules": ["v_proj"], "trainable_token_indices": [5, 17, 200]},
@@ -108,10 +107,10 @@ def test_other_families_have_the_whole_models_logits(tmp_path: Path, family: str
         {"use_rslora": True, "rank_pattern": {"q_proj": 2}},
         {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
         {"target_modules": ["v_proj"], "modules_to_save": ["norm"]},
-    ], 3),
+    ],
     ids=["DoRA", "saved ends", "trained tokens", "DoRA on the head", "patterns", "LoRA on the ends", "a saved norm"],
 )  # fmt: skip
-@pytest.mark.parametrize("family", first_fast(["llama", "phi4mini"]))  # the second one is tied
+@pytest.mark.parametrize("family", ["llama", "phi4mini"])  # the second one is tied
 def test_adapters_of_every_kind(tmp_path: Path, family: str, changes: dict[str, Any]) -> None:
     if family == "phi4mini":
         names = {"q_proj": "qkv_proj", "v_proj": "qkv_proj"}

