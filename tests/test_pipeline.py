@@ -65,7 +65,6 @@ def test_a_name_is_no_reason_to_validate_again(change: dict[str, Any], stale: se
     assert changed == stale
 
 
-@pytest.mark.slow
 def test_prepare_is_done_once_and_again_when_something_changes(settings: Config, tmp_path: Path) -> None:
     folder = folder_of(settings)
     assert set(freshness.state(settings, folder).values()) == {"not run"}
@@ -117,7 +116,6 @@ def test_a_stage_without_its_inputs_names_the_verb_that_makes_them(settings: Con
     assert f"toolkit {verb}" in caught.value.hint
 
 
-@pytest.mark.slow
 def test_a_failing_stage_leaves_no_record_and_former_results(settings: Config) -> None:
     folder = folder_of(settings)
     perform("prepare", settings, folder)

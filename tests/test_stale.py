@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.support import faults
 from tests.support.models import save_model
+from tests.support.properties import first_fast
 from toolkit import pipeline
 from toolkit.cli import commands  # noqa: F401  (it adds the verbs to the group)
 from toolkit.cli.options import group
@@ -97,9 +98,8 @@ def no_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("toolkit.doctor.doctor", lambda *_, **__: [])
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_doctor")
-@pytest.mark.parametrize("verb", ["train", "export", "validate", "register"])
+@pytest.mark.parametrize("verb", first_fast(["train", "export", "validate", "register"]))
 def test_a_verb_alone_says_that_the_data_changed(place: Path, verb: str) -> None:
     before = [*pipeline.STAGES][: [*pipeline.STAGES].index(verb)]
     perform(*before)

@@ -108,7 +108,6 @@ def test_what_a_hint_says_can_be_typed(place: Path) -> None:
     assert call("prepare", *given, "--force").exception is None
 
 
-@pytest.mark.slow
 def test_training_refuses_it_too_and_alone(place: Path) -> None:
     assert call("prepare").exception is None
     for force in ((), ("--force",)):

@@ -32,7 +32,6 @@ def page_of(run: reported.Reported, reasons: dict[str, str] | None = None) -> Ma
     return read_markup(run.folder.page)
 
 
-@pytest.mark.slow
 def test_every_figure_is_what_its_file_holds_and_is_written_as_that(run: reported.Reported) -> None:
     figures = page_of(run).figures
     assert len(figures) > 250
