@@ -16,7 +16,7 @@ from toolkit.prepare import language
 from toolkit.prepare.clean import Record, normalise, split_cell
 from toolkit.prepare.language import file_language, foreign_prompt, identifier, languages_said, several_languages
 from toolkit.prompt.format import prompt_format
-from toolkit.prompt.languages import NAMES, SENTENCES, language_code, load_identifier
+from toolkit.prompt.languages import NAMES, SENTENCES, asked_language, language_code, load_identifier
 from toolkit.prompt.renderings import prompt_text
 from toolkit.prompt.text_language import Identify, is_plain_english, main_language
 
@@ -228,6 +228,18 @@ def test_an_instruction_that_no_record_uses_is_not_spoken_of(identify: Identify)
 )  # fmt: skip
 def test_names_of_languages(text: str, code: str) -> None:
     assert language_code(text) == code
+
+
+@pytest.mark.parametrize(
+    ("instruction", "code"),
+    [
+        ("Answer in German.", "de"), ("Answer in simple German", "de"), ("Responda em português", "pt"),
+        ("Reply in pt-BR.", "pt"), ("Answer in detail.", ""), ("Explique em detalhes:", ""), ("Put it into words", ""),
+        ("Answer in German or in French", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_the_language_that_an_instruction_asks_for(instruction: str, code: str) -> None:
+    assert asked_language(instruction) == code
 
 
 @pytest.mark.parametrize("code", sorted(NAMES))

@@ -104,7 +104,7 @@ def asked_language(text: str) -> str:
 
     It is "" where none, or several, are named behind such a word.
     """
-    found = {language_code(match[1]) or language_code(match[2]) for match in _ASKED.finditer(text)} - {""}
+    found = {language_code(match[1]) or language_code(match[2] or "") for match in _ASKED.finditer(text)} - {""}
     return found.pop() if len(found) == 1 else ""
 
 
