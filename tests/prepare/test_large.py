@@ -74,7 +74,17 @@ def test_any_text(
     on_disk = read(path, encoding)
     with tiny.context() as patch:
         patch.setattr(packed, "WHOLE", 2**20)
+        for module in (decoding, objects, packed):
+            patch.setattr(module, "PIECE", 2**20)
         assert read(path, encoding) == on_disk
+
+
+@pytest.mark.parametrize("number", ["1.5", "1e-3", "-2.5E+10", "1234567890123456789012"])
+def test_a_number_that_a_piece_cuts_is_one_number(tmp_path: Path, tiny: pytest.MonkeyPatch, number: str) -> None:
+    path, row = tmp_path / "x.jsonl", '{"question": "q", "answer": "a"}\n'
+    for before in range(40):
+        path.write_text(f"{row}{' ' * before}{number}\n{row}", encoding="utf-8")
+        assert [one.problem for one in read_table(path, ()).rows] == ["", objects.NOT_AN_OBJECT, ""]
 
 
 @pytest.mark.parametrize("indent", [None, 2])

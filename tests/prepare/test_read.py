@@ -84,6 +84,7 @@ def test_real_medquad(medquad: Path) -> None:
     [
         ("x.jsonl", '{"question": "q\u2028", "answer": "a"}\n\n{"question": "r", "answer": "b"}'),
         ("x.ndjson", '\ufeff{"question": "q\u2028", "answer": "a"}\r\n{"question": "r", "answer": "b"}\r\n'),
+        ("x.jsonl", '{"question": "q\u2028", "answer": "a"}\n\u00a0\n\u3000\f\n{"question": "r", "answer": "b"}'),
         ("x.json", '[{"question": "q\u2028", "answer": "a"}, {"question": "r", "answer": "b"}]'),
         ("x.json", '{"n": 2, "data": [{"question": "q\u2028", "answer": "a"}, {"question": "r", "answer": "b"}]}'),
         ("x.json", '{"question": "q\u2028", "answer": "a"}\n{"question": "r", "answer": "b"}\n'),

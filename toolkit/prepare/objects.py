@@ -130,7 +130,7 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
     """
     # It finds where a value ends; numbers of any length are left to `_value`.
     decoder = json.JSONDecoder(parse_int=str, parse_float=str)
-    blanks = re.compile(r"[ \t\r\n]*" if opening else r"[ \t\r\n,]*")
+    blanks = re.compile(r"[ \t\r\n]*" if opening else r"[\s,]*")
     window, at, line, counted, first = "", 0, 1, 0, True
     with text.open() as file:
 
@@ -165,7 +165,7 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
                     end = decoder.raw_decode(window, at)[1]
                 except (ValueError, RecursionError):
                     end = len(window)
-                if end < len(window) or not more():  # the value may go on there
+                if end + 2 < len(window) or not more():  # the value may go on there, 1 as 1.5 or 1e-3
                     break
             line, counted = line + window.count("\n", counted, at), at
             try:
