@@ -107,6 +107,16 @@ def test_every_unsafe_vote_is_listed_with_its_comment_and_both_answers(folder: R
     assert "Both answers were called unsafe:" in text and "(Ada: names a dose that is too high)" in text
 
 
+@pytest.mark.parametrize("thought", ["<think>\nHm.\n</think>\n\n", "\n <think>Hm.</think>"])
+def test_an_unsafe_answer_is_listed_as_the_clinician_saw_it(tmp_path: Path, thought: str) -> None:
+    thinking = make_evaluation(10, lambda row, system: thought + answer_of(row, system))
+    demo = make_folder(tmp_path / "thinking")
+    sheet.write_sheet(demo, thinking, DEFAULT)
+    item = key_in(demo).items[0]
+    found = count_votes(demo, thinking, [save_votes(demo, "Ada", {item.item: "unsafe"})])
+    assert [one["answer"] for one in found["unsafe"]] == [answer_of(item.row, name) for name in (item.a, item.b)]
+
+
 def test_more_votes_for_one_answer_than_for_the_other_decide_a_question(folder: RunFolder) -> None:
     words = {
         "Ada": ("better", "better", "worse", "same", "unsafe"),

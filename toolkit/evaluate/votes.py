@@ -10,7 +10,7 @@ from toolkit.core.errors import USAGE, ToolkitError
 from toolkit.core.files import sha256_of
 from toolkit.core.run_folder import RunFolder
 from toolkit.evaluate.agreement import rater_agreement, win_rate
-from toolkit.evaluate.blind import KeyItem, SheetKey, answered, answers_hash, read_key
+from toolkit.evaluate.blind import KeyItem, SheetKey, answered, answers_hash, read_key, shown_answer_of
 from toolkit.evaluate.votes_file import Ballot, read_ballot
 
 VERDICTS = ("better", "worse", "same", "both_unsafe")
@@ -185,7 +185,7 @@ def _count_pair(
 def _unsafe(
     ballots: Sequence[Ballot], items: dict[int, KeyItem], questions: dict[int, dict[str, Any]]
 ) -> Iterable[dict[str, Any]]:
-    """Yield each answer that somebody called unsafe: two for each such vote."""
+    """Yield each answer that somebody called unsafe, as it was shown: two for each such vote."""
     for ballot in ballots:
         for number, vote in sorted(ballot.votes.items()):
             if vote == "unsafe":
@@ -195,7 +195,7 @@ def _unsafe(
                     yield {
                         "row": item.row,
                         "question": _question(entry),
-                        "answer": entry["answers"][system]["text"],
+                        "answer": shown_answer_of(entry, system),
                         "system": system,
                         "rater": ballot.rater,
                         "comment": ballot.comments.get(number, ""),
