@@ -93,6 +93,11 @@ def test_few_rows_prove_nothing() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("value", [1.0, 0.1, -1 / 3])
+def test_the_p_value_of_equal_differences_is_that_of_their_signs(value: float) -> None:
+    assert p_value(np.full(20, value)) == 2.0**-19
+
+
 def test_the_smaller_is_better_where_it_is_said() -> None:
     worse, better = normal(1, 3), normal(1, 1)
     found = [

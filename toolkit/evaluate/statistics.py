@@ -83,8 +83,9 @@ def p_value(differences: Values) -> float:
     if tail >= 0.5:
         return 1.0
     place = norm.ppf(tail)
-    if not beyond and means.std():  # further out than resamples can count: as far as their spread says
-        place = min(place, -abs(means.mean()) / means.std())
+    if not beyond:  # further out than resamples can count: as far as their spread says
+        spread = means.std() if np.ptp(differences) else 0.0  # of equal means it is not 0 in floating point
+        place = min(place, -abs(means.mean()) / spread) if spread else -math.inf
     return float(max(2 * t.cdf(place * math.sqrt((count - 1) / count), count - 1), 2.0 ** (1 - count)))
 
 
