@@ -44,6 +44,8 @@ def test_the_option_is_named_whatever_else_is_set(monkeypatch: pytest.MonkeyPatc
         ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "example.org"}, "HTTPS_PROXY"),
         ({"HTTPS_PROXY": "http://p:1", "no_proxy": ".local", "HF_ENDPOINT": "https://hub.local"}, ""),
         ({"HTTPS_PROXY": " "}, ""),
+        ({"HTTP_PROXY": "http://p:1", "HF_ENDPOINT": "http://hub.example"}, "HTTP_PROXY"),
+        ({"HTTPS_PROXY": "http://p:1", "HF_ENDPOINT": "http://hub.example"}, ""),
     ],
 )
 def test_the_proxy_before_the_hub_is_named(

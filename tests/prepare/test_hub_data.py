@@ -18,6 +18,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.run_folder import RunFolder
 from toolkit.prepare import checks
 from toolkit.prepare.division import Rows, read_rows
+from toolkit.prepare.hub_data import hub_refusal
 from toolkit.prepare.refusals import hints_for_some, useless
 from toolkit.prepare.source import find_sources, locate
 from toolkit.prepare.stage import STAGE
@@ -124,6 +125,15 @@ def test_an_absent_and_a_gated_one(hub: list[str]) -> None:
     assert "no data set `owner/absent`" in absent.message and absent.exit_code == MISSING
     gated = refused(f"hf:{GATED}")
     assert "is gated" in gated.message and gated.exit_code == MISSING and "hf auth login" in gated.hint
+
+
+@pytest.mark.parametrize(("name", "named"), [("owner/plain", True), ("folder", False)])
+def test_a_proxy_before_the_hub_is_named(name: str, named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    Path("folder").mkdir()
+    found = hub_refusal(ConnectionError(f"Couldn't reach '{name}' on the Hub (LocalEntryNotFoundError)"), name)
+    assert ("the proxy of HTTPS_PROXY" in found.hint) is named and "secret" not in found.message + found.hint
 
 
 def test_the_doctor_says_the_same_without_a_download(hub: list[str]) -> None:

@@ -27,10 +27,10 @@ def hub_proxy() -> str:
     """Name the variable whose proxy stands before the hub, empty if there is none. Its value may hold a password."""
     from urllib.request import proxy_bypass
 
-    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
-    if proxy_bypass(host or ""):
+    hub = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    if proxy_bypass(hub.hostname or ""):
         return ""
-    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    names = (f"{hub.scheme}_proxy", f"{hub.scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY")
     return next((name for name in names if os.environ.get(name, "").strip()), "")
 
 

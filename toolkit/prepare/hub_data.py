@@ -12,7 +12,7 @@ from typing import IO, Any
 from toolkit.core import console
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.files import scratch_folder, writing
-from toolkit.core.network import forbidden_by
+from toolkit.core.network import forbidden_by, hub_proxy
 from toolkit.core.spool import temporary_file
 from toolkit.formats.names import first_names
 
@@ -152,9 +152,10 @@ def hub_refusal(exc: Exception, found: str) -> ToolkitError:
             hint="check the name; for a private one, `hf auth login` first",
             exit_code=MISSING,
         )
-    cause = exc.__cause__ or exc
+    cause, proxy = exc.__cause__ or exc, "" if is_local(found) else hub_proxy()
+    through = f" with the proxy of {proxy}" if proxy else ""
     return ToolkitError(
         f"`{shown}` cannot be read: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}",
-        hint="check the name and the network, or download its files by hand and set `data.source` to them",
+        hint=f"check the name and the network{through}, or download its files by hand and set `data.source` to them",
         exit_code=MISSING,
     )
