@@ -48,6 +48,15 @@ def save(folder: Path, step: int) -> Path:
     return checkpoint
 
 
+def test_a_full_disk_names_the_mark_that_has_no_room(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 9)
+    unfinished = checkpoint / f"{checkpoints.MARKER}.new"
+    unfinished.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoints.mark(checkpoint, "a")
+    assert caught.value.filename == str(unfinished) and not checkpoints.is_whole(checkpoint, "a")
+
+
 def test_only_a_marked_checkpoint_of_the_same_run_counts(tmp_path: Path) -> None:
     assert checkpoints.newest(tmp_path, "a") is None
     for step, run in ((9, "a"), (20, "a"), (100, "a"), (300, "b")):

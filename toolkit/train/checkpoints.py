@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.config import Config
-from toolkit.core.files import sha256_of, size_of_folder, to_disk
+from toolkit.core.files import naming, sha256_of, size_of_folder, to_disk
 from toolkit.core.parsing import read_json_or_nothing
 from toolkit.core.run_folder import RunFolder
 from toolkit.core.setting_changes import changed_settings
@@ -119,7 +119,8 @@ def mark(checkpoint: Path, run: str, origin: Origin | None = None) -> None:
         to_disk(path)
     unfinished = checkpoint / f"{MARKER}.new"
     noted = {"fingerprint": run, **(asdict(origin) if origin else {})}
-    unfinished.write_text(json.dumps(noted) + "\n", encoding="utf-8")
+    with naming(unfinished):
+        unfinished.write_text(json.dumps(noted) + "\n", encoding="utf-8")
     to_disk(unfinished)
     unfinished.replace(checkpoint / MARKER)
     to_disk(checkpoint)

@@ -16,7 +16,7 @@ from typing import Any
 from toolkit.core import console, hardware, signals, streams
 from toolkit.core.config import Config
 from toolkit.core.errors import INTERRUPTED, MISSING, ToolkitError
-from toolkit.core.files import scratch_folder
+from toolkit.core.files import naming, scratch_folder
 from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
@@ -91,7 +91,8 @@ def run_worker(request: dict[str, Any], gpus: int) -> dict[str, Any]:
     """Run `worker.py` as one process, or as `gpus` of them, and return its answer."""
     with scratch_folder("training") as place, relay.lines_of_worker(place) as lines:
         asked, answer = place / "request.json", place / "answer.json"
-        asked.write_text(json.dumps({**request, "lines": lines.name}), encoding="utf-8")
+        with naming(asked):
+            asked.write_text(json.dumps({**request, "lines": lines.name}), encoding="utf-8")
         called = [*_launcher(gpus, place), *WORKER, str(asked), str(answer)]
         # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
         process = subprocess.Popen(
