@@ -135,6 +135,25 @@ def test_what_cannot_even_begin_is_one_line_and_a_hint(
     assert done.returncode == 1 and first.startswith(said) and last.startswith("   hint: ") and hint in last
 
 
+FULL = """
+import runpy, sys, tempfile
+def full(*_, **__):
+    raise OSError(28, "No space left on device", "/tmp/installing-x")
+tempfile.mkdtemp = full
+sys.argv = ["patiently.py", "log", "true"]
+runpy.run_path("tools/patiently.py", run_name="__main__")
+"""
+
+
+def test_a_full_disk_for_temporary_files_is_told_from_one_without_permission(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], cwd=place)
+    first, last = capfd.readouterr().err.splitlines()
+    assert done.returncode == 1 and first == "/tmp/installing-x: No space left on device"
+    assert "free 10 GB" in last and "TMPDIR=FOLDER" in last
+
+
 @pytest.mark.parametrize(("name", "package"), [("python3", "python3-venv"), ("/opt/bin/python3.13", "python3.13-venv")])
 def test_the_package_with_venv_is_that_of_the_python_named(place: Path, name: str, package: str) -> None:
     python = place / "compilers" / Path(name).name

@@ -7,6 +7,7 @@ The exit status is the command's. Ctrl-C ends the command and all that it starte
 """
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -57,7 +58,8 @@ def main() -> int:
     except OSError as exc:
         print(f"{exc.filename or 'temporary files'}: {exc.strerror}", file=sys.stderr)
         hints = {None: FREE, command[0]: "run make clean, then the same command"}
-        print(f"   hint: {hints.get(exc.filename, ELSEWHERE)}", file=sys.stderr)
+        hint = FREE if exc.errno == errno.ENOSPC else hints.get(exc.filename, ELSEWHERE)
+        print(f"   hint: {hint}", file=sys.stderr)
         return 1
     if status == 0:
         log.unlink()
