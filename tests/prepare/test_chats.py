@@ -38,7 +38,7 @@ from toolkit.prepare.messages import (
     UNKNOWN_ROLE,
     USER_TWICE,
 )
-from toolkit.prepare.read import read_source
+from toolkit.prepare.read import read_source, read_table
 from toolkit.prepare.refusals import hints_for_some
 from toolkit.prepare.source import Source
 from toolkit.prepare.stage import STAGE
@@ -123,6 +123,17 @@ def test_prompt_and_completion_as_texts_are_question_and_answer(tmp_path: Path) 
     assert said_of(rows) == "question ← prompt, answer ← completion" and turns_of(rows.records[0]) == (
         ("What?", "That."),
     )
+
+
+@pytest.mark.parametrize(("said", "beside"), [("null", "null"), ('"quoted"', '{"n": 1}'), ("[1]", "[1]")])
+def test_a_text_beside_a_column_of_json_is_no_json(tmp_path: Path, said: str, beside: str) -> None:
+    extra = pa.ExtensionArray.from_storage(pa.json_(), pa.array([beside, None]))
+    parts = [pa.array(["user", "assistant"]), pa.array([said, "a"]), extra]
+    messages = pa.StructArray.from_arrays(parts, ["role", "content", "extra"])
+    pq.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, 2], messages)}), tmp_path / "x.parquet")
+    [row] = read_table(tmp_path / "x.parquet", ()).rows
+    first, last = row.values["messages"]
+    assert (first["content"], first["extra"]) == (said, json.loads(beside)) and last["extra"] is None
 
 
 @pytest.mark.parametrize("extension", ["json", "csv", "tsv", "parquet", "bare.jsonl", "object.json", "columns.json"])

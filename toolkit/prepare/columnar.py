@@ -115,10 +115,10 @@ def _decoded(value: Any, kind: Any) -> Any:
 
     Numbers stay as they are written. Raises ValueError for JSON that cannot be read.
     """
-    if value is None or value == "null":
-        return None
     if getattr(kind, "extension_name", "") == "arrow.json":
-        return parse_json(value, data=True) if value[:1] in ('"', "[", "{") else value
+        if value is None or value == "null":
+            return None
+        return parse_json(value, data=True) if value.startswith(('"', "[", "{")) else value
     if isinstance(value, list):
         return [_decoded(item, kind.value_type) for item in value]
     if isinstance(value, dict):
