@@ -37,7 +37,7 @@ def iconv(path: Path, encoding: str) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is read as often as is needed, from memory or the disk; `skipped` characters at its start not."""
+    """A text that is read as often as is needed, from memory or the disk, without `skipped` characters at its start."""
 
     content: Opened
     encoding: str = "utf-8"
