@@ -14,11 +14,18 @@ from toolkit.core.input_settings import PromptSettings
 from toolkit.init import start
 from toolkit.prepare import language
 from toolkit.prepare.clean import Record, normalise, split_cell
-from toolkit.prepare.language import file_language, foreign_prompt, identifier, languages_said, several_languages
+from toolkit.prepare.language import (
+    file_language,
+    foreign_prompt,
+    identifier,
+    languages_said,
+    several_languages,
+    some_answers,
+)
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.languages import NAMES, SENTENCES, asked_language, language_code, load_identifier
 from toolkit.prompt.renderings import prompt_text
-from toolkit.prompt.text_language import Identify, is_plain_english, main_language
+from toolkit.prompt.text_language import Identify, is_plain_english, language_shares, main_language
 
 ANSWERS = {
     "en": [
@@ -251,6 +258,15 @@ def csv_file(path: Path, answers: list[str]) -> Path:
     rows = "".join(f'question {n},"{answer}"\n' for n, answer in enumerate(answers))
     path.write_text(f"question,answer\n{rows}", encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("code", ["de", "pt", "sv"])
+def test_thoughts_do_not_count_as_the_language_of_an_answer(code: str, tmp_path: Path, identify: Identify) -> None:
+    thoughts = f"<think>{' '.join(ANSWERS['en'] * 4)}</think>"
+    thinking = [f"{thoughts}\n\n{answer}" for answer in ANSWERS[code] * 4]
+    assert file_language(csv_file(tmp_path / "mine.csv", thinking)) == code
+    shares = language_shares(some_answers(records(thinking)), identify)
+    assert "en" not in shares and shares == language_shares(ANSWERS[code] * 4, identify)
 
 
 @pytest.mark.parametrize("code", [*SENTENCES, "en", "sv", ""])

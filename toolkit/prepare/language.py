@@ -36,6 +36,7 @@ from toolkit.prompt.text_language import (
     sampled,
     sure_language,
 )
+from toolkit.prompt.thoughts import without_thoughts
 
 _DEFAULT = str(PromptSettings.model_fields["instruction"].default)
 SEVERAL = 0.2  # share of the answers in a second language, from which on the prompt should not name one
@@ -55,8 +56,8 @@ def identifier(texts: Sequence[str] = ()) -> Iterator[Identify]:
 
 
 def some_answers(records: Sequence[Record]) -> list[str]:
-    """Return the answers of records, spread evenly, that are looked at."""
-    return [record.answer for record in spread(records, SAMPLE)]
+    """Return the answers of records, spread evenly, that are looked at, without thoughts: often these are English."""
+    return [without_thoughts(record.answer) for record in spread(records, SAMPLE)]
 
 
 def foreign_prompt(settings: PromptSettings, records: Sequence[Record], language: str, identify: Identify) -> str:
