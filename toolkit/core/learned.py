@@ -15,8 +15,8 @@ Parts = Sequence[Sequence[float]]  # summed loss (nats) and tokens of a few reco
 # is. A learning rate that is far too small gives such differences, and the same sign on every record.
 LEAST = 0.001
 # The same records are measured before and after, so what they share cancels out, and the rest is judged against its own
-# standard error: beyond two of them is chance in one of twenty runs. An error taken from fewer parts than these is
-# itself too uncertain to be held against a model.
+# standard error: beyond two of them is chance in one of twenty runs, with five parts in one of nine (Student's t). An
+# error taken from fewer parts is itself too uncertain to be held against a model.
 ERRORS, FEWEST = 2.0, 5
 SPOILED = 1.0  # nats per token above the base: its probabilities are a third of what they were
 
