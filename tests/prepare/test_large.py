@@ -21,6 +21,7 @@ from toolkit.core.errors import ToolkitError, explain
 from toolkit.core.input_settings import DataSettings
 from toolkit.core.places import temporary_folder
 from toolkit.prepare import decoding, objects, packed
+from toolkit.prepare import read as module_of_read
 from toolkit.prepare.columns import wanted_names
 from toolkit.prepare.read import read_table
 from toolkit.prepare.table import Row
@@ -98,6 +99,39 @@ def test_a_list_of_objects_is_read_in_pieces(
     tiny.setattr(objects, "_records", None)  # which takes a whole value
     _, found = objects.read_json_rows(decoding.open_text(packed.open_data(path)), path)
     assert [row.values for row in found] == rows
+
+
+@pytest.mark.parametrize("encoding", ["", "cp1252", "utf-16"])
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("form", ["list.json", "list.jsonl", "held.json", "held.jsonl", "lines.json", "lines.jsonl"])
+def test_the_first_rows_are_read_wherever_the_text_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, indent: int | None, encoding: str
+) -> None:
+    rows = [{"messages": [{"role": "user", "content": f'Что "{n}"?'}], "answer": "ответ 日本\n"} for n in range(9)]
+    text = json.dumps({"version": 1, "data": rows} if "held" in form else rows, indent=indent, ensure_ascii=False)
+    if "lines" in form:
+        text = "\n".join(json.dumps(row, indent=indent, ensure_ascii=False) for row in rows)
+    path = tmp_path / form
+    path.write_text(text, encoding="utf-8")
+    size = path.stat().st_size
+    monkeypatch.setattr(packed, "WHOLE", size - 1)
+    for head in range(size // 2, size // 2 + 120):
+        monkeypatch.setattr(module_of_read, "HEAD", head)
+        table = read_table(path, (), encoding=encoding, first_rows=True)
+        found = [row.values for row in table.rows]
+        assert not table.whole and found == rows[: len(found)] and len(found) > 1
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_a_broken_line_is_named_where_only_the_first_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    line = '{"question": "q", "answer": "a"}\n'
+    (tmp_path / name).write_text(line * 3 + '{"question": "q" "answer": "a"}\n' + line * 99)
+    monkeypatch.setattr(packed, "WHOLE", 500)
+    monkeypatch.setattr(module_of_read, "HEAD", 400)
+    with pytest.raises(ToolkitError, match="line 4 is not JSON"):
+        read_table(tmp_path / name, (), first_rows=True)
 
 
 def test_a_large_file_in_a_zip_is_unpacked_to_the_disk(tmp_path: Path, tiny: pytest.MonkeyPatch) -> None:

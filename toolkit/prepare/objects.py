@@ -82,8 +82,8 @@ def tidied(columns: list[str], rows: Sequence[Row]) -> tuple[list[str], Sequence
 
 def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     """Read a list of objects, an object that holds one list, columns, or one object per line."""
-    if not text.content.whole and (found := _first_of_list(text)):
-        return _rows((None, item) for item in found)
+    if not text.content.whole and (found := _part_of(text)):
+        return _rows(found)
     if text.content.data is None:  # too large to be held in memory, if it is a list or has many lines
         with contextlib.suppress(ValueError, RecursionError):
             return _rows((None, item) for _, item in _each_value(text, "["))
@@ -107,19 +107,28 @@ def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     return _rows((None, item) for item in _records(value, path))
 
 
-def _first_of_list(text: Text) -> list[Any]:
-    """Return the items of a list that breaks off, or of the first one in an object; none of one object per line."""
-    start, items = text.start(-1), list[Any]()
-    if start.lstrip()[:1] not in ("[", "{") or "[" not in start:
-        return items
-    with contextlib.suppress(ValueError, RecursionError):
-        if start.lstrip().startswith("{") and "\n" in start:
-            json.loads(start.partition("\n")[0])
-            return items
-    with contextlib.suppress(ValueError, RecursionError):
-        for _, item in _each_value(text.without(start.index("[")), "["):
-            items.append(item)
-    return items
+def _part_of(text: Text) -> list[tuple[int | None, Any]]:
+    """Return the whole values, with lines, of a text that breaks off; where its first one does, the items of its list.
+
+    Returns nothing where the text does not break off, or is broken before.
+    """
+    found: list[tuple[int | None, Any]] = []
+    try:
+        for value in _each_value(text):
+            found.append(value)
+        return []
+    except _BrokenError as broken:
+        exc = broken.__cause__
+        if not isinstance(exc, json.JSONDecodeError):
+            return []
+        if not exc.msg.startswith("Unterminated") and len(exc.doc.rstrip()) - exc.pos > len("-Infinity"):
+            return []
+    start = text.start(-1)
+    if not found and "[" in start:
+        with contextlib.suppress(ValueError, RecursionError):
+            for _, item in _each_value(text.without(start.index("[")), "["):
+                found.append((None, item))
+    return found
 
 
 def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
@@ -188,8 +197,8 @@ def read_jsonl_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
     try:
         return _one_or_many(text, path)
     except _BrokenError as broken:
-        if not text.content.whole and text.start().startswith("[") and (items := _first_of_list(text)):
-            return _rows((None, item) for item in items)
+        if not text.content.whole and (found := _part_of(text)):
+            return _rows(found)
         number, exc = broken.args[0], broken.__cause__
     if isinstance(exc, json.JSONDecodeError):
         raise ToolkitError(

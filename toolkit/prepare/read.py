@@ -4,6 +4,8 @@ pandas is not used here: `read_csv` drops rows after a stray or unclosed quote s
 UTF-8 fails the whole file.
 """
 
+import codecs
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -120,7 +122,16 @@ def _whole_lines(start: bytes) -> bytes:
     end = start.rfind(b"\n") + 1
     while end > 0 and start.count(b'"', 0, end) % 2:
         end = start.rfind(b"\n", 0, start.rfind(b'"', 0, end)) + 1
-    return start[:end] if end > 0 else start
+    return start[:end] if end > 0 else _whole_letters(start)
+
+
+def _whole_letters(start: bytes) -> bytes:
+    """Cut a letter that breaks off, of UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with contextlib.suppress(UnicodeDecodeError):
+        decoder.decode(start)
+        return start[: len(start) - len(decoder.getstate()[0])]
+    return start
 
 
 def _refuse_unknown(content: bytes, opened: Opened) -> None:
