@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import openpyxl
 import pyarrow as pa
@@ -120,6 +120,28 @@ def test_the_first_rows_are_read_wherever_the_text_is_cut(
         table = read_table(path, (), encoding=encoding, first_rows=True)
         found = [row.values for row in table.rows]
         assert not table.whole and found == rows[: len(found)] and len(found) > 1
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("orient", ["index", "columns", "lists", "split", "chats"])
+def test_json_whose_rows_need_all_of_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orient: str, indent: int | None
+) -> None:
+    rows = [{"question": f"q {n}", "answer": "ответ"} for n in range(20)]
+    held: dict[str, dict[str, Any]] = {
+        "index": {str(n): row for n, row in enumerate(rows)},
+        "columns": {name: {str(n): row[name] for n, row in enumerate(rows)} for name in rows[0]},
+        "lists": {name: [row[name] for row in rows] for name in rows[0]},
+        "chats": {str(n): {"messages": [{"role": "user", "content": "q"}]} for n in range(20)},
+        "split": {"columns": [*rows[0]], "data": [[*row.values()] for row in rows]},
+    }
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(held[orient], indent=indent, ensure_ascii=False), encoding="utf-8")
+    monkeypatch.setattr(packed, "WHOLE", 500)
+    monkeypatch.setattr(module_of_read, "HEAD", 400)
+    table = read_table(path, (), first_rows=True)
+    expected = [*held["chats"].values()] if orient == "chats" else rows
+    assert [row.values for row in table.rows] == expected and table.whole
 
 
 @pytest.mark.parametrize("name", ["x.json", "x.jsonl"])

@@ -108,9 +108,9 @@ def read_json_rows(text: Text, path: Path) -> tuple[list[str], Sequence[Row]]:
 
 
 def _part_of(text: Text) -> list[tuple[int | None, Any]]:
-    """Return the whole values, with lines, of a text that breaks off; where its first one does, the items of its list.
+    """Return the whole values, with lines, of a text that breaks off; where its first one does, the rows of its list.
 
-    Returns nothing where the text does not break off, or is broken before.
+    Returns nothing where the text does not break off, is broken before, or has rows of another form.
     """
     found: list[tuple[int | None, Any]] = []
     try:
@@ -123,12 +123,15 @@ def _part_of(text: Text) -> list[tuple[int | None, Any]]:
             return []
         if not exc.msg.startswith("Unterminated") and len(exc.doc.rstrip()) - exc.pos > len("-Infinity"):
             return []
-    start = text.start(-1)
-    if not found and "[" in start:
-        with contextlib.suppress(ValueError, RecursionError):
-            for _, item in _each_value(text.without(start.index("[")), "["):
-                found.append((None, item))
-    return found
+    if found:
+        return found
+    before, _, _ = text.start(-1).partition("[")
+    if before.count("{") > 1:  # a list inside a record
+        return []
+    with contextlib.suppress(ValueError, RecursionError):
+        for _, item in _each_value(text.without(len(before)), "["):
+            found.append((None, item))
+    return found if any(isinstance(item, dict) or kind_of(item) == "messages" for _, item in found) else []
 
 
 def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:

@@ -69,6 +69,8 @@ def read_table(
         try:
             columns, rows = _read_text(opened, names, encoding)
         except ToolkitError as exc:
+            if not whole and start.lstrip(b"\xef\xbb\xbf \r\n").startswith((b"{", b"[")):
+                return read_table(path, names, part=named, encoding=encoding)  # its rows may need all of it
             if whole or "truncated" not in exc.message:
                 raise
             columns, rows = [], []  # what was read ends inside a quoted cell
