@@ -43,6 +43,8 @@ for signal_number, usual in ((signal.SIGINT, signal.default_int_handler), (signa
 settings.load_profile("full")  # `make fast` names the other
 
 
+# Modules that take minutes each begin, so that in the end no worker waits for another's.
+LONGEST = {"test_pages.py", "test_end_to_end.py", "test_gemma.py"}
 HEAVY = ("run", "train", "validate")  # the verbs that import torch or transformers
 
 
@@ -84,6 +86,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Write into a JUnit report what a test belongs to: tests/generations.py makes a row of it."""
     gc.freeze()  # what the tests' modules have imported stays
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         words = (getattr(item, "module", None).__doc__ or item.nodeid).strip()
         item.user_properties.append(("row", words.partition("\n")[0].rstrip(".")))

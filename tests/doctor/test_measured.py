@@ -104,7 +104,13 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> int:
 
 
 @pytest.mark.parametrize(
-    ("precision", "checkpointing"), [("f32", False), ("f32", True), ("bf16", False), ("bf16", True)]
+    ("precision", "checkpointing"),
+    [
+        ("f32", False),
+        ("bf16", True),
+        pytest.param("f32", True, marks=pytest.mark.exhaustive),
+        pytest.param("bf16", False, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_training_takes_the_memory_that_was_computed(
     place: Path, libraries: int, precision: str, checkpointing: bool

@@ -18,7 +18,7 @@ from toolkit.prepare.read import read_table
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("kind", ["csv", "json"])
+@pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.exhaustive), "json"])
 def test_ten_times_the_rows_take_less_than_two_and_a_half_times_the_memory(
     tmp_path: Path, medquad: Path, kind: str
 ) -> None:

@@ -42,7 +42,9 @@ def save_model(folder: Path, name: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("preset", "vocabulary"), [("alpaca", "llama3"), ("chatml", "smollm2")])
+@pytest.mark.parametrize(
+    ("preset", "vocabulary"), [("alpaca", "llama3"), pytest.param("chatml", "smollm2", marks=pytest.mark.exhaustive)]
+)
 def test_every_real_prompt_is_the_same_everywhere(
     ollama: OllamaServer,
     tmp_path: Path,

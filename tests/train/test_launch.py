@@ -155,7 +155,7 @@ def test_a_run_of_two_processes_goes_on_in_one(
     whole = losses(folder)
     settings, folder = with_(settings, Path(settings.run.folder) / "killed")
     (tmp_path / "kill.py").write_text(KILL_ONE)
-    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"process.* train.* ended|killed"):
+    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"training process.* (ended|was killed)"):
         patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
         launch.run_training(settings, folder, base, gpus=2)
     assert not folder.adapter.exists()

@@ -78,6 +78,8 @@
     if (focus) {
       var title = items[index].querySelector("h2");
       title.focus({ preventScroll: true });
+      // What stays at the top covers nothing, however many lines its buttons take.
+      document.documentElement.style.scrollPaddingTop = document.querySelector("nav").offsetHeight + 8 + "px";
       title.scrollIntoView({ block: "start" });
     }
   }
