@@ -1,16 +1,12 @@
 """Frozen weights in FP8 on the GPU: the kernels to the bit, products of an 8B model's sizes, gradients and learning."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from tests.support.gpu_runs import has_unsloth, log_of, offline, settings_in
-from tests.support.places import REPOSITORY
+from tests.support.gpu_runs import has_unsloth, log_of, probing, settings_in
 from toolkit.core.errors import ToolkitError
 from toolkit.model.base import Base
 from toolkit.model.precision import FP8_CAPABILITY
@@ -84,15 +80,8 @@ def test_this_gpu_is_proven_for_an_8b_model() -> None:
 
 def probed(backend: str, way: str, base: Base, place: Path) -> dict[str, torch.Tensor]:
     """Loss and gradients of one step, by a process of its own."""
-    settings, _ = settings_in(place / way, backend=backend)
-    (place / way / "config.json").write_text(settings.model_dump_json(by_alias=True))
-    out = place / way / "out.safetensors"
-    script = REPOSITORY / "tests/support/gpu_probe.py"
-    command = [sys.executable, str(script), backend, way, str(place / way / "config.json"), str(base.folder), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=offline())
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, torch.Tensor] = load_file(out)
-    return found
+    with probing(place / way, base, backend, way) as started:
+        return started.step().tensors
 
 
 @pytest.mark.parametrize("backend", ["peft", "unsloth"])

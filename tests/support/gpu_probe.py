@@ -1,12 +1,14 @@
 """Loss and gradient of one step by one backend, packed and record by record: `probe.py BACKEND WAY CONFIG BASE OUT`.
 
-Run as a process of its own; writes tensors by name. The adapter's weights are the same for every backend. WAY is
-`4-bit`, `dequantized` or `fp8`; of the last two only the packed row is computed. The trainer's own collator and loss
-are used.
+Run as a process of its own; writes tensors by name, and beside them a JSON file: `rows`, the rows that the collator
+makes of the records, and `refused`, Unsloth's reason if it does not train this base; there are no tensors then. The
+adapter's weights are the same for every backend. WAY is `4-bit`, `dequantized` or `fp8`; of the last two only the
+packed row is computed. The trainer's own collator and loss are used.
 """
 
 import json
 import sys
+import traceback
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,19 @@ def fill(model: Any) -> None:
 
 
 def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: Path) -> None:
+    from toolkit.train.backend import UnslothFailed
+
+    said: dict[str, Any] = {"rows": 0, "refused": ""}
+    try:
+        said["rows"] = compute(backend_name, way, config_path, base_path, out)
+    except UnslothFailed as exc:
+        traceback.print_exception(exc)
+        said["refused"] = exc.reason
+    out.with_suffix(".json").write_text(json.dumps(said))
+
+
+def compute(backend_name: str, way: str, config_path: Path, base_path: Path, out: Path) -> int:
+    """Compute losses and gradients of eight records, and write them; returns the rows of their micro-batch."""
     from toolkit.core.config import Config
     from toolkit.core.run_folder import folder_of
     from toolkit.model.base import Base
@@ -84,6 +99,7 @@ def main(backend_name: str, way: str, config_path: Path, base_path: Path, out: P
                 alone.append(loss_of(row).float().reshape(()))
         found["in the row"] = torch.stack(alone).cpu()
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, out)
+    return len(made.data_collator(records)["input_ids"])
 
 
 if __name__ == "__main__":

@@ -50,10 +50,8 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
     from toolkit.train import base_compute, varlen
 
     settings = config.train
-    if "vision_config" in read_config(base.folder):
-        raise UnslothFailed("this base also sees images, and Unsloth would train its vision tower too")
-    if keeps_state(read_config(base.folder)):
-        raise UnslothFailed("this base keeps a state from token to token, which is proven with PEFT only")
+    if reason := refusal(base.folder):
+        raise UnslothFailed(reason)
     with _working():
         varlen.announce(varlen.offer_to_unsloth())
         model, _ = FastLanguageModel.from_pretrained(
@@ -86,6 +84,16 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
 
             base_compute.quantize_frozen(model, fast_lora)
         return model
+
+
+def refusal(folder: Path) -> str:
+    """Say why Unsloth must not train this base, although it might; empty if nothing is against it."""
+    config = read_config(folder)
+    if "vision_config" in config:
+        return "this base also sees images, and Unsloth would train its vision tower too"
+    if keeps_state(config):
+        return "this base keeps a state from token to token, which is proven with PEFT only"
+    return ""
 
 
 def pads(folder: Path) -> bool:
