@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.support import families
-from toolkit.model.states import keeps_state
+from toolkit.model.states import keeps_state, reason_to_pad
 
 LISTED = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
 KEEPING: dict[str, dict[str, Any]] = {
@@ -43,3 +43,10 @@ def test_a_model_without(name: str) -> None:
 @pytest.mark.parametrize("name", [*families.FAMILIES, *families.VARIANTS])
 def test_of_the_families_that_can_be_exported_only_one_has(name: str) -> None:
     assert keeps_state(families.config_of(name)) == name.startswith("qwen3.5")
+
+
+@pytest.mark.parametrize("name", [*families.FAMILIES, *families.VARIANTS])
+def test_what_is_padded_says_why(name: str) -> None:
+    reason = reason_to_pad(families.config_of(name))
+    assert bool(reason) == name.startswith(("qwen3.5", "granite4"))
+    assert ("keeps a state" in reason) == name.startswith("qwen3.5")

@@ -54,7 +54,14 @@ def test_a_class_for_experts_trains_without_any(small: tuple[Config, RunFolder],
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "completion_only"),
-    [("qwen3.5", True), ("qwen3.5", False), ("qwen3.5 that sees", False), ("Mamba", False), ("Lfm2", False)],
+    [
+        ("qwen3.5", True),
+        ("qwen3.5", False),
+        ("qwen3.5 that sees", False),
+        ("granite4", False),
+        ("Mamba", False),
+        ("Lfm2", False),
+    ],
 )
 def test_the_loss_of_records_together_is_that_of_each_alone(
     small: tuple[Config, RunFolder], tmp_path: Path, name: str, completion_only: bool
@@ -65,12 +72,12 @@ def test_the_loss_of_records_together_is_that_of_each_alone(
     from toolkit.train.trainer import make
 
     settings, folder = small
-    target = ["in_proj"] if name in ("Mamba", "Lfm2") else ["in_proj_qkv", "out_proj", "q_proj"]
+    known = name in (*families.FAMILIES, *families.VARIANTS)
+    target = ["q_proj"] if name == "granite4" else ["in_proj_qkv", "out_proj", "q_proj"] if known else ["in_proj"]
     settings = plain(
         settings, batch_size=4, gradient_accumulation_steps=1, max_steps=3, completion_only_loss=completion_only,
         target_modules=target, max_length=500,
     )  # fmt: skip
-    known = name.startswith("qwen")
     saved = families.save(tmp_path / "base", name) if known else save_other(tmp_path / "base", name)
     base = Base("base", saved)
     backend = peft_backend.make_peft_backend("cpu", "")
@@ -125,7 +132,9 @@ def test_the_micro_batch_does_not_change_the_losses(small: tuple[Config, RunFold
     assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "packs"), [("qwen3.5", False), ("qwen3.5 that sees", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("name", "packs"), [("qwen3.5", False), ("qwen3.5 that sees", False), ("granite4", False), ("qwen3", True)]
+)
 def test_the_doctor_says_that_records_are_not_packed(name: str, packs: bool, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(families.config_of(name)))
     config = config_file.build({"model": {"base": str(tmp_path)}})

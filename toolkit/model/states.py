@@ -8,6 +8,8 @@ from toolkit.model.config_values import Values
 from toolkit.model.families.refused import STATE_NAMES, STATES
 
 KEYS = {*STATES, "linear_num_key_heads", "conv_L_cache"}
+# Their classes in transformers 5.17 make the mask without the positions that part the records of a row.
+BLIND = ("granitemoehybrid",)
 NAMES = (*STATE_NAMES, "falconh1", "hybrid", "kimilinear", "lfm2", "minimax", "qwen3next", "qwen35", "xlstm")
 
 
@@ -15,6 +17,15 @@ def keeps_state(config: Values) -> bool:
     """Tell whether some layer of a model is no attention, or may be none."""
     inner = config.get("text_config")
     return any(_keeps(part) for part in ([config, inner] if isinstance(inner, dict) else [config]))
+
+
+def reason_to_pad(config: Values) -> str:
+    """Say why each record of a micro-batch must have a row of its own; empty if they may share one."""
+    if keeps_state(config):
+        return "this base keeps a state from token to token"
+    if config.get("model_type") in BLIND:
+        return "transformers would let the records of a row see each other in this base"
+    return ""
 
 
 def _keeps(part: Values) -> bool:

@@ -6,7 +6,7 @@ from toolkit.core.stage import Check
 from toolkit.model import attention_kernels, base
 from toolkit.model.model_config import read_config
 from toolkit.model.precision import INSTALL, check_backend, check_base_compute, precision_of, uses_unsloth
-from toolkit.model.states import keeps_state
+from toolkit.model.states import reason_to_pad
 
 
 def backend(config: Config, gpu: Gpu | None) -> Check:
@@ -26,14 +26,12 @@ def backend(config: Config, gpu: Gpu | None) -> Check:
 def attention(config: Config, gpu: Gpu) -> Check:
     """Name the kernel that attends to packed records on the GPU, and warn of the slow one.
 
-    Records of a base that keeps a state are never packed, as far as its config.json is on this machine.
+    Records of some bases are never packed, as far as the base's config.json is on this machine.
     """
     label = config.model.base
     folder = base.small_files(label, base.revision_of(label, config.model), offline=True)
-    if folder is not None and keeps_state(read_config(folder)):
-        return Check(
-            "attention", True, "torch's, a row for each record: this base keeps a state from token to token", ""
-        )
+    if folder is not None and (alone := reason_to_pad(read_config(folder))):
+        return Check("attention", True, f"torch's, a row for each record: {alone}", "")
     unsloth = uses_unsloth(config, gpu)
     kernel = attention_kernels.expected(gpu, unsloth=unsloth)
     if kernel != attention_kernels.MASK:

@@ -13,7 +13,7 @@ from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import Device, MemoryPlan
 from toolkit.model.model_config import is_four_bit, model_config, read_config
-from toolkit.model.states import keeps_state
+from toolkit.model.states import reason_to_pad
 from toolkit.prompt.format import PromptFormat, prompt_format
 from toolkit.prompt.tokenizer import Tokenizer, load_tokenizer
 from toolkit.train import base_compute, batches, checkpoints, examples, parallel, unsloth_backend
@@ -30,7 +30,7 @@ class Job:
     checkpoint to continue from, `saved` the step of the last saved one. `order` holds the indices of the records that
     each step sees, shape (steps, micro-batches, records); `step_tokens` the tokens of each step. `trainable` and
     `total` count the loaded model's parameters. `stopped` is set by a signal. `packs`: the records of a micro-batch lie
-    in one row; for a base that keeps a state from token to token each has a row of its own.
+    in one row; for some bases (`states.reason_to_pad`) each has a row of its own.
     """
 
     config: Config
@@ -113,7 +113,7 @@ def lay_out_job(
         _say_why_not(checkpoints.of_another_length(folder, origin), settings)
     steps = batches.step_records(len(lengths), settings.records_a_step, count, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
-    packs = not keeps_state(read_config(base.folder))
+    packs = not reason_to_pad(read_config(base.folder))
     padded = not packs or (device.unsloth and unsloth_backend.pads(base.folder))
 
     def laid(records: int) -> Rows:
