@@ -435,7 +435,9 @@ def test_an_unsloth_that_breaks_says_how(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 'train.backend = "peft"' in caught.value.hint and caught.value.exit_code == MISSING
 
 
-@pytest.mark.parametrize(("kind", "pads"), [("llama", False), ("qwen3", False), ("gemma2", True), ("phi3", True)])
+@pytest.mark.parametrize(
+    ("kind", "pads"), [("llama", False), ("phi3", False), ("gemma2", True), ("granitemoehybrid", True)]
+)
 def test_what_unsloth_lays_into_one_row(tmp_path: Path, kind: str, pads: bool) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
     assert unsloth_backend.pads(tmp_path) == pads

@@ -10,12 +10,12 @@ from toolkit.core.config import Config
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import read_config
-from toolkit.model.states import keeps_state
+from toolkit.model.states import keeps_state, reason_to_pad
 from toolkit.train.backend import Backend, UnslothFailed, dequantize
 
-# Families whose own forward pass in Unsloth takes records packed into one row (`packed_seq_lengths`); it refuses
-# Gemma-2, and runs others through transformers' code.
-PACKED = ("llama", "mistral", "qwen2", "qwen3")
+# Families whose records Unsloth 2026.10.9 pads (`PADDING_FREE_BLOCKLIST` in its trainer.py): it takes those of every
+# other one packed into a row, in a forward pass of its own or in transformers'.
+PADDED = ("gemma2", "gpt_oss")
 
 
 def make_unsloth_backend() -> Backend:
@@ -97,8 +97,9 @@ def refusal(folder: Path) -> str:
 
 
 def pads(folder: Path) -> bool:
-    """Tell whether Unsloth pads the records of a micro-batch for this base, instead of packing them into one row."""
-    return read_config(folder).get("model_type") not in PACKED
+    """Tell whether the records of a micro-batch are padded under Unsloth for this base, not packed into one row."""
+    config = read_config(folder)
+    return config.get("model_type") in PADDED or bool(reason_to_pad(config))
 
 
 def infer(model: Any) -> None:
