@@ -18,7 +18,11 @@ LONGROPE: dict[str, Any] = {
     **families.LONGROPE, "original_max_position_embeddings": 1024, "partial_rotary_factor": 0.75,
     "short_factor": [1 + 0.1 * n for n in range(24)], "long_factor": [1 + 0.7 * n for n in range(24)],
 }  # fmt: skip
-YARN: dict[str, Any] = {**families.YARN, "original_max_position_embeddings": 512, "attention_factor": 1.1386294361119891}
+YARN: dict[str, Any] = {
+    **families.YARN,
+    "original_max_position_embeddings": 512,
+    "attention_factor": 1.1386294361119891,
+}
 # One family or variant for each architecture that can be exported, and two with a head size or rotary scaling of their
 # own → its settings. Windows are shorter than a record, so that all layers of a kind are seen to differ.
 CASES: dict[str, dict[str, Any]] = {

@@ -131,7 +131,7 @@ def probing(place: Path, base: Base, backend: str, way: str = "4-bit", **train: 
     (place / "config.json").write_text(settings.model_dump_json(by_alias=True))
     script, out = REPOSITORY / "tests/support/gpu_probe.py", place / "out.safetensors"
     # Unsloth writes compiled modules into the working folder, where two processes would meet.
-    environment = {"UNSLOTH_COMPILE_LOCATION": str(place / "compiled"), **offline()}
+    environment = {**offline(), "UNSLOTH_COMPILE_LOCATION": str(place / "compiled")}
     with (place / "printed").open("wb") as printed:
         process = subprocess.Popen(
             [sys.executable, script, backend, way, place / "config.json", base.folder, out],
