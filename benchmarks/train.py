@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,28 @@ class Way:
     logging_steps: int = 1
     base_compute: str = ""  # train.base_compute; empty: as the toolkit has it
     checkout: str = ""  # another one's toolkit; empty: this one's
+    fp8: str = ""  # scales of Unsloth's own FP8, see unsloth_fp8.py; empty: bf16
 
 
 WAYS = {
     "recipe": Way("Unsloth, the recipe's settings", 2, 4, packing=False, kernel=False),
     "unsloth-packed": Way("Unsloth, packed, the same attention kernel", 2, 4, steps=0.6),
     "unsloth-wide": Way("Unsloth, packed, the same kernel, no checkpointing", 8, 1, checkpointing=False, steps=0.6),
+    "unsloth-fp8": Way("Unsloth, packed, its FP8 with block scales", 2, 4, steps=0.6, fp8="block"),
+    "unsloth-fp8-wide": Way(
+        "Unsloth, packed, its FP8 with block scales, no checkpointing",
+        8,
+        1,
+        checkpointing=False,
+        steps=0.6,
+        fp8="block",
+    ),
+    "unsloth-fp8-row": Way(
+        "Unsloth, packed, its FP8 with row scales, no checkpointing", 8, 1, checkpointing=False, steps=0.6, fp8="row"
+    ),
+    "unsloth-fp8-torchao": Way(
+        "Unsloth, packed, FP8 by torchao, no checkpointing", 8, 1, checkpointing=False, steps=0.6, fp8="torchao"
+    ),
     "toolkit": Way("toolkit, 8 records a step as the recipe", 2, 4, backend="unsloth"),
     "toolkit-log8": Way("toolkit, 8 records a step, logged every 8", 2, 4, backend="unsloth", logging_steps=8),
     "toolkit-wide": Way("toolkit, 64 records a step", 8, 8, backend="unsloth", steps=0.7),
@@ -72,7 +89,10 @@ WAYS = {
     "toolkit-256-four": Way("toolkit, 256 records a step on four GPUs", 8, 32, backend="unsloth", steps=0.5, gpus=4),
     "toolkit-peft": Way("toolkit without Unsloth (peft), 64 records a step", 8, 8, backend="peft", steps=0.5),
 }
-BASELINES = ("recipe", "unsloth-packed", "unsloth-wide")
+BASELINES = (
+    "recipe", "unsloth-packed", "unsloth-wide", "unsloth-fp8", "unsloth-fp8-wide", "unsloth-fp8-row",
+    "unsloth-fp8-torchao",
+)  # fmt: skip
 BESIDE = ("toolkit", "toolkit-wide")
 SAME_RECORDS = (
     ("recipe", "toolkit"), ("toolkit", "toolkit-fp8"), ("toolkit-wide", "toolkit-fp8-wide"),
@@ -100,8 +120,8 @@ def steps_of(way: Way, steps: int) -> int:
     return max(WARM_UP + 4, round(way.steps * steps))
 
 
-def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
-    """Train with `toolkit train` on prepared records and read its log."""
+def write_settings(way: Way, base: Path, data: Path, folder: Path, steps: int) -> tuple[Path, str]:
+    """Write the settings of a run of the toolkit, and return their file and the run's name."""
     settings = folder / "toolkit.toml"
     parts = [way.backend, way.batch * way.accumulation, way.optimizer, way.gpus, way.logging_steps, way.base_compute]
     name = "-".join(["run", *filter(None, map(str, parts))])
@@ -114,13 +134,17 @@ def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
         f"{f'base_compute = {chr(34)}{way.base_compute}{chr(34)}' if way.base_compute else ''}\n"
         "[validate]\nquestions = []\n"
     )
-    if (
-        not way.checkout
-    ):  # train asks first whether the export could be done; a base of random weights has no 16-bit twin
+    if not way.checkout:  # train asks first if the export could be done; a base of random weights has no 16-bit twin
         text += '[export]\nmerge_base = "as-trained"\n'
     for now, former in FORMER.items() if way.checkout else ():
         text = text.replace(now, former)
     settings.write_text(text, encoding="utf-8")
+    return settings, name
+
+
+def by_toolkit(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Measured:
+    """Train with `toolkit train` on prepared records and read its log."""
+    settings, name = write_settings(way, base, data, folder, steps)
     for verb in (["prepare"], ["train", "--gpus", str(way.gpus)]):
         command = [sys.executable, "-m", "toolkit", *verb, "-c", str(settings), "--json"]
         checkout = Path(way.checkout) if way.checkout else REPOSITORY
@@ -158,16 +182,23 @@ def by_unsloth(way: Way, base: Path, data: Path, folder: Path, steps: int) -> Me
     from toolkit.prompt.format import prompt_format
     from toolkit.prompt.renderings import prompt_text
     from toolkit.train import batches, varlen
+    from toolkit.train.backend import dequantize
 
     if way.kernel:
         print("attention:", varlen.offer_to_unsloth(), file=sys.stderr)
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(base), max_seq_length=MAX_LENGTH, dtype=None, load_in_4bit=True, use_exact_model_name=True
     )
+    if way.fp8:
+        model = dequantize(model, torch.bfloat16)
     model = FastLanguageModel.get_peft_model(
         model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=TARGETS, random_state=SEED,
         use_gradient_checkpointing="unsloth" if way.checkpointing else False,
     )  # fmt: skip
+    if way.fp8:
+        import unsloth_fp8
+
+        print("layers in Unsloth's FP8:", unsloth_fp8.convert(model, way.fp8), file=sys.stderr)
     form = prompt_format(PromptSettings())
     records = map(json.loads, prepared(base, data, folder).read_text(encoding="utf-8").splitlines())
     texts = [prompt_text(form, one["input"], one["instruction"]) + one["output"] + "<|end_of_text|>" for one in records]
@@ -293,7 +324,12 @@ def main() -> None:
             ways[f"{key}-beside"] = replace(old, checkout=str(arguments.beside.resolve()), optimizer="adamw_8bit")
         if arguments.one:
             way = ways[arguments.one]
-            measured = (by_toolkit if way.backend else by_unsloth)(way, base, data, folder, arguments.steps)
+            try:
+                measured = (by_toolkit if way.backend else by_unsloth)(way, base, data, folder, arguments.steps)
+            except (Exception, SystemExit) as exc:  # the other ways go on
+                traceback.print_exc()
+                print(json.dumps({"failed": f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"}))
+                return
             print(json.dumps(asdict(measured)))
             return
         gpu, flops = json.loads(child(["-c", "import train, json; print(json.dumps(train.gpu_speed()))"]))
@@ -312,10 +348,13 @@ def main() -> None:
         for key in wanted:
             way = ways[key]
             try:
-                found[key] = one = Measured(**json.loads(child([__file__, "--one", key, *common])))
+                answer = json.loads(child([__file__, "--one", key, *common]))
             except subprocess.CalledProcessError as exc:
-                print(f"| {way.label} | failed with exit code {exc.returncode} |", flush=True)
+                answer = {"failed": f"exit code {exc.returncode}"}
+            if "failed" in answer:
+                print(f"| {way.label} | failed: {answer['failed']} |", flush=True)
                 continue
+            found[key] = one = Measured(**answer)
             speed = one.speed()
             print(
                 f"| {way.label} | {way.batch} × {way.accumulation} "
