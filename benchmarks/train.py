@@ -89,10 +89,8 @@ WAYS = {
     "toolkit-256-four": Way("toolkit, 256 records a step on four GPUs", 8, 32, backend="unsloth", steps=0.5, gpus=4),
     "toolkit-peft": Way("toolkit without Unsloth (peft), 64 records a step", 8, 8, backend="peft", steps=0.5),
 }
-BASELINES = (
-    "recipe", "unsloth-packed", "unsloth-wide", "unsloth-fp8", "unsloth-fp8-wide", "unsloth-fp8-row",
-    "unsloth-fp8-torchao",
-)  # fmt: skip
+BASELINES = ("recipe", "unsloth-packed", "unsloth-wide", "unsloth-fp8", "unsloth-fp8-wide")
+BY_NAME = ("unsloth-fp8-row", "unsloth-fp8-torchao")  # only where --only asks for them
 BESIDE = ("toolkit", "toolkit-wide")
 SAME_RECORDS = (
     ("recipe", "toolkit"), ("toolkit", "toolkit-fp8"), ("toolkit-wide", "toolkit-fp8-wide"),
@@ -340,7 +338,11 @@ def main() -> None:
         print("| run | batch × accumulation | tokens a step | tokens/s | peak GiB | MFU | gradient norm |")
         print("|---|---|---|---|---|---|---|", flush=True)
         found: dict[str, Measured] = {}
-        left_out = {*(key for key, way in WAYS.items() if way.gpus > 1), *(() if arguments.baseline else BASELINES)}
+        left_out = {
+            *BY_NAME,
+            *(key for key, way in WAYS.items() if way.gpus > 1),
+            *(() if arguments.baseline else BASELINES),
+        }
         wanted = arguments.only or [key for key in ways if key not in left_out]
         wanted += [key for key in ways if key not in WAYS and key not in wanted]
         common = ["--base", str(base), "--data", str(data), "--steps", str(arguments.steps)]
