@@ -113,7 +113,9 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     print({key: figures[key] for key in ("tokens_per_second", "memory_peak", "memory_estimate", "answer")})
     assert figures["backend"] == "unsloth" and figures["answer"]
     assert figures["held_out_loss_after"] < figures["held_out_loss_before"]
-    assert all(entry["grad_norm"] > 0 and entry["memory"] > 0 for entry in log_of(folder.train_log))
+    log = log_of(folder.train_log)
+    assert all(entry["grad_norm"] > 0 and entry["memory"] > 0 for entry in log)
+    assert [entry["step"] for entry in log] == [*range(1, 9)]  # each was read while the next one was computed
     kept = json.loads((folder.adapter / "adapter_config.json").read_text())
     assert kept["base_model_name_or_path"] == small_base.folder.name
     pytest.importorskip("gguf")

@@ -33,6 +33,7 @@ from toolkit.core.records import spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, train
+from toolkit.train.callbacks import Report
 from toolkit.train.trainer import ToolkitTrainer
 
 pytestmark = pytest.mark.slow
@@ -237,11 +238,35 @@ def test_steps_that_are_logged_together_have_their_mean(
     assert [entry["tokens"] for entry in log] == [tokens[step] for step in steps]
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize(("every", "evaluated", "saved"), [(1, 4, 3), (3, 0, 100)])
+def test_a_log_that_is_read_one_step_late_is_the_same(
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, every: int, evaluated: int,
+    saved: int,
+) -> None:  # fmt: skip
+    """As on a GPU under Unsloth; a checkpoint and a held-out loss find every step before them logged."""
+    settings = changed(small[0], logging_steps=every, eval_steps=evaluated, save_steps=saved)
+    train(settings, small[1], base)
+    late = with_(settings, Path(settings.run.folder) / "late")
+    real, seen = Report.on_log, []
+
+    def on_log(self: Any, args: Any, state: Any, control: Any, **named: Any) -> None:
+        seen.append((state.log_history[-1]["step"], set(self.trainer.micro_losses)))
+        real(self, args, state, control, **named)
+
+    monkeypatch.setattr(Report, "on_log", on_log)
+    monkeypatch.setattr("toolkit.train.trainer.reads_late", lambda _: True)
+    train(*late, base)
+    assert_equal(log_of(late[1]), log_of(small[1]))
+    assert any(step + 1 in known for step, known in seen)  # the next one was computed before
+
+
+@pytest.mark.parametrize(("where", "every"), [("loss", 4), ("gradient", 4), ("loss", 1)])
 def test_the_first_step_that_is_not_finite_is_named_also_where_the_log_skips_it(
-    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, where: str
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, where: str, every: int
 ) -> None:
-    settings, folder = plain(small[0], logging_steps=4, save_steps=100), small[1]
+    """With every step logged, it is read while the next one is computed."""
+    settings, folder = plain(small[0], logging_steps=every, save_steps=100), small[1]
+    monkeypatch.setattr("toolkit.train.trainer.reads_late", lambda _: every == 1)
     real = ToolkitTrainer.compute_loss
 
     def poisoned(self: Any, *arguments: Any, **named: Any) -> Any:

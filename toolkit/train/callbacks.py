@@ -104,8 +104,9 @@ class Report(TrainerCallback):  # type: ignore[misc]
         micro-batches whose loss is not finite, or else all rows of the step.
         """
         trainer, args = self.trainer, self.trainer.args
-        losses, norms = trainer.micro_losses, {one: float(found) for one, found in trainer.norms.items()}
-        trainer.micro_losses, trainer.norms = {}, {}
+        # Of later steps nothing is read yet: that would wait for them.
+        losses = {one: trainer.micro_losses.pop(one) for one in [*trainer.micro_losses] if one <= step}
+        norms = {one: float(trainer.norms.pop(one)) for one in [*trainer.norms] if one <= step}
         scaler = trainer.accelerator.scaler
         overflow = scaler is not None and scaler.get_scale() > 1  # of f16: the step was skipped, its scale is halved
         if math.isfinite(loss) and (math.isfinite(norm) or overflow):

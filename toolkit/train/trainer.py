@@ -1,11 +1,12 @@
 """The trainer: TRL's SFTTrainer, Unsloth's patched one if Unsloth was imported before.
 
-Import this module after the backend was chosen: Unsloth changes TRL when it is imported. Six methods are overridden:
+Import this module after the backend was chosen: Unsloth changes TRL when it is imported. Seven methods are overridden:
 
 - `compute_loss`, on a CPU only: TRL's loss is a Triton kernel that has no CPU version. transformers' own takes its
   place, divided by the same count of learned tokens.
 - `training_step` and `_clip_grad_norm` keep each micro-batch's loss and each step's norm on the device until they are
   logged, so that an error can name the rows of one that is not finite.
+- `_maybe_log_save_evaluate`, on one GPU: a step is logged while the GPU computes the next one (`late_log.py`).
 - `evaluate` returns the mean over tokens. transformers' is a mean over batches, in which a token of a short answer
   weighs more. It keeps the sums that `core/learned.py` compares, stops when asked to, and saves before the last one.
 - `save_model`, under FSDP only: the adapter is gathered, not the whole base (70B: 140 GB a save).
@@ -31,7 +32,8 @@ from toolkit.core import console
 from toolkit.core.files import write_text
 from toolkit.core.quiet import silence_transformers
 from toolkit.model.kinds import attends_only
-from toolkit.train import batches, checkpoints
+from toolkit.train import batches, checkpoints, late_log
+from toolkit.train.backend import Backend
 from toolkit.train.callbacks import Keep, Report, StopEarly, StopOnSignal, stop_asked
 from toolkit.train.example_table import IGNORED
 from toolkit.train.job import Job
@@ -48,6 +50,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     job: Job
     micro_losses: dict[int, list[Any]]  # by step, of those that are not logged yet
     norms: dict[int, Any]
+    unread: late_log.Unread | None = None  # what is to be logged of the step before
     parts: list[list[float]]  # summed loss and tokens of the last evaluation
     random_states: Sequence[tuple[Callable[[Any], object], Any]] = ()  # as the step began, if it may be abandoned
     weights: int  # of the model, without its embeddings
@@ -80,6 +83,52 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
         """Clip the gradients, and keep their norm."""
         self.norms[self.state.global_step + 1] = norm = super()._clip_grad_norm(model)
         return norm
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, epoch: Any, ignore_keys_for_eval: Any,
+        start_time: float, learning_rate: float | None = None,
+    ) -> None:  # fmt: skip
+        """Log the step before, and note this one, which is logged later; at once if more follows than the next step."""
+        wanted = self.control.should_log
+        self.finish_log()
+        self.control.should_log = wanted
+        state = self.state
+        if not (wanted and state.global_step > self._globalstep_last_logged and self.may_log_late()):
+            super()._maybe_log_save_evaluate(
+                tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=learning_rate
+            )
+            return
+        steps = list(range(self._globalstep_last_logged + 1, state.global_step + 1))
+        numbers, copied = late_log.copy([tr_loss, *(self.norms[step] for step in steps)])
+        rate = self._get_learning_rate() if learning_rate is None else learning_rate
+        self.unread = late_log.Unread(state.global_step, state.epoch, rate, start_time, steps, numbers, copied)
+        tr_loss -= tr_loss
+        self._globalstep_last_logged = state.global_step
+        self.control.should_log = False
+
+    def may_log_late(self) -> bool:
+        """Tell whether this step may be logged one step later: nothing is saved, measured or ended before."""
+        control = self.control
+        more = control.should_save or control.should_evaluate or control.should_training_stop
+        alone = self.args.world_size == 1 and not self.is_deepspeed_enabled and self.accelerator.scaler is None
+        return alone and not more and reads_late(self.job.backend)
+
+    def finish_log(self) -> None:
+        """Log the step that was noted, if there is one, under its own number."""
+        unread, self.unread = self.unread, None
+        if unread is None:
+            return
+        loss, norms = unread.read()
+        self.norms.update(norms)
+        self._total_loss_scalar += loss
+        self.store_flos()
+        logs = {"loss": loss / len(norms), "grad_norm": norms[unread.step], "learning_rate": unread.learning_rate}
+        now = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch = unread.step, unread.epoch
+        try:
+            self.log(logs, unread.start)
+        finally:
+            self.state.global_step, self.state.epoch = now
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
@@ -121,6 +170,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
 
     def save_now(self) -> None:
         """Save a checkpoint of this step, unless it is saved already or there was no step."""
+        self.finish_log()
         if self.state.global_step != self.job.saved:
             self._save_checkpoint(self.model, None)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
@@ -202,6 +252,11 @@ def make(job: Job, model: Any, train: Any, held_out: Any) -> ToolkitTrainer:
             policy = replace(plugin.mixed_precision_policy, reduce_dtype=torch.float32, output_dtype=None)
             plugin.mixed_precision_policy = policy
     return trainer
+
+
+def reads_late(backend: Backend) -> bool:
+    """Tell whether reading a step's loss late spares a wait. Without Unsloth, TRL reads other numbers in each pass."""
+    return backend.device == "cuda" and backend.name == "unsloth"
 
 
 def _keeps_state(model: Any) -> bool:
