@@ -50,3 +50,8 @@ def test_what_is_padded_says_why(name: str) -> None:
     reason = reason_to_pad(families.config_of(name))
     assert bool(reason) == name.startswith(("qwen3.5", "granite4"))
     assert ("keeps a state" in reason) == name.startswith("qwen3.5")
+
+
+@pytest.mark.parametrize("kind", ["falcon", "gpt_oss", "opt"])
+def test_what_transformers_lets_see_other_records_is_padded(kind: str) -> None:
+    assert "see each other" in reason_to_pad({"model_type": kind})

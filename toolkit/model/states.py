@@ -9,7 +9,7 @@ from toolkit.model.families.refused import STATE_NAMES, STATES
 
 KEYS = {*STATES, "linear_num_key_heads", "conv_L_cache"}
 # Their classes in transformers 5.17 make the mask without the positions that part the records of a row.
-BLIND = ("granitemoehybrid",)
+BLIND = ("afmoe", "biogpt", "bloom", "falcon", "gpt_oss", "granitemoehybrid", "mpt", "opt", "xglm")
 NAMES = (*STATE_NAMES, "falconh1", "hybrid", "kimilinear", "lfm2", "minimax", "qwen3next", "qwen35", "xlstm")
 
 
