@@ -405,7 +405,7 @@ def test_the_adapter_of_a_four_bit_base_stays_in_float32(
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {"sliding_window": 24}, "phi3": {"sliding_window": 24}, "gemma2": {}, "gemma3": {},
-    "qwen3": {},
+    "qwen3": {}, "qwen2.5": {}, "ministral3": {}, "smollm3": {}, "granite": {}, "olmo2": {}, "olmo3": {},
 }  # fmt: skip
 
 
@@ -450,4 +450,4 @@ def test_records_in_one_row_have_the_losses_they_have_alone(
             mixed = trainer.compute_loss(model, dict(inputs), num_items_in_batch=one).item()
         assert found == pytest.approx(alone, rel=1e-5)
         if not completion_only:  # an answer stands too far from the record before it for the windows
-            assert abs(mixed - alone) > 1e-4 * alone  # what is seen where records reach across
+            assert abs(mixed - alone) > 4e-5 * alone  # what is seen where records reach across
