@@ -87,7 +87,7 @@ class Step:
     @property
     def loss(self) -> float:
         """The loss of the eight records."""
-        return self.tensors["packed losses"].item()
+        return float(self.tensors["packed losses"].item())
 
     def trained(self) -> list[str]:
         """Return the names of the weights that have a gradient."""
