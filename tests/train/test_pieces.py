@@ -287,6 +287,7 @@ def test_a_step_that_the_scaler_skips_is_said_and_logged(norms: list[float], ski
     report.progress = SimpleNamespace(advance=lambda count, note: said.append(note))
     report.clock, report.logged = 0.0, 0
     report.trainer = SimpleNamespace(
+        ended=None,
         micro_losses={step: [torch.tensor(1.0)] for step in range(1, steps + 1)},
         norms={step: torch.tensor(norm) for step, norm in enumerate(norms, 1)},
         accelerator=SimpleNamespace(scaler=SimpleNamespace(get_scale=lambda: 32768.0)),

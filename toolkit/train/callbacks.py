@@ -5,7 +5,6 @@ import json
 import math
 import random
 import signal
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,7 +17,7 @@ from transformers.trainer_callback import EarlyStoppingCallback
 from toolkit.core import console, signals, streams
 from toolkit.core.errors import ToolkitError
 from toolkit.core.files import naming, write_text
-from toolkit.train import checkpoints
+from toolkit.train import checkpoints, late_log
 from toolkit.train.job import Job
 
 
@@ -40,7 +39,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         gc.collect()
         gc.freeze()  # the libraries' million objects: walking through them again and again costs 6 % of a short step
         self.stack.callback(gc.unfreeze)
-        self.clock, self.logged = time.monotonic(), state.global_step
+        self.clock, self.logged = late_log.now(args.device), state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remember the random states if a step may be abandoned: on a CPU, which is slow, with every step logged."""
@@ -61,7 +60,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
         step, loss, job = state.global_step, entry.get("loss"), self.job
         if loss is not None:
             skipped = self._check(step, loss, entry.get("grad_norm", 0.0))
-            elapsed = time.monotonic() - self.clock
+            ended = self.trainer.ended or late_log.now(args.device)
+            elapsed = late_log.between(self.clock, ended)
             tokens = int(job.step_tokens[self.logged : step].sum())
             job.tokens_here += tokens
             job.seconds += elapsed
@@ -78,24 +78,24 @@ class Report(TrainerCallback):  # type: ignore[misc]
                 entry["memory"] = int(torch.cuda.max_memory_allocated(args.device))
                 parts.append(console.size(entry["memory"]))
             self.progress.advance(step - self.logged, note="  ".join(parts))
-            self.logged = step
+            self.logged, self.clock = step, ended
         elif "eval_loss" in entry:
             entry["eval_parts"] = self.trainer.parts
+            self.clock = late_log.now(args.device)
         else:
             return
         if state.is_world_process_zero:
             with naming(job.live_log), job.live_log.open("a", encoding="utf-8") as file:
                 file.write(log_text([entry]))
-        self.clock = time.monotonic()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         """Report the held-out loss."""
         console.info(f"held-out loss at step {state.global_step}: {metrics['eval_loss']:.4f} nats per token")
-        self.clock = time.monotonic()
+        self.clock = late_log.now(args.device)
 
-    def on_save(self, *_: Any, **__: Any) -> None:
+    def on_save(self, args: Any, *_: Any, **__: Any) -> None:
         """Leave the time for saving out of the speed."""
-        self.clock = time.monotonic()
+        self.clock = late_log.now(args.device)
 
     def _check(self, step: int, loss: float, norm: float) -> int:
         """Return how many steps since the last log the scaler of f16 skipped, because their gradient overflowed.

@@ -5,6 +5,7 @@ without work until the next step is launched: 17 % of a step of 8 records (one H
 read one step later.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,22 +26,37 @@ class Unread:
     start: float
     steps: list[int]
     numbers: torch.Tensor
-    copied: Any
+    ended: Any  # the moment at which they are there
 
     def read(self) -> tuple[float, dict[int, float]]:
         """Return the summed loss and the norms by step; waits for the copy, not for what was launched after it."""
-        if self.copied is not None:
-            self.copied.synchronize()
+        if isinstance(self.ended, torch.cuda.Event):
+            self.ended.synchronize()
         loss, *norms = self.numbers.tolist()
         return loss, dict(zip(self.steps, norms, strict=True))
 
 
 def copy(numbers: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-    """Start to copy single numbers to main memory; return the copy, and on CUDA the event that says it is there."""
+    """Start to copy single numbers to main memory; return the copy, and the moment at which it is there."""
     joint = torch.stack([number.detach().double().reshape(()) for number in numbers])
     if joint.device.type != "cuda":
-        return joint.clone(), None
+        return joint.clone(), now(joint.device)
     copied = torch.empty_like(joint, device="cpu", pin_memory=True).copy_(joint, non_blocking=True)
-    event = torch.cuda.Event()
+    return copied, now(joint.device)
+
+
+def now(device: torch.device) -> Any:
+    """Return this moment; on a GPU it is when all that was launched so far is done, which may be yet to come."""
+    if device.type != "cuda":
+        return time.monotonic()
+    event = torch.cuda.Event(enable_timing=True)
     event.record()
-    return copied, event
+    return event
+
+
+def between(start: Any, end: Any) -> float:
+    """Return the seconds between two moments of one device; waits for the second one."""
+    if not isinstance(end, torch.cuda.Event):
+        return float(end - start)
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3

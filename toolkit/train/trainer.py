@@ -51,6 +51,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     micro_losses: dict[int, list[Any]]  # by step, of those that are not logged yet
     norms: dict[int, Any]
     unread: late_log.Unread | None = None  # what is to be logged of the step before
+    ended: Any = None  # when the step ended that is logged late
     parts: list[list[float]]  # summed loss and tokens of the last evaluation
     random_states: Sequence[tuple[Callable[[Any], object], Any]] = ()  # as the step began, if it may be abandoned
     weights: int  # of the model, without its embeddings
@@ -99,9 +100,9 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
             )
             return
         steps = list(range(self._globalstep_last_logged + 1, state.global_step + 1))
-        numbers, copied = late_log.copy([tr_loss, *(self.norms[step] for step in steps)])
+        numbers, ended = late_log.copy([tr_loss, *(self.norms[step] for step in steps)])
         rate = self._get_learning_rate() if learning_rate is None else learning_rate
-        self.unread = late_log.Unread(state.global_step, state.epoch, rate, start_time, steps, numbers, copied)
+        self.unread = late_log.Unread(state.global_step, state.epoch, rate, start_time, steps, numbers, ended)
         tr_loss -= tr_loss
         self._globalstep_last_logged = state.global_step
         self.control.should_log = False
@@ -123,12 +124,13 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
         self._total_loss_scalar += loss
         self.store_flos()
         logs = {"loss": loss / len(norms), "grad_norm": norms[unread.step], "learning_rate": unread.learning_rate}
-        now = self.state.global_step, self.state.epoch
-        self.state.global_step, self.state.epoch = unread.step, unread.epoch
+        present = self.state.global_step, self.state.epoch
+        self.state.global_step, self.state.epoch, self.ended = unread.step, unread.epoch, unread.ended
         try:
             self.log(logs, unread.start)
         finally:
-            self.state.global_step, self.state.epoch = now
+            self.state.global_step, self.state.epoch = present
+            self.ended = None
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
