@@ -50,6 +50,7 @@ class ToolkitTrainer(SFTTrainer):  # type: ignore[misc]
     job: Job
     micro_losses: dict[int, list[Any]]  # by step, of those that are not logged yet
     norms: dict[int, Any]
+    _globalstep_last_logged: int  # the base class sets it
     unread: late_log.Unread | None = None  # what is to be logged of the step before
     ended: Any = None  # when the step ended that is logged late
     parts: list[list[float]]  # summed loss and tokens of the last evaluation
