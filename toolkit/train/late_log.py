@@ -1,8 +1,8 @@
 """A step's loss and gradient norms, copied to main memory while the GPU goes on with the next step.
 
 Reading a number from the GPU waits for all that was launched before it. So a trainer that logs each step leaves the GPU
-without work until the next step is launched: 17 % of a step of 8 records (one H100, 8B). Here the copy is launched, and
-read one step later.
+without work until the next step is launched: with a log line for 8 steps, short steps were 17 % faster (8 records, 8B,
+one H100). Here the copy is launched, and read one step later.
 """
 
 import time
