@@ -83,7 +83,7 @@ def test_a_full_gpu_halves_the_micro_batch(small_base: Base, tmp_path: Path, mon
         with monkeypatch.context() as patch:
             if name:
                 (tmp_path / "fill.py").write_text(FILL)
-                patch.setattr(launch, "_launcher", lambda _: [sys.executable, str(tmp_path / "fill.py")])
+                patch.setattr(launch, "_launcher", lambda *_: [sys.executable, str(tmp_path / "fill.py")])
                 patch.setattr(launch, "WORKER", [])
             figures = launch.run_training(settings, folder, small_base).figures
         assert figures["times_out_of_memory"] == (2 if name else 0)  # 8 records, then 4; 2 fit
@@ -110,8 +110,8 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
         pytest.skip("Unsloth is not installed")
     settings, folder = settings_in(tmp_path, backend="unsloth", gradient_checkpointing=True, eval_steps=4)
     figures = launch.run_training(settings, folder, small_base).figures
-    print({key: figures[key] for key in ("tokens_per_second", "memory_peak", "memory_estimate", "answer")})
-    assert figures["backend"] == "unsloth" and figures["answer"]
+    print({key: figures[key] for key in ("tokens_per_second", "memory_peak", "memory_estimate", "answers")})
+    assert figures["backend"] == "unsloth" and figures["answers"]
     assert figures["held_out_loss_after"] < figures["held_out_loss_before"]
     log = log_of(folder.train_log)
     assert all(entry["grad_norm"] > 0 and entry["memory"] > 0 for entry in log)
@@ -161,7 +161,7 @@ def test_a_run_of_four_gpus_goes_on_on_two(small_base: Base, tmp_path: Path, mon
     whole = log_of(folder.train_log)
     settings, folder = settings_in(tmp_path / "killed", backend="peft")
     (tmp_path / "kill.py").write_text(KILL_ONE)
-    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"process.* train.* ended|killed"):
+    with monkeypatch.context() as patch, pytest.raises(ToolkitError, match="training process ended"):
         patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
         launch.run_training(settings, folder, small_base, gpus=4)
     assert not folder.adapter.exists()
