@@ -202,4 +202,4 @@ def _value(skeleton: Skeleton, weights: Weights, name: str, ids: Sequence[int] =
         raise ToolkitError(f"`{weights.folder}` holds no tensor for `{_plain(name)}`")
     if ids and weights.has_rows(stored):  # 4 bits change no embedding
         return torch.from_numpy(weights.read_some(stored, sorted(set(ids))))
-    return weights.read(stored, linear=_plain(name) in skeleton.linears)
+    return weights.read(stored, linear=_plain(name) in skeleton.linears, device=skeleton.device)
