@@ -85,7 +85,7 @@ def miscounted(found: Rows) -> str:
         return f"{found.count} rows, but {kept} kept and {refused} rejected"
     if any(not one.reason for one in found.rejected):
         return "a row is rejected without a reason"
-    numbers = {one.number for one in (*found.records, *found.rejected)}
+    numbers = {one.number for one in found.records} | {one.number for one in found.rejected}
     if numbers != {row.number for one in found.tables for row in one.table.rows}:
         return f"{found.count} rows, but {len(numbers)} numbers of rows kept or rejected"
     once, duplicates = drop_duplicates(found.records)
@@ -148,7 +148,7 @@ def read_all(progress: Progress, folder: Path, seed: int, first: int, last: int)
             return
         own, at = seed + number // len(progress.kinds), number % len(progress.kinds)
         path = folder / f"mine.{progress.kinds[at]}"
-        progress.now[:] = number, time.monotonic()
+        progress.now[:] = [number, time.monotonic()]
         path.write_bytes(damaged_file(progress.kinds[at], own))
         started = time.process_time()
         read, said = outcome(path, own, configs[own % len(configs)])
@@ -163,7 +163,7 @@ def watch(progress: Progress, folder: Path, seed: int, count: int, until: float)
     """Let another process read so many files, until a time at most; start it again behind a file that ended it."""
     first, spoken = 0, time.monotonic()
     while first < count and time.monotonic() < until:
-        progress.now[:] = first, time.monotonic() + HELD  # it has yet to start
+        progress.now[:] = [first, time.monotonic() + HELD]  # it has yet to start
         files = (progress, folder, seed, first, count)
         reader = multiprocessing.get_context("spawn").Process(target=read_all, args=files, daemon=True)
         reader.start()

@@ -47,7 +47,7 @@ def read_workbook(
         formulas = any(_holds_formulas(archive, part) for part in archive.namelist() if part.endswith(".xml"))
         outdated = any(_OUTDATED.search(archive.read(part)) for part in archive.namelist() if part == _BOOK)
     # A second time for the formulas alone: opening takes longer than the rows of a small file, and reads all texts.
-    again = _workbook(opened, values=False) if formulas else contextlib.nullcontext()
+    again: Any = _workbook(opened, values=False) if formulas else contextlib.nullcontext()
     with _workbook(opened, values=True) as book, again as sources:
         sheets = {one.title: one for one in book.worksheets}
         if sheet and sheet not in sheets:
