@@ -49,7 +49,7 @@ _INSIDE = {
     "content.xml": ("an OpenDocument file", _SHEET),
 }
 _OFFICE = {".xlsx": "xl/", ".xlsm": "xl/", ".docx": "word/", ".ods": "content.xml"}
-_RULE = re.compile(rb"^ *\|? *:?-{2,}:? *(?:\| *:?-{2,}:? *)+\|? *\r?$", re.MULTILINE)  # under a table's header
+_RULE = re.compile(rb"^ *(?:\| *)?:?-{2,}:? *(?:\| *:?-{2,}:? *)+(?:\| *)?\r?$", re.MULTILINE)  # under the header
 CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\v\f\r")
 
 

@@ -37,8 +37,7 @@ _WORDS = {  # of the kinds that are no country's own number
 }
 Look = Callable[[Record | Rejection], Record | Rejection]
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
-# The end of a shown text that was cut may be the first part of a number, or of a word.
-_CUT_END = re.compile(r"(?:\s*\S*\d\S*)*\s*\S*\Z")
+_DIGIT = re.compile(r"\d")
 
 
 @dataclass(frozen=True)
@@ -165,12 +164,22 @@ def _earlier(record: Record) -> list[str]:
 def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
     text = rejection.text
     if len(text) >= SHOWN:
-        text = _CUT_END.sub("", text) + " …"
+        text = _without_cut_end(text) + " …"
     text = _CONTROL.sub("", text)  # they may stand inside a number, as in UTF-16 that was read as UTF-8
     placeholders = Placeholders([text, rejection.detail])
     found = everywhere([text, rejection.detail], find)
     masked = [hidden(each, spans, placeholders)[0] for each, spans in zip((text, rejection.detail), found, strict=True)]
     return replace(rejection, text=masked[0], detail=masked[1])
+
+
+def _without_cut_end(text: str) -> str:
+    """Leave out the end of a text that was cut: its last word, and those with digits before it, are parts of more."""
+    words = re.findall(r"\s*\S+", text)  # one pattern for all of it would take years for a number of 30 digits
+    if words and not text[-1].isspace():
+        words.pop()
+    while words and _DIGIT.search(words[-1]):
+        words.pop()
+    return "".join(words)
 
 
 def for_screen(text: str, settings: DataSettings) -> str:
