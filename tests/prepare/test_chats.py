@@ -246,6 +246,8 @@ BAD: dict[str, tuple[Any, str, str]] = {
     "user alone": (user("Hello"), NO_REPLY, ""),
     "system alone": (messages(system="s")[:1], NO_REPLY, ""),
     "unknown role": ([{"role": "patient", "content": "Hello"}, *messages()], UNKNOWN_ROLE, "`patient`"),
+    "role of two lines": ([{"role": "a\nb\x1b", "content": "Hello"}, *messages()], UNKNOWN_ROLE, r"`a\nb\x1b`"),
+    "part of two lines": ([*user([{"type": "a\nb"}]), *messages()[1:]], OTHER_PART, r"`a\nb`"),
     "no role": ([*messages(), {"content": "Hello"}], NOT_MESSAGES, "message 5"),
     "text in the list": ([*messages(), "Hello"], NOT_MESSAGES, "message 5"),
     "text": ("Hello", NOT_MESSAGES, ""),

@@ -16,6 +16,7 @@ from typing import Literal
 
 import pytest
 
+from tests.support.processor import processor_seconds
 from toolkit.core.errors import ToolkitError
 from toolkit.core.input_settings import DataSettings
 from toolkit.prepare.column_choice import find_columns
@@ -182,6 +183,13 @@ def test_the_hint_takes_the_table_of_a_markdown_file(tmp_path: Path) -> None:
     assert "a Markdown file" in error.message and len(follow(error.hint).rows) == 2
     path.write_text("# Questions\n\nWhat helps?\n\nRest.\n")
     assert "question,answer" in refusal(path).hint
+
+
+def test_a_markdown_file_of_many_spaces_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.md"
+    path.write_text(f"# Questions\n{' ' * 200_000}x\n")
+    with processor_seconds(5):
+        assert "question,answer" in refusal(path).hint
 
 
 SQUAD = {"context": "Text.", "qas": [

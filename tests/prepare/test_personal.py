@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.support.processor import processor_seconds
 from toolkit.core import config, config_file, console
 from toolkit.core.errors import ToolkitError
 from toolkit.core.run_folder import SPLITS, RunFolder
 from toolkit.prepare import checks, personal, prepare
+from toolkit.prepare.division import read_rows
 from toolkit.prepare.language import file_language
 from toolkit.prepare.personal.analyzer import Span, finder
 from toolkit.prepare.personal.masking import Placeholders, everywhere, hidden
+from toolkit.prepare.source import Source
 from toolkit.prompt.tokenizer import Tokenizer
 
 SECRETS = ("529.982.247-25", "52998224725", "maria@example.org", "98765-4321", "12/03/1961", "4111 1111 1111 1111")
@@ -107,6 +110,24 @@ def test_a_rejected_row_with_control_characters_does_not_show_it_either(
     prepare(build("data.personal=mask"), folder, path, tokenizer)
     (row,) = lines(folder.rejected)
     assert row["text"] == "CPF <BR_CPF_1>? | <CREDIT_CARD_1>" and row["reason"] == "binary or undecodable text"
+
+
+@pytest.mark.parametrize("mode", ["mask", "refuse"])
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (f"call {'1' * 60} please, or {'write ' * 40}", f"call {'1' * 60} please, or {'write ' * 20}".rstrip()),
+        (f"{'12 34-56 ' * 14}words {'more ' * 30}", f"{'12 34-56 ' * 14}words {'more ' * 13}".rstrip()),
+        (f"{'word ' * 30}{'98 76 ' * 30}", "word " * 29 + "word"),
+        ("7" * 300, ""),
+        (f"{'word ' * 40}7", "word " * 39 + "word"),
+    ],
+)
+def test_a_rejected_row_with_many_digits_is_shown_at_once(mode: str, answer: str, text: str, tmp_path: Path) -> None:
+    path = table(tmp_path / "d.csv", [{"question": "", "answer": answer}])
+    with processor_seconds(5):
+        (rejected,) = read_rows([Source(path)], build(f"data.personal={mode}")).rejected
+    assert rejected.text == f"{text} …"
 
 
 def test_where_personal_data_is_refused_a_rejected_row_shows_none(

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.processor import processor_seconds
 from tests.support.properties import tries
 from toolkit.core.config_file import build
 from toolkit.core.errors import ToolkitError
@@ -398,3 +399,26 @@ def test_a_sheet_of_merged_titles_above_and_below_is_read(tmp_path: Path) -> Non
     rows = [["question", "answer"], ["q", "a"], ["", ""], ["Reviewed by the ward", ""]]
     found = read_table(merged(tmp_path / "a.xlsx", rows, "A3:B3", "A4:B4"), WANTED).rows
     assert [(row.line, bool(row.problem)) for row in found] == [(2, False), (4, True)]
+
+
+@pytest.mark.parametrize("form", ["[" * 50_000, "0" * 50_000 + "/"])
+def test_a_number_format_that_no_program_writes_is_read_at_once(form: str) -> None:
+    with processor_seconds(5):
+        assert shown(1.5, form)
+
+
+def test_without_formulas_a_workbook_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, load = [], openpyxl.load_workbook
+
+    def counted(*given: Any, **named: Any) -> Any:
+        opened.append(named["data_only"])
+        return load(*given, **named)
+
+    monkeypatch.setattr(openpyxl, "load_workbook", counted)
+    for cell, times in (("rest", [True]), ("=1+1", [True, False])):
+        book = openpyxl.Workbook()
+        for row in (("question", "answer", "other"), ("what helps?", "rest", cell)):
+            book.active.append(row)
+        book.save(tmp_path / "x.xlsx")
+        opened.clear()
+        assert len(read_table(tmp_path / "x.xlsx", []).rows) == 1 and opened == times
