@@ -21,6 +21,7 @@ ODD = [
     *("", "N/A", 'a "b" c', "two\nlines", "é ü ß 中文", "=1+1", "007", "1.5", "x" * 300, "<b>bold</b>"),
     "m@example.org",
 ]
+MEMBER = "a.csv"
 WORDS = b"0123456789aAbBnrstxyz"
 SHEET, TEXTS = "xl/worksheets/sheet1.xml", "xl/sharedStrings.xml"
 _TEXT = re.compile(rb't="inlineStr"><is>(.*?)</is>', re.DOTALL)
@@ -154,7 +155,7 @@ KINDS: dict[str, Callable[[random.Random], bytes]] = {
     "arrow": lambda chance: damaged(columnar("arrow", chance.randrange(BASES)), chance),
     "xlsx": workbook,
     "csv.gz": lambda chance: packed(functools.partial(gzip.compress, compresslevel=1, mtime=0), chance),
-    "zip": lambda chance: packed(lambda content: zipped({"a.csv": content}), chance),
+    "zip": lambda chance: packed(lambda content: zipped({MEMBER: content}), chance),
 }
 
 
