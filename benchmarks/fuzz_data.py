@@ -179,13 +179,15 @@ def watch(progress: Progress, folder: Path, seed: int, count: int, until: float)
                 spoken = time.monotonic()
                 said = f"{sum(progress.done):,} files, {sum(progress.failed)} failed"
                 print(f"{time.strftime('%H:%M:%S')} {said}", flush=True)
-        if reader.exitcode == 0:
+        if reader.exitcode == 0 and sum(progress.done) == count:
             return
         ended = reader.exitcode
         reader.kill()
         reader.join()
         if ended is None and not held:  # the time is over
             return
+        if progress.now[1] > time.monotonic():
+            sys.exit(f"the process that reads does not start: exit code {ended}")
         first = int(progress.now[0])
         at = first % len(progress.kinds)
         said = f"it holds the process for {HELD} s" if held else f"it ends the process: exit code {ended}"

@@ -27,9 +27,10 @@ def documents_in(folder: Path) -> list[Path]:
     return sorted((path for path in folder.rglob("*.xml") if path.is_file()), key=lambda path: _in_order(str(path)))
 
 
-def _in_order(name: str) -> list[int | str]:
+def _in_order(name: str) -> list[tuple[int, str] | str]:
     """Sort names by their numbers: MedQuAD's collections 10 to 12 have no answers, and come last."""
-    return [int(part) if at % 2 else part for at, part in enumerate(_NUMBER.split(name))]
+    parts = enumerate(_NUMBER.split(name))  # a name in a zip may have more digits than Python makes a number of
+    return [(len(part.lstrip("0")), part.lstrip("0")) if at % 2 else part for at, part in parts]
 
 
 def read_documents(opened: Opened, most: int | None = None) -> tuple[list[str], Sequence[Row], bool]:
