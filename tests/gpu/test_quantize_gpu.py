@@ -79,7 +79,8 @@ def test_no_memory_on_the_gpu_is_an_error_and_no_more(monkeypatch: pytest.Monkey
     expected = gpu.quantize(Type.Q8_0, rows)
     free = torch.cuda.mem_get_info()[0]
     with monkeypatch.context() as patch:
-        patch.setattr(lanes.Lane, "to_device", lambda lane, rows: torch.empty(4 * free, dtype=torch.uint8, device="cuda"))
+        much = lambda lane, rows: torch.empty(4 * free, dtype=torch.uint8, device="cuda")  # noqa: E731
+        patch.setattr(lanes.Lane, "to_device", much)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             gpu.quantize(Type.Q8_0, rows)
     assert np.array_equal(gpu.quantize(Type.Q8_0, rows), expected)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import termios
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from tests.train.conftest import (
 )
 from toolkit.core import streams
 from toolkit.core.config import Config
+from toolkit.core.errors import ToolkitError
 from toolkit.core.records import spread
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, examples, train
+from toolkit.train.backend import UnslothFailed
 from toolkit.train.callbacks import Report
 from toolkit.train.trainer import ToolkitTrainer
 
@@ -282,6 +285,39 @@ def test_the_first_step_that_is_not_finite_is_named_also_where_the_log_skips_it(
         train(settings, folder, base)
     assert caught.value.details["step"] == 2 and caught.value.details["rows"]  # type: ignore[attr-defined]
     assert not folder.adapter.exists() and not steps_saved(settings, folder)
+
+
+@pytest.mark.parametrize(
+    ("raised", "step", "kind"),
+    [
+        (RuntimeError("no triton kernel\nfor it"), 0, UnslothFailed),
+        (RuntimeError("no triton kernel"), 1, RuntimeError),
+        (OSError(28, "No space left on device"), 0, OSError),
+        (ToolkitError("ours", hint="h"), 0, ToolkitError),
+    ],
+)
+def test_what_unsloth_raises_in_the_first_step_is_its_own(
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, raised: Exception, step: int,
+    kind: type[Exception],
+) -> None:  # fmt: skip
+    """It compiles the model there, so another process can go on without it; not so a full disk, or a later step."""
+    from toolkit.train import peft_backend
+
+    real = ToolkitTrainer.compute_loss
+    posing = replace(peft_backend.make_peft_backend("cpu", ""), name="unsloth")
+    monkeypatch.setattr("toolkit.train.choose_backend", lambda *_: posing)
+
+    def fails(self: Any, *arguments: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled() and self.state.global_step == step:
+            raise raised
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(ToolkitTrainer, "compute_loss", fails)
+    with pytest.raises(kind) as caught:
+        train(*small, base)
+    assert type(caught.value) is kind
+    if isinstance(caught.value, UnslothFailed):
+        assert caught.value.reason == "RuntimeError: no triton kernel"
 
 
 @pytest.mark.parametrize("name", ["constant_with_warmup", "inverse_sqrt"])

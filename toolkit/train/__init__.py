@@ -1,11 +1,13 @@
 """The train stage: prepared records and a base model → a LoRA adapter, with its loss on held-out records."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.errors import MISSING, ToolkitError
+from toolkit.core.errors import MISSING, ToolkitError, explain
 from toolkit.core.manifest import Outcome
 from toolkit.core.quiet import silence_bitsandbytes
 from toolkit.core.run_folder import RunFolder
@@ -13,7 +15,7 @@ from toolkit.model import memory_plan
 from toolkit.model.base import Base
 from toolkit.model.precision import check_backend
 from toolkit.train import batches, checkpoints, example_table, outcome, parallel, schedule
-from toolkit.train.backend import Backend, gpu_has_bf16, gpu_name
+from toolkit.train.backend import Backend, UnslothFailed, gpu_has_bf16, gpu_name, said_of
 from toolkit.train.backend_choice import choose_backend
 from toolkit.train.job import Job, lay_out_job, process_state
 from toolkit.train.stage import describe_steps
@@ -115,9 +117,22 @@ def _fit(job: Job) -> Any:
     multiple = batches.held_out_batch(len(job.splits["val"]), job.plan.micro_batch)[0] * job.plan.processes
     held_out = example_table.dataset(job.splits["val"], multiple=multiple) if job.splits["val"] else None
     trainer = trainers.make(job, model, records, held_out)
-    with trainer.stack:
+    with trainer.stack, _first_step_of(job, trainer):
         trainer.train(resume_from_checkpoint=job.resume and str(job.resume))
     return trainer
+
+
+@contextlib.contextmanager
+def _first_step_of(job: Job, trainer: Any) -> Iterator[None]:
+    """Raise UnslothFailed for what Unsloth raises before a step is done: it compiles the model in the first one."""
+    start = checkpoints.step_of(job.resume) if job.resume else 0
+    try:
+        yield
+    except Exception as exc:
+        ours = job.backend.name != "unsloth" or explain(exc) or is_out_of_memory(exc)
+        if ours or trainer.state.global_step > start:
+            raise
+        raise UnslothFailed(said_of(exc)) from exc
 
 
 def is_out_of_memory(exc: BaseException) -> bool:

@@ -19,6 +19,12 @@ class UnslothFailed(ToolkitError):
         self.reason = reason
 
 
+def said_of(exc: Exception) -> str:
+    """Return the type of an exception and the first line of what it says."""
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
 @dataclass(frozen=True)
 class Backend:
     """How to load a model to train here.

@@ -8,7 +8,7 @@ from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.model.model_config import ModelConfig
 from toolkit.model.precision import check_base_compute, fp8_refusal
 from toolkit.train import parallel
-from toolkit.train.backend import Backend
+from toolkit.train.backend import Backend, said_of
 
 # What train.base_compute = "auto" means. FP8 rounds each frozen product by 3.7 %; docs/benchmarks/fp8.md shows what
 # that does to learning. It stays bf16 until the held-out loss is shown to be within 0.005 nats of bf16's.
@@ -67,8 +67,7 @@ def _unproven(shape: ModelConfig | None) -> str:
     try:
         return proof.prove(sizes)
     except Exception as exc:  # a kernel that does not compile, a product that this GPU or torch does not have
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        return f"the first product failed: {type(exc).__name__}: {lines[0][:200] if lines else 'no message'}"
+        return f"the first product failed: {said_of(exc)}"
 
 
 def _first(reason: str) -> str:

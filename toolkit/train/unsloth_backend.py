@@ -11,7 +11,7 @@ from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
 from toolkit.model.model_config import read_config
 from toolkit.model.states import keeps_state, reason_to_pad
-from toolkit.train.backend import Backend, UnslothFailed, dequantize
+from toolkit.train.backend import Backend, UnslothFailed, dequantize, said_of
 
 # Families whose records Unsloth 2026.10.9 pads (`PADDING_FREE_BLOCKLIST` in its trainer.py): it takes those of every
 # other one packed into a row, in a forward pass of its own or in transformers'.
@@ -36,8 +36,7 @@ def _working() -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as exc:  # it fails in many ways: a version clash, an unsupported GPU, a missing compiler
-        lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-        raise UnslothFailed(f"{type(exc).__name__}: {lines[0][:200] if lines else 'no message'}") from exc
+        raise UnslothFailed(said_of(exc)) from exc
 
 
 def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any, compute: Any) -> Any:

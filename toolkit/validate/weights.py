@@ -39,7 +39,8 @@ class Weights:
     def read(self, name: str, *, linear: bool = False, device: str = "cpu") -> Any:
         """Return one tensor in float32; `linear` says that it is the weight of a linear layer that 4 bits change.
 
-        They change it on `device`, where it then is: on a GPU, as training did it there, and 30 times as fast. Raises ToolkitError if the file ends early or a value is NaN or infinite.
+        They change it on `device`, where it then is: a CPU takes seconds for a large layer. Raises ToolkitError if the
+        file ends early or a value is NaN or infinite.
         """
         import torch
 
