@@ -25,6 +25,8 @@ LOSS = 5e-3  # relative: what bf16 leaves between two backends, or two layouts
 GRADIENT = 0.2
 # Families whose loss differs by more, with the reason that was measured.
 FURTHER: dict[str, tuple[float, str]] = {}
+# Families that Unsloth cannot train here, with what was seen; plain PEFT takes over in their runs.
+BREAKS = {"gemma2": "torch 2.11 does not compile the backward pass of its blocks (InductorError)"}
 
 
 def test_every_architecture_has_a_case() -> None:
@@ -44,9 +46,11 @@ def test_a_family_is_trained_through_unsloth(family: str, tmp_path: Path, monkey
         probes = {
             backend: stack.enter_context(probing(tmp_path / backend, base, backend, target_modules=targets))
             for backend in ("unsloth", "peft")
+            if backend == "peft" or family not in BREAKS
         }
         wrong = wrong_in_run(family, base, tmp_path / "run")
-        ours, theirs = (step_of(probes[backend], backend, wrong) for backend in ("unsloth", "peft"))
+        ours = None if family in BREAKS else step_of(probes["unsloth"], "unsloth", wrong)
+        theirs = step_of(probes["peft"], "peft", wrong)
     wrong += wrong_in_steps(family, base, ours, theirs)
     print(f"{row(family, ours, theirs)} {time.monotonic() - began:.0f} s |")
     assert not wrong, "\n\n".join(wrong)
@@ -72,7 +76,7 @@ def wrong_in_run(family: str, base: Base, place: Path) -> list[str]:
         return [f"the run: {exc.message}; {exc.hint}"]
     wrong = []
     losses = [entry["loss"] for entry in log_of(folder.train_log)]
-    wanted = "peft" if unsloth_backend.refusal(base.folder) else "unsloth"
+    wanted = "peft" if unsloth_backend.refusal(base.folder) or family in BREAKS else "unsloth"
     if figures["backend"] != wanted:
         wrong.append(f"{figures['backend']} trained, not {wanted}")
     if len(losses) != 4 or not all(map(math.isfinite, losses)) or losses[-1] >= losses[0]:
@@ -133,7 +137,7 @@ def differing(ours: Step, theirs: Step) -> str:
 
 def row(family: str, ours: Step | None, theirs: Step | None) -> str:
     """Return a row of the table: family, Unsloth's way, both losses, and how far its gradient is from PEFT's."""
-    way = f"{way_of(ours)} {ours.refused}".strip() if ours else "failed"
+    way = f"{way_of(ours)} {ours.refused}".strip() if ours else BREAKS.get(family, "failed")
     mine, other = (f"{step.loss:.5f}" if step and not step.refused else "–" for step in (ours, theirs))
     apart = alone = "–"
     if ours and not ours.refused:
