@@ -1,8 +1,10 @@
 """The plan of a step: what is chosen on which device, and that a step's records stay what the settings say."""
 
 import itertools
+import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -68,6 +70,23 @@ def test_the_guides_table_is_what_the_plan_computes() -> None:
         assert f"of {chosen.micro_batch}, {chosen.tokens:,} tokens" in said and "8 records a step" in said
         assert ("main memory" in said) == way.offloaded and ("dequantized once" in said) == way.dequantized
         assert "free" in said
+
+
+def test_the_guides_smallest_gpus() -> None:
+    """What is free with CUDA in use, in steps of 50 MB; CUDA's own 0.5 GB come on top, and tenths are rounded up."""
+    short: dict[str, Any] = {"max_length": 1024}
+    eight: dict[str, Any] = {**short, "optim": "adamw_8bit"}
+    rows = []
+    for values in ({}, short, eight, {**eight, "lora_r": 8}):
+        steps = range(5_000, 9_000, 50)
+        least = next(
+            size
+            for size in steps
+            if plan(LLAMA_8B, TrainSettings(**values), Device(size * 10**6, True, True, True, True)).fits
+        )
+        rows.append(f"{math.ceil((least + 500) / 100) / 10} GB |")
+    table = ONE[ONE.index("| settings | free memory |") :].splitlines()[2:6]
+    assert [line.rsplit("| ", 1)[1] for line in table] == rows
 
 
 @pytest.mark.parametrize("unsloth", [True, False])
