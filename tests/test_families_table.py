@@ -7,7 +7,7 @@ from tests.support.places import REPOSITORY
 from toolkit.model.families import FAMILIES
 from toolkit.model.kinds import KINDS
 
-SECTION = (REPOSITORY / "docs/reference/families.md").read_text(encoding="utf-8")
+SECTION = (REPOSITORY / "docs/reference/families.md").read_text(encoding="utf-8").split("\n## ", 1)[0]
 ROWS = [[re.findall(r"`([^`]+)`", cell) for cell in line.split("|")[1:-1]] for line in SECTION.splitlines()
         if line.startswith("|")][2:]  # fmt: skip
 
