@@ -14,7 +14,7 @@ from toolkit.prepare.table import Row, Table
 _LETTERS = re.compile(r"[^\W_]+")
 _INVENTED = re.compile(r"column \d+")  # the name of a column without one
 _SEPARATOR = re.compile(rb'\s*"?sep=')  # a line that Excel reads, and no row
-_ROW = re.compile(rb"<row(?: [^<>]*)?>(?!</row>)")
+_ROW = re.compile(rb"<row(?: [^<>]*)?>(?:(?!</row>).)*?<(?:v|is|f)[ />]", re.DOTALL)  # one with a value
 
 
 def lost(kind: str, content: bytes, table: Table) -> str:
