@@ -103,7 +103,6 @@ def test_every_pair_is_kept_or_rejected_with_its_file(kind: str) -> None:
     assert record.file.endswith("1_Made_QA/0000003.xml")
 
 
-@pytest.mark.slow
 def test_documents_are_read_in_the_order_of_their_numbers() -> None:
     names = ("2/a9.xml", "2/a010.xml", "10/1.xml", f"10/{'9' * 5000}.xml")
     content = {name: document("Made", at, [(f"What is {at}?", "It is.")]) for at, name in enumerate(names)}
@@ -111,6 +110,7 @@ def test_documents_are_read_in_the_order_of_their_numbers() -> None:
     assert [record.file for record in reading("x.zip").records] == [*names]
 
 
+@pytest.mark.slow
 def test_two_folders_with_documents_of_one_name_are_counted_apart(tokenizer: Tokenizer, tmp_path: Path) -> None:
     unpack({f"{n}.xml": document("Made", n, [(f"What is {n}?", f"It is {n}.")]) for n in range(6)}, Path("full"))
     unpack({f"{n}.xml": document("Empty", n, [(f"Why {n}?", "")]) for n in range(3)}, Path("empty"))
