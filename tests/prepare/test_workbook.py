@@ -4,6 +4,7 @@ import datetime
 import io
 import re
 import shlex
+import shutil
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -48,15 +49,28 @@ def saved(path: Path, sheets: dict[str, Rows], formats: dict[str, str] | None = 
     return path
 
 
-def changed(path: Path, change: Callable[[str], str], part: str = "xl/worksheets/sheet1.xml") -> Path:
+def changed(
+    path: Path, change: Callable[[str], str], part: str = "xl/worksheets/sheet1.xml", encoding: str = "utf-8"
+) -> Path:
     """Change the XML of a part, as another program would have written it."""
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
-    parts[part] = change(parts[part].decode()).encode()
+    parts[part] = change(parts[part].decode()).encode(encoding)
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
     return path
+
+
+def renamed(path: Path, part: str, name: str) -> None:
+    """Give a part of a workbook another name."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {one: archive.read(one) for one in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, content in parts.items():
+            archive.writestr(
+                one.replace(f"/{part}", f"/{name}"), content.replace(f"/{part}".encode(), f"/{name}".encode())
+            )
 
 
 def values(table: Table) -> list[dict[str, Any]]:
@@ -220,6 +234,9 @@ def test_a_value_that_nobody_calculated_is_none(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.xlsx", {"S": [*ROWS, ["s", "=LEN(A1)"]]})
     changed(path, lambda xml: re.sub(r"(</f>)<v ?/?>(</v>)?", r"\1<v>0</v>", xml))
     assert "B4 holds a formula" in refused(path).message
+    shutil.copyfile(path, tmp_path / "browser.xlsx")
+    renamed(tmp_path / "browser.xlsx", "workbook.xml", "workbook2.xml")
+    assert "B4 holds a formula" in refused(tmp_path / "browser.xlsx").message
     changed(path, lambda xml: xml.replace(' fullCalcOnLoad="1"', ""), "xl/workbook.xml")
     assert values(read_table(path, WANTED))[2] == {"question": "s", "answer": "0"}
 
@@ -399,6 +416,32 @@ def test_a_sheet_of_merged_titles_above_and_below_is_read(tmp_path: Path) -> Non
     rows = [["question", "answer"], ["q", "a"], ["", ""], ["Reviewed by the ward", ""]]
     found = read_table(merged(tmp_path / "a.xlsx", rows, "A3:B3", "A4:B4"), WANTED).rows
     assert [(row.line, bool(row.problem)) for row in found] == [(2, False), (4, True)]
+
+
+def with_prefix(xml: str, prefix: str) -> str:
+    return re.sub(r"<(/?)(?=\w)", rf"<\1{prefix}:", xml).replace("xmlns=", f"xmlns:{prefix}=")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda xml: xml.replace("<f>", "<f\n>"),
+        lambda xml: xml.replace("<f>", "<f\tt='array' ref='B3'>"),
+        lambda xml: xml.replace("<f>1+1</f>", "<f/>"),
+        lambda xml: xml.replace("<f>1+1</f>", '<f t="shared" si="0"/>'),
+        lambda xml: xml.replace("<f>1+1</f>", '<f t="dataTable" ref="B3" r1="A1"/>'),
+        *(lambda xml, prefix=prefix: with_prefix(xml, prefix) for prefix in ("x", "x-1", "_a", "é")),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("name", ["sheet1.xml", "sheet1.XML", "one"])
+def test_a_formula_is_seen_however_its_program_writes_it(
+    change: Callable[[str], str], encoding: str, name: str, tmp_path: Path
+) -> None:
+    path = saved(tmp_path / "x.xlsx", {"S": [*ROWS[:2], ["r", "=1+1"]]})
+    changed(path, change, encoding=encoding)
+    renamed(path, "sheet1.xml", name)
+    assert "B3 holds a formula" in refused(path).message
 
 
 @pytest.mark.parametrize("form", ["[" * 50_000, "0" * 50_000 + "/"])

@@ -1,5 +1,6 @@
 """Merged cells of a sheet: only the first holds the text, so the user must say what the others mean."""
 
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,9 +12,9 @@ from toolkit.prepare.packed import PIECE
 from toolkit.prepare.table import Row
 
 MERGED = "merged cells"
-_MERGE = re.compile(
-    rb"""<(?:[A-Za-z0-9]+:)?mergeCell\s[^<>]*?\bref\s*=\s*["']([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})["']"""
-)
+TAG = rb"<(?:[^\s<>/:]+:)?"  # how a tag begins, with a namespace's prefix or without
+_MERGE = re.compile(TAG + rb"""mergeCell\s[^<>]*?\bref\s*=\s*["']([A-Z]{1,3}\d{1,7}:[A-Z]{1,3}\d{1,7})["']""")
+_WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # XML is in UTF-8 or UTF-16
 
 
 class Range(NamedTuple):
@@ -34,13 +35,14 @@ def merged_ranges(stream: IO[bytes]) -> list[Range]:
 
 
 def tags(stream: IO[bytes], pattern: re.Pattern[bytes]) -> Iterator[re.Match[bytes]]:
-    """Yield the tags of some XML that a pattern matches, a piece of the stream after the other."""
-    before = b""
-    while piece := stream.read(PIECE):
-        text = before + piece
+    """Yield the tags of some XML that a pattern of UTF-8 matches, a piece of the stream after the other."""
+    before, piece = b"", stream.read(PIECE)
+    wide = codecs.getincrementaldecoder("utf-16")("replace") if piece.startswith(_WIDE) else None
+    while piece:
+        text = before + (wide.decode(piece).encode() if wide else piece)
         end = max(0, text.rfind(b"<"))  # which may begin a tag; the last one only closes the whole
         yield from pattern.finditer(text, 0, end)
-        before = text[end:]
+        before, piece = text[end:], stream.read(PIECE)
 
 
 def without_covered(

@@ -3,10 +3,10 @@
 import contextlib
 import re
 import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 from typing import IO, Any
 
 from toolkit.core import console
@@ -16,7 +16,7 @@ from toolkit.prepare.cells import ANSWERS, CHATS, INSTRUCTION, QUESTIONS, is_bla
 from toolkit.prepare.columnar import UNREADABLE
 from toolkit.prepare.containers import quoted
 from toolkit.prepare.delimited import Cells, named_rows
-from toolkit.prepare.merged import merged_ranges, tags, without_covered
+from toolkit.prepare.merged import TAG, merged_ranges, tags, without_covered
 from toolkit.prepare.number_format import shown
 from toolkit.prepare.packed import Opened, check_members, open_zip
 from toolkit.prepare.table import Row
@@ -24,10 +24,10 @@ from toolkit.prepare.table import Row
 MOST_ROWS = 1_048_576  # of a sheet, in Excel
 SHOWN = 6  # names in one line
 _NO_VALUE = "\x00"  # stands for the missing value of a formula, until it is known who wants it
-_BOOK = "xl/workbook.xml"
-_OUTDATED = re.compile(rb"""\bfullCalcOnLoad\s*=\s*["'](?:1|true)""")  # its formulas are still to be calculated
-_FORMULA = re.compile(rb"<(?:[A-Za-z0-9]+:)?f[ />]")
-_ROW = re.compile(rb"<(?:[A-Za-z0-9]+:)?row(\s[^<>]*)?>")
+_BOOK = re.compile(r"(?:[^/]*/)?workbook[^/]*\.xml", re.IGNORECASE)  # Excel in a browser numbers it
+_OUTDATED = re.compile(TAG + rb"""calcPr\s[^<>]*?\bfullCalcOnLoad\s*=\s*["'](?:1|t)""")  # yet to be calculated
+_FORMULA = re.compile(TAG + rb"f[\s/>]")
+_ROW = re.compile(TAG + rb"row(\s[^<>]*)?>")
 _NUMBER = re.compile(rb"""\sr\s*=\s*["'](\d{1,19})["']""")
 _ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")  # how the file holds a character that XML cannot, such as a CR
 
@@ -44,11 +44,8 @@ def read_workbook(
     path = opened.path
     with opened.stream() as file, open_zip(file, path) as archive:
         check_members(archive, path)
-        formulas = any(_holds_formulas(archive, part) for part in archive.namelist() if part.endswith(".xml"))
-        outdated = any(_OUTDATED.search(archive.read(part)) for part in archive.namelist() if part == _BOOK)
-    # A second time for the formulas alone: opening takes longer than the rows of a small file, and reads all texts.
-    again: Any = _workbook(opened, values=False) if formulas else contextlib.nullcontext()
-    with _workbook(opened, values=True) as book, again as sources:
+        outdated = any(_holds(archive.open(part), _OUTDATED) for part in filter(_BOOK.fullmatch, archive.namelist()))
+    with _workbook(opened, values=True) as book:
         sheets = {one.title: one for one in book.worksheets}
         if sheet and sheet not in sheets:
             hint = f"its sheets are {first_names(list(sheets), SHOWN)}"
@@ -58,26 +55,36 @@ def read_workbook(
             _check_order(stream, f"{path}#{name}")
         with contextlib.closing(sheets[name]._get_source()) as stream:
             merged = merged_ranges(stream)
-        rows_of_sources = _rows(sources[name]) if formulas else repeat(repeat(None))
-        cells: list[Cells] = []
-        whole = True
-        for line, (row, of_cells) in enumerate(zip(_rows(sheets[name]), rows_of_sources, strict=False), start=1):
-            if line > MOST_ROWS:
-                raise ToolkitError(f"`{path}` has a sheet of more than {MOST_ROWS:,} rows", hint="divide it into files")
-            if most is not None and line > most:
-                whole = False
-                break
-            texts = [_text(*pair, outdated=outdated) for pair in zip(row, of_cells, strict=False)]
-            while texts and is_blank(texts[-1]):
-                texts.pop()
-            if texts:  # a sheet may have a million rows that are formatted and empty
-                cells.append((line, texts))
+        formulas = _holds(sheets[name]._get_source(), _FORMULA)
+        # A second time for the formulas alone: opening takes longer than the rows of a small file, and reads all texts.
+        again: Any = _workbook(opened, values=False) if formulas else contextlib.nullcontext()
+        with again as sources:
+            rows_of_sources = _rows(sources[name]) if formulas else repeat(repeat(None))
+            cells, whole = _cells(zip(_rows(sheets[name]), rows_of_sources, strict=False), outdated, most, path)
     widest, header = max((len(texts) for _, texts in cells), default=0), len(cells[0][1]) if cells else 0
     for at, (_, texts) in enumerate(cells):  # one far cell makes the header wide, and no other row
         texts += [""] * ((header if at else widest) - len(texts))
     columns, rows = named_rows(cells, "\t")
     rows = without_covered(rows, columns, merged, wanted)
     return columns, _without_missing(rows, cells, columns, wanted, f"{path}#{name}"), name, whole
+
+
+def _cells(
+    pairs: Iterable[tuple[Iterable[Any], Iterable[Any]]], outdated: bool, most: int | None, path: Path
+) -> tuple[list[Cells], bool]:
+    """Return what the cells show, of rows with their formulas, and whether these are all rows."""
+    cells: list[Cells] = []
+    for line, (row, of_cells) in enumerate(pairs, start=1):
+        if line > MOST_ROWS:
+            raise ToolkitError(f"`{path}` has a sheet of more than {MOST_ROWS:,} rows", hint="divide it into files")
+        if most is not None and line > most:
+            return cells, False
+        texts = [_text(*pair, outdated=outdated) for pair in zip(row, of_cells, strict=False)]
+        while texts and is_blank(texts[-1]):
+            texts.pop()
+        if texts:  # a sheet may have a million rows that are formatted and empty
+            cells.append((line, texts))
+    return cells, True
 
 
 @contextlib.contextmanager
@@ -103,10 +110,10 @@ def _workbook(opened: Opened, *, values: bool) -> Iterator[Any]:
                 book.close()
 
 
-def _holds_formulas(archive: zipfile.ZipFile, part: str) -> bool:
-    """Say whether a part has a formula: without, the cells need not be read twice."""
-    with archive.open(part) as stream:
-        return any(tags(stream, _FORMULA))
+def _holds(part: IO[bytes], tag: re.Pattern[bytes]) -> bool:
+    """Say whether the XML of a part has such a tag, and close it."""
+    with contextlib.closing(part):
+        return any(tags(part, tag))
 
 
 def _check_order(stream: IO[bytes], name: str) -> None:
