@@ -450,6 +450,13 @@ def test_a_number_format_that_no_program_writes_is_read_at_once(form: str) -> No
         assert shown(1.5, form)
 
 
+def test_behind_a_number_format_longer_than_excels_is_the_value_itself() -> None:
+    words = '"' + "x" * 300 + '"'
+    assert [shown(value, f"{words}0.00;{words}") for value in (1.5, -2, "text", True)] == ["1.5", "-2", "text", "TRUE"]
+    assert shown(MOMENT, f"dd/mm/yyyy {words}") == "2026-03-04 15:05:07"
+    assert shown(1.5, '"' + "x" * 252 + '"0') == "x" * 252 + "2"  # one that Excel takes too
+
+
 def test_without_formulas_a_workbook_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, load = [], openpyxl.load_workbook
 

@@ -13,7 +13,7 @@ from functools import partial
 from operator import eq, ge, gt, le, lt, ne
 
 GENERAL_DIGITS = 10  # that Excel shows of a number with a fraction, a 0 before the point counted
-LONGEST = 255  # characters of a format, in Excel; some patterns here take the square of a length
+LONGEST = 255  # characters of a format; Excel leaves out longer ones, and some patterns here take a length's square
 OF_COUNTRY = ("mm-dd-yy", "m/d/yy h:mm", "m/d/yyyy", "m/d/yyyy h:mm")  # its formats 14 and 22, as openpyxl names them
 
 _TOKEN = re.compile(
@@ -36,7 +36,7 @@ Token = tuple[str, str]  # its kind and its text
 
 def shown(value: Value, form: str) -> str:
     """Return the text that a cell of this value and number format shows."""
-    sections = _sections(form[:LONGEST])
+    sections = _sections(form if len(form) <= LONGEST else "General")
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, str):
