@@ -130,6 +130,40 @@ def test_a_rejected_row_with_many_digits_is_shown_at_once(mode: str, answer: str
     assert rejected.text == f"{text} …"
 
 
+@pytest.mark.parametrize("mode", ["mask", "refuse"])
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [
+        ("CPF\n529.982.247-25", "`CPF\n<BR_CPF_1>`"),
+        ("CPF 529.982\x00.247-25", "`CPF <BR_CPF_1>`"),
+        ("CPF of the patient in our ward is 529.982.247-25", "a text of 48 characters"),
+    ],
+)
+@pytest.mark.parametrize("part", [False, True])
+def test_nor_what_stands_in_place_of_a_role_or_a_type(
+    mode: str, role: str, said: str, part: bool, tmp_path: Path
+) -> None:
+    said_first = {"role": "user", "content": [{"type": role}]} if part else {"role": role, "content": "What helps?"}
+    whole = [{"role": "user", "content": "What helps?"}, {"role": "assistant", "content": "Rest."}]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in ([said_first, *whole], whole)))
+    (rejected,) = read_rows([Source(path)], build(f"data.personal={mode}")).rejected
+    assert rejected.detail.endswith(said)
+
+
+@pytest.mark.parametrize(("mode", "there"), [("warn", True), ("warn", False), ("mask", True), ("refuse", True)])
+def test_nor_does_the_message_where_all_rows_are_rejected(
+    mode: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "CPF\n529.982.247-25\x01", "content": "What helps?"}]}))
+    monkeypatch.setattr(personal, "presidio_there", lambda: there)
+    with pytest.raises(ToolkitError) as caught:
+        read_rows([Source(path)], build(f"data.personal={mode}"))
+    assert "unknown role" in caught.value.message and "\n" not in caught.value.message
+    assert "529" not in caught.value.message
+
+
 def test_where_personal_data_is_refused_a_rejected_row_shows_none(
     tmp_path: Path, folder: RunFolder, tokenizer: Tokenizer
 ) -> None:

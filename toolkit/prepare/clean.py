@@ -109,7 +109,7 @@ def clean_row(row: Row, columns: Columns, instruction: str, settings: DataSettin
     shown = _show(" | ".join(text[:SHOWN] for text in cells if text))
 
     def rejection(reason: str, detail: str = "") -> Rejection:
-        return Rejection(row.number, row.line, reason, shown, detail, file=row.file)
+        return Rejection(row.number, row.line, reason, shown, _SURROGATES.sub("\ufffd", detail), file=row.file)
 
     group = group_name(row.values.get(columns.group)) if columns.group is not None else ""
     if group is None:

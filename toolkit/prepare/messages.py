@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toolkit.core.parsing import parse_json
-from toolkit.formats.names import visible
 from toolkit.prepare.cells import cell_text, is_blank
 from toolkit.prompt.format import MESSAGE_SEPARATOR
 from toolkit.prompt.renderings import Turn
+
+LONGEST_NAME = 40  # characters of a role, or of a part's type; what is longer is no name
 
 NO_MESSAGES = "no messages"
 NOT_MESSAGES = "not a list of messages"
@@ -197,11 +198,16 @@ def _messages(items: list[Any], before: int) -> Iterator[_Said]:
         if key in _TOOLS or not all(is_blank(item.get(call)) for call in _CALLS):
             raise UnusableChatError(TOOL_CALL, place)
         if key not in ROLES:
-            raise UnusableChatError(UNKNOWN_ROLE, f"{place} is of `{visible(name[:40])}`")
+            raise UnusableChatError(UNKNOWN_ROLE, f"{place} is of {_named(name)}")
         text = _text(item.get(_key(item, TEXT_KEYS)), place)
         if media := [name for name in MEDIA if not is_blank(item.get(name))] or _placeholders(text):
             raise UnusableChatError(IMAGE, f"{place}: `{media[0]}`")
         yield _Said(ROLES[key], text, place)
+
+
+def _named(name: str) -> str:
+    """Return a name as a reader sees it, whole or not at all: a part of it may be half of a patient's number."""
+    return f"`{name}`" if len(name) <= LONGEST_NAME else f"a text of {len(name):,} characters"
 
 
 def _placeholders(text: str) -> list[str]:
@@ -222,8 +228,7 @@ def _text(content: Any, place: str) -> str:
             raise UnusableChatError(TOOL_CALL, f"{place} has a part `{kind}`")
         text = cell_text(part.get("text") if isinstance(part, dict) else part)
         if kind not in _TEXT_PARTS or text is None:
-            reason = IMAGE if "image" in str(kind) else OTHER_PART
-            raise UnusableChatError(reason, f"{place}: `{visible(str(kind)[:40])}`")
+            raise UnusableChatError(IMAGE if "image" in str(kind) else OTHER_PART, f"{place}: {_named(str(kind))}")
         texts.append(text)
     return MESSAGE_SEPARATOR.join(filter(None, texts))
 

@@ -40,7 +40,7 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: Sequence[Rejection], se
     where = f"row {example.number}" + (f" (line {example.line})" if example.line else "")
     where += f" of `{example.file}`" if example.file else ""
     shown = brief(for_screen(example.text, settings))
-    detail = f", {example.detail}" if example.detail else ""
+    detail = f", {_one_line(for_screen(example.detail, settings))}" if example.detail else ""
     return ToolkitError(
         f"{has} no usable row: {len(rejected)} of {len(rejected)} rejected, {count} of them for: "
         f"{reason}, first {where} `{shown}`{detail}",
@@ -50,8 +50,12 @@ def no_usable_row(tables: Sequence[ReadTable], rejected: Sequence[Rejection], se
 
 def brief(text: str) -> str:
     """Return a text on one line, its first 80 characters."""
-    text = " ".join(text.split())
+    text = _one_line(text)
     return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def hints_for_some(tables: Sequence[ReadTable], rejected: Sequence[Rejection]) -> list[str]:

@@ -165,10 +165,10 @@ def _masked_rejection(rejection: Rejection, find: Find) -> Rejection:
     text = rejection.text
     if len(text) >= SHOWN:
         text = _without_cut_end(text) + " …"
-    text = _CONTROL.sub("", text)  # they may stand inside a number, as in UTF-16 that was read as UTF-8
-    placeholders = Placeholders([text, rejection.detail])
-    found = everywhere([text, rejection.detail], find)
-    masked = [hidden(each, spans, placeholders)[0] for each, spans in zip((text, rejection.detail), found, strict=True)]
+    # Control characters may stand inside a number, as in UTF-16 that was read as UTF-8.
+    texts = [_CONTROL.sub("", part) for part in (text, rejection.detail)]
+    placeholders = Placeholders(texts)
+    masked = [hidden(part, spans, placeholders)[0] for part, spans in zip(texts, everywhere(texts, find), strict=True)]
     return replace(rejection, text=masked[0], detail=masked[1])
 
 
