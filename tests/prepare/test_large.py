@@ -88,6 +88,23 @@ def test_a_number_that_a_piece_cuts_is_one_number(tmp_path: Path, tiny: pytest.M
         assert [one.problem for one in read_table(path, ()).rows] == ["", objects.NOT_AN_OBJECT, ""]
 
 
+@pytest.mark.parametrize("odd", ["", '{"question":\n"q", "answer": "a"}\n', "1 2 3\n", '{"question": "q"},\n'])
+def test_a_value_that_is_a_line_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, odd: str) -> None:
+    parsed, path = 0, tmp_path / "x.jsonl"
+    path.write_text('{"question": "q", "answer": "a"}\n' * 100 + odd + '{"question": "r", "answer": "b"}\nbroken\n')
+    parse = json.JSONDecoder.raw_decode
+
+    def counted(*given: Any, **named: Any) -> Any:
+        nonlocal parsed
+        parsed += 1
+        return parse(*given, **named)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    with pytest.raises(ToolkitError, match=rf"line {102 + odd.count(chr(10))} is not JSON"):
+        read_table(path, ())
+    assert parsed < 120
+
+
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("items", [0, 1, 60])
 def test_a_list_of_objects_is_read_in_pieces(

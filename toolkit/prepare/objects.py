@@ -144,6 +144,7 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
     decoder = json.JSONDecoder(parse_int=str, parse_float=str)
     blanks = re.compile(r"[ \t\r\n]*" if opening else r"[\s,]*")
     window, at, line, counted, first = "", 0, 1, 0, True
+    by_line = not opening  # as long as each value is a line, which need not be read twice
     with text.open() as file:
 
         def more() -> bool:
@@ -162,6 +163,16 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
                 if at < len(window) or not more():
                     return window[at : at + 1]
 
+        def ending() -> int:
+            """Return where the value ends."""
+            while True:
+                try:
+                    end = decoder.raw_decode(window, at)[1]
+                except (ValueError, RecursionError):
+                    end = len(window)
+                if end + 2 < len(window) or not more():  # the value may go on there, 1 as 1.5 or 1e-3
+                    return end
+
         if opening and mark() != opening:
             raise ValueError("it is no list")
         at += len(opening)
@@ -172,18 +183,19 @@ def _each_value(text: Text, opening: str = "") -> Iterator[tuple[int, Any]]:
                 at += 1
                 mark()
             first = False
-            while True:
-                try:
-                    end = decoder.raw_decode(window, at)[1]
-                except (ValueError, RecursionError):
-                    end = len(window)
-                if end + 2 < len(window) or not more():  # the value may go on there, 1 as 1.5 or 1e-3
-                    break
             line, counted = line + window.count("\n", counted, at), at
-            try:
-                value = _value(window[at:end])
-            except (ValueError, RecursionError) as exc:
-                raise _BrokenError(line) from exc
+            end = window.find("\n", at) if by_line else -1
+            if end >= 0:
+                try:
+                    value = _value(window[at:end])
+                except (ValueError, RecursionError):
+                    by_line = False
+            if end < 0 or not by_line:
+                end = ending()
+                try:
+                    value = _value(window[at:end])
+                except (ValueError, RecursionError) as exc:
+                    raise _BrokenError(line) from exc
             yield line, value
             at = end
         at += 1
