@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.core.errors import MISSING, ToolkitError, explain
+from toolkit.core.network import hub_proxy
 
 ATTEMPTS = 6  # without a byte between them
 WAIT = 1.0  # seconds before the second attempt; twice as many before each further one
@@ -70,9 +71,10 @@ def fetch(
             reason = " ".join(str(exc).split())[:160] or type(exc).__name__
         failed = 0 if position > before else failed + 1
         if failed == attempts:
+            through = f" with the proxy of {proxy}" if (proxy := hub_proxy()) else ""
             raise ToolkitError(
                 f"the hub stopped answering at byte {position:,} of `{shard.name}`: {reason}",
-                hint="check the network, then run the same command again: it continues with this shard",
+                hint=f"check the network{through}, then run the same command again: it continues with this shard",
                 exit_code=MISSING,
             )
         if failed:
