@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.core import console
 from toolkit.core.config import Config
-from toolkit.core.errors import MISSING, ToolkitError, explain
+from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.manifest import Outcome
 from toolkit.core.quiet import silence_bitsandbytes
 from toolkit.core.run_folder import RunFolder
@@ -124,13 +124,17 @@ def _fit(job: Job) -> Any:
 
 @contextlib.contextmanager
 def _first_step_of(job: Job, trainer: Any) -> Iterator[None]:
-    """Raise UnslothFailed for what Unsloth raises before a step is done: it compiles the model in the first one."""
+    """Raise UnslothFailed for what Unsloth raises before a step is done: it compiles the model in the first one.
+
+    Errors of the toolkit, of memory and of files are left as they are: plain PEFT would have them too.
+    """
     start = checkpoints.step_of(job.resume) if job.resume else 0
     try:
         yield
+    except (ToolkitError, MemoryError, OSError):
+        raise
     except Exception as exc:
-        ours = job.backend.name != "unsloth" or explain(exc) or is_out_of_memory(exc)
-        if ours or trainer.state.global_step > start:
+        if job.backend.name != "unsloth" or trainer.state.global_step > start or is_out_of_memory(exc):
             raise
         raise UnslothFailed(said_of(exc)) from exc
 
