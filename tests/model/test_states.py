@@ -55,3 +55,4 @@ def test_what_is_padded_says_why(name: str) -> None:
 @pytest.mark.parametrize("kind", ["falcon", "gpt_oss", "opt"])
 def test_what_transformers_lets_see_other_records_is_padded(kind: str) -> None:
     assert "see each other" in reason_to_pad({"model_type": kind})
+    assert "see each other" in reason_to_pad({"model_type": "sees", "text_config": {"model_type": kind}})

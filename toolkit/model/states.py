@@ -1,7 +1,8 @@
 """Which models keep a state from token to token, by config.json alone: records in one row would see each other's.
 
 Attention looks at the tokens of its own record only, if it is told where that begins. A state, or a convolution over
-the last tokens, goes on over the border between two records (Mamba, gated delta net, RWKV, short convolutions).
+the last tokens, goes on over the border between two records (Mamba, gated delta net, RWKV, short convolutions). Some
+classes of transformers do not tell attention where a record begins.
 """
 
 from toolkit.model.config_values import Values
@@ -15,17 +16,22 @@ NAMES = (*STATE_NAMES, "falconh1", "hybrid", "kimilinear", "lfm2", "minimax", "q
 
 def keeps_state(config: Values) -> bool:
     """Tell whether some layer of a model is no attention, or may be none."""
-    inner = config.get("text_config")
-    return any(_keeps(part) for part in ([config, inner] if isinstance(inner, dict) else [config]))
+    return any(_keeps(part) for part in _parts(config))
 
 
 def reason_to_pad(config: Values) -> str:
     """Say why each record of a micro-batch must have a row of its own; empty if they may share one."""
     if keeps_state(config):
         return "this base keeps a state from token to token"
-    if config.get("model_type") in BLIND:
+    if any(part.get("model_type") in BLIND for part in _parts(config)):
         return "transformers would let the records of a row see each other in this base"
     return ""
+
+
+def _parts(config: Values) -> list[Values]:
+    """Return a model's values, and those of its language model if it also sees images."""
+    inner = config.get("text_config")
+    return [config, inner] if isinstance(inner, dict) else [config]
 
 
 def _keeps(part: Values) -> bool:

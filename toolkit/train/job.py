@@ -113,8 +113,10 @@ def lay_out_job(
         _say_why_not(checkpoints.of_another_length(folder, origin), settings)
     steps = batches.step_records(len(lengths), settings.records_a_step, count, settings.seed)
     share = memory_plan.share_of(settings, device.processes)
-    packs = not reason_to_pad(read_config(base.folder))
-    padded = not packs or (device.unsloth and unsloth_backend.pads(base.folder))
+    alone = reason_to_pad(read_config(base.folder))
+    if alone:
+        console.info(f"records are padded, not packed: {alone}")
+    padded = bool(alone) or (device.unsloth and unsloth_backend.pads(base.folder))
 
     def laid(records: int) -> Rows:
         return batches.pack_steps(steps, lengths, share // records * device.processes)
@@ -128,7 +130,7 @@ def lay_out_job(
     order, step_tokens = laid(plan.micro_batch), lengths[steps].sum(axis=1)
     return Job(
         config, folder, base, backend, precision, tokenizer, form, splits, run, resume, plan, order, step_tokens,
-        origin, held_out_records, checkpoints.step_of(resume) if resume else 0, packs=packs,
+        origin, held_out_records, checkpoints.step_of(resume) if resume else 0, packs=not alone,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from toolkit.core.quiet import silence_transformers
 from toolkit.model.attention_kernels import VARLEN
 from toolkit.model.base import Base
 from toolkit.model.memory_plan import MemoryPlan
-from toolkit.model.model_config import is_four_bit
+from toolkit.model.model_config import is_four_bit, read_config
 from toolkit.model.states import reason_to_pad
 from toolkit.model.text_part import text_part
 from toolkit.train import base_compute, varlen
@@ -41,10 +41,8 @@ def load_with_peft(base: Base, config: Config, plan: MemoryPlan, device: Any, co
     values, renamed = text_part(AutoConfig.from_pretrained(base.folder))
     if renamed:
         console.info("the base also sees images: its language model alone is trained, without the vision tower")
-    alone = reason_to_pad(values.to_dict())
-    if alone:
-        console.info(f"records are padded, not packed: {alone}")
-    kernel = varlen.choose(values, device or "cuda", compute) if cuda and not alone else ""
+    packs = not reason_to_pad(read_config(base.folder))
+    kernel = varlen.choose(values, device or "cuda", compute) if cuda and packs else ""
     if kernel == VARLEN:
         options["attn_implementation"] = varlen.register_kernel()
     elif getattr(values, "attn_logit_softcapping", None) is not None:
