@@ -39,10 +39,9 @@ class Unread:
 def copy(numbers: Sequence[torch.Tensor]) -> tuple[torch.Tensor, Any]:
     """Start to copy single numbers to main memory; return the copy, and the moment at which it is there."""
     joint = torch.stack([number.detach().double().reshape(()) for number in numbers])
-    if joint.device.type != "cuda":
-        return joint.clone(), now(joint.device)
-    copied = torch.empty_like(joint, device="cpu", pin_memory=True).copy_(joint, non_blocking=True)
-    return copied, now(joint.device)
+    if joint.device.type == "cuda":
+        joint = torch.empty_like(joint, device="cpu", pin_memory=True).copy_(joint, non_blocking=True)
+    return joint, now(numbers[0].device)
 
 
 def now(device: torch.device) -> Any:

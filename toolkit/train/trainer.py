@@ -6,7 +6,8 @@ Import this module after the backend was chosen: Unsloth changes TRL when it is 
   place, divided by the same count of learned tokens.
 - `training_step` and `_clip_grad_norm` keep each micro-batch's loss and each step's norm on the device until they are
   logged, so that an error can name the rows of one that is not finite.
-- `_maybe_log_save_evaluate`, on one GPU: a step is logged while the GPU computes the next one (`late_log.py`).
+- `_maybe_log_save_evaluate`, under Unsloth on one GPU: a step is logged while the GPU computes the next one
+  (`late_log.py`).
 - `evaluate` returns the mean over tokens. transformers' is a mean over batches, in which a token of a short answer
   weighs more. It keeps the sums that `core/learned.py` compares, stops when asked to, and saves before the last one.
 - `save_model`, under FSDP only: the adapter is gathered, not the whole base (70B: 140 GB a save).
