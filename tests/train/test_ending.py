@@ -1,6 +1,7 @@
 """How a run ends: by signals in every phase, with a checkpoint before the last held-out loss, and going on after it."""
 
 import fcntl
+import json
 import os
 import pty
 import signal
@@ -120,6 +121,30 @@ def test_a_signal_in_a_long_step_leaves_it_and_it_is_done_again(
     done = 5 + micro_batch  # after its last micro-batch a step is whole
     assert steps_saved(settings, folder)[-1] == done
     assert train(settings, folder, base).figures["resumed_at_step"] == done
+    assert_equal(log_of(folder), once)
+
+
+def test_a_signal_leaves_no_step_out_of_a_log_that_is_read_late(
+    small: tuple[Config, RunFolder], base: Base, once: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU under Unsloth: the step before is noted only, and the step in hand is done and saved."""
+    settings, folder = changed(small[0], eval_steps=4, save_steps=100), small[1]
+    monkeypatch.setattr("toolkit.train.trainer.reads_late", lambda _: True)
+    monkeypatch.setattr(Report, "on_step_begin", lambda *_, **__: None)  # else a CPU leaves the step
+    real = ToolkitTrainer.compute_loss
+
+    def compute_loss(self: Any, *arguments: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled() and self.state.global_step == 5 and not self.job.stopped:
+            assert self.unread.step == 5
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ToolkitTrainer, "compute_loss", compute_loss)
+        train(settings, folder, base)
+    state = json.loads((place_of(settings, folder) / "checkpoint-6" / checkpoints.STATE).read_text())
+    assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == [1, 2, 3, 4, 5, 6]
+    assert train(settings, folder, base).figures["resumed_at_step"] == 6
     assert_equal(log_of(folder), once)
 
 
@@ -291,7 +316,9 @@ def test_the_first_step_that_is_not_finite_is_named_also_where_the_log_skips_it(
     ("raised", "step", "kind"),
     [
         (RuntimeError("no triton kernel\nfor it"), 0, UnslothFailed),
+        (ImportError("no triton"), 0, UnslothFailed),
         (RuntimeError("no triton kernel"), 1, RuntimeError),
+        (MemoryError(), 0, MemoryError),
         (OSError(28, "No space left on device"), 0, OSError),
         (ToolkitError("ours", hint="h"), 0, ToolkitError),
     ],
@@ -317,7 +344,7 @@ def test_what_unsloth_raises_in_the_first_step_is_its_own(
         train(*small, base)
     assert type(caught.value) is kind
     if isinstance(caught.value, UnslothFailed):
-        assert caught.value.reason == "RuntimeError: no triton kernel"
+        assert caught.value.reason == f"{type(raised).__name__}: {str(raised).splitlines()[0]}"
 
 
 @pytest.mark.parametrize("name", ["constant_with_warmup", "inverse_sqrt"])

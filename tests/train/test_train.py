@@ -259,12 +259,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(small: tuple[Config, RunFolder]
     assert not folder.adapter.exists()
 
 
+@pytest.mark.parametrize("late", [False, True])
 def test_the_log_is_the_trainers_own_in_its_checkpoint_and_in_tensorboard(
-    small: tuple[Config, RunFolder], base: Base
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
+    """Also where a step is logged while the next one is computed, as on a GPU under Unsloth."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings, folder = small
+    monkeypatch.setattr("toolkit.train.trainer.reads_late", lambda _: late)
     settings = changed(settings, report_to=["tensorboard"], eval_steps=4)
     train(settings, folder, base)
     log = entries(folder)
