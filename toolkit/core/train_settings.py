@@ -81,7 +81,7 @@ class TrainSettings(Section):
     save_steps: int = Field(20, ge=1)
     """Save a checkpoint every N steps; an interrupted run continues from the last one."""
     logging_steps: int = Field(1, ge=1)
-    """Log every N steps. With 1 a GPU waits for the log of each step; short steps are faster with 8 or so."""
+    """Log every N steps. Plain PEFT and several GPUs wait for each log: short steps are faster with 8 or so."""
     seed: int = Field(3407, ge=0, lt=2**32)
     """Seed of the adapter's weights, the data order and dropout."""
     report_to: list[str] = []
