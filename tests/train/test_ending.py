@@ -317,6 +317,7 @@ def test_the_first_step_that_is_not_finite_is_named_also_where_the_log_skips_it(
     [
         (RuntimeError("no triton kernel\nfor it"), 0, UnslothFailed),
         (ImportError("no triton"), 0, UnslothFailed),
+        (TypeError("no such argument"), -1, UnslothFailed),
         (RuntimeError("no triton kernel"), 1, RuntimeError),
         (MemoryError(), 0, MemoryError),
         (OSError(28, "No space left on device"), 0, OSError),
@@ -327,7 +328,10 @@ def test_what_unsloth_raises_in_the_first_step_is_its_own(
     small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, raised: Exception, step: int,
     kind: type[Exception],
 ) -> None:  # fmt: skip
-    """It compiles the model there, so another process can go on without it; not so a full disk, or a later step."""
+    """It compiles the model there, so another process can go on without it; not so a full disk, or a later step.
+
+    Step -1 is the making of the trainer, which Unsloth changes.
+    """
     from toolkit.train import peft_backend
 
     real = ToolkitTrainer.compute_loss
@@ -339,7 +343,12 @@ def test_what_unsloth_raises_in_the_first_step_is_its_own(
             raise raised
         return real(self, *arguments, **named)
 
+    def fails_at_once(*_: Any, **__: Any) -> Any:
+        raise raised
+
     monkeypatch.setattr(ToolkitTrainer, "compute_loss", fails)
+    if step < 0:
+        monkeypatch.setattr("toolkit.train.trainer.arguments", fails_at_once)
     with pytest.raises(kind) as caught:
         train(*small, base)
     assert type(caught.value) is kind

@@ -116,14 +116,15 @@ def _fit(job: Job) -> Any:
     records = example_table.dataset(job.splits["train"]).select(job.order.reshape(-1))
     multiple = batches.held_out_batch(len(job.splits["val"]), job.plan.micro_batch)[0] * job.plan.processes
     held_out = example_table.dataset(job.splits["val"], multiple=multiple) if job.splits["val"] else None
-    trainer = trainers.make(job, model, records, held_out)
-    with trainer.stack, _first_step_of(job, trainer):
+    with _before_a_step(job):
+        trainer = trainers.make(job, model, records, held_out)
+    with trainer.stack, _before_a_step(job, trainer):
         trainer.train(resume_from_checkpoint=job.resume and str(job.resume))
     return trainer
 
 
 @contextlib.contextmanager
-def _first_step_of(job: Job, trainer: Any) -> Iterator[None]:
+def _before_a_step(job: Job, trainer: Any = None) -> Iterator[None]:
     """Raise UnslothFailed for what Unsloth raises before a step is done: it compiles the model in the first one.
 
     Errors of the toolkit, of memory and of files are left as they are: plain PEFT would have them too.
@@ -134,7 +135,8 @@ def _first_step_of(job: Job, trainer: Any) -> Iterator[None]:
     except (ToolkitError, MemoryError, OSError):
         raise
     except Exception as exc:
-        if job.backend.name != "unsloth" or trainer.state.global_step > start or is_out_of_memory(exc):
+        late = trainer is not None and trainer.state.global_step > start
+        if job.backend.name != "unsloth" or late or is_out_of_memory(exc):
             raise
         raise UnslothFailed(said_of(exc)) from exc
 
