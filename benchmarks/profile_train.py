@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 import train as speeds  # the benchmark beside this file
 from step_trace import OTHER, busy, gaps, kernels_of, part_of, summed
+from training_ways import WARM_UP, WAYS
 
 WINDOWS = ("alone", "GPU", "shapes", "Python")
 DEAREST = 12
@@ -111,7 +112,7 @@ def watched(settings: Path, base: Path, folder: Path, steps: int) -> dict[str, W
     from toolkit.train import trainer as trainers
 
     windows = {kind: Window(kind, folder) for kind in WINDOWS}
-    begins = {speeds.WARM_UP + number * (steps + 1): window for number, window in enumerate(windows.values())}
+    begins = {WARM_UP + number * (steps + 1): window for number, window in enumerate(windows.values())}
     real = trainers.make
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -200,10 +201,10 @@ def main() -> None:
             base = folder / "base"
             speeds.child([str(Path(__file__).with_name("four_bit_model.py")), str(base)])
         way = replace(
-            speeds.WAYS["toolkit" if arguments.records == 8 else "toolkit-wide"],
+            WAYS["toolkit" if arguments.records == 8 else "toolkit-wide"],
             steps=1.0, base_compute=arguments.base_compute,
         )  # fmt: skip
-        needed = speeds.WARM_UP + len(WINDOWS) * (arguments.steps + 1)
+        needed = WARM_UP + len(WINDOWS) * (arguments.steps + 1)
         settings, _ = speeds.write_settings(way, base, arguments.data.resolve(), folder, needed)
         command = [sys.executable, "-m", "toolkit", "prepare", "-c", str(settings), "--json"]
         subprocess.run(command, cwd=speeds.REPOSITORY, stdout=subprocess.DEVNULL, check=True)
