@@ -407,10 +407,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {}, "mistral": {"sliding_window": 24}, "phi3": {"sliding_window": 24}, "gemma2": {}, "gemma3": {},
     "qwen3": {}, "qwen2.5": {}, "ministral3": {}, "smollm3": {}, "granite": {}, "olmo2": {}, "olmo3": {},
 }  # fmt: skip
+OFTEN = ("llama", "mistral", "phi3", "gemma2", "gemma3", "qwen3")  # the others in `make exhaustive`
 
 
 @pytest.mark.parametrize("completion_only", [True, False])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in OFTEN else pytest.mark.exhaustive) for name in sorted(FAMILIES)]
+)
 def test_records_in_one_row_have_the_losses_they_have_alone(
     family: str, completion_only: bool, small: tuple[Config, RunFolder], tmp_path: Path
 ) -> None:
