@@ -129,7 +129,7 @@ def _before_a_step(job: Job, trainer: Any = None) -> Iterator[None]:
 
     Errors of the toolkit, of memory and of files are left as they are: plain PEFT would have them too.
     """
-    start = checkpoints.step_of(job.resume) if job.resume else 0
+    start = job.saved
     try:
         yield
     except (ToolkitError, MemoryError, OSError):

@@ -116,7 +116,7 @@ def lay_out_job(
     alone = reason_to_pad(read_config(base.folder))
     if alone:
         console.info(f"records are padded, not packed: {alone}")
-    padded = bool(alone) or (device.unsloth and unsloth_backend.pads(base.folder))
+    padded = unsloth_backend.pads(base.folder) if device.unsloth else bool(alone)
 
     def laid(records: int) -> Rows:
         return batches.pack_steps(steps, lengths, share // records * device.processes)
