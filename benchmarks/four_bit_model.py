@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.support.vocabularies import llama3
+from tests.support.vocabularies import make_llama3
 from toolkit.model.known_models import known_model
 from toolkit.model.model_config import ModelConfig
 
@@ -57,7 +57,7 @@ def build(folder: Path, shape: ModelConfig) -> None:
     """Write config, tokenizer and shards into the folder."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    llama3(folder)
+    make_llama3(folder)
     (folder / "config.json").write_text(json.dumps(config(shape), indent=2))
     ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
     places: dict[str, str] = {}

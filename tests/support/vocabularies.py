@@ -24,6 +24,7 @@ from tokenizers import (
     processors,
 )
 
+from tests.support import cache
 from tests.support.models import TEXT
 from tests.support.places import REPOSITORY
 
@@ -214,6 +215,11 @@ def tiktoken(
 
 def llama3(folder: Path) -> Path:
     """Llama-3.1's vocabulary: 128,256 tokens, 256 of them special."""
+    return cache.copied(folder, make_llama3)
+
+
+def make_llama3(folder: Path) -> Path:
+    """Make it anew; benchmarks have no cache."""
     from toolkit.formats.pretokenizers import LLAMA3_SPLIT
 
     reserved = [f"<|reserved_special_token_{n}|>" for n in range(248)]
@@ -271,6 +277,10 @@ def r1_distill(folder: Path, name: str = "LlamaTokenizerFast") -> Path:
 
 def tekken(folder: Path) -> Path:
     """Mistral-Nemo's vocabulary: 131,072 tokens, the first thousand of them special."""
+    return cache.copied(folder, _tekken)
+
+
+def _tekken(folder: Path) -> Path:
     stated = json.loads(real(TEKKEN).read_text())
     config = stated["config"]
     count = config["default_vocab_size"] - config["default_num_special_tokens"]
