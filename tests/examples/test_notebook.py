@@ -16,7 +16,13 @@ from toolkit.pipeline import STAGES
 
 NOTEBOOK = REPOSITORY / "examples" / "medassist_colab.ipynb"
 FEW: dict[str, dict[str, Any]] = {
-    "train": {"max_steps": 3, "max_length": 192, "batch_size": 2, "gradient_accumulation_steps": 1},
+    "train": {
+        "max_steps": 3,
+        "max_length": 192,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "max_eval_samples": 2,
+    },
     "validate": {"rows": 2, "questions": ["What helps against a cold?"], "answer_tokens": 4, "max_kl": {"Q4": 1.0}},
     "ollama": {"num_predict": 16, "host": "127.0.0.1:9"},
 }

@@ -4,6 +4,7 @@ Mistral's, Mistral-Nemo's and Llama-3's are the real ones; Phi-3's and Gemma-2's
 trained here (tests/vocabularies.py), as no package brings theirs.
 """
 
+import functools
 import json
 import struct
 from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield base, load_tokenizer(base), llm
 
 
+@functools.cache
 def _pre(base: Path) -> str:
     return "tekken" if "<SPECIAL_5>" in (base / "tokenizer.json").read_text() else ""
 
