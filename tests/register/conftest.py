@@ -1,5 +1,6 @@
 """A real Ollama server for the session, and a run folder with two tiny GGUF files."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.ollama import server
 from toolkit.prompt import format, templates
-from toolkit.register import greedy, prompt_parity
+from toolkit.register import greedy, prompt_parity, verify
 
 ROWS = [
     {"instruction": f"Explain as doctor {i % 3}", "input": text, "output": "x"}
@@ -38,6 +39,8 @@ ROWS = [
         * 3
     )
 ]
+ANSWERED = {"answer": "Rest.", "done_reason": "stop", "tokens_per_second": 1.0}
+FEW = ROWS[:2]  # for what is not about prompts: each is asked in six ways
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +53,12 @@ def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof of prompts only reads: what is about names, disks and kills does without."""
     monkeypatch.setattr(prompt_parity, "prove_prompts", lambda *arguments: {})
+
+
+@pytest.fixture
+def no_question(no_proof: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the question change anything: a model that is only to have a name need not be loaded."""
+    monkeypatch.setattr(verify, "smoke", lambda *arguments, **options: ANSWERED)
 
 
 @pytest.fixture(scope="session")
@@ -74,10 +83,10 @@ class Run:
     files: dict[str, Path]
     digests: dict[str, str]
 
-    def register(self, *replace: str) -> Outcome:
+    def register(self, *replace: str, rows: list[dict[str, str]] = FEW) -> Outcome:
         from toolkit.register import register
 
-        return register(self.config, self.folder, tiny.EOS, self.files, self.digests, ROWS, replace=replace)
+        return register(self.config, self.folder, tiny.EOS, self.files, self.digests, rows, replace=replace)
 
     def held(self) -> dict[str, str]:
         """What the server holds under this run's name."""
@@ -126,3 +135,8 @@ def make_run(
         for quantization in config.served
     }
     return Run(config, place, files, {name: sha256_of(path) for name, path in files.items()})
+
+
+# Ollama compares a chat template with each that it knows, letter by letter, for a quarter of a second a model: runs
+# whose prompts are not proven do without one.
+bare_run = functools.partial(make_run, chat_template="")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ollama_binary
-from tests.register.conftest import Run, make_run, temporary
+from tests.register.conftest import Run, bare_run, temporary
 from tests.support.faults import Handler, proxy
 from tests.support.ollama_server import OllamaServer, ollama_server
 from toolkit.core.errors import FAILED, ToolkitError
@@ -48,10 +48,10 @@ def recover(run: Run) -> None:
 
 def test_a_file_that_does_not_fit(small: tuple[OllamaServer, Path], tmp_path: Path) -> None:
     running, store = small
-    former = make_run(tmp_path / "former", running.url, "fits", seed=1)
+    former = bare_run(tmp_path / "former", running.url, "fits", seed=1)
     former.register()
     held, answer = former.held(), former.answer()
-    large = make_run(tmp_path / "large", running.url, "fits", seed=2, export={"quantizations": ["F32"]})
+    large = bare_run(tmp_path / "large", running.url, "fits", seed=2, export={"quantizations": ["F32"]})
     path = large.files["F32"]
     with path.open("ab") as file:
         file.write(os.urandom(8 << 20))
@@ -70,10 +70,11 @@ def without_copies(run: Run) -> None:
             run.client().delete(f"full:{tag}")
 
 
+@pytest.mark.usefixtures("no_question")
 def test_full_before_any_step(small: tuple[OllamaServer, Path], tmp_path: Path) -> None:
     """Full from the nth change on until the end of the call, for every n: the former model, or the new one, whole."""
     running, store = small
-    former = make_run(tmp_path / "former", running.url, "full", seed=1, export={"quantizations": ["F32"]})
+    former = bare_run(tmp_path / "former", running.url, "full", seed=1, export={"quantizations": ["F32"]})
     former.register()
     held, answer = former.held(), former.answer()
     failures = 0
@@ -91,7 +92,7 @@ def test_full_before_any_step(small: tuple[OllamaServer, Path], tmp_path: Path) 
                 return False
 
             passing.fault = strike
-            fresh = make_run(
+            fresh = bare_run(
                 tmp_path / "fresh", url, "full", seed=2, export={"quantizations": ["F32"]}, ollama={"num_predict": 300}
             )
             try:

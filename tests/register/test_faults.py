@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.register.conftest import Run, make_run, temporary
+from tests.register.conftest import Run, bare_run, make_run, temporary
 from tests.support.faults import Handler, Strike, drips, proxy, says
 from tests.support.ollama_server import OllamaServer
 from toolkit import register
@@ -23,6 +23,12 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blobs, "PAUSES", (0.01, 0.02, 0.04))
 
 
+@pytest.fixture(autouse=True)
+def _proof_where_it_is_struck(request: pytest.FixtureRequest) -> None:
+    if PROMPT not in request.node.name:
+        request.getfixturevalue("no_proof")
+
+
 def recover(run: Run) -> None:
     """What the next call does first, and nothing else."""
     with server.http(run.config.ollama) as http, transaction.begin(http, run.name, 120):
@@ -35,10 +41,11 @@ def half_an_upload(handler: Handler) -> bool:
 
 
 def silence(handler: Handler) -> bool:
-    time.sleep(5)
+    time.sleep(3)
     return handler.reset()
 
 
+PROMPT = "another prompt"
 REAL_COPY = b'"destination":"faulty:latest"'
 
 
@@ -67,13 +74,13 @@ FAULTS: dict[str, Fault] = {
     ),
     "a drip at create": Fault(
         Strike("POST", "/api/create", drips(200, '{"status":"parsing GGUF"}' * 9, 0.1)),
-        "no complete answer within 4 s while creating",
-        timeout=4.0,
+        "no complete answer within 2 s while creating",
+        timeout=2.0,
     ),
     "a drip at show": Fault(
         Strike("POST", "/api/show", drips(200, '{"template":"' + "x" * 99, 0.1), body=b"toolkit-new-"),
-        "no complete answer within 4 s while proving",
-        timeout=4.0,
+        "no complete answer within 2 s while proving",
+        timeout=2.0,
     ),
     "full disk in the upload": Fault(
         Strike("POST", "/api/blobs/", says(500, '{"error":"write: no space left on device"}')),
@@ -90,7 +97,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "html at create": Fault(Strike("POST", "/api/create", says(200, "<html>\n", "text/html")), "not Ollama's"),
     "reset at create": Fault(Strike("POST", "/api/create", lambda handler: handler.reset()), "broke while creating"),
-    "silence at create": Fault(Strike("POST", "/api/create", silence), "no complete answer within 4 s", timeout=4.0),
+    "silence at create": Fault(Strike("POST", "/api/create", silence), "no complete answer within 2 s", timeout=2.0),
     "html at show": Fault(
         Strike("POST", "/api/show", says(502, "<html>", "text/html"), body=b"toolkit-new-"),
         "a proxy in front of .* got no answer from it while proving",
@@ -99,7 +106,7 @@ FAULTS: dict[str, Fault] = {
         Strike("POST", "/api/blobs/", says(413, "<title>413 Too Large</title>", "text/html"), times=99),
         "refused the size of the request while uploading .*: HTTP 413",
     ),
-    "another prompt": Fault(
+    PROMPT: Fault(
         Strike("POST", "/api/chat", says(200, '{"_debug_info":{"rendered_template":"Below is X"}}')),
         r"/api/chat renders a different prompt .* at character 10: 'X' instead of 'an instruction",
     ),
@@ -130,13 +137,13 @@ FAULTS: dict[str, Fault] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_after_any_fault_the_former_model_is_there(ollama: OllamaServer, tmp_path: Path, name: str) -> None:
     fault = FAULTS[name]
-    run = make_run(tmp_path / "former", ollama.url, "faulty", seed=5)
+    run = bare_run(tmp_path / "former", ollama.url, "faulty", seed=5)
     if "latest" not in run.held():
         run.register()
     former, answer = run.held(), run.answer()
     with proxy(ollama.url) as (url, passing):
         seed = 100 + list(FAULTS).index(name)
-        fresh = make_run(
+        fresh = (make_run if name == PROMPT else bare_run)(
             tmp_path / "fresh",
             url,
             "faulty",
@@ -177,7 +184,7 @@ def at_the_last_step(
 def test_after_ctrl_c_the_former_model_is_there(
     ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    run = make_run(tmp_path / "former", ollama.url, "interrupted", seed=5)
+    run = bare_run(tmp_path / "former", ollama.url, "interrupted", seed=5)
     if "latest" not in run.held():
         run.register()
     former, answer = run.held(), run.answer()
@@ -190,25 +197,27 @@ def test_after_ctrl_c_the_former_model_is_there(
     else:
         monkeypatch.setattr(register.verify, where, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        make_run(tmp_path / "fresh", ollama.url, "interrupted", seed=6).register()
+        bare_run(tmp_path / "fresh", ollama.url, "interrupted", seed=6).register()
     assert run.held() == former and run.answer() == answer
 
 
+@pytest.mark.usefixtures("no_question")
 def test_a_first_registration_that_fails_leaves_nothing(
     ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, ollama.url, "first")
+    run = bare_run(tmp_path, ollama.url, "first")
     at_the_last_step(monkeypatch, run, {}, OSError(28, "No space left on device"))
     with pytest.raises(OSError, match="No space"):
         run.register()
     assert run.held() == {} and not run.folder.modelfile.exists()
 
 
+@pytest.mark.usefixtures("no_question")
 def test_an_upload_that_breaks_off_is_tried_again(
     ollama: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with proxy(ollama.url) as (url, passing):
-        run = make_run(tmp_path, url, "stubborn", seed=200, export={"quantizations": ["F32"]})
+        run = bare_run(tmp_path, url, "stubborn", seed=200, export={"quantizations": ["F32"]})
         passing.fault = Strike("POST", "/api/blobs/", half_an_upload, times=2)
         run.register()
         assert passing.fault.struck == 2
@@ -216,6 +225,7 @@ def test_an_upload_that_breaks_off_is_tried_again(
         assert not temporary(run)
 
 
+@pytest.mark.usefixtures("no_question")
 def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrite(
     ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +234,7 @@ def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrit
         with proxy(ollama.url) as (url, passing):
             answer = says(200, f'{{"version":"{version}"}}', "application/json")
             passing.fault = Strike("GET", "/api/version", answer)
-            run = make_run(tmp_path / version, url, "rewritten", seed=210)
+            run = bare_run(tmp_path / version, url, "rewritten", seed=210)
             if refused:
                 with pytest.raises(ToolkitError, match="stored a different file"):
                     run.register()
@@ -234,30 +244,33 @@ def test_a_server_that_runs_another_file_is_refused_unless_it_is_known_to_rewrit
                 assert found["stored_sha256"] == "f" * 64 and found["gguf_sha256"] == run.digests["F32"]
 
 
+@pytest.mark.usefixtures("no_question")
 def test_an_upload_whose_answer_is_lost_is_not_sent_twice(ollama: OllamaServer, tmp_path: Path) -> None:
     with proxy(ollama.url) as (url, passing):
-        run = make_run(tmp_path, url, "lost", seed=201, export={"quantizations": ["F32"]})
+        run = bare_run(tmp_path, url, "lost", seed=201, export={"quantizations": ["F32"]})
         passing.then = Strike("POST", "/api/blobs/", lambda handler: handler.reset())
         run.register()
     assert passing.seen.count(f"POST /api/blobs/sha256:{run.digests['F32']}") == 1
 
 
+@pytest.mark.usefixtures("no_question")
 def test_a_lost_answer_to_the_last_step_is_no_failure(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "former", ollama.url, "ended", seed=5)
+    run = bare_run(tmp_path / "former", ollama.url, "ended", seed=5)
     run.register()
     with proxy(ollama.url) as (url, passing):
-        fresh = make_run(tmp_path / "fresh", url, "ended", seed=202)
+        fresh = bare_run(tmp_path / "fresh", url, "ended", seed=202)
         passing.then = Strike("DELETE", "/api/delete", lambda handler: handler.reset(), body=b"toolkit-commit-")
         tags = fresh.register().figures["tags"]
     assert passing.then.struck
     assert run.held()["latest"] == tags["latest"]["digest"] and not temporary(run)
 
 
+@pytest.mark.usefixtures("no_question")
 def test_names_that_cannot_be_cleared_away_are_by_the_next_call(
     ollama: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with proxy(ollama.url) as (url, passing):
-        run = make_run(tmp_path, url, "untidy", seed=203)
+        run = bare_run(tmp_path, url, "untidy", seed=203)
         passing.fault = Strike("DELETE", "/api/delete", says(500, '{"error":"boom"}'), body=b"toolkit-new-", times=99)
         digest = run.register().figures["tags"]["latest"]["digest"]
         assert "the next call deletes them" in " ".join(capsys.readouterr().err.split())

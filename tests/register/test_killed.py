@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.register.conftest import Run, make_run, temporary
+from tests.register.conftest import Run, bare_run, temporary
 from tests.support.child import go, nursery
 from tests.support.faults import Handler, proxy
 from tests.support.ollama_server import OllamaServer
@@ -18,7 +18,7 @@ from toolkit.core.errors import ToolkitError
 from toolkit.ollama import server, transaction
 from toolkit.register.rollback import roll_back
 
-pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_proof")]
+pytestmark = [pytest.mark.ollama, pytest.mark.usefixtures("no_question")]
 
 CHANGES = ("POST /api/blobs", "POST /api/create", "POST /api/copy", "DELETE /api/delete")
 ENOUGH = 60
@@ -47,7 +47,7 @@ def kill_at_every_change(
     After each kill the real tags must be what they were, or what the call makes of them, and after the next call one
     of both as a whole. `once_done` brings back what was.
     """
-    run = make_run(folder / "reader", ollama.url, name, seed=5)
+    run = bare_run(folder / "reader", ollama.url, name, seed=5)
     after: dict[str, str] = {}
     with proxy(ollama.url) as (url, passing), nursery(folder / "child", url, name, seed, what) as children:
         for number in range(ENOUGH):
@@ -91,11 +91,11 @@ def kill_at_every_change(
 @pytest.mark.parametrize("what", ["a first registration", "a second registration", "a rollback"])
 def test_killed_at_any_step(ollama: OllamaServer, tmp_path: Path, what: str) -> None:
     name = what.rpartition(" ")[0].replace(" ", "-")
-    former = make_run(tmp_path / "former", ollama.url, name, seed=5)
+    former = bare_run(tmp_path / "former", ollama.url, name, seed=5)
     if what != "a first registration":
         former.register()
     if what == "a rollback":
-        make_run(tmp_path / "newer", ollama.url, name, seed=6).register()
+        bare_run(tmp_path / "newer", ollama.url, name, seed=6).register()
     before, client = former.held(), former.client()
     for tag in before:
         client.copy(f"{name}:{tag}", f"kept-{name}:{tag}")
@@ -111,17 +111,31 @@ def test_killed_at_any_step(ollama: OllamaServer, tmp_path: Path, what: str) -> 
     assert steps >= {"a first registration": 14, "a second registration": 17, "a rollback": 12}[what]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("what", ["a second registration", "a rollback"])
+SIGNALS = [
+    ("a second registration", signal.SIGTERM),
+    ("a rollback", signal.SIGHUP),
+    ("a rollback", signal.SIGINT),
+    *(
+        pytest.param(*more, marks=pytest.mark.exhaustive)
+        for more in (
+            ("a second registration", signal.SIGINT),
+            ("a second registration", signal.SIGHUP),
+            ("a rollback", signal.SIGTERM),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "number"), SIGNALS)
 def test_a_signal_at_any_step_is_undone_by_the_process_itself(
     ollama: OllamaServer, tmp_path: Path, what: str, number: int
 ) -> None:
     """Also where it comes again while the former models are restored: a closed terminal and `timeout` send two."""
     name = f"signalled-{what.split()[-1]}-{number.real}"
-    former = make_run(tmp_path / "former", ollama.url, name, seed=41)
+    former = bare_run(tmp_path / "former", ollama.url, name, seed=41)
     former.register()
     if what == "a rollback":
-        make_run(tmp_path / "newer", ollama.url, name, seed=42).register()
+        bare_run(tmp_path / "newer", ollama.url, name, seed=42).register()
     before = real(former)
     mode = "rollback" if what == "a rollback" else "register"
     steps = 0
@@ -162,16 +176,19 @@ def whole(run: Run, others: dict[int, dict[str, str]]) -> int:
     return owner
 
 
+@pytest.mark.parametrize("rounds", [4, pytest.param(20, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("machines", ["one", "two"])
-def test_two_registrations_at_once_end_as_one_of_them(ollama: OllamaServer, tmp_path: Path, machines: str) -> None:
-    name = f"shared-{machines}"
+def test_two_registrations_at_once_end_as_one_of_them(
+    ollama: OllamaServer, tmp_path: Path, machines: str, rounds: int
+) -> None:
+    name = f"shared-{machines}-{rounds}"
     expected = {}
     for seed in (11, 12):
-        run = make_run(tmp_path / str(seed), ollama.url, name, seed=seed)
+        run = bare_run(tmp_path / str(seed), ollama.url, name, seed=seed)
         expected[seed] = {tag: values["digest"] for tag, values in run.register().figures["tags"].items()}
 
     def slowly(handler: Handler) -> bool:
-        time.sleep(random.random() * 0.05)
+        time.sleep(random.random() * 0.02)
         return False
 
     homes = [{"XDG_CACHE_HOME": str(tmp_path / f"machine{index if machines == 'two' else 0}")} for index in (0, 1)]
@@ -182,7 +199,7 @@ def test_two_registrations_at_once_end_as_one_of_them(ollama: OllamaServer, tmp_
             nursery(tmp_path / "a", url, name, 11, **homes[0]) as first,
             nursery(tmp_path / "b", url, name, 12, **homes[1]) as second,
         ):
-            for _ in range(8):
+            for _ in range(rounds):
                 pids = first.begin(), second.begin()
                 for pid in pids:
                     go(pid)
@@ -197,7 +214,7 @@ def test_two_registrations_at_once_end_as_one_of_them(ollama: OllamaServer, tmp_
 
 def kill_elsewhere(ollama: OllamaServer, folder: Path, name: str, seed: int) -> dict[str, str]:
     """Register `name` on another machine and kill it once `latest` is changed; returns what the name held before."""
-    former = make_run(folder / "former", ollama.url, name, seed=seed)
+    former = bare_run(folder / "former", ollama.url, name, seed=seed)
     former.register()
     before = former.held()
     away = {"XDG_CACHE_HOME": str(folder / "away")}
@@ -220,7 +237,7 @@ def test_what_another_machine_left_is_refused_and_naming_it_puts_former_models_b
     ollama: OllamaServer, tmp_path: Path
 ) -> None:
     before = kill_elsewhere(ollama, tmp_path, "elsewhere", 21)
-    newer = make_run(tmp_path / "newer", ollama.url, "elsewhere", seed=23)
+    newer = bare_run(tmp_path / "newer", ollama.url, "elsewhere", seed=23)
     left = newer.held()
     assert left["latest"] != before["latest"]
     for refused in (newer.register, lambda: roll_back(newer.config)):
@@ -242,12 +259,12 @@ def test_what_another_machine_left_is_cleared_by_the_same_command_there(ollama: 
     with nursery(tmp_path / "b", ollama.url, "back-there", 27, **away) as child:
         go(child.begin())
         assert child.end() == 0
-    run = make_run(tmp_path / "reader", ollama.url, "back-there", seed=26)
+    run = bare_run(tmp_path / "reader", ollama.url, "back-there", seed=26)
     assert run.held()["previous"] == before["latest"] and not temporary(run)
 
 
 def test_another_machine_that_only_slept_changes_nothing_more(ollama: OllamaServer, tmp_path: Path) -> None:
-    former = make_run(tmp_path / "former", ollama.url, "sleeper", seed=31)
+    former = bare_run(tmp_path / "former", ollama.url, "sleeper", seed=31)
     former.register()
     before = former.held()
     away = {"XDG_CACHE_HOME": str(tmp_path / "away")}
@@ -265,7 +282,7 @@ def test_another_machine_that_only_slept_changes_nothing_more(ollama: OllamaServ
         go(pid)
         assert slept.wait(30)
         passing.then = lambda handler: False
-        newer = make_run(tmp_path / "newer", ollama.url, "sleeper", seed=33)
+        newer = bare_run(tmp_path / "newer", ollama.url, "sleeper", seed=33)
         newer.register(*(f"sleeper:{tag}" for tag in newer.held() if "-commit-" in tag))
         held = newer.held()
         os.kill(pid, signal.SIGCONT)

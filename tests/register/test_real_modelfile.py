@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.register.conftest import make_run
+from tests.register.conftest import bare_run
 from tests.support.modelfiles import HOSTILE, PIECES
 from tests.support.ollama_server import OllamaServer
 from tests.support.properties import tries
@@ -31,7 +31,7 @@ anything = st.lists(st.sampled_from(HOSTILE) | st.characters(exclude_categories=
 def judge(ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory) -> Judge:
     """Create a model from a Modelfile with the real CLI; return what the server stored, or the CLI's complaint."""
     folder = tmp_path_factory.mktemp("judge")
-    run = make_run(folder, ollama.url, "judge")
+    run = bare_run(folder, ollama.url, "judge")
     path = folder / "Modelfile"
 
     def create(text: str) -> dict[str, Any] | str:
@@ -50,7 +50,7 @@ def through_the_api(
     ollama: OllamaServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[Modelfile], dict[str, Any]]]:
     """Create a model as `register` does; return what the server stored."""
-    run = make_run(tmp_path_factory.mktemp("api"), ollama.url, "judge")
+    run = bare_run(tmp_path_factory.mktemp("api"), ollama.url, "judge")
     with server.http(run.config.ollama) as http:
         blobs.upload(http, run.files["F32"], run.digests["F32"])
 

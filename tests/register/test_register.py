@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.register.conftest import ROWS, Run, make_run, temporary
+from tests.register.conftest import ROWS, Run, bare_run, make_run, temporary
 from tests.support import tiny_gguf as tiny
 from tests.support.faults import Handler, proxy
 from tests.support.ollama_server import OllamaServer, library
@@ -20,6 +20,7 @@ from toolkit.register import modelfile_text, verify
 
 pytestmark = pytest.mark.ollama
 
+names_alone = pytest.mark.usefixtures("no_question")
 MODELFILE_KEYS = ("template", "system", "license")
 
 
@@ -30,7 +31,7 @@ def show(url: str, model: str) -> dict[str, Any]:
 
 def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "Good")
-    outcome = run.register()
+    outcome = run.register(rows=ROWS)
     with server.http(run.config.ollama) as http:
         held = {model: digest for model, digest in server.held(http).items() if model.startswith("good:")}
     tags = outcome.figures["tags"]
@@ -52,6 +53,7 @@ def test_every_quantization_becomes_a_tag_and_the_default_is_latest(ollama: Olla
     assert ollama.run("run", "good", "How?").returncode == 0
 
 
+@names_alone
 def test_the_default_alone_is_stored_unless_tags_name_more(
     mortal: OllamaServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,17 +62,17 @@ def test_the_default_alone_is_stored_unless_tags_name_more(
     def stored() -> int:
         return sum(path.stat().st_size for path in (mortal.root / "models" / "blobs").iterdir())
 
-    few = make_run(tmp_path / "1", mortal.url, "few", ollama={"tags": []})
+    few = bare_run(tmp_path / "1", mortal.url, "few", ollama={"tags": []})
     few.register()
     assert set(few.held()) == {"f32", "latest"}
     alone = stored()
     assert alone < 1.1 * few.files["F32"].stat().st_size
-    more = make_run(tmp_path / "1", mortal.url, "few", ollama={"tags": ["f16"]})
+    more = bare_run(tmp_path / "1", mortal.url, "few", ollama={"tags": ["f16"]})
     more.register()
     named = more.held()
     assert set(named) == {"f16", "f32", "latest"} and stored() > 1.4 * alone
     capsys.readouterr()
-    newer = make_run(tmp_path / "2", mortal.url, "few", seed=5, ollama={"tags": []})
+    newer = bare_run(tmp_path / "2", mortal.url, "few", seed=5, ollama={"tags": []})
     newer.register()
     held = newer.held()
     assert held["f16"] == named["f16"] and held["previous"] == named["latest"] != held["latest"]
@@ -78,6 +80,7 @@ def test_the_default_alone_is_stored_unless_tags_name_more(
     assert "`ollama rm few:f16` removes it" in capsys.readouterr().err
 
 
+@names_alone
 def test_the_cli_makes_the_same_model_of_the_modelfile(ollama: OllamaServer, tmp_path: Path) -> None:
     run = make_run(tmp_path, ollama.url, "twin")
     digest = run.register().figures["tags"]["latest"]["digest"]
@@ -91,9 +94,10 @@ def test_the_cli_makes_the_same_model_of_the_modelfile(ollama: OllamaServer, tmp
         assert server.held(http)["twin-cli:latest"] == digest
 
 
+@names_alone
 def test_registering_again_uploads_nothing_and_changes_nothing(ollama: OllamaServer, tmp_path: Path) -> None:
     with proxy(ollama.url) as (url, passing):
-        run = make_run(tmp_path, url, "again", seed=304)
+        run = bare_run(tmp_path, url, "again", seed=304)
         run.register()
         held = run.held()
         assert sum(line.startswith("POST /api/blobs/") for line in passing.seen) == 2
@@ -104,11 +108,12 @@ def test_registering_again_uploads_nothing_and_changes_nothing(ollama: OllamaSer
         assert not any(line.startswith("POST /api/blobs/") for line in passing.seen)
 
 
+@names_alone
 def test_the_former_version_stays_as_previous(ollama: OllamaServer, tmp_path: Path) -> None:
-    first = make_run(tmp_path / "1", ollama.url, "versions", seed=1)
+    first = bare_run(tmp_path / "1", ollama.url, "versions", seed=1)
     first.register()
     former = first.held()
-    second = make_run(tmp_path / "2", ollama.url, "versions", seed=2)
+    second = bare_run(tmp_path / "2", ollama.url, "versions", seed=2)
     second.register()
     assert second.held()["previous"] == former["latest"] != second.held()["latest"]
     assert {tag: second.held()[f"previous-{tag}"] for tag in ("f16", "f32")} == {
@@ -116,17 +121,18 @@ def test_the_former_version_stays_as_previous(ollama: OllamaServer, tmp_path: Pa
     }
     second.register()
     assert second.held()["previous"] == former["latest"]
-    make_run(tmp_path / "3", ollama.url, "versions", seed=3).register()
+    bare_run(tmp_path / "3", ollama.url, "versions", seed=3).register()
     assert first.held()["previous"] != former["latest"]
     assert not temporary(first)
 
 
+@names_alone
 def test_own_parameters_reach_the_server(ollama: OllamaServer, tmp_path: Path) -> None:
     from toolkit.ollama import modelfile_template
 
     own = tmp_path / "Own.template"
     own.write_text(modelfile_template.template_text("")[0] + 'PARAMETER min_p 0.05\nPARAMETER stop """\nEND "x"\t"""\n')
-    run = make_run(tmp_path, ollama.url, "own", ollama={"template": str(own)})
+    run = bare_run(tmp_path, ollama.url, "own", ollama={"template": str(own)})
     run.register()
     shown = verify.shown_parameters(show(ollama.url, "own")["parameters"])
     assert shown["min_p"] == [0.05] and shown["stop"][-1] == '\nEND "x"\t'
@@ -139,7 +145,7 @@ def test_what_no_modelfile_can_hold_goes_through_the_api(
     run = make_run(
         tmp_path, ollama.url, "unwritable", prompt={"instruction": instruction}, ollama={"license": "a\u200bb"}
     )
-    outcome = run.register()
+    outcome = run.register(rows=ROWS)
     shown = show(ollama.url, "unwritable")
     assert shown["system"] == instruction and shown["license"].endswith("a\u200bb")
     assert outcome.figures["tags"]["latest"]["prompts_verified"] == len(ROWS)
@@ -153,14 +159,16 @@ def test_what_no_modelfile_can_hold_goes_through_the_api(
     assert "toolkit register" in caught.value.hint
 
 
+@pytest.mark.usefixtures("no_proof")
 def test_without_questions_for_the_report_it_is_asked_one_all_the_same(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path, ollama.url, "unasked", validate={"questions": []})
+    run = bare_run(tmp_path, ollama.url, "unasked", validate={"questions": []})
     run.register()
     assert "unasked:latest" in [model.model for model in library(ollama.url).list().models]
 
 
+@names_alone
 def test_licence_base_data_and_run_are_shown_by_ollama(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path, ollama.url, "credits", ollama={"license": "CC BY 4.0"})
+    run = bare_run(tmp_path, ollama.url, "credits", ollama={"license": "CC BY 4.0"})
     source = FileRecord(path="data/raw/medquad.csv", size=1, mtime_ns=1, sha256="ab" * 32)
     prepared = StageRecord(settings={}, inputs=[source], outputs=[], versions={}, seconds=0.0, finished="", figures={})
     write_manifest(run.folder, Manifest(run_id="0123abcd", stages={"prepare": prepared}))
@@ -218,8 +226,9 @@ def test_https_with_a_key_from_the_cli_on(
         assert len(run.held()) == 3 and run.answer()
 
 
+@names_alone
 def test_a_file_that_is_not_what_the_manifest_says(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path, ollama.url, "wrong-digest", seed=21)
+    run = bare_run(tmp_path, ollama.url, "wrong-digest", seed=21)
     run.digests["F32"] = "0" * 64
     with pytest.raises(ToolkitError, match=r"uploading `wrong-digest-F32.gguf`: digest mismatch") as caught:
         run.register()
@@ -263,10 +272,11 @@ def somebodys(run: Run, *tags: str) -> dict[str, str]:
     return run.held()
 
 
+@names_alone
 def test_a_model_of_another_maker_is_replaced_only_by_its_name_and_keeps_a_copy(
     ollama: OllamaServer, tmp_path: Path
 ) -> None:
-    run = make_run(tmp_path, ollama.url, "taken", seed=41)
+    run = bare_run(tmp_path, ollama.url, "taken", seed=41)
     theirs = somebodys(run, "f16")
     for wrong in ((), ("taken:f32",), ("Taken:latest",)):
         with pytest.raises(ToolkitError, match="already has `taken:f16`, not made with") as caught:
@@ -276,21 +286,22 @@ def test_a_model_of_another_maker_is_replaced_only_by_its_name_and_keeps_a_copy(
     run.register("Taken:F16")
     assert run.held()[f"f16-kept-{theirs['f16'][:8]}"] == theirs["f16"] != run.held()["f16"]
     assert not temporary(run)
-    newer = make_run(tmp_path / "newer", ollama.url, "taken", seed=42)
+    newer = bare_run(tmp_path / "newer", ollama.url, "taken", seed=42)
     newer.register()
     assert newer.held()[f"f16-kept-{theirs['f16'][:8]}"] == theirs["f16"], "no later registration takes it"
 
 
+@names_alone
 def test_every_tag_of_another_maker_is_named_at_once_and_every_copy_is_kept(
     ollama: OllamaServer, tmp_path: Path
 ) -> None:
     """Even one that stands where a copy would go."""
-    run = make_run(tmp_path, ollama.url, "mixed", seed=43)
+    run = bare_run(tmp_path, ollama.url, "mixed", seed=43)
     run.register()
     ours = run.held()
     somebodys(run, "f16", "previous")
     theirs = run.held()
-    newer = make_run(tmp_path / "newer", ollama.url, "mixed", seed=44)
+    newer = bare_run(tmp_path / "newer", ollama.url, "mixed", seed=44)
     with pytest.raises(ToolkitError, match="`mixed:f16`, `mixed:previous`, not made with") as caught:
         newer.register()
     assert "--replace mixed:f16 --replace mixed:previous" in caught.value.hint

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.conftest import call_toolkit
-from tests.register.conftest import Run, make_run, temporary
+from tests.register.conftest import Run, bare_run, temporary
 from tests.support.ollama_server import OllamaServer
 from toolkit.core.errors import MISSING, ToolkitError
 from toolkit.core.manifest import Manifest, Outcome, StageRecord, read_manifest, record_file, write_manifest
@@ -35,13 +35,13 @@ def states(run: Run, manifest: Manifest) -> dict[str, str]:
 
 
 def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
-    first = make_run(tmp_path / "1", ollama.url, "swing", seed=1)
+    first = bare_run(tmp_path / "1", ollama.url, "swing", seed=1)
     first_outcome = first.register()
     old, old_answer = first.held(), first.answer()
     with pytest.raises(ToolkitError, match="has no previous model `swing:previous`") as caught:
         rollback.roll_back(first.config)
     assert caught.value.exit_code == MISSING
-    second = make_run(tmp_path / "2", ollama.url, "swing", seed=2)
+    second = bare_run(tmp_path / "2", ollama.url, "swing", seed=2)
     second_outcome = second.register()
     new = second.held()
     manifests = recorded(first, first_outcome), recorded(second, second_outcome)
@@ -69,11 +69,12 @@ def test_back_and_forth(ollama: OllamaServer, tmp_path: Path) -> None:
     assert set(states(second, manifests[1]).values()) >= {"this run's"}
 
 
+@pytest.mark.usefixtures("no_question")
 def test_a_former_model_that_does_not_answer_is_not_brought_back(
     ollama: OllamaServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(tmp_path / "1", ollama.url, "mute", seed=1).register()
-    run = make_run(tmp_path / "2", ollama.url, "mute", seed=2)
+    bare_run(tmp_path / "1", ollama.url, "mute", seed=1).register()
+    run = bare_run(tmp_path / "2", ollama.url, "mute", seed=2)
     run.register()
     held = run.held()
 
@@ -86,9 +87,10 @@ def test_a_former_model_that_does_not_answer_is_not_brought_back(
     assert run.held() == held
 
 
+@pytest.mark.usefixtures("no_question")
 def test_a_latest_of_another_maker_is_not_moved_away_unless_it_is_named(ollama: OllamaServer, tmp_path: Path) -> None:
-    make_run(tmp_path / "1", ollama.url, "moved", seed=1).register()
-    run = make_run(tmp_path / "2", ollama.url, "moved", seed=2)
+    bare_run(tmp_path / "1", ollama.url, "moved", seed=1).register()
+    run = bare_run(tmp_path / "2", ollama.url, "moved", seed=2)
     run.register()
     former, client = run.held()["previous"], run.client()
     client.create("moved", files={"theirs.gguf": f"sha256:{run.digests['F16']}"}, license="MIT", template="x")
@@ -100,8 +102,9 @@ def test_a_latest_of_another_maker_is_not_moved_away_unless_it_is_named(ollama: 
     assert (run.held()["latest"], run.held()["previous"]) == (former, theirs)
 
 
+@pytest.mark.usefixtures("no_question")
 def test_status_says_of_every_tag_what_the_server_holds(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path / "a", ollama.url, "seen", seed=51)
+    run = bare_run(tmp_path / "a", ollama.url, "seen", seed=51)
     write_manifest(run.folder, read_manifest(run.folder))  # earlier stages have given the run its id
     manifest = recorded(run, run.register())
     found = status.server_state(run.config, manifest)
@@ -113,7 +116,7 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama: OllamaServer, tm
         assert shown["digest"] == run.held()[tag] and shown["stored_sha256"]
         assert shown["run"] == f"seen {manifest.run_id}"
 
-    other = make_run(tmp_path / "b", ollama.url, "seen", seed=52)
+    other = bare_run(tmp_path / "b", ollama.url, "seen", seed=52)
     other.register()
     client = run.client()
     client.delete("seen:f16")
@@ -127,15 +130,16 @@ def test_status_says_of_every_tag_what_the_server_holds(ollama: OllamaServer, tm
     assert (tags["f16"]["stored_sha256"] != run.digests["F16"]) == rewritten
     assert shown["mine"] == ("not made with toolkit" if rewritten else "this run's file, of another registration")
     other.register()
-    later = make_run(tmp_path / "c", ollama.url, "seen", seed=53)
+    later = bare_run(tmp_path / "c", ollama.url, "seen", seed=53)
     later.register()
     assert status.lost(run.config, manifest.stages["register"].figures) == (
         "the server holds another model as `seen:latest`"
     )
 
 
+@pytest.mark.usefixtures("no_question")
 def test_an_earlier_export_of_the_same_run_is_told_apart(ollama: OllamaServer, tmp_path: Path) -> None:
-    run = make_run(tmp_path, ollama.url, "earlier", seed=61)
+    run = bare_run(tmp_path, ollama.url, "earlier", seed=61)
     manifest = recorded(run, run.register())
     changed = [file.model_copy(update={"sha256": "0" * 64}) for file in manifest.stages["export"].outputs]
     manifest.stages["export"] = manifest.stages["export"].model_copy(update={"outputs": changed})
@@ -144,13 +148,13 @@ def test_an_earlier_export_of_the_same_run_is_told_apart(ollama: OllamaServer, t
 
 def test_the_verbs(ollama: OllamaServer, tmp_path: Path) -> None:
     """--rollback and status as a user calls them."""
-    first = make_run(tmp_path / "exports", ollama.url, "verbs", seed=71)
+    first = bare_run(tmp_path / "exports", ollama.url, "verbs", seed=71)
     first.register()
     settings = f'[run]\nname = "verbs"\n[model]\nbase = "x"\n[ollama]\nhost = "{ollama.url}"\ntags = "all"\n'
     (tmp_path / "toolkit.toml").write_text(settings + '[export]\nquantizations = ["F16", "F32"]\ndefault = "F32"\n')
     none = call_toolkit("register", "--rollback", cwd=tmp_path)
     assert none.code == MISSING and "no previous model" in none.err
-    second = make_run(tmp_path / "2", ollama.url, "verbs", seed=72)
+    second = bare_run(tmp_path / "2", ollama.url, "verbs", seed=72)
     recorded(second, second.register())
     done = call_toolkit("register", "--rollback", "--json", cwd=tmp_path)
     assert done.code == 0, done.err

@@ -68,6 +68,7 @@ class OllamaServer:
             "OLLAMA_MODELS": str(self.root / "models"),
             "OLLAMA_HOST": f"127.0.0.1:{self.port}",
             "OLLAMA_NO_CLOUD": "1",
+            "LLAMA_ARG_THREADS": "1",  # those of a small model would wait for each other longer than they compute
             "NO_PROXY": "127.0.0.1,localhost",
         }
 
@@ -107,7 +108,7 @@ class OllamaServer:
 
 def library(url: str) -> ollama.Client:
     """The client that users' scripts have; no proxy of the environment stands before it."""
-    return ollama.Client(url, trust_env=False, verify=httpx.create_ssl_context())
+    return ollama.Client(url, trust_env=False, verify=httpx.create_ssl_context() if url.startswith("https") else False)
 
 
 def free_port() -> int:
