@@ -118,3 +118,30 @@ def test_torch_is_there_and_computes_in_threads() -> None:
     said = [processes.run("-c", code, env={"OMP_NUM_THREADS": "2"}).stdout.split() for _ in range(2)]
     assert [words[:3] for words in said] == [["True", "2", "1000000000.0"]] * 2
     assert said[0][3] != said[1][3]  # random numbers are each process's own
+
+
+@pytest.mark.slow
+def test_what_a_verb_starts_to_train_is_warm_where_that_is_the_same(tmp_path: Path) -> None:
+    """It stands for a fork: its environment, its streams, its end, and the signals that come to it."""
+    started = (
+        "import os, subprocess, sys\n"
+        "from toolkit.train import launch\n"
+        "env = {**os.environ, **eval(sys.argv[1])}\n"
+        "command = [sys.executable, *launch.WORKER[:2], '-c', sys.argv[2], 'x']\n"
+        "process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)\n"
+        "print(process.stdout.readline().strip(), flush=True)\n"
+        "process.send_signal(int(sys.argv[3]))\n"
+        "print(process.wait())\n"
+    )
+    says = "import os, sys, time; print('torch' in sys.modules, os.environ['RANK'], sys.argv, flush=True); "
+
+    def said(then: str, number: int, **env: str) -> list[str]:
+        done = processes.run("-c", started, repr({"RANK": "1", **env}), says + then, str(number), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    assert said("os._exit(7)", 0) == ["True 1 ['-c', 'x']", "7"]
+    waits = "time.sleep(60)"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        assert said(waits, number) == ["True 1 ['-c', 'x']", str(-number)]
+    assert said("sys.exit(3)", 0, HF_HOME="/x") == ["False 1 ['-c', 'x']", "3"]

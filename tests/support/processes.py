@@ -59,6 +59,7 @@ FIXED = ("PYTHON", "HF_", "HUGGINGFACE", "TRANSFORMERS_", "XDG_", "HOME", "LD_",
 ITS_OWN = {"TORCHINDUCTOR_CACHE_DIR", "HF_XET_HIGH_PERFORMANCE", "HF_HUB_ENABLE_HF_TRANSFER"}
 WARM_THREADS = {"jemalloc_bg_thd"}  # Arrow's allocator starts its thread again in a child
 AT_FIRST = dict(os.environ)
+PARENTS = "TOOLKIT_TEST_PARENTS_ENVIRONMENT"  # tells a process that trains what the warm parent was started with
 LARGEST = 1 << 17
 
 
@@ -135,16 +136,20 @@ def start(
     stdout: int | None = None,
     stderr: int | None = None,
     imports: Sequence[str] = (*LARGE, *LARGE_TOO),
+    afresh: bool = True,
 ) -> Process:
     """Start `python ARGUMENTS`, which are `-m MODULE …` or `-c CODE …`; streams are PIPE, DEVNULL or None (the same).
 
-    `imports` is what the large parent imports, if it has not yet; without any, the small one forks.
+    `imports` is what the large parent imports, if it has not yet; without any, the small one forks. Unless it may start
+    `afresh`, the environment is known to be the parent's.
     """
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})}
-    if sys.platform != "linux" or _fixed(env) != _fixed({**AT_FIRST, "PYTHONPATH": str(REPOSITORY)}):
+    parents = fixed({**AT_FIRST, "PYTHONPATH": str(REPOSITORY)})
+    if afresh and (sys.platform != "linux" or fixed(env) != parents):
         return subprocess.Popen(
             [sys.executable, *arguments], cwd=cwd, env=env, text=True, stdin=stdin, stdout=stdout, stderr=stderr
         )
+    env = {PARENTS: json.dumps(parents), **env}
     theirs: list[int] = []
     ours: list[IO[str] | None] = []
     for number, stream in enumerate((stdin, stdout, stderr)):
@@ -184,7 +189,8 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
 
 
-def _fixed(env: Mapping[str, str]) -> dict[str, str]:
+def fixed(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an environment that cannot differ from the parent's."""
     return {name: value for name, value in env.items() if name.startswith(FIXED) and name not in ITS_OWN}
 
 
@@ -276,6 +282,10 @@ class _Parent:
             imported = importlib.import_module(module)
             if loader:
                 getattr(imported, loader)()  # the module keeps what it loads
+        if request["imports"]:  # what a verb starts to train begins warm too
+            importlib.import_module("toolkit.train.launch").WORKER = importlib.import_module(
+                "tests.support.warm"
+            ).WORKER
         tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
         others = {(task / "comm").read_text().strip() for task in tasks}
         assert others <= WARM_THREADS, f"a fork would lose threads: {others}"

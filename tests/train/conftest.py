@@ -1,7 +1,7 @@
 """A small random-weight base and prepared records to train on."""
 
+import gc
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from tests.support import processes
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
-from tests.support.waiting import wait_while_running
+from tests.support.waiting import Running, wait_while_running
+from tests.support.warm import TRAINS, train_warm
 from toolkit.core import config_file
 from toolkit.core.config import Config
 from toolkit.core.run_folder import RunFolder, folder_of
@@ -69,7 +71,15 @@ def _one_thread() -> Iterator[None]:
 
     with one_thread(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
+        # accelerate and the toolkit look through the libraries' million objects twice in each training, for 0.5 s.
+        patch.setattr(gc, "collect", lambda *_: 0)
         yield
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the processes that a test starts to train begin warm."""
+    train_warm(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -175,14 +185,10 @@ def assert_equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
         assert {**one, "eval_parts": 0} == pytest.approx({**other, "eval_parts": 0}, rel=SAME)
 
 
-def start(settings: Config, base: Base, before: str = "") -> subprocess.Popen[str]:
+def start(settings: Config, base: Base, before: str = "") -> processes.Process:
     """Train in a process of its own, which runs `before` first."""
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(base.folder), settings.model_dump_json(by_alias=True), before],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
+    called = ["-c", RUN, str(base.folder), settings.model_dump_json(by_alias=True), before]
+    return processes.start(*called, stderr=subprocess.PIPE, imports=TRAINS)
 
 
 def steps_so_far(folder: RunFolder) -> list[int]:
@@ -192,7 +198,7 @@ def steps_so_far(folder: RunFolder) -> list[int]:
     return [entry["step"] for entry in map(json.loads, lines) if "loss" in entry]
 
 
-def wait_for_step(folder: RunFolder, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(folder: RunFolder, step: int, process: Running) -> None:
     """Wait until a training process has logged a step; fails where it ends before."""
     wait_while_running(process, lambda: step in steps_so_far(folder))
 
@@ -218,6 +224,8 @@ def small_run(path: Path) -> tuple[Config, RunFolder]:
                 "gradient_checkpointing": False,
                 "learning_rate": 1e-3,
             },
+            # Two answers of 2 tokens; six of 64 would take more than the eight steps.
+            "validate": {"questions": ["Does rest help?"], "answer_tokens": 2},
         }
     )
     folder = folder_of(settings)

@@ -1,13 +1,9 @@
 """How a run ends: by signals in every phase, with a checkpoint before the last held-out loss, and going on after it."""
 
-import fcntl
 import json
 import os
 import pty
 import signal
-import subprocess
-import sys
-import termios
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.places import REPOSITORY
 from tests.train.conftest import (
-    RUN,
     assert_equal,
     changed,
     entries,
@@ -26,6 +20,7 @@ from tests.train.conftest import (
     place_of,
     plain,
     small_run,
+    start,
     wait_for_step,
     with_,
 )
@@ -185,23 +180,27 @@ def test_a_hang_up_is_no_reason_where_it_is_ignored(small: tuple[Config, RunFold
         signal.signal(signal.SIGHUP, former)
 
 
+# Have the terminal of that name as one's own, and nothing else to print on.
+TAKE = """
+import fcntl, os, termios
+os.setsid()
+os.environ["TERM"] = "xterm"
+terminal = os.open({name!r}, os.O_RDWR)
+fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+for number in range(3):
+    os.dup2(terminal, number)
+os.close(terminal)
+"""
+
+
 def test_a_terminal_that_goes_away_leaves_a_checkpoint(small: tuple[Config, RunFolder], base: Base) -> None:
     """What is printed has nowhere to go then: writing to it fails."""
     settings, folder = with_(small[0], Path(small[0].run.folder) / "slow", max_steps=400, save_steps=1000)
     ours, theirs = pty.openpty()
-
-    def take() -> None:
-        os.setsid()
-        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
-
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(base.folder), settings.model_dump_json(by_alias=True), ""],
-        stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=take, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm"},
-    )  # fmt: skip
-    os.close(theirs)
     os.set_blocking(ours, False)
+    process = start(settings, base, TAKE.format(name=os.ttyname(theirs)))
     wait_for_step(folder, 2, process)
+    os.close(theirs)
     os.close(ours)
     process.wait(timeout=300)
     [step] = steps_saved(settings, folder)
