@@ -11,6 +11,7 @@ from tests.register.conftest import make_run
 from tests.support.models import save_model
 from tests.support.ollama_server import OllamaServer
 from tests.support.places import REPOSITORY
+from tests.support.warm import train_warm
 from toolkit.cli import summary
 from toolkit.core import config_file, console
 from toolkit.core.config import Config
@@ -59,7 +60,8 @@ def test_prepare_counts_what_is_in_its_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_each_stage_behind_it_shows_its_files_and_figures(tmp_path: Path) -> None:
+def test_each_stage_behind_it_shows_its_files_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_warm(monkeypatch)
     config = small(tmp_path)
     folder = folder_of(config)
     said("prepare", config)

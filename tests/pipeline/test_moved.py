@@ -1,18 +1,19 @@
 """A run that was cut off goes on from its folder alone: copied elsewhere, the original and its data file removed."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import call_toolkit
+from tests.support import processes
 from tests.support.models import save_model
 from tests.support.places import REPOSITORY
 from tests.support.waiting import wait_while_running
+from tests.support.warm import train_warm
 from toolkit import Run
 from toolkit.core.run_folder import RunFolder
 
@@ -58,11 +59,9 @@ def test_a_killed_training_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest
     first.mkdir()
     (first / "toolkit.toml").write_text(SETTINGS.replace("BASE", str(tmp_path / "base")))
     (first / "own.csv").write_bytes((REPOSITORY / "data" / "sample.csv").read_bytes())
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OLLAMA_HOST": "127.0.0.1:9"}
-    call = [sys.executable, "-m", "toolkit"]
-    subprocess.run([*call, "prepare"], cwd=first, env=environment, check=True, capture_output=True)
+    assert call_toolkit("prepare", cwd=first).code == 0
     before = RunFolder(first / "results" / "small", "small")
-    process = subprocess.Popen([*call, "train", *EVERY], cwd=first, env=environment, stderr=subprocess.DEVNULL)
+    process = processes.start("-m", "toolkit", "train", *EVERY, cwd=first, stderr=subprocess.DEVNULL)
     wait_while_running(process, lambda: list(before.checkpoints.glob("*/checkpoint-6/toolkit.json")))
     process.kill()
     assert process.wait() == -signal.SIGKILL
@@ -72,6 +71,7 @@ def test_a_killed_training_goes_on_elsewhere(tmp_path: Path, monkeypatch: pytest
     copied(before.path, place)
     shutil.rmtree(first)
     monkeypatch.chdir(tmp_path)
+    train_warm(monkeypatch)
 
     run = Run.load(place)
     assert run.folder.path == place and run.config.train.max_steps == STEPS
