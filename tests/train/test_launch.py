@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 
 from tests.conftest import call_toolkit
+from tests.support import processes
 from tests.support.places import REPOSITORY
 from tests.support.waiting import wait_while_running
-from tests.train.conftest import KILL_ONE, SAME, losses, wait_for_step, with_, write_records
+from tests.support.warm import TRAINS, WORKER
+from tests.train.conftest import KILL_ONE, SAME, changed, losses, plain, small_run, wait_for_step, with_, write_records
 from toolkit.core import console
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
+from toolkit.core.manifest import Outcome
 from toolkit.core.run_folder import RunFolder
 from toolkit.model.base import Base
 from toolkit.train import checkpoints, launch, parallel, train
@@ -27,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_another_process_gives_the_same_outcome(
-    small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
+    small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str], warm: None
 ) -> None:
     settings, folder = small
     here = train(settings, folder, base)
@@ -42,7 +45,9 @@ def test_another_process_gives_the_same_outcome(
     assert capfd.readouterr().out == ""  # stdout belongs to the verb's result
 
 
-def test_an_error_comes_through_with_hint_code_and_details(small: tuple[Config, RunFolder], base: Base) -> None:
+def test_an_error_comes_through_with_hint_code_and_details(
+    small: tuple[Config, RunFolder], base: Base, warm: None
+) -> None:
     settings, folder = small
     wild = settings.model_copy(update={"train": settings.train.model_copy(update={"learning_rate": 1e30})})
     with pytest.raises(ToolkitError, match=r"step .*: the loss is .* rows") as caught:
@@ -52,7 +57,7 @@ def test_an_error_comes_through_with_hint_code_and_details(small: tuple[Config, 
 
 
 def test_a_killed_process_is_said_and_the_next_one_goes_on(
-    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, warm: None
 ) -> None:
     settings, folder = small
     real = subprocess.Popen.wait
@@ -92,35 +97,41 @@ def test_unsloth_that_fails_gives_way_to_peft(
         launch.run_training(demanded, folder, base)
 
 
+@pytest.fixture(scope="module")
+def alone(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, RunFolder, Outcome]:
+    """A run of one process that two can do too."""
+    settings, folder = small_run(tmp_path_factory.mktemp("alone"))
+    settings = plain(settings, batch_size=3, gradient_accumulation_steps=2, eval_steps=4)
+    return settings, folder, train(settings, folder, base)
+
+
 def test_two_processes_have_the_losses_of_one(
-    small: tuple[Config, RunFolder], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: tuple[Config, RunFolder, Outcome], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None
 ) -> None:
-    """gloo on a CPU. One process has all four held-out records, the other copies that do not count."""
-    settings, folder = small
-    values = {
-        "precision": "f32",
-        "lora_dropout": 0.0,
-        "batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "eval_steps": 4,
-    }
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
-    one = train(settings, folder, base)
-    alone = folder.train_log.read_text().splitlines()
-    settings, folder = with_(settings, Path(settings.run.folder) / "two")
+    """gloo on a CPU. One process has all four held-out records, the other copies that do not count.
+
+    Processes that cannot share a step evenly are refused, and the hint's own words make it work.
+    """
+    first, one = alone[1].train_log.read_text().splitlines(), alone[2]
+    settings, folder = with_(alone[0], tmp_path / "two", gradient_accumulation_steps=1)
     (temporary := tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setenv("TMPDIR", str(temporary))
+    with pytest.raises(ToolkitError, match="2 processes cannot share the 3 records") as caught:
+        launch.run_training(settings, folder, base, gpus=2)
+    named = dict(re.findall(r"--set train\.(\w+)=(\d+)", caught.value.hint))
+    settings = changed(settings, **{key: int(value) for key, value in named.items()})
+    assert settings.train == alone[0].train
     two = launch.run_training(settings, folder, base, gpus=2)
     assert two.figures["devices"] == 2 and not list(temporary.iterdir())
     together = folder.train_log.read_text().splitlines()
-    assert len(alone) == len(together) == 8 + 3
-    for first, second in zip(map(json.loads, alone), map(json.loads, together), strict=True):
+    assert len(first) == len(together) == 8 + 3
+    for mine, other in zip(map(json.loads, first), map(json.loads, together), strict=True):
         for key in ("step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "eval_loss"):
-            if key in first:
-                assert second[key] == pytest.approx(first[key], rel=1e-5)
-        parts = [[number for part in one.get("eval_parts", []) for number in part] for one in (first, second)]
-        assert parts[1] == pytest.approx(parts[0], rel=1e-5) and len(parts[0]) == 8 * ("eval_loss" in first)
+            if key in mine:
+                assert other[key] == pytest.approx(mine[key], rel=1e-5)
+        parts = [[number for part in one.get("eval_parts", []) for number in part] for one in (mine, other)]
+        assert parts[1] == pytest.approx(parts[0], rel=1e-5) and len(parts[0]) == 8 * ("eval_loss" in mine)
     assert {path.name for path in two.outputs} == {path.name for path in one.outputs}
     assert two.figures["tokens_seen"] == one.figures["tokens_seen"]
 
@@ -145,22 +156,16 @@ def test_what_a_killed_call_left_among_the_temporary_files_goes(
 
 
 def test_a_run_of_two_processes_goes_on_in_one(
-    small: tuple[Config, RunFolder], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    alone: tuple[Config, RunFolder, Outcome], base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: None
 ) -> None:
-    """One of two is killed in step 5; the run goes on from step 3 with the records of one that was not."""
-    values = {"precision": "f32", "lora_dropout": 0.0, "batch_size": 4, "gradient_accumulation_steps": 2}
-    settings, folder = small
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
-    train(settings, folder, base)
-    whole = losses(folder)
-    settings, folder = with_(settings, Path(settings.run.folder) / "killed")
-    (tmp_path / "kill.py").write_text(KILL_ONE)
+    """One of two is killed in step 5; the run goes on from step 4 with the records of one that was not."""
+    settings, folder = with_(alone[0], tmp_path / "killed")
     with monkeypatch.context() as patch, pytest.raises(ToolkitError, match=r"training process.* (ended|was killed)"):
-        patch.setattr(launch, "WORKER", [str(tmp_path / "kill.py")])
+        patch.setattr(launch, "WORKER", [*WORKER[:2], "-c", KILL_ONE])
         launch.run_training(settings, folder, base, gpus=2)
     assert not folder.adapter.exists()
-    assert launch.run_training(settings, folder, base).figures["resumed_at_step"] == 3
-    assert losses(folder) == pytest.approx(whole, rel=1e-5)
+    assert launch.run_training(settings, folder, base).figures["resumed_at_step"] == 4
+    assert losses(folder) == pytest.approx(losses(alone[1]), rel=1e-5)
 
 
 def test_accelerate_launches_the_verb_itself(tmp_path: Path, base: Base) -> None:
@@ -207,10 +212,9 @@ save_steps = 1000
     (tmp_path / "toolkit.toml").write_text(settings)
     folder = RunFolder(tmp_path / "exports" / "small", "small")
     write_records(folder)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OLLAMA_HOST": "127.0.0.1:9"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "toolkit", "train", "--json"], cwd=tmp_path, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    process = processes.start(
+        "-m", "toolkit", "train", "--json", cwd=tmp_path, env={"OLLAMA_HOST": "127.0.0.1:9"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, imports=TRAINS,
     )  # fmt: skip
     wait_for_step(folder, 2, process)
     process.send_signal(number)
@@ -219,21 +223,6 @@ save_steps = 1000
     assert "Loading weights" not in err and "Failed to load" not in err  # what transformers and bitsandbytes say
     assert "stopping as soon as a checkpoint can be saved" in err and json.loads(out)["exit_code"] == 130
     assert len(list(folder.checkpoints.glob(f"*/checkpoint-*/{checkpoints.MARKER}"))) == 1
-
-
-def test_processes_that_cannot_share_a_step_evenly_are_refused(
-    small: tuple[Config, RunFolder], base: Base, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """And the hint's own words make it work."""
-    settings, folder = small
-    values = {"batch_size": 3, "gradient_accumulation_steps": 1, "max_steps": 2}
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
-    with pytest.raises(ToolkitError, match="2 processes cannot share the 3 records") as caught:
-        launch.run_training(settings, folder, base, gpus=2)
-    named = dict(re.findall(r"--set train\.(\w+)=(\d+)", caught.value.hint))
-    values = {key: int(value) for key, value in named.items()}
-    settings = settings.model_copy(update={"train": settings.train.model_copy(update=values)})
-    assert launch.run_training(settings, folder, base, gpus=2).figures["devices"] == 2
 
 
 def test_a_process_alone_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
