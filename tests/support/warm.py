@@ -25,9 +25,10 @@ def is_known(env: dict[str, str]) -> bool:
     if not {cache.PLACE, processes.PARENTS} <= set(env):
         return False
     # A process that trains alone is shown one GPU; libraries look there when they use one, not as they are imported.
-    left_out = {"CUDA_VISIBLE_DEVICES", "PYTHONPATH"}
-    parents = json.loads(env[processes.PARENTS])
-    mine, theirs = ({k: v for k, v in some.items() if k not in left_out} for some in (processes.fixed(env), parents))
+    # What accelerate's launcher says is for torch.distributed alone.
+    left_out = ("CUDA_VISIBLE_DEVICES", "PYTHONPATH", "TORCHELASTIC_", "TORCH_NCCL_")
+    known = (processes.fixed(env), json.loads(env[processes.PARENTS]))
+    mine, theirs = ({name: some[name] for name in some if not name.startswith(left_out)} for some in known)
     return mine == theirs and set(env.get("PYTHONPATH", "").split(os.pathsep)) == {str(REPOSITORY)}
 
 

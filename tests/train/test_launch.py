@@ -168,7 +168,7 @@ def test_a_run_of_two_processes_goes_on_in_one(
     assert losses(folder) == pytest.approx(losses(alone[1]), rel=1e-5)
 
 
-def test_accelerate_launches_the_verb_itself(tmp_path: Path, base: Base) -> None:
+def test_accelerate_launches_the_verb_itself(tmp_path: Path, base: Base, warm: None) -> None:
     """Two processes of `accelerate launch -m toolkit train`: one result, and the others end with it."""
     settings = f"""
 [run]
@@ -183,8 +183,9 @@ max_length = 320
 """
     (tmp_path / "toolkit.toml").write_text(settings)
     assert call_toolkit("prepare", cwd=tmp_path).code == 0
-    launch = ["--multi_gpu", "--num_machines=1", "--num_processes=2", "--main_process_port=0", "--mixed_precision=no"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--dynamo_backend=no", "-m", "toolkit"]
+    how = ["--multi_gpu", "--num_machines=1", "--num_processes=2", "--main_process_port=0", "--mixed_precision=no"]
+    how += ["--dynamo_backend=no", *WORKER[:2], "-m", "toolkit"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *how]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OLLAMA_HOST": "127.0.0.1:9"}
     for fresh in (False, True):
         done = subprocess.run(
