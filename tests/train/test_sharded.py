@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.support.places import REPOSITORY
+from tests.support.warm import WORKER
 from tests.train.conftest import FSDP, entries, with_
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -24,7 +25,8 @@ def trained(run: tuple[Config, RunFolder], base: Base, *, sharded: bool = False,
     settings, folder = run
     asked, answer = (Path(settings.run.folder) / name for name in ("request.json", "answer.json"))
     asked.write_text(json.dumps(launch.request_of(settings, folder, base)))
-    command = [*(FSDP if sharded else [sys.executable, "-m"]), "tests.support.sharded", str(asked), str(answer)]
+    called = [*WORKER[1:2], "-m", "tests.support.sharded", str(asked), str(answer)]
+    command = [*(FSDP if sharded else [sys.executable, "-m"]), *called]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TOOLKIT_DEBUG": "1", **more}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
     if "KILL_AT" in more:
@@ -54,7 +56,7 @@ def two_runs(small: tuple[Config, RunFolder], **train: Any) -> list[tuple[Config
 
 
 @pytest.mark.slow
-def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
+def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base, warm: None) -> None:
     """Killed and gone on with; the best checkpoint is brought back at the end."""
     options = {"precision": "f32", "batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 6, "eval_steps": 2}
     one, two = two_runs(small, **options, learning_rate=0.1)
@@ -79,7 +81,9 @@ def test_a_sharded_model_trains_as_the_whole_one(small: tuple[Config, RunFolder]
 
 
 @pytest.mark.slow
-def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(small: tuple[Config, RunFolder], base: Base) -> None:
+def test_a_sharded_model_in_four_bits_trains_as_the_whole_one(
+    small: tuple[Config, RunFolder], base: Base, warm: None
+) -> None:
     """QLoRA: weights are divided as the hub's 4-bit repositories store them."""
     options = {"precision": "bf16", "batch_size": 2, "gradient_accumulation_steps": 1, "gradient_checkpointing": True}
     one, two = two_runs(small, **options, max_steps=4, eval_steps=0)

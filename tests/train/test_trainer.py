@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from tests.support import families
+from tests.support.warm import WORKER
 from tests.train.conftest import SAME, changed, distance, entries, losses, place_of, plain, steps_so_far, with_
 from toolkit.core.config import Config
 from toolkit.core.errors import ToolkitError
@@ -35,8 +36,9 @@ from toolkit.train.trainer import ToolkitTrainer, make
 
 pytestmark = pytest.mark.slow
 
-# On the path of the process that trains: from step 5 on, no micro-batch of more than LIMIT records fits.
+# The process that trains: from step 5 on, no micro-batch of more than LIMIT records fits.
 TIGHT = """
+import runpy
 import torch
 from toolkit.train.trainer import ToolkitTrainer
 real = ToolkitTrainer.compute_loss
@@ -47,15 +49,14 @@ def tight(self, model, inputs, *rest, **named):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     return loss
 ToolkitTrainer.compute_loss = tight
+runpy.run_module("toolkit.train.worker", run_name="__main__")
 """
 ADAPTER = "adapter_model.safetensors"
 
 
-def tighten(patch: pytest.MonkeyPatch, place: Path, limit: int) -> None:
+def tighten(patch: pytest.MonkeyPatch, limit: int) -> None:
     """Have memory run out in the processes that are started from now on."""
-    place.mkdir()
-    (place / "sitecustomize.py").write_text(TIGHT.replace("LIMIT", str(limit)))
-    patch.setenv("PYTHONPATH", str(place))
+    patch.setattr(launch, "WORKER", [*WORKER[:2], "-c", TIGHT.replace("LIMIT", str(limit))])
 
 
 def records_of(settings: Config, folder: RunFolder, base: Base, side: str = "train") -> list[Example]:
@@ -74,15 +75,16 @@ def laid_out(settings: Config, records: list[Example], micro_batches: int) -> ba
 
 
 def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_result(
-    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, warm: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     settings, folder = small
     settings = plain(settings, batch_size=8, gradient_accumulation_steps=1)
     train(settings, folder, base)
     undisturbed = losses(folder)
     settings, folder = with_(settings, Path(settings.run.folder) / "tight")
     with monkeypatch.context() as patch:
-        tighten(patch, folder.path / "site", 2)
+        tighten(patch, 2)
         outcome = launch.run_training(settings, folder, base)
     assert outcome.figures["times_out_of_memory"] == 2  # 8 records, then 4, then 2
     assert (outcome.figures["plan"]["micro_batch"], outcome.figures["plan"]["accumulation"]) == (2, 4)
@@ -95,11 +97,11 @@ def test_running_out_of_memory_halves_the_micro_batch_and_changes_no_result(
 
 
 def test_one_record_that_does_not_fit_is_the_end(
-    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch
+    small: tuple[Config, RunFolder], base: Base, monkeypatch: pytest.MonkeyPatch, warm: None
 ) -> None:
     settings, folder = small
     settings = plain(settings, batch_size=1, gradient_accumulation_steps=4)
-    tighten(monkeypatch, folder.path / "site", 0)
+    tighten(monkeypatch, 0)
     with pytest.raises(ToolkitError, match="out of memory with a single record of up to 249 tokens") as caught:
         launch.run_training(settings, folder, base)
     assert "gradient_checkpointing" in caught.value.hint
