@@ -39,21 +39,34 @@ def interpreted(cases: list[str]) -> None:
     assert run("-W", "ignore", "-c", INTERPRET, *cases, TRITON_INTERPRET="1") == dict.fromkeys(cases)
 
 
-@pytest.mark.slow
-def test_the_interpreter_gives_the_bytes_of_ggml() -> None:
-    interpreted(["Q6_K,0,0"])
+# Of each type: alike and unlike in both. `make exhaustive` tries all four.
+OFTEN = ("0,0", "1,1")
+OTHERS = ("0,1", "1,0")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ways", [OFTEN, pytest.param(OTHERS, marks=pytest.mark.exhaustive)], ids=["often", "others"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_interpreter_gives_the_bytes_of_ggml_for_every_type(kind: str) -> None:
-    interpreted([f"{kind},{weighted},{bf16}" for weighted in (0, 1) for bf16 in (0, 1)])
+def test_the_interpreter_gives_the_bytes_of_ggml_for_every_type(kind: str, ways: tuple[str, ...]) -> None:
+    """Weighted or not, of rows in bf16 or float32."""
+    interpreted([f"{kind},{way}" for way in ways])
+
+
+# Q4_K and Q5_K are the same kernels with other constants, and take longest: each compiles one of its ways.
+COMPILED = {"Q4_K": ("0,0,80",), "Q5_K": ("1,1,90",), "Q6_K": ("0,0,80", "1,1,90"), "Q8_0": ("0,0,80", "1,1,90")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_contracted_flushed_or_approximated(kind: str, tmp_path: Path) -> None:
-    cases = [f"{kind},0,0,80", f"{kind},1,1,90"]
+@pytest.mark.parametrize(
+    ("kind", "ways"),
+    [
+        *COMPILED.items(),
+        pytest.param("Q4_K", ("1,1,90",), marks=pytest.mark.exhaustive),
+        pytest.param("Q5_K", ("0,0,80",), marks=pytest.mark.exhaustive),
+    ],
+)
+def test_nothing_is_contracted_flushed_or_approximated(kind: str, ways: tuple[str, ...], tmp_path: Path) -> None:
+    cases = [f"{kind},{way}" for way in ways]
     for case, kernels in run("-m", "tests.support.ptx", *cases, TRITON_CACHE_DIR=str(tmp_path)).items():
         assert isinstance(kernels, dict) and len(kernels) >= (1 if kind == "Q8_0" else 3), case
         for name, counts in kernels.items():
