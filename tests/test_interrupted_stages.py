@@ -84,6 +84,11 @@ def prepared(place: Path) -> Path:
 WHICH = ["11:40", "3:8", pytest.param("all", marks=pytest.mark.exhaustive)]
 
 
+def first_of(*which: str) -> list[Any]:
+    """Return cases that take a minute each: the others are tried in make exhaustive."""
+    return [which[0], *(pytest.param(each, marks=pytest.mark.exhaustive) for each in which[1:])]
+
+
 @pytest.mark.parametrize("which", WHICH)
 def test_the_first_prepare(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "prepare"))
@@ -100,7 +105,7 @@ def test_an_export_of_two_files(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "export"))
 
 
-@pytest.mark.parametrize("which", ["1:9", pytest.param("6:9", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("which", first_of("1:18", "10:18", "6:9"))
 def test_a_validation(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
 
@@ -110,7 +115,7 @@ def test_a_validation(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "validate"))
 
 
-@pytest.mark.parametrize("which", ["2:17", pytest.param("5:7", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("which", first_of("2:34", "19:34", "5:7"))
 def test_an_evaluation(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
 
@@ -120,7 +125,7 @@ def test_an_evaluation(place: Path, which: str) -> None:
     went_well(faults_of(place, which, "evaluate"))
 
 
-@pytest.mark.parametrize("which", ["7:41", pytest.param("23:41", marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("which", first_of("7:82", "48:82", "23:41"))
 def test_a_training(place: Path, which: str) -> None:
     from tests.conftest import call_toolkit
 

@@ -77,7 +77,7 @@ def go(template: str) -> str:
     return template.replace("{", '{{ "{" }}') + "{{ .Prompt }}"
 
 
-@settings(max_examples=tries(400), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=tries(200), deadline=None, suppress_health_check=list(HealthCheck))
 @given(values, values, st.lists(values, min_size=10, max_size=10), st.lists(values, min_size=10, max_size=10))
 def test_what_the_server_stores_is_what_was_written(
     judge: Judge, template: str, system: str, stops: list[str], licenses: list[str]
