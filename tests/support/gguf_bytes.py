@@ -47,8 +47,8 @@ def read(path: Path) -> Contents:
     for _ in range(count):
         name, place = _text(data, place)
         (dimensions,) = struct.unpack_from("<I", data, place)
-        *shape, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", data, place + 4)
-        stated.append((name, tuple(shape), GGMLQuantizationType(kind), offset))
+        *sizes, kind, offset = struct.unpack_from(f"<{dimensions}QIQ", data, place + 4)
+        stated.append((name, tuple(sizes), GGMLQuantizationType(kind), offset))
         place += 4 + 8 * dimensions + 12
     start = -(-place // 32) * 32
     tensors = {}

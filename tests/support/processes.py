@@ -283,9 +283,8 @@ class _Parent:
             if loader:
                 getattr(imported, loader)()  # the module keeps what it loads
         if request["imports"]:  # what a verb starts to train begins warm too
-            importlib.import_module("toolkit.train.launch").WORKER = importlib.import_module(
-                "tests.support.warm"
-            ).WORKER
+            launch: Any = importlib.import_module("toolkit.train.launch")
+            launch.WORKER = importlib.import_module("tests.support.warm").WORKER
         tasks = [task for task in Path("/proc/self/task").iterdir() if task.name != str(os.getpid())]
         others = {(task / "comm").read_text().strip() for task in tasks}
         assert others <= WARM_THREADS, f"a fork would lose threads: {others}"

@@ -32,6 +32,7 @@ from toolkit.formats.checkpoint import Floats
 from toolkit.formats.gguf_writer import Metadata
 from toolkit.model.hub_range import HubShards
 from toolkit.prompt.format import PromptFormat
+from toolkit.prompt.tokenizer_json import keeping_layouts
 
 __all__ = ["ExportPlan", "PlannedTensor", "check_chats", "export", "plan"]
 
@@ -61,13 +62,14 @@ def export(
     targets = {known(quantization): path for quantization, path in targets.items()}
     _check_targets(targets)
     clear_stale(targets.values())
-    planned = plan(base, adapter, list(targets), overrides=overrides, imatrix=imatrix)
-    if planned.model.ignored:
-        console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
-    if shards is None:
-        streaming.discard(targets)
-        check_head(base, planned)
-    common, trained = check_chats(base, adapter, planned, template, name, prompt_format)
+    with keeping_layouts():
+        planned = plan(base, adapter, list(targets), overrides=overrides, imatrix=imatrix)
+        if planned.model.ignored:
+            console.warn(f"llama.cpp computes this model without {planned.model.ignored}")
+        if shards is None:
+            streaming.discard(targets)
+            check_head(base, planned)
+        common, trained = check_chats(base, adapter, planned, template, name, prompt_format)
     headers = {quantization: header(planned, common, quantization) for quantization in targets}
     sizes = {targets[key]: len(headers[key]) + planned.bytes[key] for key in targets}
     check_disk(sizes, streaming.begun(targets.values()) if shards else 0)
