@@ -222,6 +222,7 @@ def main(source: Path, which: str, command: list[str]) -> None:
         if command[0] in MODULES:
             for name in MODULES[command[0]]:
                 import_module(name)
+            warm_up(fresh(), ["status", *options(command)])
         else:
             warm_up(fresh(), command)
         place = fresh()
