@@ -74,10 +74,12 @@ def test_four_bits_without_a_namesake_are_refused(four: Path, tmp_path: Path, to
 
 @pytest.mark.slow
 def test_validate_holds_the_files_against_the_base_they_were_merged_into(
-    four: Path, tmp_path: Path, toolkit: Callable[..., Called]
+    four: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.support.places import REPOSITORY
+    from tests.support.warm import train_warm
 
+    train_warm(monkeypatch)
     chosen = config_file.build(
         {
             "run": {"name": "small"},
