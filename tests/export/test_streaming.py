@@ -1,5 +1,6 @@
 """A base that stays on the hub gives the same bytes; what is fetched is checked, counted and deleted."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -391,17 +392,19 @@ def test_what_other_quantizations_left_goes_too(hub: hubs.Hub, tmp_path: Path, s
 @pytest.mark.slow
 def test_no_more_than_two_pieces_are_on_the_disk(hub: hubs.Hub, originals: Path, tmp_path: Path) -> None:
     """One that is in work, and the next one."""
-    most = [0]
+    seen: list[list[int]] = []  # the sizes of all pieces, at each answer of the hub
 
     def fault(name: str, start: int, body: bytes) -> bytes:
-        there = [path.stat().st_size for path in (tmp_path / "cache").rglob(".pieces.*/*")]
-        most[0] = max(most[0], len(there))
-        assert sum(there) <= 2 * max(hub_pieces.PIECE, 524_288)
+        seen.append([])
+        for path in (tmp_path / "cache").rglob(".pieces.*/*"):
+            with contextlib.suppress(FileNotFoundError):  # it has been used meanwhile
+                seen[-1].append(path.stat().st_size)
         return body
 
     hub.fault = fault
     streamed(hub, originals / "adapter", tmp_path / "out")
-    assert most[0] == 2
+    assert max(map(len, seen)) in (1, 2)  # whether the one in work is still there is a matter of speed
+    assert max(map(sum, seen)) <= 2 * max(hub_pieces.PIECE, 524_288)
 
 
 @pytest.mark.slow
