@@ -54,21 +54,8 @@ Pair = tuple[Path, Path]
 def differences(base: Path, reference: Path, target: Path, quantization: str, **settings: Any) -> list[str]:
     """Export a base and name all that is not as in the reference file, but for what is intended."""
     export(base, None, {quantization: target}, models.TEMPLATE, "small", **settings)
-    ours, theirs = gguf_bytes.read(target), gguf_bytes.read(reference)
-    found, expected = ours.tensors, theirs.tensors
-    wrong = [f"tensor {name}" for name in found.keys() ^ expected.keys()]
-    for name in found.keys() & expected.keys():
-        one, other = found[name], expected[name]
-        if (one.kind, one.shape) != (other.kind, other.shape):
-            wrong.append(f"{quantization} {name}: {one.kind.name}, not {other.kind.name}")
-        elif one.data != other.data:
-            wrong.append(f"{quantization} {name}: other bytes")
-    fields, expected_fields = ours.metadata, theirs.metadata
-    for key in {key for key in fields.keys() | expected_fields.keys() if not key.startswith(tuple(INTENDED))}:
-        if fields.get(key) != expected_fields.get(key):
-            shown = [repr(values.get(key))[:60] for values in (fields, expected_fields)]
-            wrong.append(f"{key}: {shown[0]}, not {shown[1]}")
-    return wrong
+    found = gguf_bytes.unlike(gguf_bytes.read(target), gguf_bytes.read(reference))
+    return [f"{quantization} {name}: {how}" for name, how in found.items() if not name.startswith(tuple(INTENDED))]
 
 
 def importance(path: Path) -> dict[str, np.ndarray]:

@@ -60,6 +60,22 @@ def read(path: Path) -> Contents:
     return Contents(metadata, tensors, start)
 
 
+def unlike(ours: Contents, theirs: Contents) -> dict[str, str]:
+    """Return what differs between two files: tensors and keys by name, and how."""
+    wrong = dict.fromkeys(ours.tensors.keys() ^ theirs.tensors.keys(), "a tensor of one file alone")
+    for name in ours.tensors.keys() & theirs.tensors.keys():
+        one, other = ours.tensors[name], theirs.tensors[name]
+        if (one.kind, one.shape) != (other.kind, other.shape):
+            wrong[name] = f"{one.kind.name} {one.shape}, not {other.kind.name} {other.shape}"
+        elif one.data != other.data:
+            wrong[name] = "other bytes"
+    for key in ours.metadata.keys() | theirs.metadata.keys():
+        one_value, other_value = ours.metadata.get(key), theirs.metadata.get(key)
+        if one_value != other_value:
+            wrong[key] = f"{one_value!r:.60}, not {other_value!r:.60}"
+    return wrong
+
+
 def _text(data: bytes, place: int) -> tuple[str, int]:
     (length,) = struct.unpack_from("<Q", data, place)
     end = place + 8 + length

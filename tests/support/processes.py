@@ -144,7 +144,7 @@ def start(
     `afresh`, the environment is known to be the parent's.
     """
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})}
-    parents = fixed({**AT_FIRST, "PYTHONPATH": str(REPOSITORY)})
+    parents = of_parent()
     if afresh and (sys.platform != "linux" or fixed(env) != parents):
         return subprocess.Popen(
             [sys.executable, *arguments], cwd=cwd, env=env, text=True, stdin=stdin, stdout=stdout, stderr=stderr
@@ -187,6 +187,11 @@ def run(
 
 def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
+
+
+def of_parent() -> dict[str, str]:
+    """Return the fixed part of the environment that this process starts its parents with."""
+    return fixed({**AT_FIRST, "PYTHONPATH": str(REPOSITORY)})
 
 
 def fixed(env: Mapping[str, str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def train_warm(patch: "pytest.MonkeyPatch") -> None:
 
     processes.run("-c", "", imports=TRAINS)  # the parent is there from now on
     patch.setattr(launch, "WORKER", WORKER)
-    patch.setenv(processes.PARENTS, json.dumps(processes.fixed({**processes.AT_FIRST, "PYTHONPATH": str(REPOSITORY)})))
+    patch.setenv(processes.PARENTS, json.dumps(processes.of_parent()))
 
 
 def main(arguments: list[str]) -> None:
