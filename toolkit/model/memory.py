@@ -198,7 +198,8 @@ def training_cuda(
             GATHERED * shape.linear_weights() // shape.layers * (NF4 - SCALES if four_bit else 2)
         )
     if unsloth:
-        kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer
+        copies = 2 * shape.trainable(settings.target_modules, settings.lora_r)  # `train/lora_casts.py` makes them
+        kept = layer if recomputed else shape.layers * unsloth_activations(shape) * count + layer + copies
         return {**parts, "activations": kept + dequantized, "logits": UNSLOTH_LOGITS}
     backward = int((1 + BACKWARD if recomputed else BACKWARD) * layer) + dequantized
     head = logits_cuda(shape, count) + 8 * count * shape.hidden + (2 * shape.table() if shards > 1 else 0)

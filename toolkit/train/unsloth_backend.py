@@ -46,7 +46,7 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
     """
     from unsloth import FastLanguageModel  # before transformers and trl, which it patches
 
-    from toolkit.train import base_compute, varlen
+    from toolkit.train import base_compute, lora_casts, varlen
 
     settings = config.train
     if reason := refusal(base.folder):
@@ -78,10 +78,12 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
             use_rslora=settings.use_rslora,
             loftq_config=None,
         )
-        if plan.strategy.fp8:
-            from unsloth.kernels import fast_lora
+        from unsloth.kernels import fast_lora
 
-            base_compute.quantize_frozen(model, fast_lora)
+        if plan.strategy.fp8:
+            base_compute.quantize_frozen(model, fast_lora)  # its functions cast what shares an input at once
+        elif plan.processes == 1 and not plan.strategy.checkpointing:
+            lora_casts.cast_together(model, fast_lora, compute)
         return model
 
 
