@@ -58,6 +58,13 @@ import runpy
 runpy.run_module("toolkit.train.worker", run_name="__main__")
 """
 
+ONE_BY_ONE = """
+import runpy
+from toolkit.train import lora_casts
+lora_casts.cast_together = lambda *_: 0
+runpy.run_module("toolkit.train.worker", run_name="__main__")
+"""
+
 
 def test_a_killed_run_goes_on_with_the_same_records(small_base: Base, tmp_path: Path) -> None:
     runs = {}
@@ -137,6 +144,28 @@ def test_what_unsloth_trained_exports_as_it_is(small_base: Base, tmp_path: Path)
     found = kl(small_base.folder, folder.adapter, target)
     print(f"mean KL of the F32 export from the trained model: {found:.2e}")
     assert found < 1e-6
+
+
+def test_unsloth_learns_the_same_with_matrices_cast_once(
+    small_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its attention's gradient is not the same to the last bit in two runs, so only the first loss is."""
+    if not has_unsloth():
+        pytest.skip("Unsloth is not installed")
+    logs = []
+    for name in ("together", "one by one"):
+        settings, folder = settings_in(tmp_path / name, backend="unsloth", gradient_checkpointing=False)
+        with monkeypatch.context() as patch:
+            if name != "together":
+                (tmp_path / "one_by_one.py").write_text(ONE_BY_ONE)
+                patch.setattr(launch, "WORKER", [str(tmp_path / "one_by_one.py")])
+            assert launch.run_training(settings, folder, small_base).figures["backend"] == "unsloth"
+        logs.append(log_of(folder.train_log))
+    assert logs[0][0]["loss"] == logs[1][0]["loss"]
+    for one, other in zip(*logs, strict=True):
+        assert one["tokens"] == other["tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=2e-2)
 
 
 def test_two_gpus_have_the_losses_of_one(small_base: Base, tmp_path: Path) -> None:
