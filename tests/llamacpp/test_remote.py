@@ -222,3 +222,13 @@ def test_it_ends_with_the_process_that_asks(files: dict[str, Path], elsewhere: N
         assert not has_ended(pid)
         process.kill()
     wait_for(lambda: has_ended(pid))
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_an_export_is_checked_before_it_has_a_name(tmp_path: Path) -> None:
+    """The other process gets the open file, which no path leads to."""
+    scored_models.base_model(tmp_path / "base")
+    target = tmp_path / "a-Q8_0.gguf"
+    export(tmp_path / "base", None, {"Q8_0": target}, "{{ messages }}", "a")
+    with open_vocabulary(target) as vocabulary:
+        assert isinstance(vocabulary.handle, Remote) and vocabulary.served_ids("water helps")

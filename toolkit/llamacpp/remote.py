@@ -138,6 +138,7 @@ def opened_beside(
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("TOOLKIT_DEBUG") else said,
             env=environment(on_gpu=on_gpu),
+            pass_fds=_descriptors(path),
         )
         assert process.stdin is not None and process.stdout is not None
         remote = Remote(process, process.stdin, process.stdout, path, said, on_gpu)
@@ -146,6 +147,11 @@ def opened_beside(
             yield remote
         finally:
             remote.close()
+
+
+def _descriptors(path: Path) -> list[int]:
+    """Return the descriptor of a file that has no name yet (`/dev/fd/N`): the other process needs it, too."""
+    return [int(path.name)] if path.parent == Path("/dev/fd") else []
 
 
 def without_torch(code: str) -> list[str]:
