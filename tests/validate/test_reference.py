@@ -18,9 +18,27 @@ from toolkit.export import export
 from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer as load
-from toolkit.validate import reference, spill
+from toolkit.validate import recomputed, reference, spill
 from toolkit.validate.layers import open_trained
 from toolkit.validate.metrics import perplexity
+
+
+def test_the_head_is_read_once_for_several_rows(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In turn, as a file is compared: each block of answer tokens is computed once, whatever the rows' ends."""
+    known, reads, real = trained.reference.logits, list[int](), recomputed.head
+    whole = known[:]
+
+    def counted(given: Any) -> Any:
+        reads.append(1)
+        return real(given)
+
+    monkeypatch.setattr(recomputed, "head", counted)
+    monkeypatch.setattr(recomputed, "chunk_size", lambda _: 8)
+    logits = recomputed.Recomputed(known.trained, known.states, known.positions)
+    parts = [logits[start : start + 5] for start in range(0, len(logits), 5)]
+    assert len(logits) > 16 and len(reads) == -(-len(logits) // 8)
+    np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+    assert logits[3:3].shape == (0, whole.shape[1])
 
 
 def deleted_files() -> list[str]:

@@ -4,7 +4,7 @@ Logits of an answer token take as much disk as 31 tokens' states of Llama-3.1-8B
 of the time that all layers take.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,14 @@ from toolkit.validate.metrics import Logits
 class Recomputed:
     """Logits of shape (answer tokens, vocabulary), float32; `states` are all tokens', `positions` the answers' in them.
 
-    Only slices can be asked for. The arrays of states must be there.
+    Only slices can be asked for. The arrays of states must be there. The block that was computed last is kept: rows are
+    asked for in turn, and the head, which takes longer to read than to use, is then read once for several.
     """
 
     trained: Trained
     states: Logits
     positions: npt.NDArray[np.int64]
+    _last: dict[int, Logits] = field(default_factory=dict, repr=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,11 +37,18 @@ class Recomputed:
 
     def __getitem__(self, rows: slice) -> Logits:
         """Compute some rows."""
-        skeleton, wanted = self.trained.skeleton, self.positions[rows]
-        found = np.empty((len(wanted), skeleton.vocabulary), np.float32)
-        step = chunk_size(skeleton)
-        with head(self.trained), with_adapter(skeleton, True):
-            for start in range(0, len(wanted), step):
-                some = wanted[start : start + step]
-                found[start : start + step] = logits_of(skeleton, self.states[some])
+        first, end, _ = rows.indices(len(self))
+        found = np.empty((max(0, end - first), self.shape[1]), np.float32)
+        size = chunk_size(self.trained.skeleton)
+        for start in range(first - first % size, end, size):
+            low, high = max(first, start), min(end, start + size)
+            found[low - first : high - first] = self._block(start, size)[low - start : high - start]
         return found
+
+    def _block(self, start: int, size: int) -> Logits:
+        if start not in self._last:
+            self._last.clear()  # before the next one is there, too
+            skeleton = self.trained.skeleton
+            with head(self.trained), with_adapter(skeleton, True):
+                self._last[start] = logits_of(skeleton, self.states[self.positions[start : start + size]])
+        return self._last[start]
