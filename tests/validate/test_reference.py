@@ -19,13 +19,13 @@ from toolkit.prompt import held_out
 from toolkit.prompt.format import prompt_format
 from toolkit.prompt.tokenizer import load_tokenizer as load
 from toolkit.validate import recomputed, reference, spill
-from toolkit.validate.layers import open_trained
+from toolkit.validate.layers import head, open_trained
 from toolkit.validate.metrics import perplexity
 
 
 def test_the_head_is_read_once_for_several_rows(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """In turn, as a file is compared: each block of answer tokens is computed once, whatever the rows' ends."""
-    known, reads, real = trained.reference.logits, list[int](), recomputed.head
+    known, reads, real = trained.reference.logits, list[int](), head
     whole = known[:]
 
     def counted(given: Any) -> Any:
