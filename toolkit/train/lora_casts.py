@@ -44,7 +44,8 @@ def cast_together(model: Any, fast_lora: Any, dtype: torch.dtype) -> int:
 
     `fast_lora` is the module `unsloth.kernels.fast_lora`, whose functions ask for the matrices of a layer. `dtype` is
     the one that a pass computes in. For one process without checkpointing: all gradients are ready at the end of the
-    backward pass only, and a layer that is computed again would go through the copies twice.
+    backward pass only, and a layer that is computed again would go through the copies twice. Not for passes that
+    Unsloth compiles.
     """
     matrices = [
         parameter

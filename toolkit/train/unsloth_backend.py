@@ -82,8 +82,8 @@ def load_with_unsloth(base: Base, config: Config, plan: MemoryPlan, device: Any,
 
         if plan.strategy.fp8:
             base_compute.quantize_frozen(model, fast_lora)  # its functions cast what shares an input at once
-        elif plan.processes == 1 and not plan.strategy.checkpointing:
-            lora_casts.cast_together(model, fast_lora, compute)
+        elif plan.processes == 1 and not plan.strategy.checkpointing and not pads(base.folder):
+            lora_casts.cast_together(model, fast_lora, compute)  # padded passes are compiled, with casts of their own
         return model
 
 
