@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--register", action="store_true")
     given = parser.parse_args()
     work = given.work.resolve()
+    if work.exists():
+        parser.error(f"{work} exists already")
     work.mkdir(parents=True)
     settings = prepared(work, given)
     stages = ["prepare", "train", "export", "validate", "evaluate"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.core import hardware
+from toolkit.core import ggml_libraries, hardware
 from toolkit.llamacpp import compiling
 
 
@@ -25,12 +25,12 @@ def test_a_library_with_its_own_cxx_library_is_compiled_by_the_systems_compiler(
     for name in ("libllama.so", "libggml.so", "libggml-cuda.so"):
         (tmp_path / name).write_bytes(b"\x7fELF libstdc++.so.6")
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    assert not compiling.holds_cxx_library() and "CC=" not in compiling.advice()
+    assert not ggml_libraries.holds_cxx_library() and "CC=" not in compiling.advice()
     (tmp_path / library).write_bytes(b"\x7fELF _ZNSt7codecvt")
-    assert compiling.holds_cxx_library()
+    assert ggml_libraries.holds_cxx_library()
     assert compiling.compile_again(cuda=True).startswith("CC=gcc CXX=g++ CUDAHOSTCXX=g++ CMAKE_ARGS=")
     assert compiling.advice().startswith("each of its libraries holds a C++ library of its own")
 
 
 def test_the_installed_libraries_share_one_cxx_library() -> None:
-    assert not compiling.holds_cxx_library()
+    assert not ggml_libraries.holds_cxx_library()

@@ -32,17 +32,17 @@ def llama_cpp() -> Check:
 
     This process loads the quantizer alone: it may use torch on the GPU later.
     """
-    fix = compiling.advice()
     try:
         ggml()
         version = metadata.version("llama-cpp-python")
     except AttributeError:
-        return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", fix)
+        return Check("llama.cpp", False, "its library has no ggml_quantize_chunk", compiling.advice())
     except Exception as exc:  # a library built for another CPU or glibc fails in many ways
-        return Check("llama.cpp", False, f"does not load: {' '.join(str(exc).split())[:200]}", fix)
+        said = " ".join(str(exc).split())[:200]
+        return Check("llama.cpp", False, f"does not load: {said}", compiling.advice())
     reason = probe.failure()
     if reason:
-        return Check("llama.cpp", False, f"does not compute: {reason}", fix)
+        return Check("llama.cpp", False, f"does not compute: {reason}", compiling.advice())
     return Check("llama.cpp", True, f"llama-cpp-python {version} loads and computes", "")
 
 

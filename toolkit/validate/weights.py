@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolkit import kernels
 from toolkit.core import hardware
 from toolkit.core.errors import ToolkitError
 from toolkit.formats.checkpoint import READABLE, check_readable, open_folder
@@ -50,16 +51,10 @@ class Weights:
 
     def read_rows(self, name: str, start: int, end: int) -> npt.NDArray[np.float32]:
         """Return some rows of a matrix in float32; not for one in 4 bits (`has_rows`)."""
-        import torch
-
         tensor = self.tensors[name]
         if self.shards is not None:
             tensor = self.kept.get(self.shards, tensor)
-        rows = read_rows(tensor, start, end)
-        if rows.dtype == np.uint16:  # bfloat16, its bits; torch converts with all cores
-            found: npt.NDArray[np.float32] = torch.from_numpy(rows.view(np.int16)).view(torch.bfloat16).float().numpy()
-            return found
-        return rows.view(np.float32)
+        return kernels.widened(read_rows(tensor, start, end))
 
     def _at_hand(self, name: str) -> AbstractContextManager[TensorInfo]:
         tensor = self.tensors[name]
